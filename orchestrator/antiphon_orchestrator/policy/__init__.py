@@ -1,0 +1,38 @@
+"""Policies: who may submit, see and operate what, and where labelled data may flow.
+
+The rest of the orchestrator knows `PolicyPort` and the words of `model.py`; only the composition root names
+`CedarPolicies`. A decision is never made anywhere else, and nothing loaded means everything is denied.
+"""
+
+from antiphon_orchestrator.policy.audit import AuditRecord, explain
+from antiphon_orchestrator.policy.bundle import PolicyBundle, PolicyError, PolicyFile, dev_profile, load_folder
+from antiphon_orchestrator.policy.cedar import CedarPolicies
+from antiphon_orchestrator.policy.model import (
+    Action,
+    Decision,
+    Obligation,
+    Outcome,
+    PolicyPort,
+    Request,
+    ResourceKind,
+)
+from antiphon_orchestrator.policy.schema import schema_json
+
+__all__ = [
+    "Action",
+    "AuditRecord",
+    "CedarPolicies",
+    "Decision",
+    "Obligation",
+    "Outcome",
+    "PolicyBundle",
+    "PolicyError",
+    "PolicyFile",
+    "PolicyPort",
+    "Request",
+    "ResourceKind",
+    "dev_profile",
+    "explain",
+    "load_folder",
+    "schema_json",
+]

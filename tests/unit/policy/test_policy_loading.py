@@ -1,0 +1,153 @@
+"""What is refused when policies are loaded, and where the message says it is."""
+
+from pathlib import Path
+
+import antiphon_orchestrator.policy as policy
+import cedarpy
+import pytest
+from antiphon_orchestrator.policy import (
+    Action,
+    CedarPolicies,
+    PolicyBundle,
+    PolicyError,
+    PolicyFile,
+    dev_profile,
+    load_folder,
+    schema_json,
+)
+from antiphon_orchestrator.policy.bundle import MAX_FILE_BYTES
+from antiphon_orchestrator.policy.schema import CONTEXT, RESOURCES
+
+GOOD = '@id("base")\npermit (principal, action, resource);\n'
+
+
+def problems(*texts: str) -> tuple[str, ...]:
+    files = [PolicyFile(f"p{number}.cedar", text) for number, text in enumerate(texts)]
+    with pytest.raises(PolicyError) as refused:
+        CedarPolicies(PolicyBundle.of(1, files))
+    assert str(refused.value) == "\n".join(refused.value.problems)
+    return refused.value.problems
+
+
+def test_a_policy_without_an_id_is_refused_where_it_begins() -> None:
+    assert problems(GOOD + "\n// why; because\n\npermit (principal,\n action, resource);\n") == (
+        'p0.cedar:6: the policy has no @id; begin it with @id("some.name")',
+    )
+    assert "has no @id" in problems("@id permit(principal, action, resource);")[0]
+
+
+def test_an_id_is_taken_once_over_all_files() -> None:
+    assert problems(GOOD, "// here too\n" + GOOD) == ("p1.cedar:2: @id 'base' is taken by the policy at p0.cedar:1",)
+
+
+def test_an_id_that_would_not_read_well_in_a_sentence_is_refused() -> None:
+    (problem,) = problems('@id("a `b`") permit(principal, action, resource);')
+    assert problem.startswith("p0.cedar:1: @id 'a `b`' must be")
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ("context.labells.contains(1)", '`labells` in context for Action::"submit" not found'),
+        ('context.priority == "high"', "Long and String are not compatible"),
+        ("principal.role == 1", "`role` on entity type `Identity` not found"),
+    ],
+)
+def test_a_policy_that_does_not_fit_the_schema_is_refused_with_file_and_line(condition: str, said: str) -> None:
+    text = f'@id("x") permit (principal, action == Action::"submit", resource)\n when {{ {condition} }};'
+    found = problems(GOOD + "\n" + text)
+    assert any(problem.startswith("p0.cedar:4: ") and said in problem for problem in found)
+
+
+def test_an_action_nobody_asks_about_is_refused() -> None:
+    assert (
+        'unrecognized action `Action::"launch"`'
+        in problems('@id("x") permit (principal, action == Action::"launch", resource);')[0]
+    )
+
+
+def test_a_text_cedar_cannot_read_is_refused_where_the_policy_begins() -> None:
+    (problem,) = problems(
+        GOOD + GOOD.replace("base", "b;c") + '\n@id("x")\npermit (principal action, resource);\n' + GOOD
+    )
+    assert problem.startswith("p0.cedar:6: the policy that begins here cannot be read: unexpected token")
+    (problem,) = problems(GOOD + '@id("x") permit (principal, action, resource)')
+    assert problem == "p0.cedar:3: the policy that begins here cannot be read: unexpected end of input"
+
+
+@pytest.mark.parametrize(
+    ("annotations", "said"),
+    [
+        ('@obligaton("redact")', "unknown annotation @obligaton; known are @fields, @id, @obligation, @reason"),
+        ('@obligation("redact")', '@obligation("redact") and @fields("a,b") need each other'),
+        ('@fields("email")', '@obligation("redact") and @fields("a,b") need each other'),
+        ("@obligation", "@obligation names nothing"),
+    ],
+)
+def test_an_annotation_that_would_be_no_obligation_is_refused(annotations: str, said: str) -> None:
+    assert problems(f'@id("x") {annotations} permit(principal, action, resource);') == (f"p0.cedar:1: {said}",)
+
+
+def test_a_template_is_refused() -> None:
+    text = GOOD + '@id("t") permit(principal == ?principal, action, resource);'
+    assert problems(text) == ("p0.cedar:3: templates are not supported",)
+
+
+def test_every_problem_of_every_file_is_told_at_once() -> None:
+    found = problems(
+        "permit(principal, action, resource);", "permit(", '@id("a") permit(principal is X, action, resource);'
+    )
+    assert {problem.split(":")[0] for problem in found} == {"p0.cedar", "p1.cedar", "p2.cedar"}
+
+
+def test_a_folder_is_the_cedar_files_directly_in_it(tmp_path: Path) -> None:
+    (tmp_path / "b.cedar").write_text(GOOD)
+    (tmp_path / "a.cedar").write_text(GOOD.replace("base", "other"))
+    (tmp_path / "notes.txt").write_text("permit(")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "c.cedar").write_text("permit(")
+    bundle = load_folder(tmp_path, epoch=3)
+    assert [Path(file.name).name for file in bundle.files] == ["a.cedar", "b.cedar"]
+    assert CedarPolicies(bundle).epoch == 3
+
+
+def test_the_digest_is_of_the_policies_and_not_of_their_place(tmp_path: Path) -> None:
+    for folder, text in (("one", GOOD), ("two", GOOD), ("three", GOOD + "\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.cedar").write_text(text)
+    one, two, three = (load_folder(tmp_path / folder).digest for folder in ("one", "two", "three"))
+    assert one == two != three
+
+
+def test_a_folder_that_cannot_be_policies_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"holds no \*\.cedar file"):
+        load_folder(tmp_path)
+    with pytest.raises(PolicyError, match="cannot be read: No such file"):
+        load_folder(tmp_path / "missing")
+    (tmp_path / "a.cedar").write_bytes(b"\xff")
+    (tmp_path / "b.cedar").write_bytes(b" " * (MAX_FILE_BYTES + 1))
+    (tmp_path / "c.cedar").mkdir()
+    with pytest.raises(PolicyError) as refused:
+        load_folder(tmp_path)
+    assert [problem.rsplit("/", 1)[1].split(": ", 1)[1][:10] for problem in refused.value.problems] == [
+        "is not UTF",
+        "is larger ",
+        "cannot be ",
+    ]
+
+
+def test_an_epoch_is_at_least_one() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        PolicyBundle.of(0, [])
+
+
+def test_the_schema_covers_every_action_and_is_the_same_each_time() -> None:
+    assert set(RESOURCES) == set(Action) >= set(CONTEXT)
+    assert schema_json() == schema_json()
+    for file in dev_profile().files:
+        assert cedarpy.validate_policies(file.text, schema_json()).errors == []
+
+
+def test_the_package_offers_what_it_says() -> None:
+    assert sorted(policy.__all__) == policy.__all__
+    assert all(hasattr(policy, name) for name in policy.__all__)
