@@ -1,0 +1,134 @@
+"""The compiled form of a graph: what the engine needs to run it, and nothing else.
+
+A Plan is immutable and shared by all runs of the same graph version. Tasks are referred to by their index, which is
+their place in the graph; records in the log use the same index, so the order of `tasks` must be that of the graph.
+Durations are integer microseconds: the engine does arithmetic on them for every task and never formats them.
+
+Expressions are not part of the plan's data: an Evaluator, built together with the plan, answers them. The engine
+calls it inside `decide` only; results are recorded, so recovery never evaluates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from .failure import FailureKind
+
+
+class OnFailure(IntEnum):
+    """What a task's final failure means for its run; numbers as in antiphon.v1.OnFailure."""
+
+    FAIL = 1
+    SKIP = 2
+    CONTINUE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRule:
+    """How failures of some kinds are tried again; see antiphon.v1.RetryRule. Waits in microseconds."""
+
+    kinds: frozenset[FailureKind]
+    max_attempts: int
+    initial_backoff: int
+    max_backoff: int
+    multiplier: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlan:
+    """One node. `join` is how many needs must be done: len(needs) for all, 1 for any, n for n-of.
+
+    `needs` and `dependents` are task indices; `needs` includes tasks that expressions refer to. `depth` is the longest
+    path from a root, for display and fair ordering.
+    """
+
+    index: int
+    id: str
+    capability: str
+    needs: tuple[int, ...]
+    dependents: tuple[int, ...]
+    join: int
+    conditional: bool
+    fan_out: bool
+    retry: tuple[RetryRule, ...]
+    timeout: int
+    deadline: int | None
+    schedule_timeout: int
+    priority: int
+    on_failure: OnFailure
+    agent_labels: tuple[tuple[str, str], ...]
+    max_cost: float
+    references: tuple[str, ...]
+    depth: int
+
+
+class EvaluationFailed(Exception):
+    """An expression could not be evaluated, or gave a value of the wrong type. Becomes an INVALID_INPUT failure.
+
+    `field` is the field of the task: when, for_each, input; or output for the graph.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class View(Protocol):
+    """What expressions may see of a run. Payloads are serialised antiphon.v1.Payload; b"" is null."""
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def input(self) -> bytes: ...
+
+    def output(self, task: int) -> bytes | list[bytes] | None:
+        """Output of a task; a list, by member, for a fan-out; None when it has none (skipped, failed, not done).
+
+        Members without an output stand in the list as b"".
+        """
+        ...
+
+    def state(self, task: int) -> str:
+        """Name of the task's state, such as SUCCEEDED."""
+        ...
+
+    def failure(self, task: int) -> tuple[str, str] | None:
+        """Kind name and message of the task's failure."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Answers the expressions of one plan. Pure CPU; every method raises EvaluationFailed."""
+
+    def when(self, task: int, view: View) -> bool:
+        """The task's condition; called only for tasks with `conditional`."""
+        ...
+
+    def input(self, task: int, view: View) -> bytes:
+        """The task's input as a serialised Payload; never called for a fan-out."""
+        ...
+
+    def members(self, task: int, view: View, first: int, limit: int) -> tuple[int, list[bytes]]:
+        """Number of members of a fan-out and the inputs of members first … first+limit-1, counted from 1."""
+        ...
+
+    def output(self, view: View) -> bytes:
+        """The run's output as a serialised Payload."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A compiled graph. `sinks` are the tasks that nothing depends on; `deadline` is the graph's own, in microseconds."""
+
+    name: str
+    version: str
+    tasks: tuple[TaskPlan, ...]
+    roots: tuple[int, ...]
+    deadline: int
+    evaluator: Evaluator
+    index_of: dict[str, int]
