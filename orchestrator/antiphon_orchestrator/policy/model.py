@@ -16,16 +16,17 @@ from typing import NamedTuple, Protocol, Self
 
 @unique
 class Action(StrEnum):
-    """The Cedar actions; each API method and each point of the shard loop maps to one."""
+    """The Cedar actions: the `access` option of an API method names one, and so does each point of the shard loop."""
 
-    DEFINE = "define"  # register a version of a graph
     SUBMIT = "submit"  # start a run of a graph
     READ = "read"
     CANCEL = "cancel"
     DISPATCH = "dispatch"  # hand a task of this principal to an agent
     RELEASE = "release"  # hand a task's output to this principal
     REGISTER = "register"  # announce an agent's capability
-    OPERATE = "operate"  # drain, suspend, resume: the operators' work
+    READ_PAYLOAD = "read_payload"  # the content behind a reference
+    WRITE_PAYLOAD = "write_payload"
+    OPERATE = "operate"  # change what is there: register a graph, drain an agent, make a join token
 
     # Enum hashes in Python; this is in every cache look-up.
     __hash__ = str.__hash__

@@ -17,14 +17,15 @@ STRINGS = {"type": "Set", "element": STRING}
 
 RESOURCES: Mapping[Action, tuple[ResourceKind, ...]] = MappingProxyType(
     {
-        Action.DEFINE: (ResourceKind.GRAPH,),
         Action.SUBMIT: (ResourceKind.GRAPH,),
         Action.READ: tuple(ResourceKind),
         Action.CANCEL: (ResourceKind.RUN,),
         Action.DISPATCH: (ResourceKind.CAPABILITY,),
         Action.RELEASE: (ResourceKind.CAPABILITY,),
         Action.REGISTER: (ResourceKind.AGENT,),
-        Action.OPERATE: (ResourceKind.AGENT, ResourceKind.NAMESPACE),
+        Action.READ_PAYLOAD: (ResourceKind.NAMESPACE,),
+        Action.WRITE_PAYLOAD: (ResourceKind.NAMESPACE,),
+        Action.OPERATE: (ResourceKind.AGENT, ResourceKind.GRAPH, ResourceKind.NAMESPACE),
     }
 )
 

@@ -31,8 +31,8 @@ def decide(action: Action, kind: str, *, of: str = "demo", labels: frozenset[str
             request = Request.release(principal, kind, "demo", "text.redact", labels=labels)
         case Action.REGISTER:
             request = Request.register(principal, kind, "demo", "redactor", capability="text.redact", granted=True)
-        case Action.DEFINE:
-            request = Request(action, principal, kind, "demo", ResourceKind.GRAPH, "review")
+        case Action.READ_PAYLOAD | Action.WRITE_PAYLOAD:
+            request = Request(action, principal, kind, "demo", ResourceKind.NAMESPACE, "demo")
         case Action.OPERATE:
             request = Request(action, principal, kind, "demo", ResourceKind.AGENT, "redactor")
         case Action.READ | Action.CANCEL:
@@ -42,13 +42,14 @@ def decide(action: Action, kind: str, *, of: str = "demo", labels: frozenset[str
 
 
 ALLOWED = {
-    Action.DEFINE: {"client"},
     Action.SUBMIT: {"client"},
     Action.READ: {"client", "operator"},
     Action.CANCEL: {"client", "operator"},
     Action.DISPATCH: set(KINDS),
     Action.RELEASE: set(KINDS),
     Action.REGISTER: {"sidecar"},
+    Action.READ_PAYLOAD: {"client", "operator", "sidecar"},
+    Action.WRITE_PAYLOAD: {"client", "sidecar"},
     Action.OPERATE: {"operator"},
 }
 
@@ -72,6 +73,16 @@ def test_what_is_restricted_reaches_no_agent_and_nobody(action: Action) -> None:
 
 def test_restricted_input_may_be_submitted() -> None:
     assert decide(Action.SUBMIT, "client", labels=RESTRICTED).allowed
+
+
+@pytest.mark.parametrize(
+    ("kind", "of", "allowed"),
+    [("client", "demo", True), ("operator", "demo", True), ("sidecar", "demo", False), ("client", "other", False)],
+)
+def test_graphs_are_registered_by_clients_and_operators(kind: str, of: str, allowed: bool) -> None:
+    principal = f"spiffe://antiphon.internal/ns/{of}/{kind}/x"
+    request = Request(Action.OPERATE, principal, kind, "demo", ResourceKind.GRAPH, "review")
+    assert POLICIES.decide_batch([request])[0].allowed is allowed
 
 
 def test_a_sidecar_registers_only_what_its_certificate_grants() -> None:
