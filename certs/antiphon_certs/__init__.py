@@ -1,0 +1,77 @@
+"""Identity: SPIFFE names, the certificate authority, join tokens, credentials on disk and their rotation.
+
+A library of plain functions and small values over `cryptography`. It opens no socket and knows no gRPC; the
+orchestrator's IdentityService, the sidecar and the command are built on it. What is imported here is the API; the
+modules are private.
+"""
+
+from .authority import LEAF_LIFETIME, Authority
+from .certificate import fingerprint
+from .credentials import CertificateFiles, Credential, ExternalFiles, Source, new_key_and_csr
+from .errors import (
+    AuthorityError,
+    CertsError,
+    CredentialError,
+    CredentialReason,
+    InvalidGrants,
+    InvalidName,
+    InvalidRequest,
+    PeerError,
+    PeerReason,
+    ProfileError,
+    RenewalError,
+    TokenError,
+    TokenReason,
+)
+from .grants import Grants, grants_of
+from .names import ORCHESTRATOR_DNS_NAME, Identity, Kind, dns_name, parse_kind
+from .peer import Peer, PeerVerifier
+from .profile import Profile, profile_folder
+from .rotation import Clock, Renew, SystemClock, is_due, renew_at
+from .rotation import run as run_rotation
+from .tokens import JoinToken, TokenRecord, mint, verify
+
+__all__ = [
+    "LEAF_LIFETIME",
+    "ORCHESTRATOR_DNS_NAME",
+    "Authority",
+    "AuthorityError",
+    "CertificateFiles",
+    "CertsError",
+    "Clock",
+    "Credential",
+    "CredentialError",
+    "CredentialReason",
+    "ExternalFiles",
+    "Grants",
+    "Identity",
+    "InvalidGrants",
+    "InvalidName",
+    "InvalidRequest",
+    "JoinToken",
+    "Kind",
+    "Peer",
+    "PeerError",
+    "PeerReason",
+    "PeerVerifier",
+    "Profile",
+    "ProfileError",
+    "Renew",
+    "RenewalError",
+    "Source",
+    "SystemClock",
+    "TokenError",
+    "TokenReason",
+    "TokenRecord",
+    "dns_name",
+    "fingerprint",
+    "grants_of",
+    "is_due",
+    "mint",
+    "new_key_and_csr",
+    "parse_kind",
+    "profile_folder",
+    "renew_at",
+    "run_rotation",
+    "verify",
+]
