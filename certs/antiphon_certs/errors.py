@@ -45,7 +45,7 @@ class TokenReason(StrEnum):
 
     MALFORMED = "MALFORMED"  # not a token, or damaged on the way
     EXPIRED = "EXPIRED"
-    CONSUMED = "CONSUMED"  # it has been used; tokens work once
+    CONSUMED = "CONSUMED"  # it has been used, for another signing request; tokens work once
     UNKNOWN = "UNKNOWN"  # this server never issued it, or forgot it
     MISMATCH = "MISMATCH"  # the id is known, the secret is not the one issued with it
 

@@ -24,8 +24,8 @@ from .errors import InvalidGrants
 # 32473 is the private enterprise number that RFC 5612 sets aside for uses without one of their own.
 GRANTS_OID = x509.ObjectIdentifier("1.3.6.1.4.1.32473.1.1")
 _ENCODED_LENGTH = 4096  # a certificate travels in every handshake; keep it within a few packets
-_PATTERN = re.compile(r"[A-Za-z0-9._*-]{1,512}")
-_ASKED = re.compile(r"[A-Za-z0-9._-]{1,512}")
+_PATTERN = re.compile(r"[A-Za-z0-9._*-]{1,576}")
+_ASKED = re.compile(r"[A-Za-z0-9._-]{1,576}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from .errors import TokenError, TokenReason
 from .grants import Grants
 from .names import Identity, check_address
 
-LONGEST_TOKEN_LIFETIME = timedelta(days=7)
+LONGEST_TOKEN_LIFETIME = timedelta(hours=24)
 _PREFIX = "antiphon1."
 _TEXT_LENGTH = 16 * 1024
 _MAX_ADDRESSES = 16
@@ -100,10 +100,13 @@ class TokenRecord:
     grants: Grants
     expire_time: datetime
     consumed_time: datetime | None = None
+    request_digest: str | None = None
+    """SHA-256 of the signing request that consumed the token, hexadecimal. The same request may come again, since its
+    answer may have been lost; a certificate for the same key gives nobody anything new."""
 
-    def consumed(self, now: datetime) -> TokenRecord:
+    def consumed(self, csr_pem: bytes, now: datetime) -> TokenRecord:
         """The record to put in place of this one, compared against this one, when the token is used."""
-        return replace(self, consumed_time=now)
+        return replace(self, consumed_time=now, request_digest=_digest(csr_pem))
 
     def to_json(self) -> str:
         """One line of JSON; equal records give equal text, so it can be compared in the store."""
@@ -113,6 +116,7 @@ class TokenRecord:
                 "expire_time": self.expire_time.isoformat(),
                 "grants": self.grants.to_json(),
                 "identity": self.identity.uri,
+                "request_digest": self.request_digest,
                 "secret_digest": self.secret_digest,
                 "token_id": self.token_id,
             }
@@ -131,6 +135,7 @@ class TokenRecord:
                 Grants.from_json(value["grants"]),
                 datetime.fromisoformat(value["expire_time"]),
                 None if consumed is None else datetime.fromisoformat(consumed),
+                value["request_digest"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a token record: {error!r}") from error
@@ -146,15 +151,13 @@ def mint(
     join_addresses: Sequence[str],
     now: datetime,
 ) -> tuple[str, TokenRecord]:
-    """A new token: its text for the bearer, its record for the store. `ttl` is 1 s to 7 days; times are whole seconds.
+    """A new token: its text for the bearer, its record for the store. `ttl` is 1 s to 24 h; times are whole seconds.
 
     `root_pem` is `Authority.root_pem`. Raises `TokenError` (MALFORMED) or `InvalidName` for arguments that make no
     token.
     """
     if not timedelta(seconds=1) <= ttl <= LONGEST_TOKEN_LIFETIME:
-        raise TokenError(
-            TokenReason.MALFORMED, f"a join token lives between 1 second and {LONGEST_TOKEN_LIFETIME.days} days"
-        )
+        raise TokenError(TokenReason.MALFORMED, "a join token lives between 1 second and 24 hours")
     expire_time = (now.astimezone(UTC) + ttl).replace(microsecond=0)
     secret = secrets.token_bytes(32)
     root = load_chain(root_pem)[0]
@@ -175,16 +178,18 @@ def mint(
     return text, TokenRecord(token.token_id, _digest(secret), identity, grants, expire_time)
 
 
-def verify(record: TokenRecord | None, secret: bytes, now: datetime) -> None:
-    """Raise `TokenError` unless `secret` may use the token of `record` now; None stands for an id nobody knows.
+def verify(record: TokenRecord | None, secret: bytes, csr_pem: bytes, now: datetime) -> None:
+    """Raise `TokenError` unless `secret` may have `csr_pem` signed by the token of `record`; None is an unknown id.
 
-    The secret is compared first and in constant time, so a stranger learns nothing else about a token.
+    The secret is compared first and in constant time, so a stranger learns nothing else about a token. When this passes
+    and `record.consumed_time` is None, put `record.consumed(csr_pem, now)` in its place, compared, before issuing; when
+    it is set, this is a repetition, and issuing again is all there is to do.
     """
     if record is None:
         raise TokenError(TokenReason.UNKNOWN, "this orchestrator did not issue the join token, or no longer knows it")
     if not hmac.compare_digest(_digest(secret), record.secret_digest):
         raise TokenError(TokenReason.MISMATCH, "the join token is damaged or forged; copy it again, whole")
-    if record.consumed_time is not None:
+    if record.consumed_time is not None and record.request_digest != _digest(csr_pem):
         raise TokenError(
             TokenReason.CONSUMED,
             f"the join token was used at {record.consumed_time:%Y-%m-%d %H:%M:%S} UTC and works once; get a new one",
@@ -233,8 +238,8 @@ def _check_not_expired(expire_time: datetime, now: datetime) -> None:
         )
 
 
-def _digest(secret: bytes) -> str:
-    return hashlib.sha256(secret).hexdigest()
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _dump(value: dict[str, Any]) -> bytes:
