@@ -1,0 +1,118 @@
+"""Every key of the store, spelled here and nowhere else.
+
+A key is `kind/part/part…`. Parts that users choose are percent-escaped where they hold a "/" or "%", so no name can
+forge another key or reach out of its prefix. Numbers are fixed-width hexadecimal, so key order is number order.
+A prefix ends with "/" and covers exactly the keys that begin with its parts.
+"""
+
+from __future__ import annotations
+
+LOG = b"log/"
+"""Prefix of the journal of all shards: nobody watches it, so backends may keep no history for it."""
+
+AGENTS = b"agent/"
+ALIVE = b"alive/"
+REPLICAS = b"replica/"
+SHARDS = b"shard/"
+POLICIES = b"policy/"
+TOKENS = b"token/"
+SECRETS = b"secret/"
+
+
+def replica(replica_id: str) -> bytes:
+    """Leased marker and addresses of a live orchestrator replica."""
+    return _spell("replica", replica_id)
+
+
+def shard_owner(shard: int) -> bytes:
+    """Who owns a shard, and with which epoch."""
+    return b"shard/%04x/owner" % shard
+
+
+def log(shard: int, seq: int) -> bytes:
+    """One journal record of a shard; key order is `seq` order."""
+    return b"log/%04x/%016x" % (shard, seq)
+
+
+def log_prefix(shard: int) -> bytes:
+    """All journal records of a shard."""
+    return b"log/%04x/" % shard
+
+
+def agent(namespace: str, name: str, instance: str) -> bytes:
+    """The registry record of an agent instance: a fact, never leased."""
+    return _spell("agent", namespace, name, instance)
+
+
+def agent_prefix(namespace: str) -> bytes:
+    """All agent instances of a namespace."""
+    return _spell("agent", namespace) + b"/"
+
+
+def alive(namespace: str, name: str, instance: str) -> bytes:
+    """Leased, empty marker that an agent instance is attached."""
+    return _spell("alive", namespace, name, instance)
+
+
+def alive_prefix(namespace: str) -> bytes:
+    """All markers of attached agent instances of a namespace."""
+    return _spell("alive", namespace) + b"/"
+
+
+def context(namespace: str, scope: str, key: str) -> bytes:
+    """One entry of shared context."""
+    return _spell("context", namespace, scope, key)
+
+
+def context_prefix(namespace: str, scope: str) -> bytes:
+    """All entries of a scope."""
+    return _spell("context", namespace, scope) + b"/"
+
+
+def policy(name: str) -> bytes:
+    """One policy record."""
+    return _spell("policy", name)
+
+
+def graph(namespace: str, name: str, version: str) -> bytes:
+    """One immutable version of a registered graph. The newest is the one with the highest create revision."""
+    return _spell("graph", namespace, name, version)
+
+
+def graph_prefix(namespace: str) -> bytes:
+    """All versions of all graphs of a namespace."""
+    return _spell("graph", namespace) + b"/"
+
+
+def graph_versions_prefix(namespace: str, name: str) -> bytes:
+    """All versions of one graph."""
+    return _spell("graph", namespace, name) + b"/"
+
+
+def token(token_id: str) -> bytes:
+    """The record of a join token; its secret is stored only as a hash."""
+    return _spell("token", token_id)
+
+
+def secret(name: str) -> bytes:
+    """Key material that replicas share."""
+    return _spell("secret", name)
+
+
+def audit(writer: str, seq: int) -> bytes:
+    """One audit record of one writer (a shard or a replica); key order is `seq` order."""
+    return _spell("audit", writer) + b"/%016x" % seq
+
+
+def audit_prefix(writer: str) -> bytes:
+    """All audit records of one writer."""
+    return _spell("audit", writer) + b"/"
+
+
+def parts(key: bytes) -> tuple[str, ...]:
+    """The kind and the unescaped parts of a key that this module spelled; numbers stay hexadecimal text."""
+    return tuple(part.replace("%2F", "/").replace("%25", "%") for part in key.decode().split("/"))
+
+
+def _spell(kind: str, *names: str) -> bytes:
+    return "/".join((kind, *(name.replace("%", "%25").replace("/", "%2F") for name in names))).encode()
