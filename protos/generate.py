@@ -1,13 +1,13 @@
-"""Generates everything that is derived from the contracts; `make gen` runs it, `make check` fails when it changes a file.
+"""Generates everything that is derived from the contracts; `make gen` runs it, `make check` fails on a difference.
 
-Written: the Python code under sdk/python/antiphon (from an image without the validation options, because a second copy of
-validate.proto in a user's process would be a descriptor-pool error) and the servers' full image, which holds the
-validation rules and options. Nothing is fetched: buf and protoc come from Python packages.
+Written: the Python code under sdk/python/antiphon (from an image without the validation options, because a second copy
+of validate.proto in a user's process would be a descriptor-pool error) and the servers' full image, which holds the
+validation rules and options. Nothing is fetched: buf and protoc come from Python packages. What has not changed is not
+written again, so that what runs from this checkout is not disturbed.
 """
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,12 +16,11 @@ from typing import Any
 
 import grpc_tools
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
-SDK = ROOT / "sdk/python"
+SDK = Path("sdk/python")
 PACKAGES = ("antiphon/v1", "antiphon/mesh", "antiphon/store", "antiphon/options")
-IMAGE = ROOT / "orchestrator/antiphon_orchestrator/api/contracts.binpb"
+IMAGE = Path("orchestrator/antiphon_orchestrator/api/contracts.binpb")
 
 
 def buf(*arguments: str) -> None:
@@ -51,7 +50,7 @@ def without_validation(image: bytes) -> bytes:
                 for item in value if descriptor.is_repeated else (value,):
                     strip(item)
 
-    result = files.FromString(image)
+    result: Any = files.FromString(image)
     for file in result.file:
         strip(file)
         kept = [name for name in file.dependency if not name.startswith("buf/")]
@@ -64,39 +63,64 @@ def without_validation(image: bytes) -> bytes:
     return stripped
 
 
-def main() -> int:
+def generate(target: Path) -> None:
+    """Make the whole of `generated()` under `target`, which is empty. Raises `CalledProcessError`."""
+    sdk, image_file = target / SDK, target / IMAGE
+    sdk.mkdir(parents=True)
+    image_file.parent.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        stripped = Path(scratch) / "stripped.binpb"
         full = Path(scratch) / "full.binpb"
         buf("build", "--as-file-descriptor-set", "-o", str(full))
+        stripped = Path(scratch) / "stripped.binpb"
         stripped.write_bytes(without_validation(full.read_bytes()))
-        image = descriptor_pb2.FileDescriptorSet.FromString(stripped.read_bytes())
-        files = [file.name for file in image.file if file.name.startswith("antiphon/")]
-        output = Path(scratch) / "out"
-        output.mkdir()
-        plugins = [f"--{name}_out={output}" for name in ("python", "grpc_python", "mypy", "mypy_grpc")]
-        bin_folder = Path(sys.executable).parent
-        code: int = protoc.main(
-            ["protoc", f"--descriptor_set_in={stripped}", f"-I{Path(grpc_tools.__file__).parent / '_proto'}",
-             f"--plugin=protoc-gen-mypy={bin_folder / 'protoc-gen-mypy'}",
-             f"--plugin=protoc-gen-mypy_grpc={bin_folder / 'protoc-gen-mypy_grpc'}", *plugins, *files]
-        )
-        if code:
-            return code
-        for package in PACKAGES:
-            shutil.rmtree(SDK / package, ignore_errors=True)
-        for made in sorted(output.rglob("*.py*")):
-            target = SDK / made.relative_to(output)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(made, target)
+        compile_python(stripped, sdk)
+    for package in PACKAGES:
         # A package needs its marker; generators write none.
-        for package in PACKAGES:
-            for folder in [SDK / package, *(p for p in (SDK / package).rglob("*") if p.is_dir())]:
-                (folder / "__init__.py").write_text('"""Generated from protos/; do not edit."""\n')
-        IMAGE.parent.mkdir(parents=True, exist_ok=True)
-        buf("build", "--as-file-descriptor-set", "--exclude-source-info", "-o", str(IMAGE))
+        for folder in [sdk / package, *(path for path in (sdk / package).rglob("*") if path.is_dir())]:
+            (folder / "__init__.py").write_text('"""Generated from protos/; do not edit."""\n')
+    buf("build", "--as-file-descriptor-set", "--exclude-source-info", "-o", str(image_file))
+
+
+def compile_python(stripped: Path, sdk: Path) -> None:
+    image = descriptor_pb2.FileDescriptorSet.FromString(stripped.read_bytes())
+    bin_folder = Path(sys.executable).parent
+    command = [
+        *(sys.executable, "-m", "grpc_tools.protoc"),
+        f"--descriptor_set_in={stripped}",
+        f"-I{Path(grpc_tools.__file__).parent / '_proto'}",
+        *(f"--plugin=protoc-gen-{name}={bin_folder / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")),
+        *(f"--{name}_out={sdk}" for name in ("python", "grpc_python")),
+        *(f"--{name}_out=quiet:{sdk}" for name in ("mypy", "mypy_grpc")),
+        *(file.name for file in image.file if file.name.startswith("antiphon/")),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def generated(root: Path) -> dict[Path, bytes]:
+    """Every generated file under `root`, by its path from there."""
+    folders = [root / SDK / package for package in PACKAGES]
+    found = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".pyi")]
+    return {path.relative_to(root): path.read_bytes() for path in (*found, root / IMAGE) if path.is_file()}
+
+
+def main(arguments: list[str]) -> int:
+    """Bring the checkout up to date; with `--check` only say which files are not, and answer 1 when there are any."""
+    with tempfile.TemporaryDirectory() as scratch:
+        generate(Path(scratch) / "new")
+        new, old = generated(Path(scratch) / "new"), generated(ROOT)
+    different = sorted(path for path in {*new, *old} if new.get(path) != old.get(path))
+    if "--check" in arguments:
+        for path in different:
+            print(f"{path} is not what protos/ gives; run: make gen")
+        return 1 if different else 0
+    for path in different:
+        if path in new:
+            (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+            (ROOT / path).write_bytes(new[path])
+        else:
+            (ROOT / path).unlink()
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,87 @@
+"""Runs every check that needs no running system, says one line of each, and shows the output of those that failed.
+
+All of them run, so that one look shows all there is to mend. `make check` calls it; names as arguments choose some:
+`make check ARGS="types lint"`. A check changes nothing in the checkout. Exit code 0 only when all passed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BASELINE = ROOT / "protos/baseline.binpb"
+SOURCES = (
+    "orchestrator/antiphon_orchestrator",
+    "sidecar/antiphon_sidecar",
+    "certs/antiphon_certs",
+    "sdk/python/antiphon",
+    "tools",
+    "protos/generate.py",
+)
+
+Outcome = tuple[bool, str]
+
+
+def run(program: str, *arguments: str) -> Outcome:
+    """Run a program of the environment at the root; whether it succeeded, and what it printed."""
+    command = [str(Path(sys.executable).with_name(program)), *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode == 0, done.stdout
+
+
+def types() -> Outcome:
+    return run("mypy", *(source for source in SOURCES if (ROOT / source).exists()))
+
+
+def breaking() -> Outcome:
+    """Each package has its own promise (see the table of packages in protos/README.md)."""
+    if not BASELINE.exists():
+        return True, "no release yet"
+    outcomes = []
+    for rule, folders in (("FILE", ("v1", "store")), ("WIRE", ("mesh", "options"))):
+        paths = [argument for folder in folders for argument in ("--path", f"protos/antiphon/{folder}")]
+        config = f'{{"version": "v2", "modules": [{{"path": "protos"}}], "breaking": {{"use": ["{rule}"]}}}}'
+        outcomes.append(run("buf", "breaking", "--against", str(BASELINE), "--config", config, *paths))
+    return all(passed for passed, _ in outcomes), "".join(text for _, text in outcomes)
+
+
+CHECKS: dict[str, Callable[[], Outcome]] = {
+    "format": lambda: run("ruff", "format", "--check", "."),
+    "lint": lambda: run("ruff", "check", "."),
+    "types": types,
+    "boundaries": lambda: run("lint-imports", "--no-cache"),
+    "protos-format": lambda: run("buf", "format", "--diff", "--exit-code"),
+    "protos-lint": lambda: run("buf", "lint"),
+    "protos-breaking": breaking,
+    "generated": lambda: run("python", "protos/generate.py", "--check"),
+}
+
+
+def main(names: list[str]) -> int:
+    unknown = sorted(set(names) - set(CHECKS))
+    if unknown:
+        print(f"no check is called {', '.join(unknown)}; there are: {', '.join(CHECKS)}", file=sys.stderr)
+        return 2
+    failed = []
+    for name in names or CHECKS:
+        begun = time.monotonic()
+        passed, output = CHECKS[name]()
+        spent = f"{time.monotonic() - begun:.1f} s"
+        last = output.rstrip().rpartition("\n")[2]
+        print(
+            f"{'ok    ' if passed else 'FAILED'}  {name:<16}  {spent:>7}  {last if passed else ''}".rstrip(), flush=True
+        )
+        if not passed:
+            failed.append(name)
+            print(output, flush=True)
+    if failed:
+        print(f"make check: {len(failed)} failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
