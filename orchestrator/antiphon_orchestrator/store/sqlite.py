@@ -43,6 +43,9 @@ from .writer import Call, Commit, Outcome, Writer, connect, opened
 T = TypeVar("T")
 _Reply = asyncio.Future[object]
 
+_PATIENCE_SECONDS = 0.002
+_GIVE_WAY_SECONDS = 0.001
+
 
 class SqliteStore:
     """A `Store` in one file. Use: `async with SqliteStore(path) as store`, and `store.run()` in the task group.
@@ -79,6 +82,8 @@ class SqliteStore:
         self._refusal: str | None = "the store is not open"
         self._failure: Exception | None = None
         self._stopped = asyncio.Event()
+        self._idle = threading.Event()
+        self._watching_over = False
 
     async def open(self) -> None:
         """Opens the file, creating it if needed. Raises StoreLocked or StoreUnavailable, with the remedy."""
@@ -158,8 +163,24 @@ class SqliteStore:
             raise self._unavailable()
         reply: _Reply = asyncio.get_running_loop().create_future()
         self._replies.add(reply)
+        self._idle.clear()
         self._requests.put(request(reply))
+        if not self._watching_over:
+            self._watching_over = True
+            reply.get_loop().call_later(_PATIENCE_SECONDS, self._give_way)
         return await reply
+
+    def _give_way(self) -> None:
+        """Lets the thread have the interpreter while requests wait for longer than a commit should take.
+
+        A saturated event loop releases the interpreter lock only in polls that do not wait. Each of them wakes the
+        thread too late to get the lock and starts its waiting time anew, so it may starve for seconds (13 s for one
+        commit were measured), whatever the switch interval.
+        """
+        self._watching_over = bool(self._replies)
+        if self._replies:
+            self._idle.wait(_GIVE_WAY_SECONDS)
+            asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._give_way)
 
     async def _watch(self, watcher: _Watcher) -> AsyncIterator[WatchBatch]:
         start, end = watcher.prefix, prefix_end(watcher.prefix)
@@ -226,7 +247,7 @@ class SqliteStore:
                     history_bytes=self._history_bytes,
                     max_bytes=self._max_bytes,
                 )
-                Writer(tables, Leases(self._clock), self._requests, answer).run()
+                Writer(tables, Leases(self._clock), self._requests, answer, self._idle).run()
         except Exception as error:
             failure = error
         if not loop.is_closed():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,15 +61,24 @@ Answer = Callable[[list[Outcome], list[bytes], int], None]
 
 
 class Writer:
-    """Serves `requests` (None: finish) until told to stop. Lives on one thread, as does everything it holds."""
+    """Serves `requests` (None: finish) until told to stop. Lives on one thread, as does everything it holds.
+
+    `idle` is set while nothing waits to be served; whoever puts a request clears it first.
+    """
 
     def __init__(
-        self, tables: Tables, leases: Leases, requests: queue.SimpleQueue[Commit | Call | None], answer: Answer
+        self,
+        tables: Tables,
+        leases: Leases,
+        requests: queue.SimpleQueue[Commit | Call | None],
+        answer: Answer,
+        idle: threading.Event,
     ) -> None:
         self.tables = tables
         self.leases = leases
         self._requests = requests
         self._answer = answer
+        self._idle = idle
 
     def run(self) -> None:
         """Ends the leases that the last process left, then serves. Raises what makes the file unusable."""
@@ -94,6 +104,9 @@ class Writer:
         calls: list[Call] = []
         commits: list[Commit] = []
         size = 0
+        self._idle.set()
+        if not self._requests.empty():
+            self._idle.clear()  # in this order, so that a request put in between is not overlooked
         try:
             request = self._requests.get(timeout=self.leases.until_next())
             while request is not None:

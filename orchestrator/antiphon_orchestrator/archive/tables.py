@@ -1,0 +1,130 @@
+"""The archive's tables, and the statements that Core has no portable words for. SQLite now, PostgreSQL as well.
+
+Times are microseconds since 1970 (exact in every database, and what paging compares). Labels are canonical JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TextClause,
+    func,
+    literal,
+    or_,
+    text,
+)
+
+VERSION = 1
+
+Row = dict[str, Any]
+
+metadata = MetaData()
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", String(128), primary_key=True),
+    Column("namespace", Text, nullable=False),
+    Column("graph_name", Text, nullable=False),
+    Column("graph_version", Text, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("request_key", LargeBinary, nullable=False),
+    Column("request_digest", LargeBinary, nullable=False),
+    Column("parent", Text, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("failure_text", Text, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("end_time", BigInteger),
+    Column("last_event_seq", BigInteger, nullable=False),
+    Index("runs_by_time", "namespace", "create_time", "run_id"),
+    Index("runs_by_state", "namespace", "state", "create_time", "run_id"),
+    Index("runs_by_graph", "namespace", "graph_name", "create_time", "run_id"),
+    Index("runs_by_end", "end_time"),
+)
+
+run_events = Table(
+    "run_events",
+    metadata,
+    Column("run_id", String(128), primary_key=True),
+    Column("first_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
+
+class Upsert:
+    """Inserts or replaces rows by primary key, unless the stored row is newer by the column `newer_by`.
+
+    Many rows a statement, in place of executemany: each statement gives up the interpreter lock, and a busy event loop
+    takes up to a switch interval (5 ms) to return it. SQLAlchemy batches no insert that has ON CONFLICT, so the text is
+    made here; SQLite and PostgreSQL spell it alike. One exists for each power of two, so each is compiled once.
+    """
+
+    def __init__(self, table: Table, newer_by: str) -> None:
+        self._columns = [column.name for column in table.columns]
+        self._keys = [column.name for column in table.primary_key.columns]
+        self._newer_by = newer_by
+        others = [name for name in self._columns if name not in self._keys]
+        replace = ", ".join(f"{name} = excluded.{name}" for name in others)
+        self._head = f"INSERT INTO {table.name} ({', '.join(self._columns)}) VALUES "
+        self._tail = (
+            f" ON CONFLICT ({', '.join(self._keys)}) DO UPDATE SET {replace}"
+            f" WHERE excluded.{newer_by} >= {table.name}.{newer_by}"
+        )
+        self._statements = {size: self._statement(size) for size in (128, 64, 32, 16, 8, 4, 2, 1)}
+
+    def execute(self, connection: Connection, rows: Iterable[Row]) -> None:
+        """Writes rows. Of several with one key the newest counts: one statement cannot touch a row twice."""
+        newest = {
+            tuple(row[name] for name in self._keys): row for row in sorted(rows, key=lambda row: row[self._newer_by])
+        }
+        left = list(newest.values())
+        for size, (statement, names) in self._statements.items():
+            while len(left) >= size:
+                piece, left = left[:size], left[size:]
+                values = chain.from_iterable([row[name] for name in self._columns] for row in piece)
+                connection.execute(statement, dict(zip(names, values, strict=True)))
+
+    def _statement(self, size: int) -> tuple[TextClause, list[str]]:
+        tuples = [[f"{name}_{place}" for name in self._columns] for place in range(size)]
+        values = ", ".join("(" + ", ".join(f":{name}" for name in names) + ")" for names in tuples)
+        return text(self._head + values + self._tail), list(chain.from_iterable(tuples))
+
+
+def encode_labels(labels: Mapping[str, str]) -> str:
+    """One text for equal labels, in which `has_label` finds its entries."""
+    return json.dumps(dict(labels), sort_keys=True, separators=(",", ":"))
+
+
+def has_label(key: str, value: str) -> ColumnElement[bool]:
+    """Whether a run carries a label, without JSON functions, which differ between databases.
+
+    Inside a JSON string a quote always follows a backslash, so an entry that begins after `{` or `,` with a bare
+    quote can only be an entry. `replace` compares exactly, where LIKE would ignore case on SQLite.
+    """
+    entry = encode_labels({key: value})[1:-1]
+    return or_(*(func.replace(runs.c.labels, literal(before + entry), "") != runs.c.labels for before in "{,"))
+
+
+def contains_text(part: str) -> ColumnElement[bool]:
+    """Whether a text occurs in what people search by; ASCII letters match in either case."""
+    columns = (runs.c.run_id, runs.c.graph_name, runs.c.failure_text)
+    return or_(*(column.icontains(part, autoescape=True) for column in columns))
