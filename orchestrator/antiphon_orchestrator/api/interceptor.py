@@ -1,0 +1,230 @@
+"""The one server interceptor: every call passes the checks, and every exception leaves as a status of the registry.
+
+It hands handlers raw bytes to check before they are parsed into the generated class, so that what a handler sees is
+whole and valid, on streams message by message. Handlers are coroutines, or async generators when they answer a stream;
+a stream's client messages are read from the iterator only.
+
+A stream outlives its checks, so `run` looks at the certificates of open streams again and again; one that has expired
+ends with the status a new call would get. No handler can be reached around this: methods that the image does not know
+are refused, but for the services named as open (health, reflection).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from antiphon.v1.error_pb2 import ErrorReason
+from antiphon_certs import Clock
+
+from antiphon_orchestrator import telemetry
+
+from .call import Caller, set_caller, trace_id, traceparent
+from .checks import Call, Checks
+from .errors import ApiError, refusal
+from .image import Image, Method
+
+RECHECK = timedelta(seconds=30)
+"""How long a stream may go on after its certificate has expired."""
+
+_DETAILS = "grpc-status-details-bin"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+# Which of its four behaviours a handler has depends on the method; no static type says so.
+Handler = Any
+
+
+@dataclass(slots=True, eq=False)
+class _OpenStream:
+    task: asyncio.Task[Any]
+    certificate: bytes | None
+    ended: ApiError | None = None
+
+
+class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """`open_services` are reached without any check but TLS itself."""
+
+    def __init__(
+        self, image: Image, checks: Checks, clock: Clock, metrics: telemetry.Metrics, open_services: frozenset[str]
+    ) -> None:
+        self._image = image
+        self._checks = checks
+        self._clock = clock
+        self._metrics = metrics
+        self._open_services = open_services
+        self._handlers: dict[str, Handler] = {}
+        self._streams: set[_OpenStream] = set()
+        self._log = telemetry.logger("api")
+
+    async def run(self) -> None:
+        """Ends streams whose certificate has expired; cancel to stop."""
+        while True:
+            await self._clock.sleep(RECHECK)
+            for stream in tuple(self._streams):
+                if stream.certificate is None or stream.ended is not None:
+                    continue
+                try:
+                    self._checks.verified(stream.certificate)
+                except ApiError as error:
+                    stream.ended = error
+                    stream.task.cancel()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """The guarded handler of a method; made once, since the methods are finite and known."""
+        path = handler_call_details.method
+        guarded = self._handlers.get(path)
+        if guarded is not None:
+            return guarded
+        if path[1:].rpartition("/")[0] in self._open_services:
+            return await continuation(handler_call_details)
+        method = self._image.methods.get(path)
+        inner = await continuation(handler_call_details) if method is not None else None
+        if method is None or inner is None:
+            return grpc.stream_stream_rpc_method_handler(self._unknown(path))
+        self._handlers[path] = self._guard(method, inner)
+        return self._handlers[path]
+
+    def _unknown(self, path: str) -> Callable[[Any, Context], Awaitable[None]]:
+        # As a stream both ways: that fits every kind of call, and reads nothing before it refuses.
+        async def refuse(_requests: Any, context: Context) -> None:
+            call = _call(path, None, context, None)
+            try:
+                self._checks.run(call)
+            except ApiError as error:
+                await self._refuse(context, call, error)
+
+        return refuse
+
+    def _guard(self, method: Method, inner: Handler) -> Handler:
+        """The same handler behind the checks, on raw bytes."""
+        make: Callable[..., Handler]
+        guard: Callable[[Any, Context], Awaitable[Any]]
+        if method.unary:
+            make, guard = grpc.unary_unary_rpc_method_handler, self._unary(method, inner)
+        elif method.request_streaming and not method.response_streaming:
+            make, guard = grpc.stream_unary_rpc_method_handler, self._upload(method, inner)
+        else:
+            streams = method.request_streaming
+            make = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_stream_rpc_method_handler
+            guard = self._stream(method, inner)
+        return make(guard, response_serializer=inner.response_serializer)
+
+    def _unary(self, method: Method, inner: Handler) -> Callable[[bytes, Context], Awaitable[Any]]:
+        behaviour, parse = inner.unary_unary, inner.request_deserializer
+
+        async def unary(request: bytes, context: Context) -> Any:
+            call = _call(method.path, method, context, request)
+            try:
+                self._admit(call)
+                response = await behaviour(parse(request), context)
+            except Exception as error:
+                await self._refuse(context, call, error)
+            self._metrics.count_call(method.path, "OK")
+            return response
+
+        return unary
+
+    def _upload(self, method: Method, inner: Handler) -> Callable[[AsyncIterator[bytes], Context], Awaitable[Any]]:
+        behaviour = inner.stream_unary
+
+        async def upload(requests: AsyncIterator[bytes], context: Context) -> Any:
+            call = _call(method.path, method, context, None)
+            try:
+                self._admit(call)
+                with self._watched(call):
+                    response = await behaviour(self._checked(method, inner, requests), context)
+            except Exception as error:
+                await self._refuse(context, call, error)
+            self._metrics.count_call(method.path, "OK")
+            return response
+
+        return upload
+
+    def _stream(self, method: Method, inner: Handler) -> Callable[[Any, Context], Awaitable[None]]:
+        behaviour = inner.stream_stream if method.request_streaming else inner.unary_stream
+
+        # Writes instead of yielding: only so is the whole life of the stream, a blocked write too, inside the `try`.
+        async def stream(received: Any, context: Context) -> None:
+            call = _call(method.path, method, context, None if method.request_streaming else received)
+            try:
+                self._admit(call)
+                requests = (
+                    self._checked(method, inner, received)
+                    if method.request_streaming
+                    else inner.request_deserializer(received)
+                )
+                with self._watched(call):
+                    async with aclosing(behaviour(requests, context)) as responses:
+                        async for response in responses:
+                            await context.write(response)
+            except Exception as error:
+                await self._refuse(context, call, error)
+            self._metrics.count_call(method.path, "OK")
+
+        return stream
+
+    async def _checked(self, method: Method, inner: Handler, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        parse = inner.request_deserializer
+        async for request in requests:
+            self._checks.message_valid(method, request)
+            yield parse(request)
+
+    def _admit(self, call: Call) -> None:
+        self._checks.run(call)
+        if call.peer is not None:
+            set_caller(Caller.of(call.peer, call.traceparent))
+
+    @contextmanager
+    def _watched(self, call: Call) -> Iterator[None]:
+        """While open, a stream can be ended by `run`: a cancellation from there becomes its refusal."""
+        task = asyncio.current_task()
+        assert task is not None
+        stream = _OpenStream(task, call.certificate)
+        self._streams.add(stream)
+        self._metrics.streams.inc()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if stream.ended is None:
+                raise
+            task.uncancel()
+            raise stream.ended from None
+        finally:
+            self._streams.discard(stream)
+            self._metrics.streams.dec()
+
+    async def _refuse(self, context: Context, call: Call, error: Exception) -> NoReturn:
+        """Ends the call with the status for an exception."""
+        if isinstance(error, grpc.aio.BaseError) and (context.done() or isinstance(error, grpc.aio.AbortError)):
+            raise error  # the peer is gone, or the status has been sent: there is nobody to tell
+        refused = refusal(error)
+        if refused is None and isinstance(error, TimeoutError) and context.time_remaining() == 0:
+            refused = ApiError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, method=call.path)
+        if refused is None:
+            trace = trace_id(call.traceparent)
+            self._log.error("call_failed", method=call.path, trace_id=trace, exc_info=error)
+            refused = ApiError(ErrorReason.ERROR_REASON_INTERNAL, trace_id=trace)
+        self._metrics.count_call(call.path if call.method else "unknown", refused.spec.code.name)
+        details = refused.to_status().SerializeToString()
+        await context.abort(refused.spec.code, str(refused), ((_DETAILS, details),))
+
+
+def _call(path: str, method: Method | None, context: Context, request: bytes | None) -> Call:
+    certificates: Any = context.auth_context().get("x509_pem_cert")
+    return Call(
+        path,
+        method,
+        context.time_remaining(),
+        certificates[0] if certificates else None,
+        context.peer().rpartition(":")[0],
+        request,
+        traceparent(context.invocation_metadata() or ()),
+    )

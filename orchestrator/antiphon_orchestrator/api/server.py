@@ -1,0 +1,223 @@
+"""The two listeners: mutual TLS for everything, and server TLS only for those who have no certificate yet.
+
+One `grpc.aio` server each, because Python's gRPC either demands client certificates or never asks for them. Their
+certificate is read at each handshake, so a renewal needs no restart and breaks no connection. There is no listener
+without TLS. Channel options that gRPC does not know are ignored in silence: each one here has a test of its effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import grpc
+from antiphon.options.v1 import options_pb2
+from antiphon_certs import Clock, PeerVerifier, SystemClock
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from antiphon_orchestrator import telemetry
+from antiphon_orchestrator.policy import Decision, PolicyPort
+
+from .call import trace_id
+from .certificate import LiveCertificate
+from .checks import Call, Checks
+from .image import Image
+from .interceptor import Interceptor
+from .rate import TokenBuckets
+
+HEALTH = "grpc.health.v1.Health"
+_MIB = 1 << 20
+# What is a little too large is refused by us, with its reason; what is much too large by gRPC, unread.
+_SLACK = 65536
+
+Register = Callable[[grpc.aio.Server], None]
+"""Adds a servicer: `lambda server: add_RunServiceServicer_to_server(servicer, server)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Limits of one listener. Sizes in bytes; `calls_per_second` and `call_burst` are per identity, or per address
+    where there is none."""
+
+    message_limit: int = 4 * _MIB
+    metadata_limit: int = 16 * 1024
+    concurrent_streams: int = 4096
+    calls_per_second: float = 2000
+    call_burst: float = 4000
+    handshake_timeout: timedelta = timedelta(seconds=2)
+    connection_age: timedelta = timedelta(minutes=30)
+    connection_grace: timedelta = timedelta(seconds=60)
+    keepalive_interval: timedelta = timedelta(seconds=30)
+    keepalive_timeout: timedelta = timedelta(seconds=10)
+    shortest_ping_interval: timedelta = timedelta(seconds=10)
+    shutdown_grace: timedelta = timedelta(seconds=5)
+
+    def channel_options(self) -> list[tuple[str, int]]:
+        """The same in gRPC's words."""
+        return [
+            ("grpc.max_receive_message_length", self.message_limit + _SLACK),
+            ("grpc.max_send_message_length", self.message_limit + _SLACK),
+            ("grpc.max_metadata_size", self.metadata_limit),
+            ("grpc.absolute_max_metadata_size", self.metadata_limit),
+            ("grpc.max_concurrent_streams", self.concurrent_streams),
+            ("grpc.server_handshake_timeout_ms", _milliseconds(self.handshake_timeout)),
+            ("grpc.max_connection_age_ms", _milliseconds(self.connection_age)),
+            ("grpc.max_connection_age_grace_ms", _milliseconds(self.connection_grace)),
+            ("grpc.keepalive_time_ms", _milliseconds(self.keepalive_interval)),
+            ("grpc.keepalive_timeout_ms", _milliseconds(self.keepalive_timeout)),
+            ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(self.shortest_ping_interval)),
+            # Two processes on one port would share its connections unnoticed.
+            ("grpc.so_reuseport", 0),
+        ]
+
+
+class AddressNotFree(Exception):
+    """A listener's address cannot be bound; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What both listeners share."""
+
+    image: Image
+    certificate: LiveCertificate
+    policy: PolicyPort
+    metrics: telemetry.Metrics
+    trust_domain: str
+    development: bool = False
+    clock: Clock = field(default_factory=SystemClock)
+    outer: tuple[grpc.aio.ServerInterceptor[Any, Any], ...] = ()
+    """Interceptors around ours, for tracing."""
+
+
+class Listener:
+    """One server on one address. `start` binds, `stop` drains; `run` looks after the streams meanwhile."""
+
+    def __init__(
+        self,
+        kind: options_pb2.Listener.ValueType,
+        address: str,
+        options: ServerOptions,
+        parts: Parts,
+        services: Sequence[Register],
+    ) -> None:
+        self._kind = kind
+        self._address = address
+        self._options = options
+        self._parts = parts
+        self._services = services
+        self._log = telemetry.logger("api")
+        checks = Checks(
+            parts.image,
+            PeerVerifier(parts.trust_domain),
+            parts.policy,
+            TokenBuckets(options.calls_per_second, options.call_burst, time.monotonic),
+            listener=kind,
+            message_limit=options.message_limit,
+            now=parts.clock.now,
+            denied=self._denied,
+        )
+        open_services = {HEALTH, reflection.SERVICE_NAME} if parts.development else {HEALTH}
+        self._interceptor = Interceptor(parts.image, checks, parts.clock, parts.metrics, frozenset(open_services))
+        self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+        """The port that is bound; what was asked for, or one of the system's choice when that was 0."""
+
+    async def start(self) -> None:
+        """Bind and serve; NOT_SERVING until `set_serving`. Raises `AddressNotFree`."""
+        mutual = self._kind == options_pb2.LISTENER_MUTUAL_TLS
+        server = grpc.aio.server(
+            interceptors=(*self._parts.outer, self._interceptor), options=self._options.channel_options()
+        )
+        await self.set_serving(False)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        for register in self._services:
+            register(server)
+        if self._parts.development:
+            services = {method.service for method in self._parts.image.methods.values()}
+            reflection.enable_server_reflection([*sorted(services), HEALTH, reflection.SERVICE_NAME], server)
+        credentials = self._parts.certificate.server_credentials(client_certificates=mutual)
+        try:
+            self.port = server.add_secure_port(self._address, credentials)
+        except RuntimeError as error:
+            raise AddressNotFree(f"cannot listen on {self._address}; is another process there?") from error
+        await server.start()
+        self._server = server
+        self._log.info("listening", address=self._address, port=self.port, listener="mtls" if mutual else "join")
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health checks answer, for the server as a whole (service "")."""
+        statuses = health_pb2.HealthCheckResponse
+        await self._health.set("", statuses.SERVING if serving else statuses.NOT_SERVING)
+
+    async def run(self) -> None:
+        """Ends the streams whose certificate has expired; cancel to stop."""
+        await self._interceptor.run()
+
+    async def stop(self) -> None:
+        """Health says NOT_SERVING, calls under way get `shutdown_grace`, then all connections end."""
+        if self._server is not None:
+            await self._health.enter_graceful_shutdown()
+            await self._server.stop(self._options.shutdown_grace.total_seconds())
+
+    def _denied(self, call: Call, decision: Decision) -> None:
+        assert call.peer is not None
+        self._log.warning(
+            "policy_denied",
+            method=call.path,
+            principal=call.peer.identity.uri,
+            decision_id=decision.decision_id,
+            policies=",".join(decision.policies),
+            cause=decision.reason,
+            trace_id=trace_id(call.traceparent),
+        )
+
+
+class ApiServer:
+    """Both listeners and their certificate. `start`, then `run` in the process's task group, then `stop`."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        address: str,
+        join_address: str,
+        services: Sequence[Register],
+        options: ServerOptions,
+        join_options: ServerOptions,
+    ) -> None:
+        """`services` go to both listeners: the contracts say which methods each of them serves."""
+        self._parts = parts
+        self.mutual_tls = Listener(options_pb2.LISTENER_MUTUAL_TLS, address, options, parts, services)
+        self.join = Listener(options_pb2.LISTENER_JOIN, join_address, join_options, parts, services)
+
+    async def start(self) -> None:
+        """Binds both addresses. Raises `AddressNotFree`."""
+        await self.mutual_tls.start()
+        await self.join.start()
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health checks answer on both."""
+        await self.mutual_tls.set_serving(serving)
+        await self.join.set_serving(serving)
+
+    async def run(self) -> None:
+        """Keeps certificate and streams in order; cancel to stop."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._parts.certificate.run())
+            group.create_task(self.mutual_tls.run())
+            group.create_task(self.join.run())
+
+    async def stop(self) -> None:
+        """Drains both at once."""
+        await asyncio.gather(self.mutual_tls.stop(), self.join.stop())
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)

@@ -1,0 +1,216 @@
+"""A real API server on loopback with real certificates, an echo in place of the services, and its clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+from antiphon.v1 import run_pb2, run_service_pb2, run_service_pb2_grpc
+from antiphon_certs import (
+    ORCHESTRATOR_DNS_NAME,
+    Authority,
+    Credential,
+    Grants,
+    Identity,
+    Kind,
+    new_key_and_csr,
+)
+from antiphon_orchestrator.api.call import caller
+from antiphon_orchestrator.api.certificate import IssuedHere, LiveCertificate
+from antiphon_orchestrator.api.image import Image
+from antiphon_orchestrator.api.server import ApiServer, Parts, Register, ServerOptions
+from antiphon_orchestrator.policy import CedarPolicies, PolicyPort, dev_profile
+from antiphon_orchestrator.telemetry import Metrics
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+DOMAIN = "mesh.test"
+TIMEOUT = 10
+IMAGE = Image.load()
+
+
+class SteppedClock:
+    """Wall clock time that moves only when told; sleepers wake when their time has come."""
+
+    def __init__(self) -> None:
+        self.time = datetime.now(UTC)
+        self._sleepers: list[tuple[datetime, asyncio.Future[None]]] = []
+
+    def now(self) -> datetime:
+        return self.time
+
+    async def sleep(self, duration: timedelta) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self.time + duration, future))
+        await future
+
+    def advance(self, duration: timedelta) -> None:
+        self.time += duration
+        due = [future for at, future in self._sleepers if at <= self.time]
+        self._sleepers = [(at, future) for at, future in self._sleepers if at > self.time]
+        for future in due:
+            if not future.done():
+                future.set_result(None)
+
+
+class EchoRuns(run_service_pb2_grpc.RunServiceServicer):
+    """Handlers that show what the framework hands them, and fail in the ways handlers fail."""
+
+    def __init__(self) -> None:
+        self.fail: BaseException | None = None
+        self.wait: asyncio.Event | None = None
+        self.stream_ended = asyncio.Event()
+
+    async def GetRun(self, request: Any, context: Any) -> run_service_pb2.GetRunResponse:
+        if self.wait is not None:
+            await self.wait.wait()
+        if self.fail is not None:
+            raise self.fail
+        who = caller()
+        return run_service_pb2.GetRunResponse(
+            run=run_pb2.Run(run_id=request.run_id, namespace=who.namespace, principal=who.principal)
+        )
+
+    async def SubmitRuns(self, requests: Any, context: Any) -> AsyncIterator[run_service_pb2.SubmitRunsResponse]:
+        try:
+            async for request in requests:
+                if self.fail is not None:
+                    raise self.fail
+                response = run_service_pb2.SubmitRunsResponse()
+                for submission in request.submissions:
+                    response.results.add(request_id=submission.request_id)
+                yield response
+        finally:
+            self.stream_ended.set()
+
+    async def WatchRun(self, request: Any, context: Any) -> AsyncIterator[run_service_pb2.WatchRunResponse]:
+        try:
+            yield run_service_pb2.WatchRunResponse()
+            await asyncio.Event().wait()
+        finally:
+            self.stream_ended.set()
+
+
+@dataclass
+class Running:
+    """A server under test, and how to reach it."""
+
+    server: ApiServer
+    authority: Authority
+    runs: EchoRuns
+    clock: SteppedClock
+    metrics: Metrics
+    channels: list[grpc.aio.Channel] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server.mutual_tls.port}"
+
+    @property
+    def join_address(self) -> str:
+        return f"127.0.0.1:{self.server.join.port}"
+
+    def credential(
+        self,
+        kind: Kind = Kind.CLIENT,
+        name: str = "alice",
+        namespace: str = "team-a",
+        *,
+        ttl: timedelta = timedelta(hours=1),
+        now: datetime | None = None,
+        authority: Authority | None = None,
+    ) -> Credential:
+        identity = Identity(DOMAIN, namespace, kind, name)
+        key, request = new_key_and_csr(identity)
+        chain = (authority or self.authority).issue(request, identity, ttl, Grants(), now=now)
+        return Credential.from_pem(key, chain, self.authority.bundle_pem)
+
+    def dial(self, credential: Credential | None = None, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
+        """A channel with mutual TLS; as the client alice unless told otherwise."""
+        shown = credential or self.credential()
+        tls = grpc.ssl_channel_credentials(self.authority.bundle_pem, shown.key_pem, shown.chain_pem)
+        return self._channel(self.address, tls, options)
+
+    def dial_join(self) -> grpc.aio.Channel:
+        return self._channel(self.join_address, grpc.ssl_channel_credentials(self.authority.bundle_pem))
+
+    def _channel(
+        self, address: str, tls: grpc.ChannelCredentials, options: Sequence[tuple[str, Any]] = ()
+    ) -> grpc.aio.Channel:
+        name = ("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME)
+        # Subchannels are shared within a process unless told otherwise, and then a certificate would be, too.
+        channel = grpc.aio.secure_channel(address, tls, [name, ("grpc.use_local_subchannel_pool", 1), *options])
+        self.channels.append(channel)
+        return channel
+
+    async def get_run(self, channel: grpc.aio.Channel, run_id: str = "r1", **call: Any) -> Any:
+        stub: Any = run_service_pb2_grpc.RunServiceStub(channel)
+        return await stub.GetRun(run_service_pb2.GetRunRequest(run_id=run_id), **{"timeout": TIMEOUT, **call})
+
+
+@asynccontextmanager
+async def serving(
+    authority: Authority,
+    *,
+    policy: PolicyPort | None = None,
+    services: Sequence[Register] = (),
+    options: ServerOptions | None = None,
+    development: bool = False,
+) -> AsyncIterator[Running]:
+    """A server on two ports of the system's choice, stopped at the end."""
+    clock, metrics, runs = SteppedClock(), Metrics(), EchoRuns()
+    source = IssuedHere(authority, Identity(DOMAIN, "system", Kind.ORCHESTRATOR, "one"), (), clock)
+    certificate = LiveCertificate(source, source.renew, clock, metrics)
+    parts = Parts(IMAGE, certificate, policy or CedarPolicies(dev_profile()), metrics, DOMAIN, development, clock)
+    limits = options or ServerOptions(shutdown_grace=timedelta(0))
+    add_runs: Register = lambda server: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, server)  # noqa: E731
+    server = ApiServer(
+        parts,
+        address="127.0.0.1:0",
+        join_address="127.0.0.1:0",
+        services=[add_runs, *services],
+        options=limits,
+        join_options=limits,
+    )
+    await server.start()
+    await server.set_serving(True)
+    running = Running(server, authority, runs, clock, metrics)
+    task = asyncio.create_task(server.run())
+    try:
+        yield running
+    finally:
+        for channel in running.channels:
+            await channel.close()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await server.stop()
+
+
+def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
+    """The google.rpc.Status of a refused call."""
+    status = rpc_status.from_call(error)
+    assert status is not None, f"no status details: {error.code()} {error.details()}"
+    return status
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """The reason of a refused call, having checked what holds for every one of ours."""
+    infos = details(status_of(error), error_details_pb2.ErrorInfo)
+    assert len(infos) == 1
+    assert infos[0].domain == "antiphon.v1"
+    return str(infos[0].reason)
+
+
+def details(status: status_pb2.Status, kind: Callable[[], Any]) -> list[Any]:
+    """The details of one type."""
+    found = []
+    for detail in status.details:
+        message = kind()
+        if detail.Unpack(message):
+            found.append(message)
+    return found
