@@ -39,6 +39,16 @@ def log_prefix(shard: int) -> bytes:
     return b"log/%04x/" % shard
 
 
+def requests(shard: int, seq: int) -> bytes:
+    """Request ids of archived runs of a shard; key order is `seq` order."""
+    return b"requests/%04x/%016x" % (shard, seq)
+
+
+def requests_prefix(shard: int) -> bytes:
+    """All retained request ids of a shard."""
+    return b"requests/%04x/" % shard
+
+
 def agent(namespace: str, name: str, instance: str) -> bytes:
     """The registry record of an agent instance: a fact, never leased."""
     return _spell("agent", namespace, name, instance)

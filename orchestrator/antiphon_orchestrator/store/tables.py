@@ -204,7 +204,7 @@ class Tables:
             self._fleeting.clear()
             self._writes.clear()
             self._events.clear()
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
                 raise StoreFull("the store has no space left; trim it or raise its limit") from error
             raise
         for key in self._fleeting:

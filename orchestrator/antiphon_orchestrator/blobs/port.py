@@ -1,0 +1,61 @@
+"""Payloads by digest: the port. A blob is named by the SHA-256 of its content, within one namespace.
+
+BlobError
+├── BlobNotFound        no such blob in this namespace
+├── BlobDigestMismatch  the content is not what its sender said it is; nothing was kept
+└── BlobTooLarge        the content exceeds its limit; nothing was kept
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+
+class BlobError(Exception):
+    """Root of everything a blob store raises."""
+
+
+class BlobNotFound(BlobError):
+    """No such blob in this namespace."""
+
+
+class BlobDigestMismatch(BlobError):
+    """The content is not what its sender said it is. Nothing was kept."""
+
+
+class BlobTooLarge(BlobError):
+    """The content exceeds its limit. Nothing was kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """`digest`: SHA-256 in lower-case hexadecimal. `size` in bytes. `modify_time`: when it was last put."""
+
+    digest: str
+    size: int
+    modify_time: datetime
+
+
+class Blobs(Protocol):
+    """What every blob store offers. A malformed digest or an empty namespace is a ValueError."""
+
+    async def put_stream(
+        self, namespace: str, expected_digest: str | None, chunks: AsyncIterator[bytes], limit: int
+    ) -> BlobInfo:
+        """Keeps a blob of at most `limit` bytes, durably; it appears whole or not at all. Raises BlobDigestMismatch,
+        BlobTooLarge, and what `chunks` raises. Putting a blob again renews its modify time."""
+
+    def get_stream(self, namespace: str, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
+        """Yields the content from `offset` on. Raises BlobNotFound; an offset beyond the end is a ValueError."""
+
+    async def stat(self, namespace: str, digest: str) -> BlobInfo:
+        """Raises BlobNotFound."""
+
+    async def delete(self, namespace: str, digest: str) -> None:
+        """Deletes a blob. That there is none is no error."""
+
+    def list(self, namespace: str) -> AsyncIterator[BlobInfo]:
+        """Yields every blob of a namespace, in no order."""

@@ -1,0 +1,237 @@
+"""The archive: idempotent, durable, paged without gaps or repeats."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from antiphon_orchestrator.archive import (
+    ArchivedRun,
+    ArchiveIncompatible,
+    ArchiveUnavailable,
+    EventChunk,
+    InvalidPageToken,
+    RunFilter,
+    SqlArchive,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(folder: Path) -> SqlArchive:
+    return SqlArchive(f"sqlite:///{folder / 'archive.db'}")
+
+
+def run(number: int = 1, **values: Any) -> ArchivedRun:
+    made = ArchivedRun(
+        run_id=f"run-{number:03}",
+        namespace="default",
+        graph_name="review",
+        graph_version="1.2",
+        state="SUCCEEDED",
+        principal="spiffe://test/ns/default/client/me",
+        request_key=b"\0key",
+        request_digest=b"\xffdigest",
+        create_time=START + timedelta(microseconds=number),
+        last_event_seq=10,
+        end_time=START + timedelta(seconds=number),
+    )
+    return replace(made, **values)
+
+
+async def test_a_run_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    written = run(labels={"team": "ä", "q": '"'}, parent="run-000", failure_text="it broke\n", end_time=None)
+    async with at(tmp_path) as archive:
+        await archive.write([written], [])
+    async with at(tmp_path) as archive:
+        assert await archive.get_run(written.run_id) == written
+        assert await archive.get_run("other") is None
+
+
+async def test_writing_again_changes_nothing_and_newer_replaces_older_in_any_order(tmp_path: Path) -> None:
+    older, newer = run(state="RUNNING", last_event_seq=5, end_time=None), run(last_event_seq=9)
+    chunks = EventChunk("run-001", 1, 5, b"old"), EventChunk("run-001", 1, 9, b"old+new")
+    async with at(tmp_path) as archive:
+        for records, parts in (([older], chunks[:1]), ([newer], chunks[1:]), ([older, newer, older], chunks), ([], [])):
+            await archive.write(records, parts)
+        await archive.write([older], chunks[:1])
+        assert await archive.get_run("run-001") == newer
+        assert await archive.events("run-001") == [chunks[1]]
+
+
+async def test_events_come_in_order_from_after_the_cursor(tmp_path: Path) -> None:
+    chunks = [EventChunk("r", first, first + 9, b"%d" % first) for first in (1, 11, 21)]
+    inside = EventChunk("r", 12, 15, b"all of it is in the chunk before")
+    async with at(tmp_path) as archive:
+        await archive.write([], [chunks[2], inside, chunks[0], chunks[1], EventChunk("other", 1, 2, b"")])
+        assert await archive.events("r") == chunks
+        assert await archive.events("r", 10) == chunks[1:]
+        assert await archive.events("r", 11) == chunks[1:]
+        assert await archive.events("r", 30) == []
+
+
+@pytest.mark.parametrize(
+    ("restriction", "expected"),
+    [
+        ({}, [4, 3, 2, 1]),
+        ({"graph_name": "other"}, [3]),
+        ({"states": ("FAILED", "CANCELLED")}, [4, 2]),
+        ({"created_after": START + timedelta(microseconds=2)}, [4, 3, 2]),
+        ({"created_before": START + timedelta(microseconds=2)}, [1]),
+        ({"parent": "run-001"}, [2]),
+        ({"parent": ""}, [4, 3, 1]),
+        ({"labels": (("a", "b"),)}, [2, 1]),
+        ({"labels": (("a", "b"), ("c", "d"))}, [1]),
+        ({"labels": (("a", "B"),)}, []),
+        ({"text": "DISK_"}, [4]),
+        ({"text": "n-00"}, [4, 3, 2, 1]),
+        ({"text": "OTHER"}, [3]),
+        ({"text": "%"}, []),
+    ],
+)
+async def test_a_filter_shows_exactly_what_it_says(
+    tmp_path: Path, restriction: dict[str, Any], expected: list[int]
+) -> None:
+    async with at(tmp_path) as archive:
+        runs = [
+            run(1, labels={"a": "b", "c": "d"}),
+            run(2, state="FAILED", parent="run-001", labels={"a": "b"}),
+            run(3, graph_name="other", labels={"x": '{"a":"b"}', 'x,"a': "b"}),
+            run(4, state="CANCELLED", failure_text="the disk_ was full", labels={"a": "b2", "ba": "b"}),
+            run(5, namespace="elsewhere"),
+        ]
+        await archive.write(runs, [])
+        found, token = await archive.list_runs(RunFilter("default", **restriction), 50)
+        assert [int(one.run_id[4:]) for one in found] == expected
+        assert token == ""
+
+
+def in_archive(test: Callable[[SqlArchive], Coroutine[Any, Any, None]]) -> None:
+    async def body(folder: Path) -> None:
+        async with at(folder) as archive:
+            await test(archive)
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(body(Path(folder)))
+
+
+LABELS = st.dictionaries(
+    st.text(st.sampled_from('a,{}:"\\ '), max_size=5), st.text(st.sampled_from('b,{}:"\\'), max_size=5)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(LABELS, min_size=1, max_size=5), LABELS)
+def test_labels_are_found_whatever_they_contain(all_labels: list[dict[str, str]], wanted: dict[str, str]) -> None:
+    async def check(archive: SqlArchive) -> None:
+        await archive.write([run(number, labels=labels) for number, labels in enumerate(all_labels)], [])
+        for pair in [*wanted.items(), *(pair for labels in all_labels for pair in labels.items())]:
+            found, _ = await archive.list_runs(RunFilter("default", labels=(pair,)), 50)
+            assert {one.run_id for one in found} == {
+                f"run-{number:03}" for number, labels in enumerate(all_labels) if pair in labels.items()
+            }
+
+    in_archive(check)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 4), max_size=20), st.integers(1, 7))
+def test_pages_show_every_run_once_newest_first_while_others_arrive(times: list[int], page_size: int) -> None:
+    async def check(archive: SqlArchive) -> None:
+        runs = [run(n, create_time=START + timedelta(microseconds=time)) for n, time in enumerate(times)]
+        await archive.write(runs, [])
+        seen: list[ArchivedRun] = []
+        token, pages = "", 0
+        while pages == 0 or token:
+            page, token = await archive.list_runs(RunFilter("default"), page_size, token)
+            assert len(page) == page_size or not token
+            seen += page
+            pages += 1
+            await archive.write([run(900 + pages, create_time=START + timedelta(seconds=1))], [])
+        assert seen == sorted(runs, key=lambda one: (one.create_time, one.run_id), reverse=True)
+
+    in_archive(check)
+
+
+async def test_a_page_token_of_another_listing_or_of_nobody_is_refused(tmp_path: Path) -> None:
+    async with at(tmp_path) as archive:
+        await archive.write([run(n) for n in range(5)], [])
+        _, token = await archive.list_runs(RunFilter("default"), 2)
+        damaged = [token[:-1], token[:-4], "A" + token[1:], "x", "*", "ä", token + "AAAA", "AAAAAAAAAAA"]
+        for wrong in damaged:
+            with pytest.raises(InvalidPageToken):
+                await archive.list_runs(RunFilter("default"), 2, wrong)
+        with pytest.raises(InvalidPageToken):
+            await archive.list_runs(RunFilter("other"), 2, token)
+        with pytest.raises(ValueError):
+            await archive.list_runs(RunFilter("default"), 0)
+
+
+async def test_retention_deletes_the_oldest_ended_runs_with_their_events(tmp_path: Path) -> None:
+    async with at(tmp_path) as archive:
+        runs = [run(n) for n in range(5)] + [run(5, end_time=None)]
+        await archive.write(runs, [EventChunk(one.run_id, 1, 2, b"e") for one in runs])
+        limit = START + timedelta(seconds=3)
+        assert await archive.delete_before(limit, 2) == 2
+        assert await archive.delete_before(limit, 2) == 1
+        assert await archive.delete_before(limit, 2) == 0
+        left, _ = await archive.list_runs(RunFilter("default"), 50)
+        assert [one.run_id for one in left] == ["run-005", "run-004", "run-003"]
+        assert await archive.events("run-002") == []
+        assert len(await archive.events("run-005")) == 1
+
+
+async def test_large_writes_are_whole(tmp_path: Path) -> None:
+    async with at(tmp_path) as archive:
+        await archive.write([run(n) for n in range(300)], [EventChunk(f"run-{n:03}", 1, 2, b"e") for n in range(300)])
+        found, _ = await archive.list_runs(RunFilter("default"), 500)
+        assert len(found) == 300
+        assert await archive.events("run-299") == [EventChunk("run-299", 1, 2, b"e")]
+
+
+async def test_only_its_user_can_read_the_archive(tmp_path: Path) -> None:
+    async with at(tmp_path) as archive:
+        await archive.write([run()], [])
+        for file in os.scandir(tmp_path):
+            assert file.stat().st_mode & 0o077 == 0
+
+
+async def test_a_database_of_another_version_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    async with at(tmp_path):
+        pass
+    with sqlite3.connect(tmp_path / "archive.db") as connection:
+        connection.execute("UPDATE schema_version SET version = 99")
+    connection.close()
+    archive = at(tmp_path)
+    with pytest.raises(ArchiveIncompatible, match="use a matching antiphon"):
+        async with archive:
+            pass
+
+
+async def test_a_busy_database_is_unavailable_and_the_same_write_works_later(tmp_path: Path) -> None:
+    async with SqlArchive(f"sqlite:///{tmp_path / 'archive.db'}?timeout=0") as archive:
+        other = sqlite3.connect(tmp_path / "archive.db")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ArchiveUnavailable):
+            await archive.write([run()], [EventChunk("run-001", 1, 2, b"")])
+        assert await archive.get_run("run-001") is None
+        other.close()
+        await archive.write([run()], [EventChunk("run-001", 1, 2, b"")])
+        assert await archive.get_run("run-001") == run()
+
+
+async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "archive.db").mkdir()
+    with pytest.raises(ArchiveUnavailable):
+        async with at(tmp_path):
+            pass

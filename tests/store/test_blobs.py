@@ -1,0 +1,172 @@
+"""Blobs: whole or not there, named by what they hold, one namespace apart from another."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from antiphon_orchestrator.blobs import BlobDigestMismatch, BlobNotFound, BlobTooLarge, FolderBlobs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+LIMIT = 10_000_000
+
+
+async def pieces(*chunks: bytes, error: Exception | None = None) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+    if error is not None:
+        raise error
+
+
+async def read(blobs: FolderBlobs, namespace: str, digest: str, offset: int = 0) -> bytes:
+    return b"".join([chunk async for chunk in blobs.get_stream(namespace, digest, offset)])
+
+
+def digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("size", [0, 1, 1_048_576, 3_333_333])
+async def test_content_comes_back_by_its_digest_from_any_offset(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    chunks = [content[i : i + 700_001] for i in range(0, size, 700_001)]
+    async with FolderBlobs(tmp_path) as blobs:
+        info = await blobs.put_stream("default", None, pieces(*chunks), LIMIT)
+        assert (info.digest, info.size) == (digest_of(content), size)
+        assert await blobs.stat("default", info.digest) == info
+        for offset in {0, size // 2, size}:
+            assert await read(blobs, "default", info.digest, offset) == content[offset:]
+        with pytest.raises(ValueError):
+            await read(blobs, "default", info.digest, size + 1)
+    async with FolderBlobs(tmp_path) as blobs:
+        assert [found async for found in blobs.list("default")] == [info]
+
+
+async def test_content_that_is_not_what_it_was_said_to_be_is_not_kept(tmp_path: Path) -> None:
+    async with FolderBlobs(tmp_path) as blobs:
+        with pytest.raises(BlobDigestMismatch):
+            await blobs.put_stream("default", digest_of(b"this"), pieces(b"that"), LIMIT)
+        await blobs.put_stream("default", digest_of(b"this"), pieces(b"th", b"is"), LIMIT)
+        assert len(files(tmp_path)) == 1
+
+
+async def test_content_over_its_limit_is_refused_before_it_is_all_read(tmp_path: Path) -> None:
+    read_so_far = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read_so_far
+        while True:
+            read_so_far += 100_000
+            yield b"x" * 100_000
+
+    async with FolderBlobs(tmp_path) as blobs:
+        with pytest.raises(BlobTooLarge):
+            await blobs.put_stream("default", None, endless(), 5_000_000)
+        assert read_so_far <= 5_100_000
+        assert (await blobs.put_stream("default", None, pieces(b"12345"), 5)).size == 5
+        assert len(files(tmp_path)) == 1
+
+
+async def test_a_sender_that_fails_or_goes_away_leaves_nothing(tmp_path: Path) -> None:
+    async with FolderBlobs(tmp_path) as blobs:
+        with pytest.raises(ConnectionError):
+            broken = pieces(b"x" * 3_000_000, error=ConnectionError("gone"))
+            await blobs.put_stream("default", None, broken, LIMIT)
+        started = asyncio.Event()
+
+        async def stalls() -> AsyncIterator[bytes]:
+            yield b"x" * 3_000_000
+            started.set()
+            await asyncio.Event().wait()
+
+        putting = asyncio.ensure_future(blobs.put_stream("default", None, stalls(), LIMIT))
+        await started.wait()
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        assert [found async for found in blobs.list("default")] == []
+    assert not [path for path in files(tmp_path) if path.parent.name != ".spool"]
+
+
+async def test_a_blob_of_one_namespace_is_not_seen_from_another(tmp_path: Path) -> None:
+    async with FolderBlobs(tmp_path) as blobs:
+        info = await blobs.put_stream("one", None, pieces(b"secret"), LIMIT)
+        with pytest.raises(BlobNotFound):
+            await read(blobs, "two", info.digest)
+        with pytest.raises(BlobNotFound):
+            await blobs.stat("two", info.digest)
+        await blobs.delete("two", info.digest)
+        assert await read(blobs, "one", info.digest) == b"secret"
+        assert [found async for found in blobs.list("two")] == []
+
+
+async def test_a_deleted_blob_is_gone_and_deleting_again_is_no_error(tmp_path: Path) -> None:
+    async with FolderBlobs(tmp_path) as blobs:
+        info = await blobs.put_stream("one", None, pieces(b"x"), LIMIT)
+        await blobs.delete("one", info.digest)
+        await blobs.delete("one", info.digest)
+        with pytest.raises(BlobNotFound):
+            await read(blobs, "one", info.digest)
+
+
+async def test_putting_a_blob_again_renews_its_time_so_that_it_is_not_collected(tmp_path: Path) -> None:
+    async with FolderBlobs(tmp_path) as blobs:
+        first = await blobs.put_stream("one", None, pieces(b"x"), LIMIT)
+        (path,) = files(tmp_path)
+        os.utime(path, (0, 0))
+        assert (await blobs.stat("one", first.digest)).modify_time < first.modify_time
+        second = await blobs.put_stream("one", first.digest, pieces(b"x"), LIMIT)
+        assert second.modify_time >= first.modify_time
+
+
+async def test_opening_clears_old_leftovers_from_the_spool_and_leaves_young_ones(tmp_path: Path) -> None:
+    spool = tmp_path / ".spool"
+    spool.mkdir()
+    for name in ("old", "young"):
+        (spool / name).write_bytes(b"x")
+    os.utime(spool / "old", (0, 0))
+    async with FolderBlobs(tmp_path):
+        assert [path.name for path in spool.iterdir()] == ["young"]
+
+
+@pytest.mark.parametrize("digest", ["", "x", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 65])
+async def test_what_is_no_digest_is_refused(tmp_path: Path, digest: str) -> None:
+    async with FolderBlobs(tmp_path) as blobs:
+        with pytest.raises(ValueError):
+            await blobs.stat("one", digest)
+        with pytest.raises(ValueError):
+            await blobs.put_stream("one", digest, pieces(b"x"), LIMIT)
+
+
+NAMESPACES = st.text(st.sampled_from("a.%/\\2EF é~"), min_size=1, max_size=8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(NAMESPACES, NAMESPACES)
+def test_no_namespace_reaches_another_or_out_of_the_folder(one: str, other: str) -> None:
+    async def check(folder: Path) -> None:
+        async with FolderBlobs(folder / "blobs") as blobs:
+            info = await blobs.put_stream(one, None, pieces(b"x"), LIMIT)
+            assert [found.digest async for found in blobs.list(one)] == [info.digest]
+            assert [found async for found in blobs.list(other)] == ([info] if one == other else [])
+            assert len(files(folder)) == len(files(folder / "blobs")) == 1
+            assert not (folder / "blobs" / ".spool" / info.digest).exists()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(check(Path(folder)))
+
+
+async def test_a_blob_needs_a_namespace(tmp_path: Path) -> None:
+    async with FolderBlobs(tmp_path) as blobs:
+        with pytest.raises(ValueError):
+            await blobs.put_stream("", None, pieces(b"x"), LIMIT)
