@@ -1,0 +1,182 @@
+"""The attempts that run in this process: starts handlers, cancels them, and sees that each ends in exactly one outcome.
+
+An async handler is one asyncio task; a plain function runs in a bounded pool of threads. Running a handler's first step
+inline would save a few microseconds, but `asyncio.current_task()` is None there, which breaks `asyncio.timeout` and
+with it half of the ecosystem. Everything happens on the event loop, except the plain functions themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+
+from antiphon.v1.agent_service_pb2 import Assignment, CallRequest, CallResponse
+from antiphon.v1.payload_pb2 import Payload
+from antiphon.v1.run_pb2 import Progress
+
+from ._context import TaskContext, entered
+from ._failures import PermanentFailure, TaskCancelled, TaskFailure
+from ._handler import Handler
+from ._outbox import Outbox
+
+_THREADS = 32
+_log = logging.getLogger("antiphon.agent")
+
+
+class _Attempt:
+    __slots__ = ("context", "started", "work")
+
+    def __init__(self, context: TaskContext) -> None:
+        self.context = context
+        self.started = False
+        self.work: asyncio.Task[None] | Future[None] | None = None
+
+
+class Attempts:
+    """Runs what is assigned and puts each outcome into `outbox`."""
+
+    def __init__(self, handlers: Mapping[tuple[str, str], Handler], outbox: Outbox, concurrency: int) -> None:
+        self._handlers = handlers
+        self._outbox = outbox
+        self._running: dict[str, _Attempt] = {}
+        self._calls: dict[tuple[str, str], tuple[CallRequest, asyncio.Future[CallResponse]]] = {}
+        self._idle: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        # Threads are made when first needed, so an agent without plain functions has none.
+        self._threads = ThreadPoolExecutor(min(concurrency, _THREADS), thread_name_prefix="antiphon")
+        self.inline_limit = 65536
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def assign(self, assignment: Assignment, now: float) -> None:
+        """Start an attempt; one that runs already goes on undisturbed. `now` is monotonic."""
+        attempt_id = assignment.attempt_id
+        if attempt_id in self._running:
+            return
+        handler = self._handlers.get((assignment.capability, assignment.version))
+        if handler is None:
+            text = f"this agent has no {assignment.capability}@{assignment.version}"
+            self._outbox.fail(attempt_id, PermanentFailure(text, "unknown_capability"))
+            return
+        attempt = self._running[attempt_id] = _Attempt(TaskContext(assignment, self, now))
+        if handler.plain:
+            attempt.work = self._threads.submit(copy_context().run, self._run_plain, attempt_id, attempt, handler)
+        else:
+            attempt.work = self._loop.create_task(self._run(attempt_id, attempt, handler))
+
+    def cancel(self, attempt_id: str) -> None:
+        """Stop an attempt; its outcome follows when its handler has ended."""
+        attempt = self._running.get(attempt_id)
+        if attempt is None or attempt.work is None:
+            return
+        attempt.context.cancel()
+        # A task that has not begun would end without running a line of its own, and a future likewise.
+        if attempt.work.cancel() and not attempt.started:
+            self._settle(attempt_id, attempt, TaskCancelled("cancelled before it began"))
+
+    async def idle(self) -> None:
+        """Return when nothing runs."""
+        while self._running:
+            self._idle = self._idle or self._loop.create_future()
+            await asyncio.shield(self._idle)
+
+    async def stop(self) -> None:
+        """Cancel everything and wait for the async handlers; a plain function cannot be stopped, only told."""
+        tasks = []
+        for attempt in self._running.values():
+            attempt.context.cancel()
+            if isinstance(attempt.work, asyncio.Task):
+                attempt.work.cancel()
+                tasks.append(attempt.work)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # What contexts ask for
+
+    def progress(self, attempt_id: str, fraction: float, message: str) -> None:
+        """Tell how far an attempt is; from any thread."""
+        progress = Progress(fraction=fraction, message=message)
+        self._loop.call_soon_threadsafe(self._progress, attempt_id, progress)
+
+    def _progress(self, attempt_id: str, progress: Progress) -> None:
+        if attempt_id in self._running:
+            self._outbox.progress(attempt_id, progress)
+
+    async def call(self, request: CallRequest) -> CallResponse:
+        """Send a call and wait for its outcome, across broken streams; bounded by the attempt's own time."""
+        key = (request.attempt_id, request.call_id)
+        if key in self._calls:
+            raise ValueError(f"call_id {request.call_id!r} is in use by a call that has not ended")
+        answer: asyncio.Future[CallResponse] = self._loop.create_future()
+        self._calls[key] = (request, answer)
+        self._outbox.call(request)
+        try:
+            return await answer
+        finally:
+            del self._calls[key]
+
+    def answer(self, response: CallResponse) -> None:
+        """Hand the outcome of a call to who waits for it."""
+        _, answer = self._calls.get((response.attempt_id, response.call_id), (None, None))
+        if answer is not None and not answer.done():
+            answer.set_result(response)
+
+    def repeat_calls(self) -> None:
+        """Send every call without an answer again, on a new stream; the record answers those that were made."""
+        for request, answer in self._calls.values():
+            if not answer.done():
+                self._outbox.call(request)
+
+    # Running
+
+    async def _run(self, attempt_id: str, attempt: _Attempt, handler: Handler) -> None:
+        attempt.started = True
+        entered(attempt.context)
+        outcome: bytes | Payload | BaseException
+        try:
+            outcome = handler.output(await handler.call(attempt.context), self.inline_limit)
+        except asyncio.CancelledError as error:
+            # Uncounted cancellations come from inside, such as an awaited task that somebody cancelled.
+            task = asyncio.current_task()
+            if not attempt.context.is_cancelled and task is not None and task.cancelling():
+                raise
+            outcome = error
+        except Exception as error:  # whatever a handler raises is an outcome
+            outcome = error
+        self._settle(attempt_id, attempt, outcome)
+
+    def _run_plain(self, attempt_id: str, attempt: _Attempt, handler: Handler) -> None:
+        attempt.started = True
+        entered(attempt.context)
+        outcome: bytes | Payload | BaseException
+        try:
+            outcome = handler.output(handler.call(attempt.context), self.inline_limit)
+        except BaseException as error:  # SystemExit in a thread would end nothing but the thread
+            outcome = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits any more
+            self._loop.call_soon_threadsafe(self._settle, attempt_id, attempt, outcome)
+
+    def _settle(self, attempt_id: str, attempt: _Attempt, outcome: bytes | Payload | BaseException) -> None:
+        if self._running.get(attempt_id) is not attempt:
+            return
+        del self._running[attempt_id]
+        if not isinstance(outcome, BaseException):
+            self._outbox.succeed(attempt_id, outcome)
+        elif attempt.context.is_cancelled and not isinstance(outcome, TaskCancelled):
+            cancelled = TaskCancelled("cancelled while it ran")
+            cancelled.__cause__ = outcome if not isinstance(outcome, asyncio.CancelledError) else None
+            self._outbox.fail(attempt_id, cancelled)
+        else:
+            if not isinstance(outcome, TaskFailure):
+                # The text may quote the input, so it goes into the record, which has labels, and not into a log.
+                _log.warning("attempt %s failed: %s", attempt_id, type(outcome).__name__)
+                _log.debug("attempt %s failed", attempt_id, exc_info=outcome)
+            self._outbox.fail(attempt_id, outcome)
+        if not self._running and self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None

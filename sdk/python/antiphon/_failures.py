@@ -1,0 +1,127 @@
+"""Failures: work ran and did not succeed. A handler raises one to say which kind, and with it which retry rule applies.
+
+    TaskFailure
+    ├── TransientFailure   may succeed when tried again; retried by default
+    ├── PermanentFailure   will fail again with the same input
+    ├── InvalidInput       the input does not fit
+    ├── InvalidOutput      the output does not fit
+    ├── BudgetExceeded     a budget of cost or work is used up
+    ├── TaskCancelled      the attempt was cancelled
+    ├── CallFailed         a capability the handler called failed; raised by `TaskContext.call`
+    └── RunFailed          a run did not succeed; raised by `output_of`
+
+Any other exception of a handler is TRANSIENT with its traceback as cause, as users of durable execution expect: what
+nobody foresaw deserves another try, and the retry rule bounds it. An error is another thing, a refused call: `_errors`.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+from antiphon.v1 import failure_pb2 as pb
+
+_MESSAGE, _CODE, _CAUSE, _FIELD = 4096, 128, 16384, 1024
+
+
+class TaskFailure(Exception):
+    """Work did not succeed. `code` is a stable word of the agent's own, such as "quota_exceeded"."""
+
+    kind: pb.FailureKind.ValueType = pb.FAILURE_KIND_PERMANENT
+
+    def __init__(self, message: str, code: str = "", *, retryable: bool = False, field: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.retryable = retryable
+        """False: no retry can help, whatever the task's retry rules say."""
+        self.field = field
+        """JSON pointer of the value at fault; empty means the whole value."""
+
+
+class TransientFailure(TaskFailure):
+    """May succeed when tried again: a dependency was away, a rate limit."""
+
+    kind = pb.FAILURE_KIND_TRANSIENT
+
+    def __init__(self, message: str, code: str = "", *, retryable: bool = True) -> None:
+        super().__init__(message, code, retryable=retryable)
+
+
+class PermanentFailure(TaskFailure):
+    """Will fail again with the same input."""
+
+
+class InvalidInput(TaskFailure):
+    """The input does not fit; `field` is the JSON pointer of the value at fault."""
+
+    kind = pb.FAILURE_KIND_INVALID_INPUT
+
+
+class InvalidOutput(TaskFailure):
+    """The output does not fit; `field` is the JSON pointer of the value at fault."""
+
+    kind = pb.FAILURE_KIND_INVALID_OUTPUT
+
+
+class BudgetExceeded(TaskFailure):
+    """A budget of cost or work is used up."""
+
+    kind = pb.FAILURE_KIND_BUDGET
+
+
+class TaskCancelled(TaskFailure):
+    """The attempt was cancelled; raised by `TaskContext.raise_if_cancelled` in plain functions."""
+
+    kind = pb.FAILURE_KIND_CANCELLED
+
+
+class RecordedFailure(TaskFailure):
+    """A failure out of a record; `failure` is the message as recorded."""
+
+    def __init__(self, message: str, failure: pb.Failure) -> None:
+        super().__init__(message, failure.code, retryable=failure.retryable, field=failure.field)
+        self.failure = failure
+
+
+class CallFailed(RecordedFailure):
+    """A capability the handler called failed. Uncaught, it fails the handler's own attempt.
+
+    The kind is then TRANSIENT when the call's failure was worth a retry, else PERMANENT: what the callee's input or
+    policy got wrong is not the caller's own input or policy.
+    """
+
+    def __init__(self, capability: str, failure: pb.Failure) -> None:
+        super().__init__(f"{capability} failed: {failure.message or pb.FailureKind.Name(failure.kind)}", failure)
+        again = failure.retryable and failure.kind in (pb.FAILURE_KIND_TRANSIENT, pb.FAILURE_KIND_LOST)
+        self.kind = pb.FAILURE_KIND_TRANSIENT if again else pb.FAILURE_KIND_PERMANENT
+        self.field = ""
+
+
+class RunFailed(RecordedFailure):
+    """A run ended FAILED or CANCELLED, or has not ended."""
+
+
+def failure_of(error: BaseException) -> pb.Failure:
+    """The record of what a handler raised, cut to the contract's limits."""
+    if isinstance(error, TaskFailure):
+        cause = error.__cause__
+        return pb.Failure(
+            kind=error.kind,
+            message=error.message[:_MESSAGE],
+            code=error.code[:_CODE],
+            retryable=error.retryable,
+            field=error.field[:_FIELD],
+            cause=_trace(cause) if cause is not None else "",
+        )
+    name = type(error).__name__
+    return pb.Failure(
+        kind=pb.FAILURE_KIND_TRANSIENT,
+        message=(f"{name}: {error}" if str(error) else name)[:_MESSAGE],
+        retryable=True,
+        cause=_trace(error),
+    )
+
+
+def _trace(error: BaseException) -> str:
+    # The end of a traceback says most; a long one loses its beginning.
+    return "".join(traceback.format_exception(error))[-_CAUSE:]

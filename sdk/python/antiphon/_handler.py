@@ -1,0 +1,181 @@
+"""A user's function as the worker sees it: what to announce, how to make its argument, what to do with its result.
+
+Everything that can be wrong with a function is found when it is decorated, before any task arrives.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from antiphon.v1 import capability_pb2
+from antiphon.v1.payload_pb2 import Payload
+
+from . import _json
+from ._context import TaskContext, value_of
+from ._convert import Mismatch
+from ._failures import InvalidInput, InvalidOutput
+from ._schema import Codec, codec
+
+Effect = Literal["pure", "read", "write", "egress"]
+Schema = str | Mapping[str, Any]
+
+_CAPABILITY = re.compile(r"([a-z][a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63}){0,7})@([0-9]{1,6}(?:\.[0-9]{1,6}){0,2})")
+_DESCRIPTION = 2048
+_SCHEMA = 32768
+_EFFECTS = {
+    None: capability_pb2.EFFECT_UNSPECIFIED,
+    "pure": capability_pb2.EFFECT_PURE,
+    "read": capability_pb2.EFFECT_READ,
+    "write": capability_pb2.EFFECT_WRITE,
+    "egress": capability_pb2.EFFECT_EGRESS,
+}
+_ANYTHING = codec(Any)
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One capability and the function behind it."""
+
+    capability: capability_pb2.Capability
+    function: Callable[..., Any]
+    takes_input: bool
+    takes_context: str
+    """Name of the context parameter; empty when there is none."""
+    plain: bool
+    """A plain function, to be called in a thread."""
+    decode: Callable[[Any], Any] | None
+    """None: the input is handed over as the payload it came in."""
+    encode: Callable[[Any], Any]
+
+    def call(self, context: TaskContext) -> Any:
+        """Call the function: its result, or for an async function its coroutine. Raises `InvalidInput`."""
+        keywords = {self.takes_context: context} if self.takes_context else {}
+        if not self.takes_input:
+            return self.function(**keywords)
+        if self.decode is None:
+            return self.function(context.input, **keywords)
+        try:
+            argument = self.decode(value_of(context.input))
+        except Mismatch as error:
+            raise InvalidInput(str(error), field=error.pointer) from error.__cause__
+        except ValueError as error:
+            raise InvalidInput(str(error)) from None
+        except RecursionError:
+            raise InvalidInput("the value is nested too deeply") from None
+        return self.function(argument, **keywords)
+
+    def output(self, result: Any, limit: int) -> bytes | Payload:
+        """What to answer; `limit` is the largest inline payload in bytes. Raises `InvalidOutput`."""
+        if isinstance(result, Payload):
+            data: bytes | Payload = result
+            size = len(result.inline)
+        else:
+            try:
+                data = _json.dumps(self.encode(result))
+            except Mismatch as error:
+                raise InvalidOutput(str(error), field=error.pointer) from None
+            except (ValueError, TypeError) as error:
+                raise InvalidOutput(str(error)) from None
+            except RecursionError:
+                raise InvalidOutput("the value is nested too deeply") from None
+            size = len(data)
+        if size > limit:
+            raise InvalidOutput(
+                f"the output has {size} bytes, larger than {limit} bytes; return less, or upload it with "
+                "Client.upload_payload and return the antiphon.Payload that it answers"
+            )
+        return data
+
+
+def handler_of(
+    function: Callable[..., Any],
+    name: str,
+    *,
+    description: str | None,
+    effect: Effect | None,
+    idempotent: bool,
+    clearance: Sequence[str],
+    cost: float,
+    expected_latency: timedelta | None,
+    input_schema: Schema | None,
+    output_schema: Schema | None,
+) -> Handler:
+    """Inspect a function. Raises `TypeError` or `ValueError` that says what to write instead."""
+    match = _CAPABILITY.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is not a capability; write a dotted name and a version, such as 'text.summarize@1'")
+    if effect not in _EFFECTS:
+        raise ValueError(f"effect {effect!r} must be one of pure, read, write, egress")
+    if isinstance(clearance, str):
+        raise TypeError("clearance must be a list of label keys, not one string")
+    hints = _hints(function)
+    parameters = list(inspect.signature(function).parameters.values())
+    context = next((one.name for one in parameters if hints.get(one.name) is TaskContext), "")
+    inputs = [one for one in parameters if one.name != context]
+    if len(inputs) > 1 or any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in inputs):
+        raise TypeError(f"{_of(function)} must take one input; put several values into a dataclass or TypedDict")
+    if inputs and inputs[0].kind is inputs[0].KEYWORD_ONLY:
+        raise TypeError(f"{_of(function)} must take its input by position")
+    into = _codec(function, "the input", hints.get(inputs[0].name, Any) if inputs else Any)
+    out_of = _codec(function, "the output", hints.get("return", Any))
+    capability = capability_pb2.Capability(
+        name=match[1],
+        version=match[2],
+        description=(inspect.getdoc(function) or "" if description is None else description)[:_DESCRIPTION],
+        input_schema=_text(input_schema, into),
+        output_schema=_text(output_schema, out_of),
+        effect=_EFFECTS[effect],
+        idempotent=idempotent,
+        clearance=clearance,
+        cost=cost,
+    )
+    for schema in (capability.input_schema, capability.output_schema):
+        if len(schema) > _SCHEMA:
+            raise ValueError(f"a schema of {name} has {len(schema)} characters; at most {_SCHEMA} are allowed")
+    if expected_latency is not None:
+        capability.expected_latency.FromTimedelta(expected_latency)
+    return Handler(
+        capability,
+        function,
+        takes_input=bool(inputs),
+        takes_context=context,
+        plain=not inspect.iscoroutinefunction(inspect.unwrap(function)),
+        decode=into.decode if into is not None else None,
+        encode=(out_of or _ANYTHING).encode,
+    )
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise TypeError(
+            f"an annotation of {_of(function)} is not known in its module: {error.name}; define it at module level"
+        ) from error
+
+
+def _codec(function: Callable[..., Any], what: str, annotation: Any) -> Codec | None:
+    """None for an annotation `Payload`: the envelope itself."""
+    if annotation is Payload:
+        return None
+    try:
+        return codec(annotation)
+    except TypeError as error:
+        raise TypeError(f"{what} of {_of(function)}: {error}") from error
+
+
+def _text(given: Schema | None, derived: Codec | None) -> str:
+    if given is None:
+        return derived.schema if derived is not None else ""
+    return given if isinstance(given, str) else json.dumps(given, separators=(",", ":"))
+
+
+def _of(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", repr(function))

@@ -1,0 +1,185 @@
+"""The Work stream of an agent to its sidecar, dialled again for as long as it breaks.
+
+One reader, one writer (two coroutines writing one stream kill it). Invariants: an outcome that could not be sent waits
+for the next stream; one that may have been lost with a stream is repeated when the attempt is assigned again, and not
+worked out again; a refusal that another try cannot change ends the worker with its error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+from datetime import timedelta
+from time import monotonic
+
+import grpc
+
+from antiphon.v1.agent_service_pb2 import AgentHello, Result, WorkRequest, WorkResponse
+from antiphon.v1.agent_service_pb2_grpc import AgentServiceStub
+from antiphon.v1.registry_pb2 import AgentDescription
+
+from ._attempts import Attempts
+from ._errors import AntiphonError, Remedy, from_rpc_error
+from ._handler import Handler
+from ._outbox import Outbox
+from ._reasons import Internal
+
+_PROTOCOL_VERSION = 1
+_HELLO, _WRITE, _CLOSE = 10.0, 60.0, 10.0
+_BACKOFF_FIRST, _BACKOFF_LAST = 0.05, 2.0
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.default_authority", "localhost"),  # else it is the escaped path, which some servers refuse
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel dials at once, whatever the backoff of the one before
+)
+_log = logging.getLogger("antiphon.agent")
+
+
+class Worker:
+    """Works for the sidecar at one socket. `run` is the whole life; `drain` lets it end. Make it on the event loop."""
+
+    def __init__(self, path: str, description: AgentDescription, handlers: Mapping[tuple[str, str], Handler]) -> None:
+        self._path = path
+        self._description = description
+        self._outbox = Outbox()
+        self._attempts = Attempts(handlers, self._outbox, description.concurrency)
+        self._recalled: Mapping[str, Result] = {}
+        self._draining = asyncio.Event()
+
+    async def run(self, grace: timedelta) -> None:
+        """Work until drained; attempts may go on for `grace` then. Raises the `AntiphonError` of a refusal."""
+        life = asyncio.create_task(self._stay_attached())
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            await asyncio.wait((life, draining), return_when=asyncio.FIRST_COMPLETED)
+            if not life.done():
+                await asyncio.wait((life,), timeout=grace.total_seconds())
+            if life.done():
+                await life
+            else:
+                _log.warning("%d attempts did not end within %s and are given up", len(self._attempts), grace)
+        finally:
+            await _ended(life, draining)
+            await self._attempts.stop()
+
+    def drain(self) -> None:
+        """Finish what was assigned, take no more; then `run` returns."""
+        self._draining.set()
+        self._outbox.drain()
+
+    async def _stay_attached(self) -> None:
+        failures = 0
+        while not (self._draining.is_set() and not self._attempts and self._outbox.empty):
+            began = monotonic()
+            try:
+                await self._attach()
+                trouble = "the sidecar ended the stream"
+            except grpc.aio.AioRpcError as broken:
+                error = from_rpc_error(broken)
+                if _is_final(error):
+                    raise error from None
+                trouble = error.message
+            except TimeoutError:
+                trouble = "the sidecar does not answer"
+            if self._draining.is_set() and not self._attempts:
+                break  # what could not be told is lost with this process in any case
+            failures = 0 if monotonic() - began > _BACKOFF_LAST else failures + 1
+            if failures <= 1:  # once, and not for every try
+                _log.warning("no stream at %s, dialling until there is one: %s", self._path, trouble)
+            await asyncio.sleep(min(_BACKOFF_LAST, _BACKOFF_FIRST * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1))
+
+    async def _attach(self) -> None:
+        """One stream, from hello to its end. Raises `AioRpcError`, or `TimeoutError` when the other side is stuck."""
+        self._recalled = self._outbox.recall()
+        async with grpc.aio.insecure_channel(f"unix:{self._path}", _OPTIONS) as channel:
+            stream = AgentServiceStub(channel).Work()  # type: ignore[call-arg]  # its types know no write()
+            async with asyncio.timeout(_HELLO):
+                hello = AgentHello(description=self._description, protocol_version=_PROTOCOL_VERSION)
+                await _send(stream, WorkRequest(hello=hello))
+                first = await stream.read()
+            if not isinstance(first, WorkResponse):
+                return
+            if first.welcome.inline_limit:
+                self._attempts.inline_limit = first.welcome.inline_limit
+            _log.info("attached as %s in namespace %s", first.welcome.agent, first.welcome.namespace)
+            self._outbox.reopen()
+            self._attempts.repeat_calls()
+            if self._draining.is_set():
+                self._outbox.drain()
+            reader = asyncio.create_task(self._read(stream, first))
+            writer = asyncio.create_task(self._write(stream))
+            try:
+                await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+                if not reader.done():  # everything is said, or nothing can be said any more; the reader knows which
+                    await asyncio.wait((reader,), timeout=_CLOSE)
+                if not reader.done():
+                    raise TimeoutError
+                await reader
+            finally:
+                await _ended(reader, writer)
+
+    async def _read(self, stream: grpc.aio.StreamStreamCall[WorkRequest, WorkResponse], first: WorkResponse) -> None:
+        closing: asyncio.Task[None] | None = None
+        try:
+            message: object = first
+            while isinstance(message, WorkResponse):
+                self._receive(message)
+                if message.drain and closing is None:
+                    closing = asyncio.create_task(self._close_when_idle())
+                message = await stream.read()
+        finally:
+            if closing is not None:
+                await _ended(closing)
+
+    def _receive(self, message: WorkResponse) -> None:
+        now = monotonic()
+        for assignment in message.assignments:
+            known = self._recalled.get(assignment.attempt_id) if self._recalled else None
+            if known is not None:
+                self._outbox.repeat(known)
+            else:
+                self._attempts.assign(assignment, now)
+        for cancel in message.cancels:
+            self._attempts.cancel(cancel.attempt_id)
+        for response in message.call_results:
+            self._attempts.answer(response)
+
+    async def _write(self, stream: grpc.aio.StreamStreamCall[WorkRequest, WorkResponse]) -> None:
+        while (request := await self._outbox.take()) is not None:
+            try:
+                async with asyncio.timeout(_WRITE):
+                    await _send(stream, request)
+            except BaseException:
+                self._outbox.put_back(request)
+                raise
+            self._outbox.sent(request)
+        await stream.done_writing()
+
+    async def _close_when_idle(self) -> None:
+        await self._attempts.idle()
+        self._outbox.close()
+
+
+async def _send(stream: grpc.aio.StreamStreamCall[WorkRequest, WorkResponse], request: WorkRequest) -> None:
+    try:
+        await stream.write(request)
+    except asyncio.InvalidStateError:  # gRPC's word for a stream that has ended; reading tells why
+        raise BrokenPipeError from None
+
+
+async def _ended(*tasks: asyncio.Task[object]) -> None:
+    """Cancel tasks and wait for their end; whoever wanted their outcome has it."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_final(error: AntiphonError) -> bool:
+    """Whether dialling again would be answered the same way. A bug of the sidecar may pass with its next start."""
+    if isinstance(error, Internal):
+        return False
+    if not error.reason:
+        return error.code is grpc.StatusCode.UNIMPLEMENTED  # something else listens on that socket
+    return error.remedy not in (None, Remedy.RETRY)
