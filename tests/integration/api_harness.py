@@ -37,8 +37,8 @@ IMAGE = Image.load()
 class SteppedClock:
     """Wall clock time that moves only when told; sleepers wake when their time has come."""
 
-    def __init__(self) -> None:
-        self.time = datetime.now(UTC)
+    def __init__(self, start: datetime) -> None:
+        self.time = start
         self._sleepers: list[tuple[datetime, asyncio.Future[None]]] = []
 
     def now(self) -> datetime:
@@ -64,9 +64,11 @@ class EchoRuns(run_service_pb2_grpc.RunServiceServicer):
     def __init__(self) -> None:
         self.fail: BaseException | None = None
         self.wait: asyncio.Event | None = None
+        self.entered = asyncio.Event()
         self.stream_ended = asyncio.Event()
 
     async def GetRun(self, request: Any, context: Any) -> run_service_pb2.GetRunResponse:
+        self.entered.set()
         if self.wait is not None:
             await self.wait.wait()
         if self.fail is not None:
@@ -105,6 +107,7 @@ class Running:
     runs: EchoRuns
     clock: SteppedClock
     metrics: Metrics
+    certificate: LiveCertificate
     channels: list[grpc.aio.Channel] = field(default_factory=list)
 
     @property
@@ -161,9 +164,11 @@ async def serving(
     services: Sequence[Register] = (),
     options: ServerOptions | None = None,
     development: bool = False,
+    address: str = "127.0.0.1:0",
+    start: datetime | None = None,
 ) -> AsyncIterator[Running]:
     """A server on two ports of the system's choice, stopped at the end."""
-    clock, metrics, runs = SteppedClock(), Metrics(), EchoRuns()
+    clock, metrics, runs = SteppedClock(start or datetime.now(UTC)), Metrics(), EchoRuns()
     source = IssuedHere(authority, Identity(DOMAIN, "system", Kind.ORCHESTRATOR, "one"), (), clock)
     certificate = LiveCertificate(source, source.renew, clock, metrics)
     parts = Parts(IMAGE, certificate, policy or CedarPolicies(dev_profile()), metrics, DOMAIN, development, clock)
@@ -171,7 +176,7 @@ async def serving(
     add_runs: Register = lambda server: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, server)  # noqa: E731
     server = ApiServer(
         parts,
-        address="127.0.0.1:0",
+        address=address,
         join_address="127.0.0.1:0",
         services=[add_runs, *services],
         options=limits,
@@ -179,7 +184,7 @@ async def serving(
     )
     await server.start()
     await server.set_serving(True)
-    running = Running(server, authority, runs, clock, metrics)
+    running = Running(server, authority, runs, clock, metrics, certificate)
     task = asyncio.create_task(server.run())
     try:
         yield running

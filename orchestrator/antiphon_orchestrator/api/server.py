@@ -69,7 +69,10 @@ class ServerOptions:
             ("grpc.max_connection_age_ms", _milliseconds(self.connection_age)),
             ("grpc.max_connection_age_grace_ms", _milliseconds(self.connection_grace)),
             ("grpc.keepalive_time_ms", _milliseconds(self.keepalive_interval)),
-            ("grpc.keepalive_timeout_ms", _milliseconds(self.keepalive_timeout)),
+            # What ends a connection whose ping is not answered; grpc.keepalive_timeout_ms has no effect (1.85).
+            ("grpc.http2.ping_timeout_ms", _milliseconds(self.keepalive_timeout)),
+            # Without it a connection that has no call is neither pinged nor allowed to ping.
+            ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(self.shortest_ping_interval)),
             # Two processes on one port would share its connections unnoticed.
             ("grpc.so_reuseport", 0),
