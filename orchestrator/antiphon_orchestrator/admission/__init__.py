@@ -1,0 +1,28 @@
+"""Admission: graphs are checked whole and compiled before anything runs.
+
+    compile_graph(graph) → Compiled(plan, warnings)   or   GraphInvalid with every mistake
+
+The plan carries the evaluator of its expressions. `SchemaSet` checks payloads against the schemas of capabilities and
+shares its memory of parsed payloads, `Values`, with the evaluators. Nothing here knows a store, a socket or a clock.
+"""
+
+from .compile import Compiled, compile_graph
+from .mistakes import Code, GraphInvalid, Mistake
+from .schemas import SchemaInvalid, SchemaSet, SchemaViolation, difference
+from .values import Values
+from .versions import Requirement, Version
+
+__all__ = [
+    "Code",
+    "Compiled",
+    "GraphInvalid",
+    "Mistake",
+    "Requirement",
+    "SchemaInvalid",
+    "SchemaSet",
+    "SchemaViolation",
+    "Values",
+    "Version",
+    "compile_graph",
+    "difference",
+]

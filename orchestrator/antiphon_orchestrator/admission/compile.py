@@ -1,0 +1,299 @@
+"""Admission: turns a graph into the engine's plan, or into the list of all its mistakes.
+
+Rules of single fields (lengths, patterns, ranges) were checked with the request; here is what a field rule cannot say:
+references, types, order, joins, schemas, and values that do not go together. Defaults are those of graph.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from antiphon.v1.graph_pb2 import Graph, GraphTask
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from ..engine.failure import FailureKind
+from ..engine.plan import OnFailure, Plan, RetryRule, TaskPlan
+from .evaluator import GraphEvaluator, TaskExpressions
+from .expression import Expression, ExpressionInvalid, Problem
+from .mapping import Mapping, MappingInvalid
+from .mistakes import Code, GraphInvalid, Mistake
+from .order import cycles, depths
+from .references import Names, unknown_task
+from .schemas import SchemaInvalid, compile_schema
+from .syntax import Path
+from .values import Values, decode_json
+from .versions import Requirement
+
+_Default = TypeVar("_Default", int, None)
+
+_SECOND = 1_000_000
+RUN_DEADLINE = 24 * 3600 * _SECOND
+TIMEOUT = SCHEDULE_TIMEOUT = 5 * 60 * _SECOND
+INITIAL_BACKOFF, MAX_BACKOFF, MULTIPLIER = _SECOND, 60 * _SECOND, 2.0
+DEFAULT_RETRY = (
+    RetryRule(frozenset({FailureKind.TRANSIENT, FailureKind.LOST}), 3, INITIAL_BACKOFF, MAX_BACKOFF, MULTIPLIER),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """An admitted graph. Warnings are things that will work but deserve a look."""
+
+    plan: Plan
+    warnings: tuple[Mistake, ...]
+
+
+def compile_graph(
+    graph: Graph, *, offered: Callable[[str], bool] | None = None, values: Values | None = None
+) -> Compiled:
+    """Compiles a graph whose fields passed validation; raises GraphInvalid with every mistake.
+
+    `offered` says whether some agent offers a task's capability now; without it nothing is said about that. `values`
+    is the memory of parsed payloads to share; without it the plan gets its own.
+    """
+    return _Compiler(graph, offered, values or Values()).compile()
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What is known about one task while the graph is compiled."""
+
+    when: Expression | None = None
+    for_each: Expression | None = None
+    input: Mapping | None = None
+    needs: set[int] = field(default_factory=set)
+    retry: tuple[RetryRule, ...] = DEFAULT_RETRY
+
+
+class _Compiler:
+    def __init__(self, graph: Graph, offered: Callable[[str], bool] | None, values: Values) -> None:
+        self._graph = graph
+        self._offered = offered
+        self._values = values
+        self._mistakes: list[Mistake] = []
+        self._warnings: list[Mistake] = []
+        self._index_of: dict[str, int] = {}
+        self._names = Names({}, True)
+        self._drafts = [_Draft() for _ in graph.tasks]
+
+    def compile(self) -> Compiled:
+        schema = self._check_schema()
+        self._check_ids()
+        self._names = Names({task.id: bool(task.for_each) for task in self._graph.tasks}, schema)
+        for index, task in enumerate(self._graph.tasks):
+            self._check_task(index, task)
+        output = self._compile_output()
+        self._check_order()
+        for index, task in enumerate(self._graph.tasks):
+            self._check_join(index, task)
+        if self._mistakes:
+            raise GraphInvalid(self._mistakes)
+        return Compiled(self._plan(output), tuple(self._warnings))
+
+    def _mistake(self, field: str, code: Code, message: str) -> None:
+        mistake = Mistake(field, message, code)
+        if mistake not in self._mistakes:
+            self._mistakes.append(mistake)
+
+    # -- the graph itself --------------------------------------------------------------------------------------------
+
+    def _check_schema(self) -> object:
+        text = self._graph.input_schema
+        if not text:
+            return True
+        try:
+            compile_schema(text)
+        except SchemaInvalid as error:
+            self._mistake("input_schema", Code.SCHEMA, str(error))
+            return True
+        return decode_json(text)
+
+    def _check_ids(self) -> None:
+        for index, task in enumerate(self._graph.tasks):
+            first = self._index_of.setdefault(task.id, index)
+            if first != index:
+                self._mistake(f"tasks[{index}].id", Code.DUPLICATE, f"the id {task.id!r} is taken by tasks[{first}]")
+
+    def _compile_output(self) -> Mapping | None:
+        if not self._graph.output:
+            return None
+        mapping = self._mapping("output", self._graph.output)
+        if mapping is not None:
+            named = self._references("output", mapping.references, members=False)
+            if not named and not any(path[0] == "tasks" for path in mapping.references):
+                message = "refers to no task; every run answers without its tasks' results"
+                self._warnings.append(Mistake("output", message, Code.VALUE))
+        return mapping
+
+    def _check_order(self) -> None:
+        tasks = self._graph.tasks
+        for ring in cycles({index: sorted(draft.needs) for index, draft in enumerate(self._drafts)}):
+            names = " → ".join(tasks[index].id for index in [*ring, ring[0]])
+            self._mistake(f"tasks[{ring[0]}].needs", Code.CYCLE, f"tasks wait for each other: {names}")
+
+    # -- one task ----------------------------------------------------------------------------------------------------
+
+    def _check_task(self, index: int, task: GraphTask) -> None:
+        path, draft = f"tasks[{index}]", self._drafts[index]
+        self._check_capability(f"{path}.capability", task.capability)
+        for place, need in enumerate(task.needs):
+            self._check_need(f"{path}.needs[{place}]", index, task, need)
+        draft.when = self._expression(f"{path}.when", task.when, "BOOL", "a condition is true or false")
+        draft.for_each = self._expression(f"{path}.for_each", task.for_each, "LIST", "for_each takes a list")
+        draft.input = self._mapping(f"{path}.input", task.input) if task.input else None
+        for name, part in (("when", draft.when), ("for_each", draft.for_each), ("input", draft.input)):
+            if part is not None:
+                members = name == "input" and bool(task.for_each)
+                for need in self._references(f"{path}.{name}", part.references, members):
+                    self._check_need(f"{path}.{name}", index, task, need)
+        draft.retry = self._retry(path, task)
+
+    def _check_capability(self, path: str, capability: str) -> None:
+        try:
+            Requirement.parse(capability)
+        except ValueError as error:
+            self._mistake(path, Code.VALUE, str(error))
+            return
+        if self._offered is not None and not self._offered(capability):
+            message = f"nobody offers {capability} now; the task will wait for an agent up to its schedule_timeout"
+            self._warnings.append(Mistake(path, message, Code.VALUE))
+
+    def _check_need(self, path: str, index: int, task: GraphTask, need: str) -> None:
+        if need not in self._index_of:
+            self._mistake(path, Code.UNKNOWN_REFERENCE, unknown_task(need, self._index_of))
+        elif need == task.id:
+            self._mistake(path, Code.CYCLE, f"the task {need!r} waits for itself")
+        else:
+            self._drafts[index].needs.add(self._index_of[need])
+
+    def _retry(self, path: str, task: GraphTask) -> tuple[RetryRule, ...]:
+        rules: list[RetryRule] = []
+        seen: dict[int, int] = {}
+        for place, rule in enumerate(task.retry):
+            for kind in rule.kinds:
+                if seen.setdefault(kind, place) != place:
+                    message = f"{FailureKind(kind).name} is already in retry[{seen[kind]}], which applies"
+                    self._mistake(f"{path}.retry[{place}].kinds", Code.DUPLICATE, message)
+            initial = _microseconds(rule, "initial_backoff", INITIAL_BACKOFF)
+            longest = _microseconds(rule, "max_backoff", MAX_BACKOFF)
+            if initial > longest:
+                absent = "" if rule.HasField("max_backoff") else ", which is 60 s when absent"
+                message = f"is longer than max_backoff{absent}"
+                self._mistake(f"{path}.retry[{place}].initial_backoff", Code.VALUE, message)
+            kinds = frozenset(FailureKind(kind) for kind in rule.kinds)
+            rules.append(RetryRule(kinds, rule.max_attempts, initial, longest, rule.multiplier or MULTIPLIER))
+        return tuple(rules) or DEFAULT_RETRY
+
+    def _check_join(self, index: int, task: GraphTask) -> None:
+        rule, needs = task.join.WhichOneof("rule"), len(self._drafts[index].needs)
+        path = f"tasks[{index}].join"
+        if rule in ("any", "at_least") and needs == 0:
+            self._mistake(path, Code.IMPOSSIBLE_JOIN, "there is nothing to join: the task has no needs")
+        elif rule == "at_least" and task.join.at_least > needs:
+            message = f"asks for {task.join.at_least} needs; the task has {needs}"
+            self._mistake(f"{path}.at_least", Code.IMPOSSIBLE_JOIN, message)
+
+    # -- expressions -------------------------------------------------------------------------------------------------
+
+    def _expression(self, path: str, text: str, wanted: str, rule: str) -> Expression | None:
+        if not text:
+            return None
+        if text.lstrip().startswith("${"):
+            self._mistake(path, Code.EXPRESSION, "is an expression already; write it without ${ and }")
+            return None
+        try:
+            expression = Expression(text)
+        except ExpressionInvalid as invalid:
+            self._problems(path, invalid.problems)
+            return None
+        if expression.result != "DYN" and expression.result.partition("<")[0] != wanted:
+            self._mistake(path, Code.TYPE, f"gives {expression.result.lower()}; {rule}")
+        return expression
+
+    def _mapping(self, path: str, text: str) -> Mapping | None:
+        try:
+            return Mapping(text)
+        except MappingInvalid as invalid:
+            self._problems(path, invalid.problems)
+            return None
+
+    def _problems(self, path: str, problems: Iterable[Problem]) -> None:
+        for problem in problems:
+            self._mistake(path, problem.code, problem.message)
+
+    def _references(self, path: str, references: Iterable[Path], members: bool) -> list[str]:
+        """Checks the references and returns the ids of the tasks that are rightly named."""
+        named: list[str] = []
+        for reference in references:
+            problem = self._names.check(reference, members)
+            if problem is not None:
+                self._mistake(path, problem.code, problem.message)
+            elif reference[0] == "tasks":
+                named.append(reference[1])
+        return named
+
+    # -- the plan ----------------------------------------------------------------------------------------------------
+
+    def _plan(self, output: Mapping | None) -> Plan:
+        graph = self._graph
+        needs = {index: sorted(draft.needs) for index, draft in enumerate(self._drafts)}
+        dependents: dict[int, list[int]] = {index: [] for index in needs}
+        for index, before in needs.items():
+            for need in before:
+                dependents[need].append(index)
+        depth = depths(needs)
+        expressions = [TaskExpressions(draft.when, draft.for_each, draft.input) for draft in self._drafts]
+        tasks = tuple(
+            TaskPlan(
+                index=index,
+                id=task.id,
+                capability=task.capability,
+                needs=tuple(needs[index]),
+                dependents=tuple(dependents[index]),
+                join=_join(task, len(needs[index])),
+                conditional=bool(task.when),
+                fan_out=bool(task.for_each),
+                retry=self._drafts[index].retry,
+                timeout=_microseconds(task, "timeout", TIMEOUT),
+                deadline=_microseconds(task, "deadline", None),
+                schedule_timeout=_microseconds(task, "schedule_timeout", SCHEDULE_TIMEOUT),
+                priority=task.priority,
+                on_failure=OnFailure(task.on_failure or OnFailure.FAIL),
+                agent_labels=tuple(sorted(task.constraints.agent_labels.items())),
+                max_cost=task.constraints.max_cost,
+                references=expressions[index].references(),
+                depth=depth[index],
+            )
+            for index, task in enumerate(graph.tasks)
+        )
+        sinks = [task.index for task in tasks if not task.dependents]
+        return Plan(
+            name=graph.name,
+            version=graph.version,
+            tasks=tasks,
+            roots=tuple(task.index for task in tasks if not task.needs),
+            deadline=_microseconds(graph, "deadline", RUN_DEADLINE),
+            evaluator=GraphEvaluator([task.id for task in tasks], expressions, output, sinks, self._values),
+            index_of=self._index_of,
+        )
+
+
+def _join(task: GraphTask, needs: int) -> int:
+    match task.join.WhichOneof("rule"):
+        case "any":
+            return 1
+        case "at_least":
+            return task.join.at_least
+        case _:
+            return needs
+
+
+def _microseconds(message: Message, name: str, default: _Default) -> int | _Default:
+    """A duration field in microseconds; the default when it is absent."""
+    if not message.HasField(name):
+        return default
+    duration: Duration = getattr(message, name)
+    return duration.seconds * _SECOND + duration.nanos // 1000

@@ -1,0 +1,254 @@
+"""Answers the expressions of one compiled graph for the engine: conditions, inputs, fan-outs and the run's output.
+
+Pure CPU, no state of a run except the lists of fan-outs that are being given to the engine in chunks. Every method
+raises EvaluationFailed and nothing else. A payload that is made here carries the labels of all that went into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from antiphon.v1.payload_pb2 import Label, Payload
+
+from ..engine.plan import EvaluationFailed, View
+from .expression import Expression, Lookup, kind_of, path_text, source_of
+from .mapping import Mapping
+from .syntax import Path
+from .values import MAX_INLINE_BYTES, Known, Unusable, Values, encode_json, inline_bytes
+
+MAX_OPEN_LISTS = 64
+MAX_LABELS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TaskExpressions:
+    """The expressions of one task; None where its graph has none."""
+
+    when: Expression | None
+    for_each: Expression | None
+    input: Mapping | None
+
+    def references(self) -> tuple[str, ...]:
+        """The field and path of every reference, such as "when tasks.a.output.ok", sorted within each field.
+
+        The fields `when` and `for_each` are control inputs: that the task runs at all tells something about them.
+        """
+        fields = (("when", self.when), ("for_each", self.for_each), ("input", self.input))
+        return tuple(f"{name} {path_text(path)}" for name, part in fields if part for path in part.references)
+
+
+@dataclass(frozen=True, slots=True)
+class _Items:
+    """The list of a fan-out: whole payloads when it is another fan-out's output, otherwise values and their labels."""
+
+    payloads: Sequence[bytes] | None
+    values: Sequence[object]
+    labels: tuple[Label, ...]
+    item_size: int
+
+    def __len__(self) -> int:
+        return len(self.values if self.payloads is None else self.payloads)
+
+
+class GraphEvaluator:
+    """Implements engine.plan.Evaluator."""
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        tasks: Sequence[TaskExpressions],
+        output: Mapping | None,
+        sinks: Sequence[int],
+        values: Values,
+    ) -> None:
+        """`ids` and `tasks` in the order of the graph; without `output` the sinks' outputs are the run's, by id."""
+        self._ids = tuple(ids)
+        self._index_of = {id: index for index, id in enumerate(ids)}
+        self._tasks = tuple(tasks)
+        self._output = output
+        self._sinks = tuple(sinks)
+        self._values = values
+        self._open: dict[tuple[str, int], _Items] = {}
+
+    def when(self, task: int, view: View) -> bool:
+        """The task's condition."""
+        expression = self._tasks[task].when
+        try:
+            value = True if expression is None else expression.evaluate(self._lookup(view))
+        except Unusable as error:
+            raise EvaluationFailed("when", str(error)) from None
+        if not isinstance(value, bool):
+            raise EvaluationFailed("when", f"gives {kind_of(value)}, not true or false")
+        return value
+
+    def input(self, task: int, view: View) -> bytes:
+        """The task's input as a serialised Payload; b"" is null."""
+        mapping = self._tasks[task].input
+        try:
+            return b"" if mapping is None else self._render(mapping, view, None, 0)
+        except Unusable as error:
+            raise EvaluationFailed("input", str(error)) from None
+
+    def members(self, task: int, view: View, first: int, limit: int) -> tuple[int, list[bytes]]:
+        """Number of members of a fan-out and the inputs of members first … first+limit-1, counted from 1.
+
+        The list is evaluated with the first chunk and kept until the last, so that all chunks see the same one even
+        when more of a join's needs end meanwhile.
+        """
+        key = (view.run_id, task)
+        items = None if first == 1 else self._open.get(key)
+        try:
+            if items is None:
+                items = self._items(task, view)
+        except Unusable as error:
+            raise EvaluationFailed("for_each", str(error)) from None
+        last = min(len(items), first + limit - 1)
+        try:
+            inputs = [self._member_input(task, view, items, index) for index in range(first - 1, last)]
+        except Unusable as error:
+            raise EvaluationFailed("input", str(error)) from None
+        self._open.pop(key, None)
+        if last < len(items):
+            if len(self._open) >= MAX_OPEN_LISTS:
+                del self._open[next(iter(self._open))]
+            self._open[key] = items
+        return len(items), inputs
+
+    def output(self, view: View) -> bytes:
+        """The run's output as a serialised Payload."""
+        try:
+            if self._output is not None:
+                return self._render(self._output, view, None, 0)
+            lookup = self._lookup(view)
+            sources: list[Path] = [("tasks", self._ids[sink], "output") for sink in self._sinks]
+            found = {source[1]: lookup(source) for source in sources}
+            if sum(size for _, size in found.values()) > MAX_INLINE_BYTES:
+                raise Unusable(f"is larger than {MAX_INLINE_BYTES} bytes; give the graph an output that selects less")
+            text = encode_json({id: value for id, (value, _) in found.items()})
+            return _payload(inline_bytes(text), self._labels(sources, view, None))
+        except Unusable as error:
+            raise EvaluationFailed("output", str(error)) from None
+
+    def _items(self, task: int, view: View) -> _Items:
+        expression = self._tasks[task].for_each
+        if expression is None:
+            raise Unusable("is not set")
+        pure = expression.pure
+        if pure is not None and pure == source_of(pure) and pure[0] == "tasks" and pure[2] == "output":
+            outputs = view.output(self._index_of[pure[1]])
+            if isinstance(outputs, list):
+                return _Items(outputs, (), (), 0)
+        lookup = self._lookup(view)
+        value = expression.evaluate(lookup)
+        if not isinstance(value, list):
+            raise Unusable(f"gives {kind_of(value)}, not a list")
+        size = sum(lookup(source)[1] for source in {source_of(path) for path in expression.references})
+        return _Items(None, value, self._labels(expression.references, view, None), size // max(1, len(value)))
+
+    def _member_input(self, task: int, view: View, items: _Items, index: int) -> bytes:
+        mapping = self._tasks[task].input
+        if mapping is not None:
+            return self._render(mapping, view, items, index)
+        if items.payloads is not None:
+            return items.payloads[index]
+        return _payload(inline_bytes(encode_json(items.values[index])), items.labels)
+
+    def _render(self, mapping: Mapping, view: View, items: _Items | None, index: int) -> bytes:
+        if mapping.source is not None:
+            whole = self._whole(mapping.source, view, items, index)
+            if whole is not None:
+                return whole
+        data = mapping.render(self._lookup(view, items, index))
+        return _payload(data, self._labels(mapping.references, view, items, index))
+
+    def _whole(self, source: Path, view: View, items: _Items | None, index: int) -> bytes | None:
+        """The payload that a source is, untouched; None when it has to be made from values."""
+        if source == ("input",):
+            return view.input
+        if source == ("item",) and items is not None and items.payloads is not None:
+            return items.payloads[index]
+        if source[0] == "tasks" and source[2] == "output":
+            output = view.output(self._index_of[source[1]])
+            return b"" if output is None else output if isinstance(output, bytes) else None
+        return None
+
+    def _lookup(self, view: View, items: _Items | None = None, index: int = 0) -> Lookup:
+        def lookup(source: Path) -> tuple[object, int]:
+            match source:
+                case ("input",):
+                    return self._value(view.input, source)
+                case ("item",) if items is not None:
+                    if items.payloads is not None:
+                        return self._value(items.payloads[index], source)
+                    return items.values[index], items.item_size
+                case ("index",) if items is not None:
+                    return index, 0
+                case ("tasks", id, "output"):
+                    output = view.output(self._index_of[id])
+                    if isinstance(output, list):
+                        members = [self._value(member, source) for member in output]
+                        return [value for value, _ in members], sum(size for _, size in members)
+                    return self._value(output or b"", source)
+                case ("tasks", id, "state"):
+                    return view.state(self._index_of[id]), 0
+                case ("tasks", id, "failure"):
+                    failure = view.failure(self._index_of[id])
+                    return (None if failure is None else {"kind": failure[0], "message": failure[1]}), 0
+                case _:
+                    raise Unusable(f"{path_text(source)} is not known here")
+
+        return lookup
+
+    def _value(self, data: bytes, source: Path) -> tuple[object, int]:
+        if not data:
+            return None, 0
+        known = self._values.known(data)
+        try:
+            return known.value, known.size
+        except Unusable as error:
+            raise Unusable(f"{path_text(source)} {error}") from None
+
+    def _labels(
+        self, references: Iterable[Path], view: View, items: _Items | None, index: int = 0
+    ) -> tuple[Label, ...]:
+        """The labels of everything referred to, each key and value once."""
+        joined: dict[tuple[str, str], Label] = {}
+        for path in references:
+            source = source_of(path)
+            if source == ("item",) and items is not None and items.payloads is None:
+                joined.update(((label.key, label.value), label) for label in items.labels)
+                continue
+            for data in self._payloads(source, view, items, index):
+                for label in _labels_of(self._values.known(data), path[len(source) :]):
+                    joined.setdefault((label.key, label.value), label)
+        if len(joined) > MAX_LABELS:
+            raise Unusable(f"joins {len(joined)} labels; {MAX_LABELS} is the most a payload carries")
+        return tuple(joined.values())
+
+    def _payloads(self, source: Path, view: View, items: _Items | None, index: int) -> Iterable[bytes]:
+        if source == ("input",):
+            return (view.input,)
+        if source == ("item",) and items is not None and items.payloads is not None:
+            return (items.payloads[index],)
+        if source[0] == "tasks" and source[2] == "output":
+            output = view.output(self._index_of[source[1]])
+            return output if isinstance(output, list) else (output or b"",)
+        return ()
+
+
+def _labels_of(known: Known, inside: Path) -> Iterable[Label]:
+    """Labels of the payload and of those of its parts that overlap with the path inside it.
+
+    A part of a fan-out's list is not told apart: the pointer of a member's label begins inside the member.
+    """
+    payload = known.payload
+    yield from payload.labels
+    for part in payload.field_labels:
+        names = [name.replace("~1", "/").replace("~0", "~") for name in part.pointer.split("/")[1:]]
+        if all(name == step for name, step in zip(names, inside, strict=False)):
+            yield from part.labels
+
+
+def _payload(data: bytes, labels: Iterable[Label]) -> bytes:
+    return Payload(inline=data, labels=labels).SerializeToString()

@@ -1,0 +1,260 @@
+"""Expressions: CEL over input, tasks, item and index, compiled once and evaluated within limits.
+
+cel_expr_python is hidden behind `Expression` for three reasons: its run-time errors come back as values that are true
+in Python, so the type of every result is checked here; it converts whatever is bound, so only the parts that an
+expression refers to are bound; and it has no memory limit, and its map and filter copy their result for every item, so
+an evaluation whose result could grow too large is refused before it starts.
+
+A plain chain of selections, the usual case, is answered without CEL and with the same result. The one difference is
+that an integer beyond 64 bits, which CEL cannot hold, passes through unharmed.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from math import isfinite
+
+from cel_expr_python import cel
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from .mistakes import Code, did_you_mean
+from .syntax import ROOTS, Facts, Path, facts_of
+from .values import Unusable
+
+MAX_LENGTH = 4096
+MAX_BOUND_BYTES = 1024 * 1024
+MAX_LOOP_ITEMS = 2000  # a map over 2,000 items takes some 60 ms and 60 MB, four times that for twice as many
+MAX_GROWN_BYTES = 128 * 1024 * 1024
+ITERATION_BUDGET = 10_000  # cel-cpp's own, over all macros of one evaluation
+
+Lookup = Callable[[Path], tuple[object, int]]
+"""Gives the value of a source and its size in bytes of JSON; raises Unusable. A source is the start of a path that
+names a whole value: input, item, index, or tasks.ID.output, tasks.ID.state, tasks.ID.failure."""
+
+_ENVIRONMENT = cel.NewEnv(
+    variables={"input": cel.Type.DYN, "tasks": cel.Type.DYN, "item": cel.Type.DYN, "index": cel.Type.INT}
+)
+_REPORT = re.compile(r"^(?:INVALID_ARGUMENT: )?ERROR: <input>:(-?\d+):(-?\d+): (.*)$", re.MULTILINE)
+_STATUS = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$")
+_UNDECLARED = re.compile(r"undeclared reference to '([^']*)'")
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with an expression; the message says where in it, counted from 1."""
+
+    code: Code
+    message: str
+
+
+class ExpressionInvalid(Exception):
+    """The expression is refused; all problems that the compiler reports."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems))
+        self.problems = problems
+
+
+def source_of(path: Path) -> Path:
+    """The start of a path that names a whole value."""
+    return path[:3] if path[0] == "tasks" else path[:1]
+
+
+def path_text(path: Iterable[str]) -> str:
+    """The path as an author writes it."""
+    first, *rest = path
+    return first + "".join(f".{name}" if _PLAIN.fullmatch(name) else f"[{name!r}]" for name in rest)
+
+
+class Expression:
+    """A compiled expression. `references` are the longest static paths in it, sorted; `result` is its static type,
+    "DYN" when only the values decide."""
+
+    __slots__ = ("_bound", "_facts", "_program", "pure", "references", "result", "text")
+
+    def __init__(self, text: str) -> None:
+        """Compiles; raises ExpressionInvalid."""
+        if len(text) > MAX_LENGTH:
+            raise ExpressionInvalid([Problem(Code.EXPRESSION, f"is longer than {MAX_LENGTH} characters")])
+        try:
+            self._program = _ENVIRONMENT.compile(text)
+        except RuntimeError as error:
+            raise ExpressionInvalid(_problems(str(error))) from None
+        self._facts: Facts = facts_of(self._program.serialize())
+        self.text = text
+        self.result: str = self._program.return_type().name()
+        self.pure = self._facts.pure
+        self.references = tuple(sorted(self._facts.references))
+        whole = self._facts.references
+        self._bound = [
+            (source_of(path), path)
+            for path in self.references
+            if not any(path[:length] in whole for length in range(1, len(path)))
+        ]
+
+    def evaluate(self, lookup: Lookup) -> object:
+        """The value, as JSON holds it: timestamps and durations as protobuf's JSON writes them, bytes in base64.
+
+        Raises Unusable for a missing field, a wrong type, any other run-time error, and anything beyond the limits.
+        """
+        if self.pure is not None:
+            source = source_of(self.pure)
+            value, _ = lookup(source)
+            for place in range(len(source), len(self.pure)):
+                value = _select(value, self.pure, place)
+            return value
+        bindings = self._bind(lookup)
+        try:
+            result = self._program.eval(data=bindings)
+        except RuntimeError as error:
+            raise Unusable(_STATUS.sub("", str(error))[:500]) from None
+        kind = result.type()
+        if kind == cel.Type.ERROR or kind == cel.Type.UNKNOWN:
+            raise Unusable(_STATUS.sub("", str(result.value()))[:500])
+        return _jsonable(result.plain_value())
+
+    def _bind(self, lookup: Lookup) -> dict[str, object]:
+        """Nested maps with what the paths select and nothing else; a field that is missing stays missing."""
+        bindings: dict[str, object] = {}
+        sources: set[Path] = set()
+        size = widest = 0
+        for source, path in self._bound:
+            value, bytes_bound = lookup(source)
+            if source not in sources:
+                sources.add(source)
+                size += bytes_bound
+            value = _place(bindings, source, path, value)
+            if self._facts.loops:
+                widest = max(widest, _widest(value))
+        if size > MAX_BOUND_BYTES:
+            raise Unusable(f"reads {size} bytes; {MAX_BOUND_BYTES} is the limit of one expression")
+        self._check_growth(size, widest)
+        return bindings
+
+    def _check_growth(self, size: int, widest: int) -> None:
+        facts = self._facts
+        wider = 2 ** min(facts.range_copies, 32)
+        if facts.loops and widest * wider > MAX_LOOP_ITEMS:
+            raise Unusable(f"walks over more than {MAX_LOOP_ITEMS} items; use for_each")
+        rounds = 1 if facts.loops == 0 else widest * wider if facts.loops == 1 else ITERATION_BUDGET
+        if size * (1 + facts.copies) * wider * rounds > MAX_GROWN_BYTES:
+            raise Unusable("could give a result far larger than a payload may be; use for_each")
+
+
+def _select(value: object, path: Path, place: int) -> object:
+    if not isinstance(value, dict):
+        raise Unusable(f"{path_text(path[:place])} is {kind_of(value)} and has no field {path[place]!r}")
+    try:
+        return value[path[place]]
+    except KeyError:
+        raise Unusable(f"{path_text(path[:place])} has no field {path[place]!r}") from None
+
+
+def _place(bindings: dict[str, object], source: Path, path: Path, value: object) -> object:
+    """Puts what the path selects from a source's value into the bindings, and returns it."""
+    target, name = bindings, path[0]
+    for place in range(1, len(path)):
+        if place >= len(source):
+            if not isinstance(value, dict):
+                break  # CEL refuses the selection, or `has` answers
+            found = path[place] in value
+        inner = target.setdefault(name, {})
+        assert isinstance(inner, dict)  # paths that go on are never inside one that ends: __init__ leaves those out
+        target, name = inner, path[place]
+        if place >= len(source):
+            if not found:
+                return None
+            assert isinstance(value, dict)
+            value = value[name]
+    target[name] = value
+    return value
+
+
+def _widest(value: object) -> int:
+    """Number of items of the largest list or map inside the value."""
+    widest = 0
+    open_values = [value]
+    while open_values:
+        here = open_values.pop()
+        if isinstance(here, dict):
+            widest = max(widest, len(here))
+            open_values.extend(here.values())
+        elif isinstance(here, list):
+            widest = max(widest, len(here))
+            open_values.extend(here)
+    return widest
+
+
+def kind_of(value: object) -> str:
+    """What JSON calls the value's type, with its article."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a bool"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _jsonable(value: object) -> object:
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not isfinite(value):
+            raise Unusable("gives a number that JSON has no form for")
+        return value
+    if isinstance(value, list):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, dict):
+        fields = {_key(key): _jsonable(item) for key, item in value.items()}
+        if len(fields) != len(value):
+            raise Unusable("gives a map with two keys that JSON writes alike")
+        return fields
+    if isinstance(value, bytearray | bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, datetime):
+        moment = Timestamp()
+        moment.FromDatetime(value)
+        return moment.ToJsonString()
+    if isinstance(value, timedelta):
+        span = Duration()
+        span.FromTimedelta(value)
+        return span.ToJsonString()
+    raise Unusable("gives a value that JSON has no form for")
+
+
+def _key(key: object) -> str:
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    return str(key)
+
+
+def _problems(report: str) -> list[Problem]:
+    """The compiler's report, one problem a line, in our words."""
+    found = [
+        _problem(int(line), int(column), message.removesuffix(" [INVALID_ARGUMENT]"))
+        for line, column, message in _REPORT.findall(report)
+    ]
+    return found or [Problem(Code.EXPRESSION, _STATUS.sub("", report))]
+
+
+def _problem(line: int, column: int, message: str) -> Problem:
+    where = "" if line < 1 else f"column {column}: " if line == 1 else f"line {line}, column {column}: "
+    undeclared = _UNDECLARED.search(message)
+    if undeclared is not None:
+        name = undeclared[1]
+        hint = did_you_mean(name, ROOTS) or "; an expression knows input, tasks, and inside a for_each item and index"
+        return Problem(Code.UNKNOWN_REFERENCE, f"{where}unknown name {name!r}{hint}")
+    if message.startswith("Syntax error"):
+        message = message.partition(" expecting ")[0].replace("'<EOF>'", "its end")
+        return Problem(Code.EXPRESSION, f"{where}{message[0].lower()}{message[1:]}")
+    typed = "overload" in message or "operand" in message or "type" in message
+    return Problem(Code.TYPE if typed else Code.EXPRESSION, f"{where}{message}")

@@ -1,0 +1,73 @@
+"""What the references of an expression may name: tasks of the graph, the run's input, and the item of a fan-out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from .expression import Problem, path_text
+from .mistakes import Code, did_you_mean
+from .syntax import Path
+
+_TASK_FIELDS = ("output", "state", "failure")
+# Keywords beside which `properties` and `additionalProperties` no longer say everything about an object's fields.
+_OPEN = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "patternProperties", "dependentSchemas")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What is known in a graph: its tasks with whether each is a fan-out, and the schema of its input, if any."""
+
+    tasks: Mapping[str, bool]
+    input_schema: object
+
+    def check(self, path: Path, members: bool) -> Problem | None:
+        """What is wrong with a path; `members` says whether item and index exist where it stands."""
+        if path[0] in ("item", "index"):
+            if members:
+                return None
+            message = f"{path[0]} exists only in the input of a task with for_each"
+            return Problem(Code.UNKNOWN_REFERENCE, message)
+        if path[0] == "input":
+            return self._check_input(path)
+        return self._check_task(path)
+
+    def _check_task(self, path: Path) -> Problem | None:
+        if len(path) == 1:
+            message = "tasks can be used only as tasks.ID.output, .state or .failure: a task is named, not looked up"
+            return Problem(Code.EXPRESSION, message)
+        id = path[1]
+        if id not in self.tasks:
+            return Problem(Code.UNKNOWN_REFERENCE, unknown_task(id, self.tasks))
+        if len(path) == 2:
+            return Problem(Code.EXPRESSION, f"tasks.{id} is no value; write tasks.{id}.output, .state or .failure")
+        if path[2] not in _TASK_FIELDS:
+            hint = did_you_mean(path[2], _TASK_FIELDS) or f"; write tasks.{id}.output.{path[2]}"
+            return Problem(Code.UNKNOWN_REFERENCE, f"a task has no {path[2]!r}{hint}")
+        if path[2] == "output" and self.tasks[id] and len(path) > 3:
+            message = f"tasks.{id}.output is a list, because {id} has for_each; it has no field {path[3]!r}"
+            return Problem(Code.TYPE, message)
+        if path[2] == "state" and len(path) > 3:
+            return Problem(Code.TYPE, f"tasks.{id}.state is a string; it has no field {path[3]!r}")
+        return None
+
+    def _check_input(self, path: Path) -> Problem | None:
+        """Follows the input's schema as long as it lists all fields of an object."""
+        schema = self.input_schema
+        for place in range(1, len(path)):
+            if not isinstance(schema, dict) or any(keyword in schema for keyword in _OPEN):
+                return None
+            properties = schema.get("properties", {})
+            if path[place] in properties:
+                schema = properties[path[place]]
+                continue
+            if schema.get("additionalProperties") is not False:
+                return None
+            message = f"{path_text(path[:place])} has no field {path[place]!r}, says input_schema"
+            return Problem(Code.TYPE, message + did_you_mean(path[place], properties))
+        return None
+
+
+def unknown_task(id: str, known: Iterable[str]) -> str:
+    """The message for a task that is not in the graph."""
+    return f"unknown task {id!r}{did_you_mean(id, known)}"

@@ -1,0 +1,143 @@
+"""JSON Schemas of capabilities and graphs: compiled once, checked on payloads, compared with each other.
+
+Schemas are read as draft 2020-12 and are closed: a reference to anything outside the schema is refused, since the
+library would fetch it otherwise. Patterns run on an engine of linear time. Messages never hold the value itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import jsonschema_rs
+
+from .expression import kind_of
+from .values import Unusable, Values, decode_json, encode_json
+
+_PATTERNS = jsonschema_rs.RegexOptions(size_limit=1024 * 1024, dfa_size_limit=1024 * 1024)
+
+
+class SchemaInvalid(Exception):
+    """The text is not a JSON Schema that can be used here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaViolation:
+    """Where a value breaks its schema, as a JSON pointer ("" is the whole value), and how."""
+
+    pointer: str
+    message: str
+
+
+def _refuse(uri: str) -> NoReturn:
+    raise ValueError("references outside the schema are refused; put the definition under $defs")
+
+
+def _pointer(path: list[str | int]) -> str:
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+
+
+def compile_schema(text: str) -> Any:
+    """The validator of a schema's text; raises SchemaInvalid."""
+    try:
+        schema = decode_json(text)
+    except Unusable as error:
+        raise SchemaInvalid(str(error)) from None
+    if not isinstance(schema, dict | bool):
+        raise SchemaInvalid(f"is not a JSON Schema: it is {kind_of(schema)}, not an object")
+    try:
+        return jsonschema_rs.Draft202012Validator(
+            schema, retriever=_refuse, pattern_options=_PATTERNS, validate_formats=False, mask="the value"
+        )
+    except (ValueError, TypeError) as error:  # ValidationError is a ValueError
+        message = getattr(error, "message", None) or str(error)
+        where = _pointer(getattr(error, "instance_path", []))
+        raise SchemaInvalid(f"is not a JSON Schema: {where + ': ' if where else ''}{message}"[:1000]) from None
+
+
+class SchemaSet:
+    """Validators by their schema's text; the least recently added go when there are too many."""
+
+    def __init__(self, values: Values, max_entries: int = 1024) -> None:
+        """`values` is shared with the evaluators, so that a payload is parsed once for both."""
+        self._values = values
+        self._max_entries = max_entries
+        self._validators: dict[str, Any] = {}
+
+    def add(self, text: str) -> None:
+        """Makes sure that the text is a usable schema; empty accepts anything. Raises SchemaInvalid."""
+        if text:
+            self._validator(text)
+
+    def check(self, text: str, payload: bytes) -> SchemaViolation | None:
+        """Checks a serialised Payload against a schema's text. Raises SchemaInvalid for a text that was never added.
+
+        A value that is kept by reference is not looked into.
+        """
+        if not text:
+            return None
+        known = self._values.known(payload)
+        if known.payload.HasField("blob"):
+            return None
+        try:
+            self._validator(text).validate(known.value)
+        except Unusable as error:
+            return SchemaViolation("", f"the value {error}")
+        except jsonschema_rs.ValidationError as error:
+            return SchemaViolation(_pointer(error.instance_path), error.message[:1000])
+        except ValueError as error:
+            return SchemaViolation("", str(error)[:1000])
+        return None
+
+    def _validator(self, text: str) -> Any:
+        validator = self._validators.get(text)
+        if validator is None:
+            validator = compile_schema(text)
+            if len(self._validators) >= self._max_entries:
+                del self._validators[next(iter(self._validators))]
+            self._validators[text] = validator
+        return validator
+
+
+def difference(a_text: str, b_text: str) -> str:
+    """What is first different between two schemas, for people; empty when they are equal as JSON.
+
+    Raises SchemaInvalid when one of them is not JSON.
+    """
+    try:
+        a, b = (decode_json(text) if text else True for text in (a_text, b_text))
+    except Unusable as error:
+        raise SchemaInvalid(str(error)) from None
+    return _difference(a, b, "")
+
+
+def _difference(a: object, b: object, pointer: str) -> str:
+    where = pointer or "the schema"
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in sorted(a.keys() | b.keys()):
+            inner = pointer + _pointer([name])
+            if name not in b:
+                return f"{inner} is only in the first"
+            if name not in a:
+                return f"{inner} is only in the second"
+            if found := _difference(a[name], b[name], inner):
+                return found
+        return ""
+    if isinstance(a, list) and isinstance(b, list):
+        if len(a) != len(b):
+            return f"{where} has {len(a)} items in the first and {len(b)} in the second"
+        for place, (left, right) in enumerate(zip(a, b, strict=True)):
+            if found := _difference(left, right, f"{pointer}/{place}"):
+                return found
+        return ""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
+    if a == b and (numbers or type(a) is type(b)):
+        return ""
+    return f"{where} is {_brief(a)} in the first and {_brief(b)} in the second"
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, dict | list):
+        return kind_of(value)
+    text = encode_json(value)
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,135 @@
+"""Payloads as values: what an expression or a schema needs to look inside one.
+
+Serialised payloads are parsed here and nowhere else in admission, at most once while they are remembered: the output
+that is parsed for one successor is there for the next, and for the schema check before it. Remembered values are
+shared and must never be changed.
+"""
+
+from __future__ import annotations
+
+import json
+from math import isinf
+from typing import NoReturn
+
+from antiphon.v1.payload_pb2 import Payload
+
+MAX_INLINE_BYTES = 65_536
+_JSON = "application/json"
+
+
+class Unusable(Exception):
+    """A value cannot be used in the place that asks for it; the message says why, without the value itself."""
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if isinf(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).decode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def decode_json(text: str) -> object:
+    """The value of a JSON text; numbers without a fraction stay ints. Raises Unusable."""
+    try:
+        return _decode(text)
+    except RecursionError:
+        raise Unusable("is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise Unusable(f"is not JSON: {error.msg.lower()} at {where}") from None
+    except ValueError as error:
+        raise Unusable(f"is not JSON: {error}") from None
+
+
+def encode_json(value: object) -> str:
+    """The value as compact JSON text. Raises Unusable for what JSON cannot hold."""
+    try:
+        return _encode(value)
+    except RecursionError:
+        raise Unusable("is nested too deeply") from None
+    except ValueError:
+        raise Unusable("holds a number that JSON has no form for") from None
+
+
+def inline_bytes(text: str) -> bytes:
+    """JSON text as the inline content of a payload. Raises Unusable when it is too large or no Unicode."""
+    try:
+        data = text.encode() if len(text) <= MAX_INLINE_BYTES else b""
+    except UnicodeEncodeError:
+        raise Unusable("holds half of a surrogate pair, which UTF-8 has no form for") from None
+    if not data or len(data) > MAX_INLINE_BYTES:
+        raise Unusable(f"is larger than {MAX_INLINE_BYTES} bytes")
+    return data
+
+
+class Known:
+    """One payload: the message, its size in bytes, and its value once somebody has asked for it."""
+
+    __slots__ = ("_parsed", "_value", "payload", "size")
+
+    def __init__(self, data: bytes) -> None:
+        self.payload = Payload.FromString(data)
+        self.size = len(self.payload.inline)
+        self._parsed = False
+        self._value: object = None
+
+    @property
+    def value(self) -> object:
+        """The JSON value; null when the payload has no content. Raises Unusable."""
+        if not self._parsed:
+            self._value = self._parse()
+            self._parsed = True
+        return self._value
+
+    def _parse(self) -> object:
+        payload = self.payload
+        content = payload.WhichOneof("content")
+        if content == "blob":
+            raise Unusable("is kept by reference; pass it whole")
+        if not is_json(payload.media_type):
+            raise Unusable(f"is {payload.media_type}, not JSON; pass it whole")
+        if content is None:
+            return None
+        try:
+            return decode_json(payload.inline.decode())
+        except UnicodeDecodeError:
+            raise Unusable("is not UTF-8") from None
+
+
+def is_json(media_type: str) -> bool:
+    """Whether a payload of that media type holds JSON; empty means that it does."""
+    essence = media_type.partition(";")[0].strip().lower()
+    return essence in ("", _JSON) or essence.endswith("+json")
+
+
+class Values:
+    """Remembers payloads by their bytes; forgets all of them when there are too many or they are too large together.
+
+    Forgetting everything keeps the hot path to one look-up: a chain parses each payload within a few turns or never.
+    """
+
+    def __init__(self, max_entries: int = 1024, max_bytes: int = 2 * 1024 * 1024) -> None:
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._known: dict[bytes, Known] = {}
+        self._bytes = 0
+
+    def known(self, data: bytes) -> Known:
+        """The payload with these serialised bytes; b"" is null."""
+        known = self._known.get(data)
+        if known is None:
+            known = Known(data)
+            self._bytes += len(data)
+            if len(self._known) >= self._max_entries or self._bytes > self._max_bytes:
+                self._known.clear()
+                self._bytes = len(data)
+            self._known[data] = known
+        return known
