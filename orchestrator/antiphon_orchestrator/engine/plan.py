@@ -123,7 +123,7 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A compiled graph. `sinks` are the tasks that nothing depends on; `deadline` is the graph's own, in microseconds."""
+    """A compiled graph. `roots` need nothing; `deadline` is the graph's own, in microseconds."""
 
     name: str
     version: str

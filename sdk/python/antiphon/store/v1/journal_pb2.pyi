@@ -75,9 +75,8 @@ class Record(_message.Message):
     TASK_EXPANDED_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     RUN_SNAPSHOT_FIELD_NUMBER: _builtins.int
-    REQUESTS_RETAINED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
-    """The run; empty for records of the shard itself."""
+    """The run."""
     event_seq: _builtins.int
     """1, 2, 3 … within the run."""
     time: _builtins.int
@@ -126,10 +125,6 @@ class Record(_message.Message):
     def run_snapshot(self) -> Global___RunSnapshot:
         """The whole state of a run, moved to the head of the log."""
 
-    @_builtins.property
-    def requests_retained(self) -> Global___RequestsRetained:
-        """Request ids that outlive their runs' records."""
-
     def __init__(
         self,
         *,
@@ -147,13 +142,12 @@ class Record(_message.Message):
         task_expanded: Global___TaskExpanded | None = ...,
         cancel_requested: Global___CancelRequested | None = ...,
         run_snapshot: Global___RunSnapshot | None = ...,
-        requests_retained: Global___RequestsRetained | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "requests_retained", b"requests_retained", "run_ended", b"run_ended", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "run_ended", b"run_ended", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "event_seq", b"event_seq", "requests_retained", b"requests_retained", "run_ended", b"run_ended", "run_id", b"run_id", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_id", b"run_id", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "requests_retained"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -617,8 +611,12 @@ class RunSnapshot(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    ARCHIVED_SEQ_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
     create_time: _builtins.int
     """When it began; microseconds since 1970."""
+    archived_seq: _builtins.int
+    """Number of the last event that is in the archive."""
     @_builtins.property
     def submitted(self) -> Global___RunSubmitted:
         """How it began."""
@@ -631,6 +629,10 @@ class RunSnapshot(_message.Message):
     def cancel(self) -> Global___CancelRequested:
         """A wish to cancel that has not taken full effect yet."""
 
+    @_builtins.property
+    def tail(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Serialised Record messages of the events after archived_seq."""
+
     def __init__(
         self,
         *,
@@ -638,10 +640,12 @@ class RunSnapshot(_message.Message):
         create_time: _builtins.int = ...,
         tasks: _abc.Iterable[Global___TaskSnapshot] | None = ...,
         cancel: Global___CancelRequested | None = ...,
+        archived_seq: _builtins.int = ...,
+        tail: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "submitted", b"submitted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "create_time", b"create_time", "submitted", b"submitted", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "create_time", b"create_time", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -769,7 +773,7 @@ Global___AttemptSnapshot: _TypeAlias = AttemptSnapshot  # noqa: Y015
 
 @_typing.final
 class RequestsRetained(_message.Message):
-    """RequestsRetained keeps request ids for 24 h after their runs were archived."""
+    """RequestsRetained is the value of requests/SHARD/SEQ: request ids that outlive the log of their runs by 24 h."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

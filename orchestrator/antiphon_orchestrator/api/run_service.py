@@ -1,0 +1,387 @@
+"""RunService: converts, asks the shards, converts back. See protos/antiphon/v1/run_service.proto."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import grpc
+from antiphon.v1 import run_pb2, run_service_pb2_grpc
+from antiphon.v1 import run_service_pb2 as api
+from antiphon.v1.error_pb2 import ErrorReason
+
+from ..archive import ArchiveUnavailable
+from ..engine.run import Run, Task
+from ..placement.fleet import Fleet
+from ..runs import views
+from ..runs.archived import ArchivedRuns
+from ..runs.listing import InvalidToken, RunListing
+from ..runs.submit import Submissions
+from ..shards import inputs as i
+from ..shards.host import Host
+from ..shards.shard import RequestIdReused
+from .call import caller
+from .errors import ApiError
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+OUTSTANDING = 20_000
+"""Submissions of one stream whose answers are not out yet; the stream is not read further above it."""
+
+RESULTS = 256
+"""Answers in one message of SubmitRuns."""
+
+EVENTS = 512
+"""Events in one message of WatchRun."""
+
+ATTEMPTS_EXPLAINED = 20
+
+
+class RunService(run_service_pb2_grpc.RunServiceServicer):
+    def __init__(
+        self, host: Host, submissions: Submissions, archived: ArchivedRuns, listing: RunListing, fleet: Fleet
+    ) -> None:
+        self._host = host
+        self._submissions = submissions
+        self._archived = archived
+        self._listing = listing
+        self._fleet = fleet
+
+    async def SubmitRun(self, request: api.SubmitRunRequest, context: Context) -> api.SubmitRunResponse:
+        who = caller()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        request_id = request.request_id
+        shard, item = await self._submissions.prepare(
+            request, who.principal, who.namespace, who.traceparent, _sink(future, views.run_message)
+        )
+        if self._host.full(shard):
+            raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="the shard's inbox")
+        self._host.put(shard, item)
+        return api.SubmitRunResponse(run=await self._answer(await future, request_id))
+
+    async def _answer(self, value: Any, request_id: str) -> run_pb2.Run:
+        """What a shard says of a submission: the run, its id when it is archived, or a refusal."""
+        if isinstance(value, RequestIdReused):
+            raise ApiError(ErrorReason.ERROR_REASON_REQUEST_ID_REUSED, request_id=request_id)
+        if isinstance(value, str):
+            run = await self._load(value)
+            return views.run_message(run)
+        assert isinstance(value, run_pb2.Run)
+        return value
+
+    async def SubmitRuns(
+        self, request_iterator: AsyncIterator[api.SubmitRunsRequest], context: Context
+    ) -> AsyncIterator[api.SubmitRunsResponse]:
+        stream = _SubmitStream(self._host, self._submissions)
+        reader = asyncio.create_task(stream.read(request_iterator))
+        reader.add_done_callback(lambda _: stream.wake.set())
+        try:
+            while True:
+                await stream.wake.wait()
+                stream.wake.clear()
+                while stream.answers:
+                    yield await self._batch(stream)
+                if reader.done() and not stream.answers and not stream.outstanding:
+                    reader.result()
+                    return
+        finally:
+            reader.cancel()
+
+    async def _batch(self, stream: _SubmitStream) -> api.SubmitRunsResponse:
+        response = api.SubmitRunsResponse()
+        for _ in range(min(RESULTS, len(stream.answers))):
+            request_id, value = stream.answers.popleft()
+            result = response.results.add(request_id=request_id)
+            try:
+                if isinstance(value, ApiError):
+                    raise value
+                result.run.CopyFrom(await self._answer(value, request_id))
+            except ApiError as error:
+                result.error.CopyFrom(error.to_error())
+        stream.answered(len(response.results))
+        return response
+
+    async def GetRun(self, request: api.GetRunRequest, context: Context) -> api.GetRunResponse:
+        return api.GetRunResponse(run=await self._ask(request.run_id, views.run_message))
+
+    async def ListTasks(self, request: api.ListTasksRequest, context: Context) -> api.ListTasksResponse:
+        after = _task_token(request.page_token, request.run_id)
+        size = request.page_size or 100
+        states = set(request.states)
+
+        def question(run: Run) -> api.ListTasksResponse:
+            response = api.ListTasksResponse()
+            last = (-1, 0)
+            for task in run.all_tasks():
+                place = (task.plan.index, task.member)
+                if place <= after or (states and task.state.value not in states):
+                    continue
+                if len(response.tasks) == size:
+                    response.next_page_token = _token(run.run_id, *last)
+                    break
+                response.tasks.append(views.task_message(run, task, payloads=request.include_payloads))
+                last = place
+            return response
+
+        return await self._ask(request.run_id, question)
+
+    async def GetTask(self, request: api.GetTaskRequest, context: Context) -> api.GetTaskResponse:
+        def question(run: Run) -> api.GetTaskResponse:
+            return api.GetTaskResponse(task=views.task_message(run, _task(run, request.key)))
+
+        return await self._ask(request.run_id, question)
+
+    async def ListAttempts(self, request: api.ListAttemptsRequest, context: Context) -> api.ListAttemptsResponse:
+        after = _task_token(request.page_token, request.run_id)[0] if request.page_token else 0
+        size = request.page_size or 100
+
+        def question(run: Run) -> api.ListAttemptsResponse:
+            task = _task(run, request.key)
+            page = task.attempts[after : after + size]
+            more = after + size < len(task.attempts)
+            return api.ListAttemptsResponse(
+                attempts=[views.attempt_message(run, task, attempt) for attempt in page],
+                next_page_token=_token(run.run_id, after + size, 0) if more else "",
+            )
+
+        return await self._ask(request.run_id, question)
+
+    async def ListRuns(self, request: api.ListRunsRequest, context: Context) -> api.ListRunsResponse:
+        try:
+            return await self._listing.page(caller().namespace, request)
+        except InvalidToken as error:
+            raise ApiError(ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID) from error
+        except ArchiveUnavailable as error:
+            raise ApiError(ErrorReason.ERROR_REASON_ARCHIVE_UNAVAILABLE) from error
+
+    async def CancelRun(self, request: api.CancelRunRequest, context: Context) -> api.CancelRunResponse:
+        await self._ask(request.run_id, lambda run: True)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        item = i.Cancel(request.run_id, caller().principal, request.reason, _sink(future, views.run_message))
+        self._host.put(self._shard(request.run_id), item)
+        message = await future
+        if message is None:
+            message = views.run_message(await self._load(request.run_id))
+        return api.CancelRunResponse(run=message)
+
+    async def ExplainTask(self, request: api.ExplainTaskRequest, context: Context) -> api.ExplainTaskResponse:
+        def question(run: Run) -> api.ExplainTaskResponse:
+            task = _task(run, request.key)
+            response = api.ExplainTaskResponse(
+                task=views.task_message(run, task),
+                references=task.plan.references,
+                dependencies=views.dependencies(run, task),
+                attempts=[views.attempt_message(run, task, a) for a in task.attempts[-ATTEMPTS_EXPLAINED:]],
+            )
+            if task.state.name == "READY":
+                response.pending.CopyFrom(self._fleet.explain(self._host.need(run, task)))
+            return response
+
+        return await self._ask(request.run_id, question)
+
+    async def WatchRun(self, request: api.WatchRunRequest, context: Context) -> AsyncIterator[api.WatchRunResponse]:
+        shard = self._shard(request.run_id)
+        watcher = _Watcher(request.include_progress)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._host.put(shard, i.Watch(request.run_id, request.cursor, watcher, _sink(future, lambda found: found)))
+        try:
+            found = await future
+            if found is None:
+                run = await self._load(request.run_id)
+                self._check_cursor(request, run)
+                records = await self._records(request.run_id, request.cursor)
+                for batch in _batches(records):
+                    yield api.WatchRunResponse(events=[views.event_message(run, raw) for raw in batch])
+                yield api.WatchRunResponse(run=views.run_message(run))
+                return
+            first, run = found
+            if run.submitted.namespace != caller().namespace:
+                raise _not_found(request.run_id)
+            self._check_cursor(request, run)
+            if request.cursor + 1 < first:
+                for batch in _batches(
+                    (await self._records(request.run_id, request.cursor))[: first - 1 - request.cursor]
+                ):
+                    yield api.WatchRunResponse(events=[views.event_message(run, raw) for raw in batch])
+            async for response in watcher.responses(run):
+                yield response
+        finally:
+            self._host.put(shard, i.Unwatch(request.run_id, watcher))
+
+    def _check_cursor(self, request: api.WatchRunRequest, run: Run) -> None:
+        if request.cursor > run.event_seq:
+            raise ApiError(ErrorReason.ERROR_REASON_CURSOR_INVALID, cursor=request.cursor, last=run.event_seq)
+
+    async def _ask(self, run_id: str, question: Callable[[Run], T]) -> T:
+        """The answer of a run in the caller's namespace, live or archived."""
+        namespace = caller().namespace
+
+        def guarded(run: Run) -> T | ApiError:
+            if run.submitted.namespace != namespace:
+                return _not_found(run_id)
+            try:
+                return question(run)
+            except ApiError as error:
+                return error
+
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._host.put(self._shard(run_id), i.Read(run_id, guarded, _sink(future, lambda answer: answer)))
+        answer = await future
+        if answer is None:
+            answer = guarded(await self._load(run_id))
+        if isinstance(answer, ApiError):
+            raise answer
+        result: T = answer
+        return result
+
+    def _shard(self, run_id: str) -> int:
+        shard = self._host.shard_of_run(run_id)
+        if shard is None:
+            raise _not_found(run_id)
+        return shard
+
+    async def _load(self, run_id: str) -> Run:
+        try:
+            run = await self._archived.load(run_id, caller().namespace)
+        except ArchiveUnavailable as error:
+            raise ApiError(ErrorReason.ERROR_REASON_ARCHIVE_UNAVAILABLE) from error
+        if run is None:
+            raise _not_found(run_id)
+        return run
+
+    async def _records(self, run_id: str, cursor: int) -> list[bytes]:
+        try:
+            return await self._archived.records(run_id, cursor)
+        except ArchiveUnavailable as error:
+            raise ApiError(ErrorReason.ERROR_REASON_ARCHIVE_UNAVAILABLE) from error
+
+
+class _SubmitStream:
+    """One SubmitRuns call: what was read and what is to be answered."""
+
+    def __init__(self, host: Host, submissions: Submissions) -> None:
+        self._host = host
+        self._submissions = submissions
+        self.answers: deque[tuple[str, Any]] = deque()
+        self.outstanding = 0
+        self.wake = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def read(self, requests: AsyncIterator[api.SubmitRunsRequest]) -> None:
+        who = caller()
+        async for batch in requests:
+            for submission in batch.submissions:
+                while self.outstanding >= OUTSTANDING:
+                    self._room.clear()
+                    await self._room.wait()
+                self.outstanding += 1
+                await self._submit(submission, who.principal, who.namespace, who.traceparent)
+
+    async def _submit(self, submission: api.SubmitRunRequest, principal: str, namespace: str, trace: str) -> None:
+        request_id = submission.request_id
+
+        def sink(value: Any) -> None:
+            self.answers.append((request_id, views.run_message(value) if isinstance(value, Run) else value))
+            self.wake.set()
+
+        try:
+            shard, item = await self._submissions.prepare(submission, principal, namespace, trace, sink)
+        except ApiError as error:
+            sink(error)
+            return
+        await self._host.room(shard)
+        self._host.put(shard, item)
+
+    def answered(self, count: int) -> None:
+        self.outstanding -= count
+        self._room.set()
+
+
+class _Watcher:
+    """Implements shards.inputs.Watcher: keeps what a slow reader has not taken, as references to the run's own records."""
+
+    def __init__(self, with_progress: bool) -> None:
+        self._with_progress = with_progress
+        self._records: deque[bytes] = deque()
+        self._progress: dict[tuple[str, int], Any] = {}
+        self._ended: run_pb2.Run | None = None
+        self._wake = asyncio.Event()
+
+    def records(self, records: list[bytes]) -> None:
+        self._records.extend(records)
+        self._wake.set()
+
+    def progress(self, task_id: str, member: int, progress: Any) -> None:
+        if self._with_progress and len(self._progress) < EVENTS:
+            self._progress[task_id, member] = progress
+            self._wake.set()
+
+    def ended(self, run: Run) -> None:
+        self._ended = views.run_message(run)
+        self._wake.set()
+
+    async def responses(self, run: Run) -> AsyncIterator[api.WatchRunResponse]:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._records or self._progress:
+                response = api.WatchRunResponse()
+                while self._records and len(response.events) < EVENTS:
+                    response.events.append(views.event_message(run, self._records.popleft()))
+                for (task_id, member), progress in self._progress.items():
+                    event = response.events.add(progress=progress)
+                    event.key.task_id, event.key.member = task_id, member
+                self._progress.clear()
+                yield response
+            if self._ended is not None:
+                yield api.WatchRunResponse(run=self._ended)
+                return
+
+
+def _sink(future: asyncio.Future[Any], convert: Callable[[Any], Any]) -> i.Sink:
+    """Gives a shard's answer to a future, converted while memory still is what was committed."""
+
+    def sink(value: Any) -> None:
+        if future.done():
+            return  # the caller went away
+        known = value is None or isinstance(value, str | Exception)
+        future.set_result(value if known else convert(value))
+
+    return sink
+
+
+def _batches(records: list[bytes]) -> list[list[bytes]]:
+    return [records[first : first + EVENTS] for first in range(0, len(records), EVENTS)]
+
+
+def _not_found(run_id: str) -> ApiError:
+    return ApiError(ErrorReason.ERROR_REASON_RUN_NOT_FOUND, run_id=run_id)
+
+
+def _task(run: Run, key: run_pb2.TaskKey) -> Task:
+    index = run.plan.index_of.get(key.task_id)
+    if index is None or key.member > len(run.tasks[index].members):
+        task_id = key.task_id + (f"[{key.member}]" if key.member else "")
+        raise ApiError(ErrorReason.ERROR_REASON_TASK_NOT_FOUND, run_id=run.run_id, task_id=task_id)
+    return run.task(index, key.member)
+
+
+def _token(run_id: str, first: int, second: int) -> str:
+    return base64.urlsafe_b64encode(f"{run_id}/{first}/{second}".encode()).decode()
+
+
+def _task_token(token: str, run_id: str) -> tuple[int, int]:
+    if not token:
+        return -1, 0
+    try:
+        owner, first, second = base64.urlsafe_b64decode(token).decode().split("/")
+        if owner == run_id:
+            return int(first), int(second)
+    except (ValueError, binascii.Error):
+        pass
+    raise ApiError(ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID)

@@ -1,0 +1,318 @@
+"""What should happen next, decided and never done.
+
+Every function looks at a run and answers a list of events; nothing here changes state. The caller applies each event,
+records it, and calls `advance` until it has no more to say. Time, jitter, expression results and placements come in as
+arguments, so that the same inputs give the same decisions in tests, in simulation and live.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .events import (
+    AttemptEnded,
+    AttemptOffered,
+    AttemptStarted,
+    CancelRequested,
+    Event,
+    RunEnded,
+    TaskEnded,
+    TaskExpanded,
+    TaskReady,
+    TaskWaiting,
+)
+from .failure import Failure, FailureKind
+from .plan import EvaluationFailed, RetryRule
+from .run import Run, Task
+from .states import AttemptState, RunState, TaskState
+
+MEMBERS_PER_STEP = 100
+"""Members a fan-out gets, or loses, in one step; a larger one takes several, so that no turn is held up by it."""
+
+STEP_BYTES = 256 * 1024
+"""Payload bytes of one step, unless a single payload is larger; keeps a turn within the store's limit."""
+
+
+class Ports(Protocol):
+    """What decisions need from outside besides their arguments."""
+
+    def jitter(self) -> float:
+        """A number from 0 to 1, for the spread of retries."""
+        ...
+
+
+@dataclass(slots=True)
+class Placement:
+    """Where an attempt goes. `decision` is the routing decision for the record."""
+
+    agent: str
+    instance: str
+    decision: Any
+
+
+def attempt_id(run_id: str, task: Task, number: int) -> str:
+    return f"{run_id}/{task.plan.id}/{task.member}/{number}"
+
+
+def idempotency_key(run_id: str, task: Task) -> str:
+    """The same for every attempt of a task."""
+    return f"{run_id}/{task.plan.id}/{task.member}"
+
+
+def advance(run: Run) -> list[Event]:
+    """The next step that needs nothing but the run: a settled join, a finished fan-out, the end of the run."""
+    if run.state is not RunState.RUNNING:
+        return []
+    if run.cancel is not None:
+        return _wind_up(run, run.cancel)
+    if run.frontier:
+        return _open_task(run, run.tasks[run.frontier[0]])
+    if run.tasks_open == 0:
+        return [_end_of_run(run)]
+    return []
+
+
+def _open_task(run: Run, task: Task) -> list[Event]:
+    plan = task.plan
+    index = plan.index
+    if plan.fan_out and task.state is TaskState.RUNNING:
+        if task.failure is not None:
+            return _fail_fan_out(task, task.failure)
+        if len(task.members) == task.member_count:
+            return [TaskEnded(index, 0, TaskState.SUCCEEDED)]
+    if task.needs_done < plan.join:
+        return [TaskEnded(index, 0, TaskState.SKIPPED, reason=_why_skipped(run, task))]
+    evaluator = run.plan.evaluator
+    try:
+        if plan.fan_out:
+            first = len(task.members) + 1
+            if first == 1 and plan.conditional and not evaluator.when(index, run.view):
+                return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
+            count, inputs = evaluator.members(index, run.view, first, MEMBERS_PER_STEP)
+            return [TaskExpanded(index, count, first, _within_step(inputs))]
+        if plan.conditional and not evaluator.when(index, run.view):
+            return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
+        return [TaskReady(index, 0, evaluator.input(index, run.view))]
+    except EvaluationFailed as error:
+        failure = Failure(FailureKind.INVALID_INPUT, error.message, retryable=False, field=error.field)
+        return _fail_fan_out(task, failure) if task.members else [TaskEnded(index, 0, TaskState.FAILED, failure)]
+
+
+def _within_step(inputs: list[bytes]) -> list[bytes]:
+    size = 0
+    for number, payload in enumerate(inputs):
+        size += len(payload)
+        if size > STEP_BYTES and number:
+            return inputs[:number]
+    return inputs
+
+
+def _why_skipped(run: Run, task: Task) -> str:
+    missing = [
+        f"{run.tasks[i].plan.id} {run.tasks[i].state.name}"
+        for i in task.plan.needs
+        if not run.tasks[i].counts_as_done()
+    ]
+    shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+    return f"its join needs {task.plan.join} of {len(task.plan.needs)} done; not done: {shown}"
+
+
+def _end_of_run(run: Run) -> Event:
+    if run.first_failure is not None:
+        task_id, failure = run.first_failure
+        return RunEnded(
+            RunState.FAILED, failure=Failure(failure.kind, f"task {task_id}: {failure.message}", failure.code)
+        )
+    try:
+        return RunEnded(RunState.SUCCEEDED, run.plan.evaluator.output(run.view))
+    except EvaluationFailed as error:
+        return RunEnded(RunState.FAILED, failure=Failure(FailureKind.INVALID_OUTPUT, error.message, field=error.field))
+
+
+def offer(run: Run, task: Task, placement: Placement, epoch: int) -> AttemptOffered:
+    return AttemptOffered(
+        task.plan.index,
+        task.member,
+        len(task.attempts) + 1,
+        placement.agent,
+        placement.instance,
+        placement.decision,
+        epoch,
+    )
+
+
+def started(run: Run, task: Task, number: int) -> list[Event]:
+    """The agent has begun; nothing when the attempt is not out, or known to have begun."""
+    live = task.live
+    if live is None or live.number != number or live.state is AttemptState.RUNNING or run.state is not RunState.RUNNING:
+        return []
+    return [AttemptStarted(task.plan.index, task.member, number)]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a sidecar, or the absence of one, says of an attempt. `busy` in microseconds."""
+
+    state: AttemptState
+    output: bytes = b""
+    failure: Failure | None = None
+    busy: int = 0
+    policy: Any = None
+
+
+class Verdict:
+    """What became of a reported outcome; names of antiphon.mesh.v1.VerdictKind."""
+
+    ACCEPTED = "ACCEPTED"
+    DUPLICATE = "DUPLICATE"
+    STALE = "STALE"
+    GONE = "GONE"
+
+
+def settle(run: Run, task: Task, number: int, outcome: Outcome, now: int, ports: Ports) -> tuple[str, list[Event]]:
+    """The verdict on an outcome, and what follows from it."""
+    if not 1 <= number <= len(task.attempts):
+        return Verdict.GONE, []
+    attempt = task.attempts[number - 1]
+    index, member = task.plan.index, task.member
+    if task.live is not attempt:
+        # A repeated report of the outcome that ended the attempt, or one that came after it was given up.
+        if attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED) or attempt.stale:
+            return Verdict.DUPLICATE, []
+        if run.state is not RunState.RUNNING or outcome.state is AttemptState.RETURNED:
+            return Verdict.STALE, []
+        late = AttemptEnded(index, member, number, outcome.state, failure=outcome.failure, stale=True)
+        return Verdict.STALE, [late]
+    if outcome.state is AttemptState.RUNNING or run.state is not RunState.RUNNING:
+        raise ValueError("a run that has ended has no live attempts, and RUNNING is no outcome")
+    ended = AttemptEnded(
+        index, member, number, outcome.state, outcome.output, outcome.failure, outcome.busy, policy=outcome.policy
+    )
+    if outcome.state in (AttemptState.SUCCEEDED, AttemptState.RETURNED):
+        return Verdict.ACCEPTED, [ended]
+    failure = outcome.failure or Failure(FailureKind.PERMANENT, "no reason was given")
+    return Verdict.ACCEPTED, [ended, *_after_failure(run, task, failure, now, ports)]
+
+
+def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Ports) -> list[Event]:
+    rule = _rule_for(task, failure)
+    tries = sum(1 for a in task.attempts if a.state is not AttemptState.RETURNED)
+    if rule is not None and failure.retryable and tries < rule.max_attempts:
+        until = now + backoff(rule, tries, ports.jitter())
+        if until < task_deadline(run, task):
+            reason = f"attempt {tries} of {rule.max_attempts} failed ({failure.kind.name}: {failure.message[:200]})"
+            return [TaskWaiting(task.plan.index, task.member, until, reason)]
+    return fail_task(run, task, failure)
+
+
+def _rule_for(task: Task, failure: Failure) -> RetryRule | None:
+    return next((rule for rule in task.plan.retry if failure.kind in rule.kinds), None)
+
+
+def backoff(rule: RetryRule, tries: int, jitter: float) -> int:
+    """Microseconds before the next attempt: half to all of the exponential wait (AWS's "equal jitter")."""
+    # min() before the power is spent: 2.0**1000 would overflow long before 100 attempts could matter.
+    wait = min(float(rule.max_backoff), rule.initial_backoff * rule.multiplier ** min(tries - 1, 64))
+    return int(wait / 2 + wait / 2 * jitter)
+
+
+def task_deadline(run: Run, task: Task) -> int:
+    """When the task must have ended, in microseconds since 1970."""
+    own = task.plan.deadline
+    if own is None:
+        return run.submitted.deadline_time
+    return min(run.submitted.deadline_time, task.ready_time + own)
+
+
+def fail_task(run: Run, task: Task, failure: Failure) -> list[Event]:
+    """The final failure of a task. That of a member spreads to its fan-out in later steps."""
+    return [TaskEnded(task.plan.index, task.member, TaskState.FAILED, failure)]
+
+
+def _fail_fan_out(node: Task, failure: Failure) -> list[Event]:
+    reason = f"another member failed: {failure.message[:200]}"
+    events: list[Event] = []
+    for member in node.members:
+        if not member.ended:
+            events += _cancel(member, reason)
+            if len(events) >= MEMBERS_PER_STEP:
+                return events
+    return [*events, TaskEnded(node.plan.index, 0, TaskState.FAILED, failure)]
+
+
+def _cancel(task: Task, reason: str) -> list[Event]:
+    index, member = task.plan.index, task.member
+    events: list[Event] = []
+    live = task.live
+    if live is not None:
+        failure = Failure(FailureKind.CANCELLED, reason, retryable=False)
+        events.append(AttemptEnded(index, member, live.number, AttemptState.CANCELLED, failure=failure))
+    return [*events, TaskEnded(index, member, TaskState.CANCELLED, reason=reason)]
+
+
+def cancel_run(run: Run, principal: str, reason: str) -> list[Event]:
+    """A caller's wish to end a run, which `advance` then carries out; nothing when it has ended or was cancelled."""
+    if run.state is not RunState.RUNNING or run.cancel is not None:
+        return []
+    return [CancelRequested(principal, reason)]
+
+
+def _wind_up(run: Run, cancel: CancelRequested) -> list[Event]:
+    """Ends the tasks of a run that is to end, some at a time, then the run. Without a principal it was the clock."""
+    reason = f"cancelled by {cancel.principal}: {cancel.reason}" if cancel.principal else cancel.reason
+    events: list[Event] = []
+    for node in run.tasks:
+        # Members first: a fan-out ends after what it consists of.
+        for task in (*node.members, node):
+            if not task.ended:
+                events += _cancel(task, reason)
+                if len(events) >= MEMBERS_PER_STEP:
+                    return events
+    if cancel.principal:
+        return [*events, RunEnded(RunState.CANCELLED)]
+    return [*events, RunEnded(RunState.FAILED, failure=Failure(FailureKind.TIMEOUT, reason, retryable=False))]
+
+
+def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
+    """What the clock brings for a task, or for the run when `task` is None; nothing when it is not yet due."""
+    if run.state is not RunState.RUNNING:
+        return []
+    if task is None:
+        due = now >= run.submitted.deadline_time and run.cancel is None
+        return [CancelRequested("", "the run's deadline passed")] if due else []
+    if task.ended or (task.plan.fan_out and not task.member):
+        return []
+    if task.state is not TaskState.PENDING and task.plan.deadline is not None and now >= task_deadline(run, task):
+        failure = Failure(FailureKind.TIMEOUT, "the task's deadline passed", retryable=False)
+        events: list[Event] = []
+        if (live := task.live) is not None:
+            events.append(
+                AttemptEnded(task.plan.index, task.member, live.number, AttemptState.CANCELLED, failure=failure)
+            )
+        return [*events, *fail_task(run, task, failure)]
+    if task.state is TaskState.WAITING and now >= task.wait_until:
+        return [TaskReady(task.plan.index, task.member, b"")]
+    if task.state is TaskState.READY and now >= schedule_deadline(task):
+        message = f"no agent took {task.plan.capability} within {task.plan.schedule_timeout / 1e6:g} s"
+        return fail_task(run, task, Failure(FailureKind.NO_AGENT, message, retryable=False))
+    return []
+
+
+def schedule_deadline(task: Task) -> int:
+    """When a READY task gives up waiting for an agent, counted from its last step."""
+    since = max(task.ready_time, task.attempts[-1].end_time if task.attempts else 0)
+    return since + task.plan.schedule_timeout
+
+
+def next_due(run: Run, task: Task) -> int | None:
+    """When `on_time` should next look at a task; None when the clock has no say in it."""
+    due = None
+    if task.state is TaskState.WAITING:
+        due = task.wait_until
+    elif task.state is TaskState.READY:
+        due = schedule_deadline(task)
+    if task.plan.deadline is not None and not task.ended and task.state is not TaskState.PENDING:
+        deadline = task_deadline(run, task)
+        due = deadline if due is None else min(due, deadline)
+    return due

@@ -1,0 +1,144 @@
+"""What can happen to a run, as the log records it. Mirrors antiphon.store.v1.Record one to one.
+
+Events are plain data. Payloads are serialised antiphon.v1.Payload messages (b"" is null) and stay opaque here;
+`decision` and `policy` are records of other parts that the engine carries without looking at them. Times are integer
+microseconds since 1970: an event is made for every step of every task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from .failure import Failure
+from .states import AttemptState, RunState, TaskState
+
+
+@dataclass(slots=True)
+class RunSubmitted:
+    """A run was admitted. `graph` is the inline graph's message, None for a registered one."""
+
+    namespace: str
+    principal: str
+    request_id: str
+    request_digest: bytes
+    graph_name: str
+    graph_version: str
+    graph: Any
+    input: bytes
+    labels: dict[str, str]
+    deadline_time: int
+    priority: int
+    traceparent: str
+    policy: Any
+    warnings: tuple[str, ...] = ()
+    parent_attempt_id: str = ""
+    delegation: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class TaskReady:
+    """A task may run. For a task that was WAITING the input is b"": it keeps the one it has."""
+
+    task: int
+    member: int
+    input: bytes
+
+
+@dataclass(slots=True)
+class AttemptOffered:
+    """An attempt was placed."""
+
+    task: int
+    member: int
+    number: int
+    agent: str
+    instance: str
+    decision: Any
+    epoch: int
+
+
+@dataclass(slots=True)
+class AttemptStarted:
+    """The agent has begun."""
+
+    task: int
+    member: int
+    number: int
+
+
+@dataclass(slots=True)
+class AttemptEnded:
+    """An attempt came to its end; with SUCCEEDED, not stale, the task succeeds in the same step."""
+
+    task: int
+    member: int
+    number: int
+    state: AttemptState
+    output: bytes = b""
+    failure: Failure | None = None
+    busy: int = 0
+    stale: bool = False
+    policy: Any = None
+
+
+@dataclass(slots=True)
+class TaskWaiting:
+    """A task will be tried again at `until`."""
+
+    task: int
+    member: int
+    until: int
+    reason: str
+
+
+@dataclass(slots=True)
+class TaskEnded:
+    """An end without an output of its own."""
+
+    task: int
+    member: int
+    state: TaskState
+    failure: Failure | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class TaskExpanded:
+    """A fan-out gets members first_member … first_member+len(inputs)-1 of member_count."""
+
+    task: int
+    member_count: int
+    first_member: int
+    inputs: list[bytes]
+
+
+@dataclass(slots=True)
+class CancelRequested:
+    """A caller's wish."""
+
+    principal: str
+    reason: str
+
+
+@dataclass(slots=True)
+class RunEnded:
+    """The end of a run."""
+
+    state: RunState
+    output: bytes = b""
+    failure: Failure | None = None
+
+
+Event: TypeAlias = (
+    RunSubmitted
+    | TaskReady
+    | AttemptOffered
+    | AttemptStarted
+    | AttemptEnded
+    | TaskWaiting
+    | TaskEnded
+    | TaskExpanded
+    | CancelRequested
+    | RunEnded
+)

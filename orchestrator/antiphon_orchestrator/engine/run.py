@@ -1,0 +1,359 @@
+"""The state of a run, and `apply`, the only code that changes it.
+
+`apply(run, event, now)` is used for live changes and for recovery alike, so what was recorded and what is in memory
+cannot differ. It evaluates nothing, decides nothing and touches nothing outside the run.
+
+Readiness is counted, not searched: each task knows how many of its needs are done and how many have ended, and a task
+whose join is settled, or whose members have all ended, goes to `frontier`, from where `decide.advance` takes it. A settled join stays settled, so the
+cost of a run is linear in its tasks and edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .events import (
+    AttemptEnded,
+    AttemptOffered,
+    AttemptStarted,
+    CancelRequested,
+    Event,
+    RunEnded,
+    RunSubmitted,
+    TaskEnded,
+    TaskExpanded,
+    TaskReady,
+    TaskWaiting,
+)
+from .failure import Failure, FailureKind
+from .plan import OnFailure, Plan, TaskPlan
+from .states import (
+    ATTEMPT_LIVE,
+    ATTEMPT_TRANSITIONS,
+    RUN_TRANSITIONS,
+    TASK_ENDED,
+    TASK_TRANSITIONS,
+    AttemptState,
+    IllegalTransition,
+    RunState,
+    TaskState,
+    TaskTrigger,
+)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try. `stale` is set once a late outcome of it has been recorded."""
+
+    number: int
+    agent: str
+    instance: str
+    decision: Any
+    epoch: int
+    offer_time: int
+    state: AttemptState = AttemptState.OFFERED
+    failure: Failure | None = None
+    end_time: int = 0
+    busy: int = 0
+    policy: Any = None
+    stale: bool = False
+
+
+@dataclass(slots=True)
+class Task:
+    """One node of a run, or one member of a fan-out (`member` from 1; 0 for the node itself).
+
+    A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended.
+    """
+
+    plan: TaskPlan
+    member: int = 0
+    state: TaskState = TaskState.PENDING
+    input: bytes = b""
+    output: bytes | None = None
+    failure: Failure | None = None
+    reason: str = ""
+    ready_time: int = 0
+    end_time: int = 0
+    wait_until: int = 0
+    needs_done: int = 0
+    needs_ended: int = 0
+    member_count: int = -1
+    members_open: int = 0
+    members: list[Task] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def live(self) -> Attempt | None:
+        """The attempt that is out, if one is: the last one, because a task never has two."""
+        if self.attempts and self.attempts[-1].state in ATTEMPT_LIVE:
+            return self.attempts[-1]
+        return None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TASK_ENDED
+
+    def counts_as_done(self) -> bool:
+        """Whether dependents see this need as done."""
+        return self.state is TaskState.SUCCEEDED or (
+            self.state is TaskState.FAILED and self.plan.on_failure is OnFailure.CONTINUE
+        )
+
+
+class Run:
+    """One run. `view` is what its expressions see."""
+
+    __slots__ = (
+        "cancel",
+        "create_time",
+        "end_time",
+        "event_seq",
+        "failure",
+        "first_failure",
+        "frontier",
+        "output",
+        "plan",
+        "run_id",
+        "state",
+        "submitted",
+        "tasks",
+        "tasks_open",
+        "view",
+    )
+
+    def __init__(self, run_id: str, plan: Plan, submitted: RunSubmitted, now: int) -> None:
+        self.run_id = run_id
+        self.plan = plan
+        self.submitted = submitted
+        self.create_time = now
+        self.end_time = 0
+        self.event_seq = 1
+        self.state = RunState.RUNNING
+        self.output = b""
+        self.failure: Failure | None = None
+        self.first_failure: tuple[str, Failure] | None = None
+        self.cancel: CancelRequested | None = None
+        self.tasks = [Task(p) for p in plan.tasks]
+        self.tasks_open = len(self.tasks)
+        self.frontier: list[int] = list(plan.roots)
+        self.view = RunView(self)
+
+    def task(self, index: int, member: int) -> Task:
+        """The node, or a member of it; IndexError when there is none."""
+        node = self.tasks[index]
+        return node if member == 0 else node.members[member - 1]
+
+    def all_tasks(self) -> Iterator[Task]:
+        """Every node followed by its members."""
+        for node in self.tasks:
+            yield node
+            yield from node.members
+
+
+class RunView:
+    """What expressions may see of a run; implements engine.plan.View."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run_id(self) -> str:
+        return self._run.run_id
+
+    @property
+    def input(self) -> bytes:
+        return self._run.submitted.input
+
+    def output(self, task: int) -> bytes | list[bytes] | None:
+        node = self._run.tasks[task]
+        if node.plan.fan_out:
+            return [m.output or b"" for m in node.members] if node.state is TaskState.SUCCEEDED else None
+        return node.output
+
+    def state(self, task: int) -> str:
+        return self._run.tasks[task].state.name
+
+    def failure(self, task: int) -> tuple[str, str] | None:
+        failure = self._run.tasks[task].failure
+        return (failure.kind.name, failure.message) if failure else None
+
+
+def start(run_id: str, plan: Plan, event: RunSubmitted, now: int) -> Run:
+    """The state after RunSubmitted, which is the first event of every run."""
+    return Run(run_id, plan, event, now)
+
+
+def apply(run: Run, event: Event, now: int) -> None:
+    """Changes `run` by one event decided at `now` (microseconds). Raises IllegalTransition."""
+    run.event_seq += 1
+    _APPLY[type(event)](run, event, now)
+
+
+def _move(task: Task, trigger: TaskTrigger) -> None:
+    try:
+        task.state = TASK_TRANSITIONS[task.state, trigger]
+    except KeyError:
+        raise IllegalTransition(f"task {task.plan.id}[{task.member}]: {task.state.name} + {trigger.name}") from None
+
+
+def _end_task(run: Run, task: Task, now: int) -> None:
+    """Counts an ended task where it matters: its fan-out, or its dependents."""
+    task.end_time = now
+    if task.member:
+        node = run.tasks[task.plan.index]
+        node.members_open -= 1
+        if task.state is TaskState.FAILED and task.plan.on_failure is OnFailure.FAIL and node.failure is None:
+            f = task.failure or Failure(FailureKind.PERMANENT, "")
+            node.failure = Failure(f.kind, f"member {task.member}: {f.message}", f.code, f.retryable)
+        if not node.ended and node.plan.index not in run.frontier and fan_out_settled(node):
+            run.frontier.append(node.plan.index)
+        return
+    run.tasks_open -= 1
+    if (
+        task.state is TaskState.FAILED
+        and task.plan.on_failure is OnFailure.FAIL
+        and run.first_failure is None
+        and task.failure is not None
+    ):
+        run.first_failure = (task.plan.id, task.failure)
+    done = task.counts_as_done()
+    for index in task.plan.dependents:
+        dependent = run.tasks[index]
+        dependent.needs_ended += 1
+        dependent.needs_done += done
+        if dependent.state is TaskState.PENDING and index not in run.frontier and join_settled(dependent):
+            run.frontier.append(index)
+
+
+def join_settled(task: Task) -> bool:
+    """True when the join is met, or can no longer be met."""
+    plan = task.plan
+    open_needs = len(plan.needs) - task.needs_ended
+    return task.needs_done >= plan.join or task.needs_done + open_needs < plan.join
+
+
+def fan_out_settled(node: Task) -> bool:
+    """True when a fan-out has something to do: more members to get, a failure to spread, or its end."""
+    return node.failure is not None or len(node.members) < node.member_count or node.members_open == 0
+
+
+def _task_ready(run: Run, event: TaskReady, now: int) -> None:
+    task = run.task(event.task, event.member)
+    if task.state is TaskState.WAITING:
+        _move(task, TaskTrigger.DUE)
+        task.wait_until = 0
+    else:
+        _move(task, TaskTrigger.NEEDS_MET)
+        task.input = event.input
+        task.ready_time = now
+        run.frontier.remove(event.task)
+    task.reason = ""
+
+
+def _attempt_offered(run: Run, event: AttemptOffered, now: int) -> None:
+    task = run.task(event.task, event.member)
+    _move(task, TaskTrigger.OFFERED)
+    task.attempts.append(Attempt(event.number, event.agent, event.instance, event.decision, event.epoch, now))
+
+
+def _attempt_started(run: Run, event: AttemptStarted, now: int) -> None:
+    attempt = run.task(event.task, event.member).attempts[event.number - 1]
+    _move_attempt(attempt, AttemptState.RUNNING)
+
+
+def _move_attempt(attempt: Attempt, state: AttemptState) -> None:
+    if (attempt.state, state) not in ATTEMPT_TRANSITIONS:
+        raise IllegalTransition(f"attempt {attempt.number}: {attempt.state.name} → {state.name}")
+    attempt.state = state
+
+
+def _attempt_ended(run: Run, event: AttemptEnded, now: int) -> None:
+    task = run.task(event.task, event.member)
+    attempt = task.attempts[event.number - 1]
+    if event.stale:
+        attempt.stale = True
+        return
+    _move_attempt(attempt, event.state)
+    attempt.failure = event.failure
+    attempt.end_time = now
+    attempt.busy = event.busy
+    attempt.policy = event.policy
+    if event.state is AttemptState.SUCCEEDED:
+        task.output = event.output
+        _move(task, TaskTrigger.SUCCEEDED)
+        _end_task(run, task, now)
+    elif event.state is AttemptState.RETURNED:
+        _move(task, TaskTrigger.RETURNED)
+
+
+def _task_waiting(run: Run, event: TaskWaiting, now: int) -> None:
+    task = run.task(event.task, event.member)
+    _move(task, TaskTrigger.BACKED_OFF)
+    task.wait_until = event.until
+    task.reason = event.reason
+
+
+_TRIGGER_OF = {
+    TaskState.SUCCEEDED: TaskTrigger.SUCCEEDED,
+    TaskState.FAILED: TaskTrigger.FAILED,
+    TaskState.SKIPPED: TaskTrigger.SKIPPED,
+    TaskState.CANCELLED: TaskTrigger.CANCELLED,
+}
+
+
+def _task_ended(run: Run, event: TaskEnded, now: int) -> None:
+    task = run.task(event.task, event.member)
+    if not event.member and event.task in run.frontier:
+        run.frontier.remove(event.task)
+    _move(task, _TRIGGER_OF[event.state])
+    task.failure = event.failure
+    task.reason = event.reason
+    task.wait_until = 0
+    _end_task(run, task, now)
+
+
+def _task_expanded(run: Run, event: TaskExpanded, now: int) -> None:
+    node = run.tasks[event.task]
+    if event.first_member != len(node.members) + 1:
+        raise IllegalTransition(f"task {node.plan.id}: member {event.first_member} after {len(node.members)}")
+    _move(node, TaskTrigger.EXPANDED)
+    node.member_count = event.member_count
+    for payload in event.inputs:
+        member = Task(node.plan, len(node.members) + 1, input=payload, ready_time=now)
+        _move(member, TaskTrigger.NEEDS_MET)
+        node.members.append(member)
+    node.members_open += len(event.inputs)
+    node.ready_time = node.ready_time or now
+    if not fan_out_settled(node):
+        run.frontier.remove(event.task)
+
+
+def _cancel_requested(run: Run, event: CancelRequested, now: int) -> None:
+    run.cancel = event
+
+
+def _run_ended(run: Run, event: RunEnded, now: int) -> None:
+    if (run.state, event.state) not in RUN_TRANSITIONS:
+        raise IllegalTransition(f"run {run.run_id}: {run.state.name} → {event.state.name}")
+    run.state = event.state
+    run.output = event.output
+    run.failure = event.failure
+    run.end_time = now
+
+
+_APPLY: dict[type[Any], Any] = {
+    TaskReady: _task_ready,
+    AttemptOffered: _attempt_offered,
+    AttemptStarted: _attempt_started,
+    AttemptEnded: _attempt_ended,
+    TaskWaiting: _task_waiting,
+    TaskEnded: _task_ended,
+    TaskExpanded: _task_expanded,
+    CancelRequested: _cancel_requested,
+    RunEnded: _run_ended,
+}

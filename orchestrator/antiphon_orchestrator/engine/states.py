@@ -1,0 +1,108 @@
+"""States of runs, tasks and attempts, and every transition that exists, as data.
+
+`apply` looks each change up here and refuses what is not in the tables, live and in recovery alike: a record that
+does not fit its state is a bug or a damaged log, never something to be guessed at. Numbers are those of the protos.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum, auto
+
+
+class RunState(IntEnum):
+    RUNNING = 1
+    SUCCEEDED = 2
+    FAILED = 3
+    CANCELLED = 4
+
+
+class TaskState(IntEnum):
+    PENDING = 1
+    READY = 2
+    RUNNING = 3
+    WAITING = 4
+    SUCCEEDED = 5
+    FAILED = 6
+    SKIPPED = 7
+    CANCELLED = 8
+
+
+class AttemptState(IntEnum):
+    OFFERED = 1
+    RUNNING = 2
+    RETURNED = 3
+    SUCCEEDED = 4
+    FAILED = 5
+    LOST = 6
+    CANCELLED = 7
+
+
+class TaskTrigger(Enum):
+    """What may happen to a task."""
+
+    NEEDS_MET = auto()
+    EXPANDED = auto()
+    OFFERED = auto()
+    RETURNED = auto()
+    BACKED_OFF = auto()
+    DUE = auto()
+    SUCCEEDED = auto()
+    FAILED = auto()
+    SKIPPED = auto()
+    CANCELLED = auto()
+
+
+_T, _G = TaskState, TaskTrigger
+
+TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
+    (_T.PENDING, _G.NEEDS_MET): _T.READY,
+    (_T.PENDING, _G.EXPANDED): _T.RUNNING,  # a fan-out: its members are what runs
+    (_T.PENDING, _G.SKIPPED): _T.SKIPPED,
+    (_T.PENDING, _G.FAILED): _T.FAILED,  # an expression could not be evaluated
+    (_T.PENDING, _G.CANCELLED): _T.CANCELLED,
+    (_T.READY, _G.OFFERED): _T.RUNNING,
+    (_T.READY, _G.FAILED): _T.FAILED,  # no agent in time, policy, schema, deadline
+    (_T.READY, _G.CANCELLED): _T.CANCELLED,
+    (_T.RUNNING, _G.EXPANDED): _T.RUNNING,  # the next chunk of a large fan-out
+    (_T.RUNNING, _G.RETURNED): _T.READY,
+    (_T.RUNNING, _G.BACKED_OFF): _T.WAITING,
+    (_T.RUNNING, _G.SUCCEEDED): _T.SUCCEEDED,
+    (_T.RUNNING, _G.FAILED): _T.FAILED,
+    (_T.RUNNING, _G.CANCELLED): _T.CANCELLED,
+    (_T.WAITING, _G.DUE): _T.READY,
+    (_T.WAITING, _G.FAILED): _T.FAILED,  # the deadline passed while it waited
+    (_T.WAITING, _G.CANCELLED): _T.CANCELLED,
+}
+
+_A = AttemptState
+
+# An attempt's trigger is the state it is reported to be in.
+ATTEMPT_TRANSITIONS: frozenset[tuple[AttemptState, AttemptState]] = frozenset(
+    {
+        (_A.OFFERED, _A.RUNNING),
+        (_A.OFFERED, _A.RETURNED),
+        (_A.OFFERED, _A.SUCCEEDED),
+        (_A.OFFERED, _A.FAILED),
+        (_A.OFFERED, _A.LOST),
+        (_A.OFFERED, _A.CANCELLED),
+        (_A.RUNNING, _A.SUCCEEDED),
+        (_A.RUNNING, _A.FAILED),
+        (_A.RUNNING, _A.LOST),
+        (_A.RUNNING, _A.CANCELLED),
+    }
+)
+
+RUN_TRANSITIONS: frozenset[tuple[RunState, RunState]] = frozenset(
+    {
+        (RunState.RUNNING, RunState.SUCCEEDED),
+        (RunState.RUNNING, RunState.FAILED),
+        (RunState.RUNNING, RunState.CANCELLED),
+    }
+)
+
+TASK_ENDED: frozenset[TaskState] = frozenset({_T.SUCCEEDED, _T.FAILED, _T.SKIPPED, _T.CANCELLED})
+ATTEMPT_LIVE: frozenset[AttemptState] = frozenset({_A.OFFERED, _A.RUNNING})
+
+
+class IllegalTransition(Exception):
+    """A change that no table allows: a bug, or a damaged log."""

@@ -1,0 +1,167 @@
+"""One stream of a sidecar: what waits to be written to it, and the order it goes out in.
+
+Everything is queued here by plain calls and leaves in batches, one message at a time, as soon as the stream is free.
+Within a message and between messages the order of protocol.md §5 holds: claims before offers, verdicts before offers.
+A queue is bounded by what the sidecar was granted: it never has more offers than slots, nor more verdicts than reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from antiphon.mesh.v1 import mesh_service_pb2 as mesh
+from antiphon.v1 import agent_service_pb2
+
+from ..engine import decide
+from ..engine.run import Run, Task
+from ..engine.states import ATTEMPT_LIVE
+from .tokens import AttemptTokens
+
+BATCH_ITEMS = 256
+BATCH_BYTES = 1024 * 1024
+
+VERDICTS = {
+    decide.Verdict.ACCEPTED: mesh.VERDICT_KIND_ACCEPTED,
+    decide.Verdict.DUPLICATE: mesh.VERDICT_KIND_DUPLICATE,
+    decide.Verdict.STALE: mesh.VERDICT_KIND_STALE,
+    decide.Verdict.GONE: mesh.VERDICT_KIND_GONE,
+}
+
+
+@dataclass(slots=True)
+class PendingOffer:
+    """An attempt to write: what is computed late (the remaining time) is computed from these."""
+
+    shard: int
+    epoch: int
+    run: Run
+    task: Task
+    number: int
+
+
+class Session:
+    """Implements shards.inputs.Reporter. `before`: by shard, the attempts out to the sidecar when it was claimed."""
+
+    def __init__(
+        self,
+        namespace: str,
+        sidecar: str,
+        principal: str,
+        incarnation: str,
+        generation: int,
+        tokens: AttemptTokens,
+        now: Callable[[], int],
+    ) -> None:
+        self.namespace = namespace
+        self.sidecar = sidecar
+        self.principal = principal
+        self.incarnation = incarnation
+        self.generation = generation
+        self.source = f"{namespace}/{sidecar}"
+        self.before: dict[int, frozenset[str]] = {}
+        self.held: dict[int, set[str]] = {}
+        self.last_seen = now()
+        self.since = now()
+        self.going_away = False
+        self._tokens = tokens
+        self._now = now
+        self._first = mesh.AttachResponse()
+        self._verdicts: deque[tuple[str, str]] = deque()
+        self._offers: deque[PendingOffer] = deque()
+        self._rest: mesh.AttachResponse | None = self._first
+        self._wake = asyncio.Event()
+        self._wake.set()
+        self._end: BaseException | None = None
+        self._ended = False
+
+    @property
+    def control(self) -> mesh.AttachResponse:
+        """The message that everything but verdicts and offers is added to; it leaves next. Call `wake` afterwards."""
+        if self._rest is None:
+            self._rest = mesh.AttachResponse()
+        return self._rest
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def instance_id(self, agent: str) -> str:
+        return f"{self.sidecar}/{self.incarnation}/{agent}"
+
+    def verdict(self, attempt_id: str, kind: str) -> None:
+        self._verdicts.append((attempt_id, kind))
+        self._wake.set()
+
+    def offer(self, offer: PendingOffer) -> None:
+        self._offers.append(offer)
+        self._wake.set()
+
+    def cancel(self, attempt_id: str, reason: str) -> None:
+        self.control.cancels.add(attempt_id=attempt_id, reason=reason[:256])
+        self._wake.set()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Ends the stream, with an error for the other side if there is one."""
+        if not self._ended:
+            self._ended, self._end = True, error
+            self._wake.set()
+
+    async def messages(self) -> AsyncIterator[mesh.AttachResponse]:
+        """The messages to write, until the session ends."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._rest is not None or self._verdicts or self._offers:
+                if self._ended:
+                    break
+                yield self._next()
+            if self._ended:
+                if self._end is not None:
+                    raise self._end
+                return
+
+    def _next(self) -> mesh.AttachResponse:
+        message, self._rest = self._rest or mesh.AttachResponse(), None
+        for _ in range(min(BATCH_ITEMS, len(self._verdicts))):
+            attempt_id, kind = self._verdicts.popleft()
+            message.verdicts.add(attempt_id=attempt_id, kind=VERDICTS[kind])
+        size = count = 0
+        while self._offers and count < BATCH_ITEMS and size < BATCH_BYTES:
+            pending = self._offers.popleft()
+            if pending.task.attempts[pending.number - 1].state not in ATTEMPT_LIVE:
+                continue  # cancelled while it waited
+            count += 1
+            size += len(pending.task.input) + 512
+            self._write(message.offers.add(), pending)
+        return message
+
+    def _write(self, offer: mesh.Offer, pending: PendingOffer) -> None:
+        run, task = pending.run, pending.task
+        submitted = run.submitted
+        attempt = task.attempts[pending.number - 1]
+        capability, _, version = attempt.decision.capability.partition("@")
+        assignment: agent_service_pb2.Assignment = offer.assignment
+        attempt_id = decide.attempt_id(run.run_id, task, pending.number)
+        token, span = self._tokens.make(attempt_id)
+        assignment.attempt_id = attempt_id
+        assignment.attempt_token = token
+        assignment.idempotency_key = decide.idempotency_key(run.run_id, task)
+        assignment.capability = capability
+        assignment.version = version
+        assignment.namespace = submitted.namespace
+        assignment.principal = submitted.principal
+        if submitted.delegation:
+            assignment.delegation.extend(submitted.delegation)
+        assignment.traceparent = f"{submitted.traceparent[:36]}{span}{submitted.traceparent[52:]}"
+        left = max(1, min(task.plan.timeout, decide.task_deadline(run, task) - self._now()))
+        assignment.remaining_timeout.seconds, micros = divmod(left, 1_000_000)
+        assignment.remaining_timeout.nanos = micros * 1000
+        if task.input:
+            assignment.input.MergeFromString(task.input)
+        assignment.number = pending.number
+        offer.agent = attempt.agent
+        offer.shard = pending.shard
+        offer.epoch = pending.epoch
+        offer.policy_epoch = attempt.decision.policy.epoch

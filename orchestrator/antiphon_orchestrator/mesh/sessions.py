@@ -1,0 +1,387 @@
+"""All sidecars attached to this replica: who is there, what they offer, when they are gone for good.
+
+A stream that breaks takes its instances out of placement at once, but its attempts go on: only when the same
+incarnation has not come back within the grace are they declared lost. After a start, incarnations known from the log
+get the adoption window for it (protocol.md §5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+from antiphon.mesh.v1 import mesh_service_pb2 as mesh
+from antiphon.v1 import failure_pb2, registry_pb2
+from antiphon.v1.error_pb2 import ErrorReason
+
+from ..api.errors import ApiError
+from ..audit import AuditLog
+from ..engine.decide import Outcome
+from ..engine.failure import Failure, FailureKind
+from ..engine.run import Run, Task
+from ..engine.states import AttemptState
+from ..placement.fleet import Fleet, Instance
+from ..policy import PolicyPort, Request
+from ..registry.registry import Conflict, InvalidSchema, Registry
+from ..shards import codec
+from ..shards import inputs as i
+from ..shards.host import Host
+from .session import PendingOffer, Session
+from .tokens import AttemptTokens
+
+log = structlog.get_logger()
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSettings:
+    """Times of the mesh. `go_away_after`: age of a stream at which the sidecar is asked to make a new one."""
+
+    replica_id: str
+    address: str
+    inline_limit: int = 65_536
+    liveness_timeout: timedelta = timedelta(seconds=15)
+    reattach_grace: timedelta = timedelta(seconds=8)
+    adoption_window: timedelta = timedelta(seconds=5)
+    go_away_after: timedelta = timedelta(minutes=28)
+
+
+@dataclass(frozen=True, slots=True)
+class Announcer:
+    """Who speaks for agents: the identity and grants of a sidecar's certificate."""
+
+    namespace: str
+    name: str
+    principal: str
+    allows_agent: Callable[[str], bool]
+    allows_capability: Callable[[str], bool]
+
+
+class Sessions:
+    """Implements shards.shard.Outbox."""
+
+    def __init__(
+        self,
+        settings: MeshSettings,
+        fleet: Fleet,
+        registry: Registry,
+        policy: PolicyPort,
+        audit: AuditLog,
+        tokens: AttemptTokens,
+        now: Callable[[], int],
+    ) -> None:
+        self.settings = settings
+        self._fleet = fleet
+        self._registry = registry
+        self._policy = policy
+        self._audit = audit
+        self._tokens = tokens
+        self._now = now
+        self._sessions: dict[str, Session] = {}
+        self._absent: dict[str, int] = {}
+        self._host: Host | None = None
+        self._adopting_until = 0
+        self.draining = False
+
+    def bind(self, host: Host) -> None:
+        """Joins the two halves; once, before anything runs."""
+        self._host = host
+
+    @property
+    def host(self) -> Host:
+        assert self._host is not None
+        return self._host
+
+    # Outbox.
+
+    def offer(self, shard: int, epoch: int, run: Run, task: Task) -> None:
+        live = task.live
+        assert live is not None
+        session = self._sessions.get(live.instance.split("/")[1])
+        # Without a session the attempt waits: a reattach claims it anew, or the grace ends and it is lost.
+        if session is not None:
+            session.offer(PendingOffer(shard, epoch, run, task, live.number))
+
+    def cancel(self, instance_id: str, attempt_id: str, reason: str) -> None:
+        session = self._sessions.get(instance_id.split("/")[1])
+        if session is not None:
+            session.cancel(attempt_id, reason)
+
+    # Streams.
+
+    async def open(self, who: Announcer, hello: mesh.Hello) -> Session:
+        """A session for a new stream. Raises ApiError."""
+        if hello.protocol_version != PROTOCOL_VERSION:
+            cause = f"protocol version {hello.protocol_version} is not known here; this orchestrator speaks 1"
+            raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=cause)
+        if self.draining:
+            raise ApiError(ErrorReason.ERROR_REASON_NOT_SERVING, state="draining")
+        former = self._sessions.get(hello.incarnation)
+        if former is not None and (former.generation >= hello.generation or former.principal != who.principal):
+            raise ApiError(ErrorReason.ERROR_REASON_STREAM_REPLACED)
+        session = Session(
+            who.namespace, who.name, who.principal, hello.incarnation, hello.generation, self._tokens, self._now
+        )
+        windows = {w.agent: w for w in hello.windows}
+        control = session.control
+        settings = self.settings
+        control.welcome.replica_id = settings.replica_id
+        control.welcome.inline_limit = settings.inline_limit
+        control.welcome.liveness_timeout.FromTimedelta(settings.liveness_timeout)
+        control.topology.replicas.add(replica_id=settings.replica_id, address=settings.address)
+        await self.host.recovered.wait()
+        instances = []
+        for description in hello.agents:
+            instance = await self._admit(session, who, description, windows.get(description.name))
+            if instance is not None:
+                instances.append(instance)
+        # From here on nothing is awaited: the old stream goes and the new one is there in the same step.
+        former = self._sessions.get(hello.incarnation)
+        if former is not None:
+            if former.generation >= hello.generation:
+                raise ApiError(ErrorReason.ERROR_REASON_STREAM_REPLACED)
+            former.end(ApiError(ErrorReason.ERROR_REASON_STREAM_REPLACED))
+            self._detach(former)
+        self._sessions[session.incarnation] = session
+        self._absent.pop(session.incarnation, None)
+        for shard in self.host.shards:
+            control.claims.add(shard=shard.index, epoch=shard.epoch)
+            session.before[shard.index] = shard.live_ids(session.incarnation)
+        for instance in instances:
+            self._fleet.attach(instance)
+            control.window_acks.add(
+                agent=instance.agent, generation=instance.window_generation, in_use=max(0, instance.in_use)
+            )
+            self._registry.changed(who.namespace, instance.agent)
+        session.wake()
+        log.info("sidecar attached", sidecar=who.name, namespace=who.namespace, agents=[a.name for a in hello.agents])
+        return session
+
+    async def _admit(
+        self,
+        session: Session,
+        who: Announcer,
+        description: registry_pb2.AgentDescription,
+        window: mesh.Window | None,
+    ) -> Instance | None:
+        """An instance for an agent that may work here, or None after its refusal was queued."""
+        name = description.name
+        try:
+            await self._check(who, description)
+        except ApiError as error:
+            session.control.refusals.add(agent=name, reason=error.reason, message=str(error))
+            session.wake()
+            log.warning("agent refused", agent=name, sidecar=who.name, cause=str(error))
+            return None
+        slots = window.slots if window else 0
+        generation = window.generation if window else 0
+        return Instance(
+            session.instance_id(name),
+            who.namespace,
+            who.principal,
+            session.incarnation,
+            description,
+            slots,
+            generation,
+            self._now(),
+        )
+
+    async def _check(self, who: Announcer, description: registry_pb2.AgentDescription) -> None:
+        granted_agent = who.allows_agent(description.name)
+        if not granted_agent:
+            raise ApiError(ErrorReason.ERROR_REASON_NOT_GRANTED, what=f"agent {description.name}")
+        for capability in description.capabilities:
+            granted = who.allows_capability(capability.name)
+            request = Request.register(
+                who.principal,
+                "sidecar",
+                who.namespace,
+                description.name,
+                capability=capability.name,
+                granted=granted,
+            )
+            decision = self._policy.decide_batch((request,))[0]
+            self._audit.record(request, decision)
+            if not granted:
+                raise ApiError(ErrorReason.ERROR_REASON_NOT_GRANTED, what=f"capability {capability.name}")
+            if not decision.allowed:
+                raise ApiError(
+                    ErrorReason.ERROR_REASON_POLICY_DENIED,
+                    action="register",
+                    decision_id=decision.decision_id,
+                    cause=decision.reason,
+                )
+        try:
+            await self._registry.announce(who.namespace, who.principal, description)
+        except Conflict as conflict:
+            raise ApiError(
+                ErrorReason.ERROR_REASON_CAPABILITY_CONFLICT,
+                capability=conflict.capability,
+                holder=conflict.holder,
+                difference=conflict.difference,
+            ) from conflict
+        except InvalidSchema as error:
+            raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=str(error)) from error
+
+    async def receive(self, session: Session, who: Announcer, message: mesh.AttachRequest) -> None:
+        """Takes in one message of a sidecar."""
+        session.last_seen = self._now()
+        if message.HasField("hello"):
+            raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause="hello came twice")
+        for page in message.inventories:
+            self._inventory(session, page)
+        if message.reports:
+            self._reports(session, message.reports)
+        for window in message.windows:
+            self._window(session, window)
+        for change in message.agents:
+            await self._agent_changed(session, who, change)
+        if message.drain:
+            for instance in self._instances(session):
+                self._fleet.drain(instance.instance_id)
+
+    def _inventory(self, session: Session, page: mesh.ShardInventory) -> None:
+        if page.shard not in session.before:
+            raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=f"shard {page.shard} was never claimed")
+        held = session.held.setdefault(page.shard, set())
+        held.update(page.attempt_ids)
+        held.update(page.reported_attempt_ids)
+        if page.last:
+            before = session.before[page.shard]
+            del session.held[page.shard]
+            session.before[page.shard] = frozenset()
+            if before:
+                self.host.put(page.shard, i.Inventory(session.incarnation, frozenset(held), before))
+
+    def _reports(self, session: Session, reports: Sequence[mesh.Report]) -> None:
+        put, source, count = self.host.put, session.source, len(self.host.shards)
+        for report in reports:
+            shard = report.shard
+            if shard >= count:
+                raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=f"there is no shard {shard}")
+            kind = report.WhichOneof("kind")
+            if kind == "output":
+                output = report.output
+                output.origin_attempt_id = report.attempt_id
+                for label in output.labels:
+                    label.asserted_by = session.principal
+                outcome = Outcome(AttemptState.SUCCEEDED, output.SerializeToString(), None, report.busy)
+                put(shard, i.Report(session, source, report.attempt_id, outcome))
+            elif kind == "failure":
+                state = (
+                    AttemptState.LOST if report.failure.kind == failure_pb2.FAILURE_KIND_LOST else AttemptState.FAILED
+                )
+                outcome = Outcome(state, b"", codec.get_failure(report.failure), report.busy)
+                put(shard, i.Report(session, source, report.attempt_id, outcome))
+            elif kind == "started":
+                put(shard, i.Started(source, report.attempt_id))
+            elif kind == "returned":
+                reason = mesh.ReturnReason.Name(report.returned.reason).removeprefix("RETURN_REASON_")
+                failure = Failure(FailureKind.TRANSIENT, f"came back before it began: {reason}")
+                outcome = Outcome(AttemptState.RETURNED, b"", failure)
+                put(shard, i.Report(session, source, report.attempt_id, outcome))
+            else:
+                put(shard, i.Progress(source, report.attempt_id, report.progress))
+
+    def _window(self, session: Session, window: mesh.Window) -> None:
+        instance = self._fleet.window(session.instance_id(window.agent), window.generation, window.slots)
+        if instance is not None:
+            session.control.window_acks.add(
+                agent=window.agent, generation=window.generation, in_use=max(0, instance.in_use)
+            )
+            session.wake()
+
+    async def _agent_changed(self, session: Session, who: Announcer, change: mesh.AgentChange) -> None:
+        if change.HasField("present"):
+            description = change.present
+            known = self._fleet.instance(session.instance_id(description.name))
+            window = mesh.Window(slots=known.slots, generation=known.window_generation) if known else None
+            instance = await self._admit(session, who, description, window)
+            if instance is not None and self._sessions.get(session.incarnation) is session:
+                self._fleet.attach(instance)
+        else:
+            description = registry_pb2.AgentDescription(name=change.gone)
+            self._fleet.detach(session.instance_id(change.gone))
+        self._registry.changed(who.namespace, description.name)
+
+    def close(self, session: Session) -> None:
+        """A stream is over. Its attempts have the grace to be claimed by the next one."""
+        if self._sessions.get(session.incarnation) is not session:
+            return
+        del self._sessions[session.incarnation]
+        self._detach(session)
+        self._absent[session.incarnation] = self._now() + _micros(self.settings.reattach_grace)
+        log.info("sidecar detached", sidecar=session.sidecar, namespace=session.namespace)
+
+    def _instances(self, session: Session) -> list[Instance]:
+        return [n for n in self._fleet.instances(session.namespace) if n.incarnation == session.incarnation]
+
+    def _detach(self, session: Session) -> None:
+        for instance in self._instances(session):
+            self._fleet.detach(instance.instance_id)
+            self._registry.changed(session.namespace, instance.agent)
+
+    # Time.
+
+    def adopt(self) -> None:
+        """Starts the adoption window for the attempts that recovery found; call once, when listening."""
+        self._adopting_until = self._now() + _micros(self.settings.adoption_window)
+        known = set().union(*(shard.incarnations() for shard in self.host.shards))
+        for incarnation in known - self._sessions.keys():
+            self._absent[incarnation] = self._adopting_until
+        if not known:
+            self._adopting_until = 0
+            self.host.release_timers()
+
+    async def run(self) -> None:
+        """Looks after streams once a second, and after absences four times as often."""
+        ticks = 0
+        while True:
+            await asyncio.sleep(0.25)
+            moment = self._now()
+            if self._adopting_until and (moment >= self._adopting_until or not self._absent):
+                self._adopting_until = 0
+                self.host.release_timers()
+            for incarnation, until in list(self._absent.items()):
+                if moment >= until:
+                    del self._absent[incarnation]
+                    for shard in self.host.shards:
+                        self.host.put(shard.index, i.SidecarGone(incarnation))
+            ticks += 1
+            if ticks % 4 == 0:
+                for session in list(self._sessions.values()):
+                    self._look_after(session, moment)
+
+    def _look_after(self, session: Session, moment: int) -> None:
+        settings = self.settings
+        if moment - session.last_seen > _micros(settings.liveness_timeout):
+            cause = f"nothing was heard for {settings.liveness_timeout.total_seconds():g} s"
+            session.end(ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=cause))
+            return
+        if not session.going_away and moment - session.since > _micros(settings.go_away_after):
+            self._go_away(session, "connection_age", timedelta(seconds=60))
+        for instance in self._instances(session):
+            wanted = self._fleet.demand(instance)
+            if wanted > instance.slots:
+                session.control.demands.add(agent=instance.agent, wanted=wanted)
+                session.wake()
+
+    def _go_away(self, session: Session, reason: str, grace: timedelta) -> None:
+        session.going_away = True
+        session.control.go_away.reason = reason
+        session.control.go_away.grace.FromTimedelta(grace)
+        session.wake()
+
+    def drain(self, grace: timedelta) -> None:
+        """Announces the end of this replica to every sidecar and takes no new ones."""
+        self.draining = True
+        for session in self._sessions.values():
+            self._go_away(session, "shutdown", grace)
+
+
+def _micros(duration: timedelta) -> int:
+    return duration // timedelta(microseconds=1)

@@ -1,0 +1,466 @@
+"""The live instances of agents with their slots, and the choice among them.
+
+A choice is a pure look-up over memory: hard filters first (kept per kind of request until the fleet changes), then the
+lowest expected time among those with a free slot, then policy. It reserves the slot at once, so that a turn can place
+many tasks; whoever ends an attempt gives the slot back. Tasks that find no slot wait here in order of priority, then
+deadline, then arrival; capacity that comes free is reserved for the first of them and handed to its shard.
+
+Never: I/O, waiting, or a placement without a policy decision.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import NamedTuple
+
+from antiphon.v1 import registry_pb2, run_pb2
+
+from ..admission import Requirement, SchemaSet, SchemaViolation, Version
+from ..engine.decide import Placement
+from ..engine.failure import Failure, FailureKind
+from ..policy import Decision, PolicyPort, Request
+
+OTHERS_RECORDED = 8
+"""Candidates besides the chosen one that a routing decision names (protocol.md §10)."""
+
+DEFAULT_LATENCY = 0.05
+"""Seconds assumed of an instance that has neither declared nor shown any."""
+
+SMOOTHING = 0.2
+"""Weight of the newest latency in the exponentially weighted mean."""
+
+EFFECTS = {0: "egress", 1: "pure", 2: "read", 3: "write", 4: "egress"}
+"""antiphon.v1.Effect for policy; undeclared counts as the strictest."""
+
+
+class Need(NamedTuple):
+    """What a task asks of an agent, and all that hard filters look at. Tasks with equal needs share a queue."""
+
+    namespace: str
+    capability: str
+    agent_labels: tuple[tuple[str, str], ...]
+    max_cost: float
+    labels: frozenset[str]
+
+
+class Waiter(NamedTuple):
+    """A task that waits for a slot; ordered by its first three fields."""
+
+    order: int
+    deadline: int
+    arrival: int
+    shard: int
+    run_id: str
+    task: int
+    member: int
+
+
+@dataclass(slots=True)
+class Instance:
+    """One live process of an agent. `in_use` counts attempts out to it, those of a former owner's run included."""
+
+    instance_id: str
+    namespace: str
+    sidecar: str
+    incarnation: str
+    description: registry_pb2.AgentDescription
+    slots: int
+    window_generation: int
+    attach_time: int
+    in_use: int = 0
+    latency: float | None = None
+    completed: int = 0
+    failed: int = 0
+    draining: bool = False
+    offers: list[Offered] = field(default_factory=list)
+
+    @property
+    def agent(self) -> str:
+        return self.description.name
+
+    @property
+    def free(self) -> int:
+        return self.slots - self.in_use
+
+
+@dataclass(slots=True, eq=False)
+class Offered:
+    """One capability version of one instance; `label` is name@version as announced. `requests` keeps policy requests, which cost more to build than to ask."""
+
+    instance: Instance
+    name: str
+    label: str
+    version: Version
+    effect: str
+    clearance: frozenset[str]
+    cost: float
+    expected_latency: float
+    input_schema: str
+    requests: dict[tuple[str, str, frozenset[str], int], Request] = field(default_factory=dict)
+
+    def score(self) -> float:
+        """Expected seconds until an outcome if the attempt goes here: work, and the queue before it."""
+        instance = self.instance
+        latency = instance.latency if instance.latency is not None else self.expected_latency
+        return latency * (1.0 + instance.in_use / max(1, instance.description.concurrency))
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No agent may have the task: it fails."""
+
+    failure: Failure
+
+
+class Fleet:
+    """All live instances of one orchestrator. `deliver(waiter, offered)` hands a reserved slot to a shard."""
+
+    def __init__(self, policy: PolicyPort, schemas: SchemaSet) -> None:
+        self._policy = policy
+        self._schemas = schemas
+        self._instances: dict[str, Instance] = {}
+        self._by_capability: dict[tuple[str, str], list[Offered]] = {}
+        self._eligible: dict[Need, list[Offered]] = {}
+        self._queues: dict[Need, list[Waiter]] = {}
+        self._held: dict[str, int] = {}
+        self._suspended: set[tuple[str, str]] = set()
+        self._decisions: dict[str, run_pb2.PolicyDecision] = {}
+        self._outputs: dict[tuple[str, str], str] = {}
+        self._releases: dict[tuple[str, str, str, str, frozenset[str]], Request] = {}
+        self._arrivals = count()
+        self.deliver: Callable[[Waiter, Offered], None] = lambda waiter, offered: self.give_back(
+            offered.instance.instance_id
+        )
+
+    # Instances.
+
+    def attach(self, instance: Instance) -> None:
+        """Adds an instance, or replaces the one of the same id. Attempts adopted before it came count as in use."""
+        former = self._instances.get(instance.instance_id)
+        if former is not None:
+            instance.in_use, instance.latency = former.in_use, former.latency
+            instance.completed, instance.failed = former.completed, former.failed
+            self._forget(former)
+        else:
+            instance.in_use = self._held.pop(instance.instance_id, 0)
+        for capability in instance.description.capabilities:
+            latency = capability.expected_latency
+            offered = Offered(
+                instance,
+                capability.name,
+                f"{capability.name}@{capability.version}",
+                Version.parse(capability.version),
+                EFFECTS.get(capability.effect, "egress"),
+                frozenset(capability.clearance),
+                capability.cost,
+                (latency.seconds + latency.nanos / 1e9) or DEFAULT_LATENCY,
+                capability.input_schema,
+            )
+            instance.offers.append(offered)
+            self.declare(instance.namespace, offered.label, capability.output_schema)
+            self._by_capability.setdefault((instance.namespace, capability.name), []).append(offered)
+        self._instances[instance.instance_id] = instance
+        self._eligible.clear()
+        self.pump()
+
+    def detach(self, instance_id: str) -> Instance | None:
+        """Removes an instance; attempts still out to it stay with their runs."""
+        instance = self._instances.pop(instance_id, None)
+        if instance is not None:
+            self._forget(instance)
+            if instance.in_use:
+                self._held[instance_id] = instance.in_use
+        return instance
+
+    def _forget(self, instance: Instance) -> None:
+        for offered in instance.offers:
+            self._by_capability[instance.namespace, offered.name].remove(offered)
+        self._eligible.clear()
+
+    def window(self, instance_id: str, generation: int, slots: int) -> Instance | None:
+        """Sets a window, unless a newer one is known. Returns the instance when the window now holds."""
+        instance = self._instances.get(instance_id)
+        if instance is None or generation < instance.window_generation:
+            return None
+        instance.window_generation, instance.slots = generation, slots
+        self.pump()
+        return instance
+
+    def drain(self, instance_id: str) -> None:
+        """No more work for an instance."""
+        if (instance := self._instances.get(instance_id)) is not None:
+            instance.draining = True
+            self._eligible.clear()
+
+    def suspend(self, namespace: str, agent: str, suspended: bool) -> None:
+        """Stops, or starts, new work for all instances of an agent."""
+        (self._suspended.add if suspended else self._suspended.discard)((namespace, agent))
+        self._eligible.clear()
+        self.pump()
+
+    def instances(self, namespace: str | None = None) -> Iterator[Instance]:
+        return (i for i in self._instances.values() if namespace is None or i.namespace == namespace)
+
+    def instance(self, instance_id: str) -> Instance | None:
+        return self._instances.get(instance_id)
+
+    def offered(self, namespace: str, requirement: str) -> bool:
+        """Whether any live instance offers what a task asks for; for the warning of admission."""
+        return bool(self._fit(Need(namespace, requirement, (), 0.0, frozenset())))
+
+    def demand(self, instance: Instance) -> int:
+        """Attempts that are out to an instance or wait for one like it."""
+        return instance.in_use + sum(
+            len(queue) for need, queue in self._queues.items() if any(o.instance is instance for o in self._fit(need))
+        )
+
+    # Slots.
+
+    def hold(self, instance_id: str) -> None:
+        """Counts an attempt that is out already: recovered from the log, or adopted."""
+        instance = self._instances.get(instance_id)
+        if instance is not None:
+            instance.in_use += 1
+        else:
+            self._held[instance_id] = self._held.get(instance_id, 0) + 1
+
+    def give_back(self, instance_id: str, latency: float | None = None, failed: bool = False) -> None:
+        """Returns a slot. `latency`: seconds from offer to outcome, when there was one."""
+        instance = self._instances.get(instance_id)
+        if instance is None:
+            left = self._held.get(instance_id, 0) - 1
+            if left > 0:
+                self._held[instance_id] = left
+            else:
+                self._held.pop(instance_id, None)
+            return
+        instance.in_use -= 1
+        if latency is not None:
+            old = instance.latency
+            instance.latency = latency if old is None else old + SMOOTHING * (latency - old)
+            instance.completed += 1
+            instance.failed += failed
+        if self._queues:
+            self.pump()
+
+    # Choice.
+
+    def place(
+        self, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
+    ) -> Placement | Refused | None:
+        """A reserved place for an attempt, a refusal, or None when it has to wait. `number`: of the attempt, from 1."""
+        if need in self._queues:
+            return None  # others came first
+        eligible = self._fit(need)
+        open_entries = [o for o in eligible if o.instance.slots > o.instance.in_use]
+        if not open_entries:
+            return None
+        if len(open_entries) > 1:
+            open_entries.sort(key=Offered.score)
+        denied: Decision | None = None
+        for index, offered in enumerate(open_entries):
+            result = self._decide(offered, need, principal, principal_kind, payload, number)
+            if isinstance(result, Refused):
+                return result
+            if isinstance(result, Decision):
+                denied = result
+                continue
+            self._describe(result, eligible, open_entries[index + 1 :], offered, index)
+            offered.instance.in_use += 1
+            return Placement(offered.instance.agent, offered.instance.instance_id, result)
+        assert denied is not None
+        return Refused(Failure(FailureKind.POLICY, denied.reason, denied.decision_id, retryable=False))
+
+    def take(
+        self, offered: Offered, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
+    ) -> Placement | Refused:
+        """Turns a slot that was reserved for a waiter into its place; gives the slot back when it may not be used."""
+        instance = offered.instance
+        result = self._decide(offered, need, principal, principal_kind, payload, number)
+        if isinstance(result, run_pb2.RoutingDecision):
+            self._describe(result, self._fit(need), [], offered, 0)
+            return Placement(instance.agent, instance.instance_id, result)
+        self.give_back(instance.instance_id)
+        if isinstance(result, Decision):
+            return Refused(Failure(FailureKind.POLICY, result.reason, result.decision_id, retryable=False))
+        return result
+
+    def _decide(
+        self, offered: Offered, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
+    ) -> run_pb2.RoutingDecision | Decision | Refused:
+        violation = self.check_input(offered, payload)
+        if violation is not None:
+            message = f"the input does not fit {offered.label}: {violation.message}"
+            return Refused(Failure(FailureKind.INVALID_INPUT, message, retryable=False, field=violation.pointer))
+        key = (principal, principal_kind, need.labels, number)
+        request = offered.requests.get(key)
+        if request is None:
+            if len(offered.requests) >= 4096:
+                offered.requests.clear()
+            request = offered.requests[key] = Request.dispatch(
+                principal,
+                principal_kind,
+                need.namespace,
+                offered.name,
+                version=str(offered.version),
+                effect=offered.effect,
+                labels=need.labels,
+                agent=offered.instance.agent,
+                agent_clearance=offered.clearance,
+                attempt=number,
+            )
+        decision = self._policy.decide_batch((request,))[0]
+        if not decision.allowed:
+            return decision
+        return run_pb2.RoutingDecision(
+            chosen=offered.instance.instance_id,
+            score=offered.score(),
+            capability=offered.label,
+            policy=self.policy_message(decision),
+        )
+
+    def check_input(self, offered: Offered, payload: bytes) -> SchemaViolation | None:
+        return self._schemas.check(offered.input_schema, payload) if offered.input_schema else None
+
+    def declare(self, namespace: str, label: str, output_schema: str) -> None:
+        """Makes an output schema known; also of a capability whose agents are away while outcomes still come."""
+        self._outputs[namespace, label] = output_schema
+
+    def check_output(self, namespace: str, label: str, payload: bytes) -> SchemaViolation | None:
+        """What an output of `label` (name@version) breaks of its schema."""
+        schema = self._outputs.get((namespace, label))
+        return self._schemas.check(schema, payload) if schema else None
+
+    def may_release(
+        self, principal: str, principal_kind: str, namespace: str, capability: str, labels: frozenset[str]
+    ) -> Decision:
+        """Whether a run's principal may have an output with these labels."""
+        key = (principal, principal_kind, namespace, capability, labels)
+        request = self._releases.get(key)
+        if request is None:
+            if len(self._releases) >= 8192:
+                self._releases.clear()
+            request = self._releases[key] = Request.release(
+                principal, principal_kind, namespace, capability, labels=labels
+            )
+        return self._policy.decide_batch((request,))[0]
+
+    def policy_message(self, decision: Decision) -> run_pb2.PolicyDecision:
+        """The decision as it is recorded; equal decisions share one message."""
+        message = self._decisions.get(decision.decision_id)
+        if message is None:
+            if len(self._decisions) >= 8192:
+                self._decisions.clear()
+            message = self._decisions[decision.decision_id] = run_pb2.PolicyDecision(
+                decision_id=decision.decision_id,
+                epoch=decision.epoch,
+                permit=decision.allowed,
+                policies=decision.policies,
+                obligations=[o.name + (f"({','.join(o.params)})" if o.params else "") for o in decision.obligations],
+                reason=decision.reason,
+            )
+        return message
+
+    def _describe(
+        self,
+        decision: run_pb2.RoutingDecision,
+        eligible: list[Offered],
+        others: list[Offered],
+        chosen: Offered,
+        denied: int,
+    ) -> None:
+        decision.considered = len(eligible)
+        for other in others[:OTHERS_RECORDED]:
+            decision.others.add(
+                instance=other.instance.instance_id, score=other.score(), free_slots=max(0, other.instance.free)
+            )
+        if len(eligible) > 1:
+            busy = sum(1 for o in eligible if o is not chosen and o.instance.free <= 0)
+            if busy:
+                decision.refusals.add(reason="no_slot", count=busy)
+        if denied:
+            decision.refusals.add(reason="policy", count=denied)
+
+    def explain(self, need: Need) -> run_pb2.RoutingDecision:
+        """What placement says now of a task that waits."""
+        result = run_pb2.RoutingDecision(capability=need.capability)
+        refusals: dict[str, int] = {}
+        everything = self._by_capability.get((need.namespace, Requirement.parse(need.capability).name), [])
+        for offered in everything:
+            reason = self._unfit(offered, need, Requirement.parse(need.capability))
+            if reason is None and offered.instance.free <= 0:
+                reason = "no_slot"
+            if reason is None:
+                result.others.add(instance=offered.instance.instance_id, score=offered.score())
+            else:
+                refusals[reason] = refusals.get(reason, 0) + 1
+        result.considered = len(everything)
+        for name, number in sorted(refusals.items()):
+            result.refusals.add(reason=name, count=number)
+        ahead = len(self._queues.get(need, ()))
+        if not everything:
+            result.summary = f"nobody offers {need.capability}; start an agent that does"
+        elif refusals.get("no_slot", 0):
+            result.summary = f"all fitting agents are busy; {ahead} tasks wait for them"
+        else:
+            result.summary = "no agent fits: " + ", ".join(f"{n} by {r}" for r, n in sorted(refusals.items()))
+        return result
+
+    # Waiting.
+
+    def wait(self, need: Need, priority: int, deadline: int, shard: int, run_id: str, task: int, member: int) -> None:
+        """Puts a task into the queue of its need. A task that no longer wants the slot gives it back when it comes."""
+        waiter = Waiter(-priority, deadline, next(self._arrivals), shard, run_id, task, member)
+        heapq.heappush(self._queues.setdefault(need, []), waiter)
+
+    def pump(self) -> None:
+        """Reserves free slots for those who wait and hands them to their shards."""
+        for need in list(self._queues):
+            queue = self._queues[need]
+            eligible = self._fit(need)
+            while queue:
+                free = [o for o in eligible if o.instance.slots > o.instance.in_use]
+                if not free:
+                    break
+                best = free[0] if len(free) == 1 else min(free, key=Offered.score)
+                best.instance.in_use += 1
+                self.deliver(heapq.heappop(queue), best)
+            if not queue:
+                del self._queues[need]
+
+    def _fit(self, need: Need) -> list[Offered]:
+        eligible = self._eligible.get(need)
+        if eligible is None:
+            if len(self._eligible) >= 8192:
+                self._eligible.clear()
+            requirement = Requirement.parse(need.capability)
+            eligible = self._eligible[need] = [
+                offered
+                for offered in self._matching(need.namespace, requirement)
+                if self._unfit(offered, need, requirement) is None
+            ]
+        return eligible
+
+    def _matching(self, namespace: str, requirement: Requirement) -> list[Offered]:
+        entries = self._by_capability.get((namespace, requirement.name), [])
+        return [offered for offered in entries if requirement.matches(offered.version)]
+
+    def _unfit(self, offered: Offered, need: Need, requirement: Requirement) -> str | None:
+        """The first hard filter that an instance fails."""
+        instance = offered.instance
+        if not requirement.matches(offered.version):
+            return "version"
+        if (instance.namespace, instance.agent) in self._suspended:
+            return "suspended"
+        if instance.draining:
+            return "draining"
+        if not need.labels <= offered.clearance:
+            return "clearance"
+        if any(instance.description.labels.get(key) != value for key, value in need.agent_labels):
+            return "constraint"
+        if need.max_cost and offered.cost > need.max_cost:
+            return "cost"
+        return None

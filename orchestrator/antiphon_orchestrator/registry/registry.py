@@ -1,0 +1,190 @@
+"""What is known of agents: durable records in the store, live instances from the fleet.
+
+A record is written when an agent first registers, when its description changes and when an operator changes its state;
+it is never deleted by the end of a process. The first agent to announce a capability version fixes its schemas;
+another agent with other schemas is refused, the same agent may change them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from antiphon.store.v1 import records_pb2 as records
+from antiphon.v1 import registry_pb2
+
+from ..admission import SchemaInvalid, SchemaSet, difference
+from ..placement.fleet import Fleet, Instance
+from ..shards.archiver import moment
+from ..store import keys
+from ..store.port import Compare, Put, Store, Target, Txn
+
+ACTIVE = registry_pb2.AGENT_STATE_ACTIVE
+GONE = registry_pb2.AGENT_STATE_GONE
+SUSPENDED = registry_pb2.AGENT_STATE_SUSPENDED
+DRAINING = registry_pb2.AGENT_STATE_DRAINING
+
+RECORD = "record"
+"""Last part of an agent's key; one record an agent."""
+
+
+class AgentNotFound(Exception):
+    """No such agent in the namespace."""
+
+
+class Conflict(Exception):
+    """Another agent holds the capability version with other schemas."""
+
+    def __init__(self, capability: str, holder: str, difference: str) -> None:
+        super().__init__(f"{capability} is held by {holder}: {difference}")
+        self.capability, self.holder, self.difference = capability, holder, difference
+
+
+class InvalidSchema(Exception):
+    """A capability's schema is no JSON Schema that we accept."""
+
+
+class Registry:
+    """All agents. `changes` wakes whoever watches; names are (namespace, agent)."""
+
+    def __init__(self, store: Store, fleet: Fleet, schemas: SchemaSet, now: Callable[[], int]) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._schemas = schemas
+        self._now = now
+        self._records: dict[tuple[str, str], records.AgentRecord] = {}
+        self._revisions: dict[tuple[str, str], int] = {}
+        self._listeners: set[asyncio.Queue[tuple[str, str]]] = set()
+
+    async def load(self) -> None:
+        """Reads all records; call once, before anything attaches."""
+        start, end = keys.AGENTS, keys.AGENTS[:-1] + bytes([keys.AGENTS[-1] + 1])
+        found = await self._store.range(start, end)
+        for kv in found.kvs:
+            _, namespace, name, _ = keys.parts(kv.key)
+            record = records.AgentRecord.FromString(kv.value)
+            self._records[namespace, name] = record
+            self._revisions[namespace, name] = kv.mod_revision
+            if record.state in (SUSPENDED, DRAINING):
+                self._fleet.suspend(namespace, name, True)
+            for capability in record.description.capabilities:
+                label = f"{capability.name}@{capability.version}"
+                self._fleet.declare(namespace, label, capability.output_schema)
+
+    async def announce(self, namespace: str, sidecar: str, description: registry_pb2.AgentDescription) -> None:
+        """Checks and records what a sidecar says of an agent. Raises Conflict, InvalidSchema."""
+        for capability in description.capabilities:
+            for text in (capability.input_schema, capability.output_schema):
+                try:
+                    if text:
+                        self._schemas.add(text)
+                except SchemaInvalid as error:
+                    raise InvalidSchema(f"{capability.name}@{capability.version}: {error}") from error
+            self._check_conflict(namespace, description.name, capability)
+        former = self._records.get((namespace, description.name))
+        if former is not None and former.description == description and former.sidecar == sidecar:
+            return
+        record = records.AgentRecord(
+            description=description,
+            state=former.state if former else ACTIVE,
+            create_time=former.create_time if former else self._now(),
+            update_time=self._now(),
+            sidecar=sidecar,
+        )
+        await self._write(namespace, description.name, record)
+
+    def _check_conflict(self, namespace: str, agent: str, capability: object) -> None:
+        for (other_namespace, other), record in self._records.items():
+            if other_namespace != namespace or other == agent:
+                continue
+            for held in record.description.capabilities:
+                if (held.name, held.version) != (capability.name, capability.version):  # type: ignore[attr-defined]
+                    continue
+                for mine, theirs, side in (
+                    (capability.input_schema, held.input_schema, "input"),  # type: ignore[attr-defined]
+                    (capability.output_schema, held.output_schema, "output"),  # type: ignore[attr-defined]
+                ):
+                    found = difference(theirs, mine)
+                    if found:
+                        raise Conflict(f"{held.name}@{held.version}", other, f"{side} schema: {found}")
+
+    async def _write(self, namespace: str, name: str, record: records.AgentRecord) -> None:
+        key = keys.agent(namespace, name, RECORD)
+        compare = Compare(key, Target.MOD_REVISION, self._revisions.get((namespace, name), 0))
+        result = await self._store.commit(Txn((compare,), (Put(key, record.SerializeToString()),), (key,)))
+        if not result.succeeded:
+            found = result.observed[key]
+            assert found is not None
+            # Another replica wrote the record first; ours comes after it.
+            self._revisions[namespace, name] = found.mod_revision
+            return await self._write(namespace, name, record)
+        self._records[namespace, name] = record
+        self._revisions[namespace, name] = result.revision
+        self.changed(namespace, name)
+
+    async def set_state(self, namespace: str, name: str, state: registry_pb2.AgentState.ValueType) -> None:
+        """ACTIVE, DRAINING or SUSPENDED, for all instances. Raises AgentNotFound."""
+        former = self._records.get((namespace, name))
+        if former is None:
+            raise AgentNotFound(name)
+        if former.state != state:
+            record = records.AgentRecord()
+            record.CopyFrom(former)
+            record.state, record.update_time = state, self._now()
+            await self._write(namespace, name, record)
+        self._fleet.suspend(namespace, name, state != ACTIVE)
+
+    def changed(self, namespace: str, name: str) -> None:
+        """Tells watchers that an agent, or its instances, changed. A watcher that is far behind is told to start over."""
+        for queue in self._listeners:
+            if queue.full():
+                while not queue.empty():
+                    queue.get_nowait()
+                queue.put_nowait(("", ""))
+            else:
+                queue.put_nowait((namespace, name))
+
+    def listen(self) -> asyncio.Queue[tuple[str, str]]:
+        """Names of agents as they change; ("", "") means: look at all of them again."""
+        queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue(maxsize=256)
+        self._listeners.add(queue)
+        return queue
+
+    def unlisten(self, queue: asyncio.Queue[tuple[str, str]]) -> None:
+        self._listeners.discard(queue)
+
+    def names(self, namespace: str) -> list[str]:
+        return sorted(name for ns, name in self._records if ns == namespace)
+
+    def agent(self, namespace: str, name: str) -> registry_pb2.Agent:
+        """The agent as the API shows it. Raises AgentNotFound."""
+        record = self._records.get((namespace, name))
+        if record is None:
+            raise AgentNotFound(name)
+        live = [i for i in self._fleet.instances(namespace) if i.agent == name]
+        state = record.state
+        if not live and state == ACTIVE:
+            state = GONE
+        result = registry_pb2.Agent(
+            name=name, state=state, description=record.description, revision=self._revisions[namespace, name]
+        )
+        result.create_time.FromDatetime(moment(record.create_time))
+        result.update_time.FromDatetime(moment(record.update_time))
+        for instance in live:
+            _show(result.instances.add(), instance)
+        return result
+
+    def descriptions(self, namespace: str) -> Iterator[registry_pb2.AgentDescription]:
+        return (record.description for (ns, _), record in self._records.items() if ns == namespace)
+
+
+def _show(message: registry_pb2.Instance, instance: Instance) -> None:
+    message.instance_id = instance.instance_id
+    message.sidecar = instance.sidecar
+    message.slots = instance.slots
+    message.in_use = max(0, instance.in_use)
+    message.completed = instance.completed
+    message.failed = instance.failed
+    message.attach_time.FromDatetime(moment(instance.attach_time))
+    if instance.latency is not None:
+        message.smoothed_latency.FromMicroseconds(int(instance.latency * 1e6))

@@ -1,0 +1,212 @@
+"""Runs, tasks, attempts and events as API messages. Live runs and archived ones go through the same code: an archived
+run is its events applied again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from antiphon.store.v1 import journal_pb2 as journal
+from antiphon.v1 import payload_pb2, run_pb2, run_service_pb2
+
+from ..engine import decide
+from ..engine import events as e
+from ..engine.failure import Failure
+from ..engine.run import Attempt, Run, Task
+from ..engine.states import AttemptState, RunState, TaskState
+from ..shards import codec
+
+_TOTAL_FIELDS = {state: state.name.lower() for state in TaskState}
+
+
+def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_pb2.Run:
+    submitted = run.submitted
+    message = run_pb2.Run(
+        run_id=run.run_id,
+        namespace=submitted.namespace,
+        state=run.state.value,  # type: ignore[arg-type]
+        graph_name=submitted.graph_name,
+        graph_version=submitted.graph_version,
+        principal=submitted.principal,
+        event_seq=run.event_seq,
+        labels=submitted.labels,
+        parent_attempt_id=submitted.parent_attempt_id,
+        traceparent=submitted.traceparent,
+        warnings=submitted.warnings,
+    )
+    message.create_time.FromMicroseconds(run.create_time)
+    message.deadline_time.FromMicroseconds(submitted.deadline_time)
+    if run.end_time:
+        message.end_time.FromMicroseconds(run.end_time)
+    if run.failure is not None:
+        codec.put_failure(message.failure, run.failure)
+    if payloads:
+        put_payload(message.input, submitted.input)
+        if run.state is RunState.SUCCEEDED:
+            put_payload(message.output, run.output)
+            message.output.SetInParent()
+    if totals:
+        put_totals(message.totals, run)
+    return message
+
+
+def put_payload(target: payload_pb2.Payload, payload: bytes) -> None:
+    if payload:
+        target.MergeFromString(payload)
+
+
+def put_totals(target: run_pb2.TaskTotals, run: Run) -> None:
+    """Counts members instead of their fan-out."""
+    counts: dict[TaskState, int] = {}
+    for node in run.tasks:
+        for task in node.members or (node,):
+            counts[task.state] = counts.get(task.state, 0) + 1
+    for state, count in counts.items():
+        setattr(target, _TOTAL_FIELDS[state], count)
+    target.total = sum(counts.values())
+
+
+def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task:
+    message = run_pb2.Task(
+        key=run_pb2.TaskKey(task_id=task.plan.id, member=task.member),
+        state=task.state.value,  # type: ignore[arg-type]
+        capability=task.plan.capability,
+        reason=task.reason or _reason(run, task),
+        attempt_count=len(task.attempts),
+        member_count=max(0, task.member_count),
+    )
+    if task.ready_time:
+        message.ready_time.FromMicroseconds(task.ready_time)
+    if task.end_time:
+        message.end_time.FromMicroseconds(task.end_time)
+    if task.failure is not None:
+        codec.put_failure(message.failure, task.failure)
+    if payloads:
+        put_payload(message.input, task.input)
+        if task.output is not None:
+            put_payload(message.output, task.output)
+            message.output.SetInParent()
+    return message
+
+
+def _reason(run: Run, task: Task) -> str:
+    if task.state is TaskState.PENDING:
+        waits = [run.tasks[i].plan.id for i in task.plan.needs if not run.tasks[i].ended]
+        return "waits for " + ", ".join(waits[:8]) + (" …" if len(waits) > 8 else "") if waits else ""
+    if task.state is TaskState.READY:
+        return f"waits for an agent that offers {task.plan.capability}"
+    return ""
+
+
+def attempt_message(run: Run, task: Task, attempt: Attempt) -> run_pb2.Attempt:
+    message = run_pb2.Attempt(
+        attempt_id=decide.attempt_id(run.run_id, task, attempt.number),
+        number=attempt.number,
+        state=attempt.state.value,  # type: ignore[arg-type]
+        agent=attempt.agent,
+        instance=attempt.instance,
+        decision=attempt.decision,
+    )
+    message.offer_time.FromMicroseconds(attempt.offer_time)
+    if attempt.end_time:
+        message.end_time.FromMicroseconds(attempt.end_time)
+    if attempt.busy:
+        message.busy_duration.FromMicroseconds(attempt.busy)
+    if attempt.failure is not None:
+        codec.put_failure(message.failure, attempt.failure)
+    if not message.decision.summary:
+        message.decision.summary = summary(message.decision)
+    return message
+
+
+def summary(decision: run_pb2.RoutingDecision) -> str:
+    """One sentence on why an attempt went where it went."""
+    others = decision.considered - 1
+    busy = sum(r.count for r in decision.refusals if r.reason == "no_slot")
+    if decision.considered <= 1:
+        why = "the only one that fits"
+    elif busy == others:
+        why = f"the only one of {decision.considered} with a free slot"
+    else:
+        why = f"the lowest expected time of {decision.considered}: {decision.score:.3f} s"
+        if decision.others:
+            why += f", next {decision.others[0].score:.3f} s"
+    return f"{decision.chosen} for {decision.capability}: {why}"
+
+
+def tasks_in_order(run: Run) -> list[Task]:
+    return list(run.all_tasks())
+
+
+def dependencies(run: Run, task: Task) -> Iterable[run_service_pb2.Dependency]:
+    for index in task.plan.needs:
+        need = run.tasks[index]
+        yield run_service_pb2.Dependency(task_id=need.plan.id, state=need.state.value)  # type: ignore[arg-type]
+
+
+def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
+    """One record as watchers see it. `run` gives the names of tasks; its state is not looked at."""
+    record = journal.Record.FromString(raw)
+    event = codec.decode(record)
+    message = run_pb2.RunEvent(event_seq=record.event_seq)
+    message.event_time.FromMicroseconds(record.time)
+    if isinstance(event, e.RunSubmitted):
+        message.run_state = run_pb2.RUN_STATE_RUNNING
+    elif isinstance(event, e.RunEnded):
+        message.run_state = event.state.value  # type: ignore[assignment]
+        _failure(message, event.failure)
+    elif isinstance(event, e.CancelRequested):
+        message.reason = event.reason or "cancelled"
+    else:
+        plan = run.plan.tasks[event.task]
+        message.key.task_id = plan.id
+        if isinstance(event, e.TaskExpanded):
+            message.member_count = event.member_count
+            message.task_state = run_pb2.TASK_STATE_RUNNING
+            return message
+        message.key.member = event.member
+        _task_event(message, event)
+    return message
+
+
+def _task_event(
+    message: run_pb2.RunEvent,
+    event: e.TaskReady | e.AttemptOffered | e.AttemptStarted | e.AttemptEnded | e.TaskWaiting | e.TaskEnded,
+) -> None:
+    if isinstance(event, e.TaskReady):
+        message.task_state = run_pb2.TASK_STATE_READY
+    elif isinstance(event, e.TaskWaiting):
+        message.task_state = run_pb2.TASK_STATE_WAITING
+        message.reason = event.reason
+    elif isinstance(event, e.TaskEnded):
+        message.task_state = event.state.value  # type: ignore[assignment]
+        message.reason = event.reason
+        _failure(message, event.failure)
+    elif isinstance(event, e.AttemptOffered):
+        message.task_state = run_pb2.TASK_STATE_RUNNING
+        change = message.attempt
+        change.number, change.agent, change.instance = event.number, event.agent, event.instance
+        change.state = run_pb2.ATTEMPT_STATE_OFFERED
+    elif isinstance(event, e.AttemptStarted):
+        message.attempt.number = event.number
+        message.attempt.state = run_pb2.ATTEMPT_STATE_RUNNING
+    else:
+        message.attempt.number = event.number
+        message.attempt.state = event.state.value  # type: ignore[assignment]
+        message.attempt.stale = event.stale
+        _failure(message, event.failure)
+        if event.state is AttemptState.SUCCEEDED and not event.stale:
+            message.task_state = run_pb2.TASK_STATE_SUCCEEDED
+        elif event.state is AttemptState.RETURNED and not event.stale:
+            message.task_state = run_pb2.TASK_STATE_READY
+
+
+def _failure(message: run_pb2.RunEvent, failure: Failure | None) -> None:
+    if failure is not None:
+        codec.put_failure(message.failure, failure)
+
+
+def records_after(records: Sequence[bytes], cursor: int) -> Iterable[bytes]:
+    """Records with an event_seq above the cursor."""
+    for raw in records:
+        if journal.Record.FromString(raw).event_seq > cursor:
+            yield raw

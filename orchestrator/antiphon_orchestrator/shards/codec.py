@@ -1,0 +1,320 @@
+"""Events to bytes and back: antiphon.store.v1.Record for events, RunSnapshot for whole runs.
+
+A record is encoded once, when it is decided; the log, the archive and recovery all hold those very bytes. Hot path:
+four records for each step of a chain, so fields are set one by one on the nested message instead of being built apart
+and copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from antiphon.store.v1 import journal_pb2 as journal
+from antiphon.v1 import failure_pb2
+
+from ..engine import events as e
+from ..engine.failure import Failure, FailureKind
+from ..engine.run import Attempt, Run, Task, fan_out_settled, join_settled
+from ..engine.states import AttemptState, RunState, TaskState
+
+
+def encode(run_id: str, event_seq: int, now: int, event: e.Event) -> bytes:
+    """The serialised Record of one event, decided at `now` (microseconds since 1970)."""
+    record = journal.Record(run_id=run_id, event_seq=event_seq, time=now)
+    _ENCODERS[type(event)](record, event)
+    return record.SerializeToString()
+
+
+def decode(record: journal.Record) -> e.Event:
+    """The event of a record that holds one (not a snapshot, nor retained requests)."""
+    kind = record.WhichOneof("event")
+    if kind is None or kind not in _DECODERS:
+        raise ValueError(f"record {record.run_id}/{record.event_seq} holds no event this version knows")
+    return _DECODERS[kind](getattr(record, kind))
+
+
+def frame(records: Sequence[bytes]) -> bytes:
+    """Records as one blob for the archive: a LogSegment with records alone."""
+    return journal.LogSegment(records=records).SerializeToString()
+
+
+def unframe(data: bytes) -> Iterator[journal.Record]:
+    for raw in journal.LogSegment.FromString(data).records:
+        yield journal.Record.FromString(raw)
+
+
+def put_failure(target: failure_pb2.Failure, failure: Failure | None) -> None:
+    if failure is None:
+        return
+    target.kind = failure.kind.value  # type: ignore[assignment]
+    target.message = failure.message[:4096]
+    target.code = failure.code
+    target.retryable = failure.retryable
+    target.cause = failure.cause[:16384]
+    target.field = failure.field
+
+
+def get_failure(message: failure_pb2.Failure) -> Failure:
+    """An unknown kind of a newer version is read as PERMANENT, the strictest."""
+    try:
+        kind = FailureKind(message.kind)
+    except ValueError:
+        kind = FailureKind.PERMANENT
+    return Failure(kind, message.message, message.code, message.retryable, message.cause, message.field)
+
+
+def _failure_in(message: Any) -> Failure | None:
+    return get_failure(message.failure) if message.HasField("failure") else None
+
+
+def _submitted(record: journal.Record, event: e.RunSubmitted) -> None:
+    put_submitted(record.run_submitted, event)
+
+
+def put_submitted(m: journal.RunSubmitted, event: e.RunSubmitted) -> None:
+    m.namespace = event.namespace
+    m.principal = event.principal
+    m.request_id = event.request_id
+    m.request_digest = event.request_digest
+    m.graph_name = event.graph_name
+    m.graph_version = event.graph_version
+    if event.graph is not None:
+        m.graph.CopyFrom(event.graph)
+    m.input = event.input
+    if event.labels:
+        m.labels.update(event.labels)
+    m.deadline_time = event.deadline_time
+    m.priority = event.priority
+    m.traceparent = event.traceparent
+    if event.policy is not None:
+        m.policy.CopyFrom(event.policy)
+    m.warnings.extend(event.warnings)
+    m.parent_attempt_id = event.parent_attempt_id
+    m.delegation.extend(event.delegation)
+
+
+def get_submitted(m: journal.RunSubmitted) -> e.RunSubmitted:
+    return e.RunSubmitted(
+        m.namespace,
+        m.principal,
+        m.request_id,
+        m.request_digest,
+        m.graph_name,
+        m.graph_version,
+        m.graph if m.HasField("graph") else None,
+        m.input,
+        dict(m.labels),
+        m.deadline_time,
+        m.priority,
+        m.traceparent,
+        m.policy if m.HasField("policy") else None,
+        tuple(m.warnings),
+        m.parent_attempt_id,
+        tuple(m.delegation),
+    )
+
+
+def _ready(record: journal.Record, event: e.TaskReady) -> None:
+    m = record.task_ready
+    m.task = event.task
+    if event.member:
+        m.member = event.member
+    m.input = event.input
+
+
+def _put_offered(m: journal.AttemptOffered, event: e.AttemptOffered) -> None:
+    m.task = event.task
+    if event.member:
+        m.member = event.member
+    m.number = event.number
+    m.agent = event.agent
+    m.instance = event.instance
+    m.epoch = event.epoch
+    if event.decision is not None:
+        m.decision.CopyFrom(event.decision)
+
+
+def _offered(record: journal.Record, event: e.AttemptOffered) -> None:
+    _put_offered(record.attempt_offered, event)
+
+
+def _get_offered(m: journal.AttemptOffered) -> e.AttemptOffered:
+    decision = m.decision if m.HasField("decision") else None
+    return e.AttemptOffered(m.task, m.member, m.number, m.agent, m.instance, decision, m.epoch)
+
+
+def _started(record: journal.Record, event: e.AttemptStarted) -> None:
+    m = record.attempt_started
+    m.task, m.member, m.number = event.task, event.member, event.number
+
+
+def _ended(record: journal.Record, event: e.AttemptEnded) -> None:
+    m = record.attempt_ended
+    m.task = event.task
+    if event.member:
+        m.member = event.member
+    m.number = event.number
+    m.state = event.state.value  # type: ignore[assignment]
+    m.output = event.output
+    m.busy = event.busy
+    if event.stale:
+        m.stale = True
+    if event.failure is not None:
+        put_failure(m.failure, event.failure)
+    if event.policy is not None:
+        m.policy.CopyFrom(event.policy)
+
+
+def _get_ended(m: journal.AttemptEnded) -> e.AttemptEnded:
+    policy = m.policy if m.HasField("policy") else None
+    state = AttemptState(m.state)
+    return e.AttemptEnded(m.task, m.member, m.number, state, m.output, _failure_in(m), m.busy, m.stale, policy)
+
+
+def _waiting(record: journal.Record, event: e.TaskWaiting) -> None:
+    m = record.task_waiting
+    m.task, m.member, m.until, m.reason = event.task, event.member, event.until, event.reason
+
+
+def _task_ended(record: journal.Record, event: e.TaskEnded) -> None:
+    m = record.task_ended
+    m.task, m.member, m.state = event.task, event.member, event.state.value  # type: ignore[assignment]
+    put_failure(m.failure, event.failure) if event.failure is not None else None
+    m.reason = event.reason
+
+
+def _expanded(record: journal.Record, event: e.TaskExpanded) -> None:
+    m = record.task_expanded
+    m.task, m.member_count, m.first_member = event.task, event.member_count, event.first_member
+    m.inputs.extend(event.inputs)
+
+
+def _cancel(record: journal.Record, event: e.CancelRequested) -> None:
+    record.cancel_requested.principal, record.cancel_requested.reason = event.principal, event.reason
+    record.cancel_requested.SetInParent()
+
+
+def _run_ended(record: journal.Record, event: e.RunEnded) -> None:
+    m = record.run_ended
+    m.state = event.state.value  # type: ignore[assignment]
+    m.output = event.output
+    if event.failure is not None:
+        put_failure(m.failure, event.failure)
+
+
+_ENCODERS: dict[type[Any], Callable[[journal.Record, Any], None]] = {
+    e.RunSubmitted: _submitted,
+    e.TaskReady: _ready,
+    e.AttemptOffered: _offered,
+    e.AttemptStarted: _started,
+    e.AttemptEnded: _ended,
+    e.TaskWaiting: _waiting,
+    e.TaskEnded: _task_ended,
+    e.TaskExpanded: _expanded,
+    e.CancelRequested: _cancel,
+    e.RunEnded: _run_ended,
+}
+
+_DECODERS: dict[str, Callable[[Any], e.Event]] = {
+    "run_submitted": get_submitted,
+    "task_ready": lambda m: e.TaskReady(m.task, m.member, m.input),
+    "attempt_offered": _get_offered,
+    "attempt_started": lambda m: e.AttemptStarted(m.task, m.member, m.number),
+    "attempt_ended": _get_ended,
+    "task_waiting": lambda m: e.TaskWaiting(m.task, m.member, m.until, m.reason),
+    "task_ended": lambda m: e.TaskEnded(m.task, m.member, TaskState(m.state), _failure_in(m), m.reason),
+    "task_expanded": lambda m: e.TaskExpanded(m.task, m.member_count, m.first_member, list(m.inputs)),
+    "cancel_requested": lambda m: e.CancelRequested(m.principal, m.reason),
+    "run_ended": lambda m: e.RunEnded(RunState(m.state), m.output, _failure_in(m)),
+}
+
+
+def snapshot(run: Run) -> journal.RunSnapshot:
+    """The whole state of a live run; `restore` gives it back."""
+    result = journal.RunSnapshot(create_time=run.create_time)
+    put_submitted(result.submitted, run.submitted)
+    if run.cancel is not None:
+        result.cancel.principal, result.cancel.reason = run.cancel.principal, run.cancel.reason
+        result.cancel.SetInParent()
+    for task in run.all_tasks():
+        _snapshot_task(result.tasks.add(), task)
+    return result
+
+
+def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
+    m.task, m.member, m.state = task.plan.index, task.member, task.state.value  # type: ignore[assignment]
+    m.input, m.reason = task.input, task.reason
+    m.ready_time, m.end_time, m.wait_until = task.ready_time, task.end_time, task.wait_until
+    if task.output is not None:
+        m.output = task.output
+    if task.failure is not None:
+        put_failure(m.failure, task.failure)
+    if task.member_count >= 0:
+        m.member_count, m.expanded = task.member_count, True
+    for attempt in task.attempts:
+        a = m.attempts.add()
+        offered = e.AttemptOffered(
+            task.plan.index,
+            task.member,
+            attempt.number,
+            attempt.agent,
+            attempt.instance,
+            attempt.decision,
+            attempt.epoch,
+        )
+        _put_offered(a.offered, offered)
+        a.offer_time, a.state = attempt.offer_time, attempt.state.value  # type: ignore[assignment]
+        a.end_time, a.busy = attempt.end_time, attempt.busy
+        if attempt.failure is not None:
+            put_failure(a.failure, attempt.failure)
+
+
+def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
+    """Gives a run that was just started the state of a snapshot. Counters are derived, not stored."""
+    run.create_time, run.event_seq = m.create_time, event_seq
+    if m.HasField("cancel"):
+        run.cancel = e.CancelRequested(m.cancel.principal, m.cancel.reason)
+    for t in m.tasks:
+        node = run.tasks[t.task]
+        if t.member:
+            task = Task(node.plan, t.member)
+            node.members.append(task)
+        else:
+            task = node
+        _restore_task(task, t)
+    for node in run.tasks:
+        node.members_open = sum(1 for member in node.members if not member.ended)
+        needs = [run.tasks[i] for i in node.plan.needs]
+        node.needs_ended = sum(1 for need in needs if need.ended)
+        node.needs_done = sum(1 for need in needs if need.ended and need.counts_as_done())
+    run.tasks_open = sum(1 for node in run.tasks if not node.ended)
+    run.frontier = [node.plan.index for node in run.tasks if _on_frontier(node)]
+    failed = [t for t in run.tasks if t.state is TaskState.FAILED and t.plan.on_failure.name == "FAIL" and t.failure]
+    if failed:
+        first = min(failed, key=lambda t: t.end_time)
+        assert first.failure is not None
+        run.first_failure = (first.plan.id, first.failure)
+
+
+def _on_frontier(node: Task) -> bool:
+    if node.state is TaskState.PENDING:
+        return join_settled(node)
+    return node.plan.fan_out and not node.ended and fan_out_settled(node)
+
+
+def _restore_task(task: Task, t: journal.TaskSnapshot) -> None:
+    task.state, task.input, task.reason = TaskState(t.state), t.input, t.reason
+    task.ready_time, task.end_time, task.wait_until = t.ready_time, t.end_time, t.wait_until
+    task.output = (
+        t.output if task.state is TaskState.SUCCEEDED and not (task.plan.fan_out and not task.member) else None
+    )
+    task.failure = get_failure(t.failure) if t.HasField("failure") else None
+    task.member_count = t.member_count if t.expanded else -1
+    for a in t.attempts:
+        o = a.offered
+        decision = o.decision if o.HasField("decision") else None
+        attempt = Attempt(o.number, o.agent, o.instance, decision, o.epoch, a.offer_time, AttemptState(a.state))
+        attempt.failure = get_failure(a.failure) if a.HasField("failure") else None
+        attempt.end_time, attempt.busy = a.end_time, a.busy
+        task.attempts.append(attempt)

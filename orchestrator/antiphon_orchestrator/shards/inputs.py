@@ -1,0 +1,160 @@
+"""What a shard may be told. Inputs are plain data; answers go back through the sinks they carry, after the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from ..engine.decide import Outcome
+from ..engine.events import RunSubmitted
+from ..engine.plan import Plan
+from ..engine.run import Run
+from ..placement.fleet import Offered, Waiter
+
+Sink: TypeAlias = Callable[[Any], None]
+"""Takes the answer to an input, or the exception that is the answer. Must not raise and must not wait."""
+
+
+class Reporter(Protocol):
+    """Whoever reports outcomes and waits for verdicts: one stream of a sidecar."""
+
+    def verdict(self, attempt_id: str, kind: str) -> None: ...
+
+
+class Watcher(Protocol):
+    """Takes the serialised records of one run, in order; `ended` follows the last one."""
+
+    def records(self, records: list[bytes]) -> None: ...
+
+    def progress(self, task_id: str, member: int, progress: Any) -> None: ...
+
+    def ended(self, run: Run) -> None: ...
+
+
+@dataclass(slots=True)
+class Submit:
+    """A run to admit. `sink` gets the Run once committed, or once ended (`wait`), or an ApiError."""
+
+    run_id: str
+    plan: Plan
+    event: RunSubmitted
+    key: bytes
+    wait: bool
+    sink: Sink
+
+
+@dataclass(slots=True)
+class Report:
+    """An outcome. `source` is NAMESPACE/SIDECAR of who reports it: only the sidecar an attempt is out to may end it."""
+
+    reporter: Reporter
+    source: str
+    attempt_id: str
+    outcome: Outcome
+
+
+@dataclass(slots=True)
+class Started:
+    """The agent has begun; `source` as in Report."""
+
+    source: str
+    attempt_id: str
+
+
+@dataclass(slots=True)
+class Progress:
+    """What an agent says while it works, for whoever watches; `source` as in Report. Not kept."""
+
+    source: str
+    attempt_id: str
+    progress: Any
+
+
+@dataclass(slots=True)
+class Cancel:
+    run_id: str
+    principal: str
+    reason: str
+    sink: Sink
+
+
+@dataclass(slots=True)
+class Reserved:
+    """A slot that came free for a task that waited."""
+
+    waiter: Waiter
+    offered: Offered
+
+
+@dataclass(slots=True)
+class Inventory:
+    """All that one sidecar holds of this shard. `before` are the attempts that were out to it when it was asked."""
+
+    incarnation: str
+    held: frozenset[str]
+    before: frozenset[str]
+
+
+@dataclass(slots=True)
+class SidecarGone:
+    """An incarnation that will not come back: its attempts are lost."""
+
+    incarnation: str
+
+
+@dataclass(slots=True)
+class Read:
+    """A question about a run, answered at release. `sink` gets question(run), or None when the run is not here."""
+
+    run_id: str
+    question: Callable[[Run], Any]
+    sink: Sink
+
+
+@dataclass(slots=True)
+class Survey:
+    """A question about all runs of the shard, answered at release."""
+
+    question: Callable[[Iterable[Run]], Any]
+    sink: Sink
+
+
+@dataclass(slots=True)
+class Watch:
+    """A watcher of a run from a cursor on. `sink` gets (first sequence number held here, run), or None."""
+
+    run_id: str
+    cursor: int
+    watcher: Watcher
+    sink: Sink
+
+
+@dataclass(slots=True)
+class Unwatch:
+    run_id: str
+    watcher: Watcher
+
+
+@dataclass(slots=True)
+class Archived:
+    """Events of these runs up to the given numbers are in the archive."""
+
+    upto: dict[str, int]
+
+
+Input: TypeAlias = (
+    Submit
+    | Report
+    | Started
+    | Progress
+    | Cancel
+    | Reserved
+    | Inventory
+    | SidecarGone
+    | Read
+    | Survey
+    | Watch
+    | Unwatch
+    | Archived
+)

@@ -1,0 +1,135 @@
+"""The log of one shard in the store: take ownership, append with a fence, read back, trim.
+
+Safety rests on compares, not on clocks: an append succeeds only while this epoch owns the shard and the next log key
+does not exist. An unclear outcome is settled by sending the identical transaction again (protocol.md §3); the nonce at
+the head of a segment tells our own commit from a stranger's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator, Sequence
+
+import structlog
+from antiphon.store.v1 import journal_pb2 as journal
+from antiphon.store.v1 import records_pb2 as records
+
+from ..store import keys
+from ..store.port import CommitResult, Compare, Delete, KeyValue, Put, Store, StoreFull, StoreUnavailable, Target, Txn
+
+log = structlog.get_logger()
+
+PAGE = 256
+"""Segments read at once in recovery; at most 1 MiB each."""
+
+
+class Fenced(Exception):
+    """Another replica owns the shard now; everything this one remembers of it is void."""
+
+
+class ShardLog:
+    """One shard's log as seen by one owner. `take` comes first, then `read`, then appends and trims."""
+
+    def __init__(self, store: Store, shard: int, replica_id: str) -> None:
+        self._store = store
+        self.shard = shard
+        self._replica_id = replica_id
+        self._owner_key = keys.shard_owner(shard)
+        self._owned: Compare | None = None
+        self.epoch = 0
+        self.next_seq = 1
+
+    async def take(self) -> None:
+        """Becomes the owner with the next epoch. Raises Fenced when another replica was quicker."""
+        found = await self._store.range(self._owner_key)
+        former = found.kvs[0] if found.kvs else None
+        epoch = records.ShardOwner.FromString(former.value).epoch + 1 if former else 1
+        value = records.ShardOwner(replica_id=self._replica_id, epoch=epoch).SerializeToString()
+        revision = former.mod_revision if former else 0
+        txn = Txn(
+            (Compare(self._owner_key, Target.MOD_REVISION, revision),),
+            (Put(self._owner_key, value),),
+            (self._owner_key,),
+        )
+        result = await settle(self._store, txn)
+        if not result.succeeded:
+            owner = result.observed[self._owner_key]
+            if owner is None or owner.value != value:
+                raise Fenced(f"shard {self.shard} was taken by another replica")
+        self.epoch = epoch
+        self._owned = Compare(self._owner_key, Target.VALUE, value)
+
+    async def read(self) -> AsyncIterator[tuple[int, journal.LogSegment]]:
+        """Every segment in order. Afterwards `next_seq` is free."""
+        async for kv in self._pages(keys.log_prefix(self.shard)):
+            seq = int(keys.parts(kv.key)[-1], 16)
+            self.next_seq = max(self.next_seq, seq + 1)
+            yield seq, journal.LogSegment.FromString(kv.value)
+
+    async def append(self, segment: Sequence[bytes]) -> int:
+        """Commits one segment of records and returns its number. Raises Fenced; waits while the store is away or full."""
+        assert self._owned is not None
+        seq = self.next_seq
+        key = keys.log(self.shard, seq)
+        value = journal.LogSegment(nonce=secrets.token_bytes(8), epoch=self.epoch, records=segment).SerializeToString()
+        txn = Txn(
+            (self._owned, Compare(key, Target.CREATE_REVISION, 0)),
+            (Put(key, value),),
+            (self._owner_key, key),
+        )
+        result = await settle(self._store, txn)
+        if not result.succeeded:
+            mine = result.observed[key]
+            if mine is None or mine.value != value:
+                raise Fenced(f"shard {self.shard}: epoch {self.epoch} is over")
+        self.next_seq = seq + 1
+        return seq
+
+    async def trim(self, below: int) -> None:
+        """Deletes the segments below a number; only deletes, so that a full store accepts it. Raises Fenced."""
+        await self._fenced(Delete(keys.log(self.shard, 0), keys.log(self.shard, below)))
+
+    async def read_retained(self) -> AsyncIterator[tuple[int, journal.RequestsRetained]]:
+        """Request ids of archived runs, oldest first."""
+        async for kv in self._pages(keys.requests_prefix(self.shard)):
+            yield int(keys.parts(kv.key)[-1], 16), journal.RequestsRetained.FromString(kv.value)
+
+    async def retain(self, number: int, requests: journal.RequestsRetained) -> None:
+        """Keeps request ids beside the log. Raises Fenced."""
+        await self._fenced(Put(keys.requests(self.shard, number), requests.SerializeToString()))
+
+    async def drop_retained(self, numbers: Sequence[int]) -> None:
+        """Deletes request ids that have expired. Raises Fenced."""
+        for number in numbers:
+            await self._fenced(Delete(keys.requests(self.shard, number)))
+
+    async def _fenced(self, operation: Put | Delete) -> None:
+        assert self._owned is not None
+        result = await settle(self._store, Txn((self._owned,), (operation,)))
+        if not result.succeeded:
+            raise Fenced(f"shard {self.shard}: epoch {self.epoch} is over")
+
+    async def _pages(self, prefix: bytes) -> AsyncIterator[KeyValue]:
+        start, end = prefix, prefix[:-1] + bytes([prefix[-1] + 1])
+        while True:
+            page = await self._store.range(start, end, limit=PAGE)
+            for kv in page.kvs:
+                yield kv
+            if not page.more:
+                return
+            start = page.kvs[-1].key + b"\0"
+
+
+async def settle(store: Store, txn: Txn) -> CommitResult:
+    """Sends the identical transaction until its outcome is definite, however long the store is away or full."""
+    wait = 0.01
+    while True:
+        try:
+            return await store.commit(txn)
+        except (StoreUnavailable, StoreFull) as error:
+            if wait >= 1.0:
+                log.error("the store takes no writes", cause=str(error))
+            await asyncio.sleep(wait * (0.5 + random.random()))
+            wait = min(wait * 2, 1.0)

@@ -1,0 +1,43 @@
+"""Small looks into serialised payloads: labels, and the key of a request."""
+
+from __future__ import annotations
+
+import hashlib
+
+from antiphon.v1 import payload_pb2
+
+_NONE: frozenset[str] = frozenset()
+
+
+def label_keys(payload: bytes) -> frozenset[str]:
+    """Keys of all labels of a serialised Payload, those of its fields included."""
+    if not payload:
+        return _NONE
+    message = payload_pb2.Payload.FromString(payload)
+    if not message.labels and not message.field_labels:
+        return _NONE
+    return frozenset(
+        [label.key for label in message.labels] + [label.key for f in message.field_labels for label in f.labels]
+    )
+
+
+def inherit_labels(source: bytes, target: bytes) -> bytes:
+    """`target` with the labels of `source` added: what was made of a value is as sensitive as the value."""
+    if not source:
+        return target
+    message = payload_pb2.Payload.FromString(source)
+    labels = [*message.labels, *(label for f in message.field_labels for label in f.labels)]
+    if not labels:
+        return target
+    result = payload_pb2.Payload.FromString(target)
+    present = {(label.key, label.value) for label in result.labels}
+    for label in labels:
+        if (label.key, label.value) not in present:
+            present.add((label.key, label.value))
+            result.labels.append(label)
+    return result.SerializeToString()
+
+
+def request_key(principal: str, request_id: str) -> bytes:
+    """16 bytes that stand for a caller's request id."""
+    return hashlib.blake2b(f"{principal}\0{request_id}".encode(), digest_size=16).digest()

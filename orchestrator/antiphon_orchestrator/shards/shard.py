@@ -1,0 +1,622 @@
+"""The loop of a shard: inbox → decide and apply → one commit → release.
+
+A turn takes what waits, within bounds, and works it out in memory: every event is applied as soon as it is decided, so
+that the inputs of one turn see each other. The records of the turn go into one log segment. Only when that is
+committed does anything leave: replies, verdicts, offers, cancels, events. Memory may therefore be ahead of the log,
+but nobody can see it; reads are inputs too. When another owner has fenced this one off, the memory is dropped.
+
+`take_turn` and `release` are plain functions of memory: the live loop here and the simulation drive the same code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from antiphon.store.v1 import journal_pb2 as journal
+
+from ..engine import decide
+from ..engine import events as e
+from ..engine.decide import Outcome, Verdict
+from ..engine.failure import Failure, FailureKind
+from ..engine.plan import Plan
+from ..engine.run import Run, Task, apply, start
+from ..engine.states import AttemptState, RunState, TaskState
+from ..placement.fleet import Fleet, Need, Refused
+from . import codec, payloads
+from . import inputs as i
+from .timers import Timers
+
+MAX_INPUTS = 256
+MAX_BYTES = 768 * 1024
+MAX_WORK = 0.010
+"""Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3)."""
+
+REQUEST_KEPT = 24 * 3600 * 1_000_000
+"""Microseconds a request id is remembered after its run was archived."""
+
+
+REQUESTS_KEPT = 32_768
+"""Most request ids of archived runs that one shard remembers; the oldest go first."""
+
+
+class RequestIdReused(Exception):
+    """The request id was used before with other content."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A run in memory. `records` are its serialised events from `first_seq` on, those the archive does not have yet."""
+
+    run: Run
+    key: bytes
+    records: list[bytes]
+    first_seq: int
+    principal_kind: str
+    mark: int = -1
+    waiters: list[i.Sink] = field(default_factory=list)
+    watchers: list[i.Watcher] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one turn decided and what has to happen once it is committed."""
+
+    now: int
+    records: list[bytes] = field(default_factory=list)
+    size: int = 0
+    touched: list[Entry] = field(default_factory=list)
+    offers: list[tuple[Entry, Task]] = field(default_factory=list)
+    cancels: list[tuple[str, str, str]] = field(default_factory=list)
+    verdicts: list[tuple[i.Reporter, str, str]] = field(default_factory=list)
+    replies: list[tuple[i.Sink, Callable[[], Any]]] = field(default_factory=list)
+    ended: list[Entry] = field(default_factory=list)
+
+
+class Outbox(Protocol):
+    """The way to sidecars."""
+
+    def offer(self, shard: int, epoch: int, run: Run, task: Task) -> None: ...
+
+    def cancel(self, instance_id: str, attempt_id: str, reason: str) -> None: ...
+
+
+class Archiver(Protocol):
+    """Takes what goes to the archive and answers with an Archived input."""
+
+    def put(self, shard: int, run: Run, key: bytes, first_seq: int, records: Sequence[bytes]) -> None: ...
+
+
+class Shard:
+    """One shard's memory and rules. `jitter` gives numbers from 0 to 1 for the spread of retries."""
+
+    def __init__(
+        self, index: int, fleet: Fleet, outbox: Outbox, archiver: Archiver, jitter: Callable[[], float]
+    ) -> None:
+        self.index = index
+        self.epoch = 0
+        self.jitter = jitter
+        self.inbox: deque[i.Input] = deque()
+        self.runs: dict[str, Entry] = {}
+        self.requests: dict[bytes, tuple[str, bytes]] = {}
+        self.kept: dict[bytes, tuple[str, bytes, int]] = {}
+        self.timers = Timers()
+        self.timers_held = False
+        self.pinned: dict[str, int] = {}
+        self.retain: list[bytes] = []
+        self._fleet = fleet
+        self._outbox = outbox
+        self._archiver = archiver
+        self._unfinished: dict[str, None] = {}
+        self._to_place: deque[tuple[Entry, Task]] = deque()
+        self._handlers: dict[type[Any], Callable[[Turn, Any], None]] = {
+            i.Submit: self._submit,
+            i.Report: self._report,
+            i.Started: self._started,
+            i.Progress: self._progress,
+            i.Cancel: self._cancel,
+            i.Reserved: self._reserved,
+            i.Inventory: self._inventory,
+            i.SidecarGone: self._sidecar_gone,
+            i.Read: self._read,
+            i.Survey: self._survey,
+            i.Watch: self._watch,
+            i.Unwatch: self._unwatch,
+            i.Archived: self._archived,
+        }
+
+    # The turn.
+
+    def has_work(self, now: int) -> bool:
+        if self.inbox or self._unfinished or self._to_place:
+            return True
+        due = self.next_due()
+        return due is not None and due <= now
+
+    def next_due(self) -> int | None:
+        return None if self.timers_held else self.timers.next_due()
+
+    def take_turn(self, now: int, clock: Callable[[], float] = time.monotonic) -> Turn:
+        """Works out what waits, within the bounds of a turn. `now`: microseconds since 1970."""
+        turn = Turn(now)
+        until = clock() + MAX_WORK
+        self._go_on(turn, lambda: turn.size < MAX_BYTES and clock() < until)
+        taken = 0
+        while self.inbox and taken < MAX_INPUTS and turn.size < MAX_BYTES and clock() < until:
+            item = self.inbox.popleft()
+            taken += 1
+            self._handlers[type(item)](turn, item)
+        if not self.timers_held:
+            for run_id, index, member in self.timers.pop_due(now, MAX_INPUTS - taken):
+                self._on_time(turn, run_id, index, member)
+        return turn
+
+    def _go_on(self, turn: Turn, room: Callable[[], bool]) -> None:
+        """Takes up what the last turn left."""
+        while self._unfinished and room():
+            run_id = next(iter(self._unfinished))
+            del self._unfinished[run_id]
+            if (entry := self.runs.get(run_id)) is not None:
+                self._advance(turn, entry)
+        while self._to_place and room():
+            self._place(turn, *self._to_place.popleft())
+
+    def _record(self, turn: Turn, entry: Entry, event: e.Event) -> None:
+        run = entry.run
+        apply(run, event, turn.now)
+        self._keep(turn, entry, codec.encode(run.run_id, run.event_seq, turn.now, event))
+        kind = type(event)
+        if kind is e.AttemptEnded:
+            self._attempt_ended(turn, entry, event)  # type: ignore[arg-type]
+        elif kind is e.TaskReady:
+            self._to_place.append((entry, run.task(event.task, event.member)))  # type: ignore[union-attr]
+        elif kind is e.TaskExpanded:
+            node = run.tasks[event.task]  # type: ignore[union-attr]
+            for member in node.members[event.first_member - 1 :]:  # type: ignore[union-attr]
+                self._to_place.append((entry, member))
+        elif kind is e.TaskWaiting:
+            self._set_timer(entry, run.task(event.task, event.member))  # type: ignore[union-attr]
+        elif kind is e.TaskEnded:
+            self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
+        elif kind is e.RunEnded:
+            self.timers.clear((run.run_id, -1, 0))
+            turn.ended.append(entry)
+
+    def _keep(self, turn: Turn, entry: Entry, raw: bytes) -> None:
+        if entry.mark < 0:
+            entry.mark = len(entry.records)
+            turn.touched.append(entry)
+        entry.records.append(raw)
+        turn.records.append(raw)
+        turn.size += len(raw)
+
+    def _attempt_ended(self, turn: Turn, entry: Entry, event: e.AttemptEnded) -> None:
+        if event.stale:
+            return
+        run = entry.run
+        task = run.task(event.task, event.member)
+        attempt = task.attempts[event.number - 1]
+        key = (run.run_id, event.task, event.member)
+        worked = event.state in (AttemptState.SUCCEEDED, AttemptState.FAILED)
+        latency = (turn.now - attempt.offer_time) / 1e6 if worked else None
+        self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED)
+        if event.state is AttemptState.CANCELLED:
+            reason = event.failure.message if event.failure else "cancelled"
+            turn.cancels.append((attempt.instance, decide.attempt_id(run.run_id, task, event.number), reason))
+        elif event.state is AttemptState.RETURNED:
+            self._to_place.append((entry, task))
+        elif event.state is AttemptState.SUCCEEDED and task.plan.deadline is not None:
+            self.timers.clear(key)
+
+    def _set_timer(self, entry: Entry, task: Task) -> None:
+        due = decide.next_due(entry.run, task)
+        key = (entry.run.run_id, task.plan.index, task.member)
+        if due is None:
+            self.timers.clear(key)
+        else:
+            self.timers.set(key, due)
+
+    def _follow(self, turn: Turn, entry: Entry, events: Iterable[e.Event]) -> None:
+        """Records events and everything that follows from them without further input."""
+        for event in events:
+            self._record(turn, entry, event)
+        self._advance(turn, entry)
+
+    def _advance(self, turn: Turn, entry: Entry) -> None:
+        while True:
+            if turn.size >= MAX_BYTES:
+                self._unfinished[entry.run.run_id] = None
+                return
+            events = decide.advance(entry.run)
+            if events:
+                for event in events:
+                    self._record(turn, entry, event)
+            elif self._to_place:
+                self._place(turn, *self._to_place.popleft())
+            else:
+                return
+
+    def _place(self, turn: Turn, entry: Entry, task: Task) -> None:
+        run = entry.run
+        if task.state is not TaskState.READY or run.state is not RunState.RUNNING or run.cancel is not None:
+            return
+        if turn.size >= MAX_BYTES:
+            self._to_place.appendleft((entry, task))
+            self._unfinished[run.run_id] = None
+            return
+        need = self.need(run, task)
+        submitted = run.submitted
+        result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, len(task.attempts) + 1)
+        if result is None:
+            priority = min(9, task.plan.priority + submitted.priority)
+            deadline = decide.task_deadline(run, task)
+            self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member)
+            self._set_timer(entry, task)
+        elif isinstance(result, Refused):
+            for event in decide.fail_task(run, task, result.failure):
+                self._record(turn, entry, event)
+            self._unfinished_now(turn, entry)
+        else:
+            self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
+
+    def _offer(self, turn: Turn, entry: Entry, task: Task, event: e.AttemptOffered) -> None:
+        self._record(turn, entry, event)
+        turn.offers.append((entry, task))
+        if task.plan.deadline is not None:
+            self._set_timer(entry, task)
+        else:
+            self.timers.clear((entry.run.run_id, task.plan.index, task.member))
+
+    def _unfinished_now(self, turn: Turn, entry: Entry) -> None:
+        """A run that was changed while another one was being advanced is taken up right after."""
+        self._unfinished[entry.run.run_id] = None
+
+    def need(self, run: Run, task: Task) -> Need:
+        """What the task asks of an agent."""
+        plan = task.plan
+        labels = payloads.label_keys(task.input)
+        return Need(run.submitted.namespace, plan.capability, plan.agent_labels, plan.max_cost, labels)
+
+    # Inputs.
+
+    def _submit(self, turn: Turn, item: i.Submit) -> None:
+        known = self.requests.get(item.key) or self.kept.get(item.key)
+        if known is not None:
+            run_id, digest = known[:2]
+            if digest != item.event.request_digest:
+                item.sink(RequestIdReused(item.event.request_id))
+                return
+            entry = self.runs.get(run_id)
+            if entry is None:
+                turn.replies.append((item.sink, lambda: run_id))
+            elif item.wait and entry.run.state is RunState.RUNNING:
+                entry.waiters.append(item.sink)
+            else:
+                run = entry.run
+                turn.replies.append((item.sink, lambda: run))
+            return
+        event = item.event
+        run = start(item.run_id, item.plan, event, turn.now)
+        entry = Entry(run, item.key, [], 1, principal_kind(event.principal))
+        self.runs[run.run_id] = entry
+        self.requests[item.key] = (run.run_id, event.request_digest)
+        self.timers.set((run.run_id, -1, 0), event.deadline_time)
+        if item.wait:
+            entry.waiters.append(item.sink)
+        else:
+            turn.replies.append((item.sink, lambda: run))
+        self._keep(turn, entry, codec.encode(run.run_id, 1, turn.now, event))
+        self._advance(turn, entry)
+
+    def _find(self, source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
+        """The attempt, if it is here and out (or was out) to that sidecar."""
+        try:
+            run_id, task_id, member, number = attempt_id.split("/")
+            entry = self.runs[run_id]
+            task = entry.run.task(entry.run.plan.index_of[task_id], int(member))
+            attempt = task.attempts[int(number) - 1]
+        except (ValueError, KeyError, IndexError):
+            return None
+        namespace, _, sidecar = source.partition("/")
+        if namespace != entry.run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
+            return None
+        return entry, task, attempt.number
+
+    def _report(self, turn: Turn, item: i.Report) -> None:
+        found = self._find(item.source, item.attempt_id)
+        if found is None:
+            verdict = Verdict.GONE
+        else:
+            entry, task, number = found
+            outcome = item.outcome
+            live = task.live
+            if live is not None and live.number == number and outcome.state is AttemptState.SUCCEEDED:
+                outcome = self._judge_output(entry, task, outcome)
+            verdict, events = decide.settle(entry.run, task, number, outcome, turn.now, self)
+            self._follow(turn, entry, events)
+        turn.verdicts.append((item.reporter, item.attempt_id, verdict))
+
+    def _judge_output(self, entry: Entry, task: Task, outcome: Outcome) -> Outcome:
+        """Schema and release policy of an output; one that does not pass is a failure."""
+        run = entry.run
+        attempt = task.attempts[-1]
+        label: str = attempt.decision.capability
+        output = payloads.inherit_labels(task.input, outcome.output)
+        violation = self._fleet.check_output(run.submitted.namespace, label, output)
+        if violation is not None:
+            message = f"the output does not fit {label}: {violation.message}"
+            failure = Failure(FailureKind.INVALID_OUTPUT, message, field=violation.pointer)
+            return Outcome(AttemptState.FAILED, failure=failure, busy=outcome.busy)
+        policy = self._fleet.may_release(
+            run.submitted.principal,
+            entry.principal_kind,
+            run.submitted.namespace,
+            label.partition("@")[0],
+            payloads.label_keys(output),
+        )
+        recorded = self._fleet.policy_message(policy)
+        if not policy.allowed:
+            failure = Failure(FailureKind.POLICY, policy.reason, policy.decision_id, retryable=False)
+            return Outcome(AttemptState.FAILED, failure=failure, busy=outcome.busy, policy=recorded)
+        return Outcome(AttemptState.SUCCEEDED, output, busy=outcome.busy, policy=recorded)
+
+    def _started(self, turn: Turn, item: i.Started) -> None:
+        if (found := self._find(item.source, item.attempt_id)) is not None:
+            entry, task, number = found
+            self._follow(turn, entry, decide.started(entry.run, task, number))
+
+    def _progress(self, turn: Turn, item: i.Progress) -> None:
+        if (found := self._find(item.source, item.attempt_id)) is not None:
+            entry, task, _ = found
+            for watcher in entry.watchers:
+                watcher.progress(task.plan.id, task.member, item.progress)
+
+    def _cancel(self, turn: Turn, item: i.Cancel) -> None:
+        entry = self.runs.get(item.run_id)
+        if entry is None:
+            item.sink(None)
+            return
+        self._follow(turn, entry, decide.cancel_run(entry.run, item.principal, item.reason))
+        run = entry.run
+        if run.state is RunState.RUNNING:
+            entry.waiters.append(item.sink)
+        else:
+            turn.replies.append((item.sink, lambda: run))
+
+    def _reserved(self, turn: Turn, item: i.Reserved) -> None:
+        waiter, offered = item.waiter, item.offered
+        entry = self.runs.get(waiter.run_id)
+        task = entry.run.task(waiter.task, waiter.member) if entry is not None else None
+        if entry is None or task is None or task.state is not TaskState.READY or entry.run.cancel is not None:
+            self._fleet.give_back(offered.instance.instance_id)
+            return
+        run = entry.run
+        result = self._fleet.take(
+            offered,
+            self.need(run, task),
+            run.submitted.principal,
+            entry.principal_kind,
+            task.input,
+            len(task.attempts) + 1,
+        )
+        if isinstance(result, Refused):
+            self._follow(turn, entry, decide.fail_task(run, task, result.failure))
+        else:
+            self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
+
+    def live_on(self, incarnation: str) -> list[tuple[Entry, Task]]:
+        """The attempts that are out to an incarnation of a sidecar."""
+        return [
+            (entry, task)
+            for entry in self.runs.values()
+            if entry.run.state is RunState.RUNNING
+            for task in entry.run.all_tasks()
+            if (live := task.live) is not None and live.instance.split("/")[1] == incarnation
+        ]
+
+    def live_ids(self, incarnation: str) -> frozenset[str]:
+        return frozenset(
+            decide.attempt_id(entry.run.run_id, task, len(task.attempts)) for entry, task in self.live_on(incarnation)
+        )
+
+    def incarnations(self) -> set[str]:
+        """Incarnations that attempts are out to."""
+        return {
+            live.instance.split("/")[1]
+            for entry in self.runs.values()
+            for task in entry.run.all_tasks()
+            if (live := task.live) is not None
+        }
+
+    def _inventory(self, turn: Turn, item: i.Inventory) -> None:
+        """An attempt that a known incarnation does not hold was never received: it is offered again, as it is."""
+        for entry, task in self.live_on(item.incarnation):
+            attempt_id = decide.attempt_id(entry.run.run_id, task, len(task.attempts))
+            if attempt_id in item.before and attempt_id not in item.held:
+                turn.offers.append((entry, task))
+
+    def _sidecar_gone(self, turn: Turn, item: i.SidecarGone) -> None:
+        failure = Failure(FailureKind.LOST, "its sidecar went away without an outcome")
+        for entry, task in self.live_on(item.incarnation):
+            outcome = Outcome(AttemptState.LOST, failure=failure)
+            _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
+            self._follow(turn, entry, events)
+
+    def _on_time(self, turn: Turn, run_id: str, index: int, member: int) -> None:
+        entry = self.runs.get(run_id)
+        if entry is None:
+            return
+        task = None if index < 0 else entry.run.task(index, member)
+        events = decide.on_time(entry.run, task, turn.now)
+        if events:
+            self._follow(turn, entry, events)
+        elif task is not None and not task.ended and entry.run.state is RunState.RUNNING:
+            self._set_timer(entry, task)
+
+    def _read(self, turn: Turn, item: i.Read) -> None:
+        entry = self.runs.get(item.run_id)
+        turn.replies.append((item.sink, (lambda: item.question(entry.run)) if entry is not None else (lambda: None)))
+
+    def _survey(self, turn: Turn, item: i.Survey) -> None:
+        turn.replies.append((item.sink, lambda: item.question(entry.run for entry in self.runs.values())))
+
+    def _watch(self, turn: Turn, item: i.Watch) -> None:
+        entry = self.runs.get(item.run_id)
+        if entry is None:
+            turn.replies.append((item.sink, lambda: None))
+            return
+
+        def begin() -> tuple[int, Run]:
+            # At release memory holds exactly what is committed: the watcher misses nothing and sees nothing early.
+            skip = max(0, item.cursor + 1 - entry.first_seq)
+            item.watcher.records(entry.records[skip:])
+            if entry.run.state is RunState.RUNNING:
+                entry.watchers.append(item.watcher)
+            else:
+                item.watcher.ended(entry.run)
+            return entry.first_seq, entry.run
+
+        turn.replies.append((item.sink, begin))
+
+    def _unwatch(self, turn: Turn, item: i.Unwatch) -> None:
+        entry = self.runs.get(item.run_id)
+        if entry is not None and item.watcher in entry.watchers:
+            entry.watchers.remove(item.watcher)
+
+    def _archived(self, turn: Turn, item: i.Archived) -> None:
+        for run_id, upto in item.upto.items():
+            entry = self.runs.get(run_id)
+            if entry is None:
+                continue
+            if entry.run.state is RunState.RUNNING:
+                self._move_to_head(turn, entry, upto)
+                continue
+            del self.runs[run_id]
+            run_id, digest = self.requests.pop(entry.key)
+            self.kept[entry.key] = (run_id, digest, turn.now + REQUEST_KEPT)
+            self.retain.append(entry.key)
+
+    def _move_to_head(self, turn: Turn, entry: Entry, upto: int) -> None:
+        """Snapshots a long run: its archived events leave memory and its old segments may go."""
+        run = entry.run
+        drop = upto + 1 - entry.first_seq
+        if drop > 0:
+            entry.records = entry.records[drop:]
+            entry.first_seq = upto + 1
+            if entry.mark >= 0:
+                entry.mark = max(0, entry.mark - drop)
+        record = journal.Record(run_id=run.run_id, event_seq=run.event_seq, time=turn.now)
+        record.run_snapshot.CopyFrom(codec.snapshot(run))
+        record.run_snapshot.archived_seq = upto
+        record.run_snapshot.tail.extend(entry.records)
+        raw = record.SerializeToString()
+        turn.records.append(raw)
+        turn.size += len(raw)
+        self.pinned.pop(run.run_id, None)  # pinned anew by the segment of this turn
+        if entry.mark < 0:
+            entry.mark = len(entry.records)
+            turn.touched.append(entry)
+
+    # After the commit.
+
+    def release(self, turn: Turn, seq: int) -> None:
+        """Lets out what the turn decided; `seq` is the segment that now holds it."""
+        for entry in turn.touched:
+            run_id = entry.run.run_id
+            if run_id not in self.pinned:
+                self.pinned[run_id] = seq
+            if entry.watchers:
+                fresh = entry.records[entry.mark :]
+                for watcher in entry.watchers:
+                    watcher.records(fresh)
+            entry.mark = -1
+        for reporter, attempt_id, verdict in turn.verdicts:
+            reporter.verdict(attempt_id, verdict)
+        for instance_id, attempt_id, reason in turn.cancels:
+            self._outbox.cancel(instance_id, attempt_id, reason)
+        for entry, task in turn.offers:
+            if task.live is not None:
+                self._outbox.offer(self.index, self.epoch, entry.run, task)
+        for sink, answer in turn.replies:
+            sink(answer())
+        for entry in turn.ended:
+            for sink in entry.waiters:
+                sink(entry.run)
+            for watcher in entry.watchers:
+                watcher.ended(entry.run)
+            entry.waiters, entry.watchers = [], []
+            self._archiver.put(self.index, entry.run, entry.key, entry.first_seq, entry.records)
+
+    # Recovery.
+
+    def recover_record(
+        self, seq: int, raw: bytes, record: journal.Record, plan_of: Callable[[e.RunSubmitted], Plan]
+    ) -> None:
+        """Rebuilds memory by one record of segment `seq`, by `apply` alone. Records of runs whose beginning is no longer
+        in the log are passed over: those runs are archived, or a snapshot follows."""
+        run_id = record.run_id
+        if record.HasField("run_submitted"):
+            submitted = codec.get_submitted(record.run_submitted)
+            run = start(run_id, plan_of(submitted), submitted, record.time)
+            self._remember(Entry(run, request_key(submitted), [raw], 1, principal_kind(submitted.principal)), seq)
+        elif record.HasField("run_snapshot"):
+            snapshot = record.run_snapshot
+            submitted = codec.get_submitted(snapshot.submitted)
+            run = start(run_id, plan_of(submitted), submitted, snapshot.create_time)
+            codec.restore(run, snapshot, record.event_seq)
+            first = snapshot.archived_seq + 1
+            entry = Entry(run, request_key(submitted), list(snapshot.tail), first, principal_kind(submitted.principal))
+            self._remember(entry, seq)
+        elif (entry := self.runs.get(run_id)) is not None:  # type: ignore[assignment]
+            apply(entry.run, codec.decode(record), record.time)
+            entry.records.append(raw)
+
+    def _remember(self, entry: Entry, seq: int) -> None:
+        run = entry.run
+        self.runs[run.run_id] = entry
+        self.requests[entry.key] = (run.run_id, run.submitted.request_digest)
+        self.pinned.pop(run.run_id, None)
+        self.pinned[run.run_id] = seq
+
+    def resume(self) -> None:
+        """After recovery: sets timers, counts slots, takes up what was READY, archives what had ended."""
+        for entry in list(self.runs.values()):
+            run = entry.run
+            if run.state is not RunState.RUNNING:
+                self._archiver.put(self.index, run, entry.key, entry.first_seq, entry.records)
+                continue
+            self.timers.set((run.run_id, -1, 0), run.submitted.deadline_time)
+            self._unfinished[run.run_id] = None
+            for task in run.all_tasks():
+                self._set_timer(entry, task)
+                if task.state is TaskState.READY:
+                    self._to_place.append((entry, task))
+                if (live := task.live) is not None:
+                    self._fleet.hold(live.instance)
+
+    def settle_retained(self, keys: Iterable[bytes], now: int) -> None:
+        """The request ids of these archived runs are durable elsewhere: the log may forget the runs."""
+        for key in keys:
+            if (known := self.kept.get(key)) is not None:
+                self.pinned.pop(known[0], None)
+        while self.kept:
+            key, (_, _, expire_time) = next(iter(self.kept.items()))
+            if expire_time > now and len(self.kept) <= REQUESTS_KEPT:
+                return
+            del self.kept[key]
+
+    def oldest_pinned(self) -> tuple[str, int] | None:
+        """The run that holds the oldest segment, and that segment."""
+        return next(iter(self.pinned.items()), None)
+
+
+def principal_kind(principal: str) -> str:
+    """The kind in a SPIFFE id, spiffe://DOMAIN/ns/NAMESPACE/KIND/NAME."""
+    return principal.rsplit("/", 2)[-2]
+
+
+def request_key(submitted: e.RunSubmitted) -> bytes:
+    return payloads.request_key(submitted.principal, submitted.request_id)
