@@ -1,0 +1,227 @@
+"""IdentityService: certificates for those who may have them.
+
+A token's record is consumed by one compared put before the certificate leaves, so of two bearers one wins; the same
+signing request may come again, since its answer may have been lost. Nothing here logs or returns a secret but
+CreateToken's answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from antiphon.store.v1 import records_pb2
+from antiphon.v1 import identity_service_pb2, identity_service_pb2_grpc
+from antiphon.v1.error_pb2 import ErrorReason
+from antiphon_certs import (
+    LEAF_LIFETIME,
+    Authority,
+    Clock,
+    Grants,
+    Identity,
+    InvalidGrants,
+    InvalidRequest,
+    Kind,
+    TokenError,
+    TokenReason,
+    TokenRecord,
+    mint,
+    parse_kind,
+    verify,
+)
+from cryptography import x509
+
+from antiphon_orchestrator.policy import Action, PolicyPort, Request, ResourceKind
+from antiphon_orchestrator.store import keys
+from antiphon_orchestrator.store.port import Compare, Delete, KeyValue, Put, Store, Target, Txn, prefix_end
+
+from .call import Caller, caller
+from .errors import ApiError, Violation, request_invalid
+from .storing import settle
+
+SYSTEM_NAMESPACE = "system"
+"""Whose operators make tokens for every namespace."""
+
+_TOKEN_LIFETIME = timedelta(minutes=10)
+_RACES = 3
+_PRUNED = 64
+_CAUSES = {
+    TokenReason.MALFORMED: "it is malformed",
+    TokenReason.EXPIRED: "it has expired",
+    TokenReason.CONSUMED: "it was used before",
+    TokenReason.UNKNOWN: "it is unknown here",
+    TokenReason.MISMATCH: "its secret is wrong",
+}
+
+
+class Endpoints(NamedTuple):
+    """`host:port` of the listeners, as others reach them."""
+
+    mutual_tls: tuple[str, ...]
+    join: tuple[str, ...]
+
+
+class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
+    """Over one authority and the store. `endpoints` is asked at each token, since ports may be the system's choice."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        store: Store,
+        policy: PolicyPort,
+        clock: Clock,
+        endpoints: Callable[[], Endpoints],
+        *,
+        leaf_lifetime: timedelta = LEAF_LIFETIME,
+    ) -> None:
+        self._authority = authority
+        self._store = store
+        self._policy = policy
+        self._clock = clock
+        self._endpoints = endpoints
+        self._leaf_lifetime = leaf_lifetime
+
+    async def Join(self, request: identity_service_pb2.JoinRequest, _context: Any) -> identity_service_pb2.JoinResponse:
+        """Verify, issue in memory, consume, and only then answer."""
+        signing_request = request.signing_request.encode()
+        key = keys.token(request.token_id)
+        for _ in range(_RACES):
+            found, record = await self._token(key)
+            now = self._clock.now()
+            try:
+                verify(record, _secret(request.secret), signing_request, now)
+            except TokenError as error:
+                raise _not_accepted(error.reason) from error
+            assert found is not None and record is not None
+            grant = self._issue(signing_request, record.identity, record.grants)
+            if record.consumed_time is not None:
+                return identity_service_pb2.JoinResponse(certificate=grant)
+            used = record.consumed(signing_request, now)
+            compare = Compare(key, Target.MOD_REVISION, found.mod_revision)
+            if (await settle(self._store, Txn((compare,), (Put(key, _encode(used)),)))).succeeded:
+                return identity_service_pb2.JoinResponse(certificate=grant)
+        raise _not_accepted(TokenReason.CONSUMED)
+
+    async def Renew(
+        self, request: identity_service_pb2.RenewRequest, _context: Any
+    ) -> identity_service_pb2.RenewResponse:
+        """The caller's own names and grants, for a new key."""
+        who = caller()
+        grant = self._issue(request.signing_request.encode(), who.identity, who.grants)
+        return identity_service_pb2.RenewResponse(certificate=grant)
+
+    async def CreateToken(
+        self, request: identity_service_pb2.CreateTokenRequest, _context: Any
+    ) -> identity_service_pb2.CreateTokenResponse:
+        """The secret is in the answer and nowhere else; the store gets its hash."""
+        who = caller()
+        namespace = request.namespace or who.namespace
+        if namespace != who.namespace and who.namespace != SYSTEM_NAMESPACE:
+            self._permit(who, namespace)
+        kind = parse_kind(request.kind)
+        grants = _grants(request)
+        if kind is not Kind.SIDECAR and grants != Grants():
+            field = "agents" if grants.agents else "capabilities"
+            raise request_invalid([Violation(field, "is for sidecars only: nobody else speaks for agents")])
+        lifetime = request.lifetime.ToTimedelta() if request.HasField("lifetime") else _TOKEN_LIFETIME
+        endpoints = self._endpoints()
+        text, record = mint(
+            Identity(self._authority.trust_domain, namespace, kind, request.name),
+            grants,
+            lifetime,
+            root_pem=self._authority.root_pem,
+            addresses=endpoints.mutual_tls,
+            join_addresses=endpoints.join,
+            now=self._clock.now(),
+        )
+        key = keys.token(record.token_id)
+        await settle(self._store, Txn((), (Put(key, _encode(record)),)))
+        await self._prune(key)
+        response = identity_service_pb2.CreateTokenResponse(token=text)
+        response.expire_time.FromDatetime(record.expire_time)
+        return response
+
+    async def GetTrustBundle(
+        self, _request: identity_service_pb2.GetTrustBundleRequest, _context: Any
+    ) -> identity_service_pb2.GetTrustBundleResponse:
+        """The roots, and the digest that two people can compare aloud."""
+        return identity_service_pb2.GetTrustBundleResponse(
+            trust_bundle=self._authority.bundle_pem.decode(), digest=self._authority.root_fingerprint
+        )
+
+    async def _token(self, key: bytes) -> tuple[KeyValue | None, TokenRecord | None]:
+        found = (await self._store.range(key)).kvs
+        return (found[0], _decode(found[0].value)) if found else (None, None)
+
+    def _issue(
+        self, signing_request: bytes, identity: Identity, grants: Grants
+    ) -> identity_service_pb2.CertificateGrant:
+        try:
+            chain = self._authority.issue(signing_request, identity, self._leaf_lifetime, grants, now=self._clock.now())
+        except InvalidRequest as error:
+            raise ApiError(ErrorReason.ERROR_REASON_SIGNING_REQUEST_INVALID, cause=str(error)) from error
+        grant = identity_service_pb2.CertificateGrant(
+            chain=chain.decode(), trust_bundle=self._authority.bundle_pem.decode(), spiffe_id=identity.uri
+        )
+        grant.expire_time.FromDatetime(x509.load_pem_x509_certificate(chain).not_valid_after_utc)
+        return grant
+
+    def _permit(self, who: Caller, namespace: str) -> None:
+        """The call as such was permitted in the caller's namespace; another one is a question of its own."""
+        question = Request(
+            Action.OPERATE, who.principal, who.identity.kind.value, namespace, ResourceKind.NAMESPACE, namespace
+        )
+        decision = self._policy.decide_batch([question])[0]
+        if not decision.allowed:
+            raise ApiError(
+                ErrorReason.ERROR_REASON_POLICY_DENIED,
+                action=Action.OPERATE.value,
+                decision_id=decision.decision_id,
+                cause=decision.reason,
+            )
+
+    async def _prune(self, key: bytes) -> None:
+        """Forget some tokens that have expired. Ids are random, so that over time every one is met."""
+        some = await self._store.range(key, prefix_end(keys.TOKENS), limit=_PRUNED)
+        now = self._clock.now()
+        old = tuple(Delete(item.key) for item in some.kvs if _decode(item.value).expire_time < now)
+        if old:
+            await settle(self._store, Txn((), old))
+
+
+def _secret(text: str) -> bytes:
+    """A token's secret travels in hexadecimal, as the token's text holds it."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""  # equal to no secret, so it is refused like any other wrong one
+
+
+def _grants(request: identity_service_pb2.CreateTokenRequest) -> Grants:
+    violations = []
+    for field, patterns in (("agents", request.agents), ("capabilities", request.capabilities)):
+        for index, pattern in enumerate(patterns):
+            try:
+                Grants((pattern,))
+            except InvalidGrants as error:
+                violations.append(Violation(f"{field}[{index}]", str(error)))
+    if violations:
+        raise request_invalid(violations)
+    try:
+        return Grants(tuple(request.agents), tuple(request.capabilities))
+    except InvalidGrants as error:
+        raise request_invalid([Violation("capabilities", str(error))]) from error
+
+
+def _not_accepted(reason: TokenReason) -> ApiError:
+    return ApiError(ErrorReason.ERROR_REASON_TOKEN_NOT_ACCEPTED, cause=_CAUSES[reason])
+
+
+def _encode(record: TokenRecord) -> bytes:
+    used_by = bytes.fromhex(record.request_digest or "")
+    return records_pb2.TokenRecord(json=record.to_json(), used_by=used_by).SerializeToString()
+
+
+def _decode(value: bytes) -> TokenRecord:
+    return TokenRecord.from_json(records_pb2.TokenRecord.FromString(value).json)
