@@ -22,7 +22,7 @@ from antiphon_orchestrator.archive import (
     RunFilter,
     SqlArchive,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -126,11 +126,12 @@ def in_archive(test: Callable[[SqlArchive], Coroutine[Any, Any, None]]) -> None:
 
 
 LABELS = st.dictionaries(
-    st.text(st.sampled_from('a,{}:"\\ '), max_size=5), st.text(st.sampled_from('b,{}:"\\'), max_size=5)
+    st.text(st.sampled_from('a,{}:"\\\n'), max_size=5), st.text(st.sampled_from('b,{}:"\\\n'), max_size=5)
 )
 
 
 @settings(max_examples=60, deadline=None)
+@example([{",": ":"}, {"": ",", ":": ""}], {})
 @given(st.lists(LABELS, min_size=1, max_size=5), LABELS)
 def test_labels_are_found_whatever_they_contain(all_labels: list[dict[str, str]], wanted: dict[str, str]) -> None:
     async def check(archive: SqlArchive) -> None:

@@ -127,6 +127,18 @@ async def test_a_range_delete_takes_exactly_its_keys(backend: Backend, prefix: b
             assert absent.succeeded is (key in (prefix + b"b", prefix + b"b/x"))
 
 
+async def test_a_journal_key_that_a_wide_delete_took_is_forgotten_like_any_other(backend: Backend) -> None:
+    async with backend.open() as store:
+        absent = Txn((Compare(b"log/1", Target.VERSION, 0),))
+        await store.commit(Txn(ops=(Put(b"log/1", b""), Put(b"a", b""))))
+        await store.commit(Txn(ops=(Delete(b"a", UP_TO_LAST),)))
+        assert (await store.commit(absent)).succeeded
+        await store.commit(Txn(ops=(Put(b"log/1", b""),)))
+        assert not (await store.commit(absent)).succeeded
+        await store.commit(Txn(ops=(Delete(b"log/1", b"log/2"),)))
+        assert (await store.commit(absent)).succeeded
+
+
 async def test_a_limited_range_says_that_there_is_more(backend: Backend) -> None:
     async with backend.open() as store:
         await store.commit(Txn(ops=tuple(Put(b"k%d" % i, b"") for i in range(5))))

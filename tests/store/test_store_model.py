@@ -63,12 +63,13 @@ class Model:
             return False
         left: Any = getattr(found, compare.target.value, 0)
         right: Any = compare.value
-        return {
+        holds = {
             Operator.EQUAL: lambda: left == right,
             Operator.NOT_EQUAL: lambda: left != right,
             Operator.GREATER: lambda: left > right,
             Operator.LESS: lambda: left < right,
-        }[compare.op]()
+        }
+        return bool(holds[compare.op]())
 
 
 def compares() -> st.SearchStrategy[Compare]:

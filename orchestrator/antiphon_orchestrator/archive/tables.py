@@ -110,18 +110,18 @@ class Upsert:
 
 
 def encode_labels(labels: Mapping[str, str]) -> str:
-    """One text for equal labels, in which `has_label` finds its entries."""
-    return json.dumps(dict(labels), sort_keys=True, separators=(",", ":"))
+    """JSON, one text for equal labels, each entry on a line of its own for `has_label`."""
+    return json.dumps(dict(labels), sort_keys=True, indent=0, separators=(",", ":"))
 
 
 def has_label(key: str, value: str) -> ColumnElement[bool]:
     """Whether a run carries a label, without JSON functions, which differ between databases.
 
-    Inside a JSON string a quote always follows a backslash, so an entry that begins after `{` or `,` with a bare
-    quote can only be an entry. `replace` compares exactly, where LIKE would ignore case on SQLite.
+    JSON escapes line breaks in strings, so what follows one begins an entry, and up to its last quote it is read in
+    one way only. `replace` compares exactly, where LIKE would ignore case on SQLite.
     """
-    entry = encode_labels({key: value})[1:-1]
-    return or_(*(func.replace(runs.c.labels, literal(before + entry), "") != runs.c.labels for before in "{,"))
+    entry = encode_labels({key: value}).removeprefix("{").removesuffix("\n}")
+    return func.replace(runs.c.labels, literal(entry), "") != runs.c.labels
 
 
 def contains_text(part: str) -> ColumnElement[bool]:
