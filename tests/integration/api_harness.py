@@ -10,7 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
-from antiphon.v1 import run_pb2, run_service_pb2, run_service_pb2_grpc
+from antiphon.v1 import (
+    graph_service_pb2_grpc,
+    identity_service_pb2_grpc,
+    payload_service_pb2_grpc,
+    run_pb2,
+    run_service_pb2,
+    run_service_pb2_grpc,
+)
 from antiphon_certs import (
     ORCHESTRATOR_DNS_NAME,
     Authority,
@@ -22,9 +29,14 @@ from antiphon_certs import (
 )
 from antiphon_orchestrator.api.call import caller
 from antiphon_orchestrator.api.certificate import IssuedHere, LiveCertificate
+from antiphon_orchestrator.api.graph_service import GraphService
+from antiphon_orchestrator.api.identity_service import Endpoints, IdentityService
 from antiphon_orchestrator.api.image import Image
-from antiphon_orchestrator.api.server import ApiServer, Parts, Register, ServerOptions
+from antiphon_orchestrator.api.payload_service import PayloadService
+from antiphon_orchestrator.api.server import ApiServer, Parts, ServerOptions
+from antiphon_orchestrator.blobs import Blobs
 from antiphon_orchestrator.policy import CedarPolicies, PolicyPort, dev_profile
+from antiphon_orchestrator.store import Store
 from antiphon_orchestrator.telemetry import Metrics
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -161,24 +173,42 @@ async def serving(
     authority: Authority,
     *,
     policy: PolicyPort | None = None,
-    services: Sequence[Register] = (),
+    store: Store | None = None,
+    blobs: Blobs | None = None,
+    payload_limit: int = 1 << 20,
     options: ServerOptions | None = None,
     development: bool = False,
     address: str = "127.0.0.1:0",
     start: datetime | None = None,
 ) -> AsyncIterator[Running]:
-    """A server on two ports of the system's choice, stopped at the end."""
+    """A server on two ports of the system's choice, stopped at the end: the echo, and with a store or blobs the services
+    that live on them."""
     clock, metrics, runs = SteppedClock(start or datetime.now(UTC)), Metrics(), EchoRuns()
     source = IssuedHere(authority, Identity(DOMAIN, "system", Kind.ORCHESTRATOR, "one"), (), clock)
     certificate = LiveCertificate(source, source.renew, clock, metrics)
-    parts = Parts(IMAGE, certificate, policy or CedarPolicies(dev_profile()), metrics, DOMAIN, development, clock)
+    policies = policy or CedarPolicies(dev_profile())
+    parts = Parts(IMAGE, certificate, policies, metrics, DOMAIN, development, clock)
     limits = options or ServerOptions(shutdown_grace=timedelta(0))
-    add_runs: Register = lambda server: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, server)  # noqa: E731
+
+    def register(grpc_server: grpc.aio.Server) -> None:
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, grpc_server)
+        if store is not None:
+            identities = IdentityService(authority, store, policies, clock, endpoints)
+            identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, grpc_server)
+            graphs = GraphService(store, clock, lambda _namespace: lambda _capability: False)
+            graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, grpc_server)
+        if blobs is not None:
+            payloads = PayloadService(blobs, limit=payload_limit, transfers=2)
+            payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, grpc_server)
+
+    def endpoints() -> Endpoints:
+        return Endpoints((f"127.0.0.1:{server.mutual_tls.port}",), (f"127.0.0.1:{server.join.port}",))
+
     server = ApiServer(
         parts,
         address=address,
         join_address="127.0.0.1:0",
-        services=[add_runs, *services],
+        services=[register],
         options=limits,
         join_options=limits,
     )

@@ -182,10 +182,11 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             )
 
     async def _prune(self, key: bytes) -> None:
-        """Forget some tokens that have expired. Ids are random, so that over time every one is met."""
-        some = await self._store.range(key, prefix_end(keys.TOKENS), limit=_PRUNED)
+        """Forget some tokens that have expired: those beside a random id, so that over time every one is met."""
+        behind = await self._store.range(key, prefix_end(keys.TOKENS), limit=_PRUNED)
+        before = await self._store.range(keys.TOKENS, key, limit=_PRUNED - len(behind.kvs) + 1)
         now = self._clock.now()
-        old = tuple(Delete(item.key) for item in some.kvs if _decode(item.value).expire_time < now)
+        old = tuple(Delete(item.key) for item in (*behind.kvs, *before.kvs) if _decode(item.value).expire_time < now)
         if old:
             await settle(self._store, Txn((), old))
 

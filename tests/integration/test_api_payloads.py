@@ -1,0 +1,111 @@
+"""Large payloads go up and down in chunks, whole or not at all, and stay within their namespace."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from antiphon.v1 import payload_service_pb2, payload_service_pb2_grpc
+from antiphon_certs import Authority
+from antiphon_orchestrator.blobs import FolderBlobs
+from api_harness import Running, reason_of, serving
+
+Stub: Any = payload_service_pb2_grpc.PayloadServiceStub
+CONTENT = bytes(range(256)) * 3000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.init(tmp_path_factory.mktemp("ca") / "ca", "mesh.test")
+
+
+@pytest.fixture
+async def api(authority: Authority, tmp_path: Path) -> AsyncIterator[Running]:
+    async with FolderBlobs(tmp_path / "blobs") as blobs, serving(authority, blobs=blobs) as running:
+        yield running
+
+
+@pytest.fixture
+def payloads(api: Running) -> Any:
+    return Stub(api.dial())
+
+
+def chunks(content: bytes, digest: str = "") -> Iterator[payload_service_pb2.UploadPayloadRequest]:
+    for start in range(0, len(content), 100_000):
+        chunk = content[start : start + 100_000]
+        yield payload_service_pb2.UploadPayloadRequest(chunk=chunk, digest=digest if start == 0 else "")
+
+
+async def download(payloads: Any, digest: str, offset: int = 0) -> bytes:
+    request = payload_service_pb2.DownloadPayloadRequest(digest=digest, offset=offset)
+    return b"".join([response.chunk async for response in payloads.DownloadPayload(request)])
+
+
+async def refused(call: Any, reason: str) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert reason_of(caught.value) == reason
+    return caught.value
+
+
+async def test_content_comes_back_as_it_went_up_from_any_offset(payloads: Any) -> None:
+    for digest in ("", DIGEST):
+        blob = (await payloads.UploadPayload(chunks(CONTENT, digest))).blob
+        assert (blob.digest, blob.size) == (DIGEST, len(CONTENT))
+    assert await download(payloads, DIGEST) == CONTENT
+    assert await download(payloads, DIGEST, 700_001) == CONTENT[700_001:]
+    assert await download(payloads, DIGEST, len(CONTENT)) == b""
+    await refused(download(payloads, DIGEST, len(CONTENT) + 1), "REQUEST_INVALID")
+
+
+async def test_nothing_at_all_is_a_payload_too(payloads: Any) -> None:
+    blob = (await payloads.UploadPayload(iter(()))).blob
+    assert await download(payloads, blob.digest) == b""
+
+
+async def test_content_that_is_not_what_was_announced_is_not_kept(payloads: Any) -> None:
+    error = await refused(payloads.UploadPayload(chunks(CONTENT + b"!", DIGEST)), "PAYLOAD_DIGEST_MISMATCH")
+    assert hashlib.sha256(CONTENT + b"!").hexdigest() in (error.details() or "")
+    await refused(download(payloads, DIGEST), "PAYLOAD_NOT_FOUND")
+    await refused(payloads.UploadPayload(chunks(CONTENT, "x")), "REQUEST_INVALID")
+
+
+async def test_a_rule_broken_halfway_is_named_and_nothing_is_kept(payloads: Any) -> None:
+    def halfway() -> Iterator[payload_service_pb2.UploadPayloadRequest]:
+        yield payload_service_pb2.UploadPayloadRequest(chunk=CONTENT)
+        yield payload_service_pb2.UploadPayloadRequest(chunk=b"x" * ((1 << 20) + 1))
+
+    await refused(payloads.UploadPayload(halfway()), "REQUEST_INVALID")
+    await refused(download(payloads, DIGEST), "PAYLOAD_NOT_FOUND")
+
+
+async def test_more_than_the_limit_is_refused(payloads: Any) -> None:
+    await refused(payloads.UploadPayload(chunks(CONTENT * 2)), "MESSAGE_TOO_LARGE")
+
+
+async def test_another_namespace_sees_nothing(api: Running, payloads: Any) -> None:
+    await payloads.UploadPayload(chunks(CONTENT))
+    other = Stub(api.dial(api.credential(namespace="team-b")))
+    await refused(download(other, DIGEST), "PAYLOAD_NOT_FOUND")
+
+
+async def test_transfers_beyond_the_bound_are_told_to_come_back(payloads: Any) -> None:
+    first, second = payloads.UploadPayload(), payloads.UploadPayload()
+    for call in (first, second):
+        await call.write(payload_service_pb2.UploadPayloadRequest(chunk=b"x"))
+    while True:
+        third = payloads.UploadPayload(chunks(CONTENT))
+        try:
+            await third
+        except grpc.aio.AioRpcError as error:
+            assert reason_of(error) == "OVERLOADED"
+            break
+    for call in (first, second):
+        await call.done_writing()
+        await call
+    await payloads.UploadPayload(chunks(CONTENT))
