@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import structlog
 from antiphon.store.v1 import records_pb2 as records
 
+from . import telemetry
 from .placement.fleet import Fleet
 from .policy import Decision, Request
 from .shards.log import settle
 from .store import keys
 from .store.port import Put, Store, Txn
 
-log = structlog.get_logger()
+log = telemetry.logger("audit")
 
 QUEUE = 10_000
 BATCH = 100
@@ -48,12 +48,12 @@ class AuditLog:
             self._queue.put_nowait(row)
         except asyncio.QueueFull:
             log.error(
-                "audit queue full",
+                "audit_queue_full",
                 principal=row.principal,
                 action=row.action,
-                resource=row.resource,
+                source=row.resource,
                 decision_id=decision.decision_id,
-                permit=decision.allowed,
+                state=decision.outcome.value,
             )
 
     async def run(self) -> None:

@@ -303,7 +303,7 @@ class _SubmitStream:
 
 
 class _Watcher:
-    """Implements shards.inputs.Watcher: keeps what a slow reader has not taken, as references to the run's own records."""
+    """Implements shards.inputs.Watcher: keeps what a slow reader has not taken, as references to the run's records."""
 
     def __init__(self, with_progress: bool) -> None:
         self._with_progress = with_progress

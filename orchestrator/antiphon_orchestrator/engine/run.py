@@ -4,8 +4,8 @@
 cannot differ. It evaluates nothing, decides nothing and touches nothing outside the run.
 
 Readiness is counted, not searched: each task knows how many of its needs are done and how many have ended, and a task
-whose join is settled, or whose members have all ended, goes to `frontier`, from where `decide.advance` takes it. A settled join stays settled, so the
-cost of a run is linear in its tasks and edges.
+whose join is settled, or whose members have all ended, goes to `frontier`, from where `decide.advance` takes it. A
+settled join stays settled, so the cost of a run is linear in its tasks and edges.
 """
 
 from __future__ import annotations

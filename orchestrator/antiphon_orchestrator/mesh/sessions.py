@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-import structlog
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.v1 import failure_pb2, registry_pb2
 from antiphon.v1.error_pb2 import ErrorReason
 
+from .. import telemetry
 from ..api.errors import ApiError
 from ..audit import AuditLog
 from ..engine.decide import Outcome
@@ -32,7 +32,7 @@ from ..shards.host import Host
 from .session import PendingOffer, Session
 from .tokens import AttemptTokens
 
-log = structlog.get_logger()
+log = telemetry.logger("mesh")
 
 PROTOCOL_VERSION = 1
 
@@ -158,7 +158,7 @@ class Sessions:
             )
             self._registry.changed(who.namespace, instance.agent)
         session.wake()
-        log.info("sidecar attached", sidecar=who.name, namespace=who.namespace, agents=[a.name for a in hello.agents])
+        log.info("sidecar_attached", sidecar=who.name, namespace=who.namespace, agent=",".join(a.name for a in hello.agents))
         return session
 
     async def _admit(
@@ -175,7 +175,7 @@ class Sessions:
         except ApiError as error:
             session.control.refusals.add(agent=name, reason=error.reason, message=str(error))
             session.wake()
-            log.warning("agent refused", agent=name, sidecar=who.name, cause=str(error))
+            log.warning("agent_refused", agent=name, sidecar=who.name, cause=str(error))
             return None
         slots = window.slots if window else 0
         generation = window.generation if window else 0
@@ -315,7 +315,7 @@ class Sessions:
         del self._sessions[session.incarnation]
         self._detach(session)
         self._absent[session.incarnation] = self._now() + _micros(self.settings.reattach_grace)
-        log.info("sidecar detached", sidecar=session.sidecar, namespace=session.namespace)
+        log.info("sidecar_detached", sidecar=session.sidecar, namespace=session.namespace)
 
     def _instances(self, session: Session) -> list[Instance]:
         return [n for n in self._fleet.instances(session.namespace) if n.incarnation == session.incarnation]

@@ -88,7 +88,10 @@ class Instance:
 
 @dataclass(slots=True, eq=False)
 class Offered:
-    """One capability version of one instance; `label` is name@version as announced. `requests` keeps policy requests, which cost more to build than to ask."""
+    """One capability version of one instance; `label` is name@version as announced.
+
+    `requests` keeps policy requests, which cost more to build than to ask.
+    """
 
     instance: Instance
     name: str

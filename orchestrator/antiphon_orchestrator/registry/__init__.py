@@ -1,1 +1,1 @@
-"""The agents of all namespaces: what they announced, whether they get work, who lives. Records are facts in the store."""
+"""The agents of all namespaces: what they announced, whether they get work, who lives."""

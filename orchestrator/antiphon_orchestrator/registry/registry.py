@@ -135,7 +135,7 @@ class Registry:
         self._fleet.suspend(namespace, name, state != ACTIVE)
 
     def changed(self, namespace: str, name: str) -> None:
-        """Tells watchers that an agent, or its instances, changed. A watcher that is far behind is told to start over."""
+        """Tells watchers that an agent, or its instances, changed. One that is far behind is told to start over."""
         for queue in self._listeners:
             if queue.full():
                 while not queue.empty():

@@ -11,14 +11,13 @@ import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
-import structlog
-
+from .. import telemetry
 from ..archive import ArchivedRun, ArchiveUnavailable, EventChunk, SqlArchive
 from ..engine.run import Run
 from . import codec
 from .inputs import Archived
 
-log = structlog.get_logger()
+log = telemetry.logger("archive")
 
 BATCH = 500
 """Most runs in one write."""
@@ -75,7 +74,7 @@ class Archiver:
             try:
                 await self._archive.write([run for _, run, _ in batch], [chunk for _, _, chunk in batch])
             except ArchiveUnavailable as error:
-                log.error("archive unavailable", cause=str(error), waiting=len(self._pending))
+                log.error("archive_unavailable", cause=str(error), count=len(self._pending))
                 await asyncio.sleep(wait * (1 + random.random()))
                 wait = min(wait * 2, 5.0)
                 continue

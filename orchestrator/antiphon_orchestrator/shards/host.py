@@ -14,9 +14,9 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable
 
-import structlog
 from antiphon.store.v1 import journal_pb2 as journal
 
+from .. import telemetry
 from ..engine.events import RunSubmitted
 from ..engine.plan import Plan
 from ..engine.run import Run, Task
@@ -29,7 +29,7 @@ from .archiver import Archiver
 from .log import ShardLog
 from .shard import REQUEST_KEPT, Outbox, Shard
 
-log = structlog.get_logger()
+log = telemetry.logger("shards")
 
 RETAIN_BATCH = 1_000
 """Archived runs whose request ids are written at once."""
@@ -142,7 +142,7 @@ class Host:
         for seat in self._seats:
             await self._recover_seat(seat)
         runs = sum(len(shard.runs) for shard in self.shards)
-        log.info("shards recovered", shards=len(self._seats), runs=runs, seconds=round(time.monotonic() - started, 3))
+        log.info("shards_recovered", count=runs, duration=round(time.monotonic() - started, 3))
         for seat in self._seats:
             seat.shard.resume()
         self.recovered.set()

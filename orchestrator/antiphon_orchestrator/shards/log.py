@@ -12,14 +12,14 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Sequence
 
-import structlog
 from antiphon.store.v1 import journal_pb2 as journal
 from antiphon.store.v1 import records_pb2 as records
 
+from .. import telemetry
 from ..store import keys
 from ..store.port import CommitResult, Compare, Delete, KeyValue, Put, Store, StoreFull, StoreUnavailable, Target, Txn
 
-log = structlog.get_logger()
+log = telemetry.logger("store")
 
 PAGE = 256
 """Segments read at once in recovery; at most 1 MiB each."""
@@ -69,7 +69,7 @@ class ShardLog:
             yield seq, journal.LogSegment.FromString(kv.value)
 
     async def append(self, segment: Sequence[bytes]) -> int:
-        """Commits one segment of records and returns its number. Raises Fenced; waits while the store is away or full."""
+        """Commits one segment of records and returns its number. Raises Fenced; waits while the store cannot write."""
         assert self._owned is not None
         seq = self.next_seq
         key = keys.log(self.shard, seq)
@@ -130,6 +130,6 @@ async def settle(store: Store, txn: Txn) -> CommitResult:
             return await store.commit(txn)
         except (StoreUnavailable, StoreFull) as error:
             if wait >= 1.0:
-                log.error("the store takes no writes", cause=str(error))
+                log.error("store_takes_no_writes", cause=str(error))
             await asyncio.sleep(wait * (0.5 + random.random()))
             wait = min(wait * 2, 1.0)

@@ -555,8 +555,11 @@ class Shard:
     def recover_record(
         self, seq: int, raw: bytes, record: journal.Record, plan_of: Callable[[e.RunSubmitted], Plan]
     ) -> None:
-        """Rebuilds memory by one record of segment `seq`, by `apply` alone. Records of runs whose beginning is no longer
-        in the log are passed over: those runs are archived, or a snapshot follows."""
+        """Rebuilds memory by one record of segment `seq`, by `apply` alone.
+
+        Records of runs whose beginning is no longer in the log are passed over: those runs are archived, or a snapshot
+        follows.
+        """
         run_id = record.run_id
         if record.HasField("run_submitted"):
             submitted = codec.get_submitted(record.run_submitted)

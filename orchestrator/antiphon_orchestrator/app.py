@@ -1,0 +1,165 @@
+"""The composition root: the only file that knows every part and joins them; one task group.
+
+Start: open the store, load records, recover the shards, listen, then adopt. Stop: announce it to sidecars, refuse new
+streams, let calls under way end, close the store last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from datetime import timedelta
+
+from antiphon.mesh.v1 import mesh_service_pb2_grpc
+from antiphon.v1 import (
+    graph_service_pb2_grpc,
+    identity_service_pb2_grpc,
+    payload_service_pb2_grpc,
+    registry_service_pb2_grpc,
+    run_service_pb2_grpc,
+)
+from antiphon_certs import Authority, Identity, Kind, SystemClock
+
+from . import telemetry
+from .admission import SchemaSet, Values
+from .api.certificate import IssuedHere, LiveCertificate
+from .api.graph_service import GraphService
+from .api.identity_service import Endpoints, IdentityService
+from .api.image import Image
+from .api.mesh_service import MeshService
+from .api.payload_service import PayloadService
+from .api.registry_service import RegistryService
+from .api.run_service import RunService
+from .api.server import ApiServer, Parts
+from .archive import SqlArchive
+from .audit import AuditLog
+from .blobs import FolderBlobs
+from .config import Config
+from .mesh.sessions import MeshSettings, Sessions
+from .mesh.tokens import AttemptTokens
+from .placement.fleet import Fleet
+from .policy import CedarPolicies, PolicyBundle, dev_profile, load_folder
+from .registry.registry import Registry
+from .runs.archived import ArchivedRuns
+from .runs.catalog import Catalog
+from .runs.listing import RunListing
+from .runs.submit import Submissions
+from .shards.archiver import Archiver
+from .shards.host import Host, now
+from .store import SqliteStore
+
+SHUTDOWN_GRACE = timedelta(seconds=5)
+
+
+class Orchestrator:
+    """One replica, made of its settings alone; `run` does everything and ends when it is cancelled.
+
+    `ready` is set once it serves; `addresses` then holds the real ones, ports of the system's choice included.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.ready = asyncio.Event()
+        self.addresses = ("", "")
+
+    async def run(self) -> None:
+        config = self.config
+        async with contextlib.AsyncExitStack() as stack:
+            config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            store = SqliteStore(config.data / "store.db", max_bytes=config.store_max_bytes)
+            await store.open()
+            stack.push_async_callback(store.close)
+            archive = await stack.enter_async_context(SqlArchive(f"sqlite:///{config.data / 'archive.db'}"))
+            await self._serve(store, archive)
+
+    async def _serve(self, store: SqliteStore, archive: SqlArchive) -> None:
+        config = self.config
+        metrics = telemetry.Metrics()
+        clock = SystemClock()
+        authority = Authority.load(config.authority)
+        replica_id = secrets.token_hex(8)
+        policy = CedarPolicies(self._policies())
+        values = Values()
+        schemas = SchemaSet(values)
+        blobs = FolderBlobs(config.data / "payloads")
+        fleet = Fleet(policy, schemas)
+        audit = AuditLog(store, fleet, replica_id, now)
+        registry = Registry(store, fleet, schemas, now)
+        catalog = Catalog(store, values)
+        archiver = Archiver(archive)
+        mesh_settings = MeshSettings(replica_id, config.advertised)
+        sessions = Sessions(
+            mesh_settings, fleet, registry, policy, audit, await AttemptTokens.load(store), now
+        )
+        host = Host(
+            store,
+            fleet,
+            sessions,
+            archiver,
+            catalog.plan_of,
+            replica_id=replica_id,
+            shard_count=config.shards,
+            inbox_limit=config.inbox_limit,
+        )
+        sessions.bind(host)
+        archived = ArchivedRuns(archive, catalog)
+        submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, now)
+        identity = Identity(authority.trust_domain, "system", Kind.ORCHESTRATOR, replica_id)
+        certificate_source = IssuedHere(authority, identity, config.hosts, clock)
+        parts = Parts(
+            Image.load(),
+            LiveCertificate(certificate_source, certificate_source.renew, clock, metrics),
+            policy,
+            metrics,
+            authority.trust_domain,
+            config.development,
+            clock,
+        )
+        runs = RunService(host, submissions, archived, RunListing(host, archive), fleet)
+        identities = IdentityService(authority, store, policy, clock, self._endpoints)
+        server = ApiServer(
+            parts,
+            address=config.listen,
+            join_address=config.join_listen,
+            services=[
+                lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
+                lambda s: graph_service_pb2_grpc.add_GraphServiceServicer_to_server(GraphService(store, clock), s),
+                lambda s: registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
+                    RegistryService(registry, fleet), s
+                ),
+                lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(PayloadService(blobs), s),
+                lambda s: identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, s),
+                lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
+            ],
+            options=config.server_options(),
+            join_options=config.server_options(),
+        )
+        await registry.load()
+        await server.start()
+        self._bound = server
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(server.run(), name="api")
+                group.create_task(catalog.run(), name="catalog")
+                group.create_task(audit.run(), name="audit")
+                await host.recover()
+                group.create_task(host.run(), name="shards")
+                sessions.adopt()
+                group.create_task(sessions.run(), name="sessions")
+                await server.set_serving(True)
+                self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
+                self.ready.set()
+        finally:
+            sessions.drain(SHUTDOWN_GRACE)
+            await server.stop()
+
+    def _policies(self) -> PolicyBundle | None:
+        if self.config.policy_folder is not None:
+            return load_folder(self.config.policy_folder)
+        return dev_profile() if self.config.policy_profile == "dev" else None
+
+    def _endpoints(self) -> Endpoints:
+        """As others reach them: the advertised host with the ports that are really bound."""
+        host = self.config.advertised_host
+        return Endpoints((f"{host}:{self._bound.mutual_tls.port}",), (f"{host}:{self._bound.join.port}",))
