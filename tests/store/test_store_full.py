@@ -109,6 +109,9 @@ async def test_a_full_disk_rolls_back_and_the_identical_transaction_works_later(
         files.file.faults = [sqlite3.SQLITE_FULL]
         first = await store.commit(append(1))  # the group failed, then its transaction succeeded alone
         assert first.succeeded and first.revision == before + 1
+        files.file.faults = [sqlite3.SQLITE_FULL]
+        with pytest.raises(StoreFull):
+            await store.compact(first.revision)
         files.file.faults = [sqlite3.SQLITE_FULL] * 2
         with pytest.raises(StoreFull):
             await store.commit(append(2))

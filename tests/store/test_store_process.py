@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import crash_child
@@ -54,6 +55,15 @@ async def test_a_file_that_is_no_store_is_refused_in_words(tmp_path: Path, conte
         path.write_bytes(content)
     with pytest.raises(StoreUnavailable, match="cannot open the store"):
         await SqliteStore(path).open()
+
+
+async def test_a_file_of_another_format_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "store.db"):
+        pass
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreUnavailable, match="upgrade antiphon"):
+        await SqliteStore(tmp_path / "store.db").open()
 
 
 async def test_only_its_user_can_read_the_file(tmp_path: Path) -> None:

@@ -69,7 +69,11 @@ class SqlArchive:
 
     async def __aenter__(self) -> SqlArchive:
         """Makes the tables if there are none. Raises ArchiveIncompatible."""
-        await self._writing.do(_create_tables, self._engine)
+        try:
+            await self._writing.do(_create_tables, self._engine)
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -86,7 +86,7 @@ class SqliteStore:
         self._watching_over = False
 
     async def open(self) -> None:
-        """Opens the file, creating it if needed; once per object. Raises StoreLocked, StoreUnavailable, with the remedy."""
+        """Opens the file, creating it if needed; once per object. Raises StoreLocked or StoreUnavailable."""
         self._refusal = None
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._work, args=(loop,), name="store", daemon=True).start()

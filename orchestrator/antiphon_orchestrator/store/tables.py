@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import operator
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -159,10 +160,9 @@ class Tables:
         if revision > self.revision:
             raise ValueError(f"revision {revision} is in the future; the store is at {self.revision}")
         if revision > self._first_revision:
-            with self._sql:
+            with self._transaction():
                 self._begin()
                 self._forget_before(revision)
-            self._first_revision = revision
 
     def size(self) -> int:
         """Bytes of the pages in use."""
@@ -186,8 +186,7 @@ class Tables:
         self, txns: Sequence[Txn], require_lease: Callable[[int], None]
     ) -> tuple[list[CommitResult | StoreError], list[bytes]]:
         before = self.revision
-        first_revision = self._first_revision
-        try:
+        with self._transaction():
             self._load(txns)
             outcomes = [self._evaluate(txn, require_lease) for txn in txns]
             changed = [event[2] for event in self._events]
@@ -195,18 +194,6 @@ class Tables:
                 self._writes[_REVISION_KEY] = (_REVISION_KEY, b"", 1, self.revision, 1, 0)
                 self._flush()
                 self._bound_history()
-                self._sql.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            if self._sql.in_transaction:
-                self._sql.execute("ROLLBACK")
-            self.revision, self._first_revision = before, first_revision
-            self._known.clear()
-            self._fleeting.clear()
-            self._writes.clear()
-            self._events.clear()
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
-                raise StoreFull("the store has no space left; trim it or raise its limit") from error
-            raise
         for key in self._fleeting:
             self._known.pop(key, None)
         self._fleeting.clear()
@@ -323,12 +310,32 @@ class Tables:
             (forget,) = self._sql.execute(OLDEST_TO_FORGET, bounds).fetchone()
             if forget is not None:
                 self._forget_before(forget + 1)
-                self._first_revision = forget + 1
             self._new_events = self._new_bytes = 0
 
     def _forget_before(self, revision: int) -> None:
         self._sql.execute("DELETE FROM events WHERE revision < ?", (revision,))
         self._sql.execute("UPDATE history SET first_revision = ?", (revision,))
+        self._first_revision = revision
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Commits what was begun inside. When that fails, nothing of it is left, on disk or here."""
+        before = self.revision, self._first_revision
+        try:
+            yield
+            if self._sql.in_transaction:
+                self._sql.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if self._sql.in_transaction:
+                self._sql.execute("ROLLBACK")
+            self.revision, self._first_revision = before
+            self._known.clear()
+            self._fleeting.clear()
+            self._writes.clear()
+            self._events.clear()
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+                raise StoreFull("the store has no space left; trim it or raise its limit") from error
+            raise
 
     def _begin(self) -> None:
         if not self._sql.in_transaction:
