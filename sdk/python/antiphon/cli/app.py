@@ -1,0 +1,68 @@
+"""The tree of commands. What other programs carry out is listed here too, so that help shows the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from ..command import DELEGATED, delegate
+from . import agents, certs, graphs, new, output, runs
+
+app = typer.Typer(
+    help="Antiphon: a gRPC mesh for AI agents in any language.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_groups = {
+    "orchestrator": typer.Typer(
+        help="The control plane: runs graphs, places tasks, keeps the record.", no_args_is_help=True
+    ),
+    "sidecar": typer.Typer(help="The data plane: stands beside agents and speaks for them.", no_args_is_help=True),
+}
+
+
+def _stand_in(words: tuple[str, ...]) -> Callable[[typer.Context], int]:
+    def run(context: typer.Context) -> int:
+        # The console script takes another way, before this module is loaded; programs that call `main` come here.
+        return delegate([*words, *context.args]) or 0
+
+    return run
+
+
+for _words, (_, _help) in DELEGATED.items():
+    _group = _groups[_words[0]] if len(_words) == 2 else app
+    _group.command(
+        _words[-1],
+        help=_help,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_stand_in(_words))
+
+app.add_typer(runs.app, name="run")
+app.add_typer(graphs.app, name="graph")
+app.add_typer(agents.app, name="agent")
+app.add_typer(_groups["orchestrator"], name="orchestrator")
+app.add_typer(_groups["sidecar"], name="sidecar")
+app.add_typer(certs.app, name="certs")
+app.add_typer(new.app, name="new")
+
+
+@app.command("version")
+def show_version(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print the versions of what is installed."""
+    found: dict[str, str | None] = {}
+    for distribution in ("antiphon", "antiphon-server"):
+        try:
+            found[distribution] = version(distribution)
+        except PackageNotFoundError:
+            found[distribution] = None
+    if as_json:
+        output.show_json(found)
+    else:
+        for name, number in found.items():
+            output.show(f"{name} {number or 'not installed'}")

@@ -1,0 +1,216 @@
+"""`antiphon certs`: making the authority, handing out join tokens, and this user's own certificate.
+
+Needs the server package. What it imports from there it imports when a command runs, so that help works without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import Client, Credentials
+from ..v1.identity_service_pb2 import CreateTokenResponse
+from . import output
+from .connection import with_client
+from .identity import join as join_mesh
+from .identity import renew as renew_certificate
+from .identity import require_certs
+from .options import AsJson, ProfileName
+from .problems import Problem
+from .text import parse_duration, spell_duration, spell_moment
+
+if TYPE_CHECKING:
+    from antiphon_certs import Credential, Profile
+
+app = typer.Typer(
+    help="Identity: the authority, join tokens, certificates.", no_args_is_help=True, callback=require_certs
+)
+
+_EPHEMERAL = timedelta(minutes=5)
+
+
+@app.command()
+def init(
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="An empty or new folder.", show_default="~/.antiphon/ca")
+    ] = None,
+    trust_domain: Annotated[str, typer.Option(help="Name of the trust domain, a DNS name.")] = "antiphon.local",
+    as_json: AsJson = False,
+) -> None:
+    """Make a certificate authority: an offline root and the online intermediate that signs."""
+    from antiphon_certs import Authority
+
+    chosen = folder or _home() / "ca"
+    authority = Authority.init(chosen, trust_domain)
+    if as_json:
+        output.show_json(
+            {"folder": str(chosen), "trust_domain": trust_domain, "root_fingerprint": authority.root_fingerprint}
+        )
+        return
+    output.show(str(chosen))
+    output.note(
+        f"The authority of {trust_domain}; its root has the fingerprint {authority.root_fingerprint}.\n"
+        f"Next:\n"
+        f"  take {chosen / 'root.key'} to a safe place; nothing needs it until the intermediate expires in a year\n"
+        f"  start an orchestrator with this folder (antiphon orchestrator serve --help)\n"
+        f"  antiphon certs token --kind operator --name YOU --authority {chosen} --address HOST:PORT\n"
+        f"  antiphon certs join TOKEN"
+    )
+
+
+@app.command()
+def token(
+    kind: Annotated[str, typer.Option(help="sidecar, client or operator.")],
+    name: Annotated[str, typer.Option(help="Name of the identity.")],
+    agent: Annotated[
+        list[str] | None, typer.Option("--agent", help="An agent a sidecar may speak for; may be repeated.")
+    ] = None,
+    capability: Annotated[
+        list[str] | None, typer.Option("--capability", help="What it may offer, such as 'text.*'; may be repeated.")
+    ] = None,
+    ttl: Annotated[str, typer.Option(help="How long the token may be used, at most 24h.")] = "10m",
+    namespace: Annotated[str, typer.Option(help="Tenant of the identity.", show_default="the caller's")] = "",
+    authority: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ask as an operator certified by this authority's folder, instead of by a profile.", metavar="DIR"
+        ),
+    ] = None,
+    address: Annotated[
+        str, typer.Option(help="With --authority: the orchestrator to ask.", metavar="HOST:PORT")
+    ] = "127.0.0.1:7443",
+    as_json: AsJson = False,
+    profile: ProfileName = None,
+) -> None:
+    """Make a join token: it works once, and binds namespace, name, agents and capabilities."""
+    lifetime = parse_duration(ttl)
+    if kind == "sidecar" and not (agent and capability):
+        raise Problem("a sidecar's token must say what it allows", "add --agent NAME and --capability PATTERN")
+
+    async def ask(client: Client) -> CreateTokenResponse:
+        return await client.create_token(
+            kind,
+            name,
+            namespace=namespace,
+            agents=agent or (),
+            capabilities=capability or (),
+            lifetime=lifetime,
+        )
+
+    if authority is None:
+        answer = with_client(profile, ask)
+    else:
+        namespace = namespace or "default"
+        answer = asyncio.run(_ask_as_authority(authority, address, ask))
+    if as_json:
+        output.show_json(answer)
+        return
+    print(answer.token)  # as it is: a console would wrap it
+    use = (
+        "antiphon sidecar run --token … -- COMMAND, or set ANTIPHON_TOKEN"
+        if kind == "sidecar"
+        else "antiphon certs join"
+    )
+    output.note(f"Works once, until {spell_moment(answer.expire_time)}. Give it to one process: {use}")
+
+
+@app.command()
+def join(
+    token_text: Annotated[
+        str,
+        typer.Argument(
+            envvar="ANTIPHON_TOKEN", help="The token; - reads it from stdin, where nobody sees it.", metavar="TOKEN"
+        ),
+    ],
+    as_json: AsJson = False,
+    profile: ProfileName = None,
+) -> None:
+    """Spend a join token: this user gets a certificate, kept in the profile."""
+    from antiphon_certs import JoinToken
+
+    parsed = JoinToken.parse(sys.stdin.read() if token_text == "-" else token_text)
+    joined, credential = asyncio.run(join_mesh(parsed, profile))
+    _show(joined, credential, as_json)
+    output.note("Next: antiphon agent list")
+
+
+@app.command()
+def show(as_json: AsJson = False, profile: ProfileName = None) -> None:
+    """Show who the profile is, whom it calls, and how long its certificate holds."""
+    from antiphon_certs import Profile
+
+    found = Profile.load(profile)
+    _show(found, found.credential.load(), as_json)
+
+
+@app.command()
+def renew(as_json: AsJson = False, profile: ProfileName = None) -> None:
+    """Renew the profile's certificate now. Other commands do so by themselves past half of its life."""
+    from antiphon_certs import Profile
+
+    found = Profile.load(profile)
+    _show(found, asyncio.run(renew_certificate(found, found.credential.load())), as_json)
+
+
+def _show(profile: Profile, credential: Credential, as_json: bool) -> None:
+    facts: dict[str, object] = {
+        "profile": profile.folder.name,
+        "folder": str(profile.folder),
+        "identity": credential.identity.uri,
+        "namespace": profile.namespace,
+        "addresses": list(profile.addresses),
+        "join_addresses": list(profile.join_addresses),
+        "agents": list(credential.grants.agents),
+        "capabilities": list(credential.grants.capabilities),
+        "not_before": credential.not_before.isoformat(),
+        "not_after": credential.not_after.isoformat(),
+        "fingerprint": credential.fingerprint,
+    }
+    if as_json:
+        output.show_json(facts)
+        return
+    left = credential.not_after - datetime.now(UTC)
+    facts["not_after"] = f"{credential.not_after.astimezone():%Y-%m-%d %H:%M:%S} ({_spell_left(left)})"
+    facts["not_before"] = f"{credential.not_before.astimezone():%Y-%m-%d %H:%M:%S}"
+    rows = [
+        (key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
+        for key, value in facts.items()
+    ]
+    output.show(output.facts((key, value) for key, value in rows if value))
+
+
+def _spell_left(left: timedelta) -> str:
+    return f"{spell_duration(left)} left" if left > timedelta(0) else "expired"
+
+
+def _home() -> Path:
+    home = os.environ.get("ANTIPHON_HOME")
+    return Path(home) if home else Path.home() / ".antiphon"
+
+
+async def _ask_as_authority(
+    folder: Path, address: str, ask: Callable[[Client], Awaitable[CreateTokenResponse]]
+) -> CreateTokenResponse:
+    """Call as an operator whose certificate the authority's folder signs here and now; its key is gone afterwards.
+
+    This is how the first operator gets a token, when nobody has a profile yet.
+    """
+    from antiphon_certs import Authority, CertificateFiles, Grants, Identity, Kind, new_key_and_csr
+
+    authority = Authority.load(folder)
+    identity = Identity(authority.trust_domain, "system", Kind.OPERATOR, "authority")
+    key_pem, csr_pem = new_key_and_csr(identity)
+    chain_pem = authority.issue(csr_pem, identity, ttl=_EPHEMERAL, grants=Grants())
+    with TemporaryDirectory(prefix="antiphon-") as scratch:
+        files = Path(scratch) / "credential"
+        CertificateFiles(files).store(key_pem, chain_pem, authority.bundle_pem)
+        async with Client.connect(address=address, credentials=Credentials.from_folder(files)) as client:
+            return await ask(client)

@@ -1,0 +1,73 @@
+"""Why a task is where it is: what it waited for, where each attempt was placed and on what grounds. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from ..v1.run_pb2 import PolicyDecision, RoutingDecision
+from ..v1.run_service_pb2 import ExplainTaskResponse
+from . import output
+from .run_view import attempt_line, failure_line
+from .text import spell_key, spell_moment, task_state
+
+
+def explanation(told: ExplainTaskResponse) -> RenderableType:
+    """The whole story of one task, oldest first."""
+    return Group(*_parts(told))
+
+
+def _parts(told: ExplainTaskResponse) -> Iterator[RenderableType]:
+    task = told.task
+    heading = Text(spell_key(task.key), "bold").append("  ").append_text(output.state(task_state(task.state)))
+    yield heading.append(f"  {task.capability}" if task.capability else "")
+    if task.reason:
+        yield Text(f"  {task.reason}")
+    if told.references:
+        yield Text(f"  refers to  {', '.join(told.references)}")
+    for need in told.dependencies:
+        yield Text("  needs      ").append(f"{need.task_id}  ").append_text(output.state(task_state(need.state)))
+    for attempt in told.attempts:
+        yield Text("")
+        yield (
+            Text("  attempt ").append_text(attempt_line(attempt)).append(f"  {spell_moment(attempt.offer_time)}", "dim")
+        )
+        if attempt.HasField("decision"):
+            yield Padding(decision(attempt.decision), (0, 0, 0, 4))
+    if told.HasField("pending"):
+        yield Text("")
+        yield Text("  placement says now")
+        yield Padding(decision(told.pending), (0, 0, 0, 4))
+    if task.HasField("failure"):
+        yield Text("")
+        yield Text("  ").append_text(failure_line(task.failure))
+
+
+def decision(made: RoutingDecision) -> RenderableType:
+    """One placement: the chosen, the best others, the refused and the policy behind it."""
+    parts: list[RenderableType] = []
+    if made.summary:
+        parts.append(Text(made.summary))
+    if made.chosen or made.others:
+        rows: list[list[RenderableType]] = []
+        if made.chosen:
+            rows.append([Text(made.chosen, "bold"), f"{made.score:.4f}", "", Text("chosen", "green")])
+        rows += [[other.instance, f"{other.score:.4f}", str(other.free_slots), ""] for other in made.others]
+        parts.append(output.table(("INSTANCE", ">SCORE, S", ">FREE SLOTS", ""), rows))
+    refused = ", ".join(f"{refusal.count} {refusal.reason}" for refusal in made.refusals)
+    offered = f" for {made.capability}" if made.capability else ""
+    parts.append(Text(f"{made.considered} considered{offered}{'; refused: ' if refused else ''}{refused}"))
+    if made.HasField("policy"):
+        parts.append(_policy(made.policy))
+    return Group(*parts)
+
+
+def _policy(said: PolicyDecision) -> Text:
+    verdict = Text("policy permits" if said.permit else "policy denies", "green" if said.permit else "red")
+    by = f" by {', '.join(said.policies)}" if said.policies else ""
+    because = f": {said.reason}" if said.reason else ""
+    obligations = f"; obliges to {', '.join(said.obligations)}" if said.obligations else ""
+    return verdict.append(f"{by}{because}{obligations} (decision {said.decision_id}, epoch {said.epoch})", "none")

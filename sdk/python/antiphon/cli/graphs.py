@@ -1,0 +1,143 @@
+"""`antiphon graph`: checking graphs, with the place of every mistake, and keeping them on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group
+from rich.text import Text
+
+from .. import LoadedGraph, load_graph
+from ..v1.graph_pb2 import Graph
+from ..v1.graph_service_pb2 import GraphMistake, RegisteredGraph
+from . import output
+from .connection import first, with_client
+from .options import AsJson, PageLimit, ProfileName
+from .problems import FAILED, Problem
+from .text import parse_version, spell_moment
+
+app = typer.Typer(help="Graphs: check, register and read them.", no_args_is_help=True)
+
+GraphFile = Annotated[Path, typer.Argument(help="A graph in YAML or JSON.", metavar="FILE")]
+GraphName = Annotated[str, typer.Argument(help="NAME, or NAME@VERSION.", metavar="NAME")]
+
+
+@app.command()
+def validate(file: GraphFile, as_json: AsJson = False, profile: ProfileName = None) -> int:
+    """Report every mistake of a graph, with its line. Offline where the server package is installed."""
+    loaded = load_graph(file)
+    found = syntax_mistakes(loaded)
+    warnings: list[GraphMistake] = []
+    if not found:
+        found, warnings = _check(loaded.graph, profile)
+    if as_json:
+        output.show_json({"mistakes": _placed(loaded, found), "warnings": _placed(loaded, warnings)})
+    else:
+        for line in [*describe(file, loaded, found), *describe(file, loaded, warnings)]:
+            output.show(line)
+        if not found:
+            output.note(f"{file}: {loaded.graph.name} is right, {len(loaded.graph.tasks)} tasks")
+    return FAILED if found else 0
+
+
+@app.command()
+def register(file: GraphFile, as_json: AsJson = False, profile: ProfileName = None) -> int:
+    """Check a graph and keep it under its name and version, for ever."""
+    graph = read_graph(file)
+    answer = with_client(profile, lambda client: client.register_graph(graph))
+    if as_json:
+        output.show_json(answer)
+    else:
+        output.show(f"{graph.name}@{graph.version}")
+    return 0
+
+
+@app.command("list")
+def list_graphs(as_json: AsJson = False, profile: ProfileName = None, limit: PageLimit = 500) -> None:
+    """List the registered versions."""
+    graphs = with_client(profile, lambda client: first(limit, client.list_graphs()))
+    if as_json:
+        output.show_json({"graphs": graphs})
+    elif graphs:
+        output.show(output.table(("GRAPH", "VERSION", ">TASKS", "REGISTERED", "BY"), map(_row, graphs)))
+    else:
+        output.note("No graph is registered. Register one with: antiphon graph register FILE")
+
+
+@app.command()
+def show(name: GraphName, as_json: AsJson = False, profile: ProfileName = None) -> None:
+    """Show a registered graph."""
+    graph_name, version = parse_version(name)
+    registered = with_client(profile, lambda client: client.get_graph(graph_name, version))
+    if as_json:
+        output.show_json(registered)
+        return
+    graph = registered.graph
+    heading = Text(f"{graph.name}@{graph.version}", "bold").append(f"  {registered.digest[:12]}", "dim")
+    rows = [
+        [task.id, task.capability, ", ".join(task.needs), task.for_each or "", task.when or ""] for task in graph.tasks
+    ]
+    output.show(
+        Group(heading, graph.description, output.table(("TASK", "ASKS FOR", "NEEDS", "FOR EACH", "WHEN"), rows))
+    )
+
+
+def read_graph(file: Path) -> Graph:
+    """The graph in a file that is to be sent. Raises `Problem` with every mistake of its spelling."""
+    loaded = load_graph(file)
+    mistakes = syntax_mistakes(loaded)
+    if mistakes:
+        lines = "\n".join(describe(file, loaded, mistakes))
+        raise Problem(f"{file} is not a graph:\n{lines}", exit_code=FAILED)
+    return loaded.graph
+
+
+def syntax_mistakes(loaded: LoadedGraph) -> list[GraphMistake]:
+    return [GraphMistake(field=one.field, message=one.message, code=one.code) for one in loaded.mistakes]
+
+
+def describe(file: Path, loaded: LoadedGraph, mistakes: Iterable[GraphMistake]) -> list[str]:
+    """`file:line:column: field: message [code]`, in the order of the file, as editors and compilers spell it."""
+    placed = [(*_place(loaded, one.field), one) for one in mistakes]
+    placed.sort(key=lambda entry: entry[:2])
+    return [f"{file}:{line}:{column}: {one.field}: {one.message} [{one.code}]" for line, column, one in placed]
+
+
+def _place(loaded: LoadedGraph, field: str) -> tuple[int, int]:
+    """Line and column of a field, or of the nearest part around it that the file spells out."""
+    while field and field not in loaded.positions:
+        field = field[: max(field.rfind("."), field.rfind("["), 0)]
+    return loaded.positions.get(field, (1, 1))
+
+
+def _placed(loaded: LoadedGraph, mistakes: Iterable[GraphMistake]) -> list[dict[str, object]]:
+    placed = []
+    for one in mistakes:
+        line, column = _place(loaded, one.field)
+        placed.append({"line": line, "column": column, "field": one.field, "message": one.message, "code": one.code})
+    return placed
+
+
+def _check(graph: Graph, profile: str | None) -> tuple[list[GraphMistake], list[GraphMistake]]:
+    """Mistakes and warnings of a rightly spelled graph: by the server's own code if it is here, else by a server."""
+    try:
+        from antiphon_orchestrator.admission import GraphInvalid, compile_graph
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("antiphon_orchestrator"):
+            raise
+        answer = with_client(profile, lambda client: client.validate_graph(graph))
+        return list(answer.mistakes), list(answer.warnings)
+    try:
+        compiled = compile_graph(graph)
+    except GraphInvalid as invalid:
+        return [GraphMistake(field=one.field, message=one.message, code=one.code) for one in invalid.mistakes], []
+    return [], [GraphMistake(field=one.field, message=one.message, code=one.code) for one in compiled.warnings]
+
+
+def _row(registered: RegisteredGraph) -> list[str]:
+    graph = registered.graph
+    creator = registered.creator.rpartition("/ns/")[2]
+    return [graph.name, graph.version, str(len(graph.tasks)), spell_moment(registered.create_time), creator]

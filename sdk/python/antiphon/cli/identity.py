@@ -1,0 +1,118 @@
+"""Getting and renewing this user's own certificate, over the network. Needs the server package (antiphon_certs).
+
+A join goes to the token's own addresses and trusts the token's own root alone, so the secret never reaches a stranger.
+A renewal is a new key every time. Both are safe to repeat, and are repeated when no answer came.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import grpc
+
+from .._errors import Unavailable, from_rpc_error
+from ..v1.identity_service_pb2 import CertificateGrant, JoinRequest, RenewRequest
+from ..v1.identity_service_pb2_grpc import IdentityServiceStub
+from .problems import Problem
+
+if TYPE_CHECKING:
+    from antiphon_certs import Credential, JoinToken, Profile
+
+_DEADLINE = 10.0
+_TRIES = 3
+
+
+def require_certs() -> None:
+    """Raise `Problem` unless the package that handles certificates is installed."""
+    try:
+        import antiphon_certs  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "antiphon_certs":
+            raise
+        raise Problem("certificates need the server package", 'run: pip install "antiphon[server]"') from None
+
+
+async def join(token: JoinToken, profile_name: str | None) -> tuple[Profile, Credential]:
+    """Spend the token, and keep what it gives as the profile. Raises `AntiphonError`, `CertsError`, `OSError`."""
+    from antiphon_certs import Profile, new_key_and_csr, profile_folder
+
+    token.check_not_expired(datetime.now(UTC))
+    key_pem, csr_pem = new_key_and_csr(token.identity)
+    request = JoinRequest(token_id=token.token_id, secret=token.secret.hex(), signing_request=csr_pem.decode())
+    trust = grpc.ssl_channel_credentials(token.root_pem)
+    granted = await _ask(token.join_addresses, trust, request)
+    profile = Profile(
+        profile_folder(profile_name),
+        token.addresses,
+        token.join_addresses,
+        token.identity.trust_domain,
+        token.identity.namespace,
+    )
+    credential = profile.credential.store(key_pem, granted.chain.encode(), granted.trust_bundle.encode())
+    profile.save()  # last: a profile that can be read has a credential
+    return profile, credential
+
+
+async def renew(profile: Profile, credential: Credential) -> Credential:
+    """Replace the profile's certificate by a fresh one. Raises `AntiphonError`, `CertsError`, `OSError`."""
+    from antiphon_certs import new_key_and_csr
+
+    key_pem, csr_pem = new_key_and_csr(credential.identity)
+    mutual = grpc.ssl_channel_credentials(credential.bundle_pem, credential.key_pem, credential.chain_pem)
+    granted = await _ask(profile.addresses, mutual, RenewRequest(signing_request=csr_pem.decode()))
+    return profile.credential.store(key_pem, granted.chain.encode(), granted.trust_bundle.encode())
+
+
+async def renew_when_due(profile_name: str | None) -> None:
+    """Keep the profile's certificate fresh: past half of its life it is renewed before it is used.
+
+    A certificate that still holds is good enough when nobody answers; one that does not is a `Problem` with its remedy.
+    Without the server package the certificate is used as it is.
+    """
+    try:
+        from antiphon_certs import CredentialError, Profile, is_due
+    except ModuleNotFoundError:
+        return
+    profile = Profile.load(profile_name)
+    try:
+        credential = profile.credential.load()
+    except CredentialError as error:
+        raise Problem(f"profile '{profile.folder.name}': {error}", "run: antiphon certs join TOKEN") from error
+    now = datetime.now(UTC)
+    if credential.not_after <= now:
+        raise Problem(
+            f"the certificate of profile '{profile.folder.name}' expired at {credential.not_after:%Y-%m-%d %H:%M} UTC",
+            "get a new token from an operator, then run: antiphon certs join TOKEN",
+        )
+    if is_due(credential, now, random.random()):
+        try:
+            await renew(profile, credential)
+        except Unavailable:
+            # The command's own call says so in a moment, or finds another way; nothing is lost by waiting.
+            if credential.not_after - now < timedelta(seconds=_DEADLINE):
+                raise
+
+
+async def _ask(
+    addresses: Sequence[str], trust: grpc.ChannelCredentials, request: JoinRequest | RenewRequest
+) -> CertificateGrant:
+    """The answer of the first orchestrator that gives one; the last error when none does."""
+    from antiphon_certs import ORCHESTRATOR_DNS_NAME
+
+    options = [("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME)]
+    problem: Exception = Unavailable("no address to call")
+    for address in list(addresses) * _TRIES:
+        async with grpc.aio.secure_channel(address, trust, options=options) as channel:
+            service = IdentityServiceStub(channel)
+            try:
+                if isinstance(request, JoinRequest):
+                    return (await service.Join(request, timeout=_DEADLINE)).certificate
+                return (await service.Renew(request, timeout=_DEADLINE)).certificate
+            except grpc.aio.AioRpcError as error:
+                problem = from_rpc_error(error)
+                if not isinstance(problem, Unavailable):
+                    raise problem from error
+    raise problem

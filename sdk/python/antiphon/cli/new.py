@@ -1,0 +1,122 @@
+"""`antiphon new`: the files a first agent needs, complete and tested, ready to run against `antiphon dev`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import typer
+
+from . import output
+from .problems import Problem
+
+app = typer.Typer(help="Begin something new.", no_args_is_help=True)
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+LANGUAGES = ("python",)
+
+_AGENT = '''"""An agent that greets. It offers one capability; its sidecar gives it work."""
+
+from dataclasses import dataclass
+
+from antiphon import Agent
+
+agent = Agent("$name")
+
+
+@dataclass
+class Person:
+    name: str
+
+
+@dataclass
+class Greeting:
+    text: str
+
+
+@agent.capability("$capability@1", effect="pure", idempotent=True)
+async def greet(person: Person) -> Greeting:
+    """Greets a person by name."""
+    return Greeting(f"Hello, {person.name}!")
+
+
+if __name__ == "__main__":
+    agent.run()
+'''
+
+_TEST = '''"""The handler is a plain function: test it as one."""
+
+import asyncio
+
+from agent import Greeting, Person, greet
+
+
+def test_a_person_is_greeted_by_name() -> None:
+    assert asyncio.run(greet(Person("Ada"))) == Greeting("Hello, Ada!")
+'''
+
+_SIDECAR = """# Read by: antiphon sidecar run --config sidecar.toml
+# The first start needs a join token as well (ANTIPHON_TOKEN); later ones use the certificate kept in the state folder.
+
+[[agent]]
+name = "$name"
+command = ["python", "agent.py"]
+"""
+
+_GRAPH = """name: greet
+version: "1"
+tasks:
+  - id: greet
+    capability: $capability@1
+    input:
+      name: $${input.name}
+"""
+
+_README = """# $name
+
+An Antiphon agent in Python. `agent.py` offers `$capability@1`.
+
+```sh
+pip install "antiphon[server]" pytest
+pytest                                  # the handler alone
+
+antiphon dev                            # in another terminal: a whole mesh on this machine
+export ANTIPHON_TOKEN=$$(antiphon certs token --kind sidecar --name $name --agent $name --capability '$capability')
+antiphon sidecar run --config sidecar.toml
+
+antiphon run submit graph.yaml --input '{"name": "Ada"}' --wait    # in a third terminal
+```
+"""
+
+_FILES = {
+    "agent.py": _AGENT,
+    "test_agent.py": _TEST,
+    "sidecar.toml": _SIDECAR,
+    "graph.yaml": _GRAPH,
+    "README.md": _README,
+}
+
+
+@app.command()
+def agent(
+    name: Annotated[str, typer.Argument(help="Name of the agent and of its new folder.")],
+    lang: Annotated[str, typer.Option("--lang", help=f"One of: {', '.join(LANGUAGES)}.")] = "python",
+) -> None:
+    """Write a small, complete agent into a new folder."""
+    if lang not in LANGUAGES:
+        raise Problem(f"there is no template for {lang!r}", f"use --lang {' or '.join(LANGUAGES)}")
+    if not _NAME.fullmatch(name):
+        raise Problem(f"{name!r} is not a name for an agent", "use lowercase letters, digits and inner hyphens")
+    folder = Path(name)
+    present = sorted(str(folder / file) for file in _FILES if (folder / file).exists())
+    if present:
+        raise Problem(f"{', '.join(present)} exists already", "choose another name; nothing is overwritten")
+    # A capability is dotted words that begin with a letter.
+    capability = f"{name if name[0].isalpha() else f'agent-{name}'}.greet"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, template in _FILES.items():
+        (folder / file).write_text(Template(template).substitute(name=name, capability=capability), "utf-8")
+        output.show(str(folder / file))
+    output.note(f"Next: cd {name}, and see README.md")

@@ -1,0 +1,117 @@
+"""Writing: data to stdout, everything about it to stderr; colour only on a terminal and never with NO_COLOR."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_WIDTH_OF_PIPES = 200  # a pipe has no width; 80 would cut tables that programs such as grep read
+_STYLES = {
+    "SUCCEEDED": "green",
+    "ACTIVE": "green",
+    "FAILED": "red",
+    "LOST": "red",
+    "GONE": "red",
+    "CANCELLED": "yellow",
+    "SUSPENDED": "yellow",
+    "DRAINING": "yellow",
+    "WAITING": "yellow",
+    "RETURNED": "yellow",
+    "RUNNING": "cyan",
+    "OFFERED": "cyan",
+    "READY": "blue",
+    "PENDING": "dim",
+    "SKIPPED": "dim",
+}
+
+
+def data() -> Console:
+    """The console for data."""
+    return _console(stderr=False)
+
+
+def notes() -> Console:
+    """The console for everything that is not data."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    # Made anew each time: it looks at the stream and at NO_COLOR of this moment.
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr,
+        width=None if stream.isatty() else _WIDTH_OF_PIPES,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=not stream.isatty(),
+    )
+
+
+def show(thing: RenderableType) -> None:
+    """Data for people."""
+    data().print(thing)
+
+
+def note(text: str) -> None:
+    """A sentence about the data."""
+    notes().print(text)
+
+
+def show_json(value: object) -> None:
+    """Data for programs: one JSON value, protobuf messages in proto JSON with the field names of the contracts."""
+    print(json.dumps(to_json(value), indent=2, ensure_ascii=False))
+
+
+def show_json_line(value: object) -> None:
+    """One of many JSON values, a line each."""
+    print(json.dumps(to_json(value), ensure_ascii=False), flush=True)
+
+
+def to_json(value: object) -> Any:
+    """The JSON form of messages, and of mappings and lists that hold them. Every field is there, so keys are stable."""
+    if isinstance(value, Message):
+        return MessageToDict(value, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    if isinstance(value, Mapping):
+        return {key: to_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(part) for part in value]
+    return value
+
+
+def state(name: str) -> Text:
+    """The name of a state, in its colour."""
+    return Text(name, _STYLES.get(name, ""))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]]) -> Table:
+    """A table without lines, as `ps` and `kubectl` print."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(
+            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> Table:
+    """Names and values, one pair a line."""
+    made = Table.grid(padding=(0, 2))
+    for name, value in pairs:
+        made.add_row(Text(name, "bold"), value)
+    return made
+
+
+def silent() -> Console:
+    """A console that is no terminal and shows nothing, for output that is JSON alone."""
+    return Console(quiet=True, force_terminal=False)

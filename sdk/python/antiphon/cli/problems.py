@@ -1,0 +1,90 @@
+"""What can go wrong for a user, as one line with a remedy and an exit code.
+
+Every exception ends in `describe`; what it does not know is a bug of ours, and its traceback goes to a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+
+from .._errors import AntiphonError, SetupError, Unavailable
+
+FAILED = 1
+"""The server refused, or the work did not succeed."""
+UNUSABLE = 2
+"""The command was written wrongly, or this machine lacks something."""
+
+
+class Problem(Exception):
+    """An expected failure, in words for the user; `remedy` completes "run: …" or is a sentence of its own."""
+
+    def __init__(self, message: str, remedy: str = "", *, exit_code: int = UNUSABLE) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is said of an exception."""
+
+    message: str
+    exit_code: int
+    reason: str = ""
+    """The reason of the error registry, where a server gave one."""
+    remedy: str = ""
+    """What to do: a sentence, or the name of the registry's remedy."""
+
+    def line(self) -> str:
+        """For people."""
+        sentence = self.remedy if self.remedy and not self.remedy.isupper() else ""
+        return f"antiphon: {self.message}{'; ' if sentence else ''}{sentence}"
+
+    def json(self) -> str:
+        """For programs."""
+        return json.dumps({"error": {"message": self.message, "reason": self.reason, "remedy": self.remedy}})
+
+
+def describe(error: BaseException) -> Description:
+    """The words for an exception. Every exception has some."""
+    if isinstance(error, Problem):
+        return Description(error.message, error.exit_code, remedy=error.remedy)
+    if isinstance(error, Unavailable):
+        remedy = "is it running, and is the address in the profile right? To start one here, run: antiphon dev"
+        return Description(str(error), UNUSABLE, "UNAVAILABLE", remedy)
+    if isinstance(error, AntiphonError):
+        code = UNUSABLE if isinstance(error, SetupError) else FAILED
+        return Description(str(error), code, error.reason, error.remedy or "")
+    if _is_certs_error(error):
+        return Description(str(error), UNUSABLE)
+    if isinstance(error, TimeoutError):
+        return Description("no answer in time", UNUSABLE, remedy="try again")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return Description(f"{where}{error.strerror or error}", UNUSABLE)
+    return Description(f"a bug in this command: {type(error).__name__}: {error}", FAILED, remedy=_keep(error))
+
+
+def _is_certs_error(error: BaseException) -> bool:
+    # Its package may be absent; an exception of it cannot come from an absent package.
+    module = sys.modules.get("antiphon_certs")
+    return module is not None and isinstance(error, module.CertsError)
+
+
+def _keep(error: BaseException) -> str:
+    """Keep the traceback where the user can find it; says where."""
+    text = "".join(traceback.format_exception(error))
+    if os.environ.get("ANTIPHON_DEBUG"):
+        return f"the traceback:\n{text}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="antiphon-", suffix=".log", delete=False) as file:
+            file.write(text)
+    except OSError:
+        return "to see the traceback, run it again with ANTIPHON_DEBUG=1"
+    return f"the traceback is in {file.name}; please report it"

@@ -1,0 +1,226 @@
+"""`antiphon run`: submit, follow, read, cancel and explain runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+
+from .. import Client
+from .._submission import SubmitOptions
+from ..v1.graph_pb2 import Graph
+from ..v1.run_pb2 import RUN_STATE_SUCCEEDED, Run, RunEvent, Task
+from . import output
+from .connection import first, gather, with_client
+from .explain_view import explanation
+from .following import follow
+from .graphs import read_graph
+from .options import AsJson, PageLimit, ProfileName
+from .problems import FAILED
+from .run_view import Attempts, failure_line, key_of, run_line, run_tree, shown_tasks
+from .text import (
+    parse_duration,
+    parse_labels,
+    parse_run_states,
+    parse_task,
+    read_input,
+    run_state,
+    spell_between,
+    spell_moment,
+)
+from .watch_view import event_line
+
+app = typer.Typer(help="Runs: submit, follow, read, cancel, explain.", no_args_is_help=True)
+
+RunId = Annotated[str, typer.Argument(help="Id of the run.", metavar="RUN")]
+Labels = Annotated[list[str] | None, typer.Option("--label", help="May be repeated.", metavar="KEY=VALUE")]
+_ATTEMPTS = 100
+_LARGEST_TREE = 10_000  # tasks; what is beyond is for `--json` and paging
+
+
+@app.command()
+def submit(
+    graph: Annotated[str, typer.Argument(help="A registered NAME or NAME@VERSION, or a FILE.", metavar="NAME|FILE")],
+    input_text: Annotated[
+        str | None, typer.Option("--input", help="JSON, @FILE with JSON, or - for stdin.", metavar="JSON")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end, and print its output.")] = False,
+    label: Labels = None,
+    deadline: Annotated[str | None, typer.Option(help="Longest duration, such as 30s or 1h30m.")] = None,
+    priority: Annotated[int, typer.Option(min=0, max=9, help="Added to the priority of each task.")] = 0,
+    request_id: Annotated[
+        str | None, typer.Option(help="Makes the submission repeatable: the same id and content is the same run.")
+    ] = None,
+    as_json: AsJson = False,
+    profile: ProfileName = None,
+) -> int:
+    """Submit a run and print its id; with --wait print its output, and fail if the run fails."""
+    source = _source(graph)
+    value = read_input(input_text)
+    options = SubmitOptions(labels=parse_labels(label or ()), priority=priority)
+    if deadline is not None:
+        options["deadline"] = parse_duration(deadline)
+    if request_id is not None:
+        options["request_id"] = request_id
+
+    async def work(client: Client) -> tuple[Run, bytes]:
+        run = await client.submit(source, value, **options)
+        if not wait:
+            return run, b""
+        run = await follow(client, run.run_id, output.notes(), None)
+        wanted = run.state == RUN_STATE_SUCCEEDED and not as_json
+        return run, await client.download_payload(run.output) if wanted else b""
+
+    run, content = with_client(profile, work)
+    if as_json:
+        output.show_json(run)
+    elif wait:
+        _show_end(run, content)
+    else:
+        print(run.run_id)
+        output.note(f"Follow it with: antiphon run watch {run.run_id}")
+    return _exit_code(run) if wait else 0
+
+
+@app.command()
+def get(
+    run_id: RunId,
+    whole: Annotated[bool, typer.Option("--all", help="Show every member of a for_each.")] = False,
+    as_json: AsJson = False,
+    profile: ProfileName = None,
+) -> None:
+    """Show a run as a tree, with attempts and timings."""
+    if as_json:
+        output.show_json(with_client(profile, lambda client: client.get_run(run_id)))
+        return
+
+    async def work(client: Client) -> tuple[Run, list[Task], Attempts]:
+        run = await client.get_run(run_id)
+        tasks = await first(_LARGEST_TREE, client.list_tasks(run_id))
+        keys = [key_of(task) for task in shown_tasks(tasks, whole=whole) if task.attempt_count]
+        lists = await gather([first(_ATTEMPTS, client.list_attempts(run_id, *key)) for key in keys])
+        return run, tasks, dict(zip(keys, lists, strict=True))
+
+    run, tasks, attempts = with_client(profile, work)
+    output.show(run_tree(run, tasks, attempts, whole=whole))
+    if len(tasks) == _LARGEST_TREE:
+        output.note(f"Only the first {_LARGEST_TREE} tasks are shown.")
+
+
+@app.command("list")
+def list_runs(
+    state: Annotated[list[str] | None, typer.Option("--state", help="running, failed …; may be repeated.")] = None,
+    graph: Annotated[str, typer.Option(help="Only runs of this graph.")] = "",
+    label: Labels = None,
+    limit: PageLimit = 50,
+    as_json: AsJson = False,
+    profile: ProfileName = None,
+) -> None:
+    """List runs, newest first."""
+    states, labels = parse_run_states(state or ()), parse_labels(label or ())
+    runs = with_client(
+        profile,
+        lambda client: first(limit, client.list_runs(states=states, graph=graph, labels=labels)),
+    )
+    if as_json:
+        output.show_json({"runs": runs})
+    elif runs:
+        output.show(output.table(("RUN", "GRAPH", "STATE", ">TASKS", "CREATED", ">DURATION"), map(_row, runs)))
+    else:
+        output.note("No such runs. Submit one with: antiphon run submit FILE")
+
+
+@app.command()
+def watch(run_id: RunId, as_json: AsJson = False, profile: ProfileName = None) -> int:
+    """Follow a run to its end; fails if the run fails. --json prints a line an event, and the run last."""
+
+    def line(event: RunEvent) -> None:
+        if as_json:
+            output.show_json_line({"event": event})
+        else:
+            output.show(event_line(event))
+
+    async def work(client: Client) -> Run:
+        console = output.silent() if as_json else output.data()
+        return await follow(client, run_id, console, line)
+
+    run = with_client(profile, work)
+    if as_json:
+        output.show_json_line({"run": run})
+    else:
+        output.show(run_line(run))
+        if run.HasField("failure"):
+            output.show(failure_line(run.failure))
+    return _exit_code(run)
+
+
+@app.command()
+def cancel(
+    run_id: RunId,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    as_json: AsJson = False,
+    profile: ProfileName = None,
+) -> None:
+    """Ask a run to end. A run that has ended stays as it is."""
+    run = with_client(profile, lambda client: client.cancel(run_id, reason=reason))
+    if as_json:
+        output.show_json(run)
+    else:
+        output.show(run_line(run))
+
+
+@app.command()
+def explain(
+    run_id: RunId,
+    task: Annotated[str, typer.Argument(help="TASK, or TASK[17] for the 17th member of a for_each.", metavar="TASK")],
+    as_json: AsJson = False,
+    profile: ProfileName = None,
+) -> None:
+    """Tell why a task is where it is: needs, placements with their reasons, policy."""
+    key = parse_task(task)
+    told = with_client(profile, lambda client: client.explain(run_id, key.task_id, key.member))
+    if as_json:
+        output.show_json(told)
+    else:
+        output.show(explanation(told))
+
+
+def _source(text: str) -> Graph | str:
+    """A graph to send along, or what names a registered one. A file is what looks like one, or is one."""
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
+        return read_graph(path)
+    return text
+
+
+def _show_end(run: Run, content: bytes) -> None:
+    """The output of a run as data; how it ended as a note."""
+    output.notes().print(run_line(run))
+    if run.HasField("failure"):
+        output.notes().print(failure_line(run.failure))
+    if run.state != RUN_STATE_SUCCEEDED:
+        return
+    if run.output.media_type in ("", "application/json"):
+        print(json.dumps(json.loads(content or b"null"), indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.buffer.write(content)
+
+
+def _exit_code(run: Run) -> int:
+    return 0 if run.state == RUN_STATE_SUCCEEDED else FAILED
+
+
+def _row(run: Run) -> list[RenderableType]:
+    ended = run.totals.succeeded + run.totals.failed + run.totals.skipped + run.totals.cancelled
+    return [
+        run.run_id,
+        f"{run.graph_name}@{run.graph_version}" if run.graph_version else run.graph_name,
+        output.state(run_state(run.state)),
+        f"{ended}/{run.totals.total}",
+        spell_moment(run.create_time),
+        spell_between(run.create_time, run.end_time),
+    ]

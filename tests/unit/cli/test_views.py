@@ -1,0 +1,201 @@
+"""Records become text that a person can follow."""
+
+from __future__ import annotations
+
+import io
+
+from antiphon.cli.explain_view import explanation
+from antiphon.cli.run_view import MEMBERS_SHOWN, key_of, run_tree, shown_tasks
+from antiphon.cli.watch_view import RunProgress, event_line
+from antiphon.v1.failure_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_PERMANENT, Failure
+from antiphon.v1.run_pb2 import (
+    ATTEMPT_STATE_LOST,
+    ATTEMPT_STATE_SUCCEEDED,
+    RUN_STATE_SUCCEEDED,
+    TASK_STATE_FAILED,
+    TASK_STATE_RUNNING,
+    TASK_STATE_SUCCEEDED,
+    Attempt,
+    AttemptChange,
+    Candidate,
+    PolicyDecision,
+    Progress,
+    Refusal,
+    RoutingDecision,
+    Run,
+    RunEvent,
+    Task,
+    TaskKey,
+)
+from antiphon.v1.run_service_pb2 import Dependency, ExplainTaskResponse
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console, RenderableType
+
+
+def text_of(thing: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    console.print(thing)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def member(number: int, attempt_count: int = 1, state: int = TASK_STATE_SUCCEEDED) -> Task:
+    return Task(
+        key=TaskKey(task_id="classify", member=number),
+        state=state,  # type: ignore[arg-type]
+        attempt_count=attempt_count,
+        ready_time=Timestamp(seconds=10),
+        end_time=Timestamp(seconds=12),
+    )
+
+
+RUN = Run(
+    run_id="r-1",
+    graph_name="review",
+    graph_version="2",
+    state=RUN_STATE_SUCCEEDED,
+    create_time=Timestamp(seconds=10),
+    end_time=Timestamp(seconds=75),
+    warnings=["nobody offers text.redact@1 yet"],
+)
+LIST = Task(key=TaskKey(task_id="list"), capability="inventory.list@1", state=TASK_STATE_SUCCEEDED, attempt_count=1)
+CLASSIFY = Task(
+    key=TaskKey(task_id="classify"), capability="license.classify@1", state=TASK_STATE_SUCCEEDED, member_count=72
+)
+
+
+def test_the_tree_shows_every_task_and_only_the_members_with_a_story() -> None:
+    tasks = [LIST, CLASSIFY, *(member(number, attempt_count=2 if number == 17 else 1) for number in range(1, 73))]
+    attempts = {
+        ("classify", 17): [
+            Attempt(
+                number=1,
+                state=ATTEMPT_STATE_LOST,
+                agent="classifier",
+                failure=Failure(kind=FAILURE_KIND_LOST, message="the process went away"),
+            ),
+            Attempt(
+                number=2, state=ATTEMPT_STATE_SUCCEEDED, agent="classifier", busy_duration=Duration(nanos=5_000_000)
+            ),
+        ]
+    }
+    shown = text_of(run_tree(RUN, tasks, attempts))
+    assert "r-1  review@2  SUCCEEDED  1 min 5 s" in shown
+    assert "warning: nobody offers text.redact@1 yet" in shown
+    assert "classify  license.classify@1  SUCCEEDED  72 members" in shown
+    assert "[17]  SUCCEEDED  2.0 s" in shown
+    assert "#1  LOST  on classifier  LOST: the process went away" in shown
+    assert "#2  SUCCEEDED  on classifier  5 ms" in shown
+    assert "and 71 more members: 71 SUCCEEDED" in shown
+    assert "[16]" not in shown
+
+
+def test_the_whole_tree_shows_every_member() -> None:
+    tasks = [CLASSIFY, *(member(number) for number in range(1, 4))]
+    shown = text_of(run_tree(RUN, tasks, {}, whole=True))
+    assert "[1]" in shown and "[3]" in shown and "more members" not in shown
+
+
+def test_at_most_a_few_members_of_a_task_are_shown() -> None:
+    failing = [member(number, state=TASK_STATE_FAILED) for number in range(1, 200)]
+    shown = shown_tasks([CLASSIFY, *failing])
+    assert len(shown) == MEMBERS_SHOWN + 1
+    assert [key_of(task) for task in shown[:2]] == [("classify", 0), ("classify", 1)]
+    assert f"and {199 - MEMBERS_SHOWN} more members: {199 - MEMBERS_SHOWN} FAILED" in text_of(
+        run_tree(RUN, [CLASSIFY, *failing], {})
+    )
+
+
+def test_an_explanation_tells_of_needs_placement_and_policy() -> None:
+    told = ExplainTaskResponse(
+        task=Task(
+            key=TaskKey(task_id="classify", member=17), state=TASK_STATE_SUCCEEDED, capability="license.classify@1"
+        ),
+        references=["item", "tasks.list.output"],
+        dependencies=[Dependency(task_id="list", state=TASK_STATE_SUCCEEDED)],
+        attempts=[
+            Attempt(
+                number=1,
+                state=ATTEMPT_STATE_SUCCEEDED,
+                agent="classifier",
+                decision=RoutingDecision(
+                    chosen="edge/7f/classifier",
+                    score=0.0125,
+                    others=[Candidate(instance="edge/9a/classifier", score=0.5, free_slots=3)],
+                    refusals=[Refusal(reason="no_slot", count=2)],
+                    considered=4,
+                    summary="least expected wait",
+                    capability="license.classify@1.0",
+                    policy=PolicyDecision(
+                        decision_id="d1", epoch=3, permit=True, policies=["dev-dispatch"], obligations=["log"]
+                    ),
+                ),
+            )
+        ],
+    )
+    shown = text_of(explanation(told))
+    for part in (
+        "classify[17]  SUCCEEDED  license.classify@1",
+        "refers to  item, tasks.list.output",
+        "list  SUCCEEDED",
+        "least expected wait",
+        "edge/7f/classifier",
+        "0.0125",
+        "4 considered for license.classify@1.0; refused: 2 no_slot",
+        "policy permits by dev-dispatch; obliges to log (decision d1, epoch 3)",
+    ):
+        assert part in shown, part
+
+
+def test_an_explanation_of_a_task_without_attempts_tells_what_placement_says_now() -> None:
+    told = ExplainTaskResponse(
+        task=Task(key=TaskKey(task_id="a"), state=TASK_STATE_FAILED, reason="nobody offers x@1"),
+        pending=RoutingDecision(considered=0, summary="nobody offers x@1"),
+    )
+    shown = text_of(explanation(told))
+    assert "placement says now" in shown and "0 considered" in shown
+
+
+def test_progress_counts_members_once_however_often_they_change() -> None:
+    progress = RunProgress("r-1")
+    progress.apply(RunEvent(key=TaskKey(task_id="classify"), task_state=TASK_STATE_RUNNING, member_count=3))
+    for number in (1, 2):
+        progress.apply(RunEvent(key=TaskKey(task_id="classify", member=number), task_state=TASK_STATE_RUNNING))
+    progress.apply(RunEvent(key=TaskKey(task_id="classify", member=1), task_state=TASK_STATE_SUCCEEDED))
+    progress.apply(RunEvent(key=TaskKey(task_id="classify"), progress=Progress(message="halfway")))
+    task = progress.tasks["classify"]
+    assert (task.done, task.total) == (1, 3)
+    shown = text_of(progress.render())
+    assert "1/3" in shown and "RUNNING 1" in shown and "SUCCEEDED 1" in shown and "halfway" in shown
+    progress.apply(RunEvent(run_state=RUN_STATE_SUCCEEDED))
+    assert "r-1  SUCCEEDED" in text_of(progress.render())
+
+
+def test_a_plain_task_is_done_when_it_has_ended() -> None:
+    progress = RunProgress("r-1")
+    progress.apply(RunEvent(key=TaskKey(task_id="list"), task_state=TASK_STATE_RUNNING))
+    assert (progress.tasks["list"].done, progress.tasks["list"].total) == (0, 1)
+    progress.apply(RunEvent(key=TaskKey(task_id="list"), task_state=TASK_STATE_SUCCEEDED))
+    assert progress.tasks["list"].done == 1
+
+
+def test_an_event_is_one_line() -> None:
+    line = event_line(
+        RunEvent(
+            event_seq=7,
+            key=TaskKey(task_id="classify", member=2),
+            task_state=TASK_STATE_FAILED,
+            attempt=AttemptChange(number=3, state=ATTEMPT_STATE_LOST, agent="classifier", stale=True),
+            failure=Failure(kind=FAILURE_KIND_PERMANENT, code="quota", field="/a", message="two\nlines"),
+        )
+    ).plain
+    assert "\n" not in line
+    for part in (
+        "    7",
+        "classify[2]",
+        "FAILED",
+        "#3 LOST on classifier",
+        "too late",
+        "PERMANENT quota at /a: two lines",
+    ):
+        assert part in line, part
