@@ -15,7 +15,7 @@ from ..engine.plan import EvaluationFailed, View
 from .expression import Expression, Lookup, kind_of, path_text, source_of
 from .mapping import Mapping
 from .syntax import Path
-from .values import MAX_INLINE_BYTES, Known, Unusable, Values, encode_json, inline_bytes
+from .values import MAX_INLINE_BYTES, Unusable, Values, encode_json, inline_bytes
 
 MAX_OPEN_LISTS = 64
 MAX_LABELS = 64
@@ -220,8 +220,10 @@ class GraphEvaluator:
                 joined.update(((label.key, label.value), label) for label in items.labels)
                 continue
             for data in self._payloads(source, view, items, index):
-                for label in _labels_of(self._values.known(data), path[len(source) :]):
-                    joined.setdefault((label.key, label.value), label)
+                known = self._values.known(data)
+                if known.labelled:
+                    for label in _labels_of(known.payload, path[len(source) :]):
+                        joined.setdefault((label.key, label.value), label)
         if len(joined) > MAX_LABELS:
             raise Unusable(f"joins {len(joined)} labels; {MAX_LABELS} is the most a payload carries")
         return tuple(joined.values())
@@ -237,12 +239,11 @@ class GraphEvaluator:
         return ()
 
 
-def _labels_of(known: Known, inside: Path) -> Iterable[Label]:
+def _labels_of(payload: Payload, inside: Path) -> Iterable[Label]:
     """Labels of the payload and of those of its parts that overlap with the path inside it.
 
     A part of a fan-out's list is not told apart: the pointer of a member's label begins inside the member.
     """
-    payload = known.payload
     yield from payload.labels
     for part in payload.field_labels:
         names = [name.replace("~1", "/").replace("~0", "~") for name in part.pointer.split("/")[1:]]

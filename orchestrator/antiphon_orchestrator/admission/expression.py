@@ -1,12 +1,12 @@
 """Expressions: CEL over input, tasks, item and index, compiled once and evaluated within limits.
 
-cel_expr_python is hidden behind `Expression` for three reasons: its run-time errors come back as values that are true
-in Python, so the type of every result is checked here; it converts whatever is bound, so only the parts that an
-expression refers to are bound; and it has no memory limit, and its map and filter copy their result for every item, so
-an evaluation whose result could grow too large is refused before it starts.
+cel_expr_python is hidden behind `Expression` for these reasons: its run-time errors come back as values that are true
+in Python, so the type of every result is checked; it converts whatever is bound, so only the parts that an expression
+refers to are bound; it cuts texts at a NUL, so these are refused; and it has no memory limit, and its map and filter
+copy their result for every item, so an evaluation whose result could grow too large is refused before it starts.
 
 A plain chain of selections, the usual case, is answered without CEL and with the same result. The one difference is
-that an integer beyond 64 bits, which CEL cannot hold, passes through unharmed.
+that what CEL cannot hold, integers beyond 64 bits and texts with a NUL or half a surrogate pair, passes unharmed.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Expression:
         """Compiles; raises ExpressionInvalid."""
         if len(text) > MAX_LENGTH:
             raise ExpressionInvalid([Problem(Code.EXPRESSION, f"is longer than {MAX_LENGTH} characters")])
+        if "\0" in text:
+            raise ExpressionInvalid([Problem(Code.EXPRESSION, "holds a NUL character")])
         try:
             self._program = _ENVIRONMENT.compile(text)
         except RuntimeError as error:
@@ -129,9 +131,7 @@ class Expression:
             if source not in sources:
                 sources.add(source)
                 size += bytes_bound
-            value = _place(bindings, source, path, value)
-            if self._facts.loops:
-                widest = max(widest, _widest(value))
+            widest = max(widest, _measure(_place(bindings, source, path, value)))
         if size > MAX_BOUND_BYTES:
             raise Unusable(f"reads {size} bytes; {MAX_BOUND_BYTES} is the limit of one expression")
         self._check_growth(size, widest)
@@ -139,11 +139,11 @@ class Expression:
 
     def _check_growth(self, size: int, widest: int) -> None:
         facts = self._facts
-        wider = 2 ** min(facts.range_copies, 32)
-        if facts.loops and widest * wider > MAX_LOOP_ITEMS:
+        items = max(widest, facts.literal_items, 1) * facts.widening
+        if facts.loops and items > MAX_LOOP_ITEMS:
             raise Unusable(f"walks over more than {MAX_LOOP_ITEMS} items; use for_each")
-        rounds = 1 if facts.loops == 0 else widest * wider if facts.loops == 1 else ITERATION_BUDGET
-        if size * (1 + facts.copies) * wider * rounds > MAX_GROWN_BYTES:
+        rounds = min(items ** (facts.loops if facts.copies else facts.maps), ITERATION_BUDGET)
+        if size * (1 + facts.copies) * facts.widening * rounds > MAX_GROWN_BYTES:
             raise Unusable("could give a result far larger than a payload may be; use for_each")
 
 
@@ -176,18 +176,22 @@ def _place(bindings: dict[str, object], source: Path, path: Path, value: object)
     return value
 
 
-def _widest(value: object) -> int:
-    """Number of items of the largest list or map inside the value."""
+def _measure(value: object) -> int:
+    """Number of items of the largest list or map inside the value. Refuses texts that CEL would not see whole."""
     widest = 0
-    open_values = [value]
-    while open_values:
-        here = open_values.pop()
-        if isinstance(here, dict):
+    waiting = [value]
+    while waiting:
+        here = waiting.pop()
+        if isinstance(here, str):
+            if "\0" in here:  # cel_expr_python cuts a text there, and "root\0" would equal "root"
+                raise Unusable("reads a text with a NUL character; pass it whole")
+        elif isinstance(here, dict):
             widest = max(widest, len(here))
-            open_values.extend(here.values())
+            waiting.extend(here)
+            waiting.extend(here.values())
         elif isinstance(here, list):
             widest = max(widest, len(here))
-            open_values.extend(here)
+            waiting.extend(here)
     return widest
 
 
@@ -247,10 +251,13 @@ def _problems(report: str) -> list[Problem]:
 
 
 def _problem(line: int, column: int, message: str) -> Problem:
-    where = "" if line < 1 else f"column {column}: " if line == 1 else f"line {line}, column {column}: "
     undeclared = _UNDECLARED.search(message)
+    if undeclared is not None and "." in undeclared[1]:
+        # The compiler reports a chain of names at its last dot; the first name is the one that is wrong.
+        column = max(1, column - len(undeclared[1].rpartition(".")[0]))
+    where = "" if line < 1 else f"column {column}: " if line == 1 else f"line {line}, column {column}: "
     if undeclared is not None:
-        name = undeclared[1]
+        name = undeclared[1].partition(".")[0]
         hint = did_you_mean(name, ROOTS) or "; an expression knows input, tasks, and inside a for_each item and index"
         return Problem(Code.UNKNOWN_REFERENCE, f"{where}unknown name {name!r}{hint}")
     if message.startswith("Syntax error"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
 
@@ -18,6 +18,7 @@ Path = tuple[str, ...]
 
 ROOTS = frozenset({"input", "tasks", "item", "index"})
 _ACCUMULATOR = "@result"
+_ENDLESS = 2**32
 
 # message: {field: (number, type, repeated)}; the members of the two oneofs are listed below.
 _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
@@ -83,22 +84,25 @@ _CheckedExpr = _checked_expr_class()
 class Facts:
     """What the tree says. `pure` is set when the whole expression is one chain of selections.
 
-    `loops` is how deep its macros nest, `copies` how often parts are joined or put into lists and maps, and
-    `range_copies` how many of those make what a macro walks over: together they bound how much a result can grow.
+    The rest bounds how much a result can grow: `loops` is how deep the macros nest, and `maps` how deep those do that
+    make new values; `copies` is how often parts are joined or put into lists and maps; `widening` is how many times
+    larger that makes what a macro walks over; `literal_items` is the size of the largest list that is written out.
     """
 
     references: set[Path] = field(default_factory=set)
     pure: Path | None = None
     loops: int = 0
+    maps: int = 0
     copies: int = 0
-    range_copies: int = 0
+    widening: int = 1
+    literal_items: int = 0
 
 
 def facts_of(serialized: bytes) -> Facts:
     """The facts of an expression as cel_expr_python serialises it."""
     root = _CheckedExpr.FromString(any_pb2.Any.FromString(serialized).value).expr
     facts = Facts()
-    _visit(root, frozenset(), 0, False, facts)
+    _Walk(facts).visit(root, frozenset(), _Place())
     path = _path(root, frozenset())
     if path is not None and not root.select_expr.test_only:
         facts.pure = path
@@ -123,39 +127,71 @@ def _path(node: Any, hidden: frozenset[str]) -> Path | None:
     return None
 
 
-def _visit(node: Any, hidden: frozenset[str], depth: int, in_range: bool, facts: Facts) -> None:
-    path = _path(node, hidden)
-    if path is not None:
-        facts.references.add(path)
-        return
-    if node.WhichOneof("expr_kind") == "comprehension_expr":
-        loop = node.comprehension_expr
-        facts.loops = max(facts.loops, depth + 1)
-        _visit(loop.iter_range, hidden, depth, True, facts)
-        _visit(loop.accu_init, hidden, depth, in_range, facts)
-        inside = hidden | {loop.iter_var, loop.iter_var2, loop.accu_var}
-        for part in (loop.loop_condition, loop.loop_step):
-            _visit(part, inside, depth + 1, in_range, facts)
-        _visit(loop.result, hidden | {loop.accu_var}, depth, in_range, facts)
-        return
-    copies = _copies(node)
-    facts.copies += copies
-    if in_range:
-        facts.range_copies += copies
-    for child in _children(node):
-        _visit(child, hidden, depth, in_range, facts)
+class _Place(NamedTuple):
+    """Where a node stands: inside how many macros, and inside what a macro walks over or not."""
+
+    loops: int = 0
+    maps: int = 0
+    in_range: bool = False
 
 
-def _copies(node: Any) -> int:
-    """How many values the node joins besides the first; what a macro collects its results with does not count."""
+class _Walk:
+    """Visits every node once and collects the facts."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+
+    def visit(self, node: Any, hidden: frozenset[str], place: _Place) -> None:
+        path = _path(node, hidden)
+        if path is not None:
+            self._facts.references.add(path)
+        elif node.WhichOneof("expr_kind") == "comprehension_expr":
+            self._visit_loop(node.comprehension_expr, hidden, place)
+        else:
+            self._count(node, place)
+            for child in _children(node):
+                self.visit(child, hidden, place)
+
+    def _visit_loop(self, loop: Any, hidden: frozenset[str], place: _Place) -> None:
+        inside = place._replace(loops=place.loops + 1, maps=place.maps + _makes_values(loop))
+        self._facts.loops = max(self._facts.loops, inside.loops)
+        self._facts.maps = max(self._facts.maps, inside.maps)
+        self.visit(loop.iter_range, hidden, place._replace(in_range=True))
+        self.visit(loop.accu_init, hidden, place)
+        body = hidden | {loop.iter_var, loop.iter_var2, loop.accu_var}
+        self.visit(loop.loop_condition, body, inside)
+        self.visit(loop.loop_step, body, inside)
+        self.visit(loop.result, hidden | {loop.accu_var}, place)
+
+    def _count(self, node: Any, place: _Place) -> None:
+        parts = _joined_parts(node)
+        self._facts.copies += max(0, parts - 1)
+        if place.in_range and parts > 1:
+            self._facts.widening = min(self._facts.widening * parts, _ENDLESS)
+        self._facts.literal_items = max(self._facts.literal_items, len(node.list_expr.elements))
+
+
+def _joined_parts(node: Any) -> int:
+    """How many values a node joins into one; constants and what a macro collects its results with do not count."""
     kind = node.WhichOneof("expr_kind")
     if kind == "call_expr" and node.call_expr.function == "_+_":
-        return 0 if node.call_expr.args[0].ident_expr.name == _ACCUMULATOR else 1
+        return 0 if node.call_expr.args[0].ident_expr.name == _ACCUMULATOR else 2
     if kind == "list_expr":
-        return max(0, len(node.list_expr.elements) - 1)
+        return sum(not item.HasField("const_expr") for item in node.list_expr.elements)
     if kind == "struct_expr":
-        return max(0, len(node.struct_expr.entries) - 1)
+        return sum(not entry.value.HasField("const_expr") for entry in node.struct_expr.entries)
     return 0
+
+
+def _makes_values(loop: Any) -> bool:
+    """Whether a macro collects anything but the items it walks over; only map does, alone or with a condition."""
+    step = loop.loop_step.call_expr
+    if step.function == "_?_:_":
+        step = step.args[1].call_expr
+    if step.function != "_+_" or step.args[0].ident_expr.name != loop.accu_var:
+        return False
+    collected = step.args[1].list_expr.elements
+    return any(item.ident_expr.name != loop.iter_var for item in collected)
 
 
 def _children(node: Any) -> Iterator[Any]:

@@ -71,13 +71,15 @@ def inline_bytes(text: str) -> bytes:
 
 
 class Known:
-    """One payload: the message, its size in bytes, and its value once somebody has asked for it."""
+    """One payload: the message, its size in bytes, whether it or a part of it is labelled, and its value once somebody
+    has asked for it."""
 
-    __slots__ = ("_parsed", "_value", "payload", "size")
+    __slots__ = ("_parsed", "_value", "labelled", "payload", "size")
 
     def __init__(self, data: bytes) -> None:
         self.payload = Payload.FromString(data)
         self.size = len(self.payload.inline)
+        self.labelled = bool(self.payload.labels or self.payload.field_labels)
         self._parsed = False
         self._value: object = None
 
