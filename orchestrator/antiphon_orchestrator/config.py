@@ -1,0 +1,300 @@
+"""What an orchestrator is told: flag, else environment, else the TOML file, else a default; one frozen tree.
+
+A setting has one key: `shards`, `api.call_burst`. Its flag is `--shards`, `--api-call-burst`; its variable
+`ANTIPHON_ORCHESTRATOR_SHARDS`, `ANTIPHON_ORCHESTRATOR_API_CALL_BURST`; in the file a section is a table. All mistakes
+are reported at once, each with where it was found and what to write instead. `describe` says where each value came
+from. Reading it opens nothing but the file.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from datetime import timedelta
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+
+from antiphon_certs import InvalidName
+from antiphon_certs.names import check_address
+
+from .api.server import ServerOptions
+
+PREFIX = "ANTIPHON_ORCHESTRATOR_"
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BOUNDS = {"shards": (1, 1024), "telemetry.metrics_port": (1, 65535)}
+_MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
+_CHOICES = {
+    "policy_profile": ("", "dev"),
+    "telemetry.log_level": ("debug", "info", "warning", "error"),
+}
+_EVERYWHERE = frozenset({"0.0.0.0", "[::]"})
+_ADDRESSES = frozenset({"listen", "join_listen", "advertise"})
+_Section = TypeVar("_Section")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message lists every mistake, one a line."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = tuple(mistakes)
+
+
+class Setting(NamedTuple):
+    """One value in force and where it came from."""
+
+    key: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What leaves the process about itself. Tracing is off: it costs ~200 µs a call. No port: no metrics are served."""
+
+    log_level: str = "info"
+    tracing: bool = False
+    tracing_endpoint: str = "http://127.0.0.1:4317"
+    metrics_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole. Sizes in bytes; durations are written 500ms, 30s, 5m, 1h30m."""
+
+    data: Path
+    """Store, archive and payloads; by default `orchestrator` in `$ANTIPHON_HOME` (`~/.antiphon`)."""
+    authority: Path
+    """The folder that `antiphon certs init` made; by default `ca` beside it."""
+    listen: str = "127.0.0.1:7443"
+    """Mutual TLS."""
+    join_listen: str = "127.0.0.1:7444"
+    """Server TLS only: joining, the trust bundle, health."""
+    advertise: str = ""
+    """host:port by which others reach `listen`; empty means the same."""
+    hosts: tuple[str, ...] = ()
+    """Further names and addresses in our certificate, besides that of `advertise`."""
+    shards: int = 32
+    """Fixed for the life of a store: a run's id names its shard."""
+    inbox_limit: int = 8192
+    """Inputs that may wait for one shard."""
+    store_max_bytes: int = 8 << 30
+    payload_limit: int = 1 << 30
+    """One payload of PayloadService."""
+    policy_folder: Path | None = None
+    policy_profile: str = ""
+    """`dev` loads the development profile; with neither folder nor profile everything is denied."""
+    development: bool = False
+    """Turns reflection on."""
+    api: ServerOptions = field(default_factory=ServerOptions)
+    join: ServerOptions = field(
+        default_factory=lambda: ServerOptions(concurrent_streams=256, calls_per_second=50, call_burst=200)
+    )
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Where each value that is not a default came from, by key."""
+
+    @property
+    def advertised(self) -> str:
+        """host:port by which others reach us."""
+        return self.advertise or self.listen
+
+    @property
+    def advertised_host(self) -> str:
+        """Its host."""
+        return self.advertised.rpartition(":")[0]
+
+    @property
+    def certificate_hosts(self) -> tuple[str, ...]:
+        """Every further name our certificate must hold."""
+        return tuple(dict.fromkeys((self.advertised_host.strip("[]"), *self.hosts)))
+
+    def describe(self) -> list[Setting]:
+        """Every setting, by key."""
+        return [
+            Setting(key, _shown(value), self.sources.get(key, "default"))
+            for key, value in sorted(_leaves(self, ""), key=lambda leaf: leaf[0])
+        ]
+
+
+def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
+    """The configuration. `flags`: those of the command line by key, None when absent, and `config`, the file's path.
+
+    Raises `ConfigError`.
+    """
+    home = Path(environ["ANTIPHON_HOME"]) if environ.get("ANTIPHON_HOME") else Path.home() / ".antiphon"
+    reading = _Reading(flags, environ)
+    config = reading.section(Config(home / "orchestrator", home / "ca"), "")
+    reading.nothing_else()
+    if config.policy_folder is not None and config.policy_profile:
+        reading.mistakes.append("policy_folder and policy_profile exclude each other; give one of them")
+    if config.advertised_host in _EVERYWHERE:
+        reading.mistakes.append(f"others cannot dial {config.advertised_host}; give advertise, such as HOST:7443")
+    if reading.mistakes:
+        raise ConfigError(reading.mistakes)
+    return replace(config, sources=reading.sources)
+
+
+class _Reading:
+    """One pass over all sources, with what was found wrong."""
+
+    def __init__(self, flags: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+        self.mistakes: list[str] = []
+        self.sources: dict[str, str] = {}
+        self._known: set[str] = set()
+        self._flags = {key: value for key, value in flags.items() if value is not None and key != "config"}
+        self._environ = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
+        self._file: dict[str, Any] = {}
+        path = flags.get("config") or self._environ.pop(f"{PREFIX}CONFIG", None)
+        self._path = Path(path) if path else None
+        if self._path is not None:
+            try:
+                self._file = dict(_flat(tomllib.loads(self._path.read_text("utf-8")), ""))
+            except OSError as error:
+                self.mistakes.append(f"{self._path} cannot be read: {error.strerror}")
+            except ValueError as error:
+                self.mistakes.append(f"{self._path} is not TOML: {error}")
+
+    def section(self, defaults: _Section, prefix: str) -> _Section:
+        """The same dataclass with what the sources say."""
+        hints = get_type_hints(type(defaults))
+        values: dict[str, Any] = {}
+        for item in fields(defaults):  # type: ignore[arg-type]
+            default = getattr(defaults, item.name)
+            if item.name == "sources":
+                continue
+            if is_dataclass(default):
+                values[item.name] = self.section(default, f"{prefix}{item.name}.")
+            else:
+                values[item.name] = self._value(f"{prefix}{item.name}", hints[item.name], default)
+        return replace(defaults, **values)  # type: ignore[type-var]
+
+    def nothing_else(self) -> None:
+        """Everything that was said must have been meant for something."""
+        for key in sorted(self._file.keys() - self._known):
+            self.mistakes.append(f"{self._path}: {key} is not a setting{_near(key, self._known)}")
+        variables = {_variable(key) for key in self._known}
+        for name in sorted(self._environ.keys() - variables):
+            self.mistakes.append(f"{name} is not a setting{_near(name, variables)}")
+        for key in sorted(self._flags.keys() - self._known):
+            self.mistakes.append(f"{_flag(key)} is not a setting{_near(key, self._known)}")
+
+    def _value(self, key: str, hint: Any, default: Any) -> Any:
+        self._known.add(key)
+        said = (
+            (_flag(key), self._flags.get(key)),
+            (_variable(key), self._environ.get(_variable(key))),
+            (f"{self._path}: {key}", self._file.get(key)),
+        )
+        for where, raw in said:
+            if raw is None:
+                continue
+            try:
+                value = _parse(hint, raw)
+                _check(key, value)
+            except ValueError as error:
+                self.mistakes.append(f"{where}: {error}")
+                return default
+            if isinstance(value, Path) and self._path is not None and where.startswith(f"{self._path}: "):
+                value = self._path.parent / value  # a file may be read from anywhere
+            self.sources[key] = where
+            return value
+        return default
+
+
+def _parse(hint: Any, raw: Any) -> Any:
+    """The value of this type that text, or a TOML value, spells. Raises `ValueError`."""
+    if isinstance(hint, UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    if hint is bool:
+        if isinstance(raw, bool):
+            return raw
+        if str(raw).lower() in ("true", "1", "yes", "on"):
+            return True
+        if str(raw).lower() in ("false", "0", "no", "off"):
+            return False
+        raise ValueError(f"write true or false, not {raw!r}")
+    if hint in (int, float):
+        if isinstance(raw, bool):
+            raise ValueError(f"write a number, not {raw!r}")
+        try:
+            return hint(raw)
+        except (TypeError, ValueError):
+            raise ValueError(f"write a{' whole' if hint is int else ''} number, not {raw!r}") from None
+    if hint is timedelta:
+        parts = _DURATION.findall(str(raw))
+        if not parts or "".join(number + unit for number, unit in parts) != raw:
+            raise ValueError(f"write a duration such as 500ms, 30s or 1h30m, not {raw!r}")
+        return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+    if get_args(hint)[:1] == (str,):
+        texts = raw.split(",") if isinstance(raw, str) else raw
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"write a list of texts, not {raw!r}")
+        return tuple(text.strip() for text in texts if text.strip())
+    if not isinstance(raw, str | Path):
+        raise ValueError(f"write a text, not {raw!r}")
+    return hint(raw)
+
+
+def _check(key: str, value: Any) -> None:
+    """What a value must be besides its type. Raises `ValueError`."""
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise ValueError(f"write one of {', '.join(choice or '(nothing)' for choice in _CHOICES[key])}, not {value!r}")
+    if key in _ADDRESSES and value:
+        host, _, port = value.rpartition(":")
+        try:
+            check_address(f"{host}:{port if port != '0' else 1}")  # port 0: the system chooses
+        except InvalidName as error:
+            raise ValueError(str(error)) from error
+    if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
+        return
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if key in _BOUNDS:
+        low, high = _BOUNDS[key]
+        if not low <= number <= high:
+            raise ValueError(f"write a number from {low} to {high}, not {number}")
+    elif not 0 < number < float("inf") and not (number == 0 and key in _MAY_BE_ZERO):
+        raise ValueError(f"must be finite and more than nothing, not {_shown(value)}")
+
+
+def _leaves(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for item in fields(section):
+        value = getattr(section, item.name)
+        if is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{item.name}.")
+        elif item.name != "sources":
+            yield f"{prefix}{item.name}", value
+
+
+def _flat(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('.', '-').replace('_', '-')}"
+
+
+def _variable(key: str) -> str:
+    return PREFIX + key.replace(".", "_").upper()
+
+
+def _near(word: str, known: set[str]) -> str:
+    near = get_close_matches(word, sorted(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, timedelta):
+        return f"{value.total_seconds():g}s"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return "" if value is None else str(value)

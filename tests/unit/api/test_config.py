@@ -1,0 +1,98 @@
+"""Where settings come from, and that every mistake is told at once with its place and remedy."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from antiphon_orchestrator.config import Config, ConfigError, load
+
+PREFIX = "ANTIPHON_ORCHESTRATOR_"
+
+
+def written(folder: Path, text: str) -> dict[str, str]:
+    path = folder / "orchestrator.toml"
+    path.write_text(text)
+    return {"config": str(path)}
+
+
+def test_defaults_are_finite_closed_and_local() -> None:
+    config = load({}, {"ANTIPHON_HOME": "/srv/antiphon"})
+    assert (config.data, config.authority) == (Path("/srv/antiphon/orchestrator"), Path("/srv/antiphon/ca"))
+    assert (config.listen, config.join_listen, config.shards) == ("127.0.0.1:7443", "127.0.0.1:7444", 32)
+    assert config.policy_folder is None and config.policy_profile == "" and not config.development
+    assert config.telemetry.metrics_port is None and not config.telemetry.tracing
+    assert config.join.calls_per_second < config.api.calls_per_second
+    assert all(setting.source == "default" for setting in config.describe())
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, 'shards = 8\nlisten = "127.0.0.1:1"\ninbox_limit = 5\n[api]\ncall_burst = 7\n')
+    environ = {f"{PREFIX}SHARDS": "4", f"{PREFIX}LISTEN": "127.0.0.1:2", "PATH": "x"}
+    config = load({**file, "shards": 2, "listen": None}, environ)
+    assert (config.shards, config.listen, config.inbox_limit, config.api.call_burst) == (2, "127.0.0.1:2", 5, 7)
+    sources = {setting.key: setting.source for setting in config.describe()}
+    assert sources["shards"] == "--shards"
+    assert sources["listen"] == f"{PREFIX}LISTEN"
+    assert sources["inbox_limit"] == f"{file['config']}: inbox_limit"
+    assert sources["api.call_burst"] == f"{file['config']}: api.call_burst"
+    assert sources["data"] == "default"
+
+
+def test_values_are_read_by_their_type(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        'data = "state"\nhosts = ["a.example", "b.example"]\ndevelopment = true\n[api]\nconnection_age = "1h30m"\n',
+    )
+    config = load(file, {f"{PREFIX}API_CALLS_PER_SECOND": "2.5", f"{PREFIX}TELEMETRY_METRICS_PORT": "9464"})
+    assert config.data == tmp_path / "state"  # beside the file, wherever the process runs
+    assert config.hosts == ("a.example", "b.example")
+    assert config.development
+    assert config.api.connection_age == timedelta(minutes=90)
+    assert (config.api.calls_per_second, config.telemetry.metrics_port) == (2.5, 9464)
+    assert load({"hosts": "a.example, c.example"}, {}).hosts == ("a.example", "c.example")
+
+
+def test_every_mistake_is_told_at_once_with_its_place(tmp_path: Path) -> None:
+    file = written(tmp_path, 'shard = 8\ndevelopment = "perhaps"\n[api]\nconnection_age = "soon"\n')
+    environ = {f"{PREFIX}SHARDS": "9999", f"{PREFIX}INBOX_LIMITS": "1", f"{PREFIX}LISTEN": "nowhere"}
+    with pytest.raises(ConfigError) as caught:
+        load({**file, "inbox_limit": "many"}, environ)
+    mistakes = "\n".join(caught.value.mistakes)
+    assert f"{file['config']}: shard is not a setting; did you mean shards?" in mistakes
+    assert "development: write true or false, not 'perhaps'" in mistakes
+    assert "api.connection_age: write a duration such as 500ms" in mistakes
+    assert f"{PREFIX}SHARDS: write a number from 1 to 1024" in mistakes
+    assert f"{PREFIX}INBOX_LIMITS is not a setting; did you mean {PREFIX}INBOX_LIMIT?" in mistakes
+    assert f"{PREFIX}LISTEN: " in mistakes
+    assert "--inbox-limit: write a whole number, not 'many'" in mistakes
+    assert len(caught.value.mistakes) == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"policy_folder": "p", "policy_profile": "dev"}, "exclude each other"),
+        ({"policy_profile": "prod"}, "write one of"),
+        ({"listen": "0.0.0.0:7443"}, "give advertise"),
+        ({"inbox_limit": 0}, "more than nothing"),
+        ({"api.call_burst": "inf"}, "finite"),
+        ({"config": "/nowhere/x.toml"}, "cannot be read"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(flags: dict[str, object], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load(flags, {})
+
+
+def test_a_file_that_is_not_toml_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load(written(tmp_path, "shards ="), {})
+
+
+def test_the_certificate_names_what_others_dial() -> None:
+    config = load({"listen": "0.0.0.0:7443", "advertise": "mesh.example:7443", "hosts": "other.example"}, {})
+    assert config.certificate_hosts == ("mesh.example", "other.example")
+    assert (config.advertised, config.advertised_host) == ("mesh.example:7443", "mesh.example")
+    assert isinstance(config, Config)
