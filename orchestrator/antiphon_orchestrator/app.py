@@ -7,7 +7,6 @@ streams, let calls under way end, close the store last.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from datetime import timedelta
 
@@ -20,6 +19,7 @@ from antiphon.v1 import (
     run_service_pb2_grpc,
 )
 from antiphon_certs import Authority, Identity, Kind, SystemClock
+from prometheus_client import start_http_server
 
 from . import telemetry
 from .admission import SchemaSet, Values
@@ -36,6 +36,7 @@ from .archive import SqlArchive
 from .audit import AuditLog
 from .blobs import FolderBlobs
 from .config import Config
+from .mesh.calls import Calls
 from .mesh.sessions import MeshSettings, Sessions
 from .mesh.tokens import AttemptTokens
 from .placement.fleet import Fleet
@@ -65,15 +66,15 @@ class Orchestrator:
 
     async def run(self) -> None:
         config = self.config
-        async with contextlib.AsyncExitStack() as stack:
-            config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-            store = SqliteStore(config.data / "store.db", max_bytes=config.store_max_bytes)
-            await store.open()
-            stack.push_async_callback(store.close)
-            archive = await stack.enter_async_context(SqlArchive(f"sqlite:///{config.data / 'archive.db'}"))
-            await self._serve(store, archive)
+        config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        async with (
+            SqliteStore(config.data / "store.db", max_bytes=config.store_max_bytes) as store,
+            SqlArchive(f"sqlite:///{config.data / 'archive.db'}") as archive,
+            FolderBlobs(config.data / "payloads") as blobs,
+        ):
+            await self._serve(store, archive, blobs)
 
-    async def _serve(self, store: SqliteStore, archive: SqlArchive) -> None:
+    async def _serve(self, store: SqliteStore, archive: SqlArchive, blobs: FolderBlobs) -> None:
         config = self.config
         metrics = telemetry.Metrics()
         clock = SystemClock()
@@ -82,16 +83,16 @@ class Orchestrator:
         policy = CedarPolicies(self._policies())
         values = Values()
         schemas = SchemaSet(values)
-        blobs = FolderBlobs(config.data / "payloads")
         fleet = Fleet(policy, schemas)
         audit = AuditLog(store, fleet, replica_id, now)
         registry = Registry(store, fleet, schemas, now)
         catalog = Catalog(store, values)
         archiver = Archiver(archive)
         mesh_settings = MeshSettings(replica_id, config.advertised)
-        sessions = Sessions(
-            mesh_settings, fleet, registry, policy, audit, await AttemptTokens.load(store), now
-        )
+        tokens = await AttemptTokens.load(store)
+        archived = ArchivedRuns(archive, catalog)
+        calls = Calls(catalog, archived, tokens, now)
+        sessions = Sessions(mesh_settings, fleet, registry, policy, audit, tokens, calls, now)
         host = Host(
             store,
             fleet,
@@ -103,10 +104,9 @@ class Orchestrator:
             inbox_limit=config.inbox_limit,
         )
         sessions.bind(host)
-        archived = ArchivedRuns(archive, catalog)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, now)
         identity = Identity(authority.trust_domain, "system", Kind.ORCHESTRATOR, replica_id)
-        certificate_source = IssuedHere(authority, identity, config.hosts, clock)
+        certificate_source = IssuedHere(authority, identity, config.certificate_hosts, clock)
         parts = Parts(
             Image.load(),
             LiveCertificate(certificate_source, certificate_source.renew, clock, metrics),
@@ -117,6 +117,7 @@ class Orchestrator:
             clock,
         )
         runs = RunService(host, submissions, archived, RunListing(host, archive), fleet)
+        payloads = PayloadService(blobs, limit=config.payload_limit)
         identities = IdentityService(authority, store, policy, clock, self._endpoints)
         server = ApiServer(
             parts,
@@ -128,18 +129,21 @@ class Orchestrator:
                 lambda s: registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
                     RegistryService(registry, fleet), s
                 ),
-                lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(PayloadService(blobs), s),
+                lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, s),
                 lambda s: identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, s),
                 lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
             ],
-            options=config.server_options(),
-            join_options=config.server_options(),
+            options=config.api,
+            join_options=config.join,
         )
         await registry.load()
+        if config.telemetry.metrics_port is not None:
+            start_http_server(config.telemetry.metrics_port, "127.0.0.1", metrics.registry)
         await server.start()
         self._bound = server
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(store.run(), name="store")
                 group.create_task(server.run(), name="api")
                 group.create_task(catalog.run(), name="catalog")
                 group.create_task(audit.run(), name="audit")
@@ -147,6 +151,7 @@ class Orchestrator:
                 group.create_task(host.run(), name="shards")
                 sessions.adopt()
                 group.create_task(sessions.run(), name="sessions")
+                group.create_task(calls.run(), name="calls")
                 await server.set_serving(True)
                 self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
                 self.ready.set()

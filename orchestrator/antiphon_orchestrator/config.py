@@ -122,6 +122,11 @@ class Config:
         ]
 
 
+def flags() -> list[tuple[str, str]]:
+    """Every setting's key and flag."""
+    return [(key, _flag(key)) for key, _ in _leaves(Config(Path(), Path()), "")]
+
+
 def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
     """The configuration. `flags`: those of the command line by key, None when absent, and `config`, the file's path.
 

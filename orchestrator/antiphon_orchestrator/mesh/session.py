@@ -102,6 +102,10 @@ class Session:
         self.control.cancels.add(attempt_id=attempt_id, reason=reason[:256])
         self._wake.set()
 
+    def call_result(self, response: agent_service_pb2.CallResponse) -> None:
+        self.control.call_results.append(response)
+        self._wake.set()
+
     def end(self, error: BaseException | None = None) -> None:
         """Ends the stream, with an error for the other side if there is one."""
         if not self._ended:

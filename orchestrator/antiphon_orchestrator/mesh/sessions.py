@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
-from antiphon.v1 import failure_pb2, registry_pb2
+from antiphon.v1 import agent_service_pb2, failure_pb2, registry_pb2
 from antiphon.v1.error_pb2 import ErrorReason
 
 from .. import telemetry
@@ -29,6 +29,7 @@ from ..registry.registry import Conflict, InvalidSchema, Registry
 from ..shards import codec
 from ..shards import inputs as i
 from ..shards.host import Host
+from .calls import Calls
 from .session import PendingOffer, Session
 from .tokens import AttemptTokens
 
@@ -72,6 +73,7 @@ class Sessions:
         policy: PolicyPort,
         audit: AuditLog,
         tokens: AttemptTokens,
+        calls: Calls,
         now: Callable[[], int],
     ) -> None:
         self.settings = settings
@@ -85,11 +87,19 @@ class Sessions:
         self._absent: dict[str, int] = {}
         self._host: Host | None = None
         self._adopting_until = 0
+        self._calls = calls
+        calls.answer = self._call_result
         self.draining = False
 
     def bind(self, host: Host) -> None:
         """Joins the two halves; once, before anything runs."""
         self._host = host
+        self._calls.bind(host)
+
+    def _call_result(self, incarnation: str, response: agent_service_pb2.CallResponse) -> None:
+        # A sidecar that is away asks again when it is back, and finds the same run.
+        if (session := self._sessions.get(incarnation)) is not None:
+            session.call_result(response)
 
     @property
     def host(self) -> Host:
@@ -158,7 +168,8 @@ class Sessions:
             )
             self._registry.changed(who.namespace, instance.agent)
         session.wake()
-        log.info("sidecar_attached", sidecar=who.name, namespace=who.namespace, agent=",".join(a.name for a in hello.agents))
+        agents = ",".join(agent.name for agent in hello.agents)
+        log.info("sidecar_attached", sidecar=who.name, namespace=who.namespace, agent=agents)
         return session
 
     async def _admit(
@@ -238,6 +249,8 @@ class Sessions:
             self._reports(session, message.reports)
         for window in message.windows:
             self._window(session, window)
+        for call in message.calls:
+            self._calls.make(session.incarnation, session.source, call)
         for change in message.agents:
             await self._agent_changed(session, who, change)
         if message.drain:

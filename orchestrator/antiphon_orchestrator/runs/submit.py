@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
+import random
 from collections.abc import Callable
 
 from antiphon.v1 import graph_pb2, run_service_pb2
@@ -93,8 +93,7 @@ class Submissions:
             policy,
             self._warnings(namespace, plan),
         )
-        run_id = f"r{shard:04x}{moment // 1000:012x}{secrets.token_hex(6)}"
-        return shard, i.Submit(run_id, plan, event, key, wait, sink)
+        return shard, i.Submit(new_run_id(shard, moment), plan, event, key, wait, sink)
 
     async def _graph(self, request: run_service_pb2.SubmitRunRequest, namespace: str) -> tuple[Plan, str, str, str]:
         if request.HasField("inline"):
@@ -155,6 +154,11 @@ class Submissions:
     def _warnings(self, namespace: str, plan: Plan) -> tuple[str, ...]:
         missing = {t.capability for t in plan.tasks if not self._fleet.offered(namespace, t.capability)}
         return tuple(f"nobody offers {name} yet; tasks that need it wait" for name in sorted(missing))
+
+
+def new_run_id(shard: int, moment: int) -> str:
+    """A run id: its shard, the millisecond it was made in, and chance. It is a name, not a secret."""
+    return f"r{shard:04x}{moment // 1000:012x}{random.getrandbits(48):012x}"
 
 
 def graph_invalid(name: str, error: GraphInvalid) -> ApiError:

@@ -72,6 +72,34 @@ class Progress:
 
 
 @dataclass(slots=True)
+class Call:
+    """A capability asked for on behalf of a running attempt: a run of one task, in the shard of its parent.
+
+    `sink` gets the Run once it has ended, the id of one that is archived, or a CallRefused. `timeout` in microseconds,
+    None for all the time the attempt has.
+    """
+
+    source: str
+    attempt_id: str
+    call_id: str
+    run_id: str
+    plan: Plan
+    graph: Any
+    digest: bytes
+    input: bytes
+    timeout: int | None
+    sink: Sink
+
+
+class CallRefused(Exception):
+    """A call that is not made; the text says why. `depth` is set when calls nest too deep."""
+
+    def __init__(self, message: str, depth: int = 0) -> None:
+        super().__init__(message)
+        self.depth = depth
+
+
+@dataclass(slots=True)
 class Cancel:
     run_id: str
     principal: str
@@ -148,6 +176,7 @@ Input: TypeAlias = (
     | Report
     | Started
     | Progress
+    | Call
     | Cancel
     | Reserved
     | Inventory

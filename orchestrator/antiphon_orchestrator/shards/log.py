@@ -36,6 +36,8 @@ class ShardLog:
         self._store = store
         self.shard = shard
         self._replica_id = replica_id
+        # Tells this writer from any other; its own segments differ by their keys.
+        self._nonce = secrets.token_bytes(8)
         self._owner_key = keys.shard_owner(shard)
         self._owned: Compare | None = None
         self.epoch = 0
@@ -73,7 +75,7 @@ class ShardLog:
         assert self._owned is not None
         seq = self.next_seq
         key = keys.log(self.shard, seq)
-        value = journal.LogSegment(nonce=secrets.token_bytes(8), epoch=self.epoch, records=segment).SerializeToString()
+        value = journal.LogSegment(nonce=self._nonce, epoch=self.epoch, records=segment).SerializeToString()
         txn = Txn(
             (self._owned, Compare(key, Target.CREATE_REVISION, 0)),
             (Put(key, value),),

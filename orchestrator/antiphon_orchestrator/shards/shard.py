@@ -43,6 +43,10 @@ REQUESTS_KEPT = 32_768
 """Most request ids of archived runs that one shard remembers; the oldest go first."""
 
 
+MAX_DEPTH = 16
+"""Attempts above a call; deeper nesting is a loop more often than a plan."""
+
+
 class RequestIdReused(Exception):
     """The request id was used before with other content."""
 
@@ -117,6 +121,7 @@ class Shard:
             i.Report: self._report,
             i.Started: self._started,
             i.Progress: self._progress,
+            i.Call: self._call,
             i.Cancel: self._cancel,
             i.Reserved: self._reserved,
             i.Inventory: self._inventory,
@@ -373,6 +378,43 @@ class Shard:
             entry, task, _ = found
             for watcher in entry.watchers:
                 watcher.progress(task.plan.id, task.member, item.progress)
+
+    def _call(self, turn: Turn, item: i.Call) -> None:
+        found = self._find(item.source, item.attempt_id)
+        live = found[1].live if found is not None else None
+        if found is None or live is None or live.number != found[2]:
+            item.sink(i.CallRefused("the attempt is not running"))
+            return
+        entry, task, number = found
+        run = entry.run
+        delegation = (*run.submitted.delegation, decide.attempt_id(run.run_id, task, number))
+        if len(delegation) > MAX_DEPTH:
+            item.sink(i.CallRefused(f"calls nest deeper than {MAX_DEPTH}", MAX_DEPTH))
+            return
+        deadline = min(decide.task_deadline(run, task), live.offer_time + task.plan.timeout)
+        if item.timeout is not None:
+            deadline = min(deadline, turn.now + item.timeout)
+        # The same call of another attempt of the task is the same run: what was done is not done again.
+        request_id = f"{decide.idempotency_key(run.run_id, task)}#{item.call_id}"
+        submitted = run.submitted
+        event = e.RunSubmitted(
+            submitted.namespace,
+            submitted.principal,
+            request_id,
+            item.digest,
+            item.plan.name,
+            "",
+            item.graph,
+            item.input,
+            {},
+            deadline,
+            submitted.priority,
+            submitted.traceparent,
+            submitted.policy,
+            parent_attempt_id=delegation[-1],
+            delegation=delegation,
+        )
+        self._submit(turn, i.Submit(item.run_id, item.plan, event, request_key(event), True, item.sink))
 
     def _cancel(self, turn: Turn, item: i.Cancel) -> None:
         entry = self.runs.get(item.run_id)
