@@ -1,29 +1,257 @@
 """Antiphon for Python: write agents, submit runs.
 
 What `__all__` lists is the API; the modules behind it are private. Names are loaded when first used, so that an agent
-process does not pay for the client, nor a server that only wants the generated messages for either.
+process does not pay for the client, nor a server that only wants the generated messages for either. The exception class
+of each error reason (`RunNotFound`, `GraphInvalid`, …) is part of the API; `_errors` draws the tree.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._agent import Agent
-    from ._context import TaskContext, current_task
+    from ._agent import (
+        Agent,
+    )
+    from ._client import (
+        Client,
+        output_of,
+    )
+    from ._context import (
+        TaskContext,
+        current_task,
+    )
+    from ._credentials import (
+        Credentials,
+    )
+    from ._errors import (
+        AntiphonError,
+        FieldViolation,
+        OperatorError,
+        Remedy,
+        RequestError,
+        RetryableError,
+        SetupError,
+        StaleError,
+        Unavailable,
+    )
+    from ._failures import (
+        BudgetExceeded,
+        CallFailed,
+        InvalidInput,
+        InvalidOutput,
+        PermanentFailure,
+        RunFailed,
+        TaskCancelled,
+        TaskFailure,
+        TransientFailure,
+    )
+    from ._graph import (
+        Graph,
+        Ref,
+        Retry,
+        TaskRef,
+        any_of,
+        at_least,
+        index,
+        item,
+        ref,
+    )
+    from ._graph_file import (
+        LoadedGraph,
+        Mistake,
+        load_graph,
+    )
+    from ._reasons import (
+        AccessDenied,
+        AgentNotFound,
+        ArchiveUnavailable,
+        AttemptNotFound,
+        AttemptTokenInvalid,
+        CallTooDeep,
+        CapabilityConflict,
+        CertificateExpired,
+        CertificateNotAccepted,
+        CertificateRequired,
+        CursorInvalid,
+        DeadlineExceeded,
+        DeadlineRequired,
+        GraphInvalid,
+        GraphNotFound,
+        GraphVersionExists,
+        InputInvalid,
+        Internal,
+        MessageTooLarge,
+        MethodUnknown,
+        NotGranted,
+        NotServing,
+        Overloaded,
+        PageTokenInvalid,
+        PayloadDigestMismatch,
+        PayloadNotFound,
+        PolicyDenied,
+        ProtocolViolation,
+        RateLimited,
+        RequestIdReused,
+        RequestInvalid,
+        RunNotFound,
+        SigningRequestInvalid,
+        StoreFull,
+        StoreUnavailable,
+        StreamReplaced,
+        TaskNotFound,
+        TokenNotAccepted,
+    )
+    from ._submission import (
+        SubmitOptions,
+    )
+    from ._submitter import (
+        Submitter,
+    )
+    from .v1.payload_pb2 import (
+        Payload,
+    )
 
-__all__ = ["Agent", "TaskContext", "current_task"]
+__all__ = [
+    "AccessDenied",
+    "Agent",
+    "AgentNotFound",
+    "AntiphonError",
+    "ArchiveUnavailable",
+    "AttemptNotFound",
+    "AttemptTokenInvalid",
+    "BudgetExceeded",
+    "CallFailed",
+    "CallTooDeep",
+    "CapabilityConflict",
+    "CertificateExpired",
+    "CertificateNotAccepted",
+    "CertificateRequired",
+    "Client",
+    "Credentials",
+    "CursorInvalid",
+    "DeadlineExceeded",
+    "DeadlineRequired",
+    "FieldViolation",
+    "Graph",
+    "GraphInvalid",
+    "GraphNotFound",
+    "GraphVersionExists",
+    "InputInvalid",
+    "Internal",
+    "InvalidInput",
+    "InvalidOutput",
+    "LoadedGraph",
+    "MessageTooLarge",
+    "MethodUnknown",
+    "Mistake",
+    "NotGranted",
+    "NotServing",
+    "OperatorError",
+    "Overloaded",
+    "PageTokenInvalid",
+    "Payload",
+    "PayloadDigestMismatch",
+    "PayloadNotFound",
+    "PermanentFailure",
+    "PolicyDenied",
+    "ProtocolViolation",
+    "RateLimited",
+    "Ref",
+    "Remedy",
+    "RequestError",
+    "RequestIdReused",
+    "RequestInvalid",
+    "Retry",
+    "RetryableError",
+    "RunFailed",
+    "RunNotFound",
+    "SetupError",
+    "SigningRequestInvalid",
+    "StaleError",
+    "StoreFull",
+    "StoreUnavailable",
+    "StreamReplaced",
+    "SubmitOptions",
+    "Submitter",
+    "TaskCancelled",
+    "TaskContext",
+    "TaskFailure",
+    "TaskNotFound",
+    "TaskRef",
+    "TokenNotAccepted",
+    "TransientFailure",
+    "Unavailable",
+    "any_of",
+    "at_least",
+    "current_task",
+    "index",
+    "item",
+    "load_graph",
+    "output_of",
+    "ref",
+]
 
 _HOMES = {
     "_agent": ("Agent",),
-    "_context": ("TaskContext", "current_task"),
+    "_client": (
+        "Client",
+        "output_of",
+    ),
+    "_context": (
+        "TaskContext",
+        "current_task",
+    ),
+    "_credentials": ("Credentials",),
+    "_errors": (
+        "AntiphonError",
+        "FieldViolation",
+        "OperatorError",
+        "Remedy",
+        "RequestError",
+        "RetryableError",
+        "SetupError",
+        "StaleError",
+        "Unavailable",
+    ),
+    "_failures": (
+        "BudgetExceeded",
+        "CallFailed",
+        "InvalidInput",
+        "InvalidOutput",
+        "PermanentFailure",
+        "RunFailed",
+        "TaskCancelled",
+        "TaskFailure",
+        "TransientFailure",
+    ),
+    "_graph": (
+        "Graph",
+        "Ref",
+        "Retry",
+        "TaskRef",
+        "any_of",
+        "at_least",
+        "index",
+        "item",
+        "ref",
+    ),
+    "_graph_file": (
+        "LoadedGraph",
+        "Mistake",
+        "load_graph",
+    ),
+    "_submission": ("SubmitOptions",),
+    "_submitter": ("Submitter",),
+    "v1.payload_pb2": ("Payload",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'antiphon' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    # Whatever the table does not name is the exception of an error reason.
+    value = globals()[name] = getattr(import_module(f".{_HOME.get(name, '_reasons')}", __name__), name)
     return value
 
 

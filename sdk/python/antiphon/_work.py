@@ -1,6 +1,6 @@
 """The Work stream of an agent to its sidecar, dialled again for as long as it breaks.
 
-One reader, one writer (two coroutines writing one stream kill it). Invariants: an outcome that could not be sent waits
+Invariants: an outcome that could not be sent waits
 for the next stream; one that may have been lost with a stream is repeated when the attempt is assigned again, and not
 worked out again; a refusal that another try cannot change ends the worker with its error.
 """
@@ -25,9 +25,10 @@ from ._errors import AntiphonError, Remedy, from_rpc_error
 from ._handler import Handler
 from ._outbox import Outbox
 from ._reasons import Internal
+from ._stream import ended, send, talk
 
 _PROTOCOL_VERSION = 1
-_HELLO, _WRITE, _CLOSE = 10.0, 60.0, 10.0
+_HELLO = 10.0
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.05, 2.0
 _OPTIONS = (
     ("grpc.max_receive_message_length", 4 << 20),
@@ -61,7 +62,7 @@ class Worker:
             else:
                 _log.warning("%d attempts did not end within %s and are given up", len(self._attempts), grace)
         finally:
-            await _ended(life, draining)
+            await ended(life, draining)
             await self._attempts.stop()
 
     def drain(self) -> None:
@@ -97,7 +98,7 @@ class Worker:
             stream = AgentServiceStub(channel).Work()  # type: ignore[call-arg]  # its types know no write()
             async with asyncio.timeout(_HELLO):
                 hello = AgentHello(description=self._description, protocol_version=_PROTOCOL_VERSION)
-                await _send(stream, WorkRequest(hello=hello))
+                await send(stream, WorkRequest(hello=hello))
                 first = await stream.read()
             if not isinstance(first, WorkResponse):
                 return
@@ -108,17 +109,7 @@ class Worker:
             self._attempts.repeat_calls()
             if self._draining.is_set():
                 self._outbox.drain()
-            reader = asyncio.create_task(self._read(stream, first))
-            writer = asyncio.create_task(self._write(stream))
-            try:
-                await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-                if not reader.done():  # everything is said, or nothing can be said any more; the reader knows which
-                    await asyncio.wait((reader,), timeout=_CLOSE)
-                if not reader.done():
-                    raise TimeoutError
-                await reader
-            finally:
-                await _ended(reader, writer)
+            await talk(self._read(stream, first), self._write(stream))
 
     async def _read(self, stream: grpc.aio.StreamStreamCall[WorkRequest, WorkResponse], first: WorkResponse) -> None:
         closing: asyncio.Task[None] | None = None
@@ -131,7 +122,7 @@ class Worker:
                 message = await stream.read()
         finally:
             if closing is not None:
-                await _ended(closing)
+                await ended(closing)
 
     def _receive(self, message: WorkResponse) -> None:
         now = monotonic()
@@ -149,8 +140,7 @@ class Worker:
     async def _write(self, stream: grpc.aio.StreamStreamCall[WorkRequest, WorkResponse]) -> None:
         while (request := await self._outbox.take()) is not None:
             try:
-                async with asyncio.timeout(_WRITE):
-                    await _send(stream, request)
+                await send(stream, request)
             except BaseException:
                 self._outbox.put_back(request)
                 raise
@@ -160,20 +150,6 @@ class Worker:
     async def _close_when_idle(self) -> None:
         await self._attempts.idle()
         self._outbox.close()
-
-
-async def _send(stream: grpc.aio.StreamStreamCall[WorkRequest, WorkResponse], request: WorkRequest) -> None:
-    try:
-        await stream.write(request)
-    except asyncio.InvalidStateError:  # gRPC's word for a stream that has ended; reading tells why
-        raise BrokenPipeError from None
-
-
-async def _ended(*tasks: asyncio.Task[object]) -> None:
-    """Cancel tasks and wait for their end; whoever wanted their outcome has it."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _is_final(error: AntiphonError) -> bool:

@@ -1,0 +1,118 @@
+"""How every call is made: with a deadline, with trace context, and again when the answer says that again is right.
+
+A RETRY error is repeated after the delay the server asks for, jittered, at most five times and within the deadline of
+the whole. Streams that resume by a cursor go by the same rules, but what bounds them is the time since their last
+message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from time import monotonic
+from typing import TypeVar
+
+import grpc
+
+from ._connection import Connection, Generation
+from ._errors import AntiphonError, RetryableError, Unavailable, from_rpc_error
+from ._reasons import CertificateExpired
+from ._trace import traceparent
+
+Item = TypeVar("Item")
+
+RETRIES = 5
+_BACKOFF_FIRST, _BACKOFF_LAST = 0.1, 2.0
+
+
+def metadata() -> tuple[tuple[str, str], ...]:
+    """Call metadata: the trace context."""
+    return (("traceparent", traceparent()),)
+
+
+def pause_before(error: RetryableError, failures: int) -> float:
+    """Seconds to wait before the next try: what the server asks for and somewhat more, or a doubling back-off."""
+    if error.retry_after is not None:
+        return error.retry_after.total_seconds() * random.uniform(1.0, 1.25)
+    return min(_BACKOFF_LAST, _BACKOFF_FIRST * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+
+
+class Tries:
+    """Whether, when and on which channel to try again."""
+
+    def __init__(self, connection: Connection, limit: timedelta, most: int | None = None) -> None:
+        """`limit` bounds the time since the last message, or since the beginning; `most` the tries again."""
+        self._connection = connection
+        self._limit = limit.total_seconds()
+        self._most = most
+        self.heard()
+
+    def heard(self) -> None:
+        """There was progress: start counting anew."""
+        self._failures = 0
+        self._end = monotonic() + self._limit
+
+    @property
+    def left(self) -> float:
+        """Seconds left, more than 0."""
+        return max(0.001, self._end - monotonic())
+
+    async def after(self, error: AntiphonError, generation: Generation) -> None:
+        """Return when it is time for another try. Raises `error` when there is to be none."""
+        if isinstance(error, Unavailable):
+            await self._connection.unreachable(generation)
+        self._failures += 1
+        # Our certificate may have been replaced on disk a moment ago.
+        if isinstance(error, CertificateExpired) and self._failures == 1 and await self._connection.refresh():
+            return
+        if not isinstance(error, RetryableError) or (self._most is not None and self._failures > self._most):
+            raise error
+        pause = pause_before(error, self._failures - 1)
+        if monotonic() + pause >= self._end:
+            raise error
+        await asyncio.sleep(pause)
+
+
+async def call(
+    connection: Connection,
+    send: Callable[[Generation, float], Awaitable[Item]],
+    limit: timedelta,
+    *,
+    repeatable: bool = True,
+) -> Item:
+    """The answer to one call within `limit`, tries and pauses included. `send` gets the seconds left.
+
+    Without `repeatable` a call that may have arrived is not sent again. Raises `AntiphonError`.
+    """
+    tries = Tries(connection, limit, RETRIES)
+    while True:
+        async with connection.use() as generation:
+            try:
+                return await send(generation, tries.left)
+            except grpc.aio.AioRpcError as broken:
+                error = from_rpc_error(broken)
+        if isinstance(error, Unavailable) and not repeatable:
+            raise error
+        await tries.after(error, generation)
+
+
+async def resume(
+    connection: Connection, open_stream: Callable[[Generation], AsyncIterator[Item]], patience: timedelta
+) -> AsyncGenerator[Item, None]:
+    """The messages of a stream that is opened again where it broke (`open_stream` knows where), until it ends whole.
+
+    Gives up after `patience` without a message. Raises `AntiphonError`.
+    """
+    tries = Tries(connection, patience)
+    while True:
+        async with connection.use() as generation:
+            try:
+                async for message in open_stream(generation):
+                    tries.heard()
+                    yield message
+                return
+            except grpc.aio.AioRpcError as broken:
+                error = from_rpc_error(broken)
+        await tries.after(error, generation)

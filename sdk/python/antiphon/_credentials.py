@@ -1,0 +1,97 @@
+"""Where a client finds its certificate and its orchestrators. Reads what antiphon_certs writes; writes nothing.
+
+The layout, which is that package's to change: a profile is the folder `$ANTIPHON_HOME/profiles/NAME` (`~/.antiphon`
+without the variable; NAME from `ANTIPHON_PROFILE`, else `default`) with `profile.toml` (`addresses`: a list of
+host:port) and the folder `credential`, in which the symbolic link `current` points to a generation: a folder that never
+changes, with `key.pem`, `cert.pem` (leaf first) and `bundle.pem`. Every orchestrator's certificate holds `SERVER_NAME`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ._errors import SetupError
+
+SERVER_NAME = "orchestrator.antiphon.internal"
+"""The DNS name every orchestrator shows, whatever address it was dialled at."""
+
+_FILES = ("key.pem", "cert.pem", "bundle.pem")
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_JOIN = "run: antiphon dev  or  antiphon certs join TOKEN"
+
+
+@dataclass(frozen=True, slots=True)
+class Pem:
+    """A key, its certificate chain and the roots to trust, as they were at one moment."""
+
+    key: bytes = field(repr=False)
+    chain: bytes = field(repr=False)
+    bundle: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Three PEM files that may change while they are used: a client looks again every few seconds."""
+
+    cert: Path
+    key: Path
+    bundle: Path
+    _folder: Path | None = None
+
+    @classmethod
+    def from_files(cls, cert: str | Path, key: str | Path, bundle: str | Path) -> Credentials:
+        """Certificate chain (leaf first), private key, and the roots to trust."""
+        return cls(Path(cert), Path(key), Path(bundle))
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Credentials:
+        """A credential folder as `antiphon certs` writes it, such as that of a profile."""
+        current = Path(folder) / "current"
+        return cls(current / "cert.pem", current / "key.pem", current / "bundle.pem", Path(folder))
+
+    def read(self) -> Pem:
+        """What the files hold now. Raises `SetupError`."""
+        try:
+            if self._folder is None:
+                return Pem(self.key.read_bytes(), self.cert.read_bytes(), self.bundle.read_bytes())
+            # The link once, so that key and certificate are of one generation whatever happens meanwhile.
+            generation = self._folder / os.readlink(self._folder / "current")
+            return Pem(*((generation / name).read_bytes() for name in _FILES))
+        except FileNotFoundError as error:
+            raise SetupError(f"there is no certificate: {error.filename} does not exist; {_JOIN}") from None
+        except OSError as error:
+            raise SetupError(f"the certificate cannot be read: {error.filename}: {error.strerror}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Whom to dial, as whom."""
+
+    addresses: tuple[str, ...]
+    credentials: Credentials
+
+
+def load_profile(name: str | None = None, environ: Mapping[str, str] = os.environ) -> Profile:
+    """The named profile, or the one the environment chooses. Raises `SetupError` with its remedy."""
+    name = name or environ.get("ANTIPHON_PROFILE") or "default"
+    if not _NAME.fullmatch(name):
+        raise SetupError(f"profile {name[:80]!r} must be 1-63 lowercase letters, digits and inner hyphens")
+    home = environ.get("ANTIPHON_HOME")
+    folder = (Path(home) if home else Path.home() / ".antiphon") / "profiles" / name
+    path = folder / "profile.toml"
+    try:
+        addresses = tomllib.loads(path.read_text("utf-8")).get("addresses")
+    except FileNotFoundError:
+        raise SetupError(f"there is no profile '{name}' in {folder.parent}; {_JOIN}") from None
+    except OSError as error:
+        raise SetupError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise SetupError(f"{path} is not a profile: {error}; mend it, or {_JOIN}") from error
+    if not isinstance(addresses, list) or not addresses or not all(isinstance(one, str) for one in addresses):
+        raise SetupError(f"{path} is not a profile: 'addresses' must be a list of host:port; mend it, or {_JOIN}")
+    return Profile(tuple(addresses), Credentials.from_folder(folder / "credential"))

@@ -1,0 +1,215 @@
+"""Graphs written in Python, and as YAML or JSON files.
+
+    graph = Graph("review", version="1")
+    found = graph.task("list", "inventory.list@1", input={"folder": ref("input.folder")})
+    graph.task("classify", "license.classify@1", for_each=found.output, input={"package": item})
+    graph.task("report", "report.write@1", input={"verdicts": ref("tasks.classify.output")}, on_failure="continue")
+
+What makes sense (CEL, references, cycles, joins) is for the orchestrator's admission to judge, with every mistake at
+once; `load_graph` judges only how a file is spelled (`_graph_file`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from google.protobuf.duration_pb2 import Duration
+
+from antiphon.v1 import failure_pb2, graph_pb2
+
+from . import _json
+
+OnFailure = Literal["fail", "skip", "continue"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A CEL expression to put into an input: alone it keeps the type of its result, within a text it becomes text."""
+
+    expression: str
+
+    def __str__(self) -> str:
+        return f"${{{self.expression}}}"
+
+
+def ref(expression: str) -> Ref:
+    """What a CEL expression gives when the task is ready; it may name `input`, `tasks.ID.output`, `item` and `index`.
+
+    In an input: `{"text": ref("tasks.fetch.output.text")}`, or within a text: `f"Dear {ref('input.name')}"`.
+    """
+    return Ref(expression)
+
+
+item = Ref("item")
+"""The item a member of a for_each works on."""
+index = Ref("index")
+"""Its place in the list, counted from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often and how soon failures of some kinds are tried again; the first rule that names the kind applies.
+
+    `on`: kinds such as "TRANSIENT". `max_attempts`: in all, the first included. The wait before attempt n+1 is half to
+    all of min(max_backoff, backoff * multiplier^(n-1)), at random.
+    """
+
+    on: Sequence[str]
+    max_attempts: int = 3
+    backoff: timedelta | None = None
+    max_backoff: timedelta | None = None
+    multiplier: float = 0.0
+
+    def to_proto(self) -> graph_pb2.RetryRule:
+        """The rule as a message. Raises `ValueError` for an unknown kind."""
+        return graph_pb2.RetryRule(
+            kinds=[failure_pb2.FailureKind.Value(f"FAILURE_KIND_{kind.upper()}") for kind in self.on],
+            max_attempts=self.max_attempts,
+            initial_backoff=_duration(self.backoff),
+            max_backoff=_duration(self.max_backoff),
+            multiplier=self.multiplier,
+        )
+
+
+def any_of() -> graph_pb2.Join:
+    """A task may start when the first of its needs is done."""
+    return graph_pb2.Join(any=graph_pb2.AnyOf())
+
+
+def at_least(count: int) -> graph_pb2.Join:
+    """A task may start when so many of its needs are done."""
+    return graph_pb2.Join(at_least=count)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRef:
+    """A task of a graph, to refer to."""
+
+    id: str
+
+    @property
+    def output(self) -> Ref:
+        """Its output."""
+        return Ref(f"tasks.{self.id}.output")
+
+
+class Graph:
+    """A graph under construction."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        version: str = "",
+        description: str = "",
+        input_schema: Mapping[str, Any] | None = None,
+        output: Any = None,
+        deadline: timedelta | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """`version` is needed to register it. `output` is what a run answers; by default an object with the output of
+        each task that nothing depends on, by task id. `deadline` is the longest duration of a run.
+        """
+        self._graph = graph_pb2.Graph(
+            name=name,
+            version=version,
+            description=description,
+            input_schema=json.dumps(input_schema, separators=(",", ":")) if input_schema is not None else "",
+            output=template(output),
+            deadline=_duration(deadline),
+            labels=labels,
+        )
+
+    def task(
+        self,
+        id: str,
+        capability: str,
+        *,
+        input: Any = None,
+        needs: Iterable[str | TaskRef] = (),
+        when: str | Ref = "",
+        for_each: str | Ref = "",
+        join: graph_pb2.Join | None = None,
+        retry: Iterable[Retry] = (),
+        timeout: timedelta | None = None,
+        deadline: timedelta | None = None,
+        schedule_timeout: timedelta | None = None,
+        priority: int = 0,
+        on_failure: OnFailure | None = None,
+        agent_labels: Mapping[str, str] | None = None,
+        max_cost: float = 0.0,
+        description: str = "",
+    ) -> TaskRef:
+        """Add a task, and return what other tasks refer to it by.
+
+        `input` is JSON with `ref(…)` in it. `needs` are tasks that come before, besides those that expressions refer
+        to. `when` is a condition, `for_each` a list whose items are worked on each by a member. Times: `timeout` of one
+        attempt, `deadline` from ready to the end, `schedule_timeout` of waiting for an agent. Raises `TypeError` or
+        `ValueError` for an input that is not JSON.
+        """
+        task = self._graph.tasks.add(
+            id=id,
+            description=description,
+            capability=capability,
+            needs=[need.id if isinstance(need, TaskRef) else need for need in needs],
+            when=_expression(when),
+            for_each=_expression(for_each),
+            input=template(input),
+            join=join,
+            retry=[rule.to_proto() for rule in retry],
+            timeout=_duration(timeout),
+            deadline=_duration(deadline),
+            schedule_timeout=_duration(schedule_timeout),
+            priority=priority,
+            on_failure=graph_pb2.OnFailure.Value(f"ON_FAILURE_{on_failure.upper()}") if on_failure else None,
+        )
+        if agent_labels or max_cost:
+            task.constraints.CopyFrom(graph_pb2.Constraints(agent_labels=agent_labels, max_cost=max_cost))
+        return TaskRef(id)
+
+    def to_proto(self) -> graph_pb2.Graph:
+        """The graph as a message of its own."""
+        copy = graph_pb2.Graph()
+        copy.CopyFrom(self._graph)
+        return copy
+
+
+def template(value: Any) -> str:
+    """JSON text whose strings may hold `${CEL}`; empty for None. Raises `TypeError`, `ValueError`."""
+    return _json.dumps(_spelled(value)).decode() if value is not None else ""
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, Ref):
+        return str(value)
+    if isinstance(value, TaskRef):
+        return str(value.output)
+    if isinstance(value, Mapping):
+        return {key: _spelled(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled(part) for part in value]
+    return value
+
+
+def _expression(value: str | Ref) -> str:
+    return value.expression if isinstance(value, Ref) else bare(value)
+
+
+def bare(text: str) -> str:
+    """The CEL in a text that is CEL or one whole `${CEL}`."""
+    stripped = text.strip()
+    if stripped.startswith("${") and stripped.endswith("}") and "${" not in stripped[2:]:
+        return stripped[2:-1].strip()
+    return text
+
+
+def _duration(value: timedelta | None) -> Duration | None:
+    if value is None:
+        return None
+    duration = Duration()
+    duration.FromTimedelta(value)
+    return duration
