@@ -52,7 +52,7 @@ def delegate(words: Sequence[str]) -> int | None:
 def main() -> int:
     """The entry point of the console script."""
     words = sys.argv[1:]
-    code = delegate(words)
+    code = delegate(words)  # before the import below: that is the point
     if code is not None:
         return code
     try:

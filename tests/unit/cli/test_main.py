@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from antiphon.cli import app as tree
 from antiphon.cli.problems import Problem, describe
 
 from tests.unit.cli.conftest import Command
@@ -106,7 +105,7 @@ def test_commands_of_servers_reach_their_program_from_here_too(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     got: list[list[str]] = []
-    monkeypatch.setattr(tree, "delegate", lambda words: got.append(list(words)) or 3)
+    monkeypatch.setattr("antiphon.cli.main.delegate", lambda words: got.append(list(words)) or 3)
     shown = command("sidecar", "run", "--help", "--", "python", "agent.py")
     assert shown.code == 3
     assert got == [["sidecar", "run", "--help", "--", "python", "agent.py"]]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
-from ..command import DELEGATED, delegate
+from ..command import DELEGATED
 from . import agents, certs, graphs, new, output, runs
 
 app = typer.Typer(
@@ -26,22 +25,12 @@ _groups = {
 }
 
 
-def _stand_in(words: tuple[str, ...]) -> Callable[[typer.Context], int]:
-    def run(context: typer.Context) -> int:
-        # The console script takes another way, before this module is loaded; programs that call `main` come here.
-        return delegate([*words, *context.args]) or 0
-
-    return run
+def _delegated() -> None:
+    """Never called: `main` has delegated such words before they reach this tree. Here they are for its help."""
 
 
 for _words, (_, _help) in DELEGATED.items():
-    _group = _groups[_words[0]] if len(_words) == 2 else app
-    _group.command(
-        _words[-1],
-        help=_help,
-        add_help_option=False,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(_stand_in(_words))
+    (_groups[_words[0]] if len(_words) == 2 else app).command(_words[-1], help=_help)(_delegated)
 
 app.add_typer(runs.app, name="run")
 app.add_typer(graphs.app, name="graph")

@@ -6,7 +6,6 @@ Needs the server package. What it imports from there it imports when a command r
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -39,29 +38,26 @@ _EPHEMERAL = timedelta(minutes=5)
 
 @app.command()
 def init(
-    folder: Annotated[
-        Path | None, typer.Option("--dir", help="An empty or new folder.", show_default="~/.antiphon/ca")
-    ] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="An empty or new folder.")] = Path("antiphon-ca"),
     trust_domain: Annotated[str, typer.Option(help="Name of the trust domain, a DNS name.")] = "antiphon.local",
     as_json: AsJson = False,
 ) -> None:
     """Make a certificate authority: an offline root and the online intermediate that signs."""
     from antiphon_certs import Authority
 
-    chosen = folder or _home() / "ca"
-    authority = Authority.init(chosen, trust_domain)
+    authority = Authority.init(folder, trust_domain)
     if as_json:
         output.show_json(
-            {"folder": str(chosen), "trust_domain": trust_domain, "root_fingerprint": authority.root_fingerprint}
+            {"folder": str(folder), "trust_domain": trust_domain, "root_fingerprint": authority.root_fingerprint}
         )
         return
-    output.show(str(chosen))
+    output.show(str(folder))
     output.note(
         f"The authority of {trust_domain}; its root has the fingerprint {authority.root_fingerprint}.\n"
         f"Next:\n"
-        f"  take {chosen / 'root.key'} to a safe place; nothing needs it until the intermediate expires in a year\n"
-        f"  start an orchestrator with this folder (antiphon orchestrator serve --help)\n"
-        f"  antiphon certs token --kind operator --name YOU --authority {chosen} --address HOST:PORT\n"
+        f"  take {folder / 'root.key'} to a safe place; nothing needs it until the intermediate expires in a year\n"
+        f"  antiphon orchestrator serve --authority {folder}\n"
+        f"  antiphon certs token --kind operator --name YOU --authority {folder} --address HOST:PORT\n"
         f"  antiphon certs join TOKEN"
     )
 
@@ -189,11 +185,6 @@ def _show(profile: Profile, credential: Credential, as_json: bool) -> None:
 
 def _spell_left(left: timedelta) -> str:
     return f"{spell_duration(left)} left" if left > timedelta(0) else "expired"
-
-
-def _home() -> Path:
-    home = os.environ.get("ANTIPHON_HOME")
-    return Path(home) if home else Path.home() / ".antiphon"
 
 
 async def _ask_as_authority(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Group
 from rich.text import Text
 
-from .. import LoadedGraph, load_graph
+from .. import LoadedGraph, Mistake, load_graph
 from ..v1.graph_pb2 import Graph
 from ..v1.graph_service_pb2 import GraphMistake, RegisteredGraph
 from . import output
@@ -29,15 +28,18 @@ GraphName = Annotated[str, typer.Argument(help="NAME, or NAME@VERSION.", metavar
 def validate(file: GraphFile, as_json: AsJson = False, profile: ProfileName = None) -> int:
     """Report every mistake of a graph, with its line. Offline where the server package is installed."""
     loaded = load_graph(file)
-    found = syntax_mistakes(loaded)
-    warnings: list[GraphMistake] = []
+    found, warnings = [Finding.of(one) for one in loaded.mistakes], []
     if not found:
-        found, warnings = _check(loaded.graph, profile)
+        found, warnings = (sorted(Finding.at(loaded, one) for one in some) for some in _check(loaded.graph, profile))
     if as_json:
-        output.show_json({"mistakes": _placed(loaded, found), "warnings": _placed(loaded, warnings)})
+        output.show_json(
+            {"mistakes": [one._asdict() for one in found], "warnings": [one._asdict() for one in warnings]}
+        )
     else:
-        for line in [*describe(file, loaded, found), *describe(file, loaded, warnings)]:
-            output.show(line)
+        for one in found:
+            print(f"{file}:{one}")
+        for one in warnings:
+            output.note(f"{file}:{one} (a warning)")
         if not found:
             output.note(f"{file}: {loaded.graph.name} is right, {len(loaded.graph.tasks)} tasks")
     return FAILED if found else 0
@@ -85,40 +87,39 @@ def show(name: GraphName, as_json: AsJson = False, profile: ProfileName = None) 
     )
 
 
+class Finding(NamedTuple):
+    """A mistake or a warning, and where it stands."""
+
+    line: int
+    column: int
+    field: str
+    message: str
+    code: str
+
+    def __str__(self) -> str:
+        """As compilers spell it and editors read it, but for the file."""
+        return f"{self.line}:{self.column}: {self.field + ': ' if self.field else ''}{self.message} [{self.code}]"
+
+    @classmethod
+    def of(cls, one: Mistake) -> Finding:
+        return cls(one.line, one.column, one.field, one.message, one.code)
+
+    @classmethod
+    def at(cls, loaded: LoadedGraph, one: GraphMistake) -> Finding:
+        """At the place of its field, or of the nearest part around it that the file spells out."""
+        field = one.field
+        while field and field not in loaded.positions:
+            field = field[: max(field.rfind("."), field.rfind("["), 0)]
+        return cls(*loaded.positions.get(field, (1, 1)), one.field, one.message, one.code)
+
+
 def read_graph(file: Path) -> Graph:
     """The graph in a file that is to be sent. Raises `Problem` with every mistake of its spelling."""
     loaded = load_graph(file)
-    mistakes = syntax_mistakes(loaded)
-    if mistakes:
-        lines = "\n".join(describe(file, loaded, mistakes))
+    if loaded.mistakes:
+        lines = "\n".join(f"{file}:{Finding.of(one)}" for one in loaded.mistakes)
         raise Problem(f"{file} is not a graph:\n{lines}", exit_code=FAILED)
     return loaded.graph
-
-
-def syntax_mistakes(loaded: LoadedGraph) -> list[GraphMistake]:
-    return [GraphMistake(field=one.field, message=one.message, code=one.code) for one in loaded.mistakes]
-
-
-def describe(file: Path, loaded: LoadedGraph, mistakes: Iterable[GraphMistake]) -> list[str]:
-    """`file:line:column: field: message [code]`, in the order of the file, as editors and compilers spell it."""
-    placed = [(*_place(loaded, one.field), one) for one in mistakes]
-    placed.sort(key=lambda entry: entry[:2])
-    return [f"{file}:{line}:{column}: {one.field}: {one.message} [{one.code}]" for line, column, one in placed]
-
-
-def _place(loaded: LoadedGraph, field: str) -> tuple[int, int]:
-    """Line and column of a field, or of the nearest part around it that the file spells out."""
-    while field and field not in loaded.positions:
-        field = field[: max(field.rfind("."), field.rfind("["), 0)]
-    return loaded.positions.get(field, (1, 1))
-
-
-def _placed(loaded: LoadedGraph, mistakes: Iterable[GraphMistake]) -> list[dict[str, object]]:
-    placed = []
-    for one in mistakes:
-        line, column = _place(loaded, one.field)
-        placed.append({"line": line, "column": column, "field": one.field, "message": one.message, "code": one.code})
-    return placed
 
 
 def _check(graph: Graph, profile: str | None) -> tuple[list[GraphMistake], list[GraphMistake]]:

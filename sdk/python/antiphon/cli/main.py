@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from typer.exceptions import Abort, TyperException
 
+from ..command import delegate
 from . import output
 from .app import app
 from .problems import UNUSABLE, describe
@@ -16,7 +17,10 @@ INTERRUPTED = 130  # as shells report a program that SIGINT has ended
 
 
 def main(words: Sequence[str]) -> int:
-    """Carry out one command; never raises."""
+    """Carry out one command; never raises, unless a program it delegates to does."""
+    delegated = delegate(words)
+    if delegated is not None:
+        return delegated
     try:
         code = app(list(words), prog_name="antiphon", standalone_mode=False)
         sys.stdout.flush()
