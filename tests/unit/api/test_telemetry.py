@@ -1,0 +1,57 @@
+"""Logs hold nothing that was not meant for them; metrics are made once."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from antiphon_orchestrator import telemetry
+
+
+def logged(level: str = "info") -> tuple[telemetry.FilteringBoundLogger, io.StringIO]:
+    stream = io.StringIO()
+    telemetry.configure_logging(level, stream)
+    return telemetry.logger("test"), stream
+
+
+def test_a_line_is_json_with_event_time_level_and_component() -> None:
+    log, stream = logged()
+    log.info("listening", address="127.0.0.1:1", port=1)
+    entry = json.loads(stream.getvalue())
+    assert (entry["event"], entry["level"], entry["component"], entry["port"]) == ("listening", "info", "test", 1)
+    assert entry["time"].endswith("Z")
+
+
+def test_a_field_that_nobody_declared_is_hidden() -> None:
+    log, stream = logged()
+    log.info("joined", secret="hunter2", payload={"name": "Ann"}, agent="a")
+    entry = json.loads(stream.getvalue())
+    assert (entry["secret"], entry["payload"], entry["agent"]) == ("***", "***", "a")
+    assert "hunter2" not in stream.getvalue() and "Ann" not in stream.getvalue()
+
+
+def test_the_end_of_a_traceback_is_kept_and_values_are_bounded() -> None:
+    log, stream = logged()
+    try:
+        raise ValueError("x" * 100_000 + "the end")
+    except ValueError as error:
+        log.error("failed", exc_info=error, cause="y" * 100_000)
+    entry = json.loads(stream.getvalue())
+    assert entry["exception"].endswith("the end") and len(entry["exception"]) <= 16384
+    assert len(entry["cause"]) == 2048
+
+
+def test_lower_levels_are_left_out() -> None:
+    log, stream = logged("warning")
+    log.info("unheard")
+    assert stream.getvalue() == ""
+
+
+def test_counting_adds_up_by_label() -> None:
+    metrics = telemetry.Metrics()
+    metrics.count_tasks("SUCCEEDED", 3)
+    metrics.count_tasks("SUCCEEDED")
+    metrics.count_runs("FAILED")
+    value = metrics.registry.get_sample_value
+    assert value("antiphon_tasks_total", {"state": "SUCCEEDED"}) == 4
+    assert value("antiphon_runs_total", {"state": "FAILED"}) == 1
