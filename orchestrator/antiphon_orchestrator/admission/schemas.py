@@ -6,6 +6,7 @@ library would fetch it otherwise. Patterns run on an engine of linear time. Mess
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from .expression import kind_of
 from .values import Unusable, Values, decode_json, encode_json
 
 _PATTERNS = jsonschema_rs.RegexOptions(size_limit=1024 * 1024, dfa_size_limit=1024 * 1024)
+_OUTSIDE = re.compile(r"Resource '(.*?)' is not present in a registry")
 
 
 class SchemaInvalid(Exception):
@@ -30,7 +32,7 @@ class SchemaViolation:
 
 
 def _refuse(uri: str) -> NoReturn:
-    raise ValueError("references outside the schema are refused; put the definition under $defs")
+    raise ValueError(uri)
 
 
 def _pointer(path: list[str | int]) -> str:
@@ -51,6 +53,8 @@ def compile_schema(text: str) -> Any:
         )
     except (ValueError, TypeError) as error:  # ValidationError is a ValueError
         message = getattr(error, "message", None) or str(error)
+        if outside := _OUTSIDE.match(message):
+            message = f"{outside[1]} is outside the schema; put the definition under $defs"
         where = _pointer(getattr(error, "instance_path", []))
         raise SchemaInvalid(f"is not a JSON Schema: {where + ': ' if where else ''}{message}"[:1000]) from None
 

@@ -165,7 +165,7 @@ def test_the_output_of_a_fan_out_is_the_list_of_its_members() -> None:
     assert value_of(made.input(3, view)) == [{"k": 1}, None, {"k": 3}]
     count, inputs = made.members(2, view, 1, 1)
     assert (count, value_of(inputs[0]), labels_of(inputs[0])) == (3, 1, ["m"])
-    with pytest.raises(EvaluationFailed, match="input: .*item is null and has no field 'k'"):
+    with pytest.raises(EvaluationFailed, match=r"input: .*item is null and has no field 'k'"):
         made.members(2, view, 2, 1)
     assert [labels_of(item) for item in made.members(4, view, 1, 9)[1]] == [["m", "n"], ["m", "n"]]
 
