@@ -1,0 +1,299 @@
+"""The way down to agents that speak gRPC: antiphon.v1.AgentService on one Unix socket for each.
+
+The socket's path is the agent's identity (protocol.md §8). Threat model: a process of the sidecar's own user is trusted
+as the sidecar is. One of another user that may open the socket can speak as this agent, and do on behalf of a task only
+what the attempt token it was given allows. It can hurt neither other agents nor the stream to the orchestrator: what it
+says is checked before it travels.
+
+When an agent's stream ends, the agent is gone: its attempts are LOST or come back. A second stream replaces the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from antiphon.v1 import agent_service_pb2 as agents
+from antiphon.v1 import agent_service_pb2_grpc, error_pb2, failure_pb2
+
+from .attempts import Attempt
+from .boxes import Seat
+from .checks import checked_result, failed, mistake_in_call
+from .errors import Refused, abort
+from .node import Node
+from .socket import SocketError
+from .wire import MOST_BYTES, MOST_ITEMS
+
+log = logging.getLogger(__name__)
+
+HELLO_TIMEOUT = 10.0
+_OPTIONS = (("grpc.max_receive_message_length", 4 << 20), ("grpc.max_send_message_length", 4 << 20))
+_MOST_CALLS = 256  # unary ones at once, on one socket
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AgentSocket:
+    """The server of one agent's socket."""
+
+    def __init__(self, node: Node, name: str) -> None:
+        self._servicer = _Servicer(node, name)
+        self._server: grpc.aio.Server | None = None
+        self.seat = self._servicer.seat
+
+    async def open(self, path: str) -> None:
+        """Open the socket. Raises `SocketError` when that cannot be."""
+        server = self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MOST_CALLS)
+        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self._servicer, server)  # type: ignore[arg-type]
+        try:
+            server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as error:
+            raise SocketError(f"{path} cannot be opened: {error}") from error
+        await server.start()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        assert self._server is not None, "open it first"
+        try:
+            await self._server.wait_for_termination()
+        finally:
+            await asyncio.shield(self._server.stop(None))
+
+
+class _Servicer:
+    """antiphon.v1.AgentService for one agent."""
+
+    def __init__(self, node: Node, name: str) -> None:
+        self._node = node
+        self._session: _Session | None = None
+        self.seat = node.inflight.add_seat(name, self._wake)
+
+    def _wake(self) -> None:
+        if self._session:
+            self._session.wake.set()
+
+    async def Work(
+        self, requests: AsyncIterator[agents.WorkRequest], context: _Context
+    ) -> AsyncIterator[agents.WorkResponse]:
+        """The life of the agent."""
+        session = _Session(self._node, self.seat)
+        try:
+            yield await self._begin(session, requests, context)
+            reader = asyncio.create_task(session.read(requests))
+            try:
+                async for response in session.responses():
+                    yield response
+            finally:
+                reader.cancel()
+                await asyncio.wait([reader])
+        except (Refused, Exception) as error:
+            await abort(context, error)
+        finally:
+            self._end(session)
+
+    async def _begin(
+        self, session: _Session, requests: AsyncIterator[agents.WorkRequest], context: _Context
+    ) -> agents.WorkResponse:
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT):
+                first = await anext(requests)
+        except (TimeoutError, StopAsyncIteration):
+            raise Refused(error_pb2.ERROR_REASON_PROTOCOL_VIOLATION, cause="no hello came") from None
+        if not first.HasField("hello"):
+            raise Refused(error_pb2.ERROR_REASON_PROTOCOL_VIOLATION, cause="the first message is not a hello")
+        # A client that dies during a write leaves this generator suspended, its `finally` waiting for the collector.
+        context.add_done_callback(lambda _: self._end(session))  # type: ignore[arg-type]
+        if self._session:
+            self._end(self._session)
+        self._node.announce(self.seat, first.hello.description)
+        self._session = session
+        session.wake.set()
+        welcome = agents.AgentWelcome(
+            agent=self.seat.name, namespace=self._node.namespace, inline_limit=self._node.inline_limit
+        )
+        return agents.WorkResponse(welcome=welcome)
+
+    def _end(self, session: _Session) -> None:
+        if session is self._session:
+            self._session = None
+            self._node.depart(self.seat)
+            session.replaced()
+
+    async def ReportProgress(
+        self, request: agents.ReportProgressRequest, context: _Context
+    ) -> agents.ReportProgressResponse:
+        """How far an attempt is."""
+        try:
+            attempt = self._vouched(request.update.attempt_id, request.attempt_token)
+            self._node.inflight.progressed(self.seat, attempt.attempt_id, tidy_progress(request.update))
+        except Refused as error:
+            await abort(context, error)
+        return agents.ReportProgressResponse()
+
+    async def Call(self, request: agents.CallRequest, context: _Context) -> agents.CallResponse:
+        """Ask for a capability and wait."""
+        inflight = self._node.inflight
+        try:
+            if context.time_remaining() is None:
+                raise Refused(error_pb2.ERROR_REASON_DEADLINE_REQUIRED, method="AgentService.Call")
+            attempt = self._vouched(request.attempt_id, request.attempt_token)
+            if mistake := mistake_in_call(request, self._node.inline_limit):
+                field = mistake.partition(":")[0]
+                raise Refused(error_pb2.ERROR_REASON_REQUEST_INVALID, mistake, field=field)
+            answer: asyncio.Future[agents.CallResponse | None] = asyncio.get_running_loop().create_future()
+
+            def deliver(response: agents.CallResponse | None) -> None:
+                if not answer.done():
+                    answer.set_result(response)
+
+            if not inflight.called(attempt, request.call_id, request, request.ByteSize(), deliver):
+                raise Refused(error_pb2.ERROR_REASON_OVERLOADED, queue="the queue of this attempt's calls")
+            try:
+                response = await answer
+            finally:
+                if not answer.done():
+                    inflight.gave_up(attempt, request.call_id)
+            if response is None:
+                raise Refused(error_pb2.ERROR_REASON_ATTEMPT_NOT_FOUND, attempt_id=request.attempt_id)
+            return response
+        except Refused as error:
+            await abort(context, error)
+
+    def _vouched(self, attempt_id: str, token: bytes) -> Attempt:
+        try:
+            attempt = self._node.inflight.vouched(self.seat, attempt_id, token)
+        except KeyError:
+            raise Refused(error_pb2.ERROR_REASON_ATTEMPT_NOT_FOUND, attempt_id=attempt_id[:512]) from None
+        if attempt is None:
+            raise Refused(error_pb2.ERROR_REASON_ATTEMPT_TOKEN_INVALID)
+        return attempt
+
+
+class _Session:
+    """One Work stream after its hello."""
+
+    def __init__(self, node: Node, seat: Seat) -> None:
+        self.wake = asyncio.Event()
+        self._node = node
+        self._seat = seat
+        self._error: BaseException | None = None
+        self._call_results: list[agents.CallResponse] = []  # bounded by attempts and calls of each
+        self._finished = False  # the agent has closed its side
+        self._told_drain = False
+
+    def replaced(self) -> None:
+        """Another stream has taken the seat, or this one is over."""
+        self._error = self._error or Refused(error_pb2.ERROR_REASON_STREAM_REPLACED)
+        self.wake.set()
+
+    async def read(self, requests: AsyncIterator[agents.WorkRequest]) -> None:
+        """Take in what the agent says, until it closes or breaks the rules."""
+        try:
+            async for request in requests:
+                if self._error:
+                    return
+                self._receive(request)
+        except Exception as error:
+            self._error = self._error or error
+        finally:
+            self._finished = True
+            self.wake.set()
+
+    async def responses(self) -> AsyncIterator[agents.WorkResponse]:
+        """What there is to say, a message at a time, until the stream is to end."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            while (response := self._next()) is not None:
+                yield response
+            if self._error:
+                raise self._error
+            over = self._seat.draining and not self._seat.running and not self._seat.lingering
+            if self._finished or (over and (self._told_drain or not self._node.inflight.draining)):
+                return
+
+    def _next(self) -> agents.WorkResponse | None:
+        node, seat = self._node, self._seat
+        if self._error:
+            return None
+        if refusal := node.refusals.pop(seat.name, None):
+            self._error = refusal
+            return None
+        response = agents.WorkResponse()
+        taken = node.inflight.take(seat, node.now(), MOST_ITEMS, MOST_BYTES)
+        if taken:
+            response.assignments.extend([attempt.assignment for attempt in taken])
+            for attempt in taken:
+                attempt.assignment = None
+        while seat.cancels and len(response.cancels) < MOST_ITEMS:
+            attempt_id, reason = seat.cancels.popleft()
+            response.cancels.add(attempt_id=attempt_id, reason=reason[:256])
+        if self._call_results:
+            room = MOST_BYTES
+            while self._call_results and room > 0:
+                result = self._call_results.pop()
+                response.call_results.append(result)
+                room -= result.ByteSize()
+        if node.inflight.draining and not self._told_drain:
+            self._told_drain = response.drain = True
+        return response if response.ListFields() else None
+
+    def _receive(self, request: agents.WorkRequest) -> None:
+        node, seat = self._node, self._seat
+        inflight, now, limit = node.inflight, node.now(), node.inline_limit
+        if request.HasField("hello"):
+            raise Refused(error_pb2.ERROR_REASON_PROTOCOL_VIOLATION, cause="hello came twice")
+        for result in request.results:
+            size = checked_result(result, limit)
+            inflight.ended(seat, result.attempt_id, result, size, now)
+        for update in request.progress:
+            inflight.progressed(seat, update.attempt_id, tidy_progress(update))
+        for call in request.calls:
+            self._call(call)
+        if request.drain and not seat.draining:
+            inflight.agent_drains(seat, now)
+        if seat.draining:
+            self.wake.set()
+
+    def _call(self, call: agents.CallRequest) -> None:
+        """Pass a call on; one that is refused is answered with a failure, for it has a handler that waits."""
+        inflight = self._node.inflight
+        try:
+            attempt = inflight.vouched(self._seat, call.attempt_id, call.attempt_token)
+        except KeyError:
+            return  # its handler has been told to stop
+        mistake = mistake_in_call(call, self._node.inline_limit)
+        if attempt is None:
+            self._fail_call(
+                call, failure_pb2.FAILURE_KIND_PERMANENT, "ATTEMPT_TOKEN_INVALID", "the token is not its own"
+            )
+        elif mistake:
+            self._fail_call(call, failure_pb2.FAILURE_KIND_INVALID_INPUT, "REQUEST_INVALID", mistake)
+        elif not inflight.called(attempt, call.call_id, call, call.ByteSize(), self._deliver):
+            self._fail_call(
+                call, failure_pb2.FAILURE_KIND_PERMANENT, "OVERLOADED", "too many calls of one attempt wait"
+            )
+
+    def _deliver(self, response: agents.CallResponse | None) -> None:
+        if response is not None:
+            self._call_results.append(response)
+            self.wake.set()
+
+    def _fail_call(
+        self, call: agents.CallRequest, kind: failure_pb2.FailureKind.ValueType, code: str, message: str
+    ) -> None:
+        failure = failed(kind, message, code=code)
+        self._deliver(agents.CallResponse(call_id=call.call_id[:64], attempt_id=call.attempt_id, failure=failure))
+
+
+def tidy_progress(update: agents.ProgressUpdate) -> Any:
+    """The progress within the contract's limits: a fraction of 0 to 1, a short message."""
+    progress = update.progress
+    if not 0.0 <= progress.fraction <= 1.0:
+        progress.fraction = 0.0
+    if len(progress.message) > 1_024:
+        progress.message = progress.message[:1_024]
+    return progress

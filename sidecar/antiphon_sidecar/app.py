@@ -1,0 +1,220 @@
+"""The composition of a sidecar: the only file that knows every part. One TaskGroup; whatever fails ends the process.
+
+Life: find out who we are, lock the run folder, open the agents' sockets, attach to the orchestrators, start the agents.
+At SIGTERM: drain (take no more, give back what was not begun, finish the rest within the grace, wait for the verdicts),
+then exit 0. A second signal exits at once with 130.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import grpc
+from antiphon_certs import CertificateFiles, Credential, Grants, SystemClock, run_rotation
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from . import adapters
+from .adapters.base import AdapterAgent, describe
+from .agents import AgentSocket
+from .checks import mistakes_in_description
+from .config import AgentConfig, Config, ConfigError
+from .identity import Place, establish, locate, renew
+from .inflight import ANNOUNCE_AFTER
+from .node import Node
+from .replicas import Replicas
+from .socket import RunFolder, default_folder
+from .supervise import Supervisor
+
+log = logging.getLogger(__name__)
+
+LIVENESS = 4.0
+"""Seconds between liveness messages; the contract says at least every 5."""
+_LAST_WORDS = 2.0  # seconds for reports and verdicts after the grace has passed
+_ACKNOWLEDGEMENT = 1.0  # seconds to wait for a replica to acknowledge that all windows are closed
+_EXIT_AT_ONCE = 130
+
+
+class _Drained(Exception):
+    """Everything has ended as it should; the way out of the TaskGroup."""
+
+
+def agents_of(config: Config, grants: Grants) -> tuple[AgentConfig, ...]:
+    """The agents to stand beside, all of them granted by the certificate. Raises `ConfigError` with every mistake."""
+    agents = config.agents
+    if not agents:
+        literal = [name for name in grants.agents if "*" not in name]
+        names = [config.agent] if config.agent else literal
+        if not names:
+            raise ConfigError("--agent: name the agent; the certificate grants patterns only")
+        if config.command and len(names) > 1:
+            raise ConfigError(f"--agent: say which of {', '.join(names)} the command is")
+        agents = tuple(AgentConfig(name, command=config.command) for name in names)
+    mistakes = []
+    for agent in agents:
+        where = f"agent {agent.name}"
+        if not grants.allows_agent(agent.name):
+            allowed = ", ".join(grants.agents) or "no agent"
+            mistakes.append(f"{where}: the certificate allows {allowed}; make a token with --agent {agent.name}")
+        if agent.adapter:
+            mistakes += [f"{where}: {mistake}" for mistake in mistakes_in_description(describe(agent))]
+        mistakes += [
+            f"{where}: the certificate does not allow {capability.name}; make a token with --capability for it"
+            for capability in agent.capabilities
+            if not grants.allows_capability(capability.name)
+        ]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return agents
+
+
+def run_folder_of(config: Config, place: Place, environ: Mapping[str, str]) -> RunFolder:
+    """Where the sockets are. Raises `IdentityError` when only a certificate could tell, and there is none."""
+    path = config.run_folder or default_folder(place.owner, environ)
+    return RunFolder(Path(path), config.socket)
+
+
+async def run(config: Config, environ: Mapping[str, str]) -> None:
+    """Run until drained. Raises `ConfigError`, `IdentityError`, `SocketError`, `OSError`."""
+    place = locate(config, environ)
+    credential = await establish(place)
+    agents = agents_of(config, credential.grants)
+    addresses = config.orchestrators or place.addresses
+    if not addresses:
+        raise ConfigError("orchestrators: name one, such as 127.0.0.1:7443; neither token nor profile does")
+    folder = run_folder_of(config, place, environ)
+    with folder.locked():
+        await _Sidecar(config, place, credential, agents, addresses, folder).run()
+
+
+class _Sidecar:
+    """All parts, made but not started."""
+
+    def __init__(
+        self,
+        config: Config,
+        place: Place,
+        credential: Credential,
+        agents: tuple[AgentConfig, ...],
+        addresses: tuple[str, ...],
+        folder: RunFolder,
+    ) -> None:
+        self._config = config
+        self._place = place
+        self._folder = folder
+        self._node = Node(credential.identity.namespace, credential.grants)
+        self._replicas = Replicas(self._node, addresses, credential)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._sockets: list[tuple[AgentSocket, str]] = []
+        self._adapters: list[AdapterAgent] = []
+        self._supervisors: list[Supervisor] = []
+        self._drain_due = asyncio.Event()
+        for agent in agents:
+            if agent.adapter:
+                self._adapters.append(AdapterAgent(self._node, agent, adapters.make(agent)))
+                continue
+            path = folder.agent(agent.name)
+            self._sockets.append((AgentSocket(self._node, agent.name), path))
+            if agent.command:
+                self._supervisors.append(Supervisor(agent.name, agent.command, {"ANTIPHON_SOCKET": path}))
+
+    async def run(self) -> None:
+        """Until drained."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            async with asyncio.TaskGroup() as parts:
+                for socket, path in self._sockets:
+                    await socket.open(path)
+                    self._folder.open_to_others(path)
+                    parts.create_task(socket.run())
+                    log.info("socket open", extra={"agent": socket.seat.name, "path": path})
+                parts.create_task(self._serve_health())
+                parts.create_task(self._keep_time())
+                parts.create_task(self._rotate())
+                parts.create_task(self._drain())
+                for adapter in self._adapters:
+                    parts.create_task(adapter.run())
+                parts.create_task(self._replicas.run())
+                for supervisor in self._supervisors:
+                    parts.create_task(supervisor.run())
+        except* _Drained:
+            log.info("drained")
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        if self._drain_due.is_set():
+            for supervisor in self._supervisors:
+                supervisor.kill()
+            os._exit(_EXIT_AT_ONCE)
+        self._drain_due.set()
+
+    async def _keep_time(self) -> None:
+        node, last_beat = self._node, 0.0
+        while True:
+            now = node.now()
+            node.inflight.sweep(now)
+            if now - last_beat >= LIVENESS:
+                last_beat = now
+                node.inflight.beat()
+            await asyncio.sleep(ANNOUNCE_AFTER)
+
+    async def _rotate(self) -> None:
+        source = self._place.source
+        await run_rotation(
+            source,
+            partial(renew, source, self._replicas.addresses) if isinstance(source, CertificateFiles) else None,
+            SystemClock(),
+            changed=self._renewed,
+            delayed=lambda error: log.warning("certificate not renewed yet", extra={"cause": str(error)}),
+        )
+
+    def _renewed(self, credential: Credential) -> None:
+        log.info("certificate renewed", extra={"expires": credential.not_after.isoformat()})
+        self._node.grants = credential.grants
+        self._replicas.renewed(credential)
+
+    async def _serve_health(self) -> None:
+        """Health on a socket of our own: serving while a replica and an agent are there."""
+        server = grpc.aio.server()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        server.add_insecure_port(f"unix:{self._folder.control}")
+        await server.start()
+        try:
+            while True:
+                serving = bool(self._replicas.attached and self._node.descriptions) and not self._drain_due.is_set()
+                status = health_pb2.HealthCheckResponse
+                await self._health.set("", status.SERVING if serving else status.NOT_SERVING)
+                await asyncio.sleep(0.5)
+        finally:
+            await asyncio.shield(server.stop(None))
+
+    async def _drain(self) -> None:
+        await self._drain_due.wait()
+        node, grace = self._node, self._config.grace.total_seconds()
+        log.info("draining", extra={"held": node.inflight.open_attempts})
+        for supervisor in self._supervisors:
+            supervisor.stopping = True
+        node.inflight.drain(node.now())
+        await self._settled(lambda: not node.inflight.held, grace)
+        if node.inflight.open_attempts:
+            log.warning("grace has passed", extra={"held": node.inflight.open_attempts})
+            for seat in node.inflight.seats.values():
+                node.depart(seat)
+        await self._settled(lambda: not node.inflight.held, _LAST_WORDS)
+        # When a replica has acknowledged its closed windows, no offer is on its way any more.
+        await self._settled(lambda: not node.inflight.unacknowledged_windows, _ACKNOWLEDGEMENT)
+        raise _Drained
+
+    async def _settled(self, condition: Callable[[], bool], limit: float) -> None:
+        end = self._node.now() + limit
+        while not condition() and self._node.now() < end:  # noqa: ASYNC110 - many streams bring it about
+            await asyncio.sleep(ANNOUNCE_AFTER)

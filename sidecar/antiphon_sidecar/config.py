@@ -1,0 +1,267 @@
+"""What a sidecar is told: flag, else environment, else the TOML file, else a default; one frozen tree.
+
+Every mistake is reported at once, each with its key and what to do about it. Reading the configuration opens no
+connection and knows no identity; whether the certificate allows it is `app.py`'s question.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+
+from .table import Mistakes, Table
+
+_MOST_AGENTS = 64
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message lists every mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCall:
+    """How an existing HTTP service does a capability."""
+
+    url: str
+    """`${input.a.b}` in it stands for that part of the input, percent-encoded."""
+    method: str = "POST"
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: str | None = None
+    """`${input.a.b}` in it stands for that part of the input as JSON; None sends the whole input."""
+    output: str = ""
+    """JSON pointer of the output in the answer; empty is the whole."""
+    errors: Mapping[str, str] = field(default_factory=dict)
+    """Status, or its class such as 5xx → kind of failure."""
+    max_response: int = 1 << 20
+    connect_timeout: timedelta = timedelta(seconds=5)
+    read_timeout: timedelta = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityConfig:
+    """A capability that an adapter offers."""
+
+    name: str
+    version: str
+    description: str = ""
+    input_schema: str = ""
+    output_schema: str = ""
+    effect: str = ""
+    idempotent: bool = False
+    clearance: tuple[str, ...] = ()
+    cost: float = 0.0
+    timeout: timedelta | None = None
+    http: HttpCall | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """One agent: by default one that speaks gRPC, spawned when there is a command, else dialling in."""
+
+    name: str
+    command: tuple[str, ...] = ()
+    adapter: str = ""
+    mode: str = "per_call"
+    pool_size: int = 1
+    concurrency: int = 4
+    prefetch: int = 0
+    max_output: int = 1 << 20
+    capabilities: tuple[CapabilityConfig, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SocketConfig:
+    """Who may open the agents' sockets."""
+
+    mode: int = 0o600
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A credential that something else maintains."""
+
+    key: Path
+    cert: Path
+    bundle: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole."""
+
+    orchestrators: tuple[str, ...] = ()
+    agents: tuple[AgentConfig, ...] = ()
+    command: tuple[str, ...] = ()
+    """Given after `--`: the command of the one agent that `agent` names, or that the grants name."""
+    agent: str | None = None
+    token: str | None = field(default=None, repr=False)
+    state: Path | None = None
+    identity: Files | None = None
+    profile: str | None = None
+    run_folder: Path | None = None
+    socket: SocketConfig = SocketConfig()
+    grace: timedelta = timedelta(seconds=30)
+    log_level: str = "INFO"
+
+
+_ENVIRONMENT = {
+    "token_file": "ANTIPHON_TOKEN_FILE",
+    "state": "ANTIPHON_SIDECAR_STATE",
+    "run_folder": "ANTIPHON_SIDECAR_RUN_FOLDER",
+    "grace": "ANTIPHON_SIDECAR_GRACE",
+    "log_level": "ANTIPHON_SIDECAR_LOG_LEVEL",
+    "agent": "ANTIPHON_SIDECAR_AGENT",
+}
+
+
+def load(flags: Mapping[str, str | None], command: Sequence[str], environ: Mapping[str, str]) -> Config:
+    """The configuration. `flags` are those of the command line by key, None when absent. Raises `ConfigError`."""
+    mistakes = Mistakes()
+    path = flags.get("config") or environ.get("ANTIPHON_SIDECAR_CONFIG")
+    file = _read(Path(path), mistakes) if path else {}
+    given = {key: environ[name] for key, name in _ENVIRONMENT.items() if environ.get(name)}
+    given |= {key: value for key, value in flags.items() if value is not None and key not in ("config", "token")}
+    if "orchestrators" not in given and environ.get("ANTIPHON_SIDECAR_ORCHESTRATORS"):
+        given["orchestrators"] = environ["ANTIPHON_SIDECAR_ORCHESTRATORS"]
+    orchestrators = given.pop("orchestrators", None)
+    table = Table({**file, **given}, "", mistakes, environ, Path(path).parent if path else Path())
+    config = Config(
+        orchestrators=tuple(orchestrators.split(",")) if orchestrators else table.strings("orchestrators"),
+        agents=tuple(_agent(entry) for entry in table.tables("agent_tables")),
+        command=tuple(command),
+        agent=table.string("agent"),
+        token=flags.get("token") or environ.get("ANTIPHON_TOKEN") or table.secret_file("token_file"),
+        state=table.path("state"),
+        identity=_identity(table.table("identity")),
+        profile=table.string("profile"),
+        run_folder=table.path("run_folder"),
+        socket=_socket(table.table("socket")),
+        grace=table.duration("grace", timedelta(seconds=30)) or timedelta(seconds=30),
+        log_level=table.choice("log_level", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
+    )
+    table.no_other()
+    _check(config, mistakes)
+    mistakes.raise_any(ConfigError)
+    return config
+
+
+def _read(path: Path, mistakes: Mistakes) -> dict[str, object]:
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        mistakes.add("--config", f"{path} cannot be read: {error.strerror}")
+        return {}
+    except ValueError as error:
+        mistakes.add("--config", f"{path} is not TOML: {error}")
+        return {}
+    # `--agent` names one agent, `[[agent]]` describes them: two keys inside.
+    if "agent" in values:
+        values["agent_tables"] = values.pop("agent")
+    return values
+
+
+def _identity(table: Table | None) -> Files | None:
+    if table is None:
+        return None
+    paths = [table.path(key) for key in ("key", "cert", "bundle")]
+    table.no_other()
+    key, cert, bundle = paths
+    if key is None or cert is None or bundle is None:
+        table.mistakes.add(table.where, "give key, cert and bundle")
+        return None
+    return Files(key, cert, bundle)
+
+
+def _socket(table: Table | None) -> SocketConfig:
+    if table is None:
+        return SocketConfig()
+    mode = table.string("mode", "0600") or ""
+    if not (len(mode) == 4 and set(mode) <= set("01234567")):
+        table.mistakes.add(table.key("mode"), "use four octal digits, such as 0660")
+        mode = "0600"
+    socket = SocketConfig(int(mode, 8), table.string("group"))
+    table.no_other()
+    return socket
+
+
+def _agent(table: Table) -> AgentConfig:
+    agent = AgentConfig(
+        name=table.name("name"),
+        command=table.strings("command"),
+        adapter=table.choice("adapter", ("", "http", "exec"), ""),
+        mode=table.choice("mode", ("per_call", "pool"), "per_call"),
+        pool_size=table.integer("pool_size", 1, 1, 1_000),
+        concurrency=table.integer("concurrency", 4, 1, 1_000),
+        prefetch=table.integer("prefetch", 0, 0, 10_000),
+        max_output=table.integer("max_output", 1 << 20, 1, 64 << 20),
+    )
+    pool = agent.adapter == "exec" and agent.mode == "pool"
+    capabilities = tuple(_capability(entry, agent.adapter) for entry in table.tables("capability"))
+    table.no_other()
+    if agent.adapter and not capabilities:
+        table.mistakes.add(table.key("capability"), "an adapter needs at least one [[agent.capability]]")
+    if capabilities and not agent.adapter:
+        table.mistakes.add(
+            table.key("capability"), 'an agent says its capabilities itself; or set adapter = "http" or "exec"'
+        )
+    if agent.adapter == "exec" and not agent.command:
+        table.mistakes.add(table.key("command"), "the exec adapter needs the command to run")
+    if agent.adapter == "http" and agent.command:
+        table.mistakes.add(table.key("command"), "the http adapter starts nothing; leave it out")
+    return replace(agent, capabilities=capabilities, concurrency=agent.pool_size if pool else agent.concurrency)
+
+
+def _capability(table: Table, adapter: str) -> CapabilityConfig:
+    capability = CapabilityConfig(
+        name=table.string("name") or "",
+        version=table.string("version", "1") or "",
+        description=table.string("description", "") or "",
+        input_schema=table.schema("input_schema"),
+        output_schema=table.schema("output_schema"),
+        effect=table.choice("effect", ("", "pure", "read", "write", "egress"), ""),
+        idempotent=table.boolean("idempotent"),
+        clearance=table.strings("clearance"),
+        cost=table.number("cost"),
+        timeout=table.duration("timeout", None),
+        http=_http(table) if adapter == "http" else None,
+    )
+    table.no_other()
+    return capability
+
+
+def _http(table: Table) -> HttpCall:
+    kinds = ("TRANSIENT", "PERMANENT", "INVALID_INPUT", "INVALID_OUTPUT", "POLICY", "BUDGET", "TIMEOUT")
+    call = HttpCall(
+        url=table.string("url") or "",
+        method=table.choice("method", ("GET", "POST", "PUT", "PATCH", "DELETE"), "POST"),
+        headers=table.headers("headers"),
+        body=table.string("body"),
+        output=table.string("output", "") or "",
+        errors=table.statuses("errors", kinds),
+        max_response=table.integer("max_response", 1 << 20, 1, 64 << 20),
+        connect_timeout=table.duration("connect_timeout", timedelta(seconds=5)) or timedelta(seconds=5),
+        read_timeout=table.duration("read_timeout", timedelta(seconds=60)) or timedelta(seconds=60),
+    )
+    if not call.url.startswith(("http://", "https://")):
+        table.mistakes.add(table.key("url"), "give the service's URL, beginning with http:// or https://")
+    if call.output and not call.output.startswith("/"):
+        table.mistakes.add(table.key("output"), "give a JSON pointer such as /result")
+    return call
+
+
+def _check(config: Config, mistakes: Mistakes) -> None:
+    names = [agent.name for agent in config.agents]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        mistakes.add("agent", f"{name} is there twice; one table for each agent")
+    if len(names) > _MOST_AGENTS:
+        mistakes.add("agent", f"use at most {_MOST_AGENTS} agents beside one sidecar")
+    if config.command and config.agents:
+        mistakes.add("--", "give the command after -- or in [[agent]], not in both")
+    for address in config.orchestrators:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+            mistakes.add("orchestrators", f"{address!r} is not host:port, such as 127.0.0.1:7443")

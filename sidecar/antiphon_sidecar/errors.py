@@ -1,0 +1,72 @@
+"""Errors on the wire: a status with one ErrorInfo, built from the registry in antiphon/v1/error.proto.
+
+A call that is refused is an error; work that did not succeed is a failure, and never comes here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Iterable
+from typing import Any, NoReturn, cast
+
+import grpc
+from antiphon.options.v1 import options_pb2
+from antiphon.v1 import error_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "ERROR_REASON_"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_DETAILS = "grpc-status-details-bin"
+_DOMAIN = "antiphon.v1"
+
+
+class Refused(Exception):
+    """A call that is refused; the servicer's edge turns it into a status.
+
+    `variables` fill the reason's message. A variable that the registry demands and that is not known here is empty.
+    """
+
+    def __init__(self, reason: error_pb2.ErrorReason.ValueType, message: str | None = None, **variables: str) -> None:
+        spec = error_pb2.ErrorReason.DESCRIPTOR.values_by_number[reason].GetOptions().Extensions[options_pb2.error]
+        self.reason = reason
+        self.variables = {**dict.fromkeys(spec.metadata, ""), **variables}
+        self.code = _CODES[spec.code]
+        super().__init__(message or spec.message.format(**self.variables))
+
+    def status(self) -> status_pb2.Status:
+        """The google.rpc.Status."""
+        info = error_details_pb2.ErrorInfo(
+            reason=error_pb2.ErrorReason.Name(self.reason).removeprefix(_PREFIX),
+            domain=_DOMAIN,
+            metadata=self.variables,
+        )
+        status = status_pb2.Status(code=self.code.value[0], message=str(self))
+        status.details.add().Pack(info)
+        return status
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException) -> NoReturn:
+    """End a call with the status of `error`; anything but `Refused` is a bug, logged, and leaves as INTERNAL."""
+    if not isinstance(error, Refused):
+        trace_id = secrets.token_hex(16)
+        log.error("internal error", exc_info=error, extra={"trace_id": trace_id})
+        error = Refused(error_pb2.ERROR_REASON_INTERNAL, trace_id=trace_id)
+    details = ((_DETAILS, error.status().SerializeToString()),)
+    await context.abort(error.code, str(error), details)
+    raise asyncio.CancelledError  # not reached: abort raises
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """The ErrorReason of a refused call, without its prefix; empty when the status did not come from Antiphon."""
+    metadata = dict(cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()))
+    details = metadata.get(_DETAILS)
+    if isinstance(details, bytes):
+        info = error_details_pb2.ErrorInfo()
+        for detail in status_pb2.Status.FromString(details).details:
+            if detail.Unpack(info):
+                return str(info.reason)
+    return ""

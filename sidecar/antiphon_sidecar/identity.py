@@ -1,0 +1,218 @@
+"""Who this sidecar is: a join token turned into a certificate, a certificate kept from an earlier start, or files that
+something else maintains; and its renewal.
+
+The state folder holds one profile, named `sidecar`. A token that was used before is not needed again while the
+certificate of its identity is kept and valid. The token's secret goes only to a server whose certificate leads to the
+root inside the token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+from antiphon.v1 import identity_service_pb2 as identity_service
+from antiphon.v1 import identity_service_pb2_grpc
+from antiphon_certs import (
+    ORCHESTRATOR_DNS_NAME,
+    CertificateFiles,
+    CertsError,
+    Credential,
+    CredentialError,
+    ExternalFiles,
+    JoinToken,
+    Kind,
+    Profile,
+    ProfileError,
+    RenewalError,
+    Source,
+    new_key_and_csr,
+    profile_folder,
+)
+
+from .config import Config
+from .errors import reason_of
+from .upstream import backoff, secure_channel
+
+log = logging.getLogger(__name__)
+
+CALL_TIMEOUT = 10.0
+_PROFILE = "sidecar"
+_RETRIED = frozenset(
+    (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+    )
+)
+
+
+class IdentityError(Exception):
+    """The sidecar cannot find out, or prove, who it is; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the sidecar's identity comes from, before anything is dialled."""
+
+    token: JoinToken | None
+    profile: Profile | None
+    source: Source
+    """Where the certificate is, or will be after the join."""
+    state: Path | None
+    """The folder that is written to; None when something else maintains the certificate."""
+
+    def stored(self) -> Credential | None:
+        """The certificate to begin with, if one is there that is valid, and fits the token."""
+        try:
+            credential = self.source.load()
+        except CredentialError:
+            return None
+        if credential.not_after <= datetime.now(UTC):
+            return None
+        if self.token and (
+            credential.identity != self.token.identity
+            or credential.grants != self.token.grants
+            or self.token.root_pem.strip() not in credential.bundle_pem
+        ):
+            return None
+        return credential
+
+    @property
+    def owner(self) -> str:
+        """What the run folder is named after. Raises `IdentityError`."""
+        if self.state is not None:
+            return str(self.state.absolute())
+        credential = self.stored()
+        if credential is None:
+            raise IdentityError("there is no valid certificate; look at [identity]")
+        return credential.identity.uri
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The orchestrators that token or profile know of."""
+        if self.token:
+            return self.token.addresses
+        return self.profile.addresses if self.profile else ()
+
+
+def locate(config: Config, environ: Mapping[str, str]) -> Place:
+    """Where the identity comes from. Raises `IdentityError`."""
+    try:
+        token = JoinToken.parse(config.token) if config.token else None
+        if token and token.identity.kind is not Kind.SIDECAR:
+            raise IdentityError(f"the token is for a {token.identity.kind.value}; make one with --kind sidecar")
+        if config.identity:
+            files = ExternalFiles(config.identity.key, config.identity.cert, config.identity.bundle)
+            return Place(None, None, files, None)
+        if config.profile:
+            named = Profile.load(config.profile, environ)
+            return Place(None, named, named.credential, named.folder)
+        state = config.state or _default_state(token, environ)
+        folder = profile_folder(_PROFILE, {"ANTIPHON_HOME": str(state)})
+        try:
+            profile = Profile.load(_PROFILE, {"ANTIPHON_HOME": str(state)})
+        except ProfileError:
+            if token is None:
+                raise IdentityError(
+                    f"nothing in {state} says who this sidecar is; give a join token: --token, or ANTIPHON_TOKEN"
+                ) from None
+            profile = None
+        return Place(token, profile, CertificateFiles(folder / "credential"), state)
+    except CertsError as error:
+        raise IdentityError(str(error)) from error
+
+
+def _default_state(token: JoinToken | None, environ: Mapping[str, str]) -> Path:
+    """The state of the token's identity; without a token, of the only one that has joined from here."""
+    home = environ.get("ANTIPHON_HOME")
+    base = (Path(home) if home else Path.home() / ".antiphon") / "sidecars"
+    if token:
+        return base / token.identity.name
+    known = sorted(path.name for path in base.iterdir()) if base.is_dir() else []
+    if len(known) == 1:
+        return base / known[0]
+    if known:
+        raise IdentityError(
+            f"several sidecars have joined from here: give --state {base}/NAME, one of {', '.join(known)}"
+        )
+    raise IdentityError("nothing says who this sidecar is; give a join token: --token, or ANTIPHON_TOKEN")
+
+
+async def establish(place: Place) -> Credential:
+    """The certificate to begin with; joins when there is none. Raises `IdentityError`."""
+    credential = place.stored()
+    if credential is None and place.token:
+        credential = await _join(place, place.token)
+    if credential is None:
+        raise IdentityError(
+            "there is no valid certificate (any more); give a new join token: --token, or ANTIPHON_TOKEN"
+        )
+    if credential.identity.kind is not Kind.SIDECAR:
+        raise IdentityError(f"the certificate is a {credential.identity.kind.value}'s; a sidecar needs its own")
+    return credential
+
+
+async def _join(place: Place, token: JoinToken) -> Credential:
+    """Ask until there is an answer or the token has expired: orchestrators may be started later than their sidecars."""
+    key_pem, csr_pem = new_key_and_csr(token.identity)
+    request = identity_service.JoinRequest(
+        token_id=token.token_id, secret=token.secret.hex(), signing_request=csr_pem.decode()
+    )
+    failures = 0
+    while True:
+        address = token.join_addresses[failures % len(token.join_addresses)]
+        try:
+            token.check_not_expired(datetime.now(UTC))
+            credentials = grpc.ssl_channel_credentials(token.root_pem)
+            options = (("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME),)
+            async with grpc.aio.secure_channel(address, credentials, options) as channel:
+                stub = identity_service_pb2_grpc.IdentityServiceStub(channel)
+                answer: identity_service.JoinResponse = await stub.Join(request, timeout=CALL_TIMEOUT)
+            grant = answer.certificate
+            assert place.state is not None and isinstance(place.source, CertificateFiles)
+            credential = place.source.store(key_pem, grant.chain.encode(), grant.trust_bundle.encode())
+            Profile(
+                profile_folder(_PROFILE, {"ANTIPHON_HOME": str(place.state)}),
+                token.addresses,
+                token.join_addresses,
+                token.identity.trust_domain,
+                token.identity.namespace,
+            ).save()
+            log.info("joined", extra={"identity": credential.identity.uri, "orchestrator": address})
+            return credential
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _RETRIED:
+                raise IdentityError(error.details() or f"the join was refused: {error.code().name}") from error
+            if failures == 0:
+                log.warning("cannot join yet", extra={"orchestrator": address, "cause": error.details()})
+        except CertsError as error:
+            raise IdentityError(str(error)) from error
+        except OSError as error:
+            raise IdentityError(f"the certificate cannot be kept in {place.state}: {error.strerror}") from error
+        failures += 1
+        await asyncio.sleep(backoff(failures))
+
+
+async def renew(source: CertificateFiles, addresses: Callable[[], Sequence[str]], current: Credential) -> None:
+    """Have the certificate renewed by the first orchestrator that answers, and keep it. Raises `RenewalError`."""
+    key_pem, csr_pem = new_key_and_csr(current.identity)
+    request = identity_service.RenewRequest(signing_request=csr_pem.decode())
+    problem = "no orchestrator is known"
+    for address in addresses():
+        try:
+            async with secure_channel(address, current) as channel:
+                stub = identity_service_pb2_grpc.IdentityServiceStub(channel)
+                answer: identity_service.RenewResponse = await stub.Renew(request, timeout=CALL_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            problem = f"{address}: {reason_of(error) or error.code().name}: {error.details()}"
+            continue
+        source.store(key_pem, answer.certificate.chain.encode(), answer.certificate.trust_bundle.encode())
+        return
+    raise RenewalError(problem)

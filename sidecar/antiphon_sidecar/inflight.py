@@ -1,0 +1,503 @@
+"""What a sidecar holds: attempts without an outcome, and outcomes without a verdict. Pure; standard library only.
+
+Events come in as method calls with the time (monotonic seconds); what is to be sent comes out in the outboxes of the
+links (one to each orchestrator replica) and seats (one for each agent), whose writers are woken and take from them. No
+method blocks, no clock is read, and messages of the wire pass through as opaque objects.
+
+The rules (protocol.md §5 and §8):
+
+- An attempt is known by its id. A second offer of one that is held is ignored; if its outcome waits for a verdict, the
+  outcome is sent again.
+- Of each shard the highest epoch is remembered. Offers below it come back STALE_EPOCH. Reports go to the replica that
+  claimed the shard last, whoever offered the attempt. A claim is answered by an inventory, then by the outcomes.
+- An offer that is refused at the door was never held: no inventory names it, so its report is sent once, not kept.
+  Every other outcome is kept until its verdict. When too many wait, windows close until half of them are gone.
+- An agent is never working on more attempts than its concurrency. A handler that waits for its own calls gives up its
+  place, and its agent's window grows by one meanwhile, so that parents cannot block their children.
+- An attempt's time runs from the moment it is taken for the agent. At zero it fails TIMEOUT at once and its late result
+  is ignored; but its place stays taken until the agent answers the cancel, or `LINGER` has passed.
+- When an agent goes, what it was working on is LOST, what waited for it comes back.
+
+`attempts.TABLE` is the life of an attempt; `Inflight._move` is the only place that changes a state.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .attempts import TABLE, Attempt, Deliver, End, Event, State
+from .boxes import Claim, Link, Seat, pages
+from .windows import Grant, settle, settled
+
+ANNOUNCE_AFTER = 0.05
+"""Seconds an attempt runs before a started report: most have their outcome sooner, and one message less."""
+CANCEL_GRACE = 10.0
+"""Seconds an agent has to answer a cancel before the attempt is CANCELLED without its answer."""
+LINGER = 30.0
+"""Seconds an agent may take to stop an attempt that has timed out before its place is given to another."""
+MOST_OUTCOMES = 4_096
+"""Outcomes without a verdict at which windows close."""
+MOST_CALLS = 64
+"""Calls one attempt may have waiting."""
+
+
+class Inflight:
+    """All attempts of one sidecar process."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Attempt] = {}
+        self.outcomes = 0
+        self.draining = False
+        self.seats: dict[str, Seat] = {}
+        self.links: list[Link] = []
+        self._claims: dict[int, Claim] = {}
+        self._windows_sent = 0
+        self._closed = False  # windows are closed because too many outcomes wait
+        self._young: deque[tuple[float, Attempt]] = deque()  # accepted within ANNOUNCE_AFTER
+        self._old: dict[str, Attempt] = {}  # held longer than that
+        self._last_turn = 0.0
+
+    # ---- agents
+
+    def add_seat(self, name: str, wake: Callable[[], None]) -> Seat:
+        """A configured agent; it is not present yet."""
+        seat = self.seats[name] = Seat(name, wake)
+        return seat
+
+    def agent_came(self, seat: Seat, concurrency: int, prefetch: int, now: float) -> None:
+        """The agent is there. If it was there before, what it had is lost first."""
+        if seat.present:
+            self.agent_went(seat, now)
+        seat.present, seat.draining = True, False
+        seat.concurrency, seat.prefetch = concurrency, prefetch
+        for link in self.links:
+            link.agents[seat.name] = True
+            link.wake()
+        self._settle(seat)
+
+    def agent_went(self, seat: Seat, now: float) -> None:
+        """The agent is gone: LOST is what it was working on, the rest comes back."""
+        seat.present = False
+        for attempt in list(seat.running.values()):
+            self._finish(attempt, Event.AGENT_GONE, now)
+        self._send_back(seat, Event.AGENT_GONE, now)
+        seat.lingering.clear()
+        seat.cancels.clear()
+        for link in self.links:
+            link.agents[seat.name] = False
+            link.wake()
+        self._settle(seat)
+
+    def agent_drains(self, seat: Seat, now: float) -> None:
+        """The agent finishes what it has and gets no more."""
+        seat.draining = True
+        self._send_back(seat, Event.DRAINED, now)
+        self._settle(seat)
+
+    def drain(self, now: float) -> None:
+        """The sidecar finishes what its agents are working on and takes no more."""
+        self.draining = True
+        for seat in self.seats.values():
+            self.agent_drains(seat, now)
+        for link in self.links:
+            link.drain = True
+            link.wake()
+
+    def take(self, seat: Seat, now: float, most: int, most_bytes: int) -> list[Attempt]:
+        """Attempts to write to the agent now, as many as have a place and fit one message; their time runs from now."""
+        taken: list[Attempt] = []
+        if not seat.present:
+            return taken
+        queue, running = seat.queue, seat.running
+        free = min(seat.concurrency - seat.active, most)
+        while free > 0 and queue:
+            attempt = queue[0]
+            if attempt.state is not State.QUEUED:  # it was cancelled or came too late while it waited
+                queue.popleft()
+                continue
+            most_bytes -= attempt.size
+            if most_bytes < 0 and taken:
+                break
+            queue.popleft()
+            seat.queued -= 1
+            self._move(attempt, Event.TAKEN)
+            attempt.started = now
+            attempt.deadline = None if attempt.timeout is None else now + attempt.timeout
+            running[attempt.attempt_id] = attempt
+            taken.append(attempt)
+            free -= 1
+        return taken
+
+    def ended(self, seat: Seat, attempt_id: str, result: Any, size: int, now: float) -> None:
+        """The agent answered an attempt. An answer that is late, unknown or another agent's is ignored."""
+        attempt = seat.running.get(attempt_id)
+        if attempt is None:
+            if seat.lingering.pop(attempt_id, None) is not None:
+                seat.wake()
+            return
+        attempt.result, attempt.size = result, size
+        self._finish(attempt, Event.ENDED, now)
+        if seat.queued:
+            seat.wake()
+
+    def progressed(self, seat: Seat, attempt_id: str, update: Any) -> None:
+        """The agent said how far it is; only the latest word of an attempt is sent, and none is kept."""
+        attempt = seat.running.get(attempt_id)
+        link = attempt and self._owner(attempt)
+        if attempt and link:
+            link.progress[attempt_id] = (attempt, update)
+            link.wake()
+
+    def vouched(self, seat: Seat, attempt_id: str, token: bytes) -> Attempt | None:
+        """The attempt the agent is working on, if it knows its token. Raises `KeyError` when there is none."""
+        attempt = seat.running[attempt_id]
+        return attempt if hmac.compare_digest(attempt.token, token) else None
+
+    def called(self, attempt: Attempt, call_id: str, request: Any, size: int, deliver: Deliver) -> bool:
+        """A handler asks for a capability and waits. False when it has too many calls waiting."""
+        calls = attempt.calls = attempt.calls or {}
+        earlier = calls.get(call_id)
+        if earlier is None and len(calls) >= MOST_CALLS:
+            return False
+        first = not calls
+        calls[call_id] = (request, size, deliver)
+        if earlier is not None:
+            earlier[2](None)
+        if first and attempt.seat:
+            attempt.seat.waiting += 1
+            attempt.seat.wake()
+            self._settle(attempt.seat)
+        link = self._owner(attempt)
+        if link:
+            link.calls.append((request, size))
+            link.wake()
+        return True
+
+    def gave_up(self, attempt: Attempt, call_id: str) -> None:
+        """The one who waited for a call has left; its outcome is not delivered."""
+        self.answered(attempt.attempt_id, call_id, None)
+
+    # ---- replicas
+
+    def attach(self, wake: Callable[[], None]) -> Link:
+        """A stream to a replica is about to say hello, the first of this link."""
+        link = Link(wake)
+        self.links.append(link)
+        self._settle_all()
+        return link
+
+    def hello(self, link: Link) -> dict[str, tuple[int, int]]:
+        """What a new stream says first: the window, (generation, slots), of each agent that is present."""
+        grants = ((name, self._grant(link, name)) for name, seat in self.seats.items() if seat.present)
+        return {name: (grant.generation, grant.slots) for name, grant in grants}
+
+    def welcomed(self, link: Link, said: dict[str, tuple[int, int]]) -> None:
+        """The new stream is the link's stream from now on. Of the outbox only what has changed since `said` is kept;
+        claims refill it.
+        """
+        link.clear()
+        link.drain = self.draining
+        for name, seat in self.seats.items():
+            grant = self._grant(link, name)
+            if seat.present != (name in said):
+                link.agents[name] = seat.present
+            if seat.present and said.get(name) != (grant.generation, grant.slots):
+                link.windows[name] = (grant.generation, grant.slots)
+            grant.allowed = max(grant.slots, said.get(name, (0, 0))[1])  # it knows no earlier window
+            self._settle(seat)
+        link.wake()
+
+    def detach(self, link: Link) -> None:
+        """The stream is gone and none has taken its place. Attempts are kept for whoever claims their shards."""
+        self.links.remove(link)
+        for shard, claim in self._claims.items():
+            if claim.link is link:
+                self._claims[shard] = Claim(claim.epoch, None)
+        for attempt in self.held.values():
+            if attempt.link is link:
+                attempt.link = attempt.grant = None
+        self._settle_all()
+
+    def claim(self, link: Link, claims: Iterable[tuple[int, int]]) -> None:
+        """The replica has taken shards: (shard, epoch). Older claims are ignored, the others answered."""
+        answers: dict[int, tuple[list[Attempt], list[Attempt]]] = {}
+        for shard, epoch in claims:
+            known = self._claims.get(shard)
+            if known is None or epoch >= known.epoch:
+                self._claims[shard] = Claim(epoch, link)
+                answers[shard] = ([], [])
+        for attempt in self.held.values():
+            answer = answers.get(attempt.shard)
+            if answer is None:
+                continue
+            answer[attempt.state is State.REPORTED].append(attempt)
+            if attempt.state is not State.REPORTED:
+                self._adopt(attempt, link)
+        for shard, (open_attempts, reported) in answers.items():
+            link.inventories.extend(pages(shard, self._claims[shard].epoch, open_attempts, reported))
+            link.reports.extend(reported)
+            for attempt in open_attempts:
+                if attempt.announced:
+                    link.started.append(attempt)
+                link.calls.extend((request, size) for request, size, _ in (attempt.calls or {}).values())
+        for seat in self.seats.values():
+            seat.unsettled = True  # what had no replica has one now
+        link.wake()
+
+    def offer(
+        self, link: Link, seat_name: str, attempt_id: str, shard: int, epoch: int,
+        assignment: Any, token: bytes, size: int, timeout: float | None, now: float,
+    ) -> None:  # fmt: skip
+        """The replica offers an attempt; `size` is that of its input in bytes, `timeout` in seconds."""
+        claim = self._claims.get(shard)
+        if claim is None or claim.epoch < epoch or (claim.link is None and claim.epoch == epoch):
+            self._claims[shard] = Claim(epoch, link)
+        elif epoch < claim.epoch:
+            self._refuse(link, seat_name, attempt_id, shard, End.STALE_EPOCH)
+            return
+        held = self.held.get(attempt_id)
+        if held is not None:
+            self._move(held, Event.OFFERED)
+            if held.state is State.REPORTED:
+                link.reports.append(held)
+                link.wake()
+            return
+        seat = self.seats.get(seat_name)
+        if seat is None or not seat.present:
+            self._refuse(link, seat_name, attempt_id, shard, End.AGENT_GONE)
+            return
+        if self.draining or seat.draining:
+            self._refuse(link, seat_name, attempt_id, shard, End.DRAINING)
+            return
+        grant = link.grants.get(seat_name)
+        if grant is None or grant.out >= grant.allowed:
+            self._refuse(link, seat_name, attempt_id, shard, End.NO_SLOT)
+            return
+        attempt = Attempt(attempt_id, shard, seat_name)
+        attempt.seat, attempt.link, attempt.grant = seat, link, grant
+        attempt.assignment, attempt.token, attempt.size = assignment, token, size
+        if timeout is not None:
+            attempt.timeout, attempt.deadline = timeout, now + timeout
+        grant.out += 1
+        self._move(attempt, Event.OFFERED)
+        self.held[attempt_id] = attempt
+        self._young.append((now, attempt))
+        seat.queue.append(attempt)
+        seat.queued += 1
+        if seat.queued == 1:
+            seat.wake()
+
+    def cancel(self, attempt_id: str, reason: str, now: float) -> None:
+        """The replica wants an attempt stopped. One that has ended is left alone: its outcome was quicker."""
+        attempt = self.held.get(attempt_id)
+        if attempt is None or attempt.state is State.REPORTED or attempt.cancelled is not None:
+            return
+        attempt.cancelled = reason
+        if attempt.state is State.QUEUED:
+            self._finish(attempt, Event.CANCELLED, now)
+            return
+        self._move(attempt, Event.CANCELLED)
+        grace = now + CANCEL_GRACE
+        attempt.deadline = grace if attempt.deadline is None else min(attempt.deadline, grace)
+        self._old[attempt_id] = attempt  # the sweep watches its new deadline
+        self._tell_cancel(attempt, reason)
+
+    def verdict(self, attempt_id: str) -> None:
+        """The owner has committed what it made of an outcome: forget it."""
+        attempt = self.held.get(attempt_id)
+        if attempt is None or attempt.state is not State.REPORTED:
+            return
+        del self.held[attempt_id]
+        self._move(attempt, Event.VERDICT)
+        self.outcomes -= 1
+        if self._closed and self.outcomes <= MOST_OUTCOMES // 2:
+            self._closed = False
+            self._settle_all()
+
+    def acknowledged(self, link: Link, seat_name: str, generation: int) -> None:
+        """The replica keeps to a window."""
+        grant = link.grants.get(seat_name)
+        if grant and grant.acknowledge(generation):
+            self._settle(self.seats[seat_name])
+
+    def demanded(self, link: Link, seat_name: str, wanted: int) -> None:
+        """The replica could use that many slots of an agent."""
+        seat = self.seats.get(seat_name)
+        if seat:
+            self._grant(link, seat_name).wanted = wanted
+            self._settle(seat)
+
+    def answered(self, attempt_id: str, call_id: str, response: Any) -> None:
+        """A call has its outcome; None when nobody waits any more. One of an attempt that has ended is dropped."""
+        attempt = self.held.get(attempt_id)
+        waiting = attempt.calls.pop(call_id, None) if attempt and attempt.calls else None
+        if not attempt or not waiting:
+            return
+        if not attempt.calls and attempt.seat:
+            attempt.seat.waiting -= 1
+            self._settle(attempt.seat)
+        waiting[2](response)
+
+    # ---- time
+
+    def sweep(self, now: float) -> None:
+        """Everything that time brings about; call every `ANNOUNCE_AFTER`."""
+        while self._young and self._young[0][0] <= now - ANNOUNCE_AFTER:
+            attempt = self._young.popleft()[1]
+            if attempt.state is State.QUEUED or attempt.state is State.STARTED:
+                self._old[attempt.attempt_id] = attempt
+        for attempt in list(self._old.values()):
+            if attempt.state is State.REPORTED or attempt.state is State.ABSENT:
+                del self._old[attempt.attempt_id]
+            elif attempt.deadline is not None and now >= attempt.deadline:
+                self._expire(attempt, now)
+            elif attempt.state is State.STARTED and not attempt.announced and now - attempt.started >= ANNOUNCE_AFTER:
+                attempt.announced = True
+                link = self._owner(attempt)
+                if link:
+                    link.started.append(attempt)
+                    link.wake()
+        turn = now - self._last_turn >= 1.0
+        if turn:
+            self._last_turn = now
+        for seat in self.seats.values():
+            for attempt_id in [key for key, until in seat.lingering.items() if now >= until]:
+                del seat.lingering[attempt_id]
+                seat.wake()
+            if turn and sum(grant.wanted for grant in self._grants(seat)) > self._capacity(seat):
+                seat.turn += 1
+                seat.unsettled = True
+            if seat.unsettled:
+                self._settle(seat)
+
+    def beat(self) -> None:
+        """Tell every replica that the sidecar is there."""
+        for link in self.links:
+            link.alive = True
+            link.wake()
+
+    @property
+    def open_attempts(self) -> int:
+        """Attempts held without an outcome."""
+        return len(self.held) - self.outcomes
+
+    @property
+    def unacknowledged_windows(self) -> bool:
+        """Whether a replica may still believe in a window that is larger than the one it was sent."""
+        return any(grant.allowed != grant.slots for link in self.links for grant in link.grants.values())
+
+    # ---- inside
+
+    def _move(self, attempt: Attempt, event: Event) -> End:
+        attempt.state, end = TABLE[attempt.state, event]
+        return end
+
+    def _finish(self, attempt: Attempt, event: Event, now: float) -> None:
+        """Give an attempt its outcome, free its place and slot, and send its report."""
+        seat = attempt.seat
+        assert seat is not None
+        if attempt.state is State.STARTED:
+            del seat.running[attempt.attempt_id]
+            attempt.busy = now - attempt.started
+            if attempt.calls:
+                seat.waiting -= 1
+                seat.unsettled = True
+        else:
+            seat.queued -= 1
+        attempt.end = self._move(attempt, event)
+        if len(seat.queue) > 2 * seat.queued + 64:
+            seat.queue = deque(other for other in seat.queue if other.state is State.QUEUED)
+        if attempt.grant is not None:
+            attempt.grant.out -= 1
+        else:
+            seat.unsettled = True  # a slot that belonged to no replica is free
+        calls, attempt.calls = attempt.calls, None
+        attempt.seat = attempt.link = attempt.grant = attempt.assignment = None
+        for _, _, deliver in (calls or {}).values():
+            deliver(None)
+        self.outcomes += 1
+        claim = self._claims.get(attempt.shard)
+        if claim and claim.link:
+            claim.link.reports.append(attempt)
+            claim.link.wake()
+        if self.outcomes > MOST_OUTCOMES and not self._closed:
+            self._closed = True
+            self._settle_all()
+
+    def _expire(self, attempt: Attempt, now: float) -> None:
+        seat = attempt.seat
+        assert seat is not None
+        if attempt.state is State.STARTED:
+            if attempt.cancelled is None:
+                self._tell_cancel(attempt, "timeout")
+            if not attempt.calls:
+                seat.lingering[attempt.attempt_id] = now + LINGER
+        self._finish(attempt, Event.EXPIRED, now)
+        if attempt.cancelled is not None and attempt.end is End.TIMEOUT:
+            attempt.end = End.CANCELLED
+
+    def _tell_cancel(self, attempt: Attempt, reason: str) -> None:
+        assert attempt.seat is not None
+        attempt.seat.cancels.append((attempt.attempt_id, reason))
+        attempt.seat.wake()
+
+    def _send_back(self, seat: Seat, event: Event, now: float) -> None:
+        queue, seat.queue = seat.queue, deque()
+        for attempt in queue:
+            if attempt.state is State.QUEUED:
+                self._finish(attempt, event, now)
+
+    def _refuse(self, link: Link, seat_name: str, attempt_id: str, shard: int, end: End) -> None:
+        refusal = Attempt(attempt_id, shard, seat_name)
+        refusal.end = end
+        link.reports.append(refusal)
+        link.wake()
+
+    def _owner(self, attempt: Attempt) -> Link | None:
+        claim = self._claims.get(attempt.shard)
+        return claim.link if claim else None
+
+    def _adopt(self, attempt: Attempt, link: Link) -> None:
+        if attempt.link is not link:
+            if attempt.grant is not None:
+                attempt.grant.out -= 1
+            attempt.link, attempt.grant = link, self._grant(link, attempt.seat_name)
+            attempt.grant.out += 1
+
+    def _grant(self, link: Link, seat_name: str) -> Grant:
+        grant = link.grants.get(seat_name)
+        if grant is None:
+            grant = link.grants[seat_name] = Grant()
+        return grant
+
+    def _grants(self, seat: Seat) -> list[Grant]:
+        return [self._grant(link, seat.name) for link in self.links]
+
+    def _capacity(self, seat: Seat) -> int:
+        """Slots to divide: places, prefetch and what waits for its own calls, less what belongs to no replica now."""
+        if not seat.present or seat.draining or self.draining or self._closed:
+            return 0
+        held = len(seat.running) + seat.queued
+        orphans = max(held - sum(grant.out for grant in self._grants(seat)), 0)
+        return max(seat.concurrency + seat.prefetch + seat.waiting - orphans, 0)
+
+    def _settle(self, seat: Seat) -> None:
+        grants, capacity = self._grants(seat), self._capacity(seat)
+        if not grants:
+            return
+        for index, _ in settle(grants, capacity, seat.turn):
+            self._send_window(self.links[index], seat.name, grants[index])
+        seat.unsettled = not settled(grants, capacity, seat.turn)
+
+    def _settle_all(self) -> None:
+        for seat in self.seats.values():
+            self._settle(seat)
+
+    def _send_window(self, link: Link, seat_name: str, grant: Grant) -> None:
+        self._windows_sent += 1
+        grant.generation = self._windows_sent
+        link.windows[seat_name] = (grant.generation, grant.slots)
+        link.wake()

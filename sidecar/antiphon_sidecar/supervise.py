@@ -1,0 +1,84 @@
+"""Keeps an agent's process running: starts it, starts it again with growing pauses when it ends, stops it at the end.
+
+The process gets a process group of its own, so that Ctrl-C reaches the sidecar alone, which then drains, and so that
+whatever the agent has started is stopped with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT = 5.0
+"""Seconds between SIGTERM and SIGKILL when the sidecar ends; it has drained by then."""
+_PAUSE_FIRST, _PAUSE_MOST = 0.1, 5.0
+_STEADY = 10.0  # seconds after which a process counts as well started
+_LEASH = Path(__file__).with_name("leash.py")
+
+
+class Supervisor:
+    """One agent's process."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._name = name
+        self._command = tuple(command)
+        self._environment = {**os.environ, **environment}
+        self._process: asyncio.subprocess.Process | None = None
+        self.stopping = False
+        """True: it is not started again."""
+
+    async def run(self) -> None:
+        """Keep it running until cancelled; it is gone when this returns."""
+        failures = 0
+        try:
+            while True:
+                began = time.monotonic()
+                # Without site packages the leash takes some 10 ms; the command itself has its own environment.
+                self._process = process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *self._command,
+                    env=self._environment, start_new_session=True,
+                )  # fmt: skip
+                log.info("agent started", extra={"agent": self._name, "pid": process.pid})
+                code = await process.wait()
+                self.kill()  # what it has left behind
+                if self.stopping:
+                    return
+                failures = 0 if time.monotonic() - began >= _STEADY else failures + 1
+                pause = min(_PAUSE_FIRST * (1 << min(failures, 10)), _PAUSE_MOST) * (0.5 + 0.5 * random.random())
+                log.warning("agent ended", extra={"agent": self._name, "exit_code": code, "pause": round(pause, 2)})
+                await asyncio.sleep(pause)
+        finally:
+            await self._stop()
+
+    def kill(self) -> None:
+        """SIGKILL to all that is left of it."""
+        if self._process:
+            _signal(self._process.pid, signal.SIGKILL)
+
+    async def _stop(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        _signal(process.pid, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await process.wait()
+        except TimeoutError:
+            log.warning("agent killed", extra={"agent": self._name, "cause": "it did not end after SIGTERM"})
+        finally:
+            self.kill()
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # the group is gone; its number may be someone else's by now
+        os.killpg(group, number)

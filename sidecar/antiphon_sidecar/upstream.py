@@ -1,0 +1,288 @@
+"""The way up: one Attach stream to each orchestrator replica, made again whenever it breaks.
+
+A stream is replaced before it ends when the replica says go-away or the certificate has changed: the new one is
+welcomed first, then the old one is dropped. What was on its way in the old one is settled by the claims that open the
+new one. One writer a stream. Only the stream that was welcomed last is listened to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from antiphon.mesh.v1 import mesh_service_pb2 as mesh
+from antiphon.mesh.v1 import mesh_service_pb2_grpc
+from antiphon_certs import ORCHESTRATOR_DNS_NAME, Credential
+
+from .boxes import Link
+from .errors import Refused, reason_of
+from .node import Node
+from .wire import hello, next_request
+
+log = logging.getLogger(__name__)
+
+_Call = grpc.aio.StreamStreamCall[mesh.AttachRequest, mesh.AttachResponse]
+
+CONNECT_TIMEOUT = 10.0
+WRITE_TIMEOUT = 30.0
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
+_STEADY = 5.0  # seconds a stream must have lasted for the next failure to count as the first
+_OPTIONS = (
+    ("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME),
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_send_message_length", 4 << 20),
+    # Liveness goes up every 5 s; that nobody is there to read it is noticed by the transport within a ping.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # Streams of one process must not share a connection: a new certificate needs a new one.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+)
+
+
+def secure_channel(address: str, credential: Credential) -> grpc.aio.Channel:
+    """A channel to a replica's mutual TLS listener."""
+    credentials = grpc.ssl_channel_credentials(credential.bundle_pem, credential.key_pem, credential.chain_pem)
+    return grpc.aio.secure_channel(address, credentials, _OPTIONS)
+
+
+async def connected(channel: grpc.aio.Channel) -> None:
+    """Return once the channel is connected. Raises `ConnectionError` at the first failure, or `TimeoutError`."""
+    async with asyncio.timeout(CONNECT_TIMEOUT):
+        state = channel.get_state(try_to_connect=True)
+        while state is not grpc.ChannelConnectivity.READY:
+            if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+                raise ConnectionError("not reachable, or its certificate and ours do not fit")
+            await channel.wait_for_state_change(state)
+            state = channel.get_state(try_to_connect=True)
+
+
+def backoff(failures: int) -> float:
+    """Seconds before the next try: doubling, the upper half at random."""
+    longest = min(BACKOFF_FIRST * (1 << min(failures, 10)), BACKOFF_MOST)
+    return longest * (0.5 + 0.5 * random.random())
+
+
+class Directory:
+    """Which replicas there are, and which upstream serves which: one replica may be known by two addresses."""
+
+    def __init__(self, found: Callable[[list[tuple[str, str]]], None]) -> None:
+        self.found = found
+        """Told every topology: (replica id, address)."""
+        self.serving: dict[str, Upstream] = {}
+
+
+class Upstream:
+    """The upstream of one address. `run` never ends by itself; cancel it."""
+
+    def __init__(self, node: Node, directory: Directory, address: str, credential: Callable[[], Credential]) -> None:
+        self.node = node
+        self.address = address
+        self.replica_id = ""
+        self._directory = directory
+        self._credential = credential
+        self._link: Link | None = None
+        self._current: _Stream | None = None
+        self._news = asyncio.Event()
+        self._reachable: bool | None = None
+
+    @property
+    def attached(self) -> bool:
+        """Whether a stream is welcomed."""
+        return self._current is not None
+
+    def redial(self) -> None:
+        """The certificate has changed: make a new stream before the present one is dropped."""
+        if self._current:
+            self._current.successor_due = True
+            self._news.set()
+
+    async def run(self) -> None:
+        """Stay attached."""
+        failures = 0
+        try:
+            async with asyncio.TaskGroup() as streams:
+                while True:
+                    await self._not_served_by_another()
+                    stream = _Stream(self)
+                    stream.task = streams.create_task(self._run(stream))
+                    while not stream.over and not (stream.welcome_time and stream.successor_due):
+                        self._news.clear()
+                        await self._news.wait()
+                    if stream.over:
+                        lasted = self.node.now() - stream.welcome_time if stream.welcome_time else 0.0
+                        failures = 0 if lasted >= _STEADY else failures + 1
+                        await asyncio.sleep(backoff(failures))
+        finally:
+            self._detach()
+
+    async def _not_served_by_another(self) -> None:
+        """A replica with two addresses is served through the first; this one stands by."""
+        while True:
+            other = self._directory.serving.get(self.replica_id)
+            if other is None or other is self:
+                return
+            await asyncio.sleep(backoff(10))
+
+    async def _run(self, stream: _Stream) -> None:
+        try:
+            await stream.run(self._credential())
+            problem = "the replica ended the stream"
+        except grpc.aio.AioRpcError as error:
+            problem = f"{reason_of(error) or error.code().name}: {error.details()}"
+        except (ConnectionError, TimeoutError, _Ended) as error:
+            problem = str(error) or "it does not answer in time"
+        finally:
+            stream.over = True
+            if stream is self._current or self._current is None:
+                self._detach()
+            self._news.set()
+        if stream.welcome_time or self._reachable is not False:
+            self._reachable = False
+            log.warning("detached", extra={"orchestrator": self.address, "cause": problem})
+
+    def link(self) -> Link:
+        """The link of this replica, which outlives its streams while one follows another."""
+        if self._link is None:
+            self._link = self.node.inflight.attach(self._wake)
+        return self._link
+
+    def welcomed(self, stream: _Stream, welcome: mesh.Welcome, said: dict[str, tuple[int, int]]) -> None:
+        """The stream has its answer and takes over from the one before."""
+        self.replica_id = welcome.replica_id
+        other = self._directory.serving.setdefault(welcome.replica_id, self)
+        if other is not self:
+            raise _Ended(f"this replica is already served at {other.address}")
+        if welcome.inline_limit:
+            self.node.inline_limit = min(self.node.inline_limit, welcome.inline_limit)
+        previous, self._current = self._current, stream
+        self.node.inflight.welcomed(self.link(), said)
+        if previous and previous.task:
+            previous.task.cancel()
+        self._reachable = True
+        log.info("attached", extra={"orchestrator": self.address, "replica": self.replica_id})
+
+    def _wake(self) -> None:
+        if self._current:
+            self._current.wake.set()
+
+    def _detach(self) -> None:
+        self._current = None
+        if self._directory.serving.get(self.replica_id) is self:
+            del self._directory.serving[self.replica_id]
+        if self._link is not None:
+            self.node.inflight.detach(self._link)
+            self._link = None
+
+    def is_current(self, stream: _Stream) -> bool:
+        """Whether what comes in on this stream still counts."""
+        return stream is self._current
+
+    def topology(self, replicas: list[tuple[str, str]]) -> None:
+        """The replica says which replicas there are."""
+        self._directory.found(replicas)
+
+    def successor_due(self, stream: _Stream) -> None:
+        """The stream is going to end."""
+        stream.successor_due = True
+        self._news.set()
+
+
+class _Ended(Exception):
+    """The stream is of no use; the message says why."""
+
+
+class _Stream:
+    """One Attach stream, from the connection to its end."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.wake = asyncio.Event()
+        self.welcome_time = 0.0
+        self.successor_due = False
+        self.over = False
+        self._upstream = upstream
+        self._node = upstream.node
+
+    async def run(self, credential: Credential) -> None:
+        """Live until the replica ends the stream. Raises what broke it."""
+        node, channel = self._node, secure_channel(self._upstream.address, credential)
+        async with channel:
+            await connected(channel)
+            link = self._upstream.link()
+            said = node.inflight.hello(link)
+            attach: Any = mesh_service_pb2_grpc.MeshServiceStub(channel).Attach  # the stubs demand an iterator
+            call: _Call = attach()
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await call.write(hello(node.incarnation, node.next_generation(), said, node.descriptions))
+                first = await call.read()
+            if not isinstance(first, mesh.AttachResponse) or not first.HasField("welcome"):
+                raise _Ended("its first message was not a welcome")
+            self._upstream.welcomed(self, first.welcome, said)
+            self.welcome_time = node.now()
+            self._receive(first, link)
+            writer = asyncio.create_task(self._write(call, link))
+            try:
+                while isinstance(response := await call.read(), mesh.AttachResponse):
+                    self._receive(response, link)
+            except asyncio.CancelledError:
+                if writer.done() and not writer.cancelled():
+                    writer.result()  # it cancelled the call, and this is why
+                raise
+            finally:
+                writer.cancel()
+                await asyncio.wait([writer])
+
+    async def _write(self, call: _Call, link: Link) -> None:
+        node = self._node
+        try:
+            while True:
+                await self.wake.wait()
+                self.wake.clear()
+                while request := next_request(node.inflight, link, node.descriptions):
+                    async with asyncio.timeout(WRITE_TIMEOUT):
+                        await call.write(request)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return  # the call is over; the reader learns why
+        except BaseException:
+            call.cancel()
+            raise
+
+    def _receive(self, response: mesh.AttachResponse, link: Link) -> None:
+        """Read one message, its lists in the order of their numbers."""
+        if not self._upstream.is_current(self):
+            return
+        node, inflight, now = self._node, self._node.inflight, self._node.now()
+        if response.HasField("topology"):
+            self._upstream.topology([(replica.replica_id, replica.address) for replica in response.topology.replicas])
+        if response.claims:
+            inflight.claim(link, [(claim.shard, claim.epoch) for claim in response.claims])
+        for verdict in response.verdicts:
+            inflight.verdict(verdict.attempt_id)
+        for cancel in response.cancels:
+            inflight.cancel(cancel.attempt_id, cancel.reason, now)
+        for offer in response.offers:
+            assignment = offer.assignment
+            remaining = assignment.remaining_timeout
+            timeout: float | None = remaining.seconds + remaining.nanos * 1e-9
+            if timeout == 0 and not assignment.HasField("remaining_timeout"):
+                timeout = None
+            inflight.offer(
+                link, offer.agent, assignment.attempt_id, offer.shard, offer.epoch,
+                assignment, assignment.attempt_token, len(assignment.input.inline), timeout, now,
+            )  # fmt: skip
+        for ack in response.window_acks:
+            inflight.acknowledged(link, ack.agent, ack.generation)
+        for demand in response.demands:
+            inflight.demanded(link, demand.agent, demand.wanted)
+        for result in response.call_results:
+            inflight.answered(result.attempt_id, result.call_id, result)
+        for refusal in response.refusals:
+            node.refuse(refusal.agent, Refused(refusal.reason, refusal.message or None))
+        if response.HasField("go_away"):
+            log.info("go away", extra={"orchestrator": self._upstream.address, "cause": response.go_away.reason})
+            self._upstream.successor_due(self)

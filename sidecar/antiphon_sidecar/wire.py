@@ -1,0 +1,136 @@
+"""Messages of the mesh, made from what `inflight.py` holds.
+
+Values of users are copied as they are, never parsed. One message holds at most 256 items of a list and about 1 MiB, so
+that it is quick to write and within everybody's limits; what does not fit waits for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from antiphon.mesh.v1 import mesh_service_pb2 as mesh
+from antiphon.v1 import failure_pb2, registry_pb2
+
+from .attempts import Attempt, End
+from .boxes import Link
+from .checks import failed
+from .inflight import Inflight
+
+PROTOCOL_VERSION = 1
+MOST_ITEMS = 256
+MOST_BYTES = 1 << 20
+
+_RETURNS = {
+    End.TOO_LATE: mesh.RETURN_REASON_TOO_LATE,
+    End.AGENT_GONE: mesh.RETURN_REASON_AGENT_GONE,
+    End.DRAINING: mesh.RETURN_REASON_DRAINING,
+    End.NO_SLOT: mesh.RETURN_REASON_NO_SLOT,
+    End.STALE_EPOCH: mesh.RETURN_REASON_STALE_EPOCH,
+}
+_FAILURES = {
+    End.CANCELLED: failed(failure_pb2.FAILURE_KIND_CANCELLED, "cancelled"),
+    End.TIMEOUT: failed(failure_pb2.FAILURE_KIND_TIMEOUT, "no answer within the timeout", retryable=True),
+    End.LOST: failed(failure_pb2.FAILURE_KIND_LOST, "the agent's process went away", retryable=True),
+}
+_PAGE_BYTES = 128 * 1024  # a page of 1,000 ids of usual length; only an estimate is needed here
+
+
+def hello(
+    incarnation: str,
+    generation: int,
+    windows: Mapping[str, tuple[int, int]],
+    descriptions: Mapping[str, registry_pb2.AgentDescription],
+) -> mesh.AttachRequest:
+    """The first message of a stream, of the agents that have windows."""
+    request = mesh.AttachRequest()
+    request.hello.incarnation, request.hello.generation = incarnation, generation
+    request.hello.protocol_version = PROTOCOL_VERSION
+    for agent, (number, slots) in windows.items():
+        request.hello.agents.append(descriptions[agent])
+        request.hello.windows.add(agent=agent, generation=number, slots=slots)
+    return request
+
+
+def next_request(
+    inflight: Inflight, link: Link, descriptions: Mapping[str, registry_pb2.AgentDescription]
+) -> mesh.AttachRequest | None:
+    """The next message for a replica, taken out of its outbox; None when there is nothing to say."""
+    request = mesh.AttachRequest()
+    room = MOST_BYTES
+    while link.inventories and room > 0 and len(request.inventories) < 32:
+        shard, epoch, attempt_ids, reported_attempt_ids, last = link.inventories.popleft()
+        request.inventories.add(
+            shard=shard, epoch=epoch, attempt_ids=attempt_ids, reported_attempt_ids=reported_attempt_ids, last=last
+        )
+        room -= _PAGE_BYTES if attempt_ids or reported_attempt_ids else 16
+    room = _add_reports(request, link, room) if not link.inventories else 0
+    while link.calls and room > 0 and len(request.calls) < MOST_ITEMS:
+        call, size = link.calls.popleft()
+        request.calls.append(call)
+        room -= size
+    if link.agents:
+        # Windows wait for the message after: whoever reads this may read windows first.
+        for name in list(link.agents)[:MOST_ITEMS]:
+            description = descriptions.get(name)
+            if link.agents.pop(name) and description:
+                request.agents.add(present=description)
+            else:
+                request.agents.add(gone=name)
+    else:
+        for name in list(link.windows)[:MOST_ITEMS]:
+            generation, slots = link.windows.pop(name)
+            request.windows.add(agent=name, generation=generation, slots=slots)
+    if link.alive:
+        link.alive = False
+        request.liveness.held = inflight.open_attempts
+    if link.drain:
+        link.drain = False
+        request.drain = True
+    return request if request.ListFields() else None
+
+
+def _add_reports(request: mesh.AttachRequest, link: Link, room: int) -> int:
+    """Reports of all kinds, started ones first; the room that is left."""
+    reports = request.reports
+    left = MOST_ITEMS
+    while link.started and left > 0:
+        attempt = link.started.popleft()
+        if attempt.end is End.NONE:
+            reports.add(
+                attempt_id=attempt.attempt_id, shard=attempt.shard, agent=attempt.seat_name
+            ).started.SetInParent()
+            left -= 1
+    while link.reports and left > 0 and room > 0:
+        attempt = link.reports.popleft()
+        _fill(reports.add(), attempt)
+        room -= attempt.size + 128
+        left -= 1
+    while link.progress and left > 0 and room > 0:
+        attempt, update = link.progress.pop(next(iter(link.progress)))
+        if attempt.end is End.NONE:
+            report = reports.add(attempt_id=attempt.attempt_id, shard=attempt.shard, agent=attempt.seat_name)
+            report.progress.CopyFrom(update)
+            left -= 1
+            room -= 1_200
+    return room
+
+
+def _fill(report: mesh.Report, attempt: Attempt) -> None:
+    report.attempt_id = attempt.attempt_id
+    report.shard = attempt.shard
+    report.agent = attempt.seat_name
+    report.busy = int(attempt.busy * 1e6)
+    end = attempt.end
+    if end is End.RESULT:
+        result = attempt.result
+        if result.HasField("failure"):
+            report.failure.CopyFrom(result.failure)
+        else:
+            report.output.CopyFrom(result.output)
+            report.output.SetInParent()  # no outcome means success with null
+    elif end in _RETURNS:
+        report.returned.reason = _RETURNS[end]
+    else:
+        report.failure.CopyFrom(_FAILURES[end])
+        if end is End.CANCELLED and attempt.cancelled:
+            report.failure.message = f"cancelled: {attempt.cancelled}"[:4_096]
