@@ -76,6 +76,7 @@ class EchoRuns(run_service_pb2_grpc.RunServiceServicer):
     def __init__(self) -> None:
         self.fail: BaseException | None = None
         self.wait: asyncio.Event | None = None
+        self.flood = False
         self.entered = asyncio.Event()
         self.stream_ended = asyncio.Event()
 
@@ -105,6 +106,8 @@ class EchoRuns(run_service_pb2_grpc.RunServiceServicer):
     async def WatchRun(self, request: Any, context: Any) -> AsyncIterator[run_service_pb2.WatchRunResponse]:
         try:
             yield run_service_pb2.WatchRunResponse()
+            while self.flood:
+                yield run_service_pb2.WatchRunResponse(run=run_pb2.Run(run_id="x" * 60_000))
             await asyncio.Event().wait()
         finally:
             self.stream_ended.set()
@@ -180,14 +183,15 @@ async def serving(
     development: bool = False,
     address: str = "127.0.0.1:0",
     start: datetime | None = None,
+    outer: tuple[Any, ...] = (),
 ) -> AsyncIterator[Running]:
-    """A server on two ports of the system's choice, stopped at the end: the echo, and with a store or blobs the services
-    that live on them."""
+    """A server on two ports of the system's choice, stopped at the end: the echo, and with a store or blobs the
+    services that live on them."""
     clock, metrics, runs = SteppedClock(start or datetime.now(UTC)), Metrics(), EchoRuns()
     source = IssuedHere(authority, Identity(DOMAIN, "system", Kind.ORCHESTRATOR, "one"), (), clock)
     certificate = LiveCertificate(source, source.renew, clock, metrics)
     policies = policy or CedarPolicies(dev_profile())
-    parts = Parts(IMAGE, certificate, policies, metrics, DOMAIN, development, clock)
+    parts = Parts(IMAGE, certificate, policies, metrics, DOMAIN, development, clock, outer)
     limits = options or ServerOptions(shutdown_grace=timedelta(0))
 
     def register(grpc_server: grpc.aio.Server) -> None:

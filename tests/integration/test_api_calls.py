@@ -204,6 +204,32 @@ async def test_a_stream_ends_when_its_certificate_expires(api: Running) -> None:
     assert api.runs.stream_ended.is_set()
 
 
+async def test_a_stream_whose_reader_is_stuck_ends_all_the_same(api: Running) -> None:
+    api.runs.flood = True
+    call = Stub(api.dial()).WatchRun(run_service_pb2.WatchRunRequest(run_id="r1"))
+    await call.read()  # and no more: the server's writes come to wait for the reader
+    api.clock.advance(timedelta(minutes=61))
+    await asyncio.wait_for(api.runs.stream_ended.wait(), TIMEOUT)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        while await call.read():
+            pass
+    assert reason_of(caught.value) == "CERTIFICATE_EXPIRED"
+
+
+async def test_a_client_that_breaks_off_is_not_a_bug(api: Running) -> None:
+    log = io.StringIO()
+    telemetry.configure_logging(stream=log)
+    api.runs.flood = True
+    for _ in range(5):
+        channel = api.dial()
+        call = Stub(channel).WatchRun(run_service_pb2.WatchRunRequest(run_id="r1"))
+        await call.read()
+        await channel.close()
+        await asyncio.wait_for(api.runs.stream_ended.wait(), TIMEOUT)
+        api.runs.stream_ended.clear()
+    assert log.getvalue() == ""
+
+
 async def test_a_unary_call_on_a_connection_older_than_its_certificate_is_refused(api: Running) -> None:
     channel = api.dial()
     await api.get_run(channel)

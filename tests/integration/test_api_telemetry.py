@@ -1,0 +1,92 @@
+"""Tracing and metrics as others see them: spans of unary calls, and a scrape that needs a certificate."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from antiphon.v1 import run_service_pb2, run_service_pb2_grpc
+from antiphon_certs import Authority
+from antiphon_orchestrator import telemetry
+from antiphon_orchestrator.api.metrics_server import MetricsServer
+from api_harness import IMAGE, TIMEOUT, Running, serving
+from cryptography import x509
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+GET_RUN = "/antiphon.v1.RunService/GetRun"
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.init(tmp_path_factory.mktemp("ca") / "ca", "mesh.test")
+
+
+@pytest.fixture
+def exporter() -> Iterator[InMemorySpanExporter]:
+    spans = InMemorySpanExporter()
+    yield spans
+    spans.shutdown()
+
+
+async def test_unary_calls_have_spans_in_the_callers_trace_and_streams_have_none(
+    authority: Authority, exporter: InMemorySpanExporter
+) -> None:
+    unary = [path for path, method in IMAGE.methods.items() if method.unary]
+    tracing = telemetry.Tracing("", unary, exporter)
+    async with serving(authority, outer=(tracing.interceptor,)) as api:
+        channel = api.dial()
+        parent = f"00-{'a' * 32}-{'b' * 16}-01"
+        await api.get_run(channel, metadata=(("traceparent", parent),))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await api.get_run(channel, "")
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        stub: Any = run_service_pb2_grpc.RunServiceStub(channel)
+        call = stub.WatchRun(run_service_pb2.WatchRunRequest(run_id="r"))
+        await call.read()
+        call.cancel()
+    tracing.stop()
+    first, second = exporter.get_finished_spans()
+    assert first.name == second.name == GET_RUN
+    assert first.context.trace_id == int("a" * 32, 16)
+    assert (second.attributes or {})["rpc.grpc.status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+
+
+async def scrape(api: Running, port: int, folder: Path, *, certificate: bool = True) -> tuple[str, x509.Certificate]:
+    context = ssl.create_default_context(cadata=api.authority.bundle_pem.decode())
+    if certificate:
+        shown = api.credential()
+        pem = folder / "client.pem"
+        pem.write_bytes(shown.key_pem + shown.chain_pem)
+        context.load_cert_chain(pem)
+    async with asyncio.timeout(TIMEOUT):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        peer = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        try:
+            return (await reader.read()).decode(), x509.load_der_x509_certificate(peer)
+        finally:
+            writer.close()
+
+
+async def test_metrics_are_given_to_holders_of_a_certificate_only(authority: Authority, tmp_path: Path) -> None:
+    async with serving(authority, start=datetime.now(UTC) - timedelta(minutes=32)) as api:
+        await api.get_run(api.dial())
+        with MetricsServer("127.0.0.1", 0, api.metrics, api.certificate, api.clock) as server:
+            following = asyncio.create_task(server.run())
+            text, first = await scrape(api, server.port, tmp_path)
+            assert 'antiphon_calls_total{code="OK",method="/antiphon.v1.RunService/GetRun"} 1.0' in text
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await scrape(api, server.port, tmp_path, certificate=False)
+            for _ in range(33):
+                api.clock.advance(timedelta(minutes=1))
+                await asyncio.sleep(0)
+            _, second = await scrape(api, server.port, tmp_path)
+            assert second.serial_number != first.serial_number
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
