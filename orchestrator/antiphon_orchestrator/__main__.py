@@ -25,6 +25,7 @@ from .archive import ArchiveError
 from .config import Config, ConfigError, flags, load
 from .policy import PolicyError, dev_profile, load_folder
 from .store import StoreError
+from .tracing import TracingUnavailable
 
 ENDPOINTS = "endpoints.json"
 """In the data folder while an orchestrator serves: the addresses it really listens on, and its process id."""
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return asyncio.run(_serve(config))
     except ConfigError as error:
         return _fail(*error.mistakes)
-    except (CertsError, PolicyError, StoreError, ArchiveError, AddressNotFree) as error:
+    except (CertsError, PolicyError, StoreError, ArchiveError, AddressNotFree, TracingUnavailable) as error:
         return _fail(str(error))
     except ExceptionGroup as group:
         expected, rest = group.split((StoreError, ArchiveError))

@@ -49,6 +49,7 @@ from .runs.submit import Submissions
 from .shards.archiver import Archiver
 from .shards.host import Host, now
 from .store import SqliteStore
+from .tracing import Tracing
 
 SHUTDOWN_GRACE = timedelta(seconds=5)
 
@@ -107,14 +108,19 @@ class Orchestrator:
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, now)
         identity = Identity(authority.trust_domain, "system", Kind.ORCHESTRATOR, replica_id)
         certificate_source = IssuedHere(authority, identity, config.certificate_hosts, clock)
+        image = Image.load()
+        tracing = None
+        if config.telemetry.tracing:
+            tracing = Tracing(image, config.telemetry.tracing_endpoint)
         parts = Parts(
-            Image.load(),
+            image,
             LiveCertificate(certificate_source, certificate_source.renew, clock, metrics),
             policy,
             metrics,
             authority.trust_domain,
             config.development,
             clock,
+            tracing.interceptors if tracing is not None else (),
         )
         runs = RunService(host, submissions, archived, RunListing(host, archive), fleet)
         payloads = PayloadService(blobs, limit=config.payload_limit)
@@ -158,6 +164,8 @@ class Orchestrator:
         finally:
             sessions.drain(SHUTDOWN_GRACE)
             await server.stop()
+            if tracing is not None:
+                tracing.close()
 
     def _policies(self) -> PolicyBundle | None:
         if self.config.policy_folder is not None:
