@@ -18,13 +18,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
-from antiphon_certs import InvalidName
-from antiphon_certs.names import check_address
-
 from .api.server import ServerOptions
 
 PREFIX = "ANTIPHON_ORCHESTRATOR_"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BOUNDS = {"shards": (1, 1024), "telemetry.metrics_port": (1, 65535)}
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
@@ -251,11 +249,9 @@ def _check(key: str, value: Any) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ValueError(f"write one of {', '.join(choice or '(nothing)' for choice in _CHOICES[key])}, not {value!r}")
     if key in _ADDRESSES and value:
-        host, _, port = value.rpartition(":")
-        try:
-            check_address(f"{host}:{port if port != '0' else 1}")  # port 0: the system chooses
-        except InvalidName as error:
-            raise ValueError(str(error)) from error
+        address = _ADDRESS.fullmatch(value)
+        if address is None or int(address[1]) > 65535:  # port 0: the system chooses
+            raise ValueError(f"write host:port, such as 127.0.0.1:7443 or [::1]:7443, not {value!r}")
     if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
         return
     number = value.total_seconds() if isinstance(value, timedelta) else value
