@@ -2,15 +2,15 @@
 
 Logs are JSON lines on stderr: an event name and fields, never sentences. A field that is not in FIELDS is printed as
 "***", so that a secret or a user's content cannot reach a log by being passed along; whoever adds a field adds it here
-and thinks about what it holds. Metrics are Prometheus', with children looked up once. Spans are OpenTelemetry's, of
-unary calls only, and off by default: they cost some 200 µs each. None of them belongs on the path of a single task.
+and thinks about what it holds. Metrics are Prometheus', with children looked up once. Neither belongs on the path of a
+single task.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TextIO
 
@@ -100,37 +100,6 @@ def logger(component: str) -> FilteringBoundLogger:
     """The logger of one part: `logger("api").info("listening", address=…)`."""
     bound: FilteringBoundLogger = structlog.get_logger(component=component)
     return bound
-
-
-class TracingUnavailable(Exception):
-    """Tracing is asked for and its packages are not installed; the message says what to do."""
-
-
-class Tracing:
-    """Spans of calls to some methods, sent by OTLP. `interceptor` goes around the server's own."""
-
-    def __init__(self, endpoint: str, methods: Collection[str], exporter: Any = None) -> None:
-        """`methods`: paths, /package.Service/Method. Raises `TracingUnavailable`.
-
-        Streams must not be among them: the instrumentation holds a span open as long as one lives.
-        """
-        try:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-            from opentelemetry.instrumentation.grpc import aio_server_interceptor
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        except ImportError as error:
-            raise TracingUnavailable('tracing needs more packages: pip install "antiphon-server[otel]"') from error
-        traced = frozenset(methods)
-        self._provider = TracerProvider(resource=Resource.create({"service.name": "antiphon-orchestrator"}))
-        self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter(endpoint=endpoint)))
-        make: Any = aio_server_interceptor  # it has no types
-        self.interceptor: Any = make(self._provider, lambda details: details.method in traced)
-
-    def stop(self) -> None:
-        """Sends what is left; blocks for some seconds at most."""
-        self._provider.shutdown()
 
 
 class Metrics:

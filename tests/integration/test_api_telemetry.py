@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import grpc
 import pytest
 from antiphon.v1 import run_service_pb2, run_service_pb2_grpc
 from antiphon_certs import Authority
-from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.api.metrics_server import MetricsServer
+from antiphon_orchestrator.tracing import Tracing
 from api_harness import IMAGE, TIMEOUT, Running, serving
 from cryptography import x509
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 GET_RUN = "/antiphon.v1.RunService/GetRun"
 
@@ -27,19 +27,35 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority.init(tmp_path_factory.mktemp("ca") / "ca", "mesh.test")
 
 
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """What receives spans by OTLP."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+
+    async def Export(self, request: Any, context: Any) -> trace_service_pb2.ExportTraceServiceResponse:
+        for resource in request.resource_spans:
+            for scope in resource.scope_spans:
+                self.spans += scope.spans
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
 @pytest.fixture
-def exporter() -> Iterator[InMemorySpanExporter]:
-    spans = InMemorySpanExporter()
-    yield spans
-    spans.shutdown()
+async def collector() -> AsyncIterator[tuple[Collector, str]]:
+    received, server = Collector(), grpc.aio.server()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(received, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield received, f"http://127.0.0.1:{port}"
+    await server.stop(0)
 
 
 async def test_unary_calls_have_spans_in_the_callers_trace_and_streams_have_none(
-    authority: Authority, exporter: InMemorySpanExporter
+    authority: Authority, collector: tuple[Collector, str]
 ) -> None:
-    unary = [path for path, method in IMAGE.methods.items() if method.unary]
-    tracing = telemetry.Tracing("", unary, exporter)
-    async with serving(authority, outer=(tracing.interceptor,)) as api:
+    received, endpoint = collector
+    tracing = Tracing(IMAGE, endpoint)
+    async with serving(authority, outer=tracing.interceptors) as api:
         channel = api.dial()
         parent = f"00-{'a' * 32}-{'b' * 16}-01"
         await api.get_run(channel, metadata=(("traceparent", parent),))
@@ -50,11 +66,13 @@ async def test_unary_calls_have_spans_in_the_callers_trace_and_streams_have_none
         call = stub.WatchRun(run_service_pb2.WatchRunRequest(run_id="r"))
         await call.read()
         call.cancel()
-    tracing.stop()
-    first, second = exporter.get_finished_spans()
+    await asyncio.to_thread(tracing.close)  # it blocks, and the collector lives in this loop
+    first, second = received.spans
     assert first.name == second.name == GET_RUN
-    assert first.context.trace_id == int("a" * 32, 16)
-    assert (second.attributes or {})["rpc.grpc.status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert first.trace_id == bytes.fromhex("a" * 32)
+    assert first.parent_span_id == bytes.fromhex("b" * 16)
+    codes = {item.key: item.value.int_value for item in second.attributes}
+    assert codes["rpc.grpc.status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
 async def scrape(api: Running, port: int, folder: Path, *, certificate: bool = True) -> tuple[str, x509.Certificate]:
