@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from datetime import timedelta
 
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon.v1 import (
@@ -50,9 +49,6 @@ from .shards.archiver import Archiver
 from .shards.host import Host, now
 from .store import SqliteStore
 from .tracing import Tracing
-
-SHUTDOWN_GRACE = timedelta(seconds=5)
-
 
 class Orchestrator:
     """One replica, made of its settings alone; `run` does everything and ends when it is cancelled.
@@ -162,7 +158,7 @@ class Orchestrator:
                 self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
                 self.ready.set()
         finally:
-            sessions.drain(SHUTDOWN_GRACE)
+            sessions.drain()
             await server.stop()
             if tracing is not None:
                 tracing.close()

@@ -38,7 +38,7 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         methods = [path for path, method in image.methods.items() if method.unary and path.startswith("/antiphon.v1.")]
         wanted = filters.any_of(*(filters.full_method_name(path) for path in methods))
-        interceptor = aio_server_interceptor(tracer_provider=self._provider, filter_=wanted)
+        interceptor = aio_server_interceptor(tracer_provider=self._provider, filter_=wanted)  # type: ignore[no-untyped-call]
         self.interceptors: tuple[grpc.aio.ServerInterceptor[Any, Any], ...] = (interceptor,)
 
     def close(self) -> None:

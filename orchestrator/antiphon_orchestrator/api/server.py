@@ -55,7 +55,7 @@ class ServerOptions:
     keepalive_interval: timedelta = timedelta(seconds=30)
     keepalive_timeout: timedelta = timedelta(seconds=10)
     shortest_ping_interval: timedelta = timedelta(seconds=10)
-    shutdown_grace: timedelta = timedelta(seconds=5)
+    shutdown_grace: timedelta = timedelta(seconds=2)
 
     def channel_options(self) -> list[tuple[str, int]]:
         """The same in gRPC's words."""

@@ -122,6 +122,9 @@ class Session:
                     break
                 yield self._next()
             if self._ended:
+                if self._rest is not None:
+                    # The last word, such as a go-away; offers and verdicts of a stream that ends are void.
+                    yield self._rest
                 if self._end is not None:
                     raise self._end
                 return

@@ -389,11 +389,12 @@ class Sessions:
         session.control.go_away.grace.FromTimedelta(grace)
         session.wake()
 
-    def drain(self, grace: timedelta) -> None:
-        """Announces the end of this replica to every sidecar and takes no new ones."""
+    def drain(self) -> None:
+        """Announces the end of this replica to every sidecar, ends their streams and takes no new ones."""
         self.draining = True
-        for session in self._sessions.values():
-            self._go_away(session, "shutdown", grace)
+        for session in list(self._sessions.values()):
+            self._go_away(session, "shutdown", timedelta())
+            session.end(ApiError(ErrorReason.ERROR_REASON_NOT_SERVING, state="stopping"))
 
 
 def _micros(duration: timedelta) -> int:

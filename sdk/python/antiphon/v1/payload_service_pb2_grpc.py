@@ -26,8 +26,7 @@ if _version_not_supported:
 
 
 class PayloadServiceStub(object):
-    """PayloadService keeps values by digest, scoped by the caller's namespace. A value that no record refers to is collected
-    after 24 h.
+    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them.
     """
 
     def __init__(self, channel):
@@ -49,8 +48,7 @@ class PayloadServiceStub(object):
 
 
 class PayloadServiceServicer(object):
-    """PayloadService keeps values by digest, scoped by the caller's namespace. A value that no record refers to is collected
-    after 24 h.
+    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them.
     """
 
     def UploadPayload(self, request_iterator, context):
@@ -90,8 +88,7 @@ def add_PayloadServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PayloadService(object):
-    """PayloadService keeps values by digest, scoped by the caller's namespace. A value that no record refers to is collected
-    after 24 h.
+    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them.
     """
 
     @staticmethod

@@ -27,9 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PayloadServiceStub:
-    """PayloadService keeps values by digest, scoped by the caller's namespace. A value that no record refers to is collected
-    after 24 h.
-    """
+    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,9 +42,7 @@ class PayloadServiceStub:
 
 @_typing.type_check_only
 class PayloadServiceAsyncStub(PayloadServiceStub):
-    """PayloadService keeps values by digest, scoped by the caller's namespace. A value that no record refers to is collected
-    after 24 h.
-    """
+    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadPayload: _aio.StreamUnaryMultiCallable[_payload_service_pb2.UploadPayloadRequest, _payload_service_pb2.UploadPayloadResponse]  # type: ignore[assignment]
@@ -57,9 +53,7 @@ class PayloadServiceAsyncStub(PayloadServiceStub):
     """DownloadPayload streams the content from an offset. After a broken stream call again with the bytes received so far."""
 
 class PayloadServiceServicer(metaclass=_abc_1.ABCMeta):
-    """PayloadService keeps values by digest, scoped by the caller's namespace. A value that no record refers to is collected
-    after 24 h.
-    """
+    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them."""
 
     @_abc_1.abstractmethod
     def UploadPayload(
