@@ -50,6 +50,7 @@ from .shards.host import Host, now
 from .store import SqliteStore
 from .tracing import Tracing
 
+
 class Orchestrator:
     """One replica, made of its settings alone; `run` does everything and ends when it is cancelled.
 
