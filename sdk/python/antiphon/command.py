@@ -7,6 +7,7 @@ imported by name: the SDK never depends on it.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -55,6 +56,8 @@ def main() -> int:
     code = delegate(words)  # before the import below: that is the point
     if code is not None:
         return code
+    # gRPC's core writes to stderr what a command says better in its one line. Its library reads this once, when loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from antiphon.cli.main import main as command_line
     except ModuleNotFoundError as error:

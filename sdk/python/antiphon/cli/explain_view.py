@@ -36,11 +36,11 @@ def _parts(told: ExplainTaskResponse) -> Iterator[RenderableType]:
             Text("  attempt ").append_text(attempt_line(attempt)).append(f"  {spell_moment(attempt.offer_time)}", "dim")
         )
         if attempt.HasField("decision"):
-            yield Padding(decision(attempt.decision), (0, 0, 0, 4))
+            yield Padding(decision(attempt.decision), (0, 0, 0, 4), expand=False)
     if told.HasField("pending"):
         yield Text("")
         yield Text("  placement says now")
-        yield Padding(decision(told.pending), (0, 0, 0, 4))
+        yield Padding(decision(told.pending), (0, 0, 0, 4), expand=False)
     if task.HasField("failure"):
         yield Text("")
         yield Text("  ").append_text(failure_line(task.failure))
@@ -68,6 +68,6 @@ def decision(made: RoutingDecision) -> RenderableType:
 def _policy(said: PolicyDecision) -> Text:
     verdict = Text("policy permits" if said.permit else "policy denies", "green" if said.permit else "red")
     by = f" by {', '.join(said.policies)}" if said.policies else ""
-    because = f": {said.reason}" if said.reason else ""
+    because = f": {said.reason}" if said.reason and not said.permit else ""  # of a permit the policies say it all
     obligations = f"; obliges to {', '.join(said.obligations)}" if said.obligations else ""
     return verdict.append(f"{by}{because}{obligations} (decision {said.decision_id}, epoch {said.epoch})", "none")

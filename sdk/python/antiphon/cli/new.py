@@ -83,7 +83,8 @@ pip install "antiphon[server]" pytest
 pytest                                  # the handler alone
 
 antiphon dev                            # in another terminal: a whole mesh on this machine
-export ANTIPHON_TOKEN=$$(antiphon certs token --kind sidecar --name $name --agent $name --capability '$capability')
+export ANTIPHON_TOKEN=$$(antiphon certs token --profile operator \\
+    --kind sidecar --name $name --agent $name --capability '$capability')
 antiphon sidecar run --config sidecar.toml
 
 antiphon run submit graph.yaml --input '{"name": "Ada"}' --wait    # in a third terminal

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
 from dataclasses import dataclass
 
 from .._errors import AntiphonError, SetupError, Unavailable
+
+_CAUSE = re.compile(r"ipv[46]:(\S+?): (?:Failed to connect to remote host: )?(?:connect: )?(.*)", re.DOTALL)
 
 FAILED = 1
 """The server refused, or the work did not succeed."""
@@ -56,8 +59,7 @@ def describe(error: BaseException) -> Description:
     if isinstance(error, Problem):
         return Description(error.message, error.exit_code, remedy=error.remedy)
     if isinstance(error, Unavailable):
-        remedy = "is it running, and is the address in the profile right? To start one here, run: antiphon dev"
-        return Description(str(error), UNUSABLE, "UNAVAILABLE", remedy)
+        return _unreachable(str(error))
     if isinstance(error, AntiphonError):
         code = UNUSABLE if isinstance(error, SetupError) else FAILED
         return Description(str(error), code, error.reason, error.remedy or "")
@@ -69,6 +71,17 @@ def describe(error: BaseException) -> Description:
         where = f"{error.filename}: " if error.filename else ""
         return Description(f"{where}{error.strerror or error}", UNUSABLE)
     return Description(f"a bug in this command: {type(error).__name__}: {error}", FAILED, remedy=_keep(error))
+
+
+def _unreachable(text: str) -> Description:
+    """gRPC tells the cause at the end of a long story, after the address it tried last."""
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        message = "the server's certificate is not of the authority that this profile trusts"
+        return Description(message, UNUSABLE, "UNAVAILABLE", "is the address right? If so, join again with a new token")
+    cause = _CAUSE.search(text)
+    message = f"no orchestrator answers: {cause[1]}: {cause[2]}" if cause else f"no orchestrator answers: {text}"
+    remedy = "is it running, and is the address right? To start one here, run: antiphon dev"
+    return Description(message, UNUSABLE, "UNAVAILABLE", remedy)
 
 
 def _is_certs_error(error: BaseException) -> bool:

@@ -220,7 +220,7 @@ def _row(run: Run) -> list[RenderableType]:
         run.run_id,
         f"{run.graph_name}@{run.graph_version}" if run.graph_version else run.graph_name,
         output.state(run_state(run.state)),
-        f"{ended}/{run.totals.total}",
+        f"{ended}/{run.totals.total}" if run.totals.total else "",
         spell_moment(run.create_time),
         spell_between(run.create_time, run.end_time),
     ]
