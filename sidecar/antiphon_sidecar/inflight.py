@@ -88,8 +88,10 @@ class Inflight:
         seat.cancels.clear()
         for link in self.links:
             link.agents[seat.name] = False
+            link.windows.pop(seat.name, None)
+            grant = self._grant(link, seat.name)
+            grant.slots = grant.allowed = 0  # the replica forgets the window with the agent
             link.wake()
-        self._settle(seat)
 
     def agent_drains(self, seat: Seat, now: float) -> None:
         """The agent finishes what it has and gets no more."""
