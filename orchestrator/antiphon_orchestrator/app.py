@@ -7,6 +7,7 @@ streams, let calls under way end, close the store last.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
@@ -17,8 +18,7 @@ from antiphon.v1 import (
     registry_service_pb2_grpc,
     run_service_pb2_grpc,
 )
-from antiphon_certs import Authority, Identity, Kind, SystemClock
-from prometheus_client import start_http_server
+from antiphon_certs import Authority, ExternalFiles, Identity, Kind, SystemClock
 
 from . import telemetry
 from .admission import SchemaSet, Values
@@ -27,10 +27,11 @@ from .api.graph_service import GraphService
 from .api.identity_service import Endpoints, IdentityService
 from .api.image import Image
 from .api.mesh_service import MeshService
+from .api.metrics_server import MetricsServer
 from .api.payload_service import PayloadService
 from .api.registry_service import RegistryService
 from .api.run_service import RunService
-from .api.server import ApiServer, Parts
+from .api.server import ApiServer, Parts, Register
 from .archive import SqlArchive
 from .audit import AuditLog
 from .blobs import FolderBlobs
@@ -76,8 +77,10 @@ class Orchestrator:
         config = self.config
         metrics = telemetry.Metrics()
         clock = SystemClock()
-        authority = Authority.load(config.authority)
         replica_id = secrets.token_hex(8)
+        # A folder that another authority's files replace may be absent; then nobody can join here.
+        external = config.certificate
+        authority = None if external and not config.authority.exists() else Authority.load(config.authority)
         policy = CedarPolicies(self._policies())
         values = Values()
         schemas = SchemaSet(values)
@@ -86,11 +89,10 @@ class Orchestrator:
         registry = Registry(store, fleet, schemas, now)
         catalog = Catalog(store, values)
         archiver = Archiver(archive)
-        mesh_settings = MeshSettings(replica_id, config.advertised)
         tokens = await AttemptTokens.load(store)
         archived = ArchivedRuns(archive, catalog)
         calls = Calls(catalog, archived, tokens, now)
-        sessions = Sessions(mesh_settings, fleet, registry, policy, audit, tokens, calls, now)
+        sessions = Sessions(MeshSettings(replica_id), fleet, registry, policy, audit, tokens, calls, now)
         host = Host(
             store,
             fleet,
@@ -103,49 +105,54 @@ class Orchestrator:
         )
         sessions.bind(host)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, now)
-        identity = Identity(authority.trust_domain, "system", Kind.ORCHESTRATOR, replica_id)
-        certificate_source = IssuedHere(authority, identity, config.certificate_hosts, clock)
+        certificate = self._certificate(authority, replica_id, clock, metrics)
         image = Image.load()
         tracing = None
         if config.telemetry.tracing:
             tracing = Tracing(image, config.telemetry.tracing_endpoint)
         parts = Parts(
             image,
-            LiveCertificate(certificate_source, certificate_source.renew, clock, metrics),
+            certificate,
             policy,
             metrics,
-            authority.trust_domain,
+            certificate.credential.identity.trust_domain,
             config.development,
             clock,
             tracing.interceptors if tracing is not None else (),
         )
         runs = RunService(host, submissions, archived, RunListing(host, archive), fleet)
         payloads = PayloadService(blobs, limit=config.payload_limit)
-        identities = IdentityService(authority, store, policy, clock, self._endpoints)
+        graphs = GraphService(store, clock, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
+        services: list[Register] = [
+            lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
+            lambda s: graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, s),
+            lambda s: registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
+                RegistryService(registry, fleet), s
+            ),
+            lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, s),
+            lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
+        ]
+        if authority is not None:
+            identities = IdentityService(authority, store, policy, clock, self._endpoints)
+            services.append(lambda s: identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, s))
         server = ApiServer(
             parts,
             address=config.listen,
             join_address=config.join_listen,
-            services=[
-                lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
-                lambda s: graph_service_pb2_grpc.add_GraphServiceServicer_to_server(GraphService(store, clock), s),
-                lambda s: registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
-                    RegistryService(registry, fleet), s
-                ),
-                lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, s),
-                lambda s: identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, s),
-                lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
-            ],
+            services=services,
             options=config.api,
             join_options=config.join,
         )
         await registry.load()
-        if config.telemetry.metrics_port is not None:
-            start_http_server(config.telemetry.metrics_port, "127.0.0.1", metrics.registry)
         await server.start()
         self._bound = server
+        sessions.address = self._endpoints().mutual_tls[0]
         try:
-            async with asyncio.TaskGroup() as group:
+            async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+                if config.telemetry.metrics_port is not None:
+                    port = config.telemetry.metrics_port
+                    shown = stack.enter_context(MetricsServer("127.0.0.1", port, metrics, certificate, clock))
+                    group.create_task(shown.run(), name="metrics")
                 group.create_task(store.run(), name="store")
                 group.create_task(server.run(), name="api")
                 group.create_task(catalog.run(), name="catalog")
@@ -163,6 +170,19 @@ class Orchestrator:
             await server.stop()
             if tracing is not None:
                 tracing.close()
+
+    def _certificate(
+        self, authority: Authority | None, replica_id: str, clock: SystemClock, metrics: telemetry.Metrics
+    ) -> LiveCertificate:
+        """Ours: issued here, or the files that another authority keeps fresh."""
+        config = self.config
+        if config.certificate is not None and config.private_key is not None and config.trust_bundle is not None:
+            files = ExternalFiles(config.private_key, config.certificate, config.trust_bundle)
+            return LiveCertificate(files, None, clock, metrics)
+        assert authority is not None
+        identity = Identity(authority.trust_domain, "system", Kind.ORCHESTRATOR, replica_id)
+        source = IssuedHere(authority, identity, config.certificate_hosts, clock)
+        return LiveCertificate(source, source.renew, clock, metrics)
 
     def _policies(self) -> PolicyBundle | None:
         if self.config.policy_folder is not None:

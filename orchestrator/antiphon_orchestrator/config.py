@@ -69,6 +69,11 @@ class Config:
     """Store, archive and payloads; by default `orchestrator` in `$ANTIPHON_HOME` (`~/.antiphon`)."""
     authority: Path
     """The folder that `antiphon certs init` made; by default `ca` beside it."""
+    certificate: Path | None = None
+    """Our certificate chain when another authority issues it, with `private_key` and `trust_bundle`; read again as the
+    files change. Without `authority` nobody can join here then."""
+    private_key: Path | None = None
+    trust_bundle: Path | None = None
     listen: str = "127.0.0.1:7443"
     """Mutual TLS."""
     join_listen: str = "127.0.0.1:7444"
@@ -136,6 +141,8 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
     reading.nothing_else()
     if config.policy_folder is not None and config.policy_profile:
         reading.mistakes.append("policy_folder and policy_profile exclude each other; give one of them")
+    if len({config.certificate is None, config.private_key is None, config.trust_bundle is None}) > 1:
+        reading.mistakes.append("certificate, private_key and trust_bundle belong together; give all three or none")
     if config.advertised_host in _EVERYWHERE:
         reading.mistakes.append(f"others cannot dial {config.advertised_host}; give advertise, such as HOST:7443")
     if reading.mistakes:

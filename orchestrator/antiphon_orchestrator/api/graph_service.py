@@ -19,7 +19,7 @@ from antiphon_certs import Clock
 
 from antiphon_orchestrator.admission import Compiled, GraphInvalid, Mistake, compile_graph
 from antiphon_orchestrator.store import keys
-from antiphon_orchestrator.store.port import Compare, KeyValue, Put, Store, Target, Txn, prefix_end
+from antiphon_orchestrator.store.port import Compare, Delete, KeyValue, Put, Store, Target, Txn, prefix_end
 
 from .call import caller
 from .errors import ApiError, Violation, request_invalid
@@ -28,6 +28,9 @@ from .storing import settle
 
 GRAPH_BYTES = 1 << 20
 """Largest graph that is kept; a store transaction must hold it."""
+
+REQUEST_KEPT = 24 * 3600 * 1_000_000
+"""Microseconds a request id is remembered."""
 
 _PAGE = 50
 _PAGE_BYTES = 2 << 20  # a page of large graphs ends early, so that it stays within a message
@@ -79,6 +82,7 @@ class GraphService(graph_service_pb2_grpc.GraphServiceServicer):
             create_time=_microseconds(self._clock.now()),
             creator=who.principal,
         )
+        await self._remember(who.principal, request.request_id, record)
         absent = Compare(key, Target.VERSION, 0)
         result = await settle(self._store, Txn((absent,), (Put(key, record.SerializeToString()),), (key,)))
         there = result.observed.get(key)
@@ -88,6 +92,27 @@ class GraphService(graph_service_pb2_grpc.GraphServiceServicer):
                 raise ApiError(ErrorReason.ERROR_REASON_GRAPH_VERSION_EXISTS, graph=graph.name, version=graph.version)
             record = kept
         return graph_service_pb2.RegisterGraphResponse(graph=_registered(record), warnings=_mistakes(compiled.warnings))
+
+    async def _remember(self, principal: str, request_id: str, record: records_pb2.GraphRecord) -> None:
+        """Binds a request id to its content for a day. Raises `ApiError` when it stands for other content.
+
+        Written before the graph: a call that is cut off in between is repeated with the same content, or not at all.
+        """
+        key = keys.request(principal, request_id)
+        bound = records_pb2.GraphRecord(digest=record.digest, create_time=record.create_time)
+        absent = Compare(key, Target.VERSION, 0)
+        result = await settle(self._store, Txn((absent,), (Put(key, bound.SerializeToString()),), (key,)))
+        there = result.observed.get(key)
+        if there is not None and records_pb2.GraphRecord.FromString(there.value).digest != record.digest:
+            raise ApiError(ErrorReason.ERROR_REASON_REQUEST_ID_REUSED, request_id=request_id)
+        prefix = keys.request_prefix(principal)
+        kept = await self._store.range(prefix, prefix_end(prefix), limit=_CHUNK)
+        oldest = record.create_time - REQUEST_KEPT
+        old = tuple(
+            Delete(item.key) for item in kept.kvs if records_pb2.GraphRecord.FromString(item.value).create_time < oldest
+        )
+        if old:
+            await settle(self._store, Txn((), old))
 
     async def GetGraph(
         self, request: graph_service_pb2.GetGraphRequest, _context: Any

@@ -43,7 +43,6 @@ class MeshSettings:
     """Times of the mesh. `go_away_after`: age of a stream at which the sidecar is asked to make a new one."""
 
     replica_id: str
-    address: str
     inline_limit: int = 65_536
     liveness_timeout: timedelta = timedelta(seconds=15)
     reattach_grace: timedelta = timedelta(seconds=8)
@@ -90,6 +89,8 @@ class Sessions:
         self._calls = calls
         calls.answer = self._call_result
         self.draining = False
+        self.address = ""
+        """host:port by which sidecars reach this replica; set once it is bound."""
 
     def bind(self, host: Host) -> None:
         """Joins the two halves; once, before anything runs."""
@@ -142,7 +143,8 @@ class Sessions:
         control.welcome.replica_id = settings.replica_id
         control.welcome.inline_limit = settings.inline_limit
         control.welcome.liveness_timeout.FromTimedelta(settings.liveness_timeout)
-        control.topology.replicas.add(replica_id=settings.replica_id, address=settings.address)
+        control.topology.replicas.add(replica_id=settings.replica_id, address=self.address)
+        control.policy_epoch = self._policy.epoch
         await self.host.recovered.wait()
         instances = []
         for description in hello.agents:

@@ -151,7 +151,10 @@ class Decision:
 
 
 class PolicyPort(Protocol):
-    """What the shard loop and the API know of policies."""
+    """What the shard loop and the API know of policies. `epoch` is that of the policies in force."""
+
+    @property
+    def epoch(self) -> int: ...
 
     def decide_batch(self, requests: Sequence[Request]) -> list[Decision]:
         """One decision a request, in their order. Pure computation; never raises for what a request says."""

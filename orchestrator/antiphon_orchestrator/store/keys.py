@@ -39,6 +39,16 @@ def log_prefix(shard: int) -> bytes:
     return b"log/%04x/" % shard
 
 
+def request(principal: str, request_id: str) -> bytes:
+    """A request id of a call that belongs to no shard."""
+    return _spell("request", principal, request_id)
+
+
+def request_prefix(principal: str) -> bytes:
+    """All such request ids of one caller."""
+    return _spell("request", principal) + b"/"
+
+
 def requests(shard: int, seq: int) -> bytes:
     """Request ids of archived runs of a shard; key order is `seq` order."""
     return b"requests/%04x/%016x" % (shard, seq)
