@@ -1,0 +1,131 @@
+"""`python -m benchmarks [--quick] [--only NAME,…] [--profile PROCESS]`: one run, side by side; see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import core, fsync, identity, mesh, profiling, r, report, w1, w2, w3, w4
+from .process import ProcessFailed, cpu
+
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+NAMES = ("R", "fsync", "W1", "W2", "W2_unary", "W3", "W4")
+PROCESSES = ("orchestrator", "sidecar", "agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured. Seconds are those of each round or level."""
+
+    only: frozenset[str]
+    seconds: float = 6.0
+    sequential: int = 1000
+    levels: tuple[int, ...] = w2.LEVELS
+
+
+async def measure(plan: Plan, folder: Path) -> report.Results:
+    """All that the plan asks for, R before and after the rest, since machines change their pace."""
+    results: report.Results = {}
+    identity.make(folder)
+    reference = r.Reference()
+    if "R" in plan.only:
+        await r.measure(folder, reference, seconds=plan.seconds / 2, sequential=plan.sequential)
+    if "fsync" in plan.only:
+        results["fsync_p50_ms"] = fsync.measure(folder, plan.sequential)
+    if plan.only & {"W1", "W2", "W2_unary", "W3", "W4"}:
+        async with mesh.running(folder) as product:
+            results |= await _measure_product(plan, product)
+            product.check()
+    if "R" in plan.only:
+        await r.measure(folder, reference, seconds=plan.seconds / 2, sequential=plan.sequential)
+        results["R"] = {
+            "calls_per_s": reference.calls_per_s,
+            "p50_ms": reference.p50_ms,
+            "p99_ms": reference.p99_ms,
+        }
+    return results
+
+
+async def _measure_product(plan: Plan, product: mesh.Mesh) -> report.Results:
+    results: report.Results = {}
+    memory = w4.idle(product)
+    if "W1" in plan.only:
+        _say("W1")
+        results["W1"] = await w1.measure(product, plan.sequential)
+    submitters: tuple[tuple[str, Callable[[mesh.Mesh, int, float], Coroutine[Any, Any, dict[str, float]]]], ...] = (
+        ("W2", w2.by_stream),
+        ("W2_unary", w2.by_calls),
+    )
+    for name, submit in submitters:
+        if name in plan.only:
+            for level in plan.levels:
+                _say(f"{name} {level}")
+                results.setdefault(name, {})[str(level)] = await submit(product, level, plan.seconds)
+    if "W3" in plan.only:
+        _say("W3")
+        results["W3"] = await w3.measure(product, plan.seconds)
+    if "W4" in plan.only:
+        results["W4"] = memory | w4.peak(product)
+    return results
+
+
+async def profile(name: str, folder: Path, seconds: float) -> None:
+    """W2 at 256 in flight, with one process under py-spy; also the CPU that each process spends on a task."""
+    output = Path(tempfile.gettempdir()) / f"antiphon-{name}.speedscope.json"
+    identity.make(folder)
+    async with mesh.running(folder) as product:
+        await w2.by_stream(product, 256, 2.0)
+        before = {each: cpu(child.pid) for each, child in product.children.items()}
+        load = asyncio.create_task(w2.by_stream(product, 256, seconds))
+        await profiling.record(product.children[name].pid, output)
+        result = await load
+        tasks = result["tasks_per_s"] * seconds * 1.25
+        for each, child in product.children.items():
+            print(f"{each}: {(cpu(child.pid) - before[each]) / tasks * 1e6:.0f} us CPU a task")
+    print(f"{result['tasks_per_s']:,.0f} tasks/s under the profiler; open {output} in speedscope")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 measured (targets reached or not), 1 a process failed, 2 the command line is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed and memory, beside plain gRPC.")
+    parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it works, not how fast")
+    parser.add_argument("--only", default="", help=f"some of {', '.join(NAMES)}; comma between several")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="where the JSON goes")
+    parser.add_argument("--profile", choices=PROCESSES, help="py-spy on one process instead of measuring")
+    parser.add_argument("--core", action="store_true", help="CPU of the orchestrator's parts alone, without gRPC")
+    given = parser.parse_args(arguments)
+    only = frozenset(given.only.split(",") if given.only else NAMES)
+    if unknown := only - set(NAMES):
+        parser.error(f"nothing is called {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
+    plan = Plan(only, seconds=0.4, sequential=20, levels=(1, 32)) if given.quick else Plan(only)
+    if given.core:
+        cost = asyncio.run(core.measure(200 if given.quick else 2000))
+        print(f"{cost.total:.1f} us CPU a task in the orchestrator's parts, {cost.loop:.1f} of them on its event loop")
+        return 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="antiphon-bench-") as folder:
+            if given.profile:
+                asyncio.run(profile(given.profile, Path(folder), profiling.SECONDS + 1.0))
+                return 0
+            results = asyncio.run(measure(plan, Path(folder)))
+    except (ProcessFailed, OSError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    report.write(given.output, results)
+    report.show(results)
+    print(f"written to {given.output}")
+    return 0
+
+
+def _say(what: str) -> None:
+    print(f"measuring {what} …", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
