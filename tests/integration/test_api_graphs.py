@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def graph(name: str = "review", version: str = "1", **task: Any) -> graph_pb2.Gr
     return graph_pb2.Graph(name=name, version=version, tasks=[node])
 
 
-async def register(graphs: Any, content: graph_pb2.Graph) -> Any:
-    request = graph_service_pb2.RegisterGraphRequest(request_id="one", graph=content)
+async def register(graphs: Any, content: graph_pb2.Graph, request_id: str = "") -> Any:
+    request = graph_service_pb2.RegisterGraphRequest(request_id=request_id or uuid.uuid4().hex, graph=content)
     return await graphs.RegisterGraph(request, timeout=TIMEOUT)
 
 
@@ -64,6 +65,13 @@ async def test_the_same_content_again_gives_the_same_answer_and_other_content_is
     assert error.code() is grpc.StatusCode.ALREADY_EXISTS
     found = await graphs.GetGraph(graph_service_pb2.GetGraphRequest(name="review", version="1"), timeout=TIMEOUT)
     assert found.graph == first.graph
+
+
+async def test_a_request_id_stands_for_one_content_alone(graphs: Any) -> None:
+    first = await register(graphs, graph(), "one")
+    assert (await register(graphs, graph(), "one")).graph == first.graph
+    await refused(register(graphs, graph(version="2"), "one"), "REQUEST_ID_REUSED")
+    assert await listed(graphs) == (["review@1"], "")
 
 
 async def test_the_highest_version_is_the_highest_number(graphs: Any) -> None:
