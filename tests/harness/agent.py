@@ -1,0 +1,171 @@
+"""The agent process of the mesh tests: one capability for each thing a task can meet.
+
+Settings by environment: AGENT_NAME, AGENT_CONCURRENCY, AGENT_PREFETCH, AGENT_LABELS (JSON), AGENT_JOURNAL (a path),
+AGENT_ONLY (offer these alone, comma between), AGENT_VERSION (of every capability), AGENT_COST.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from antiphon import Agent, CallFailed, Payload, PermanentFailure, TaskContext, TransientFailure
+
+from tests.harness.journal import Entry, Journal
+
+environ = os.environ
+only = set(filter(None, environ.get("AGENT_ONLY", "").split(",")))
+version = environ.get("AGENT_VERSION", "1")
+journal = Journal(Path(environ.get("AGENT_JOURNAL", "/dev/null")))
+agent = Agent(
+    environ.get("AGENT_NAME", "worker"),
+    concurrency=int(environ.get("AGENT_CONCURRENCY", "16")),
+    prefetch=int(environ["AGENT_PREFETCH"]) if "AGENT_PREFETCH" in environ else None,
+    labels=json.loads(environ.get("AGENT_LABELS", "{}")),
+)
+
+Handler = Callable[[Any, TaskContext], Awaitable[Any]]
+
+
+def offers(name: str, **options: Any) -> Callable[[Handler], Handler]:
+    """Offer a handler whose every attempt is in the journal."""
+
+    def decorate(function: Handler) -> Handler:
+        async def handler(value: Any, ctx: TaskContext) -> Any:
+            def note(event: str) -> None:
+                entry = Entry(event, ctx.capability, ctx.attempt_id, ctx.idempotency_key, agent.name, os.getpid())
+                journal.add(entry)
+
+            note("begun")
+            try:
+                result = await function(value, ctx)
+            except asyncio.CancelledError:
+                note("cancelled")
+                raise
+            except BaseException:
+                note("failed")
+                raise
+            note("done")
+            return result
+
+        handler.__annotations__ = {**inspect.get_annotations(function, eval_str=True)}
+        handler.__name__ = handler.__qualname__ = function.__name__
+        if not only or name in only:
+            agent.capability(f"{name}@{version}", cost=float(environ.get("AGENT_COST", "0")), **options)(handler)
+        return handler
+
+    return decorate
+
+
+@offers("work.echo")
+async def echo(value: Any, ctx: TaskContext) -> Any:
+    return value
+
+
+@offers("work.double")
+async def double(value: int, ctx: TaskContext) -> int:
+    return value * 2
+
+
+@offers("work.claim", output_schema={"type": "integer"})
+async def claim(value: Any, ctx: TaskContext) -> Any:
+    """Promises an integer and answers whatever it is given."""
+    return value
+
+
+@offers("work.who")
+async def who(value: Any, ctx: TaskContext) -> dict[str, Any]:
+    return {
+        "agent": agent.name,
+        "pid": os.getpid(),
+        "attempt_id": ctx.attempt_id,
+        "idempotency_key": ctx.idempotency_key,
+        "principal": ctx.principal,
+        "delegation": list(ctx.delegation),
+        "traceparent": ctx.traceparent,
+        "version": version,
+    }
+
+
+@offers("work.hold")
+async def hold(gate: str, ctx: TaskContext) -> str:
+    """Works until a file is there."""
+    ctx.progress(0.5, "holding")
+    while not Path(gate).exists():  # noqa: ASYNC110, ASYNC240 - another process makes it
+        await asyncio.sleep(0.01)
+    return "released"
+
+
+@offers("work.stubborn")
+async def stubborn(gate: str, ctx: TaskContext) -> str:
+    """Works until a file is there, whatever it is told; a cancel sets a mark beside the file."""
+    while not Path(gate).exists():  # noqa: ASYNC240
+        try:
+            await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            Path(gate + ".told").touch()  # noqa: ASYNC240
+    return "finished"
+
+
+@offers("work.sleep")
+async def sleep(seconds: float, ctx: TaskContext) -> float:
+    await asyncio.sleep(seconds)
+    return seconds
+
+
+@offers("work.fail")
+async def fail(how: dict[str, Any], ctx: TaskContext) -> int:
+    """Fails the first `times` attempts, as `kind` says; then answers the number of the attempt."""
+    if ctx.number <= how.get("times", 1_000):
+        raise {"transient": TransientFailure, "permanent": PermanentFailure}[how["kind"]](how["kind"], "asked-for")
+    return ctx.number
+
+
+@offers("work.die")
+async def die(times: int, ctx: TaskContext) -> int:
+    """Takes its process with it on the first `times` attempts."""
+    if ctx.number <= times:
+        os._exit(3)
+    return ctx.number
+
+
+@offers("work.large")
+async def large(size: int, ctx: TaskContext) -> str:
+    return "x" * size
+
+
+@offers("work.bytes")
+async def reverse(payload: Payload, ctx: TaskContext) -> Payload:
+    return Payload(inline=payload.inline[::-1], media_type=payload.media_type)
+
+
+@offers("work.call")
+async def call(how: dict[str, Any], ctx: TaskContext) -> Any:
+    """Calls another capability; may fail its own first attempt after the call was answered."""
+    timeout = timedelta(seconds=how["timeout"]) if "timeout" in how else None
+    try:
+        answer = await ctx.call(how["capability"], how.get("input"), call_id=how.get("call_id"), timeout=timeout)
+    except CallFailed as error:
+        return {"failed": error.failure.code or error.message, "kind": error.failure.kind}
+    if ctx.number <= how.get("fail_after", 0):
+        raise TransientFailure("after the call")
+    return answer
+
+
+@offers("work.recurse")
+async def recurse(depth: int, ctx: TaskContext) -> Any:
+    """Calls itself for ever; answers how deep it came."""
+    try:
+        return await ctx.call(f"work.recurse@{version}", depth + 1)
+    except CallFailed as error:
+        return {"depth": depth, "code": error.failure.code}
+
+
+if __name__ == "__main__":
+    agent.run()

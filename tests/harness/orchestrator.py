@@ -1,0 +1,52 @@
+"""`antiphon orchestrator serve` on a data folder that outlives its crashes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from .process import Process
+
+
+class OrchestratorProcess(Process):
+    """The first start lets the system choose the ports; later ones keep them, as a service would."""
+
+    def __init__(self, folder: Path, authority: Path, *, data: Path | None = None, settings: tuple[str, ...]) -> None:
+        super().__init__("orchestrator", folder)
+        self.data = data or folder / "data"
+        self.address = "127.0.0.1:0"
+        self.join_address = "127.0.0.1:0"
+        self._authority = authority
+        self._settings = settings
+
+    def begin(self) -> None:
+        """Start it and do not wait."""
+        endpoints = self.data / "endpoints.json"
+        endpoints.unlink(missing_ok=True)  # a life that was killed has left its own
+        self.spawn(
+            [
+                *(sys.executable, "-m", "antiphon.command", "orchestrator", "serve"),
+                *("--data", str(self.data), "--authority", str(self._authority)),
+                *("--listen", self.address, "--join-listen", self.join_address),
+                *self._settings,
+            ],
+            {"GRPC_VERBOSITY": "NONE"},
+        )
+
+    def start(self) -> None:
+        """Start it and return once it serves."""
+        self.begin()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Return once it has said where it serves."""
+        path = self.data / "endpoints.json"
+        self.wait_for_file(path)
+        found = json.loads(path.read_text())
+        self.address, self.join_address = found["address"], found["join_address"]
+
+    def restart(self) -> None:
+        """A crash and a new start."""
+        self.kill9()
+        self.start()
