@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 
 from antiphon.store.v1 import journal_pb2 as journal
 
@@ -61,7 +61,8 @@ class _Seat:
         self.retained: list[tuple[int, int]] = []
         self.next_retained = 1
         self.trimmed_below = 0
-        self.moving: set[str] = set()
+        self.trim_at = LONG_LOG
+        self.moving: dict[str, int] = {}
 
 
 class Host:
@@ -207,6 +208,8 @@ class Host:
                 await asyncio.sleep(0)  # a turn of reads waits for nothing; others must run all the same
             if not seat.room.is_set() and len(shard.inbox) < self._inbox_limit:
                 seat.room.set()
+            if seat.log.next_seq >= seat.trim_at:
+                await self._trim(seat)
             if shard.retain and (len(shard.retain) >= RETAIN_BATCH or moment >= seat.retain_due):
                 await self._forget_archived(seat, moment)
 
@@ -227,7 +230,7 @@ class Host:
             handle.cancel()
 
     async def _forget_archived(self, seat: _Seat, moment: int) -> None:
-        """Writes the request ids of archived runs, then deletes the log below the oldest run that is still needed."""
+        """Writes the request ids of archived runs; then the log may forget them."""
         shard = seat.shard
         batch, shard.retain = shard.retain[:RETAIN_BATCH], shard.retain[RETAIN_BATCH:]
         seat.retain_due = moment + RETAIN_DELAY
@@ -243,28 +246,28 @@ class Host:
         if expired:
             await seat.log.drop_retained(expired)
             seat.retained = [(n, latest) for n, latest in seat.retained if latest > moment]
-        oldest = shard.oldest_pinned()
+        await self._trim(seat)
+
+    async def _trim(self, seat: _Seat) -> None:
+        """Deletes the log below the oldest run that is still needed, and sees to runs that hold too much of it."""
+        oldest = seat.shard.oldest_pinned()
         below = oldest[1] if oldest is not None else seat.log.next_seq
         if below > seat.trimmed_below:
             await seat.log.trim(below)
             seat.trimmed_below = below
+        seat.trim_at = seat.log.next_seq + LONG_LOG // 4
         self._move_long_runs(seat)
 
     def _move_long_runs(self, seat: _Seat) -> None:
         """Archives what a long run has done so far; the answer makes its shard snapshot it at the head of the log."""
-        seat.moving &= seat.shard.runs.keys()
+        seat.moving = {run_id: first for run_id, first in seat.moving.items() if run_id in seat.shard.runs}
         for run_id, first in list(seat.shard.pinned.items()):
             if seat.log.next_seq - first < LONG_LOG:
-                seat.moving.discard(run_id)
                 return
             entry = seat.shard.runs.get(run_id)
-            if entry is not None and entry.run.state is RunState.RUNNING and run_id not in seat.moving:
-                seat.moving.add(run_id)
+            if entry is not None and entry.run.state is RunState.RUNNING and seat.moving.get(run_id) != first:
+                seat.moving[run_id] = first
                 self._archiver.put(seat.shard.index, entry.run, entry.key, entry.first_seq, tuple(entry.records))
-
-    def live_ids(self, incarnation: str) -> Iterable[tuple[int, frozenset[str]]]:
-        """By shard: the attempts that are out to an incarnation of a sidecar."""
-        return [(seat.shard.index, seat.shard.live_ids(incarnation)) for seat in self._seats]
 
 
 def _graph_of(submitted: RunSubmitted) -> tuple[str, str, str]:
