@@ -237,6 +237,8 @@ def snapshot(run: Run) -> journal.RunSnapshot:
     if run.cancel is not None:
         result.cancel.principal, result.cancel.reason = run.cancel.principal, run.cancel.reason
         result.cancel.SetInParent()
+    if run.first_failure is not None:
+        result.first_failed = run.plan.index_of[run.first_failure[0]] + 1
     for task in run.all_tasks():
         _snapshot_task(result.tasks.add(), task)
     return result
@@ -265,7 +267,9 @@ def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
         )
         _put_offered(a.offered, offered)
         a.offer_time, a.state = attempt.offer_time, attempt.state.value  # type: ignore[assignment]
-        a.end_time, a.busy = attempt.end_time, attempt.busy
+        a.end_time, a.busy, a.stale = attempt.end_time, attempt.busy, attempt.stale
+        if attempt.policy is not None:
+            a.policy.CopyFrom(attempt.policy)
         if attempt.failure is not None:
             put_failure(a.failure, attempt.failure)
 
@@ -290,9 +294,8 @@ def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
         node.needs_done = sum(1 for need in needs if need.ended and need.counts_as_done())
     run.tasks_open = sum(1 for node in run.tasks if not node.ended)
     run.frontier = [node.plan.index for node in run.tasks if _on_frontier(node)]
-    failed = [t for t in run.tasks if t.state is TaskState.FAILED and t.plan.on_failure.name == "FAIL" and t.failure]
-    if failed:
-        first = min(failed, key=lambda t: t.end_time)
+    if m.first_failed:
+        first = run.tasks[m.first_failed - 1]
         assert first.failure is not None
         run.first_failure = (first.plan.id, first.failure)
 
@@ -316,5 +319,6 @@ def _restore_task(task: Task, t: journal.TaskSnapshot) -> None:
         decision = o.decision if o.HasField("decision") else None
         attempt = Attempt(o.number, o.agent, o.instance, decision, o.epoch, a.offer_time, AttemptState(a.state))
         attempt.failure = get_failure(a.failure) if a.HasField("failure") else None
-        attempt.end_time, attempt.busy = a.end_time, a.busy
+        attempt.end_time, attempt.busy, attempt.stale = a.end_time, a.busy, a.stale
+        attempt.policy = a.policy if a.HasField("policy") else None
         task.attempts.append(attempt)

@@ -613,10 +613,13 @@ class RunSnapshot(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     ARCHIVED_SEQ_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
+    FIRST_FAILED_FIELD_NUMBER: _builtins.int
     create_time: _builtins.int
     """When it began; microseconds since 1970."""
     archived_seq: _builtins.int
     """Number of the last event that is in the archive."""
+    first_failed: _builtins.int
+    """Index, plus one, of the task whose failure the run will end with; 0 when there is none."""
     @_builtins.property
     def submitted(self) -> Global___RunSubmitted:
         """How it began."""
@@ -642,10 +645,11 @@ class RunSnapshot(_message.Message):
         cancel: Global___CancelRequested | None = ...,
         archived_seq: _builtins.int = ...,
         tail: _abc.Iterable[_builtins.bytes] | None = ...,
+        first_failed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "submitted", b"submitted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "create_time", b"create_time", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "create_time", b"create_time", "first_failed", b"first_failed", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -737,6 +741,8 @@ class AttemptSnapshot(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     BUSY_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     offer_time: _builtins.int
     """When it was offered; microseconds since 1970."""
     state: _run_pb2.AttemptState.ValueType
@@ -745,6 +751,8 @@ class AttemptSnapshot(_message.Message):
     """When it ended; microseconds since 1970."""
     busy: _builtins.int
     """Time the agent worked, in microseconds."""
+    stale: _builtins.bool
+    """True once an outcome that came too late has been recorded."""
     @_builtins.property
     def offered(self) -> Global___AttemptOffered:
         """How it was offered."""
@@ -752,6 +760,10 @@ class AttemptSnapshot(_message.Message):
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
         """Its failure."""
+
+    @_builtins.property
+    def policy(self) -> _run_pb2.PolicyDecision:
+        """The decision that released the output."""
 
     def __init__(
         self,
@@ -762,10 +774,12 @@ class AttemptSnapshot(_message.Message):
         failure: _failure_pb2.Failure | None = ...,
         end_time: _builtins.int = ...,
         busy: _builtins.int = ...,
+        stale: _builtins.bool = ...,
+        policy: _run_pb2.PolicyDecision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "offered", b"offered"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "offered", b"offered", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "end_time", b"end_time", "failure", b"failure", "offer_time", b"offer_time", "offered", b"offered", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "end_time", b"end_time", "failure", b"failure", "offer_time", b"offer_time", "offered", b"offered", "policy", b"policy", "stale", b"stale", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,146 @@
+"""Plans without a graph: tasks by a few words, and an evaluator whose answers are data.
+
+Payloads are real serialised Payload messages, so that the parts that look into them can be driven as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from antiphon.v1 import payload_pb2
+from antiphon_orchestrator.engine.events import RunSubmitted
+from antiphon_orchestrator.engine.failure import FailureKind
+from antiphon_orchestrator.engine.plan import EvaluationFailed, OnFailure, Plan, RetryRule, TaskPlan, View
+
+SECOND = 1_000_000
+CLIENT = "spiffe://antiphon.internal/ns/demo/client/tester"
+CAPABILITY = "text.work@1"
+
+
+def payload(text: str, *labels: str) -> bytes:
+    """A serialised Payload of a JSON string."""
+    message = payload_pb2.Payload(inline=f'"{text}"'.encode())
+    for key in labels:
+        message.labels.add(key=key)
+    return message.SerializeToString()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression cannot be evaluated."""
+
+    needs: tuple[int, ...] = ()
+    join: int | None = None
+    when: bool | None = None
+    members: int | None = None
+    broken: str = ""
+    on_failure: OnFailure = OnFailure.FAIL
+    retry: tuple[RetryRule, ...] = ()
+    deadline: int | None = None
+    schedule_timeout: int = 300 * SECOND
+    priority: int = 0
+    capability: str = CAPABILITY
+    input: bytes | None = None
+
+
+@dataclass
+class FakeEvaluator:
+    """Answers from the nodes. A fan-out that is `broken` at "members" fails from its second chunk on."""
+
+    nodes: Sequence[Node]
+    broken_output: bool = False
+    calls: list[tuple[str, int]] = field(default_factory=list)
+
+    def when(self, task: int, view: View) -> bool:
+        self._check(task, "when")
+        condition = self.nodes[task].when
+        assert condition is not None
+        return condition
+
+    def input(self, task: int, view: View) -> bytes:
+        self._check(task, "input")
+        given = self.nodes[task].input
+        return payload(f"input of {task}") if given is None else given
+
+    def members(self, task: int, view: View, first: int, limit: int) -> tuple[int, list[bytes]]:
+        self._check(task, "for_each")
+        if first > 1:
+            self._check(task, "members")
+        node = self.nodes[task]
+        count = node.members
+        assert count is not None
+        inputs = [
+            payload(f"member {n} of {task}") if node.input is None else node.input
+            for n in range(first, min(count, first + limit - 1) + 1)
+        ]
+        return count, inputs
+
+    def output(self, view: View) -> bytes:
+        if self.broken_output:
+            raise EvaluationFailed("output", "is broken")
+        return payload("output")
+
+    def _check(self, task: int, name: str) -> None:
+        self.calls.append((name, task))
+        if self.nodes[task].broken == name:
+            raise EvaluationFailed(name, "is broken")
+
+
+def plan(*nodes: Node, broken_output: bool = False) -> Plan:
+    """The plan of these nodes; a node's index is its place."""
+    dependents: list[list[int]] = [[] for _ in nodes]
+    for index, node in enumerate(nodes):
+        for need in node.needs:
+            dependents[need].append(index)
+    tasks = tuple(
+        TaskPlan(
+            index=index,
+            id=f"t{index}",
+            capability=node.capability,
+            needs=node.needs,
+            dependents=tuple(dependents[index]),
+            join=len(node.needs) if node.join is None else node.join,
+            conditional=node.when is not None,
+            fan_out=node.members is not None,
+            retry=node.retry,
+            timeout=60 * SECOND,
+            deadline=node.deadline,
+            schedule_timeout=node.schedule_timeout,
+            priority=node.priority,
+            on_failure=node.on_failure,
+            agent_labels=(),
+            max_cost=0.0,
+            references=(),
+            depth=0,
+        )
+        for index, node in enumerate(nodes)
+    )
+    roots = tuple(task.index for task in tasks if not task.needs)
+    evaluator = FakeEvaluator(nodes, broken_output)
+    return Plan("fake", "1", tasks, roots, 3600 * SECOND, evaluator, {task.id: task.index for task in tasks})
+
+
+def retry(attempts: int, *kinds: FailureKind, first: int = SECOND, longest: int = 60 * SECOND) -> RetryRule:
+    return RetryRule(frozenset(kinds or FailureKind), attempts, first, longest, 2.0)
+
+
+def submitted(
+    request_id: str = "request", *, deadline_time: int = 3600 * SECOND, priority: int = 0, principal: str = CLIENT
+) -> RunSubmitted:
+    """A submission in namespace demo; its digest follows from the request id."""
+    return RunSubmitted(
+        namespace="demo",
+        principal=principal,
+        request_id=request_id,
+        request_digest=request_id.encode(),
+        graph_name="fake",
+        graph_version="1",
+        graph=None,
+        input=payload("run input"),
+        labels={"team": "a"},
+        deadline_time=deadline_time,
+        priority=priority,
+        traceparent="",
+        policy=None,
+    )

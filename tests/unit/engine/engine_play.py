@@ -1,0 +1,317 @@
+"""A random player of the engine: everything that may happen to a run, in any order, with every invariant after each
+event. It knows the rules from the contracts, not from the code: counters are recounted, states predicted."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from antiphon.store.v1 import journal_pb2
+from antiphon.v1 import run_pb2
+from antiphon_orchestrator.engine import decide
+from antiphon_orchestrator.engine.decide import Outcome, Placement
+from antiphon_orchestrator.engine.events import AttemptEnded, Event, TaskEnded
+from antiphon_orchestrator.engine.failure import Failure, FailureKind
+from antiphon_orchestrator.engine.plan import OnFailure, Plan
+from antiphon_orchestrator.engine.run import Run, Task, apply, start
+from antiphon_orchestrator.engine.states import AttemptState, RunState, TaskState
+from antiphon_orchestrator.shards import codec
+
+from tests.fakes.plans import SECOND, FakeEvaluator, payload, submitted
+
+ENDED = {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.SKIPPED, TaskState.CANCELLED}
+LIVE = {AttemptState.OFFERED, AttemptState.RUNNING}
+START = 1_000 * SECOND
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """All of a run but its plan and the order of its frontier, which recovery may change."""
+
+    def task_state(task: Task) -> dict[str, Any]:
+        names = [name for name in Task.__slots__ if name not in ("plan", "members")]
+        return {name: getattr(task, name) for name in names} | {"members": [task_state(m) for m in task.members]}
+
+    state = {name: getattr(run, name) for name in Run.__slots__ if name not in ("plan", "view", "tasks", "frontier")}
+    return state | {"tasks": [task_state(task) for task in run.tasks], "frontier": sorted(run.frontier)}
+
+
+@dataclass
+class Player:
+    """One run being played with. `log` holds the records as bytes."""
+
+    plan: Plan
+    rng: random.Random
+    run: Run = field(init=False)
+    now: int = START
+    log: list[bytes] = field(default_factory=list)
+    finished: dict[tuple[int, int], tuple[object, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        event = submitted(deadline_time=START + 3600 * SECOND)
+        self.run = start("run", self.plan, event, self.now)
+        self.log.append(codec.encode("run", 1, self.now, event))
+        self.go_on()
+
+    # The ports of the engine.
+
+    def jitter(self) -> float:
+        return self.rng.random()
+
+    # Playing.
+
+    def play(self, most: int = 400) -> None:
+        """Random steps until the run has ended; then a few that must change nothing."""
+        for _ in range(most):
+            if self.run.state is not RunState.RUNNING:
+                break
+            self.step()
+        else:
+            self.finish()
+        before = state_of(self.run)
+        for task in list(self.run.all_tasks()):
+            for number in range(1, len(task.attempts) + 1):
+                verdict, events = decide.settle(self.run, task, number, self.outcome(), self.now, self)
+                assert verdict in (decide.Verdict.DUPLICATE, decide.Verdict.STALE)
+                assert events == []
+        assert decide.advance(self.run) == []
+        assert decide.cancel_run(self.run, "someone", "late") == []
+        assert decide.on_time(self.run, None, self.now + 10**12) == []
+        assert state_of(self.run) == before
+        self.check_end()
+
+    def step(self) -> None:
+        run, rng = self.run, self.rng
+        tasks = list(run.all_tasks())
+        ready = [t for t in tasks if t.state is TaskState.READY]
+        live = [t for t in tasks if t.live is not None]
+        tried = [t for t in tasks if t.attempts]
+        move = rng.choices(
+            ["offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "nothing"],
+            [20, 6, 30, 8, 10, 1, 0.4, 1, 1],
+        )[0]
+        self.now += rng.choice([0, rng.randrange(0, SECOND // 10)])
+        if move == "offer" and ready:
+            task = rng.choice(ready)
+            decision = run_pb2.RoutingDecision(chosen="s/i/a", capability="text.work@1.0")
+            self.record([decide.offer(run, task, Placement("a", "s/i/a", decision), 7)])
+        elif move == "started" and live:
+            task = rng.choice(live)
+            self.record(decide.started(run, task, len(task.attempts)))
+            assert task.live is not None and task.live.state is AttemptState.RUNNING
+        elif move == "outcome" and live:
+            task = rng.choice(live)
+            self.settle(task, len(task.attempts), decide.Verdict.ACCEPTED)
+        elif move == "late" and tried:
+            task = rng.choice(tried)
+            number = rng.randrange(1, len(task.attempts) + 2)
+            if number > len(task.attempts):
+                self.settle(task, number, decide.Verdict.GONE)
+            elif task.live is not task.attempts[number - 1]:
+                self.settle(task, number, None)
+        elif move == "wait":
+            due = [d for t in tasks if (d := decide.next_due(run, t)) is not None]
+            if due:
+                self.now = max(self.now, min(due))
+                self.tick()
+        elif move == "jump":
+            self.now += rng.randrange(0, 400 * SECOND)
+            self.tick()
+        elif move == "cancel":
+            self.record(decide.cancel_run(run, "someone", "because"))
+        elif move == "refuse" and ready:
+            task = rng.choice(ready)
+            failure = Failure(FailureKind.POLICY, "denied", retryable=False)
+            self.record(decide.fail_task(run, task, failure))
+        self.go_on()
+
+    def finish(self) -> None:
+        """Ends what is left without further trouble."""
+        while self.run.state is RunState.RUNNING:
+            for task in list(self.run.all_tasks()):
+                if task.state is TaskState.READY:
+                    self.record([decide.offer(self.run, task, Placement("a", "s/i/a", None), 7)])
+                if task.live is not None:
+                    _, events = decide.settle(
+                        self.run, task, len(task.attempts), Outcome(AttemptState.SUCCEEDED), self.now, self
+                    )
+                    self.record(events)
+            self.now += SECOND
+            self.tick()
+            self.go_on(whole=True)
+
+    def tick(self) -> None:
+        for task in [None, *self.run.all_tasks()]:
+            self.record(decide.on_time(self.run, task, self.now))
+
+    def outcome(self) -> Outcome:
+        state = self.rng.choice(
+            [AttemptState.SUCCEEDED] * 5 + [AttemptState.FAILED] * 4 + [AttemptState.LOST, AttemptState.RETURNED]
+        )
+        if state is AttemptState.SUCCEEDED:
+            policy = run_pb2.PolicyDecision(decision_id="d1", permit=True)
+            return Outcome(state, payload("result"), busy=self.rng.randrange(10**6), policy=policy)
+        kind = FailureKind.LOST if state is AttemptState.LOST else self.rng.choice(list(FailureKind))
+        return Outcome(state, failure=Failure(kind, "trouble", "E1", retryable=self.rng.random() < 0.8))
+
+    def settle(self, task: Task, number: int, expected: str | None) -> None:
+        run = self.run
+        outcome = self.outcome()
+        known = task.attempts[number - 1] if number <= len(task.attempts) else None
+        if outcome.state is AttemptState.RETURNED and known is not None and known.state is AttemptState.RUNNING:
+            return  # an attempt that has begun is never returned
+        verdict, events = decide.settle(run, task, number, outcome, self.now, self)
+        if expected is not None:
+            assert verdict == expected
+        else:
+            assert verdict in (decide.Verdict.DUPLICATE, decide.Verdict.STALE)
+            assert all(isinstance(event, AttemptEnded) and event.stale for event in events)
+        if verdict == decide.Verdict.ACCEPTED:
+            self.check_retry(task, outcome, events)
+        self.record(events)
+        if known is not None and verdict != decide.Verdict.ACCEPTED and outcome.state is not AttemptState.RETURNED:
+            again, more = decide.settle(run, task, number, outcome, self.now, self)
+            assert (again, more) == (decide.Verdict.DUPLICATE, []) or run.state is not RunState.RUNNING
+
+    def record(self, events: list[Event]) -> None:
+        for event in events:
+            apply(self.run, event, self.now)
+            raw = codec.encode(self.run.run_id, self.run.event_seq, self.now, event)
+            assert codec.decode(journal_pb2.Record.FromString(raw)) == event
+            self.log.append(raw)
+            self.check(event)
+        for task in self.run.all_tasks() if events else ():
+            # Between the end of an attempt and what follows from it a task runs without one; never after a decision.
+            assert (task.live is not None) == (task.state is TaskState.RUNNING and task.member_count < 0)
+
+    def go_on(self, whole: bool = False) -> None:
+        """Advances to the end; now and then not quite, as a turn that is full leaves it."""
+        while whole or self.rng.random() < 0.95:
+            events = decide.advance(self.run)
+            if not events:
+                break
+            self.record(events)
+
+    # What always holds.
+
+    def check(self, event: Event) -> None:
+        run = self.run
+        assert run.event_seq == len(self.log)
+        for node in run.tasks:
+            ended = [run.tasks[i] for i in node.plan.needs if run.tasks[i].state in ENDED]
+            assert node.needs_ended == len(ended)
+            assert node.needs_done == sum(done(t) for t in ended)
+            assert node.members_open == sum(m.state not in ENDED for m in node.members)
+            if node.state in ENDED:
+                assert all(m.state in ENDED for m in node.members)
+        assert run.tasks_open == sum(t.state not in ENDED for t in run.tasks)
+        assert len(set(run.frontier)) == len(run.frontier)
+        assert set(run.frontier) == {t.plan.index for t in run.tasks if actionable(run, t)}
+        for task in run.all_tasks():
+            assert [a.number for a in task.attempts] == list(range(1, len(task.attempts) + 1))
+            live = [a for a in task.attempts if a.state in LIVE]
+            assert len(live) <= 1
+            assert not live or task.state is TaskState.RUNNING
+            assert task.live is (live[0] if live else None)
+            key = (task.plan.index, task.member)
+            if key in self.finished:
+                assert self.finished[key] == summary(task), "an ended task has changed"
+            elif task.state in ENDED:
+                self.finished[key] = summary(task)
+        if run.state is not RunState.RUNNING:
+            assert all(t.state in ENDED for t in run.all_tasks())
+            assert not isinstance(event, TaskEnded)
+
+    def check_retry(self, task: Task, outcome: Outcome, events: list[Event]) -> None:
+        if outcome.state not in (AttemptState.FAILED, AttemptState.LOST):
+            assert len(events) == 1
+            return
+        failure = outcome.failure
+        assert failure is not None
+        rule = next((r for r in task.plan.retry if failure.kind in r.kinds), None)
+        tries = sum(a.state is not AttemptState.RETURNED for a in task.attempts)
+        again = rule is not None and failure.retryable and tries < rule.max_attempts
+        if not again:
+            assert isinstance(events[1], TaskEnded)
+            return
+        assert rule is not None
+        wait = min(rule.max_backoff, rule.initial_backoff * rule.multiplier ** (tries - 1))
+        limit = decide.task_deadline(self.run, task)
+        if isinstance(events[1], TaskEnded):
+            assert self.now + wait >= limit
+        else:
+            until = events[1].until  # type: ignore[union-attr]
+            assert int(wait / 2) <= until - self.now <= wait
+            assert until < limit
+
+    def check_end(self) -> None:
+        """The final states against a prediction from the plan alone."""
+        run = self.run
+        evaluator = self.plan.evaluator
+        assert isinstance(evaluator, FakeEvaluator)
+        for task in run.tasks:
+            node = evaluator.nodes[task.plan.index]
+            if task.state is TaskState.CANCELLED:
+                assert run.cancel is not None
+                continue
+            if sum(done(run.tasks[i]) for i in node.needs) < task.plan.join and run.cancel is None:
+                assert task.state is TaskState.SKIPPED
+            elif task.state is TaskState.SKIPPED:
+                assert node.when is False or run.cancel is not None
+            elif node.when is False:
+                assert task.state is TaskState.FAILED and node.broken == "when"
+            elif node.broken and (node.broken != "members" or (node.members or 0) > 100):
+                assert task.state is TaskState.FAILED
+            if task.state is TaskState.SUCCEEDED and task.plan.fan_out:
+                assert len(task.members) == node.members
+                allowed = {TaskState.SUCCEEDED}
+                if task.plan.on_failure is not OnFailure.FAIL:
+                    allowed.add(TaskState.FAILED)
+                assert {m.state for m in task.members} <= allowed
+        failed = [t for t in run.tasks if t.state is TaskState.FAILED and t.plan.on_failure is OnFailure.FAIL]
+        if run.cancel is not None:
+            assert run.state is (RunState.CANCELLED if run.cancel.principal else RunState.FAILED)
+        elif failed or evaluator.broken_output:
+            assert run.state is RunState.FAILED and run.failure is not None
+        else:
+            assert run.state is RunState.SUCCEEDED and run.output == payload("output")
+
+    def fold(self) -> Run:
+        """The state that recovery makes of the log."""
+        first = journal_pb2.Record.FromString(self.log[0])
+        run = start(first.run_id, self.plan, codec.get_submitted(first.run_submitted), first.time)
+        for raw in self.log[1:]:
+            record = journal_pb2.Record.FromString(raw)
+            apply(run, codec.decode(record), record.time)
+        return run
+
+    def moved(self) -> Run:
+        """The state that a snapshot gives back."""
+        message = journal_pb2.RunSnapshot.FromString(codec.snapshot(self.run).SerializeToString())
+        run = start("run", self.plan, codec.get_submitted(message.submitted), message.create_time)
+        codec.restore(run, message, self.run.event_seq)
+        return run
+
+
+def done(task: Task) -> bool:
+    """graph.proto, Join: what counts as done."""
+    if task.state is TaskState.FAILED:
+        return task.plan.on_failure is OnFailure.CONTINUE
+    return task.state is TaskState.SUCCEEDED
+
+
+def actionable(run: Run, task: Task) -> bool:
+    """Whether a node can be taken a step further without anything from outside."""
+    if task.state is TaskState.PENDING:
+        ended = [run.tasks[i] for i in task.plan.needs if run.tasks[i].state in ENDED]
+        met = sum(done(t) for t in ended)
+        return met >= task.plan.join or met + len(task.plan.needs) - len(ended) < task.plan.join
+    if not task.plan.fan_out or task.state in ENDED:
+        return False
+    unmade = len(task.members) < task.member_count
+    return unmade or task.failure is not None or all(m.state in ENDED for m in task.members)
+
+
+def summary(task: Task) -> tuple[object, ...]:
+    """What may never change of a task that has ended."""
+    return (task.state, task.output, task.failure, task.reason, task.end_time, len(task.attempts))

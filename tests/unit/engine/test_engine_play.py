@@ -1,0 +1,116 @@
+"""The engine under any graph and any order of events: tables, joins, retries, fan-outs, codec, recovery."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import antiphon_orchestrator.engine.run as run_module
+import pytest
+from antiphon_orchestrator.engine.plan import OnFailure, Plan
+from antiphon_orchestrator.engine.states import ATTEMPT_TRANSITIONS, RUN_TRANSITIONS, TASK_TRANSITIONS, RunState
+from engine_play import Player, state_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fakes.plans import SECOND, Node, plan, retry
+
+
+@st.composite
+def nodes(draw: st.DrawFn, index: int) -> Node:
+    earlier = list(range(index))
+    needs = tuple(sorted(draw(st.sets(st.sampled_from(earlier), max_size=4)))) if earlier else ()
+    fan_out = draw(st.sampled_from([None, None, None, 0, 1, 3, 7, 120]))
+    broken = draw(st.sampled_from([""] * 10 + ["when", "input", "for_each", "members"]))
+    when = draw(st.sampled_from([None, None, None, True, False]))
+    if (broken == "when" and when is None) or (broken == "input" and fan_out is not None):
+        broken = ""
+    if broken in ("for_each", "members") and fan_out is None:
+        broken = ""
+    return Node(
+        needs=needs,
+        join=draw(st.one_of(st.none(), st.integers(1, len(needs)))) if needs else None,
+        when=when,
+        members=fan_out,
+        broken=broken,
+        on_failure=draw(st.sampled_from(OnFailure)),
+        retry=draw(st.sampled_from([(), (retry(3),), (retry(2, first=5 * SECOND, longest=6 * SECOND),)])),
+        deadline=draw(st.sampled_from([None, None, 3 * SECOND, 50 * SECOND])),
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    count = draw(st.integers(1, 7))
+    return plan(*[draw(nodes(index)) for index in range(count)], broken_output=draw(st.integers(0, 15)) == 15)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(plans(), st.integers(0, 2**32))
+def test_any_order_of_events_keeps_every_invariant_and_ends_the_run(of: Plan, seed: int) -> None:
+    Player(of, random.Random(seed)).play()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(plans(), st.integers(0, 2**32), st.integers(0, 60))
+def test_recovery_from_records_or_from_a_snapshot_gives_the_live_state(of: Plan, seed: int, steps: int) -> None:
+    player = Player(of, random.Random(seed))
+    for _ in range(steps):
+        if player.run.state is not RunState.RUNNING:
+            break
+        player.step()
+        assert state_of(player.fold()) == state_of(player.run)
+        if player.run.state is RunState.RUNNING:
+            assert state_of(player.moved()) == state_of(player.run)
+
+
+class _Rows(dict[Any, Any]):
+    """A table that remembers which of its rows were used."""
+
+    def __init__(self, table: dict[Any, Any]) -> None:
+        super().__init__(table)
+        self.used: set[Any] = set()
+
+    def __getitem__(self, row: Any) -> Any:
+        found = super().__getitem__(row)
+        self.used.add(row)
+        return found
+
+    def __contains__(self, row: object) -> bool:
+        if found := super().__contains__(row):
+            self.used.add(row)
+        return found
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, _Rows]]:
+    watched = {
+        "TASK_TRANSITIONS": _Rows(TASK_TRANSITIONS),
+        "ATTEMPT_TRANSITIONS": _Rows(dict.fromkeys(ATTEMPT_TRANSITIONS)),
+        "RUN_TRANSITIONS": _Rows(dict.fromkeys(RUN_TRANSITIONS)),
+    }
+    for name, table in watched.items():
+        monkeypatch.setattr(run_module, name, table)
+    yield watched
+
+
+def test_every_row_of_every_table_is_there_for_something(tables: dict[str, _Rows]) -> None:
+    deadline = 5 * SECOND
+    graphs = [
+        plan(
+            Node(retry=(retry(3),), deadline=deadline),
+            Node(members=120, retry=(retry(3),), deadline=deadline),
+            Node((0,), when=False),
+            Node((0,), broken="input"),
+            Node((1,)),
+        ),
+        plan(Node(), Node((0,))),
+        plan(Node(retry=(retry(100, first=4 * SECOND),), deadline=60 * SECOND), Node((0,))),
+    ]
+    for seed in range(600):
+        Player(graphs[seed % 3], random.Random(seed)).play(60)
+        if all(table.used == set(table) for table in tables.values()):
+            break
+    for name, table in tables.items():
+        assert table.used == set(table), f"rows of {name} that nothing uses"
