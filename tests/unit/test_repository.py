@@ -20,7 +20,7 @@ SOURCES = ("orchestrator", "sidecar", "certs", "sdk/python", "tools", "protos")
 GENERATED = ("v1", "mesh", "store", "options")
 # Standard, but not pure: a clock, chance, the outside world, or other threads of control.
 IMPURE = {"asyncio", "datetime", "logging", "os", "pathlib", "random", "secrets", "socket", "threading", "time", "uuid"}
-LONGEST_FILE = 500
+LONGEST_FILE = 700  # a bound, not an aim; most are below 300
 
 
 def own_modules() -> Iterator[Path]:

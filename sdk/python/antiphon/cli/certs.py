@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import Client, Credentials
+from .. import Client, Credentials, Unavailable
 from ..v1.identity_service_pb2 import CreateTokenResponse
 from . import output
 from .connection import with_client
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 
 _EPHEMERAL = timedelta(minutes=5)
+_TRIES = 3
 
 
 @app.command()
@@ -91,15 +93,18 @@ def token(
     if kind == "sidecar" and not (agent and capability):
         raise Problem("a sidecar's token must say what it allows", "add --agent NAME and --capability PATTERN")
 
-    async def ask(client: Client) -> CreateTokenResponse:
+    async def make(client: Client) -> CreateTokenResponse:
         return await client.create_token(
-            kind,
-            name,
-            namespace=namespace,
-            agents=agent or (),
-            capabilities=capability or (),
-            lifetime=lifetime,
+            kind, name, namespace=namespace, agents=agent or (), capabilities=capability or (), lifetime=lifetime
         )
+
+    async def ask(client: Client) -> CreateTokenResponse:
+        # The client does not repeat this call by itself, since a second one is a second token. Here that is harmless: a
+        # token that reached nobody expires unused.
+        for _ in range(_TRIES - 1):
+            with suppress(Unavailable):
+                return await make(client)
+        return await make(client)
 
     if authority is None:
         answer = with_client(profile, ask)
