@@ -245,8 +245,7 @@ class Inflight:
                 if attempt.announced:
                     link.started.append(attempt)
                 link.calls.extend((request, size) for request, size, _ in (attempt.calls or {}).values())
-        for seat in self.seats.values():
-            seat.unsettled = True  # what had no replica has one now
+        self._settle_all()  # what had no replica has one now
         link.wake()
 
     def offer(

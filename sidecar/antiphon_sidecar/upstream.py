@@ -86,7 +86,8 @@ class Upstream:
         self._directory = directory
         self._credential = credential
         self._link: Link | None = None
-        self._current: _Stream | None = None
+        self._current: _Stream | None = None  # the one that was welcomed last
+        self._newest: _Stream | None = None
         self._news = asyncio.Event()
         self._reachable: bool | None = None
 
@@ -97,8 +98,8 @@ class Upstream:
 
     def redial(self) -> None:
         """The certificate has changed: make a new stream before the present one is dropped."""
-        if self._current:
-            self._current.successor_due = True
+        if self._newest:
+            self._newest.successor_due = True
             self._news.set()
 
     async def run(self) -> None:
@@ -108,7 +109,7 @@ class Upstream:
             async with asyncio.TaskGroup() as streams:
                 while True:
                     await self._not_served_by_another()
-                    stream = _Stream(self)
+                    stream = self._newest = _Stream(self)
                     stream.task = streams.create_task(self._run(stream))
                     while not stream.over and not (stream.welcome_time and stream.successor_due):
                         self._news.clear()
@@ -164,6 +165,8 @@ class Upstream:
         if previous and previous.task:
             previous.task.cancel()
         self._reachable = True
+        stream.welcome_time = self.node.now()
+        self._news.set()  # its successor may be due already
         log.info("attached", extra={"orchestrator": self.address, "replica": self.replica_id})
 
     def _wake(self) -> None:
@@ -223,7 +226,6 @@ class _Stream:
             if not isinstance(first, mesh.AttachResponse) or not first.HasField("welcome"):
                 raise _Ended("its first message was not a welcome")
             self._upstream.welcomed(self, first.welcome, said)
-            self.welcome_time = node.now()
             self._receive(first, link)
             writer = asyncio.create_task(self._write(call, link))
             try:

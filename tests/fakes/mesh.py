@@ -1,17 +1,17 @@
 """An orchestrator double: serves MeshService over real mutual TLS, and IdentityService over server TLS, and lets a test
 play the orchestrator by hand.
 
-Each stream a sidecar opens becomes an `Attachment`: what the sidecar says is gathered there, what the test wants said is
-sent. It welcomes and claims every shard by itself, gives every outcome its verdict unless told not to, and acknowledges
-windows.
+Each stream a sidecar opens becomes an `Attachment`: what the sidecar says is gathered there, what the test wants said
+is sent. It welcomes and claims every shard by itself, gives every outcome its verdict unless told not to, and
+acknowledges windows.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import grpc
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon.v1 import identity_service_pb2, identity_service_pb2_grpc
-from antiphon_certs import Authority, Credential, Grants, Identity, Kind, new_key_and_csr
+from antiphon_certs import Authority, Credential, Grants, Identity, Kind, Profile, new_key_and_csr
 
 WAIT = 20.0
 SHARDS = 4
@@ -153,6 +153,7 @@ class FakeMesh(mesh_service_pb2_grpc.MeshServiceServicer, identity_service_pb2_g
         self.grants = Grants(("echo",), ("text.*",))
         self.leaf_lifetime = timedelta(hours=1)
         self.topology: list[tuple[str, str]] = []
+        self.stop: Callable[[], Awaitable[None]]
         self._changed = asyncio.Condition()
 
     async def attachment(self, number: int = 1) -> Attachment:
@@ -232,6 +233,7 @@ async def serving(
     fake.address = f"127.0.0.1:{server.add_secure_port(address, mutual)}"
     joining = grpc.ssl_server_credentials(pair)
     fake.join_address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', joining)}"
+    fake.stop = lambda: server.stop(None)
     await server.start()
     try:
         yield fake
@@ -239,11 +241,16 @@ async def serving(
         await server.stop(None)
 
 
-def keep(folder: Path, authority: Authority, addresses: list[str], grants: Grants) -> None:
-    """A state folder as a sidecar leaves it: it has joined before."""
-    from antiphon_certs import Profile
+def now() -> datetime:
+    """The present; a TLS stack has no other clock."""
+    return datetime.now(UTC)
 
-    credential = credential_for(authority, sidecar_identity(authority), grants)
+
+def keep(
+    folder: Path, authority: Authority, addresses: list[str], grants: Grants, ttl: timedelta = timedelta(hours=1)
+) -> None:
+    """A state folder as a sidecar leaves it: it has joined before."""
+    credential = credential_for(authority, sidecar_identity(authority), grants, ttl)
     profile = Profile(
         folder / "profiles" / "sidecar", tuple(addresses), ("127.0.0.1:9",), authority.trust_domain, "team-a"
     )

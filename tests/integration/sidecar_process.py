@@ -35,8 +35,8 @@ class SidecarProcess:
     async def logged(self, event: str) -> None:
         """Wait for a log entry."""
         async with asyncio.timeout(WAIT):
-            while f'"event": "{event}"' not in self.log:
-                await asyncio.sleep(0.02)
+            while f'"event": "{event}"' not in self.log:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)  # a file tells nobody that it has grown
 
 
 @asynccontextmanager
