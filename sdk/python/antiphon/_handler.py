@@ -5,6 +5,7 @@ Everything that can be wrong with a function is found when it is decorated, befo
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
@@ -115,7 +116,8 @@ def handler_of(
         raise ValueError(f"effect {effect!r} must be one of pure, read, write, egress")
     if isinstance(clearance, str):
         raise TypeError("clearance must be a list of label keys, not one string")
-    hints = _hints(function)
+    written = _written(function)
+    hints = _hints(written)
     parameters = list(inspect.signature(function).parameters.values())
     context = next((one.name for one in parameters if hints.get(one.name) is TaskContext), "")
     inputs = [one for one in parameters if one.name != context]
@@ -128,7 +130,7 @@ def handler_of(
     capability = capability_pb2.Capability(
         name=match[1],
         version=match[2],
-        description=(inspect.getdoc(function) or "" if description is None else description)[:_DESCRIPTION],
+        description=(inspect.getdoc(written) or "" if description is None else description)[:_DESCRIPTION],
         input_schema=_text(input_schema, into),
         output_schema=_text(output_schema, out_of),
         effect=_EFFECTS[effect],
@@ -146,10 +148,18 @@ def handler_of(
         function,
         takes_input=bool(inputs),
         takes_context=context,
-        plain=not inspect.iscoroutinefunction(inspect.unwrap(function)),
+        plain=not inspect.iscoroutinefunction(written),
         decode=into.decode if into is not None else None,
         encode=(out_of or _ANYTHING).encode,
     )
+
+
+def _written(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function somebody wrote, under decorators, partial application and objects that can be called."""
+    function = inspect.unwrap(function)
+    while isinstance(function, functools.partial):
+        function = inspect.unwrap(function.func)
+    return function if inspect.isroutine(function) else type(function).__call__
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

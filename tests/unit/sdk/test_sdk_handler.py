@@ -1,0 +1,141 @@
+"""What may be decorated, and what is said of what may not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from antiphon import Agent, Payload, SetupError, TaskContext
+
+
+@dataclass
+class Input:
+    text: str
+
+
+def nothing() -> None: ...
+
+
+def plain(value: Input) -> str:
+    """Does it.
+
+    In detail.
+    """
+    return value.text
+
+
+async def context_first(task: TaskContext, value: Input) -> None: ...
+
+
+async def context_only(*, task: TaskContext) -> None: ...
+
+
+async def unannotated(value): ...  # type: ignore[no-untyped-def]
+
+
+def envelope(value: Payload) -> Payload:
+    return value
+
+
+class Callable_:
+    def __call__(self, value: Input) -> str:
+        return value.text
+
+
+def two(a: int, b: int) -> int:
+    return a + b
+
+
+def variadic(*values: int) -> int:
+    return 0
+
+
+def by_keyword(*, value: int) -> int:
+    return value
+
+
+def strange(value: set[int]) -> int:
+    return 0
+
+
+def unresolved(value: Missing) -> int:  # type: ignore[name-defined]  # noqa: F821
+    return 0
+
+
+def test_a_function_stays_what_it_was_and_is_described() -> None:
+    agent = Agent("a", concurrency=4, labels={"region": "eu"})
+    decorated = agent.capability(
+        "text.do-it@1.2", effect="write", cost=3, clearance=["pii"], expected_latency=timedelta(seconds=2)
+    )(plain)
+    assert decorated is plain
+    (capability,) = agent.describe().capabilities
+    assert (capability.name, capability.version, capability.description) == (
+        "text.do-it",
+        "1.2",
+        "Does it.\n\nIn detail.",
+    )
+    assert capability.effect == 3 and capability.expected_latency.seconds == 2
+    assert agent.describe().prefetch == 0 and Agent("b").prefetch == 32
+
+
+@pytest.mark.parametrize("function", [nothing, context_first, context_only, unannotated, envelope, Callable_()])
+def test_these_may_be_handlers(function: Callable[..., Any]) -> None:
+    Agent("a").capability("text.do@1")(function)
+
+
+@pytest.mark.parametrize("function", [functools.partial(plain), functools.lru_cache(plain)])
+def test_wrapped_functions_may_be_handlers(function: Callable[..., Any]) -> None:
+    Agent("a").capability("text.do@1")(function)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (two, "two must take one input"),
+        (variadic, "must take one input"),
+        (by_keyword, "by position"),
+        (strange, "the input of strange: set"),
+        (unresolved, "Missing; define it at module level"),
+    ],
+)
+def test_these_may_not_and_are_told_why(function: Callable[..., Any], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        Agent("a").capability("text.do@1")(function)
+
+
+@pytest.mark.parametrize("name", ["text.do", "Text@1", "text@x", "text@1.2.3.4", "", "text do@1"])
+def test_a_capability_has_a_dotted_name_and_a_version(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a capability"):
+        Agent("a").capability(name)(plain)
+
+
+def test_wrong_settings_are_refused_at_once() -> None:
+    agent = Agent("a")
+    agent.capability("text.do@1")(plain)
+    with pytest.raises(ValueError, match="offered twice"):
+        agent.capability("text.do@1")(plain)
+    with pytest.raises(ValueError, match="effect"):
+        agent.capability("text.other@1", effect="magic")(plain)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="list of label keys"):
+        agent.capability("text.other@1", clearance="pii")(plain)
+    with pytest.raises(ValueError, match="at most 32768"):
+        agent.capability("text.other@1", input_schema="x" * 40_000)(plain)
+    for wrong in ("", "A", "a_b", "-a", "a" * 64):
+        with pytest.raises(ValueError, match="agent name"):
+            Agent(wrong)
+    for number in (0, 10_001):
+        with pytest.raises(ValueError, match="concurrency"):
+            Agent("a", concurrency=number)
+
+
+async def test_an_agent_without_capabilities_or_with_a_long_path_is_not_set_up() -> None:
+    agent = Agent("a")
+    with pytest.raises(SetupError, match="offers nothing"):
+        await agent.serve(socket="/tmp/x.sock")
+    agent.capability("text.do@1")(plain)
+    with pytest.raises(SetupError, match="longer than 107"):
+        await agent.serve(socket="/tmp/" + "x" * 120)
