@@ -65,6 +65,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # header and body are two writes; the second would wait for an acknowledgement
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)

@@ -1,0 +1,141 @@
+"""What the demo says while it works and at its end. Nothing here decides anything; a quiet console shows nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from antiphon.cli import output
+from antiphon.cli.explain_view import explanation
+from antiphon.cli.run_view import run_tree
+from antiphon.v1 import run_pb2 as pb
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from .report import Report
+
+if TYPE_CHECKING:
+    from .review import Review
+
+
+class Screen:
+    """Lines that stay, and below them a bar while the run runs. Use it with `with`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("  [bold]tasks"),
+            BarColumn(bar_width=40),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, text: str, mark: str = "✓", style: str = "green") -> None:
+        """A line that stays."""
+        self._bar.console.print(Text(f" {mark} ", style).append(text, "default"))
+
+    def progress(self, finished: int, total: int) -> None:
+        """How far the run is; `total` is 0 while it is not known."""
+        self._bar.update(self._task, completed=finished, total=total or None, visible=True)
+
+    def struck(self, agent_pid: int, orchestrator_pid: int, finished: int, cursor: int) -> None:
+        """The crash."""
+        self.say(f"{finished} tasks had finished (event {cursor}) when", "⚡", "yellow")
+        self.say(f"SIGKILL hit the agent classifier (process {agent_pid})", "✗", "red")
+        self.say(f"SIGKILL hit the orchestrator (process {orchestrator_pid})", "✗", "red")
+
+    def orchestrator_back(self, pid: int, after: float) -> None:
+        """It serves again."""
+        self.say(f"the orchestrator is back as process {pid} after {after:.1f} s, with all it had promised")
+
+    def agent_back(self, pid: int, after: float, cursor: int) -> None:
+        """It works again."""
+        self.say(f"the agent is back at work as process {pid} after {after:.1f} s; the watch went on at event {cursor}")
+
+    def tell(self, review: Review, report: Report, paths: Sequence[str]) -> None:
+        """The end: the run as a tree, timings, one placement, what the crash did, totals, and where the report is."""
+        self._section("The run")
+        self._show(run_tree(review.run, review.tasks, review.attempts))
+        self._section("Its tasks")
+        self._show(output.table(("TASK", ">MEMBERS", ">ATTEMPTS", ">MEDIAN", ">SLOWEST", ""), _timings(review)))
+        self._section("Why one of them went where it went")
+        self._show(explanation(review.explained))
+        if review.crash is not None and review.proof is not None:
+            self._section("What the crash did")
+            self._show(output.facts(_crash(review)))
+        self._section("What was found")
+        kinds = report.totals["by_kind"].items()
+        self._show(
+            output.table(
+                ("LICENCE CLASS", ">PACKAGES"), [(kind, str(n)) for kind, n in sorted(kinds, key=lambda k: -k[1])]
+            )
+        )
+        attention = len(report.totals["attention"])
+        self._show(Text(f"{attention} of {len(report.rows)} packages are for a person to look at."))
+        self._section("The report")
+        for path in paths:
+            self._show(Text(path))
+
+    def _section(self, title: str) -> None:
+        self._console.print()
+        self._console.print(Text(title, "bold"))
+
+    def _show(self, thing: object) -> None:
+        self._console.print(Padding(thing, (0, 0, 0, 2), expand=False))  # type: ignore[arg-type]
+
+
+def _timings(review: Review) -> list[list[str]]:
+    """A row a task: how long agents worked on it, and on which package longest."""
+    rows = []
+    for task_id in dict.fromkeys(task.key.task_id for task in review.tasks):
+        attempts = {key: tries for key, tries in review.attempts.items() if key[0] == task_id and tries}
+        busy = {
+            key: attempt.busy_duration.ToTimedelta().total_seconds() * 1000
+            for key, tries in attempts.items()
+            for attempt in tries
+            if attempt.state == pb.ATTEMPT_STATE_SUCCEEDED
+        }
+        slowest = max(busy, key=lambda key: busy[key])
+        rows.append(
+            [
+                task_id,
+                str(sum(1 for key in attempts if key[1]) or ""),
+                str(sum(len(tries) for tries in attempts.values())),
+                f"{median(busy.values()):.1f} ms",
+                f"{busy[slowest]:.1f} ms",
+                review.subjects[slowest[1]],
+            ]
+        )
+    return rows
+
+
+def _crash(review: Review) -> list[tuple[str, str]]:
+    crash, proof = review.crash, review.proof
+    assert crash is not None and proof is not None
+    states = Counter(attempt.state for tries in review.attempts.values() for attempt in tries)
+    again = ", ".join(proof.ran_again) or "none of them"
+    return [
+        ("finished before it", f"{proof.finished_before} tasks"),
+        ("ran again of these", again),
+        ("lost with the agent", f"{states[pb.ATTEMPT_STATE_LOST]} attempts, each tried again"),
+        ("pieces of work begun", f"{proof.begun}, {proof.repeated} of them more than once: those in the agent's hands"),
+        ("events", f"1 to {review.events}, seen once each and in order across the restart"),
+    ]
