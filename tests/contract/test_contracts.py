@@ -58,7 +58,7 @@ def reasons(pool: DescriptorPool) -> list[EnumValueDescriptor]:
 
 def option(pool: DescriptorPool, descriptor: Any, name: str) -> Any:
     """The value of an option as the pool's own classes read it, or None where it is not set."""
-    extension = pool.FindExtensionByName(name)
+    extension: Any = pool.FindExtensionByName(name)  # of a pool made at run time, so no generated type knows it
     options = message_factory.GetMessageClass(extension.containing_type).FromString(
         descriptor.GetOptions().SerializeToString()
     )

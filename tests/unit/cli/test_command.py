@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from antiphon import command
@@ -15,7 +16,12 @@ HEAVY = ("typer", "rich", "antiphon.cli")
 def test_servers_get_their_arguments_without_the_word_that_chose_them(monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[list[str]] = []
     program = types.ModuleType("antiphon_sidecar.__main__")
-    program.main = lambda arguments: got.append(arguments) or 7  # type: ignore[attr-defined]
+
+    def run(arguments: list[str]) -> int:
+        got.append(arguments)
+        return 7
+
+    program.main = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "antiphon_sidecar.__main__", program)
     assert command.delegate(["sidecar", "run", "--config", "x", "--", "python", "agent.py"]) == 7
     assert got == [["run", "--config", "x", "--", "python", "agent.py"]]
@@ -37,10 +43,10 @@ def test_a_missing_server_package_is_named_with_its_remedy(
 
 
 def test_a_server_that_lacks_a_library_of_its_own_is_not_called_missing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pytest.TempPathFactory
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "antiphon_broken.py").write_text("import absent_library\n")  # type: ignore[operator]
+    (tmp_path / "antiphon_broken.py").write_text("import absent_library\n")
     monkeypatch.setitem(command.DELEGATED, ("dev",), ("antiphon_broken", ""))
     with pytest.raises(ModuleNotFoundError, match="absent_library"):
         command.delegate(["dev"])

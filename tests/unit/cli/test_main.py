@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -105,7 +105,12 @@ def test_commands_of_servers_reach_their_program_from_here_too(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     got: list[list[str]] = []
-    monkeypatch.setattr("antiphon.cli.main.delegate", lambda words: got.append(list(words)) or 3)
+
+    def delegate(words: Sequence[str]) -> int:
+        got.append(list(words))
+        return 3
+
+    monkeypatch.setattr("antiphon.cli.main.delegate", delegate)
     shown = command("sidecar", "run", "--help", "--", "python", "agent.py")
     assert shown.code == 3
     assert got == [["sidecar", "run", "--help", "--", "python", "agent.py"]]
