@@ -47,9 +47,7 @@ class Ca:
     def client(self, name: str, *, kind: Kind = Kind.CLIENT, namespace: str = NAMESPACE) -> Credentials:
         """A credential folder of its own for a client or operator."""
         self._count += 1
-        return self.store(
-            self.folder.parent / f"id-{self._count}-{name}", self.issue(kind, name, namespace=namespace)
-        )
+        return self.store(self.folder.parent / f"id-{self._count}-{name}", self.issue(kind, name, namespace=namespace))
 
     def join_sidecar(self, state: Path, name: str, address: str, pem: tuple[bytes, bytes, bytes]) -> None:
         """Make a sidecar's state folder as it is after a join, without a token."""

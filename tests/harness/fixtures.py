@@ -1,6 +1,6 @@
 """Fixtures for the tests of a mesh: one orchestrator with one agent for all tests of a module, or a mesh of one's own.
 
-    pytest_plugins = ("tests.harness.fixtures",)
+pytest_plugins = ("tests.harness.fixtures",)
 """
 
 from __future__ import annotations
