@@ -189,11 +189,11 @@ class Orchestrator(
         cursor = request.cursor
         while True:
             self.more.clear()
-            news = self.events[cursor:]
+            news, ended = self.events[cursor:], self.hold is None
             cursor = len(self.events)
             if news:
                 yield run_service_pb2.WatchRunResponse(events=news)
-            if self.hold is None:
+            if ended:
                 yield run_service_pb2.WatchRunResponse(run=self.run(request.run_id, True))
                 return
             await self.more.wait()
