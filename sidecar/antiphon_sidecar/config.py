@@ -6,6 +6,7 @@ connection and knows no identity; whether the certificate allows it is `app.py`'
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from .table import Mistakes, Table
 
+PLACE = re.compile(r"\$\{input((?:\.[A-Za-z0-9_-]+)*)\}")
+"""A part of the input in a template: `${input}`, `${input.a.0.b}`."""
 _MOST_AGENTS = 64
 
 
@@ -248,6 +251,9 @@ def _http(table: Table) -> HttpCall:
     )
     if not call.url.startswith(("http://", "https://")):
         table.mistakes.add(table.key("url"), "give the service's URL, beginning with http:// or https://")
+    for key, template in (("url", call.url), ("body", call.body or "")):
+        if "${" in PLACE.sub("", template):
+            table.mistakes.add(table.key(key), "only ${input} and parts such as ${input.a.b} can stand in a template")
     if call.output and not call.output.startswith("/"):
         table.mistakes.add(table.key("output"), "give a JSON pointer such as /result")
     return call

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -34,9 +34,14 @@ class SidecarProcess:
 
     async def logged(self, event: str) -> None:
         """Wait for a log entry."""
-        async with asyncio.timeout(WAIT):
-            while f'"event": "{event}"' not in self.log:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)  # a file tells nobody that it has grown
+        await eventually(lambda: f'"event": "{event}"' in self.log)
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Wait for what tells nobody that it has changed: a file, a process, a thread."""
+    async with asyncio.timeout(WAIT):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

@@ -23,10 +23,9 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 from antiphon.v1 import agent_service_pb2, failure_pb2
 
-from ..config import AgentConfig, CapabilityConfig, HttpCall
+from ..config import PLACE, AgentConfig, CapabilityConfig, HttpCall
 from .base import ExecutionFailed, excerpt, json_input, kind_of, parsed
 
-_PLACE = re.compile(r"\$\{input((?:\.[A-Za-z0-9_-]+)*)\}")
 _TRANSIENT = frozenset((408, 425, 429))
 
 
@@ -165,7 +164,7 @@ def parsed_input(text: bytes) -> Any:
 
 def render_body(template: str, value: Any) -> str:
     """The template with each `${input…}` replaced by JSON. Raises `ExecutionFailed` when the input lacks it."""
-    return _PLACE.sub(lambda match: json.dumps(_at(value, match[1]), ensure_ascii=False), template)
+    return PLACE.sub(lambda match: json.dumps(_at(value, match[1]), ensure_ascii=False), template)
 
 
 def render_url(template: str, value: Any) -> str:
@@ -181,7 +180,7 @@ def render_url(template: str, value: Any) -> str:
             )
         return quote(str(found), safe="")
 
-    return _PLACE.sub(part, template)
+    return PLACE.sub(part, template)
 
 
 def _at(value: Any, path: str) -> Any:

@@ -1,0 +1,157 @@
+"""What a sidecar is told: precedence, and every mistake at once with its key and remedy."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from antiphon_certs import Grants
+from antiphon_sidecar.app import agents_of
+from antiphon_sidecar.config import AgentConfig, Config, ConfigError, load
+
+TOML = """
+orchestrators = ["127.0.0.1:7443"]
+grace = "10s"
+state = "state"
+
+[socket]
+mode = "0660"
+
+[[agent]]
+name = "summarizer"
+command = ["python", "my_agent.py"]
+
+[[agent]]
+name = "redactor"
+adapter = "exec"
+mode = "pool"
+pool_size = 3
+command = ["redact", "--lines"]
+
+  [[agent.capability]]
+  name = "text.redact"
+  input_schema_file = "redact.json"
+  effect = "pure"
+  timeout = "30s"
+
+[[agent]]
+name = "gateway"
+adapter = "http"
+concurrency = 8
+
+  [[agent.capability]]
+  name = "text.summarize"
+  version = "2"
+  url = "http://127.0.0.1:9000/summarize/${input.id}"
+  headers = { Authorization = "Bearer ${env:API_KEY}" }
+  body = '{"text": ${input.text}}'
+  output = "/result"
+  [agent.capability.errors]
+  429 = "TRANSIENT"
+  4xx = "PERMANENT"
+"""
+
+
+def loaded(tmp_path: Path, text: str, flags: dict[str, Any] | None = None, **environ: str) -> Config:
+    path = tmp_path / "sidecar.toml"
+    path.write_text(text)
+    return load({"config": str(path), **(flags or {})}, (), {"API_KEY": "key", **environ})
+
+
+def test_a_whole_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "redact.json").write_text('{"type": "object"}')
+    config = loaded(tmp_path, TOML)
+    assert config.orchestrators == ("127.0.0.1:7443",)
+    assert config.state == tmp_path / "state" and config.socket.mode == 0o660
+    summarizer, redactor, gateway = config.agents
+    assert summarizer == AgentConfig("summarizer", ("python", "my_agent.py"))
+    assert redactor.concurrency == redactor.pool_size == 3
+    assert redactor.capabilities[0].input_schema == '{"type": "object"}'
+    assert redactor.capabilities[0].timeout == timedelta(seconds=30)
+    call = gateway.capabilities[0].http
+    assert call and call.headers == {"Authorization": "Bearer key"} and call.errors["4xx"] == "PERMANENT"
+    assert "key" not in repr(config)
+
+
+def test_a_flag_is_stronger_than_the_environment_and_that_than_the_file(tmp_path: Path) -> None:
+    (tmp_path / "redact.json").write_text("{}")
+    environ = {"ANTIPHON_SIDECAR_GRACE": "20s"}
+    assert loaded(tmp_path, TOML).grace == timedelta(seconds=10)
+    assert loaded(tmp_path, TOML, **environ).grace == timedelta(seconds=20)
+    assert loaded(tmp_path, TOML, {"grace": "500ms"}, **environ).grace == timedelta(milliseconds=500)
+    assert load({}, (), {}).grace == timedelta(seconds=30)
+
+
+def test_every_mistake_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
+    text = """
+    orchestrators = ["nowhere"]
+    gracee = "1s"
+    grace = "soon"
+    [[agent]]
+    name = "Not A Name"
+    concurrency = 0
+    adapter = "http"
+      [[agent.capability]]
+      name = "a"
+      url = "ftp://x/${inputt.a}"
+      body = "${input.a}${other}"
+      headers = { X = "${env:MISSING}" }
+      output = "result"
+      input_schema = "{"
+      [agent.capability.errors]
+      teapot = "TRANSIENT"
+    [[agent]]
+    name = "twice"
+    [[agent]]
+    name = "twice"
+    adapter = "exec"
+    """
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, text)
+    lines = str(caught.value).splitlines()
+    for key in (
+        "orchestrators: 'nowhere'",
+        "gracee: unknown key; did you mean grace?",
+        "grace: 'soon' is not a time",
+        "agent[0].name:",
+        "agent[0].concurrency: use 1 to",
+        "agent[0].capability[0].url:",
+        "agent[0].capability[0].body:",
+        "agent[0].capability[0].headers.X: set the environment variable MISSING",
+        "agent[0].capability[0].output:",
+        "agent[0].capability[0].input_schema: it is not JSON",
+        "agent[0].capability[0].errors.teapot",
+        "agent[2].capability: an adapter needs",
+        "agent[2].command:",
+        "agent: twice is there twice",
+    ):
+        assert any(line.startswith(key) for line in lines), (key, lines)
+
+
+def test_a_file_that_is_not_there_or_not_toml_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load({"config": str(tmp_path / "none.toml")}, (), {})
+    with pytest.raises(ConfigError, match="is not TOML"):
+        loaded(tmp_path, "= 1")
+
+
+def test_agents_default_to_those_the_certificate_names() -> None:
+    config = Config(command=("python", "agent.py"))
+    assert agents_of(config, Grants(("echo",), ("text.*",))) == (AgentConfig("echo", ("python", "agent.py")),)
+    with pytest.raises(ConfigError, match="--agent"):
+        agents_of(config, Grants(("a", "b"), ()))
+    with pytest.raises(ConfigError, match="patterns only"):
+        agents_of(config, Grants(("echo-*",), ()))
+
+
+def test_agents_and_capabilities_beyond_the_grants_are_refused_before_anything_is_dialled(tmp_path: Path) -> None:
+    (tmp_path / "redact.json").write_text("{}")
+    config = loaded(tmp_path, TOML)
+    with pytest.raises(ConfigError) as caught:
+        agents_of(config, Grants(("summarizer", "redactor"), ("text.summarize",)))
+    text = str(caught.value)
+    assert "agent gateway: the certificate allows summarizer, redactor" in text
+    assert "agent redactor: the certificate does not allow text.redact" in text
+    assert "agent summarizer" not in text
