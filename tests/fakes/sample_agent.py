@@ -63,6 +63,8 @@ async def fail(how: str) -> None:
         raise InvalidInput("not this one", field="/name")
     if how == "cancelled":
         raise asyncio.CancelledError
+    if how == "exit":
+        sys.exit(3)
     raise KeyError(how)
 
 

@@ -94,6 +94,7 @@ async def test_async_and_plain_functions_answer_and_batches_are_answered_in_batc
         ("input", failure_pb2.FAILURE_KIND_INVALID_INPUT, False),
         ("surprise", failure_pb2.FAILURE_KIND_TRANSIENT, True),
         ("cancelled", failure_pb2.FAILURE_KIND_TRANSIENT, True),
+        ("exit", failure_pb2.FAILURE_KIND_TRANSIENT, True),
     ],
 )
 async def test_what_a_handler_raises_chooses_the_kind_of_failure(
@@ -314,6 +315,15 @@ async def test_an_agent_may_start_before_its_sidecar(tmp_path: Path) -> None:
             line = await sidecar.line()
             line.assign(assignment("r/c/0/1", "sample.count@1", "k"))
             assert output(await line.result("r/c/0/1")) == 1
+
+
+async def test_an_agent_without_a_sidecar_drains_at_once(tmp_path: Path) -> None:
+    async with child(tmp_path / "none.sock") as process:
+        assert process.process.stderr is not None
+        async with asyncio.timeout(WAIT):
+            assert b"dialling" in await process.process.stderr.readline()
+        process.signal(signal.SIGTERM)
+        assert (await process.end())[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ class Attempts:
             if not attempt.context.is_cancelled and task is not None and task.cancelling():
                 raise
             outcome = error
-        except Exception as error:  # whatever a handler raises is an outcome
+        except (Exception, SystemExit) as error:  # whatever a handler raises is an outcome, and ends nothing else
             outcome = error
         self._settle(attempt_id, attempt, outcome)
 
@@ -156,7 +156,7 @@ class Attempts:
         outcome: bytes | Payload | BaseException
         try:
             outcome = handler.output(handler.call(attempt.context), self.inline_limit)
-        except BaseException as error:  # SystemExit in a thread would end nothing but the thread
+        except (Exception, SystemExit) as error:
             outcome = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits any more
             self._loop.call_soon_threadsafe(self._settle, attempt_id, attempt, outcome)

@@ -119,7 +119,7 @@ def handler_of(
     written = _written(function)
     hints = _hints(written)
     parameters = list(inspect.signature(function).parameters.values())
-    context = next((one.name for one in parameters if hints.get(one.name) is TaskContext), "")
+    context = next((one.name for one in parameters if _is_context(hints.get(one.name))), "")
     inputs = [one for one in parameters if one.name != context]
     if len(inputs) > 1 or any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in inputs):
         raise TypeError(f"{_of(function)} must take one input; put several values into a dataclass or TypedDict")
@@ -160,6 +160,10 @@ def _written(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, functools.partial):
         function = inspect.unwrap(function.func)
     return function if inspect.isroutine(function) else type(function).__call__
+
+
+def _is_context(annotation: Any) -> bool:
+    return annotation is TaskContext or TaskContext in typing.get_args(annotation)  # TaskContext | None
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -34,6 +34,9 @@ async def context_first(task: TaskContext, value: Input) -> None: ...
 async def context_only(*, task: TaskContext) -> None: ...
 
 
+def context_perhaps(value: Input, task: TaskContext | None = None) -> None: ...
+
+
 async def unannotated(value): ...  # type: ignore[no-untyped-def]
 
 
@@ -82,7 +85,9 @@ def test_a_function_stays_what_it_was_and_is_described() -> None:
     assert agent.describe().prefetch == 0 and Agent("b").prefetch == 32
 
 
-@pytest.mark.parametrize("function", [nothing, context_first, context_only, unannotated, envelope, Callable_()])
+@pytest.mark.parametrize(
+    "function", [nothing, context_first, context_only, context_perhaps, unannotated, envelope, Callable_()]
+)
 def test_these_may_be_handlers(function: Callable[..., Any]) -> None:
     Agent("a").capability("text.do@1")(function)
 
