@@ -20,7 +20,7 @@ Kind = Literal["permissive", "weak-copyleft", "strong-copyleft", "proprietary", 
 STRICTNESS: list[Kind] = ["permissive", "weak-copyleft", "strong-copyleft", "proprietary", "unknown"]
 EVIDENCE = 140
 
-agent = Agent("classifier", concurrency=2)
+agent = Agent("classifier", concurrency=2, prefetch=4)
 
 
 @dataclass

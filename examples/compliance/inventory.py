@@ -163,8 +163,9 @@ def _fields(meta: Message) -> Callable[..., list[str]]:
 
 
 def _homepage(pages: list[str], urls: list[str]) -> str:
-    links = [url.partition(",")[2].strip() for url in urls if "," in url]  # "Source, https://…"
-    return (pages + links + [""])[0][:SHORT]
+    links = [(label.lower(), link.strip()) for label, _, link in (url.partition(",") for url in urls)]
+    best = [link for word in ("home", "source", "repo", "git", "doc", "") for label, link in links if word in label]
+    return (pages + best + [""])[0][:SHORT]
 
 
 def _license_files(folder: Path, declared: list[str]) -> list[Path]:

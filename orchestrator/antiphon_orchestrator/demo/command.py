@@ -88,6 +88,7 @@ async def _run(options: _Options, folder: Path) -> int:
     site = options.input.resolve()
     if not any(site.glob("*.dist-info")) and not any(site.glob("*.egg-info")):
         raise Problem(f"{options.input} holds no installed packages", "give a site-packages folder with --input")
+    options.out.mkdir(parents=True, exist_ok=True)  # before half a minute of work, not after
     screen = Screen(output.silent() if options.json else output.data())
     with screen:
         async with Mesh(folder, PROGRAMS) as mesh:

@@ -25,6 +25,7 @@ class Row:
     license: str
     evidence: str
     doubt: str
+    about: str
     summary: str
     contacts: str
     redactions: int
@@ -59,15 +60,15 @@ def _row(package: Any, verdict: Any, summarized: Any, redacted: Any) -> Row:
         license=verdict["license"],
         evidence=verdict["evidence"],
         doubt=verdict["doubt"],
-        summary=summarized["summary"] or package["summary"],
+        about=package["summary"],
+        summary=summarized["summary"],
         contacts=redacted["text"],
         redactions=redacted["redactions"],
     )
 
 
 def write(report: Report, folder: Path) -> tuple[Path, Path]:
-    """Write report.md and report.json into a folder, made if need be; their paths. Raises `OSError`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write report.md and report.json into a folder; their paths. Raises `OSError`."""
     markdown, data = folder / "report.md", folder / "report.json"
     markdown.write_text(to_markdown(report), "utf-8")
     data.write_text(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -108,7 +109,8 @@ def to_markdown(report: Report) -> str:
 def _cells(row: Row) -> tuple[str, str, str, str]:
     name = f"[{row.name}]({row.homepage})" if row.homepage.startswith("https://") else row.name
     license = f"**{row.license}**<br>{_plain(row.evidence)}" if row.license else _plain(row.evidence)
-    return f"{name} {row.version}", license, _plain(row.summary), _plain(row.contacts)
+    what = "<br>".join(_plain(text) for text in (row.about, row.summary) if text)
+    return f"{name} {row.version}", license, what, _plain(row.contacts)
 
 
 def _table(heads: Sequence[str], rows: Any) -> str:

@@ -80,6 +80,8 @@ async def review(mesh: Mesh, client: Client, programs: Path, folder: Path, chaos
     follower = _Follower(mesh, chaos, screen)
     async for event in client.watch(submitted.run_id):
         await follower.take(event)
+    if chaos and follower.crash is None:
+        screen.say("the run was too short to kill anything in its middle", "!", "yellow")
     run = await client.get_run(submitted.run_id)
     if run.state != pb.RUN_STATE_SUCCEEDED:
         raise Problem(f"the review failed: {run.failure.message}", "see it with --keep", exit_code=FAILED)
@@ -116,6 +118,8 @@ class _Follower:
         self._screen = screen
         self._members: dict[str, int] = {}
         self._finished: set[Key] = set()
+        self._in_hand: set[int] = set()
+        """Members of `classify` that its agent has, so that killing it takes them away."""
         self._died = 0.0
 
     async def take(self, event: pb.RunEvent) -> None:
@@ -128,11 +132,14 @@ class _Follower:
             self._members[event.key.task_id] = event.member_count
         if event.task_state == pb.TASK_STATE_SUCCEEDED and (event.key.member or event.key.task_id not in _FAN_OUTS):
             self._finished.add((event.key.task_id, event.key.member))
+        if event.key.task_id == "classify" and event.HasField("attempt"):
+            live = event.attempt.state in (pb.ATTEMPT_STATE_OFFERED, pb.ATTEMPT_STATE_RUNNING)
+            (self._in_hand.add if live else self._in_hand.discard)(event.key.member)
         total = self._total()
         self._screen.progress(len(self._finished), total)
         if self.crash is not None:
             self._look_for_life(event)
-        elif self._chaos and total and len(self._finished) >= total * _FRACTION:
+        elif self._chaos and total and len(self._finished) >= total * _FRACTION and self._in_hand:
             await self._strike()
 
     def proof(self, tasks: Sequence[pb.Task], subjects: Sequence[str]) -> Proof:

@@ -135,7 +135,8 @@ def _crash(review: Review) -> list[tuple[str, str]]:
     return [
         ("finished before it", f"{proof.finished_before} tasks"),
         ("ran again of these", again),
-        ("lost with the agent", f"{states[pb.ATTEMPT_STATE_LOST]} attempts, each tried again"),
-        ("pieces of work begun", f"{proof.begun}, {proof.repeated} of them more than once: those in the agent's hands"),
+        ("lost with the agent", f"{states[pb.ATTEMPT_STATE_LOST]} attempts; their tasks were tried again"),
+        ("given back unbegun", f"{states[pb.ATTEMPT_STATE_RETURNED]} attempts; their tasks were placed again"),
+        ("begun more than once", f"{proof.repeated} of {proof.begun} pieces of work: what the agent died with"),
         ("events", f"1 to {review.events}, seen once each and in order across the restart"),
     ]
