@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "health":
             return asyncio.run(_health(config, arguments.json))
         telemetry.configure_logging(config.telemetry.log_level)
+        _tune_collector()
         return asyncio.run(_serve(config))
     except ConfigError as error:
         return _fail(*error.mistakes)
@@ -51,6 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest is not None or expected is None:
             raise
         return _fail(*(str(error) for error in expected.exceptions))
+
+
+def _tune_collector() -> None:
+    """Runs are trees, freed as their references go; the default collector would walk all live ones again and again.
+
+    Measured on chains of ten at 1,000 in flight: a sixth of the process's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def _fail(*lines: str) -> int:
