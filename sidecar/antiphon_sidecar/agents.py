@@ -154,7 +154,7 @@ class _Servicer:
             try:
                 response = await answer
             finally:
-                if not answer.done():
+                if not answer.done() or answer.cancelled():
                     inflight.gave_up(attempt, request.call_id)
             if response is None:
                 raise Refused(error_pb2.ERROR_REASON_ATTEMPT_NOT_FOUND, attempt_id=request.attempt_id)

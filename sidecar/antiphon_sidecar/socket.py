@@ -60,10 +60,8 @@ class RunFolder:
         try:
             self._make()
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise SocketError(
-                f"run folder {self.path} cannot be used: {error.strerror}; choose another: run_folder"
-            ) from error
+        except (OSError, LookupError) as error:
+            raise SocketError(f"run folder {self.path} cannot be used: {error}; choose another: run_folder") from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
