@@ -2,8 +2,8 @@
 
 A group of transactions is evaluated in order against rows held in memory and written as its net effect, under one
 COMMIT. That keeps the number of SQL statements per group small and constant, which matters more than their cost: each
-statement gives up the interpreter lock, and getting it back from a busy event loop takes up to a switch interval
-(5 ms). So rows are written by multi-row statements, not by executemany, and a failed transaction needs no savepoint.
+statement gives up the interpreter lock, which another thread may then keep for a switch interval (5 ms). So rows are
+written by multi-row statements, not by executemany, and a failed transaction needs no savepoint.
 
 Invariants: `_known` holds only what is committed, or will be with the current group; whoever rolls back empties it.
 The row of the empty key, which no caller can name, carries the store's revision in `mod_revision`.
