@@ -1,0 +1,111 @@
+"""The demo as a user runs it: the real command, real processes, real kills; what it says of itself is checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+
+from tests.harness.waiting import eventually
+
+ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
+LIMIT = 60.0
+
+
+def demo(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """One demo, to its end; never a traceback."""
+    done = subprocess.run([ANTIPHON, "demo", *words], capture_output=True, text=True, timeout=LIMIT)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Command lines that name the folder."""
+    found = []
+    assert Path("/proc/self/cmdline").exists()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # it ended meanwhile
+        if str(folder) in line:
+            found.append(line)
+    return found
+
+
+def test_the_environment_is_reviewed_while_an_agent_and_the_orchestrator_are_killed(tmp_path: Path) -> None:
+    facts = json.loads(demo("--json", "--out", str(tmp_path / "out")).stdout)
+
+    installed = {path.name for path in Path(facts["folder"]).glob("*.dist-info")}
+    assert facts["packages"] == len(installed) > 50
+    assert facts["tasks"] == facts["succeeded"] == 4 * facts["packages"] + 2
+    assert facts["attempts"] >= facts["tasks"]
+    assert sum(facts["by_kind"].values()) == facts["packages"]
+    assert facts["seconds"] < LIMIT
+
+    crash = facts["crash"]
+    assert crash["new_orchestrator_pid"] != crash["orchestrator_pid"]
+    assert crash["agent_back_after"] > 0
+    assert 0.3 * facts["tasks"] < crash["finished_before"] < 0.7 * facts["tasks"]
+    assert crash["ran_again"] == []
+    assert crash["begun"] <= facts["attempts"]
+
+    markdown, data = (Path(path) for path in facts["report"])
+    report = json.loads(data.read_text())
+    versions = {one.metadata["Name"]: one.version for one in distributions(path=[facts["folder"]])}
+    assert {row["name"]: row["version"] for row in report["rows"]} == versions
+    kinds = {row["name"]: (row["kind"], row["license"]) for row in report["rows"]}
+    assert kinds["grpcio"] == ("permissive", "Apache-2.0")
+    assert kinds["hypothesis"] == ("weak-copyleft", "MPL-2.0")
+    assert not any("@" in row["contacts"] for row in report["rows"])
+    text = markdown.read_text()
+    assert all(name in text for name in versions)
+    assert "MPL-2.0: changes to it must stay open" in text
+
+
+def test_another_folder_is_reviewed_and_broken_metadata_does_not_stop_it(tmp_path: Path) -> None:
+    good, broken = tmp_path / "site/lib-1.0.dist-info", tmp_path / "site/broken-2.dist-info"
+    good.mkdir(parents=True)
+    broken.mkdir()
+    contact = "Ann <ann@example.org>, +49 30 1234567"
+    (good / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: lib\nVersion: 1.0\nLicense: GPLv3\nAuthor: {contact}\n"
+    )
+    words = ("--json", "--no-chaos", "--input", str(tmp_path / "site"), "--out", str(tmp_path))
+
+    facts = json.loads(demo(*words).stdout)
+
+    assert facts["by_kind"] == {"strong-copyleft": 1, "unknown": 1}
+    assert facts["crash"] is None
+    rows = {row["name"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
+    assert rows["lib"]["contacts"] == "Ann <[email]>, [phone]"
+    assert rows["broken"]["doubt"] == "no licence could be determined"
+
+
+def test_a_folder_without_packages_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = demo("--input", str(tmp_path), "--out", str(tmp_path), code=2)
+    assert done.stderr.count("\n") == 1
+    assert "--input" in done.stderr
+
+
+async def test_ctrl_c_stops_everything_that_was_started(tmp_path: Path) -> None:
+    command = [ANTIPHON, "demo", "--keep", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
+    assert process.stdout is not None
+    while "four agents" not in process.stdout.readline():
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130, said
+    folder = Path(said.rpartition("kept: ")[2].strip())
+    try:
+        assert (folder / "orchestrator.log").exists()
+        await eventually(lambda: not processes_in(folder))
+    finally:
+        shutil.rmtree(folder)
