@@ -106,7 +106,8 @@ async def _serve(config: Config) -> int:
         telemetry.logger("orchestrator").info("stopped")
     finally:
         ready.cancel()
-        endpoints.unlink(missing_ok=True)
+        if orchestrator.ready.is_set():  # else the file, if there is one, is that of whoever has the store open
+            endpoints.unlink(missing_ok=True)
     return 0
 
 

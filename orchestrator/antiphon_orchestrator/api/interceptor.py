@@ -29,7 +29,7 @@ from .checks import Call, Checks
 from .errors import ApiError, refusal
 from .image import Image, Method
 
-RECHECK = timedelta(seconds=30)
+RECHECK = timedelta(seconds=3)
 """How long a stream may go on after its certificate has expired."""
 
 _DETAILS = "grpc-status-details-bin"
