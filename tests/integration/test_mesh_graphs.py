@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, Literal
 
 import pytest
@@ -175,7 +176,7 @@ async def test_transient_failures_are_tried_again_with_pauses_and_the_same_idemp
     assert [attempt.number for attempt in attempts] == [1, 2, 3, 4]
     pauses = [
         (later.offer_time.ToDatetime() - earlier.end_time.ToDatetime()).total_seconds()
-        for earlier, later in zip(attempts, attempts[1:], strict=False)
+        for earlier, later in pairwise(attempts)
     ]
     for pause, longest in zip(pauses, (0.04, 0.08, 0.16), strict=True):
         assert pause >= longest / 2

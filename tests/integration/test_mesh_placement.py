@@ -1,4 +1,4 @@
-"""Who gets a task: versions, labels, cost, schemas, priority, operators' wishes, and what happens while nobody is there."""
+"""Who gets a task: versions, labels, cost, schemas, priority, operators, and what happens while nobody is there."""
 
 from __future__ import annotations
 
