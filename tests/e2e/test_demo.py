@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -94,7 +95,7 @@ def test_a_folder_without_packages_is_refused_in_one_line(tmp_path: Path) -> Non
     assert "--input" in done.stderr
 
 
-async def test_ctrl_c_stops_everything_that_was_started(tmp_path: Path) -> None:
+def test_ctrl_c_stops_everything_that_was_started(tmp_path: Path) -> None:
     command = [ANTIPHON, "demo", "--keep", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
     assert process.stdout is not None
@@ -106,6 +107,6 @@ async def test_ctrl_c_stops_everything_that_was_started(tmp_path: Path) -> None:
     folder = Path(said.rpartition("kept: ")[2].strip())
     try:
         assert (folder / "orchestrator.log").exists()
-        await eventually(lambda: not processes_in(folder))
+        asyncio.run(eventually(lambda: not processes_in(folder)))
     finally:
         shutil.rmtree(folder)
