@@ -3,7 +3,9 @@
 The journal is trimmed once a write here has returned, so a write is durable by then. Writes are idempotent upserts in
 one transaction each, and an older version of a record never replaces a newer one, whoever writes late.
 
-Writing and reading have a thread each: a slow listing must not hold up trimming. Neither touches the event loop.
+Writes happen on the event loop, in small batches: under load a thread would have to win the interpreter lock back for
+each of its steps, and an archive that falls behind holds up trimming. Everything else, a slow listing above all, has a
+thread of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -48,8 +51,6 @@ from .tables import (
 T = TypeVar("T")
 
 _MAX_WAITING = 64
-_PATIENCE_SECONDS = 0.004
-_GIVE_WAY_SECONDS = 0.001
 
 
 class SqlArchive:
@@ -64,21 +65,19 @@ class SqlArchive:
             event.listen(self._engine, "connect", _make_durable)
         self._upsert_runs = Upsert(runs, newer_by="last_event_seq")
         self._upsert_chunks = Upsert(run_events, newer_by="last_seq")
-        self._writing = _Lane("archive-write")
-        self._reading = _Lane("archive-read")
+        self._lane = _Lane("archive")
 
     async def __aenter__(self) -> SqlArchive:
         """Makes the tables if there are none. Raises ArchiveIncompatible."""
         try:
-            await self._writing.do(_create_tables, self._engine)
+            await self._lane.do(_create_tables, self._engine)
         except BaseException:
             await self.__aexit__()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._reading.close()
-        await self._writing.close()
+        await self._lane.close()
         self._engine.dispose()
 
     async def write(self, runs: Sequence[ArchivedRun], chunks: Sequence[EventChunk]) -> None:
@@ -86,29 +85,30 @@ class SqlArchive:
 
         A chunk replaces the one with the same `first_seq`, if it reaches at least as far.
         """
-        await self._writing.do(self._write, runs, chunks)
+        with _mapped():
+            self._write(runs, chunks)
 
     async def get_run(self, run_id: str) -> ArchivedRun | None:
         """The run, or None."""
-        return await self._reading.do(self._get_run, run_id)
+        return await self._lane.do(self._get_run, run_id)
 
     async def events(self, run_id: str, after_seq: int = 0) -> list[EventChunk]:
         """The chunks that hold events later than `after_seq`, in order.
 
         The first may begin earlier, and chunks may overlap after a takeover: whoever decodes them skips what it has.
         """
-        return await self._reading.do(self._events, run_id, after_seq)
+        return await self._lane.do(self._events, run_id, after_seq)
 
     async def list_runs(self, filter: RunFilter, page_size: int, page_token: str = "") -> tuple[list[ArchivedRun], str]:
         """A page, newest first, and the next page's token ("" after the last). Raises InvalidPageToken.
 
         Paging is by position, so runs archived meanwhile neither repeat nor hide others.
         """
-        return await self._reading.do(self._list_runs, filter, page_size, page_token)
+        return await self._lane.do(self._list_runs, filter, page_size, page_token)
 
     async def delete_before(self, time: datetime, limit: int) -> int:
         """Deletes up to `limit` runs that ended before `time`, oldest first, with their events. Returns how many."""
-        return await self._writing.do(self._delete_before, time, limit)
+        return await self._lane.do(self._delete_before, time, limit)
 
     def _write(self, runs: Sequence[ArchivedRun], chunks: Sequence[EventChunk]) -> None:
         with self._engine.begin() as connection:
@@ -164,25 +164,22 @@ class _Lane:
 
     async def do(self, function: Callable[..., T], *args: object) -> T:
         async with self._slots:
-            call = self._thread.submit(function, *args)
-            asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, _give_way, call)
-            try:
-                return await asyncio.wrap_future(call)
-            except (DataError, IntegrityError, ProgrammingError):
-                raise  # a bug here, not the state of the database
-            except (DBAPIError, OSError) as error:
-                raise ArchiveUnavailable(f"the archive cannot be used: {error}") from error
+            with _mapped():
+                return await asyncio.wrap_future(self._thread.submit(function, *args))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._thread.shutdown)
 
 
-def _give_way(call: Future[Any]) -> None:
-    """Lets the thread have the interpreter now and then: a saturated event loop would starve it, and a journal that
-    is not archived is not trimmed."""
-    if not call.done():
-        wait((call,), _GIVE_WAY_SECONDS)
-        asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, _give_way, call)
+@contextmanager
+def _mapped() -> Iterator[None]:
+    """Turns what the database raises into ArchiveUnavailable."""
+    try:
+        yield
+    except (DataError, IntegrityError, ProgrammingError):
+        raise  # a bug here, not the state of the database
+    except (DBAPIError, OSError) as error:
+        raise ArchiveUnavailable(f"the archive cannot be used: {error}") from error
 
 
 def _conditions(filter: RunFilter) -> Iterator[ColumnElement[bool]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any
 
 from sqlalchemy import (
@@ -22,7 +21,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TextClause,
     func,
     literal,
     or_,
@@ -73,44 +71,33 @@ run_events = Table(
 class Upsert:
     """Inserts or replaces rows by primary key, unless the stored row is newer by the column `newer_by`.
 
-    Many rows a statement, in place of executemany: each statement gives up the interpreter lock, and a busy event loop
-    takes up to a switch interval (5 ms) to return it. SQLAlchemy batches no insert that has ON CONFLICT, so the text is
-    made here; SQLite and PostgreSQL spell it alike. One exists for each power of two, so each is compiled once.
+    SQLAlchemy batches no insert that has ON CONFLICT, so the text is made here; SQLite and PostgreSQL spell it alike.
     """
 
     def __init__(self, table: Table, newer_by: str) -> None:
-        self._columns = [column.name for column in table.columns]
+        columns = [column.name for column in table.columns]
         self._keys = [column.name for column in table.primary_key.columns]
         self._newer_by = newer_by
-        others = [name for name in self._columns if name not in self._keys]
-        replace = ", ".join(f"{name} = excluded.{name}" for name in others)
-        self._head = f"INSERT INTO {table.name} ({', '.join(self._columns)}) VALUES "
-        self._tail = (
+        replace = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in self._keys)
+        self._statement = text(
+            f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({', '.join(f':{name}' for name in columns)})"
             f" ON CONFLICT ({', '.join(self._keys)}) DO UPDATE SET {replace}"
             f" WHERE excluded.{newer_by} >= {table.name}.{newer_by}"
         )
-        self._statements = {size: self._statement(size) for size in (128, 64, 32, 16, 8, 4, 2, 1)}
 
     def execute(self, connection: Connection, rows: Iterable[Row]) -> None:
-        """Writes rows. Of several with one key the newest counts: one statement cannot touch a row twice."""
+        """Writes rows; of several with one key the newest counts."""
         newest = {
             tuple(row[name] for name in self._keys): row for row in sorted(rows, key=lambda row: row[self._newer_by])
         }
-        left = list(newest.values())
-        for size, (statement, names) in self._statements.items():
-            while len(left) >= size:
-                piece, left = left[:size], left[size:]
-                values = chain.from_iterable([row[name] for name in self._columns] for row in piece)
-                connection.execute(statement, dict(zip(names, values, strict=True)))
-
-    def _statement(self, size: int) -> tuple[TextClause, list[str]]:
-        tuples = [[f"{name}_{place}" for name in self._columns] for place in range(size)]
-        values = ", ".join("(" + ", ".join(f":{name}" for name in names) + ")" for names in tuples)
-        return text(self._head + values + self._tail), list(chain.from_iterable(tuples))
+        if newest:
+            connection.execute(self._statement, list(newest.values()))
 
 
 def encode_labels(labels: Mapping[str, str]) -> str:
     """JSON, one text for equal labels, each entry on a line of its own for `has_label`."""
+    if not labels:
+        return "{}"
     return json.dumps(dict(labels), sort_keys=True, indent=0, separators=(",", ":"))
 
 

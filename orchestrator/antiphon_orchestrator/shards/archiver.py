@@ -19,8 +19,8 @@ from .inputs import Archived
 
 log = telemetry.logger("archive")
 
-BATCH = 500
-"""Most runs in one write."""
+BATCH = 64
+"""Most runs in one write: some milliseconds of the event loop."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -87,3 +87,4 @@ class Archiver:
                 done.setdefault(shard, {})[run.run_id] = chunk.last_seq
             for shard, upto in done.items():
                 self.answer(shard, Archived(upto))
+            await asyncio.sleep(0)  # others first: the archive may lag, they may not
