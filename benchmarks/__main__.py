@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import core, fsync, identity, mesh, profiling, r, report, w1, w2, w3, w4
+from . import fsync, identity, mesh, profiling, r, report, w1, w2, w3, w4
 from .process import ProcessFailed, cpu
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
@@ -98,16 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help=f"some of {', '.join(NAMES)}; comma between several")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the JSON goes")
     parser.add_argument("--profile", choices=PROCESSES, help="py-spy on one process instead of measuring")
-    parser.add_argument("--core", action="store_true", help="CPU of the orchestrator's parts alone, without gRPC")
     given = parser.parse_args(arguments)
     only = frozenset(given.only.split(",") if given.only else NAMES)
     if unknown := only - set(NAMES):
         parser.error(f"nothing is called {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
     plan = Plan(only, seconds=0.4, sequential=20, levels=(1, 32)) if given.quick else Plan(only)
-    if given.core:
-        cost = asyncio.run(core.measure(200 if given.quick else 2000))
-        print(f"{cost.total:.1f} us CPU a task in the orchestrator's parts, {cost.loop:.1f} of them on its event loop")
-        return 0
     try:
         with tempfile.TemporaryDirectory(prefix="antiphon-bench-") as folder:
             if given.profile:
