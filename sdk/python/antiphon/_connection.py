@@ -129,6 +129,9 @@ class Connection:
                 _log.warning("the certificate in use is kept: no connection with the new one to %s", self._address)
                 await generation.channel.close(None)
                 return False
+            except BaseException:
+                await generation.channel.close(None)
+                raise
             self._pem = pem
             await self._take_over(generation)
             return True

@@ -8,6 +8,7 @@ worked out again; a refusal that another try cannot change ends the worker with 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Mapping
@@ -98,7 +99,8 @@ class Worker:
             stream = AgentServiceStub(channel).Work()  # type: ignore[call-arg]  # its types know no write()
             async with asyncio.timeout(_HELLO):
                 hello = AgentHello(description=self._description, protocol_version=_PROTOCOL_VERSION)
-                await send(stream, WorkRequest(hello=hello))
+                with contextlib.suppress(BrokenPipeError):  # refused already; reading tells why
+                    await send(stream, WorkRequest(hello=hello))
                 first = await stream.read()
             if not isinstance(first, WorkResponse):
                 return
