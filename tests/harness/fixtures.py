@@ -24,9 +24,11 @@ def module_mesh() -> Iterator[Mesh]:
 
 @pytest.fixture
 def mesh(module_mesh: Mesh) -> Iterator[Mesh]:
-    """The module's mesh; what its processes say during the test is shown when it fails."""
+    """The module's mesh; what its processes say during the test is shown when it fails, and its own sidecars go."""
+    kept = len(module_mesh.sidecars)
     yield module_mesh
     module_mesh.show()
+    module_mesh.dismiss(*module_mesh.sidecars[kept:])
 
 
 @pytest.fixture

@@ -53,10 +53,7 @@ class Mesh:
 
     def close(self) -> None:
         """End every process and remove every file."""
-        for sidecar in self.sidecars:
-            if sidecar.alive:
-                sidecar.kill_agent()
-            sidecar.close()
+        self.dismiss(*self.sidecars)
         self.orchestrator.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -121,11 +118,12 @@ class Mesh:
         return sidecar
 
     def dismiss(self, *sidecars: SidecarProcess) -> None:
-        """End sidecars with their agents at once."""
+        """End sidecars with their agents at once, and for good."""
         for sidecar in sidecars:
             if sidecar.alive:
                 sidecar.kill_agent()
-            sidecar.kill9()
+            sidecar.close()
+            self.sidecars.remove(sidecar)
 
     async def attached(
         self, client: Client, agent: str = "worker", *, instances: int = 1, slots: int = 1

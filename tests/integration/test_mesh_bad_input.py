@@ -9,7 +9,17 @@ from typing import Any
 
 import grpc
 import pytest
-from antiphon import AccessDenied, Client, Graph, GraphInvalid, InputInvalid, MessageTooLarge, RequestInvalid, output_of
+from antiphon import (
+    AccessDenied,
+    Client,
+    Graph,
+    GraphInvalid,
+    InputInvalid,
+    MessageTooLarge,
+    RequestInvalid,
+    output_of,
+    ref,
+)
 from antiphon.v1 import (
     agent_service_pb2,
     agent_service_pb2_grpc,
@@ -109,7 +119,7 @@ async def test_an_input_too_large_for_its_place_is_refused_and_so_is_a_message_t
 
 async def test_an_expression_that_fails_is_a_failure_and_not_a_crash(client: Client) -> None:
     for expression in ("input.missing.deeper", "input[99]", "1 / (size(input) - 1)"):
-        run = await client.submit(one_task("work.echo@1", "${%s}" % expression), ["x"], wait=True)
+        run = await client.submit(one_task("work.echo@1", ref(expression)), ["x"], wait=True)
         assert run.failure.kind == failure_pb2.FAILURE_KIND_INVALID_INPUT, expression
     run = await client.submit(one_task("work.echo@1", for_each="input.items"), {"items": 5}, wait=True)
     assert run.state == run_pb2.RUN_STATE_FAILED
@@ -178,7 +188,6 @@ async def test_an_agent_that_breaks_the_protocol_hurts_only_itself(client: Clien
         assert welcome.welcome.agent == "rude"
         work.cancel()
     assert await works(client)
-    mesh.dismiss(sidecar)
 
 
 async def test_kinds_of_identity_may_call_only_what_is_theirs(client: Client, mesh: Mesh) -> None:

@@ -35,14 +35,13 @@ async def test_the_run_of_a_call_names_the_attempt_that_made_it(client: Client) 
 
 
 async def test_parent_and_child_on_one_agent_with_one_place_do_not_block_each_other(client: Client, mesh: Mesh) -> None:
-    single = mesh.sidecar("single", concurrency=1, version="5")
+    mesh.sidecar("single", concurrency=1, version="5")
     await mesh.attached(client, "single")
     deep = {"capability": "work.call@5", "input": {"capability": "work.call@5", "input": {"capability": "work.who@5"}}}
     runs = [await client.submit(one_task("work.call@5", deep)) for _ in range(3)]
     for run in runs:
         ended = await client.wait(run.run_id, timeout=timedelta(seconds=10))
         assert len(output_of(ended)["t"]["delegation"]) == 3
-    mesh.dismiss(single)
 
 
 async def test_the_same_call_of_a_later_attempt_is_answered_from_the_record(client: Client, mesh: Mesh) -> None:

@@ -47,9 +47,8 @@ async def test_a_task_that_nobody_takes_in_time_fails_as_no_agent(client: Client
 
 
 async def test_versions_of_a_capability_are_chosen_by_range(client: Client, mesh: Mesh) -> None:
-    sidecars = [
-        mesh.sidecar(f"v{n}", only="work.who", version=version) for n, version in enumerate(("2.1", "2.4", "3"))
-    ]
+    for number, version in enumerate(("2.1", "2.4", "3")):
+        mesh.sidecar(f"v{number}", only="work.who", version=version)
     for number in range(3):
         await mesh.attached(client, f"v{number}")
     for requirement, expected in {
@@ -64,12 +63,11 @@ async def test_versions_of_a_capability_are_chosen_by_range(client: Client, mesh
     run = await client.submit(one_task("work.who@4"))
     assert "work.who@4" in await reason(client, run)
     await client.cancel(run.run_id)
-    mesh.dismiss(*sidecars)
 
 
 async def test_constraints_are_kept_and_what_fails_them_is_explained(client: Client, mesh: Mesh) -> None:
-    europe = mesh.sidecar("europe", labels={"region": "eu", "gpu": "yes"}, only="work.who,work.echo", cost=5)
-    asia = mesh.sidecar("asia", labels={"region": "asia"}, only="work.who,work.echo", cost=1)
+    mesh.sidecar("europe", labels={"region": "eu", "gpu": "yes"}, only="work.who,work.echo", cost=5)
+    mesh.sidecar("asia", labels={"region": "asia"}, only="work.who,work.echo", cost=1)
     await mesh.attached(client, "europe")
     await mesh.attached(client, "asia")
     assert (await who(client, agent_labels={"region": "eu"}))["agent"] == "europe"
@@ -82,7 +80,6 @@ async def test_constraints_are_kept_and_what_fails_them_is_explained(client: Cli
     assert {refusal.reason for refusal in explained.pending.refusals} == {"constraint", "cost"}
     assert explained.pending.considered == 3
     await client.cancel(run.run_id)
-    mesh.dismiss(europe, asia)
 
 
 async def test_a_placement_is_recorded_with_its_reasons(client: Client) -> None:
@@ -108,11 +105,10 @@ async def test_the_second_of_two_agents_with_conflicting_schemas_is_refused_with
     assert "integer" in liar.said() and "string" in liar.said() and "worker" in liar.said()
     run = await client.submit(one_task("work.double@1", 4), wait=True)
     assert output_of(run) == {"t": 8}
-    mesh.dismiss(liar)
 
 
 async def test_of_tasks_that_wait_for_one_slot_the_higher_priority_goes_first(client: Client, mesh: Mesh) -> None:
-    single = mesh.sidecar("single", concurrency=1, version="5")
+    mesh.sidecar("single", concurrency=1, version="5")
     await mesh.attached(client, "single")
     gate = mesh.path("gate")
     first = await client.submit(one_task("work.hold@5", str(gate)))
@@ -128,11 +124,10 @@ async def test_of_tasks_that_wait_for_one_slot_the_higher_priority_goes_first(cl
         assert (await client.wait(run.run_id)).state == run_pb2.RUN_STATE_SUCCEEDED
     begun = [e.attempt_id.partition("/")[0] for e in journal_of(mesh.journal) if e.event == "begun"]
     assert sorted(runs, key=lambda run: begun.index(run.run_id)) == runs
-    mesh.dismiss(single)
 
 
 async def test_an_agent_never_has_more_at_work_than_its_concurrency(client: Client, mesh: Mesh) -> None:
-    narrow = mesh.sidecar("narrow", concurrency=2, prefetch=3, version="6")
+    mesh.sidecar("narrow", concurrency=2, prefetch=3, version="6")
     await mesh.attached(client, "narrow")
     graph = Graph("many")
     graph.task("each", "work.sleep@6", for_each="input")
@@ -143,7 +138,6 @@ async def test_an_agent_never_has_more_at_work_than_its_concurrency(client: Clie
             open_now += 1 if entry.event == "begun" else -1
             most = max(most, open_now)
     assert most == 2
-    mesh.dismiss(narrow)
 
 
 async def test_a_suspended_agent_gets_nothing_until_it_is_resumed(client: Client, mesh: Mesh) -> None:
@@ -182,4 +176,3 @@ async def test_two_instances_of_an_agent_share_its_work_and_one_may_die(client: 
     pair[0].kill_agent()
     run = await client.submit(graph, list(range(20)), wait=True)
     assert len(output_of(run)["each"]) == 20
-    mesh.dismiss(*pair)

@@ -176,7 +176,6 @@ async def test_a_sidecar_with_a_bad_token_says_so_in_one_line_and_ends(client: C
     # The first goes on, and needs its token no more.
     first.restart()
     await eventually(lambda: first.said().count('"attached"') == 2)
-    mesh.dismiss(first)
 
 
 async def test_a_sidecar_never_gives_its_secret_to_a_stranger(client: Client, mesh: Mesh, tmp_path: Path) -> None:
@@ -254,7 +253,6 @@ async def test_an_agent_of_a_sidecar_that_offers_too_much_is_told(client: Client
     sidecar = mesh.sidecar("narrow", capabilities=("work.echo",))
     await eventually(lambda: "work.double" in sidecar.said() or "NOT_GRANTED" in sidecar.said())
     assert "antiphon certs token" in sidecar.said() and "Traceback" not in sidecar.said()
-    mesh.dismiss(sidecar)
 
 
 async def test_with_no_policy_everything_is_denied_with_a_reason() -> None:
@@ -286,6 +284,11 @@ def test_two_orchestrators_on_one_data_folder_are_refused_with_a_clear_line() ->
         assert len(lines) == 1 and "another process has the store" in lines[0]
         assert (mesh.orchestrator.data / "endpoints.json").read_text() == endpoints
         assert mesh.orchestrator.alive
+
+
+def damaged_authority(folder: Path) -> None:
+    Authority.init(folder / "ca", "x.test")
+    (folder / "ca" / "intermediate.pem").write_text("x")
 
 
 @pytest.mark.parametrize(
