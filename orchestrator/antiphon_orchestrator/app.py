@@ -45,6 +45,7 @@ from .registry.registry import Registry
 from .runs.archived import ArchivedRuns
 from .runs.catalog import Catalog
 from .runs.listing import RunListing
+from .runs.room import StoreRoom
 from .runs.submit import Submissions
 from .shards.archiver import Archiver
 from .shards.host import Host, now
@@ -104,7 +105,8 @@ class Orchestrator:
             inbox_limit=config.inbox_limit,
         )
         sessions.bind(host)
-        submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, now)
+        room = StoreRoom(store, config.data, config.store_max_bytes)
+        submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
         image = Image.load()
         tracing = None
@@ -157,6 +159,8 @@ class Orchestrator:
                 group.create_task(server.run(), name="api")
                 group.create_task(catalog.run(), name="catalog")
                 group.create_task(audit.run(), name="audit")
+                await room.look()
+                group.create_task(room.run(), name="room")
                 await host.recover()
                 group.create_task(host.run(), name="shards")
                 sessions.adopt()

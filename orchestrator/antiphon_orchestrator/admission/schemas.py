@@ -64,7 +64,7 @@ class SchemaSet:
 
     def __init__(self, values: Values, max_entries: int = 1024) -> None:
         """`values` is shared with the evaluators, so that a payload is parsed once for both."""
-        self._values = values
+        self.values = values
         self._max_entries = max_entries
         self._validators: dict[str, Any] = {}
 
@@ -80,7 +80,7 @@ class SchemaSet:
         """
         if not text:
             return None
-        known = self._values.known(payload)
+        known = self.values.known(payload)
         if known.payload.HasField("blob"):
             return None
         try:

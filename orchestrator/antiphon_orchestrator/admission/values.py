@@ -74,12 +74,13 @@ class Known:
     """One payload: the message, its size in bytes, whether it or a part of it is labelled, and its value once somebody
     has asked for it."""
 
-    __slots__ = ("_parsed", "_value", "labelled", "payload", "size")
+    __slots__ = ("_parsed", "_value", "label_keys", "labelled", "payload", "size")
 
     def __init__(self, data: bytes) -> None:
         self.payload = Payload.FromString(data)
         self.size = len(self.payload.inline)
         self.labelled = bool(self.payload.labels or self.payload.field_labels)
+        self.label_keys = _label_keys(self.payload) if self.labelled else _NO_LABELS
         self._parsed = False
         self._value: object = None
 
@@ -104,6 +105,16 @@ class Known:
             return decode_json(payload.inline.decode())
         except UnicodeDecodeError:
             raise Unusable("is not UTF-8") from None
+
+
+_NO_LABELS: frozenset[str] = frozenset()
+
+
+def _label_keys(payload: Payload) -> frozenset[str]:
+    """Keys of all labels, those of parts included."""
+    return frozenset(
+        [label.key for label in payload.labels] + [label.key for part in payload.field_labels for label in part.labels]
+    )
 
 
 def is_json(media_type: str) -> bool:

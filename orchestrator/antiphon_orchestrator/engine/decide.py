@@ -90,6 +90,11 @@ def _open_task(run: Run, task: Task) -> list[Event]:
             if first == 1 and plan.conditional and not evaluator.when(index, run.view):
                 return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
             count, inputs = evaluator.members(index, run.view, first, MEMBERS_PER_STEP)
+            if first > 1 and count != task.member_count:
+                message = (
+                    f"gave a list of {task.member_count} items, then one of {count}, as more needs ended meanwhile"
+                )
+                raise EvaluationFailed("for_each", message)
             return [TaskExpanded(index, count, first, _within_step(inputs))]
         if plan.conditional and not evaluator.when(index, run.view):
             return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
@@ -178,7 +183,8 @@ def settle(run: Run, task: Task, number: int, outcome: Outcome, now: int, ports:
     index, member = task.plan.index, task.member
     if task.live is not attempt:
         # A repeated report of the outcome that ended the attempt, or one that came after it was given up.
-        if attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED) or attempt.stale:
+        known = attempt.state in (AttemptState.SUCCEEDED, AttemptState.FAILED, outcome.state)
+        if known or attempt.stale:
             return Verdict.DUPLICATE, []
         if run.state is not RunState.RUNNING or outcome.state is AttemptState.RETURNED:
             return Verdict.STALE, []
@@ -307,6 +313,8 @@ def schedule_deadline(task: Task) -> int:
 
 def next_due(run: Run, task: Task) -> int | None:
     """When `on_time` should next look at a task; None when the clock has no say in it."""
+    if task.plan.fan_out and not task.member:
+        return None  # each of its members has its own deadline
     due = None
     if task.state is TaskState.WAITING:
         due = task.wait_until

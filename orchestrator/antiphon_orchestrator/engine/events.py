@@ -47,7 +47,8 @@ class TaskReady:
 
 @dataclass(slots=True)
 class AttemptOffered:
-    """An attempt was placed."""
+    """An attempt was placed. `input` is that of a task which is placed as soon as it may run; None when TaskReady, or
+    its fan-out's TaskExpanded, gave it."""
 
     task: int
     member: int
@@ -56,6 +57,7 @@ class AttemptOffered:
     instance: str
     decision: Any
     epoch: int
+    input: bytes | None = None
 
 
 @dataclass(slots=True)

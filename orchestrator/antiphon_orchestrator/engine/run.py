@@ -104,7 +104,7 @@ class Task:
 
 
 class Run:
-    """One run. `view` is what its expressions see."""
+    """One run. Nothing in it refers back to it, so that one which is done leaves memory without the collector."""
 
     __slots__ = (
         "cancel",
@@ -121,7 +121,6 @@ class Run:
         "submitted",
         "tasks",
         "tasks_open",
-        "view",
     )
 
     def __init__(self, run_id: str, plan: Plan, submitted: RunSubmitted, now: int) -> None:
@@ -139,7 +138,11 @@ class Run:
         self.tasks = [Task(p) for p in plan.tasks]
         self.tasks_open = len(self.tasks)
         self.frontier: list[int] = list(plan.roots)
-        self.view = RunView(self)
+
+    @property
+    def view(self) -> RunView:
+        """What its expressions see."""
+        return RunView(self)
 
     def task(self, index: int, member: int) -> Task:
         """The node, or a member of it; IndexError when there is none."""
@@ -248,15 +251,21 @@ def _task_ready(run: Run, event: TaskReady, now: int) -> None:
         _move(task, TaskTrigger.DUE)
         task.wait_until = 0
     else:
-        _move(task, TaskTrigger.NEEDS_MET)
-        task.input = event.input
-        task.ready_time = now
-        run.frontier.remove(event.task)
+        _needs_met(run, task, event.input, now)
     task.reason = ""
+
+
+def _needs_met(run: Run, task: Task, payload: bytes, now: int) -> None:
+    _move(task, TaskTrigger.NEEDS_MET)
+    task.input = payload
+    task.ready_time = now
+    run.frontier.remove(task.plan.index)
 
 
 def _attempt_offered(run: Run, event: AttemptOffered, now: int) -> None:
     task = run.task(event.task, event.member)
+    if event.input is not None:
+        _needs_met(run, task, event.input, now)
     _move(task, TaskTrigger.OFFERED)
     task.attempts.append(Attempt(event.number, event.agent, event.instance, event.decision, event.epoch, now))
 

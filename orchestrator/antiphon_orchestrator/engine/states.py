@@ -6,7 +6,7 @@ does not fit its state is a bug or a damaged log, never something to be guessed 
 
 from __future__ import annotations
 
-from enum import Enum, IntEnum, auto
+from enum import IntEnum, auto
 
 
 class RunState(IntEnum):
@@ -37,8 +37,8 @@ class AttemptState(IntEnum):
     CANCELLED = 7
 
 
-class TaskTrigger(Enum):
-    """What may happen to a task."""
+class TaskTrigger(IntEnum):
+    """What may happen to a task. An IntEnum only because its hash is C's; the numbers mean nothing."""
 
     NEEDS_MET = auto()
     EXPANDED = auto()

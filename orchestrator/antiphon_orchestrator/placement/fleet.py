@@ -36,6 +36,9 @@ EFFECTS = {0: "egress", 1: "pure", 2: "read", 3: "write", 4: "egress"}
 """antiphon.v1.Effect for policy; undeclared counts as the strictest."""
 
 
+NO_LABELS: frozenset[str] = frozenset()
+
+
 class Need(NamedTuple):
     """What a task asks of an agent, and all that hard filters look at. Tasks with equal needs share a queue."""
 
@@ -90,7 +93,7 @@ class Instance:
 class Offered:
     """One capability version of one instance; `label` is name@version as announced.
 
-    `requests` keeps policy requests, which cost more to build than to ask.
+    `permits` keeps policy decisions with their recorded form; they hold for one policy epoch.
     """
 
     instance: Instance
@@ -102,7 +105,9 @@ class Offered:
     cost: float
     expected_latency: float
     input_schema: str
-    requests: dict[tuple[str, str, frozenset[str], int], Request] = field(default_factory=dict)
+    permits: dict[tuple[str, frozenset[str], int], tuple[Decision, run_pb2.PolicyDecision]] = field(
+        default_factory=dict
+    )
 
     def score(self) -> float:
         """Expected seconds until an outcome if the attempt goes here: work, and the queue before it."""
@@ -119,7 +124,7 @@ class Refused:
 
 
 class Fleet:
-    """All live instances of one orchestrator. `deliver(waiter, offered)` hands a reserved slot to a shard."""
+    """All live instances of one orchestrator. `deliver(waiter, offered)` hands a reserved slot to a shard, for later."""
 
     def __init__(self, policy: PolicyPort, schemas: SchemaSet) -> None:
         self._policy = policy
@@ -132,11 +137,9 @@ class Fleet:
         self._suspended: set[tuple[str, str]] = set()
         self._decisions: dict[str, run_pb2.PolicyDecision] = {}
         self._outputs: dict[tuple[str, str], str] = {}
-        self._releases: dict[tuple[str, str, str, str, frozenset[str]], Request] = {}
+        self._releases: dict[tuple[str, str, str, frozenset[str]], tuple[Decision, run_pb2.PolicyDecision]] = {}
         self._arrivals = count()
-        self.deliver: Callable[[Waiter, Offered], None] = lambda waiter, offered: self.give_back(
-            offered.instance.instance_id
-        )
+        self.deliver: Callable[[Waiter, Offered], None] = lambda waiter, offered: None
 
     # Instances.
 
@@ -242,6 +245,7 @@ class Fleet:
             return
         instance.in_use -= 1
         if latency is not None:
+            latency = max(0.0, latency)  # a clock that was set back would make the instance look better than any
             old = instance.latency
             instance.latency = latency if old is None else old + SMOOTHING * (latency - old)
             instance.completed += 1
@@ -279,9 +283,15 @@ class Fleet:
 
     def take(
         self, offered: Offered, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
-    ) -> Placement | Refused:
-        """Turns a slot that was reserved for a waiter into its place; gives the slot back when it may not be used."""
+    ) -> Placement | Refused | None:
+        """Turns a slot that was reserved for a waiter into its place; gives the slot back when it may not be used.
+
+        None: the instance has gone, drains or was suspended since, and the task has to be placed anew.
+        """
         instance = offered.instance
+        if offered not in self._fit(need):
+            self.give_back(instance.instance_id)
+            return None
         result = self._decide(offered, need, principal, principal_kind, payload, number)
         if isinstance(result, run_pb2.RoutingDecision):
             self._describe(result, self._fit(need), [], offered, 0)
@@ -298,12 +308,12 @@ class Fleet:
         if violation is not None:
             message = f"the input does not fit {offered.label}: {violation.message}"
             return Refused(Failure(FailureKind.INVALID_INPUT, message, retryable=False, field=violation.pointer))
-        key = (principal, principal_kind, need.labels, number)
-        request = offered.requests.get(key)
-        if request is None:
-            if len(offered.requests) >= 4096:
-                offered.requests.clear()
-            request = offered.requests[key] = Request.dispatch(
+        key = (principal, need.labels, number)
+        permit = offered.permits.get(key)
+        if permit is None or permit[0].epoch != self._policy.epoch:
+            if len(offered.permits) >= 4096:
+                offered.permits.clear()
+            request = Request.dispatch(
                 principal,
                 principal_kind,
                 need.namespace,
@@ -315,14 +325,15 @@ class Fleet:
                 agent_clearance=offered.clearance,
                 attempt=number,
             )
-        decision = self._policy.decide_batch((request,))[0]
-        if not decision.allowed:
-            return decision
+            decision = self._policy.decide_batch((request,))[0]
+            permit = offered.permits[key] = (decision, self.policy_message(decision))
+        if not permit[0].allowed:
+            return permit[0]
         return run_pb2.RoutingDecision(
             chosen=offered.instance.instance_id,
             score=offered.score(),
             capability=offered.label,
-            policy=self.policy_message(decision),
+            policy=permit[1],
         )
 
     def check_input(self, offered: Offered, payload: bytes) -> SchemaViolation | None:
@@ -339,17 +350,21 @@ class Fleet:
 
     def may_release(
         self, principal: str, principal_kind: str, namespace: str, capability: str, labels: frozenset[str]
-    ) -> Decision:
-        """Whether a run's principal may have an output with these labels."""
-        key = (principal, principal_kind, namespace, capability, labels)
-        request = self._releases.get(key)
-        if request is None:
+    ) -> tuple[Decision, run_pb2.PolicyDecision]:
+        """Whether a run's principal may have an output with these labels, and that as it is recorded."""
+        key = (principal, namespace, capability, labels)
+        known = self._releases.get(key)
+        if known is None or known[0].epoch != self._policy.epoch:
             if len(self._releases) >= 8192:
                 self._releases.clear()
-            request = self._releases[key] = Request.release(
-                principal, principal_kind, namespace, capability, labels=labels
-            )
-        return self._policy.decide_batch((request,))[0]
+            request = Request.release(principal, principal_kind, namespace, capability, labels=labels)
+            decision = self._policy.decide_batch((request,))[0]
+            known = self._releases[key] = (decision, self.policy_message(decision))
+        return known
+
+    def labels(self, payload: bytes) -> frozenset[str]:
+        """Keys of all labels of a serialised payload."""
+        return self._schemas.values.known(payload).label_keys if payload else NO_LABELS
 
     def policy_message(self, decision: Decision) -> run_pb2.PolicyDecision:
         """The decision as it is recorded; equal decisions share one message."""
@@ -363,7 +378,8 @@ class Fleet:
                 permit=decision.allowed,
                 policies=decision.policies,
                 obligations=[o.name + (f"({','.join(o.params)})" if o.params else "") for o in decision.obligations],
-                reason=decision.reason,
+                # What permits says the list of policies; only a denial needs words.
+                reason="" if decision.allowed else decision.reason,
             )
         return message
 
@@ -420,19 +436,25 @@ class Fleet:
         heapq.heappush(self._queues.setdefault(need, []), waiter)
 
     def pump(self) -> None:
-        """Reserves free slots for those who wait and hands them to their shards."""
-        for need in list(self._queues):
+        """Reserves free slots for those who wait, whatever they wait for in their order, and hands them over."""
+        heads = [(queue[0], need) for need, queue in self._queues.items()]
+        heapq.heapify(heads)
+        while heads:
+            waiter, need = heads[0]
+            free = [o for o in self._fit(need) if o.instance.slots > o.instance.in_use]
+            if not free:
+                heapq.heappop(heads)
+                continue
+            best = free[0] if len(free) == 1 else min(free, key=Offered.score)
+            best.instance.in_use += 1
             queue = self._queues[need]
-            eligible = self._fit(need)
-            while queue:
-                free = [o for o in eligible if o.instance.slots > o.instance.in_use]
-                if not free:
-                    break
-                best = free[0] if len(free) == 1 else min(free, key=Offered.score)
-                best.instance.in_use += 1
-                self.deliver(heapq.heappop(queue), best)
-            if not queue:
+            heapq.heappop(queue)
+            if queue:
+                heapq.heapreplace(heads, (queue[0], need))
+            else:
+                heapq.heappop(heads)
                 del self._queues[need]
+            self.deliver(waiter, best)
 
     def _fit(self, need: Need) -> list[Offered]:
         eligible = self._eligible.get(need)

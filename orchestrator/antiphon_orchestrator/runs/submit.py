@@ -22,6 +22,7 @@ from ..shards import payloads
 from ..shards.host import Host
 from ..shards.shard import principal_kind
 from .catalog import Catalog, GraphNotFound
+from .room import StoreRoom
 
 GRAPH_LIMIT = 512 * 1024
 """Bytes of an inline graph: it is one record of the log."""
@@ -37,6 +38,7 @@ class Submissions:
         schemas: SchemaSet,
         blobs: Blobs,
         host: Host,
+        room: StoreRoom,
         now: Callable[[], int],
     ) -> None:
         self._catalog = catalog
@@ -46,6 +48,7 @@ class Submissions:
         self._schemas = schemas
         self._blobs = blobs
         self._host = host
+        self._room = room
         self._now = now
         self._requests: dict[tuple[str, str, str, frozenset[str], int], Request] = {}
 
@@ -70,10 +73,12 @@ class Submissions:
         payload = request.input.SerializeToString() if request.HasField("input") else b""
         await self._check_input(request, namespace, payload, input_schema)
         inline = request.inline if request.HasField("inline") else None
-        policy = self._permit(principal, namespace, graph_name, payloads.label_keys(payload), request.priority)
+        policy = self._permit(principal, namespace, graph_name, self._fleet.labels(payload), request.priority)
         moment = self._now()
         key = payloads.request_key(principal, request.request_id)
         shard = self._host.shard_of(key)
+        if self._room.full and not self._host.knows(shard, key):
+            raise ApiError(ErrorReason.ERROR_REASON_STORE_FULL)
         deadline = plan.deadline
         if request.HasField("deadline"):
             deadline = min(deadline, request.deadline.ToMicroseconds())

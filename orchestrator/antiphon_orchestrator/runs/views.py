@@ -115,6 +115,9 @@ def attempt_message(run: Run, task: Task, attempt: Attempt) -> run_pb2.Attempt:
         codec.put_failure(message.failure, attempt.failure)
     if not message.decision.summary:
         message.decision.summary = summary(message.decision)
+    policy = message.decision.policy
+    if policy.permit and not policy.reason:
+        policy.reason = "allowed by policy " + ", ".join(policy.policies)
     return message
 
 

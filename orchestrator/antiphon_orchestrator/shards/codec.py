@@ -131,6 +131,8 @@ def _put_offered(m: journal.AttemptOffered, event: e.AttemptOffered) -> None:
     m.agent = event.agent
     m.instance = event.instance
     m.epoch = event.epoch
+    if event.input is not None:
+        m.input = event.input
     if event.decision is not None:
         m.decision.CopyFrom(event.decision)
 
@@ -141,7 +143,8 @@ def _offered(record: journal.Record, event: e.AttemptOffered) -> None:
 
 def _get_offered(m: journal.AttemptOffered) -> e.AttemptOffered:
     decision = m.decision if m.HasField("decision") else None
-    return e.AttemptOffered(m.task, m.member, m.number, m.agent, m.instance, decision, m.epoch)
+    given = m.input if m.HasField("input") else None
+    return e.AttemptOffered(m.task, m.member, m.number, m.agent, m.instance, decision, m.epoch, given)
 
 
 def _started(record: journal.Record, event: e.AttemptStarted) -> None:

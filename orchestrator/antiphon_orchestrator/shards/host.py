@@ -99,6 +99,10 @@ class Host:
         """The shard of a request (protocol.md §2)."""
         return zlib.crc32(key) % len(self._seats)
 
+    def knows(self, shard: int, key: bytes) -> bool:
+        """Whether a request was accepted before, so that its repetition needs no room."""
+        return key in self._seats[shard].shard.requests or key in self._seats[shard].shard.kept
+
     def shard_of_run(self, run_id: str) -> int | None:
         """The shard in a run id, or None when it is not one of ours."""
         try:

@@ -1,4 +1,4 @@
-"""Small looks into serialised payloads: labels, and the key of a request."""
+"""Labels of serialised payloads, and the key of a request."""
 
 from __future__ import annotations
 
@@ -6,29 +6,11 @@ import hashlib
 
 from antiphon.v1 import payload_pb2
 
-_NONE: frozenset[str] = frozenset()
-
-
-def label_keys(payload: bytes) -> frozenset[str]:
-    """Keys of all labels of a serialised Payload, those of its fields included."""
-    if not payload:
-        return _NONE
-    message = payload_pb2.Payload.FromString(payload)
-    if not message.labels and not message.field_labels:
-        return _NONE
-    return frozenset(
-        [label.key for label in message.labels] + [label.key for f in message.field_labels for label in f.labels]
-    )
-
 
 def inherit_labels(source: bytes, target: bytes) -> bytes:
     """`target` with the labels of `source` added: what was made of a value is as sensitive as the value."""
-    if not source:
-        return target
     message = payload_pb2.Payload.FromString(source)
     labels = [*message.labels, *(label for f in message.field_labels for label in f.labels)]
-    if not labels:
-        return target
     result = payload_pb2.Payload.FromString(target)
     present = {(label.key, label.value) for label in result.labels}
     for label in labels:

@@ -22,7 +22,7 @@ from ..engine import decide
 from ..engine import events as e
 from ..engine.decide import Outcome, Verdict
 from ..engine.failure import Failure, FailureKind
-from ..engine.plan import Plan
+from ..engine.plan import Plan, TaskPlan
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
@@ -33,7 +33,13 @@ from .timers import Timers
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
 MAX_WORK = 0.010
-"""Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3)."""
+"""Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3). Timers have their own such bound."""
+
+MAX_TIMER_BYTES = 1024 * 1024
+"""Record bytes at which timers wait for the next turn: more than MAX_BYTES, so that a busy inbox never starves them."""
+
+SEGMENT_BYTES = 1280 * 1024
+"""Most record bytes that a single large input may bring a turn to; leaves room for timers in the store's 1.5 MiB."""
 
 REQUEST_KEPT = 24 * 3600 * 1_000_000
 """Microseconds a request id is remembered after its run was archived."""
@@ -72,6 +78,7 @@ class Turn:
     now: int
     records: list[bytes] = field(default_factory=list)
     size: int = 0
+    full: bool = False
     touched: list[Entry] = field(default_factory=list)
     offers: list[tuple[Entry, Task]] = field(default_factory=list)
     cancels: list[tuple[str, str, str]] = field(default_factory=list)
@@ -114,7 +121,11 @@ class Shard:
         self._fleet = fleet
         self._outbox = outbox
         self._archiver = archiver
+        self._asked: dict[str, tuple[frozenset[str], set[str]]] = {}
         self._unfinished: dict[str, None] = {}
+        # By identity, since a plan is shared by all its runs and comparing one costs more than the need; the plan is
+        # kept beside it so that its id cannot come to mean another.
+        self._needs: dict[tuple[int, str], tuple[TaskPlan, Need]] = {}
         self._to_place: deque[tuple[Entry, Task]] = deque()
         self._handlers: dict[type[Any], Callable[[Turn, Any], None]] = {
             i.Submit: self._submit,
@@ -150,14 +161,22 @@ class Shard:
         until = clock() + MAX_WORK
         self._go_on(turn, lambda: turn.size < MAX_BYTES and clock() < until)
         taken = 0
-        while self.inbox and taken < MAX_INPUTS and turn.size < MAX_BYTES and clock() < until:
+        while self.inbox and taken < MAX_INPUTS and turn.size < MAX_BYTES and not turn.full and clock() < until:
             item = self.inbox.popleft()
             taken += 1
             self._handlers[type(item)](turn, item)
+        # After the inbox: an outcome that waited in it was in time, however late this turn comes.
         if not self.timers_held:
-            for run_id, index, member in self.timers.pop_due(now, MAX_INPUTS - taken):
-                self._on_time(turn, run_id, index, member)
+            for _ in range(MAX_INPUTS):
+                if turn.size >= MAX_TIMER_BYTES or not (due := self.timers.pop_due(now, 1)):
+                    break
+                self._on_time(turn, *due[0])
         return turn
+
+    def _put_back(self, turn: Turn, item: i.Input) -> None:
+        """Leaves an input, or what is left of it, to the next turn, which it begins."""
+        self.inbox.appendleft(item)
+        turn.full = True
 
     def _go_on(self, turn: Turn, room: Callable[[], bool]) -> None:
         """Takes up what the last turn left."""
@@ -237,12 +256,29 @@ class Shard:
                 return
             events = decide.advance(entry.run)
             if events:
+                first = events[0]
+                if type(first) is e.TaskReady and self._place_at_once(turn, entry, first):
+                    continue
                 for event in events:
                     self._record(turn, entry, event)
             elif self._to_place:
                 self._place(turn, *self._to_place.popleft())
             else:
                 return
+
+    def _place_at_once(self, turn: Turn, entry: Entry, ready: e.TaskReady) -> bool:
+        """Records both steps of a task that finds its place as soon as it may run as one; False when it finds none."""
+        run = entry.run
+        task = run.tasks[ready.task]
+        result = self._fleet.place(
+            self._need(run, task.plan, ready.input), run.submitted.principal, entry.principal_kind, ready.input, 1
+        )
+        if result is None or isinstance(result, Refused):
+            return False
+        event = decide.offer(run, task, result, self.epoch)
+        event.input = ready.input
+        self._offer(turn, entry, task, event)
+        return True
 
     def _place(self, turn: Turn, entry: Entry, task: Task) -> None:
         run = entry.run
@@ -281,9 +317,19 @@ class Shard:
 
     def need(self, run: Run, task: Task) -> Need:
         """What the task asks of an agent."""
-        plan = task.plan
-        labels = payloads.label_keys(task.input)
-        return Need(run.submitted.namespace, plan.capability, plan.agent_labels, plan.max_cost, labels)
+        return self._need(run, task.plan, task.input)
+
+    def _need(self, run: Run, plan: TaskPlan, payload: bytes) -> Need:
+        namespace, labels = run.submitted.namespace, self._fleet.labels(payload)
+        if labels:
+            return Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels)
+        known = self._needs.get((id(plan), namespace))
+        if known is None or known[0] is not plan:
+            if len(self._needs) >= 4096:
+                self._needs.clear()
+            need = Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels)
+            known = self._needs[id(plan), namespace] = (plan, need)
+        return known[1]
 
     # Inputs.
 
@@ -292,7 +338,7 @@ class Shard:
         if known is not None:
             run_id, digest = known[:2]
             if digest != item.event.request_digest:
-                item.sink(RequestIdReused(item.event.request_id))
+                turn.replies.append((item.sink, lambda: RequestIdReused(item.event.request_id)))
                 return
             entry = self.runs.get(run_id)
             if entry is None:
@@ -304,6 +350,10 @@ class Shard:
                 turn.replies.append((item.sink, lambda: run))
             return
         event = item.event
+        raw = codec.encode(item.run_id, 1, turn.now, event)
+        if turn.records and turn.size + len(raw) > SEGMENT_BYTES:
+            self._put_back(turn, item)
+            return
         run = start(item.run_id, item.plan, event, turn.now)
         entry = Entry(run, item.key, [], 1, principal_kind(event.principal))
         self.runs[run.run_id] = entry
@@ -313,7 +363,7 @@ class Shard:
             entry.waiters.append(item.sink)
         else:
             turn.replies.append((item.sink, lambda: run))
-        self._keep(turn, entry, codec.encode(run.run_id, 1, turn.now, event))
+        self._keep(turn, entry, raw)
         self._advance(turn, entry)
 
     def _find(self, source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
@@ -325,6 +375,8 @@ class Shard:
             attempt = task.attempts[int(number) - 1]
         except (ValueError, KeyError, IndexError):
             return None
+        if task.member != int(member) or attempt.number != int(number):
+            return None  # -1 and 0 are places in a list, but no attempts
         namespace, _, sidecar = source.partition("/")
         if namespace != entry.run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
             return None
@@ -349,20 +401,18 @@ class Shard:
         run = entry.run
         attempt = task.attempts[-1]
         label: str = attempt.decision.capability
-        output = payloads.inherit_labels(task.input, outcome.output)
+        output, labels = outcome.output, self._fleet.labels(outcome.output)
+        inherited = self._fleet.labels(task.input)
+        if not inherited <= labels:
+            output, labels = payloads.inherit_labels(task.input, output), labels | inherited
         violation = self._fleet.check_output(run.submitted.namespace, label, output)
         if violation is not None:
             message = f"the output does not fit {label}: {violation.message}"
             failure = Failure(FailureKind.INVALID_OUTPUT, message, field=violation.pointer)
             return Outcome(AttemptState.FAILED, failure=failure, busy=outcome.busy)
-        policy = self._fleet.may_release(
-            run.submitted.principal,
-            entry.principal_kind,
-            run.submitted.namespace,
-            label.partition("@")[0],
-            payloads.label_keys(output),
+        policy, recorded = self._fleet.may_release(
+            run.submitted.principal, entry.principal_kind, run.submitted.namespace, label.partition("@")[0], labels
         )
-        recorded = self._fleet.policy_message(policy)
         if not policy.allowed:
             failure = Failure(FailureKind.POLICY, policy.reason, policy.decision_id, retryable=False)
             return Outcome(AttemptState.FAILED, failure=failure, busy=outcome.busy, policy=recorded)
@@ -383,13 +433,14 @@ class Shard:
         found = self._find(item.source, item.attempt_id)
         live = found[1].live if found is not None else None
         if found is None or live is None or live.number != found[2]:
-            item.sink(i.CallRefused("the attempt is not running"))
+            turn.replies.append((item.sink, lambda: i.CallRefused("the attempt is not running")))
             return
         entry, task, number = found
         run = entry.run
         delegation = (*run.submitted.delegation, decide.attempt_id(run.run_id, task, number))
         if len(delegation) > MAX_DEPTH:
-            item.sink(i.CallRefused(f"calls nest deeper than {MAX_DEPTH}", MAX_DEPTH))
+            refusal = i.CallRefused(f"calls nest deeper than {MAX_DEPTH}", MAX_DEPTH)
+            turn.replies.append((item.sink, lambda: refusal))
             return
         deadline = min(decide.task_deadline(run, task), live.offer_time + task.plan.timeout)
         if item.timeout is not None:
@@ -419,7 +470,7 @@ class Shard:
     def _cancel(self, turn: Turn, item: i.Cancel) -> None:
         entry = self.runs.get(item.run_id)
         if entry is None:
-            item.sink(None)
+            turn.replies.append((item.sink, lambda: None))
             return
         self._follow(turn, entry, decide.cancel_run(entry.run, item.principal, item.reason))
         run = entry.run
@@ -444,7 +495,10 @@ class Shard:
             task.input,
             len(task.attempts) + 1,
         )
-        if isinstance(result, Refused):
+        if result is None:
+            self._to_place.append((entry, task))
+            self._advance(turn, entry)
+        elif isinstance(result, Refused):
             self._follow(turn, entry, decide.fail_task(run, task, result.failure))
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
@@ -460,9 +514,14 @@ class Shard:
         ]
 
     def live_ids(self, incarnation: str) -> frozenset[str]:
-        return frozenset(
+        """The attempts that are out to a sidecar whose stream begins now; its inventory will say which it holds."""
+        before = frozenset(
             decide.attempt_id(entry.run.run_id, task, len(task.attempts)) for entry, task in self.live_on(incarnation)
         )
+        self._asked.pop(incarnation, None)
+        if before:
+            self._asked[incarnation] = (before, set(before))
+        return before
 
     def incarnations(self) -> set[str]:
         """Incarnations that attempts are out to."""
@@ -474,15 +533,29 @@ class Shard:
         }
 
     def _inventory(self, turn: Turn, item: i.Inventory) -> None:
-        """An attempt that a known incarnation does not hold was never received: it is offered again, as it is."""
+        """An attempt that a known incarnation does not hold was never received: it is offered again, as it is.
+
+        Only if it was not offered on the present stream already, which loses nothing: were the first of two offers
+        refused for want of a slot and the second accepted, the task would be worked on twice.
+        """
+        before, unsent = self._asked.get(item.incarnation, (None, set()))
+        if before is not item.before:
+            return  # of a stream that has been replaced
+        del self._asked[item.incarnation]
+        missing = unsent - item.held
+        if not missing:
+            return
         for entry, task in self.live_on(item.incarnation):
-            attempt_id = decide.attempt_id(entry.run.run_id, task, len(task.attempts))
-            if attempt_id in item.before and attempt_id not in item.held:
+            if decide.attempt_id(entry.run.run_id, task, len(task.attempts)) in missing:
                 turn.offers.append((entry, task))
 
     def _sidecar_gone(self, turn: Turn, item: i.SidecarGone) -> None:
         failure = Failure(FailureKind.LOST, "its sidecar went away without an outcome")
+        self._asked.pop(item.incarnation, None)
         for entry, task in self.live_on(item.incarnation):
+            if turn.size >= MAX_BYTES:
+                self._put_back(turn, item)
+                return
             outcome = Outcome(AttemptState.LOST, failure=failure)
             _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
             self._follow(turn, entry, events)
@@ -529,38 +602,47 @@ class Shard:
             entry.watchers.remove(item.watcher)
 
     def _archived(self, turn: Turn, item: i.Archived) -> None:
+        left = dict(item.upto)
         for run_id, upto in item.upto.items():
             entry = self.runs.get(run_id)
-            if entry is None:
-                continue
-            if entry.run.state is RunState.RUNNING:
-                self._move_to_head(turn, entry, upto)
-                continue
-            del self.runs[run_id]
-            run_id, digest = self.requests.pop(entry.key)
-            self.kept[entry.key] = (run_id, digest, turn.now + REQUEST_KEPT)
-            self.retain.append(entry.key)
+            if entry is not None and entry.run.state is RunState.RUNNING:
+                if not self._move_to_head(turn, entry, upto):
+                    self._put_back(turn, i.Archived(left))
+                    return
+            elif entry is not None and upto >= entry.run.event_seq:
+                del self.runs[run_id]
+                run_id, digest = self.requests.pop(entry.key)
+                self.kept[entry.key] = (run_id, digest, turn.now + REQUEST_KEPT)
+                self.retain.append(entry.key)
+            del left[run_id]
 
-    def _move_to_head(self, turn: Turn, entry: Entry, upto: int) -> None:
-        """Snapshots a long run: its archived events leave memory and its old segments may go."""
+    def _move_to_head(self, turn: Turn, entry: Entry, upto: int) -> bool:
+        """Snapshots a long run: its archived events leave memory and its old segments may go. False: in another turn.
+
+        A run that is too large for a segment stays where it is, and with it the log behind it, until it ends.
+        """
         run = entry.run
-        drop = upto + 1 - entry.first_seq
-        if drop > 0:
-            entry.records = entry.records[drop:]
-            entry.first_seq = upto + 1
-            if entry.mark >= 0:
-                entry.mark = max(0, entry.mark - drop)
+        drop = max(0, upto + 1 - entry.first_seq)
         record = journal.Record(run_id=run.run_id, event_seq=run.event_seq, time=turn.now)
         record.run_snapshot.CopyFrom(codec.snapshot(run))
-        record.run_snapshot.archived_seq = upto
-        record.run_snapshot.tail.extend(entry.records)
+        record.run_snapshot.archived_seq = entry.first_seq + drop - 1
+        record.run_snapshot.tail.extend(entry.records[drop:])
         raw = record.SerializeToString()
+        if len(raw) > SEGMENT_BYTES:
+            return True
+        if turn.records and turn.size + len(raw) > SEGMENT_BYTES:
+            return False
+        entry.records = entry.records[drop:]
+        entry.first_seq += drop
         turn.records.append(raw)
         turn.size += len(raw)
         self.pinned.pop(run.run_id, None)  # pinned anew by the segment of this turn
         if entry.mark < 0:
             entry.mark = len(entry.records)
             turn.touched.append(entry)
+        else:
+            entry.mark = max(0, entry.mark - drop)
+        return True
 
     # After the commit.
 
@@ -580,7 +662,9 @@ class Shard:
         for instance_id, attempt_id, reason in turn.cancels:
             self._outbox.cancel(instance_id, attempt_id, reason)
         for entry, task in turn.offers:
-            if task.live is not None:
+            if (live := task.live) is not None:
+                if self._asked and (asked := self._asked.get(live.instance.split("/")[1])) is not None:
+                    asked[1].discard(decide.attempt_id(entry.run.run_id, task, live.number))
                 self._outbox.offer(self.index, self.epoch, entry.run, task)
         for sink, answer in turn.replies:
             sink(answer())

@@ -308,6 +308,7 @@ class AttemptOffered(_message.Message):
     INSTANCE_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -320,6 +321,8 @@ class AttemptOffered(_message.Message):
     """Sidecar name / incarnation / agent."""
     epoch: _builtins.int
     """Epoch of the shard's owner: the birth mark of the attempt."""
+    input: _builtins.bytes
+    """Input of a task that is placed as soon as it may run, as TaskReady.input; absent when the task was READY before."""
     @_builtins.property
     def decision(self) -> _run_pb2.RoutingDecision:
         """Why there."""
@@ -334,12 +337,15 @@ class AttemptOffered(_message.Message):
         instance: _builtins.str = ...,
         decision: _run_pb2.RoutingDecision | None = ...,
         epoch: _builtins.int = ...,
+        input: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "decision", b"decision", "input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "decision", b"decision", "epoch", b"epoch", "instance", b"instance", "member", b"member", "number", b"number", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "agent", b"agent", "decision", b"decision", "epoch", b"epoch", "input", b"input", "instance", b"instance", "member", b"member", "number", b"number", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__input: _TypeAlias = _typing.Literal["input"]  # noqa: Y015
+    _WhichOneofArgType__input: _TypeAlias = _typing.Literal["_input", b"_input"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input) -> _WhichOneofReturnType__input | None: ...
 
 Global___AttemptOffered: _TypeAlias = AttemptOffered  # noqa: Y015
 
