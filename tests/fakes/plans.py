@@ -28,7 +28,7 @@ def payload(text: str, *labels: str) -> bytes:
 
 @dataclass(frozen=True)
 class Node:
-    """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression cannot be evaluated."""
+    """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression fails."""
 
     needs: tuple[int, ...] = ()
     join: int | None = None

@@ -124,7 +124,7 @@ class Refused:
 
 
 class Fleet:
-    """All live instances of one orchestrator. `deliver(waiter, offered)` hands a reserved slot to a shard, for later."""
+    """All live instances of one orchestrator. `deliver(waiter, offered)` hands a slot to a shard, for its next turn."""
 
     def __init__(self, policy: PolicyPort, schemas: SchemaSet) -> None:
         self._policy = policy

@@ -11,7 +11,7 @@ from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import run_pb2
 from antiphon_orchestrator.engine import decide
 from antiphon_orchestrator.engine.decide import Outcome, Placement
-from antiphon_orchestrator.engine.events import AttemptEnded, Event, TaskEnded
+from antiphon_orchestrator.engine.events import AttemptEnded, Event, TaskEnded, TaskReady
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure, Plan
 from antiphon_orchestrator.engine.run import Run, Task, apply, start
@@ -190,6 +190,11 @@ class Player:
             events = decide.advance(self.run)
             if not events:
                 break
+            first = events[0]
+            if isinstance(first, TaskReady) and self.rng.random() < 0.5:
+                at_once = decide.offer(self.run, self.run.tasks[first.task], Placement("a", "s/i/a", None), 7)
+                at_once.input = first.input
+                events = [at_once]
             self.record(events)
 
     # What always holds.

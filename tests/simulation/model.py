@@ -1,0 +1,365 @@
+"""One orchestrator without sockets, disk or clock: real shards, fleet, codec and policy over models of what they need.
+
+`Disk` is what survives: logs, request ids, the archive. `Replica` is one process: it mirrors the order of shards.host
+and mesh.sessions step by step, but the scheduler of the simulation decides when each step happens, and whether the
+process is still there for the next. What clients and agents see is written down by them, not here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from antiphon.store.v1 import journal_pb2
+from antiphon.v1 import registry_pb2
+from antiphon_orchestrator.admission import SchemaSet, Values
+from antiphon_orchestrator.engine.events import RunSubmitted
+from antiphon_orchestrator.engine.plan import Plan
+from antiphon_orchestrator.engine.run import Run, Task
+from antiphon_orchestrator.engine.states import ATTEMPT_LIVE, RunState
+from antiphon_orchestrator.placement.fleet import Fleet, Instance, Offered, Waiter
+from antiphon_orchestrator.policy import CedarPolicies, dev_profile
+from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards.shard import Shard, Turn
+from antiphon_orchestrator.store.port import MAX_TXN_BYTES
+
+SECOND = 1_000_000
+SHARDS = 2
+LONG_LOG = 12
+GRACE = 8 * SECOND
+ADOPTION = 5 * SECOND
+AGENT = "worker"
+POLICY = CedarPolicies(dev_profile())
+
+
+@dataclass
+class Disk:
+    """What outlives a process. An append is refused when the epoch is not the owner's, or the number is taken."""
+
+    epochs: list[int] = field(default_factory=lambda: [0] * SHARDS)
+    logs: list[dict[int, list[bytes]]] = field(default_factory=lambda: [{} for _ in range(SHARDS)])
+    retained: list[dict[int, journal_pb2.RequestsRetained]] = field(default_factory=lambda: [{} for _ in range(SHARDS)])
+    archive: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+
+    def append(self, shard: int, epoch: int, seq: int, records: list[bytes]) -> None:
+        assert epoch == self.epochs[shard], "the model has one replica at a time"
+        assert self.logs[shard].setdefault(seq, records) is records, "a segment was written twice"
+        assert sum(map(len, records)) + 16 * len(records) < MAX_TXN_BYTES, "the store would refuse this segment"
+
+    def keep(self, run: Run, state: RunState, first: int, records: Sequence[bytes]) -> None:
+        """An idempotent write into the archive."""
+        events = self.archive.setdefault(run.run_id, {})
+        for seq, raw in enumerate(records, first):
+            assert events.setdefault(seq, raw) == raw, "the archive was told two histories of one run"
+        if state is not RunState.RUNNING:
+            self.ended[run.run_id] = state.name
+
+
+@dataclass(eq=False)
+class Stream:
+    """Both directions of one Attach stream, in order. A message is a dict of lists, as on the wire."""
+
+    incarnation: str
+    generation: int
+    up: deque[dict[str, Any]] = field(default_factory=deque)
+    down: deque[dict[str, Any]] = field(default_factory=deque)
+    session: Session | None = None
+    open: bool = True
+
+
+@dataclass(eq=False)
+class Session:
+    """The orchestrator's end of a stream; implements shards.inputs.Reporter."""
+
+    stream: Stream
+    sidecar: str
+    before: dict[int, frozenset[str]] = field(default_factory=dict)
+    held: dict[int, set[str]] = field(default_factory=dict)
+    control: dict[str, list[Any]] = field(default_factory=dict)
+    verdicts: list[tuple[str, str]] = field(default_factory=list)
+    offers: list[tuple[int, int, Run, Task, int]] = field(default_factory=list)
+
+    def verdict(self, attempt_id: str, kind: str) -> None:
+        self.verdicts.append((attempt_id, kind))
+
+    def add(self, name: str, item: object) -> None:
+        self.control.setdefault(name, []).append(item)
+
+    def write(self, now: int) -> bool:
+        """Puts what waits into one message; offers that have been overtaken are left out."""
+        message: dict[str, Any] = dict(self.control)
+        if self.verdicts:
+            message["verdicts"] = self.verdicts
+        offers = []
+        for shard, epoch, run, task, number in self.offers:
+            if task.attempts[number - 1].state in ATTEMPT_LIVE:
+                attempt_id = f"{run.run_id}/{task.plan.id}/{task.member}/{number}"
+                offers.append((shard, epoch, attempt_id, task.plan.timeout / SECOND))
+        if offers:
+            message["offers"] = offers
+        self.control, self.verdicts, self.offers = {}, [], []
+        if message:
+            self.stream.down.append(message)
+        return bool(message)
+
+
+class Seat:
+    """A shard, and its commit under way. `landed`: the segment is on disk, but its writer has no answer yet."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.next_seq = 1
+        self.pending: Turn | None = None
+        self.landed = False
+        self.next_retained = 1
+        self.trimmed_below = 0
+        self.moving: dict[str, int] = {}
+
+
+class Archiving:
+    """What waits for the archive; implements shards.shard.Archiver."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[int, Run, RunState, int, list[bytes]]] = deque()
+
+    def put(self, shard: int, run: Run, key: bytes, first_seq: int, records: Sequence[bytes]) -> None:
+        self.waiting.append((shard, run, run.state, first_seq, list(records)))
+
+
+class Replica:
+    """One process of an orchestrator. Implements shards.shard.Outbox."""
+
+    def __init__(self, disk: Disk, plans: dict[str, Plan], rng: random.Random, wall: Callable[[], int]) -> None:
+        self.disk = disk
+        self.plans = plans
+        self.rng = rng
+        self.wall = wall
+        self.fleet = Fleet(POLICY, SchemaSet(Values()))
+        self.fleet.deliver = self._deliver
+        self.archiver = Archiving()
+        self.seats = [Seat(Shard(n, self.fleet, self, self.archiver, rng.random)) for n in range(SHARDS)]
+        self.sessions: dict[str, Session] = {}
+        self.absent: dict[str, int] = {}
+        self.adopting_until = 0
+        self.recover()
+
+    def put(self, shard: int, item: i.Input) -> None:
+        self.seats[shard].shard.inbox.append(item)
+
+    def _deliver(self, waiter: Waiter, offered: Offered) -> None:
+        self.put(waiter.shard, i.Reserved(waiter, offered))
+
+    # Recovery, as shards.host and mesh.sessions do it.
+
+    def recover(self) -> None:
+        moment = self.wall()
+        for seat in self.seats:
+            shard, disk, n = seat.shard, self.disk, seat.shard.index
+            disk.epochs[n] += 1
+            shard.epoch = disk.epochs[n]
+            shard.timers_held = True
+            for number, kept in sorted(disk.retained[n].items()):
+                for request in kept.requests:
+                    if request.expire_time > moment:
+                        shard.kept[request.key] = (request.run_id, request.digest, request.expire_time)
+                seat.next_retained = number + 1
+            archived = {run_id for run_id, _, _ in shard.kept.values()}
+            for seq, records in sorted(disk.logs[n].items()):
+                seat.trimmed_below = seat.trimmed_below or seq
+                seat.next_seq = seq + 1
+                for raw in records:
+                    record = journal_pb2.Record.FromString(raw)
+                    if record.run_id not in archived:
+                        shard.recover_record(seq, raw, record, self._plan_of)
+        for seat in self.seats:
+            seat.shard.resume()
+        known = set[str]().union(*(seat.shard.incarnations() for seat in self.seats))
+        self.adopting_until = moment + ADOPTION
+        self.absent = dict.fromkeys(known, self.adopting_until)
+        self.look_at_absences()
+
+    def _plan_of(self, submitted: RunSubmitted) -> Plan:
+        return self.plans[submitted.graph_name]
+
+    # The loop of a shard, one step at a time.
+
+    def turn(self, seat: Seat, clock: Callable[[], float]) -> bool:
+        """Takes a turn if there is something to do and no commit is under way."""
+        now = self.wall()
+        if seat.pending is not None or not seat.shard.has_work(now):
+            return False
+        turn = seat.shard.take_turn(now, clock)
+        if turn.records:
+            seat.pending, seat.landed = turn, False
+        else:
+            seat.shard.release(turn, 0)
+        return True
+
+    def land(self, seat: Seat) -> bool:
+        """The store takes the segment; its answer is still on the way."""
+        if seat.pending is None or seat.landed:
+            return False
+        self.disk.append(seat.shard.index, seat.shard.epoch, seat.next_seq, seat.pending.records)
+        seat.landed = True
+        return True
+
+    def release(self, seat: Seat) -> bool:
+        """The answer is there."""
+        if seat.pending is None or not seat.landed:
+            return False
+        turn, seq = seat.pending, seat.next_seq
+        seat.pending, seat.next_seq = None, seq + 1
+        seat.shard.release(turn, seq)
+        return True
+
+    # Archive and trimming.
+
+    def archive(self, most: int) -> bool:
+        """Writes some of what waits and answers."""
+        done: dict[int, dict[str, int]] = {}
+        for _ in range(min(most, len(self.archiver.waiting))):
+            shard, run, state, first, records = self.archiver.waiting.popleft()
+            self.disk.keep(run, state, first, records)
+            done.setdefault(shard, {})[run.run_id] = first + len(records) - 1
+        for shard, upto in done.items():
+            self.put(shard, i.Archived(upto))
+        return bool(done)
+
+    def forget(self, seat: Seat, crash: Callable[[], bool]) -> bool:
+        """Writes request ids, then trims; the process may end in between. The loop does this between its turns."""
+        shard, n = seat.shard, seat.shard.index
+        if seat.pending is not None:
+            return False
+        moment = self.wall()
+        if shard.retain:
+            batch, shard.retain = shard.retain[:3], shard.retain[3:]
+            kept = journal_pb2.RequestsRetained()
+            for key in batch:
+                run_id, digest, expire_time = shard.kept[key]
+                kept.requests.add(key=key, run_id=run_id, digest=digest, expire_time=expire_time)
+            self.disk.retained[n][seat.next_retained] = kept
+            seat.next_retained += 1
+            shard.settle_retained(batch, moment)
+            if crash():
+                return True
+        elif seat.next_seq - seat.trimmed_below < LONG_LOG:
+            return False
+        oldest = shard.oldest_pinned()
+        below = oldest[1] if oldest is not None else seat.next_seq
+        for seq in [seq for seq in self.disk.logs[n] if seq < below]:
+            del self.disk.logs[n][seq]
+        seat.trimmed_below = max(seat.trimmed_below, below)
+        for run_id, first in list(shard.pinned.items()):
+            if seat.next_seq - first < LONG_LOG:
+                break
+            entry = shard.runs.get(run_id)
+            if entry is not None and entry.run.state is RunState.RUNNING and seat.moving.get(run_id) != first:
+                seat.moving[run_id] = first
+                self.archiver.put(n, entry.run, entry.key, entry.first_seq, entry.records)
+        return True
+
+    # Sidecars.
+
+    def offer(self, shard: int, epoch: int, run: Run, task: Task) -> None:
+        live = task.live
+        assert live is not None
+        session = self.sessions.get(live.instance.split("/")[1])
+        if session is not None:
+            session.offers.append((shard, epoch, run, task, live.number))
+
+    def cancel(self, instance_id: str, attempt_id: str, reason: str) -> None:
+        session = self.sessions.get(instance_id.split("/")[1])
+        if session is not None:
+            session.add("cancels", (attempt_id, reason))
+
+    def open(self, stream: Stream, hello: dict[str, Any]) -> None:
+        former = self.sessions.get(stream.incarnation)
+        if former is not None:
+            former.stream.open = False
+            self._detach(former)
+        session = stream.session = Session(stream, hello["sidecar"])
+        self.sessions[stream.incarnation] = session
+        self.absent.pop(stream.incarnation, None)
+        session.add("welcome", hello["windows"])
+        for seat in self.seats:
+            session.add("claims", (seat.shard.index, seat.shard.epoch))
+            session.before[seat.shard.index] = seat.shard.live_ids(stream.incarnation)
+        for agent, (generation, slots) in hello["windows"].items():
+            self._attach(session, agent, generation, slots)
+
+    def _attach(self, session: Session, agent: str, generation: int, slots: int) -> None:
+        description = registry_pb2.AgentDescription(name=agent, concurrency=2)
+        description.capabilities.add(name="text.work", version="1.0")
+        incarnation = session.stream.incarnation
+        principal = f"spiffe://antiphon.internal/ns/demo/sidecar/{session.sidecar}"
+        instance_id = f"{session.sidecar}/{incarnation}/{agent}"
+        self.fleet.attach(
+            Instance(instance_id, "demo", principal, incarnation, description, slots, generation, self.wall())
+        )
+        session.add("window_acks", (agent, generation))
+
+    def receive(self, stream: Stream) -> bool:
+        """Takes in the next message of a stream, its lists in the order of their numbers."""
+        if not stream.open or not stream.up:
+            return False
+        message = stream.up.popleft()
+        if "hello" in message:
+            self.open(stream, message["hello"])
+            return True
+        session = stream.session
+        assert session is not None
+        for shard, held, last in message.get("inventories", ()):
+            session.held.setdefault(shard, set()).update(held)
+            if last:
+                before, session.before[shard] = session.before[shard], frozenset()
+                everything = frozenset(session.held.pop(shard))
+                if before:
+                    self.put(shard, i.Inventory(stream.incarnation, everything, before))
+        source = f"demo/{session.sidecar}"
+        for shard, attempt_id, outcome in message.get("reports", ()):
+            if outcome is None:
+                self.put(shard, i.Started(source, attempt_id))
+            else:
+                self.put(shard, i.Report(session, source, attempt_id, outcome))
+        for agent, generation, slots in message.get("windows", ()):
+            if self.fleet.window(f"{session.sidecar}/{stream.incarnation}/{agent}", generation, slots):
+                session.add("window_acks", (agent, generation))
+        for agent, present in message.get("agents", ()):
+            instance_id = f"{session.sidecar}/{stream.incarnation}/{agent}"
+            if present:
+                known = self.fleet.instance(instance_id)
+                self._attach(session, agent, *((known.window_generation, known.slots) if known else (0, 0)))
+            else:
+                self.fleet.detach(instance_id)
+        return True
+
+    def close(self, stream: Stream) -> None:
+        session = stream.session
+        if session is not None and self.sessions.get(stream.incarnation) is session:
+            del self.sessions[stream.incarnation]
+            self._detach(session)
+            self.absent[stream.incarnation] = self.wall() + GRACE
+
+    def _detach(self, session: Session) -> None:
+        for instance in list(self.fleet.instances("demo")):
+            if instance.incarnation == session.stream.incarnation:
+                self.fleet.detach(instance.instance_id)
+
+    def look_at_absences(self) -> bool:
+        """The clockwork of mesh.sessions: the end of the adoption window, and incarnations that stay away."""
+        moment = self.wall()
+        released = bool(self.adopting_until) and (moment >= self.adopting_until or not self.absent)
+        if released:
+            self.adopting_until = 0
+            for seat in self.seats:
+                seat.shard.timers_held = False
+        gone = [incarnation for incarnation, until in self.absent.items() if moment >= until]
+        for incarnation in gone:
+            del self.absent[incarnation]
+            for seat in self.seats:
+                self.put(seat.shard.index, i.SidecarGone(incarnation))
+        return released or bool(gone)

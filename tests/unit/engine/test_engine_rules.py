@@ -1,0 +1,289 @@
+"""Single rules of the engine, each in the few lines it takes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from antiphon.v1 import graph_pb2
+from antiphon_orchestrator.admission import compile_graph
+from antiphon_orchestrator.engine import decide
+from antiphon_orchestrator.engine.decide import Outcome, Placement, backoff
+from antiphon_orchestrator.engine.events import (
+    AttemptEnded,
+    AttemptOffered,
+    AttemptStarted,
+    Event,
+    RunEnded,
+    TaskEnded,
+    TaskExpanded,
+    TaskReady,
+    TaskWaiting,
+)
+from antiphon_orchestrator.engine.failure import Failure, FailureKind
+from antiphon_orchestrator.engine.plan import OnFailure, Plan
+from antiphon_orchestrator.engine.run import Run, apply, start
+from antiphon_orchestrator.engine.states import (
+    ATTEMPT_TRANSITIONS,
+    RUN_TRANSITIONS,
+    TASK_TRANSITIONS,
+    AttemptState,
+    IllegalTransition,
+    RunState,
+    TaskState,
+    TaskTrigger,
+)
+
+from tests.fakes.plans import SECOND, FakeEvaluator, Node, payload, plan, retry, submitted
+
+
+class Ports:
+    def jitter(self) -> float:
+        return 0.5
+
+
+def begun(of: Plan) -> Run:
+    run = start("r", of, submitted(), 0)
+    go_on(run)
+    return run
+
+
+def go_on(run: Run, events: list[Event] | None = None, now: int = 0) -> None:
+    for event in events or ():
+        apply(run, event, now)
+    while following := decide.advance(run):
+        for event in following:
+            apply(run, event, now)
+
+
+def offer(run: Run, index: int, member: int = 0, now: int = 0) -> None:
+    apply(run, decide.offer(run, run.task(index, member), Placement("a", "s/i/a", None), 1), now)
+
+
+def settle(run: Run, index: int, outcome: Outcome, member: int = 0, now: int = 0) -> str:
+    task = run.task(index, member)
+    verdict, events = decide.settle(run, task, len(task.attempts), outcome, now, Ports())
+    go_on(run, events, now)
+    return verdict
+
+
+SUCCESS = Outcome(AttemptState.SUCCEEDED, payload("done"))
+FAILURE = Outcome(AttemptState.FAILED, failure=Failure(FailureKind.TRANSIENT, "trouble"))
+
+EVENT_OF = {
+    TaskTrigger.NEEDS_MET: TaskReady(0, 0, b""),
+    TaskTrigger.DUE: TaskReady(0, 0, b""),
+    TaskTrigger.EXPANDED: TaskExpanded(0, 1, 1, []),
+    TaskTrigger.OFFERED: AttemptOffered(0, 0, 2, "a", "s/i/a", None, 1),
+    TaskTrigger.RETURNED: AttemptEnded(0, 0, 1, AttemptState.RETURNED),
+    TaskTrigger.SUCCEEDED: AttemptEnded(0, 0, 1, AttemptState.SUCCEEDED),
+    TaskTrigger.BACKED_OFF: TaskWaiting(0, 0, 1, ""),
+    TaskTrigger.FAILED: TaskEnded(0, 0, TaskState.FAILED),
+    TaskTrigger.SKIPPED: TaskEnded(0, 0, TaskState.SKIPPED),
+    TaskTrigger.CANCELLED: TaskEnded(0, 0, TaskState.CANCELLED),
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "trigger"),
+    [
+        (state, trigger)
+        for state, trigger in itertools.product(TaskState, TaskTrigger)
+        # What a waiting task gets is always DUE, and any other NEEDS_MET: the two triggers are one event.
+        if (state, trigger) not in TASK_TRANSITIONS and (state is TaskState.WAITING) == (trigger is TaskTrigger.DUE)
+    ],
+)
+def test_a_task_refuses_whatever_its_table_does_not_name(state: TaskState, trigger: TaskTrigger) -> None:
+    run = start("r", plan(Node(), Node((0,))), submitted(), 0)
+    apply(run, TaskReady(0, 0, b""), 0)
+    offer(run, 0)
+    run.tasks[0].state = state
+    run.frontier.append(0)
+    with pytest.raises(IllegalTransition):
+        apply(run, EVENT_OF[trigger], 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [pair for pair in itertools.product(AttemptState, AttemptState) if pair not in ATTEMPT_TRANSITIONS],
+)
+def test_an_attempt_refuses_whatever_its_table_does_not_name(before: AttemptState, after: AttemptState) -> None:
+    run = begun(plan(Node()))
+    offer(run, 0)
+    run.tasks[0].attempts[0].state = before
+    event: Event = AttemptEnded(0, 0, 1, after)
+    if after is AttemptState.RUNNING:
+        event = AttemptStarted(0, 0, 1)
+    with pytest.raises(IllegalTransition):
+        apply(run, event, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [pair for pair in itertools.product(RunState, RunState) if pair not in RUN_TRANSITIONS]
+)
+def test_a_run_refuses_whatever_its_table_does_not_name(before: RunState, after: RunState) -> None:
+    run = begun(plan(Node()))
+    run.state = before
+    with pytest.raises(IllegalTransition):
+        apply(run, RunEnded(after), 0)
+
+
+def test_members_come_in_order_without_gaps() -> None:
+    run = start("r", plan(Node(members=3)), submitted(), 0)
+    with pytest.raises(IllegalTransition):
+        apply(run, TaskExpanded(0, 3, 2, [b""]), 0)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("tries", [1, 2, 5, 100])
+def test_a_wait_is_between_half_and_all_of_the_exponential_one(tries: int, jitter: float) -> None:
+    rule = retry(100, first=SECOND, longest=20 * SECOND)
+    whole = min(20 * SECOND, SECOND * 2 ** (tries - 1))
+    wait = backoff(rule, tries, jitter)
+    assert whole / 2 <= wait <= whole
+    assert wait == int(whole / 2 + whole / 2 * jitter)
+
+
+def test_the_first_rule_that_names_a_kind_decides_and_returned_offers_cost_no_try() -> None:
+    rules = (retry(2, FailureKind.TRANSIENT), retry(9, FailureKind.TRANSIENT, FailureKind.TIMEOUT))
+    run = begun(plan(Node(retry=rules)))
+    for _ in range(5):
+        offer(run, 0)
+        assert settle(run, 0, Outcome(AttemptState.RETURNED)) == "ACCEPTED"
+    offer(run, 0)
+    settle(run, 0, FAILURE)
+    assert run.tasks[0].state is TaskState.WAITING
+    now = run.tasks[0].wait_until
+    go_on(run, decide.on_time(run, run.tasks[0], now - 1), now - 1)
+    assert run.tasks[0].state is TaskState.WAITING
+    go_on(run, decide.on_time(run, run.tasks[0], now), now)
+    offer(run, 0, now=now)
+    settle(run, 0, FAILURE, now=now)
+    assert run.tasks[0].state is TaskState.FAILED
+    assert run.state is RunState.FAILED
+
+
+def test_a_deadline_ends_a_task_that_waits_for_its_next_try() -> None:
+    run = begun(plan(Node(retry=(retry(9, first=4 * SECOND),), deadline=10 * SECOND)))
+    now = 0
+    for _ in range(2):
+        offer(run, 0, now=now)
+        settle(run, 0, FAILURE, now=now)
+        if run.tasks[0].state is TaskState.WAITING:
+            now = run.tasks[0].wait_until
+            go_on(run, decide.on_time(run, run.tasks[0], now), now)
+    offer(run, 0, now=now)
+    go_on(run, decide.on_time(run, run.tasks[0], 10 * SECOND), 10 * SECOND)
+    assert run.tasks[0].failure is not None and run.tasks[0].failure.kind is FailureKind.TIMEOUT
+    assert run.tasks[0].attempts[-1].state is AttemptState.CANCELLED
+    assert settle(run, 0, SUCCESS) == "STALE"
+    assert run.state is RunState.FAILED
+
+
+def test_a_failed_member_takes_all_others_with_it_in_bounded_steps() -> None:
+    run = begun(plan(Node(members=250)))
+    offer(run, 0, 1)
+    offer(run, 0, 200)
+    verdict, events = decide.settle(run, run.task(0, 1), 1, FAILURE, 0, Ports())
+    for event in events:
+        apply(run, event, 0)
+    sizes = []
+    while following := decide.advance(run):
+        sizes.append(len(following))
+        for event in following:
+            apply(run, event, 0)
+    assert verdict == "ACCEPTED"
+    assert max(sizes) <= 102
+    assert [m.state.name for m in run.tasks[0].members].count("CANCELLED") == 249
+    assert run.failure is not None and "member 1: trouble" in run.failure.message
+    assert run.task(0, 200).attempts[0].state is AttemptState.CANCELLED
+
+
+def test_a_failed_member_of_a_tolerant_fan_out_is_a_hole_in_its_list() -> None:
+    run = begun(plan(Node(members=3, on_failure=OnFailure.CONTINUE)))
+    for member, outcome in ((1, SUCCESS), (2, FAILURE), (3, SUCCESS)):
+        offer(run, 0, member)
+        settle(run, 0, outcome, member)
+    assert run.tasks[0].state is TaskState.SUCCEEDED
+    assert run.view.output(0) == [payload("done"), b"", payload("done")]
+    assert run.state is RunState.SUCCEEDED
+
+
+def test_a_cancel_finds_a_fan_out_that_has_only_half_of_its_members() -> None:
+    run = start("r", plan(Node(members=300)), submitted(), 0)
+    for event in decide.advance(run):
+        apply(run, event, 0)
+    assert len(run.tasks[0].members) == 100
+    go_on(run, decide.cancel_run(run, "someone", "enough"))
+    assert run.state is RunState.CANCELLED
+    assert {m.state for m in run.tasks[0].members} == {TaskState.CANCELLED}
+    assert len(run.tasks[0].members) == 100
+
+
+class _Shrinking(FakeEvaluator):
+    """A list that is shorter the second time, as under a join of any when more needs end."""
+
+    def members(self, task: int, view: object, first: int, limit: int) -> tuple[int, list[bytes]]:
+        return (150, [b""] * 100) if first == 1 else (50, [])
+
+
+def test_a_list_that_changes_between_two_chunks_fails_the_task_and_never_spins() -> None:
+    of = plan(Node(members=150))
+    changing = Plan(of.name, of.version, of.tasks, of.roots, of.deadline, _Shrinking([Node(members=150)]), of.index_of)
+    run = start("r", changing, submitted(), 0)
+    for _ in range(20):
+        events = decide.advance(run)
+        for event in events:
+            apply(run, event, 0)
+    assert run.state is RunState.FAILED
+    assert run.failure is not None and "150 items, then one of 50" in run.failure.message
+
+
+def graph(*tasks: graph_pb2.GraphTask, output: str = "") -> Plan:
+    return compile_graph(graph_pb2.Graph(name="g", version="1", tasks=tasks, output=output)).plan
+
+
+def test_a_real_graph_runs_by_its_expressions() -> None:
+    run = begun(
+        graph(
+            graph_pb2.GraphTask(id="list", capability="text.list@1"),
+            graph_pb2.GraphTask(id="each", capability="text.each@1", for_each="tasks.list.output"),
+            graph_pb2.GraphTask(id="none", capability="text.none@1", when="size(tasks.each.output) > 2"),
+            graph_pb2.GraphTask(
+                id="sum", capability="text.sum@1", input='{"all": "${tasks.each.output}"}', needs=["none"],
+                join=graph_pb2.Join(any=graph_pb2.AnyOf()),
+            ),
+            output='{"sum": "${tasks.sum.output}"}',
+        )
+    )  # fmt: skip
+    offer(run, 0)
+    settle(run, 0, Outcome(AttemptState.SUCCEEDED, payload_of(b'["a", "b"]')))
+    assert [m.input for m in run.tasks[1].members] == [payload_of(b'"a"'), payload_of(b'"b"')]
+    for member, text in ((1, b"1"), (2, b"2")):
+        offer(run, 1, member)
+        settle(run, 1, Outcome(AttemptState.SUCCEEDED, payload_of(text)), member)
+    assert run.tasks[2].state is TaskState.SKIPPED
+    assert run.tasks[3].input == payload_of(b'{"all":[1,2]}')
+    offer(run, 3)
+    settle(run, 3, Outcome(AttemptState.SUCCEEDED, payload_of(b"3")))
+    assert (run.state, run.output) == (RunState.SUCCEEDED, payload_of(b'{"sum":3}'))
+
+
+def test_an_expression_that_cannot_be_evaluated_is_a_failure_of_its_task_not_of_the_shard() -> None:
+    run = begun(
+        graph(
+            graph_pb2.GraphTask(id="a", capability="text.a@1"),
+            graph_pb2.GraphTask(id="b", capability="text.b@1", for_each="tasks.a.output.list"),
+        )
+    )
+    offer(run, 0)
+    settle(run, 0, Outcome(AttemptState.SUCCEEDED, payload_of(b'{"list": "\\ud800"}')))
+    assert run.tasks[1].failure is not None
+    assert (run.tasks[1].failure.kind, run.tasks[1].failure.field) == (FailureKind.INVALID_INPUT, "for_each")
+    assert run.state is RunState.FAILED
+
+
+def payload_of(text: bytes) -> bytes:
+    from antiphon.v1 import payload_pb2
+
+    return payload_pb2.Payload(inline=text).SerializeToString()

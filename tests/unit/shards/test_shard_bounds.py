@@ -1,0 +1,208 @@
+"""What a turn may hold, and what must never be starved, repeated or forgotten by it."""
+
+from __future__ import annotations
+
+from antiphon.v1 import run_pb2
+from antiphon_orchestrator.engine.plan import OnFailure
+from antiphon_orchestrator.engine.states import RunState
+from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards.shard import MAX_INPUTS, RequestIdReused
+from antiphon_orchestrator.store.port import MAX_TXN_BYTES
+from shard_rig import Rig, instance, returned
+
+from tests.fakes.plans import SECOND, Node, payload, plan, retry
+
+BIG = payload("x" * 60_000)
+
+
+def size_of(records: list[bytes]) -> int:
+    return sum(len(raw) + 8 for raw in records)
+
+
+def test_the_loss_of_a_sidecar_with_thousands_of_attempts_takes_several_turns() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance(slots=20_000))
+    rig.tell(rig.submit("r1", plan(Node(members=9_000, retry=(retry(2),)))))
+    assert len(rig.offers) == 9_000
+    rig.fleet.detach("s/i/a")
+    rig.tell(i.SidecarGone("i"))
+    assert max(size_of(turn.records) for turn in rig.turns) < MAX_TXN_BYTES
+    assert all(task.live is None for task in rig.run("r1").all_tasks())
+
+
+def test_no_order_of_large_inputs_makes_a_segment_the_store_refuses() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance(slots=100))
+    items: list[i.Input] = []
+    for n in range(40):
+        item = rig.submit(f"r{n}", plan(Node(input=BIG), Node((0,), members=20, input=BIG)))
+        item.event.warnings = ("w" * 500_000,) if n % 3 else ()
+        item.event.input = payload("y" * 500_000)
+        items.append(item)
+    rig.tell(*items)
+    rig.tell(*[rig.report(offer) for offer in rig.offers])
+    assert max(size_of(turn.records) for turn in rig.turns) < MAX_TXN_BYTES
+    assert len(rig.shard.runs) == 40
+
+
+def test_timers_fire_although_the_inbox_is_never_empty() -> None:
+    rig = Rig()
+    rig.tell(rig.submit("r1", plan(Node()), deadline_time=rig.now + SECOND))
+    rig.now += 2 * SECOND
+    rig.shard.inbox.extend(i.Read("none", lambda run: run, lambda answer: None) for _ in range(MAX_INPUTS))
+    rig.turn()
+    assert rig.run("r1").state is RunState.FAILED
+
+
+def test_a_report_that_waits_is_taken_before_the_deadline_that_passed_meanwhile() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance())
+    rig.tell(rig.submit("r1", plan(Node()), deadline_time=rig.now + SECOND))
+    rig.now += 2 * SECOND
+    rig.tell(rig.report("r1/t0/0/1"))
+    assert rig.run("r1").state is RunState.SUCCEEDED
+
+
+def test_a_fan_out_that_was_recovered_does_not_spin_when_its_deadline_passes() -> None:
+    of = plan(Node(members=3, deadline=10 * SECOND, on_failure=OnFailure.SKIP))
+    rig = Rig()
+    rig.fleet.attach(instance(slots=3))
+    rig.tell(rig.submit("r1", of))
+    other = rig.recovered(lambda submitted: of)
+    other.shard.timers.clear(("r1", 0, 1))  # one member is late to learn of it
+    other.now += 11 * SECOND
+    other.tell()
+    assert other.states("r1") == ["RUNNING", "RUNNING", "FAILED", "FAILED"]
+
+
+def test_nothing_is_answered_before_the_commit_not_even_a_refusal() -> None:
+    rig = Rig()
+    answers: list[object] = []
+    rig.shard.inbox.append(rig.submit("r1", plan(Node())))
+    other = rig.submit("r2", plan(Node()), answers.append, request_id="r1")
+    other.event.request_digest = b"something else"
+    rig.shard.inbox.append(other)
+    turn = rig.shard.take_turn(rig.now, lambda: 0.0)
+    assert answers == []
+    rig.shard.release(turn, 1)
+    assert [type(answer) for answer in answers] == [RequestIdReused]
+
+
+def test_a_run_that_ends_while_its_beginning_is_archived_stays_until_its_end_is_archived_too() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance())
+    rig.tell(rig.submit("r1", plan(Node())))
+    upto = rig.run("r1").event_seq
+    rig.tell(rig.report("r1/t0/0/1"))
+    assert rig.run("r1").state is RunState.SUCCEEDED
+    rig.tell(i.Archived({"r1": upto}))
+    assert "r1" in rig.shard.runs
+    assert rig.shard.oldest_pinned() == ("r1", 1)
+    rig.tell(i.Archived({"r1": rig.run("r1").event_seq}))
+    assert "r1" not in rig.shard.runs
+
+
+def test_an_answer_of_the_archive_that_comes_late_does_not_shift_the_numbers_of_events() -> None:
+    of = plan(Node(), Node((0,)))
+    rig = Rig()
+    rig.fleet.attach(instance())
+    rig.tell(rig.submit("r1", of))
+    upto = rig.run("r1").event_seq
+    rig.tell(i.Archived({"r1": upto}))
+    rig.tell(i.Archived({"r1": upto - 1}))
+    entry = rig.recovered(lambda submitted: of).shard.runs["r1"]
+    assert entry.first_seq == upto + 1
+    assert entry.first_seq + len(entry.records) == entry.run.event_seq + 1
+
+
+def test_runs_too_large_for_one_snapshot_stay_where_they_are_and_others_share_no_segment_beyond_its_limit() -> None:
+    of = plan(Node(members=40, input=BIG), Node((0,)))
+    rig = Rig()
+    rig.fleet.attach(instance(slots=100))
+    rig.tell(*[rig.submit(f"r{n}", of) for n in range(3)])
+    small = plan(Node(members=10, input=BIG), Node((0,)))
+    rig.tell(*[rig.submit(f"s{n}", small) for n in range(4)])
+    first = rig.shard.oldest_pinned()
+    rig.turns.clear()
+    rig.tell(i.Archived({run_id: rig.run(run_id).event_seq for run_id in list(rig.shard.runs)}))
+    assert max(size_of(turn.records) for turn in rig.turns) < MAX_TXN_BYTES
+    assert rig.shard.oldest_pinned() == first
+    assert [rig.shard.runs[f"s{n}"].first_seq > 1 for n in range(4)] == [True] * 4
+    other = rig.recovered(lambda event: of if event.request_id.startswith("r") else small)
+    assert {run_id: entry.run.event_seq for run_id, entry in other.shard.runs.items()} == {
+        run_id: entry.run.event_seq for run_id, entry in rig.shard.runs.items()
+    }
+
+
+def test_an_attempt_is_offered_once_on_a_stream_however_many_inventories_lack_it() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance())
+    rig.shard.inbox.append(rig.submit("r1", plan(Node())))
+    turn = rig.shard.take_turn(rig.now, lambda: 0.0)
+    first = rig.shard.live_ids("i")  # a stream begins while the commit is under way
+    rig.log.append((1, turn.records))
+    rig.shard.release(turn, 1)
+    assert rig.offers == ["r1/t0/0/1"]
+    rig.tell(i.Inventory("i", frozenset(), first))
+    assert rig.offers == ["r1/t0/0/1"]
+    second = rig.shard.live_ids("i")  # the next stream: nothing that was sent on the first one counts
+    third = rig.shard.live_ids("i")
+    rig.tell(i.Inventory("i", frozenset(), second))
+    assert rig.offers == ["r1/t0/0/1"]
+    rig.tell(i.Inventory("i", frozenset(), third))
+    assert rig.offers == ["r1/t0/0/1"] * 2
+
+
+def test_an_attempt_that_is_held_is_not_offered_again() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance())
+    rig.tell(rig.submit("r1", plan(Node())))
+    before = rig.shard.live_ids("i")
+    rig.tell(i.Inventory("i", before, before))
+    assert rig.offers == ["r1/t0/0/1"]
+
+
+def test_a_reserved_slot_of_an_instance_that_has_gone_places_the_task_anew() -> None:
+    rig = Rig()
+    rig.tell(rig.submit("r1", plan(Node())))
+    assert rig.states("r1") == ["READY"]
+    rig.fleet.attach(instance("a"))
+    rig.fleet.detach("s/i/a")
+    rig.fleet.attach(instance("b"))
+    rig.tell()
+    assert rig.states("r1") == ["RUNNING"]
+    assert rig.run("r1").tasks[0].attempts[0].instance == "s/i/b"
+    rig.tell(rig.report("r1/t0/0/1"))
+    rig.fleet.attach(instance("a"))
+    assert [n.in_use for n in rig.fleet.instances()] == [0, 0]
+
+
+def test_other_spellings_of_an_attempt_id_are_unknown() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance())
+    rig.tell(rig.submit("r1", plan(Node(members=1))))
+    for rest in ("/t0/1/0", "/t0/-1/1", "/t0/1/-1", "/t0/2/1", "/t0/1/2", "/t1/0/1", "", "0/t0/1/1"):
+        attempt_id = "r1" + rest
+        rig.tell(rig.report(attempt_id))
+        assert rig.verdicts.pop() == (attempt_id, "GONE")
+    rig.tell(rig.report("r1/t0/1/1"))
+    assert rig.verdicts.pop() == ("r1/t0/1/1", "ACCEPTED")
+
+
+def test_an_outcome_that_is_repeated_is_a_duplicate_whatever_it_was() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance())
+    rig.tell(rig.submit("r1", plan(Node(), Node())))
+    rig.tell(rig.report(rig.offers[0], returned()))
+    rig.tell(rig.report("r1/t0/0/1", returned()))
+    assert [kind for _, kind in rig.verdicts] == ["ACCEPTED", "DUPLICATE"]
+
+
+def test_a_decision_is_made_of_what_it_says() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance("a", slots=2))
+    rig.tell(rig.submit("r1", plan(Node())))
+    decision = rig.run("r1").tasks[0].attempts[0].decision
+    assert isinstance(decision, run_pb2.RoutingDecision)
+    assert (decision.chosen, decision.capability, decision.considered) == ("s/i/a", "text.work@1.0", 1)
+    assert decision.policy.permit and decision.policy.policies == ["dev.flow"]
