@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(1, "stopped", _first(expected))
     except (IdentityError, SocketError, OSError) as error:
         return _failed(1, "cannot run", error)
+    except KeyboardInterrupt:  # before there was anything to drain
+        return 130
     return 0
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -89,7 +90,7 @@ class _Servicer:
             finally:
                 reader.cancel()
                 await asyncio.wait([reader])
-        except (Refused, Exception) as error:
+        except Exception as error:
             await abort(context, error)
         finally:
             self._end(session)
@@ -129,7 +130,7 @@ class _Servicer:
         try:
             attempt = self._vouched(request.update.attempt_id, request.attempt_token)
             self._node.inflight.progressed(self.seat, attempt.attempt_id, tidy_progress(request.update))
-        except Refused as error:
+        except Exception as error:
             await abort(context, error)
         return agents.ReportProgressResponse()
 
@@ -141,8 +142,10 @@ class _Servicer:
                 raise Refused(error_pb2.ERROR_REASON_DEADLINE_REQUIRED, method="AgentService.Call")
             attempt = self._vouched(request.attempt_id, request.attempt_token)
             if mistake := mistake_in_call(request, self._node.inline_limit):
-                field = mistake.partition(":")[0]
-                raise Refused(error_pb2.ERROR_REASON_REQUEST_INVALID, mistake, field=field)
+                field, _, remedy = mistake.partition(": ")
+                raise Refused(
+                    error_pb2.ERROR_REASON_REQUEST_INVALID, mistake, violations=[(field, remedy)], field=field
+                )
             answer: asyncio.Future[agents.CallResponse | None] = asyncio.get_running_loop().create_future()
 
             def deliver(response: agents.CallResponse | None) -> None:
@@ -159,7 +162,7 @@ class _Servicer:
             if response is None:
                 raise Refused(error_pb2.ERROR_REASON_ATTEMPT_NOT_FOUND, attempt_id=request.attempt_id)
             return response
-        except Refused as error:
+        except Exception as error:
             await abort(context, error)
 
     def _vouched(self, attempt_id: str, token: bytes) -> Attempt:
@@ -180,7 +183,7 @@ class _Session:
         self._node = node
         self._seat = seat
         self._error: BaseException | None = None
-        self._call_results: list[agents.CallResponse] = []  # bounded by attempts and calls of each
+        self._call_results: deque[agents.CallResponse] = deque()  # bounded by attempts and calls of each
         self._finished = False  # the agent has closed its side
         self._told_drain = False
 
@@ -234,7 +237,7 @@ class _Session:
         if self._call_results:
             room = MOST_BYTES
             while self._call_results and room > 0:
-                result = self._call_results.pop()
+                result = self._call_results.popleft()
                 response.call_results.append(result)
                 room -= result.ByteSize()
         if node.inflight.draining and not self._told_drain:

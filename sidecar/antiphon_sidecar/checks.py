@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from antiphon.v1 import agent_service_pb2, capability_pb2, failure_pb2, payload_pb2, registry_pb2
 
 INLINE_LIMIT = 65_536
+_LARGEST_DESCRIPTION = 2 << 20  # so that it fits a message with something to spare
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _CAPABILITY = re.compile(r"[a-z][a-z0-9_-]{0,62}(\.[a-z0-9_-]{1,63}){0,7}")
 _VERSION = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,2}")
@@ -39,6 +40,8 @@ def mistakes_in_description(description: registry_pb2.AgentDescription) -> Itera
     for key, value in description.labels.items():
         if not 1 <= len(key) <= 64 or len(value) > 256:
             yield f"labels[{key[:64]}]: use at most 64 characters for the key and 256 for the value"
+    if description.ByteSize() > _LARGEST_DESCRIPTION:
+        yield f"capabilities: keep names, descriptions and schemas together within {_LARGEST_DESCRIPTION} bytes"
     for capability in description.capabilities:
         yield from _mistakes_in_capability(capability)
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, cast
 
 import grpc
+from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.options.v1 import options_pb2
 from antiphon.v1 import error_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -28,11 +30,21 @@ class Refused(Exception):
     """A call that is refused; the servicer's edge turns it into a status.
 
     `variables` fill the reason's message. A variable that the registry demands and that is not known here is empty.
+    `violations` are pairs of field path and what is wrong with it.
     """
 
-    def __init__(self, reason: error_pb2.ErrorReason.ValueType, message: str | None = None, **variables: str) -> None:
+    def __init__(
+        self,
+        reason: error_pb2.ErrorReason.ValueType,
+        message: str | None = None,
+        *,
+        violations: Sequence[tuple[str, str]] = (),
+        **variables: str,
+    ) -> None:
         spec = error_pb2.ErrorReason.DESCRIPTOR.values_by_number[reason].GetOptions().Extensions[options_pb2.error]
         self.reason = reason
+        self.violations = violations
+        self.remedy: int = spec.remedy
         self.variables = {**dict.fromkeys(spec.metadata, ""), **variables}
         self.code = _CODES[spec.code]
         super().__init__(message or spec.message.format(**self.variables))
@@ -46,7 +58,23 @@ class Refused(Exception):
         )
         status = status_pb2.Status(code=self.code.value[0], message=str(self))
         status.details.add().Pack(info)
+        if self.violations:
+            bad = error_details_pb2.BadRequest()
+            for field, description in self.violations:
+                bad.field_violations.add(field=field, description=description)
+            status.details.add().Pack(bad)
+        if self.remedy == options_pb2.REMEDY_RETRY:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromMilliseconds(random.randint(500, 1_500))
+            status.details.add().Pack(retry)
         return status
+
+
+def refusal_of(agent: mesh.AgentRefusal) -> Refused:
+    """The refusal of an agent that an orchestrator sent. A reason from a newer one counts as not granted."""
+    known = agent.reason in error_pb2.ErrorReason.values() and agent.reason != error_pb2.ERROR_REASON_UNSPECIFIED
+    reason = agent.reason if known else error_pb2.ERROR_REASON_NOT_GRANTED
+    return Refused(reason, agent.message or None)
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException) -> NoReturn:

@@ -48,7 +48,12 @@ class Node:
             raise Refused(error_pb2.ERROR_REASON_NOT_GRANTED, what=f"agent {description.name} on {seat.name}'s socket")
         description.name = seat.name
         if mistakes := list(mistakes_in_description(description)):
-            raise Refused(error_pb2.ERROR_REASON_REQUEST_INVALID, "; ".join(mistakes), field="hello.description")
+            pairs = [mistake.split(": ", 1) for mistake in mistakes]
+            violations = [(f"hello.description.{field}", remedy) for field, remedy in pairs]
+            message = "; ".join(mistakes)[:4_096]
+            raise Refused(
+                error_pb2.ERROR_REASON_REQUEST_INVALID, message, violations=violations, field=violations[0][0]
+            )
         if not self.grants.allows_agent(seat.name):
             raise Refused(error_pb2.ERROR_REASON_NOT_GRANTED, what=f"agent {seat.name}")
         for capability in description.capabilities:

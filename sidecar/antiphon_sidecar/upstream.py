@@ -19,7 +19,7 @@ from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon_certs import ORCHESTRATOR_DNS_NAME, Credential
 
 from .boxes import Link
-from .errors import Refused, reason_of
+from .errors import reason_of, refusal_of
 from .node import Node
 from .wire import hello, next_request
 
@@ -137,6 +137,9 @@ class Upstream:
             problem = f"{reason_of(error) or error.code().name}: {error.details()}"
         except (ConnectionError, TimeoutError, _Ended) as error:
             problem = str(error) or "it does not answer in time"
+        except Exception as error:  # a bug: the attempts it holds are worth more than a clean end
+            log.exception("internal error", extra={"orchestrator": self.address})
+            problem = f"internal error: {error!r}"
         finally:
             stream.over = True
             if stream is self._current or self._current is None:
@@ -217,11 +220,13 @@ class _Stream:
         async with channel:
             await connected(channel)
             link = self._upstream.link()
-            said = node.inflight.hello(link)
+            greeting, said = hello(
+                node.incarnation, node.next_generation(), node.inflight.hello(link), node.descriptions
+            )
             attach: Any = mesh_service_pb2_grpc.MeshServiceStub(channel).Attach  # the stubs demand an iterator
             call: _Call = attach()
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await call.write(hello(node.incarnation, node.next_generation(), said, node.descriptions))
+                await call.write(greeting)
                 first = await call.read()
             if not isinstance(first, mesh.AttachResponse) or not first.HasField("welcome"):
                 raise _Ended("its first message was not a welcome")
@@ -245,7 +250,10 @@ class _Stream:
             while True:
                 await self.wake.wait()
                 self.wake.clear()
-                while request := next_request(node.inflight, link, node.descriptions):
+                # What a stream takes out of the outbox after its successor took over would be lost.
+                while self._upstream.is_current(self) and (
+                    request := next_request(node.inflight, link, node.descriptions)
+                ):
                     async with asyncio.timeout(WRITE_TIMEOUT):
                         await call.write(request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -284,7 +292,7 @@ class _Stream:
         for result in response.call_results:
             inflight.answered(result.attempt_id, result.call_id, result)
         for refusal in response.refusals:
-            node.refuse(refusal.agent, Refused(refusal.reason, refusal.message or None))
+            node.refuse(refusal.agent, refusal_of(refusal))
         if response.HasField("go_away"):
             log.info("go away", extra={"orchestrator": self._upstream.address, "cause": response.go_away.reason})
             self._upstream.successor_due(self)

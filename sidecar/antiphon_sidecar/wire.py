@@ -40,15 +40,21 @@ def hello(
     generation: int,
     windows: Mapping[str, tuple[int, int]],
     descriptions: Mapping[str, registry_pb2.AgentDescription],
-) -> mesh.AttachRequest:
-    """The first message of a stream, of the agents that have windows."""
+) -> tuple[mesh.AttachRequest, dict[str, tuple[int, int]]]:
+    """The first message of a stream, and the windows in it. Agents that find no room are announced afterwards."""
+    said: dict[str, tuple[int, int]] = {}
+    room = MOST_BYTES
     request = mesh.AttachRequest()
     request.hello.incarnation, request.hello.generation = incarnation, generation
     request.hello.protocol_version = PROTOCOL_VERSION
     for agent, (number, slots) in windows.items():
+        room -= descriptions[agent].ByteSize()
+        if said and room < 0:
+            break
         request.hello.agents.append(descriptions[agent])
         request.hello.windows.add(agent=agent, generation=number, slots=slots)
-    return request
+        said[agent] = (number, slots)
+    return request, said
 
 
 def next_request(
@@ -72,8 +78,11 @@ def next_request(
         # Windows wait for the message after: whoever reads this may read windows first.
         for name in list(link.agents)[:MOST_ITEMS]:
             description = descriptions.get(name)
+            if room <= 0:
+                break
             if link.agents.pop(name) and description:
                 request.agents.add(present=description)
+                room -= description.ByteSize()
             else:
                 request.agents.add(gone=name)
     else:
