@@ -211,7 +211,7 @@ class _Sidecar:
                 node.depart(seat)
         await self._settled(lambda: not node.inflight.held, _LAST_WORDS)
         # When a replica has acknowledged its closed windows, no offer is on its way any more.
-        await self._settled(lambda: not node.inflight.unacknowledged_windows, _ACKNOWLEDGEMENT)
+        await self._settled(lambda: not node.inflight.slots.unacknowledged, _ACKNOWLEDGEMENT)
         raise _Drained
 
     async def _settled(self, condition: Callable[[], bool], limit: float) -> None:

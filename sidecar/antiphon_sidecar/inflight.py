@@ -30,7 +30,7 @@ from typing import Any
 
 from .attempts import TABLE, Attempt, Deliver, End, Event, State
 from .boxes import Claim, Link, Seat, pages
-from .windows import Grant, settle, settled
+from .slots import Slots
 
 ANNOUNCE_AFTER = 0.05
 """Seconds an attempt runs before a started report: most have their outcome sooner, and one message less."""
@@ -52,10 +52,8 @@ class Inflight:
         self.outcomes = 0
         self.draining = False
         self.seats: dict[str, Seat] = {}
-        self.links: list[Link] = []
+        self.slots = Slots(self.seats)
         self._claims: dict[int, Claim] = {}
-        self._windows_sent = 0
-        self._closed = False  # windows are closed because too many outcomes wait
         self._young: deque[tuple[float, Attempt]] = deque()  # accepted within ANNOUNCE_AFTER
         self._old: dict[str, Attempt] = {}  # held longer than that
         self._last_turn = 0.0
@@ -73,10 +71,10 @@ class Inflight:
             self.agent_went(seat, now)
         seat.present, seat.draining = True, False
         seat.concurrency, seat.prefetch = concurrency, prefetch
-        for link in self.links:
+        for link in self.slots.links:
             link.agents[seat.name] = True
             link.wake()
-        self._settle(seat)
+        self.slots.settle(seat)
 
     def agent_went(self, seat: Seat, now: float) -> None:
         """The agent is gone: LOST is what it was working on, the rest comes back."""
@@ -86,10 +84,10 @@ class Inflight:
         self._send_back(seat, Event.AGENT_GONE, now)
         seat.lingering.clear()
         seat.cancels.clear()
-        for link in self.links:
+        for link in self.slots.links:
             link.agents[seat.name] = False
             link.windows.pop(seat.name, None)
-            grant = self._grant(link, seat.name)
+            grant = self.slots.grant(link, seat.name)
             grant.slots = grant.allowed = 0  # the replica forgets the window with the agent
             link.wake()
 
@@ -97,14 +95,14 @@ class Inflight:
         """The agent finishes what it has and gets no more."""
         seat.draining = True
         self._send_back(seat, Event.DRAINED, now)
-        self._settle(seat)
+        self.slots.settle(seat)
 
     def drain(self, now: float) -> None:
         """The sidecar finishes what its agents are working on and takes no more."""
-        self.draining = True
+        self.draining = self.slots.closed = True
         for seat in self.seats.values():
             self.agent_drains(seat, now)
-        for link in self.links:
+        for link in self.slots.links:
             link.drain = True
             link.wake()
 
@@ -171,7 +169,7 @@ class Inflight:
         if first and attempt.seat:
             attempt.seat.waiting += 1
             attempt.seat.wake()
-            self._settle(attempt.seat)
+            self.slots.settle(attempt.seat)
         link = self._owner(attempt)
         if link:
             link.calls.append((request, size))
@@ -187,14 +185,13 @@ class Inflight:
     def attach(self, wake: Callable[[], None]) -> Link:
         """A stream to a replica is about to say hello, the first of this link."""
         link = Link(wake)
-        self.links.append(link)
-        self._settle_all()
+        self.slots.links.append(link)
+        self.slots.settle_all()
         return link
 
     def hello(self, link: Link) -> dict[str, tuple[int, int]]:
         """What a new stream says first: the window, (generation, slots), of each agent that is present."""
-        grants = ((name, self._grant(link, name)) for name, seat in self.seats.items() if seat.present)
-        return {name: (grant.generation, grant.slots) for name, grant in grants}
+        return self.slots.said(link)
 
     def welcomed(self, link: Link, said: dict[str, tuple[int, int]]) -> None:
         """The new stream is the link's stream from now on. Of the outbox only what has changed since `said` is kept;
@@ -203,25 +200,21 @@ class Inflight:
         link.clear()
         link.drain = self.draining
         for name, seat in self.seats.items():
-            grant = self._grant(link, name)
             if seat.present != (name in said):
                 link.agents[name] = seat.present
-            if seat.present and said.get(name) != (grant.generation, grant.slots):
-                link.windows[name] = (grant.generation, grant.slots)
-            grant.allowed = max(grant.slots, said.get(name, (0, 0))[1])  # it knows no earlier window
-            self._settle(seat)
+        self.slots.restart(link, said)
         link.wake()
 
     def detach(self, link: Link) -> None:
         """The stream is gone and none has taken its place. Attempts are kept for whoever claims their shards."""
-        self.links.remove(link)
+        self.slots.links.remove(link)
         for shard, claim in self._claims.items():
             if claim.link is link:
                 self._claims[shard] = Claim(claim.epoch, None)
         for attempt in self.held.values():
             if attempt.link is link:
                 attempt.link = attempt.grant = None
-        self._settle_all()
+        self.slots.settle_all()
 
     def claim(self, link: Link, claims: Iterable[tuple[int, int]]) -> None:
         """The replica has taken shards: (shard, epoch). Older claims are ignored, the others answered."""
@@ -245,7 +238,7 @@ class Inflight:
                 if attempt.announced:
                     link.started.append(attempt)
                 link.calls.extend((request, size) for request, size, _ in (attempt.calls or {}).values())
-        self._settle_all()  # what had no replica has one now
+        self.slots.settle_all()  # what had no replica has one now
         link.wake()
 
     def offer(
@@ -314,22 +307,9 @@ class Inflight:
         del self.held[attempt_id]
         self._move(attempt, Event.VERDICT)
         self.outcomes -= 1
-        if self._closed and self.outcomes <= MOST_OUTCOMES // 2:
-            self._closed = False
-            self._settle_all()
-
-    def acknowledged(self, link: Link, seat_name: str, generation: int) -> None:
-        """The replica keeps to a window."""
-        grant = link.grants.get(seat_name)
-        if grant and grant.acknowledge(generation):
-            self._settle(self.seats[seat_name])
-
-    def demanded(self, link: Link, seat_name: str, wanted: int) -> None:
-        """The replica could use that many slots of an agent."""
-        seat = self.seats.get(seat_name)
-        if seat:
-            self._grant(link, seat_name).wanted = wanted
-            self._settle(seat)
+        if self.slots.closed and self.outcomes <= MOST_OUTCOMES // 2 and not self.draining:
+            self.slots.closed = False
+            self.slots.settle_all()
 
     def answered(self, attempt_id: str, call_id: str, response: Any) -> None:
         """A call has its outcome; None when nobody waits any more. One of an attempt that has ended is dropped."""
@@ -339,7 +319,7 @@ class Inflight:
             return
         if not attempt.calls and attempt.seat:
             attempt.seat.waiting -= 1
-            self._settle(attempt.seat)
+            self.slots.settle(attempt.seat)
         waiting[2](response)
 
     # ---- time
@@ -361,22 +341,19 @@ class Inflight:
                 if link:
                     link.started.append(attempt)
                     link.wake()
-        turn = now - self._last_turn >= 1.0
-        if turn:
+        if now - self._last_turn >= 1.0:
             self._last_turn = now
+            self.slots.give_turns()
         for seat in self.seats.values():
             for attempt_id in [key for key, until in seat.lingering.items() if now >= until]:
                 del seat.lingering[attempt_id]
                 seat.wake()
-            if turn and sum(grant.wanted for grant in self._grants(seat)) > self._capacity(seat):
-                seat.turn += 1
-                seat.unsettled = True
             if seat.unsettled:
-                self._settle(seat)
+                self.slots.settle(seat)
 
     def beat(self) -> None:
         """Tell every replica that the sidecar is there."""
-        for link in self.links:
+        for link in self.slots.links:
             link.alive = True
             link.wake()
 
@@ -384,11 +361,6 @@ class Inflight:
     def open_attempts(self) -> int:
         """Attempts held without an outcome."""
         return len(self.held) - self.outcomes
-
-    @property
-    def unacknowledged_windows(self) -> bool:
-        """Whether a replica may still believe in a window that is larger than the one it was sent."""
-        return any(grant.allowed != grant.slots for link in self.links for grant in link.grants.values())
 
     # ---- inside
 
@@ -424,9 +396,9 @@ class Inflight:
         if claim and claim.link:
             claim.link.reports.append(attempt)
             claim.link.wake()
-        if self.outcomes > MOST_OUTCOMES and not self._closed:
-            self._closed = True
-            self._settle_all()
+        if self.outcomes > MOST_OUTCOMES and not self.slots.closed:
+            self.slots.closed = True
+            self.slots.settle_all()
 
     def _expire(self, attempt: Attempt, now: float) -> None:
         seat = attempt.seat
@@ -465,40 +437,5 @@ class Inflight:
         if attempt.link is not link:
             if attempt.grant is not None:
                 attempt.grant.out -= 1
-            attempt.link, attempt.grant = link, self._grant(link, attempt.seat_name)
+            attempt.link, attempt.grant = link, self.slots.grant(link, attempt.seat_name)
             attempt.grant.out += 1
-
-    def _grant(self, link: Link, seat_name: str) -> Grant:
-        grant = link.grants.get(seat_name)
-        if grant is None:
-            grant = link.grants[seat_name] = Grant()
-        return grant
-
-    def _grants(self, seat: Seat) -> list[Grant]:
-        return [self._grant(link, seat.name) for link in self.links]
-
-    def _capacity(self, seat: Seat) -> int:
-        """Slots to divide: places, prefetch and what waits for its own calls, less what belongs to no replica now."""
-        if not seat.present or seat.draining or self.draining or self._closed:
-            return 0
-        held = len(seat.running) + seat.queued
-        orphans = max(held - sum(grant.out for grant in self._grants(seat)), 0)
-        return max(seat.concurrency + seat.prefetch + seat.waiting - orphans, 0)
-
-    def _settle(self, seat: Seat) -> None:
-        grants, capacity = self._grants(seat), self._capacity(seat)
-        if not grants:
-            return
-        for index, _ in settle(grants, capacity, seat.turn):
-            self._send_window(self.links[index], seat.name, grants[index])
-        seat.unsettled = not settled(grants, capacity, seat.turn)
-
-    def _settle_all(self) -> None:
-        for seat in self.seats.values():
-            self._settle(seat)
-
-    def _send_window(self, link: Link, seat_name: str, grant: Grant) -> None:
-        self._windows_sent += 1
-        grant.generation = self._windows_sent
-        link.windows[seat_name] = (grant.generation, grant.slots)
-        link.wake()

@@ -286,9 +286,9 @@ class _Stream:
                 assignment, assignment.attempt_token, len(assignment.input.inline), timeout, now,
             )  # fmt: skip
         for ack in response.window_acks:
-            inflight.acknowledged(link, ack.agent, ack.generation)
+            inflight.slots.acknowledged(link, ack.agent, ack.generation)
         for demand in response.demands:
-            inflight.demanded(link, demand.agent, demand.wanted)
+            inflight.slots.demanded(link, demand.agent, demand.wanted)
         for result in response.call_results:
             inflight.answered(result.attempt_id, result.call_id, result)
         for refusal in response.refusals:

@@ -236,9 +236,9 @@ def test_a_drain_gives_back_what_was_not_begun_and_closes_the_windows() -> None:
     bench.core.drain(bench.now)
     assert bench.reports() == [("b", End.DRAINING)]
     generation, slots = bench.link.windows["echo"]
-    assert slots == 0 and bench.link.drain and bench.core.unacknowledged_windows
-    bench.core.acknowledged(bench.link, "echo", generation)
-    assert not bench.core.unacknowledged_windows
+    assert slots == 0 and bench.link.drain and bench.core.slots.unacknowledged
+    bench.core.slots.acknowledged(bench.link, "echo", generation)
+    assert not bench.core.slots.unacknowledged
     bench.offer("c")
     assert bench.reports() == [("c", End.DRAINING)]
     bench.end("a")
@@ -421,12 +421,12 @@ class Life(RuleBasedStateMachine):
     @rule(name=names)
     def acknowledge(self, name: str) -> None:
         if (link := self.links.get(name)) and "echo" in link.grants:
-            self.core.acknowledged(link, "echo", link.grants["echo"].generation)
+            self.core.slots.acknowledged(link, "echo", link.grants["echo"].generation)
 
     @rule(name=names, wanted=st.integers(0, 5))
     def demand(self, name: str, wanted: int) -> None:
         if link := self.links.get(name):
-            self.core.demanded(link, "echo", wanted)
+            self.core.slots.demanded(link, "echo", wanted)
 
     @rule(concurrency=st.integers(1, 3), prefetch=st.integers(0, 2))
     def agent_comes(self, concurrency: int, prefetch: int) -> None:
@@ -469,7 +469,7 @@ class Life(RuleBasedStateMachine):
         started = [a for a in self.core.held.values() if a.state is State.STARTED]
         assert seat.queued == len(queued) and len(seat.running) == len(started)
         assert seat.waiting == sum(bool(a.calls) for a in started)
-        for link in self.core.links:
+        for link in self.core.slots.links:
             for grant in link.grants.values():
                 assert grant.out == sum(a.grant is grant for a in queued + started)
                 assert grant.slots <= grant.allowed
@@ -477,7 +477,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def outcomes_are_sent_to_the_owner_or_wait_for_one(self) -> None:
         for claim in self.core._claims.values():
-            assert claim.link is None or claim.link in self.core.links
+            assert claim.link is None or claim.link in self.core.slots.links
 
 
 TestLife = Life.TestCase

@@ -1,0 +1,103 @@
+"""Which replica may have how many attempts out to which agent: windows, kept as `windows.py` decides. Pure; standard
+library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .boxes import Link, Seat
+from .windows import Grant, settle, settled
+
+
+class Slots:
+    """The windows of all agents at all attached replicas."""
+
+    def __init__(self, seats: Mapping[str, Seat]) -> None:
+        self.links: list[Link] = []
+        self.closed = False
+        """True: nobody gets new slots."""
+        self._seats = seats
+        self._windows_sent = 0
+
+    def grant(self, link: Link, seat_name: str) -> Grant:
+        """The slots of an agent at a replica."""
+        grant = link.grants.get(seat_name)
+        if grant is None:
+            grant = link.grants[seat_name] = Grant()
+        return grant
+
+    def said(self, link: Link) -> dict[str, tuple[int, int]]:
+        """What a new stream says first: the window, (generation, slots), of each agent that is present."""
+        grants = ((name, self.grant(link, name)) for name, seat in self._seats.items() if seat.present)
+        return {name: (grant.generation, grant.slots) for name, grant in grants}
+
+    def restart(self, link: Link, said: Mapping[str, tuple[int, int]]) -> None:
+        """The replica knows no window but those that were said."""
+        for name, seat in self._seats.items():
+            grant = self.grant(link, name)
+            if seat.present and said.get(name) != (grant.generation, grant.slots):
+                link.windows[name] = (grant.generation, grant.slots)
+            grant.allowed = max(grant.slots, said.get(name, (0, 0))[1])
+            self.settle(seat)
+
+    def forget(self, seat: Seat) -> None:
+        """The agent is gone, and replicas forget its windows with it."""
+        for link in self.links:
+            link.windows.pop(seat.name, None)
+            grant = self.grant(link, seat.name)
+            grant.slots = grant.allowed = 0
+
+    def acknowledged(self, link: Link, seat_name: str, generation: int) -> None:
+        """The replica keeps to a window."""
+        grant = link.grants.get(seat_name)
+        if grant and grant.acknowledge(generation):
+            self.settle(self._seats[seat_name])
+
+    def demanded(self, link: Link, seat_name: str, wanted: int) -> None:
+        """The replica could use that many slots of an agent."""
+        seat = self._seats.get(seat_name)
+        if seat:
+            self.grant(link, seat_name).wanted = wanted
+            self.settle(seat)
+
+    def give_turns(self) -> None:
+        """Where replicas want more than there is, let the remainder go round; call once a second."""
+        for seat in self._seats.values():
+            grants = self._grants(seat)
+            if len(grants) > 1 and sum(grant.wanted for grant in grants) > self._capacity(seat):
+                seat.turn += 1
+                self.settle(seat)
+
+    @property
+    def unacknowledged(self) -> bool:
+        """Whether a replica may still believe in a window that is larger than the one it was sent."""
+        return any(grant.allowed != grant.slots for link in self.links for grant in link.grants.values())
+
+    def settle(self, seat: Seat) -> None:
+        """Send the windows of an agent that are due."""
+        grants, capacity = self._grants(seat), self._capacity(seat)
+        if not grants:
+            return
+        for index, slots in settle(grants, capacity, seat.turn):
+            self._windows_sent += 1
+            grants[index].generation = self._windows_sent
+            self.links[index].windows[seat.name] = (self._windows_sent, slots)
+            self.links[index].wake()
+        seat.unsettled = not settled(grants, capacity, seat.turn)
+
+    def settle_all(self) -> None:
+        """Send all windows that are due."""
+        for seat in self._seats.values():
+            self.settle(seat)
+
+    def _grants(self, seat: Seat) -> list[Grant]:
+        return [self.grant(link, seat.name) for link in self.links]
+
+    def _capacity(self, seat: Seat) -> int:
+        """Slots to divide: places, prefetch and what waits for its own calls, less what belongs to no replica now."""
+        if not seat.present or seat.draining or self.closed:
+            return 0
+        held = len(seat.running) + seat.queued
+        orphans = max(held - sum(grant.out for grant in self._grants(seat)), 0)
+        return max(seat.concurrency + seat.prefetch + seat.waiting - orphans, 0)

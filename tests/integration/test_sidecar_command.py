@@ -1,0 +1,193 @@
+"""The sidecar's command line as a person meets it: exit codes, one clear line, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from antiphon_certs import Authority, Grants, Identity, Kind, mint
+
+from tests.fakes.mesh import FakeMesh, keep, now, serving
+from tests.integration.sidecar_process import RAW_AGENT, WAIT, eventually, sidecar
+
+GRANTS = Grants(("echo",), ("text.*",))
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.init(tmp_path_factory.mktemp("ca") / "ca", "mesh.test")
+
+
+@pytest.fixture
+async def orchestrator(authority: Authority) -> AsyncIterator[FakeMesh]:
+    async with serving(authority) as fake:
+        yield fake
+
+
+async def command(folder: Path, *words: str, **environ: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `antiphon sidecar …`."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "antiphon_sidecar", *words,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "ANTIPHON_HOME": str(folder / "home"), **environ}, cwd=folder,
+    )  # fmt: skip
+    async with asyncio.timeout(WAIT):
+        out, err = await process.communicate()
+    assert b"Traceback" not in err
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+def token(authority: Authority, orchestrator: FakeMesh | None, kind: Kind = Kind.SIDECAR) -> str:
+    text, _ = mint(
+        Identity(authority.trust_domain, "team-a", kind, "edge-1"),
+        GRANTS,
+        timedelta(minutes=10),
+        root_pem=authority.root_pem,
+        addresses=[orchestrator.address if orchestrator else "127.0.0.1:9"],
+        join_addresses=[orchestrator.join_address if orchestrator else "127.0.0.1:9"],
+        now=now(),
+    )
+    return text
+
+
+async def test_mistakes_in_the_configuration_exit_2_with_all_of_them(tmp_path: Path) -> None:
+    (tmp_path / "sidecar.toml").write_text('grace = "soon"\nunknown = 1\n')
+    code, _, err = await command(tmp_path, "run", "--config", "sidecar.toml")
+    assert code == 2
+    assert "grace: 'soon' is not a time" in err and "unknown: unknown key" in err
+
+
+async def test_an_agent_that_the_certificate_does_not_allow_exits_2_before_anything_is_dialled(
+    orchestrator: FakeMesh, authority: Authority, tmp_path: Path
+) -> None:
+    keep(tmp_path / "state", authority, [orchestrator.address], GRANTS)
+    code, _, err = await command(tmp_path, "run", "--state", "state", "--agent", "other", "--", "true")
+    assert code == 2 and "agent other: the certificate allows echo" in err
+    assert not orchestrator.attachments
+
+
+async def test_without_an_identity_it_says_what_to_give(tmp_path: Path) -> None:
+    code, _, err = await command(tmp_path, "run", "--", "true")
+    assert code == 1 and "--token, or ANTIPHON_TOKEN" in err
+    code, _, err = await command(tmp_path, "run", "--token", "nonsense", "--", "true")
+    assert code == 1 and "not a join token" in err and "nonsense" not in err
+
+
+async def test_a_token_of_another_kind_is_refused(authority: Authority, tmp_path: Path) -> None:
+    code, _, err = await command(tmp_path, "check", ANTIPHON_TOKEN=token(authority, None, Kind.CLIENT))
+    assert code == 1 and "make one with --kind sidecar" in err
+
+
+async def test_a_token_is_not_shown_to_a_server_of_another_authority(authority: Authority, tmp_path: Path) -> None:
+    foreign = Authority.init(tmp_path / "foreign", "mesh.test")
+    async with serving(foreign) as impostor:
+        environ = {"ANTIPHON_TOKEN": token(authority, impostor)}
+        async with sidecar(tmp_path, "--", *RAW_AGENT, environ=environ) as process:
+            await process.logged("cannot join yet")
+        assert not impostor.joins
+
+
+async def test_an_orchestrator_of_another_authority_is_not_spoken_to(authority: Authority, tmp_path: Path) -> None:
+    foreign = Authority.init(tmp_path / "foreign", "mesh.test")
+    async with serving(foreign) as impostor:
+        keep(tmp_path / "state", authority, [impostor.address], GRANTS)
+        async with sidecar(tmp_path, "--state", str(tmp_path / "state"), "--", *RAW_AGENT) as process:
+            await process.logged("detached")
+        assert not impostor.attachments
+
+
+async def test_check_and_health_say_what_is_there(orchestrator: FakeMesh, authority: Authority, tmp_path: Path) -> None:
+    keep(tmp_path / "state", authority, [orchestrator.address], GRANTS)
+    words = ("--state", str(tmp_path / "state"), "--run-folder", str(tmp_path / "run"))
+    code, out, _ = await command(tmp_path, "check", *words)
+    assert code == 0 and f"orchestrator: {orchestrator.address}, reachable" in out and "agent: echo" in out
+    code, _, err = await command(tmp_path, "health", *words)
+    assert code == 1 and "no sidecar answers" in err
+    async with sidecar(tmp_path, "--state", str(tmp_path / "state"), "--", *RAW_AGENT) as process:
+        await (await orchestrator.attachment()).window("echo", 2)
+        codes = [(await command(tmp_path, "health", *words))[0]]
+        while codes[-1] != 0 and len(codes) < 20:  # it looks twice a second
+            codes.append((await command(tmp_path, "health", *words))[0])
+        assert codes[-1] == 0
+        code, _, err = await command(tmp_path, "run", *words, "--", "true")
+        assert code == 1 and "another sidecar runs in" in err
+        process.signal(signal.SIGTERM)
+        assert await process.exit_code() == 0
+
+
+async def test_check_says_which_orchestrator_cannot_be_reached(authority: Authority, tmp_path: Path) -> None:
+    keep(tmp_path / "state", authority, ["127.0.0.1:9"], GRANTS)
+    code, _, err = await command(tmp_path, "check", "--state", "state")
+    assert code == 1 and "orchestrator 127.0.0.1:9" in err
+
+
+async def test_an_agent_does_not_outlive_a_sidecar_that_is_killed(
+    orchestrator: FakeMesh, authority: Authority, tmp_path: Path
+) -> None:
+    keep(tmp_path / "state", authority, [orchestrator.address], GRANTS)
+    marker = tmp_path / "pids"
+    words, environ = ("--state", str(tmp_path / "state"), "--", *RAW_AGENT), {"MARKER": str(marker)}
+    async with sidecar(tmp_path, *words, environ=environ) as process:
+        await (await orchestrator.attachment()).window("echo", 2)
+        process.signal(signal.SIGKILL)
+        await process.exit_code()
+    (agent,) = marker.read_text().split()
+    await eventually(lambda: not Path(f"/proc/{agent}").exists())
+    async with sidecar(tmp_path, *words, environ=environ):  # and its lock and socket are free
+        stream = await orchestrator.attachment(2)
+        await stream.window("echo", 2)
+        assert stream.hello.incarnation != orchestrator.attachments[0].hello.incarnation
+
+
+async def test_one_sidecar_stands_beside_several_agents_of_all_sorts(
+    orchestrator: FakeMesh, authority: Authority, tmp_path: Path
+) -> None:
+    keep(tmp_path / "state", authority, [orchestrator.address], Grants(("*",), ("*",)))
+    python, agent = RAW_AGENT
+    (tmp_path / "sidecar.toml").write_text(f"""
+        state = "state"
+        [[agent]]
+        name = "echo"
+        command = ["{python}", "{agent}"]
+        [[agent]]
+        name = "dials-in"
+        [[agent]]
+        name = "upper"
+        adapter = "exec"
+        mode = "pool"
+        pool_size = 2
+        command = ["{python}", "-c", "import sys; [print(line.strip().upper(), flush=True) for line in sys.stdin]"]
+          [[agent.capability]]
+          name = "text.upper"
+        """)
+    async with sidecar(tmp_path, "--config", str(tmp_path / "sidecar.toml")):
+        stream = await orchestrator.attachment()
+        await stream.until(lambda: {"echo", "upper"} <= stream.agents.keys())
+        assert "dials-in" not in stream.agents
+        await stream.window("upper", 2)
+        await stream.window("echo", 2)
+        stream.offer("a", agent="upper", capability="text.upper")
+        stream.offer("b", agent="echo")
+        assert (await stream.outcome("a")).output.inline == b'"HELLO"'
+        assert (await stream.outcome("b")).output.inline == b'"hello"'
+        process = await asyncio.create_subprocess_exec(
+            *RAW_AGENT, env={**os.environ, "ANTIPHON_SOCKET": str(tmp_path / "run" / "dials-in.sock")}
+        )
+        await stream.until(lambda: "dials-in" in stream.agents)
+        process.terminate()
+        await process.wait()
+        await stream.until(lambda: "dials-in" not in stream.agents)
+
+
+def test_the_entry_point_carries_neither_the_command_line_nor_adapters() -> None:
+    heavy = "{'typer', 'rich', 'structlog', 'http.client', 'yaml', 'sqlalchemy', 'antiphon_orchestrator'}"
+    code = f"import sys, antiphon_sidecar.__main__; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
