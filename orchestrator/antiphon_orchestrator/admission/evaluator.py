@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from antiphon.v1.payload_pb2 import Label, Payload
 
 from ..engine.plan import EvaluationFailed, View
-from .expression import Expression, Lookup, kind_of, path_text, source_of
+from .expression import Expression, Lookup, Origin, kind_of, origins_of, path_text, source_of
 from .mapping import Mapping
 from .syntax import Path
 from .values import MAX_INLINE_BYTES, Unusable, Values, encode_json, inline_bytes
@@ -121,12 +121,12 @@ class GraphEvaluator:
             if self._output is not None:
                 return self._render(self._output, view, None, 0)
             lookup = self._lookup(view)
-            sources: list[Path] = [("tasks", self._ids[sink], "output") for sink in self._sinks]
-            found = {source[1]: lookup(source) for source in sources}
+            origins = origins_of(("tasks", self._ids[sink], "output") for sink in self._sinks)
+            found = {source[1]: lookup(source) for source, _ in origins}
             if sum(size for _, size in found.values()) > MAX_INLINE_BYTES:
                 raise Unusable(f"is larger than {MAX_INLINE_BYTES} bytes; give the graph an output that selects less")
             text = encode_json({id: value for id, (value, _) in found.items()})
-            return _payload(inline_bytes(text), self._labels(sources, view, None))
+            return _payload(inline_bytes(text), self._labels(origins, view, None))
         except Unusable as error:
             raise EvaluationFailed("output", str(error)) from None
 
@@ -143,8 +143,8 @@ class GraphEvaluator:
         value = expression.evaluate(lookup)
         if not isinstance(value, list):
             raise Unusable(f"gives {kind_of(value)}, not a list")
-        size = sum(lookup(source)[1] for source in {source_of(path) for path in expression.references})
-        return _Items(None, value, self._labels(expression.references, view, None), size // max(1, len(value)))
+        size = sum(lookup(source)[1] for source in {source for source, _ in expression.origins})
+        return _Items(None, value, self._labels(expression.origins, view, None), size // max(1, len(value)))
 
     def _member_input(self, task: int, view: View, items: _Items, index: int) -> bytes:
         mapping = self._tasks[task].input
@@ -160,7 +160,7 @@ class GraphEvaluator:
             if whole is not None:
                 return whole
         data = mapping.render(self._lookup(view, items, index))
-        return _payload(data, self._labels(mapping.references, view, items, index))
+        return _payload(data, self._labels(mapping.origins, view, items, index))
 
     def _whole(self, source: Path, view: View, items: _Items | None, index: int) -> bytes | None:
         """The payload that a source is, untouched; None when it has to be made from values."""
@@ -175,30 +175,34 @@ class GraphEvaluator:
 
     def _lookup(self, view: View, items: _Items | None = None, index: int = 0) -> Lookup:
         def lookup(source: Path) -> tuple[object, int]:
-            match source:
-                case ("input",):
-                    return self._value(view.input, source)
-                case ("item",) if items is not None:
-                    if items.payloads is not None:
-                        return self._value(items.payloads[index], source)
-                    return items.values[index], items.item_size
-                case ("index",) if items is not None:
-                    return index, 0
-                case ("tasks", id, "output"):
-                    output = view.output(self._index_of[id])
-                    if isinstance(output, list):
-                        members = [self._value(member, source) for member in output]
-                        return [value for value, _ in members], sum(size for _, size in members)
-                    return self._value(output or b"", source)
-                case ("tasks", id, "state"):
-                    return view.state(self._index_of[id]), 0
-                case ("tasks", id, "failure"):
-                    failure = view.failure(self._index_of[id])
-                    return (None if failure is None else {"kind": failure[0], "message": failure[1]}), 0
-                case _:
-                    raise Unusable(f"{path_text(source)} is not known here")
+            root = source[0]
+            if root == "tasks" and len(source) == 3:
+                return self._of_task(source, view)
+            if root == "input":
+                return self._value(view.input, source)
+            if root == "item" and items is not None:
+                if items.payloads is not None:
+                    return self._value(items.payloads[index], source)
+                return items.values[index], items.item_size
+            if root == "index" and items is not None:
+                return index, 0
+            raise Unusable(f"{path_text(source)} is not known here")
 
         return lookup
+
+    def _of_task(self, source: Path, view: View) -> tuple[object, int]:
+        _, id, what = source
+        task = self._index_of[id]
+        if what == "output":
+            output = view.output(task)
+            if isinstance(output, list):
+                members = [self._value(member, source) for member in output]
+                return [value for value, _ in members], sum(size for _, size in members)
+            return self._value(output or b"", source)
+        if what == "state":
+            return view.state(task), 0
+        failure = view.failure(task)
+        return (None if failure is None else {"kind": failure[0], "message": failure[1]}), 0
 
     def _value(self, data: bytes, source: Path) -> tuple[object, int]:
         if not data:
@@ -209,20 +213,17 @@ class GraphEvaluator:
         except Unusable as error:
             raise Unusable(f"{path_text(source)} {error}") from None
 
-    def _labels(
-        self, references: Iterable[Path], view: View, items: _Items | None, index: int = 0
-    ) -> tuple[Label, ...]:
+    def _labels(self, origins: Iterable[Origin], view: View, items: _Items | None, index: int = 0) -> tuple[Label, ...]:
         """The labels of everything referred to, each key and value once."""
         joined: dict[tuple[str, str], Label] = {}
-        for path in references:
-            source = source_of(path)
+        for source, inside in origins:
             if source == ("item",) and items is not None and items.payloads is None:
                 joined.update(((label.key, label.value), label) for label in items.labels)
                 continue
             for data in self._payloads(source, view, items, index):
                 known = self._values.known(data)
                 if known.labelled:
-                    for label in _labels_of(known.payload, path[len(source) :]):
+                    for label in _labels_of(known.payload, inside):
                         joined.setdefault((label.key, label.value), label)
         if len(joined) > MAX_LABELS:
             raise Unusable(f"joins {len(joined)} labels; {MAX_LABELS} is the most a payload carries")
@@ -251,5 +252,6 @@ def _labels_of(payload: Payload, inside: Path) -> Iterable[Label]:
             yield from part.labels
 
 
-def _payload(data: bytes, labels: Iterable[Label]) -> bytes:
-    return Payload(inline=data, labels=labels).SerializeToString()
+def _payload(data: bytes, labels: tuple[Label, ...]) -> bytes:
+    message = Payload(inline=data, labels=labels) if labels else Payload(inline=data)
+    return message.SerializeToString()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import isfinite
+from typing import NamedTuple
 
 from cel_expr_python import cel
 from google.protobuf.duration_pb2 import Duration
@@ -66,6 +67,18 @@ def source_of(path: Path) -> Path:
     return path[:3] if path[0] == "tasks" else path[:1]
 
 
+class Origin(NamedTuple):
+    """A path taken apart: the whole value it begins with, and the way to its part."""
+
+    source: Path
+    inside: Path
+
+
+def origins_of(paths: Iterable[Path]) -> tuple[Origin, ...]:
+    """The paths taken apart, in their order."""
+    return tuple(Origin(source_of(path), path[len(source_of(path)) :]) for path in paths)
+
+
 def path_text(path: Iterable[str]) -> str:
     """The path as an author writes it."""
     first, *rest = path
@@ -76,7 +89,7 @@ class Expression:
     """A compiled expression. `references` are the longest static paths in it, sorted; `result` is its static type,
     "DYN" when only the values decide."""
 
-    __slots__ = ("_bound", "_facts", "_program", "pure", "references", "result", "text")
+    __slots__ = ("_bound", "_facts", "_program", "_selections", "origins", "pure", "references", "result", "text")
 
     def __init__(self, text: str) -> None:
         """Compiles; raises ExpressionInvalid."""
@@ -92,7 +105,12 @@ class Expression:
         self.text = text
         self.result: str = self._program.return_type().name()
         self.pure = self._facts.pure
+        # Of a plain chain: its source, and the places in it of what is selected from that.
+        self._selections = (
+            (source_of(self.pure), range(len(source_of(self.pure)), len(self.pure))) if self.pure else None
+        )
         self.references = tuple(sorted(self._facts.references))
+        self.origins = origins_of(self.references)
         whole = self._facts.references
         self._bound = [
             (source_of(path), path)
@@ -105,10 +123,10 @@ class Expression:
 
         Raises Unusable for a missing field, a wrong type, any other run-time error, and anything beyond the limits.
         """
-        if self.pure is not None:
-            source = source_of(self.pure)
+        if self.pure is not None and self._selections is not None:
+            source, places = self._selections
             value, _ = lookup(source)
-            for place in range(len(source), len(self.pure)):
+            for place in places:
                 value = _select(value, self.pure, place)
             return value
         bindings = self._bind(lookup)

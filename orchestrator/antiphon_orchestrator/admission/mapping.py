@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .expression import Expression, ExpressionInvalid, Lookup, Problem, source_of
+from .expression import Expression, ExpressionInvalid, Lookup, Problem, origins_of, source_of
 from .mistakes import Code
 from .syntax import Path
 from .values import MAX_INLINE_BYTES, Unusable, decode_json, encode_json, inline_bytes
@@ -50,7 +50,7 @@ class Mapping:
     """A compiled mapping. `references` are the paths of all its expressions, sorted. `source` is set when the mapping
     is nothing but one whole source, such as ${tasks.a.output}: then the payload can pass unparsed."""
 
-    __slots__ = ("parts", "references", "source")
+    __slots__ = ("origins", "parts", "references", "source")
 
     def __init__(self, text: str) -> None:
         """Compiles; raises MappingInvalid."""
@@ -69,6 +69,7 @@ class Mapping:
         if builder.problems:
             raise MappingInvalid(builder.problems)
         self.references = tuple(sorted({path for slot in slots for path in slot.expression.references}))
+        self.origins = origins_of(self.references)
         self.source: Path | None = None
         if len(self.parts) == 1 and slots and slots[0].whole:
             pure = slots[0].expression.pure

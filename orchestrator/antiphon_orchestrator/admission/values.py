@@ -15,6 +15,7 @@ from antiphon.v1.payload_pb2 import Payload
 
 MAX_INLINE_BYTES = 65_536
 _JSON = "application/json"
+_SPACE = ("", " ", "\t", "\n", "\r")
 
 
 class Unusable(Exception):
@@ -32,14 +33,19 @@ def _finite(text: str) -> float:
     return number
 
 
-_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).decode
+_decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def decode_json(text: str) -> object:
     """The value of a JSON text; numbers without a fraction stay ints. Raises Unusable."""
     try:
-        return _decode(text)
+        if text[:1] not in _SPACE:
+            # The usual text has nothing around it; looking for that costs more than a small value.
+            value, end = _decoder.raw_decode(text)
+            if end == len(text):
+                return value
+        return _decoder.decode(text)
     except RecursionError:
         raise Unusable("is nested too deeply") from None
     except json.JSONDecodeError as error:
