@@ -75,6 +75,13 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
     assert "key" not in repr(config)
 
 
+def test_the_file_in_the_readme_is_one(tmp_path: Path) -> None:
+    readme = Path(__file__).parents[3] / "sidecar" / "README.md"
+    (tmp_path / "redact.json").write_text("{}")
+    config = loaded(tmp_path, readme.read_text().split("```toml\n")[1].split("```")[0], KEY="secret")
+    assert [agent.name for agent in config.agents] == ["summarizer", "redactor", "gateway"]
+
+
 def test_a_flag_is_stronger_than_the_environment_and_that_than_the_file(tmp_path: Path) -> None:
     (tmp_path / "redact.json").write_text("{}")
     environ = {"ANTIPHON_SIDECAR_GRACE": "20s"}
