@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -97,7 +98,7 @@ class Mesh:
         self._count += 1
         name = f"s{self._count}"
         environment = {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
             "AGENT_NAME": agent,
             "AGENT_JOURNAL": str(self.journal),
             **{f"AGENT_{key.upper()}": _spelled(value) for key, value in settings.items()},

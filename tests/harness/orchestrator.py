@@ -17,8 +17,8 @@ class OrchestratorProcess(Process):
         self.data = data or folder / "data"
         self.address = "127.0.0.1:0"
         self.join_address = "127.0.0.1:0"
-        self._authority = authority
-        self._settings = settings
+        self.authority = authority
+        self.settings = settings
 
     def begin(self) -> None:
         """Start it and do not wait."""
@@ -27,9 +27,9 @@ class OrchestratorProcess(Process):
         self.spawn(
             [
                 *(sys.executable, "-m", "antiphon.command", "orchestrator", "serve"),
-                *("--data", str(self.data), "--authority", str(self._authority)),
+                *("--data", str(self.data), "--authority", str(self.authority)),
                 *("--listen", self.address, "--join-listen", self.join_address),
-                *self._settings,
+                *self.settings,
             ],
             {"GRPC_VERBOSITY": "NONE"},
         )

@@ -25,21 +25,33 @@ _PERIOD = 0.25
 
 
 class StoreRoom:
-    """`full` is what was found a moment ago; `look` finds out, `run` keeps looking. `folder` lies on the store's disk."""
+    """`admit` is asked for every new run; `look` finds out how much there is, `run` keeps looking.
+
+    `folder` lies on the store's disk. Between two looks the runs that were admitted are counted instead.
+    """
 
     def __init__(self, store: Store, folder: Path, max_bytes: int) -> None:
         self._store = store
         self._folder = folder
         self._watermark = int(max_bytes * SHARE)
-        self.full = False
+        self._left = self._watermark
+        self._full = False
+
+    def admit(self, size: int) -> bool:
+        """Whether a run with a submission of so many bytes may be taken; if so, its room is gone."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
 
     async def look(self) -> None:
-        """Brings `full` up to date and logs when it changes. Raises StoreError."""
+        """Brings the picture up to date and logs when runs are refused or taken again. Raises StoreError."""
         size = await self._store.size()
-        free = shutil.disk_usage(self._folder).free
-        full = size >= self._watermark or free < DISK_RESERVE
-        if full != self.full:
-            self.full = full
+        free = shutil.disk_usage(self._folder).free - DISK_RESERVE
+        self._left = min(self._watermark - size, free)
+        full = self._left <= 0
+        if full != self._full:
+            self._full = full
             (log.error if full else log.info)("store_refuses_runs" if full else "store_takes_runs_again", bytes=size)
 
     async def run(self) -> None:

@@ -77,7 +77,7 @@ class Submissions:
         moment = self._now()
         key = payloads.request_key(principal, request.request_id)
         shard = self._host.shard_of(key)
-        if self._room.full and not self._host.knows(shard, key):
+        if not self._host.knows(shard, key) and not self._room.admit(request.ByteSize()):
             raise ApiError(ErrorReason.ERROR_REASON_STORE_FULL)
         deadline = plan.deadline
         if request.HasField("deadline"):
