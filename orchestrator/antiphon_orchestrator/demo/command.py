@@ -124,7 +124,7 @@ def _facts(done: Review, report: Report, paths: Sequence[str], seconds: float) -
         "packages": len(report.rows),
         "tasks": done.run.totals.total,
         "succeeded": done.run.totals.succeeded,
-        "attempts": sum(len(attempts) for attempts in done.attempts.values()),
+        "attempts": sum(task.attempt_count for task in done.tasks),
         "events": done.events,
         "by_kind": report.totals["by_kind"],
         "attention": len(report.totals["attention"]),

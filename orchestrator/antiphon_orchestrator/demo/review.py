@@ -31,6 +31,8 @@ _VICTIM = "license.classify"
 _FRACTION = 0.4
 """Share of all tasks that have ended when the processes are killed."""
 _DEADLINE = timedelta(minutes=5)
+_ALL_READ, _SAMPLE = 400, 100
+"""Of how many plain tasks the attempts are all read, and of how many when there are more."""
 _CAPABILITIES = {
     "list": "package.list",
     "read": "package.read",
@@ -71,6 +73,8 @@ class Review:
     events: int
     subjects: Sequence[str]
     """The package that each member of a fan-out is about, by its number; the first is empty."""
+    every: int
+    """`attempts` holds those of every so many tasks, and of all that were tried more than once."""
 
 
 async def review(mesh: Mesh, client: Client, programs: Path, folder: Path, chaos: bool, screen: Screen) -> Review:
@@ -86,11 +90,11 @@ async def review(mesh: Mesh, client: Client, programs: Path, folder: Path, chaos
     if run.state != pb.RUN_STATE_SUCCEEDED:
         raise Problem(f"the review failed: {run.failure.message}", "see it with --keep", exit_code=FAILED)
     tasks = [task async for task in client.list_tasks(run.run_id, include_payloads=True, page_size=50)]
-    keys = [(task.key.task_id, task.key.member) for task in tasks]
+    keys, every = _worth_reading(tasks)
     lists = await gather([_attempts(client, run.run_id, key) for key in keys])
     attempts = dict(zip(keys, lists, strict=True))
     subjects = _subjects(tasks)
-    told = max(keys, key=lambda key: (key[1] > 0, len(attempts[key]), key[0] == "classify", -key[1]))
+    told = max(keys, key=lambda key: (len(attempts[key]), key[0] == "classify", -key[1]))
     return Review(
         run=run,
         tasks=tasks,
@@ -100,7 +104,17 @@ async def review(mesh: Mesh, client: Client, programs: Path, folder: Path, chaos
         proof=follower.proof(tasks, subjects) if follower.crash else None,
         events=follower.cursor,
         subjects=subjects,
+        every=every,
     )
+
+
+def _worth_reading(tasks: Sequence[pb.Task]) -> tuple[list[Key], int]:
+    """The tasks to read the attempts of: all with a story, and of the others so many that a large run stays quick."""
+    tried = [((task.key.task_id, task.key.member), task.attempt_count) for task in tasks if task.attempt_count]
+    told = [key for key, count in tried if count > 1 or not key[1]]
+    plain = [key for key, count in tried if count == 1 and key[1]]
+    every = 1 if len(plain) <= _ALL_READ else len(plain) // _SAMPLE
+    return told + plain[::every], every
 
 
 async def _attempts(client: Client, run_id: str, key: Key) -> list[pb.Attempt]:

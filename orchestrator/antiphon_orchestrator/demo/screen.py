@@ -74,7 +74,7 @@ class Screen:
         """The end: the run as a tree, timings, one placement, what the crash did, totals, and where the report is."""
         self._section("The run")
         self._show(run_tree(review.run, review.tasks, review.attempts))
-        self._section("Its tasks")
+        self._section("Its tasks" if review.every == 1 else f"Its tasks, timed by one attempt in {review.every}")
         self._show(output.table(("TASK", ">MEMBERS", ">ATTEMPTS", ">MEDIAN", ">SLOWEST", ""), _timings(review)))
         self._section("Why one of them went where it went")
         self._show(explanation(review.explained))
@@ -106,19 +106,19 @@ def _timings(review: Review) -> list[list[str]]:
     """A row a task: how long agents worked on it, and on which package longest."""
     rows = []
     for task_id in dict.fromkeys(task.key.task_id for task in review.tasks):
-        attempts = {key: tries for key, tries in review.attempts.items() if key[0] == task_id and tries}
+        counts = [task.attempt_count for task in review.tasks if task.key.task_id == task_id and task.attempt_count]
         busy = {
             key: attempt.busy_duration.ToTimedelta().total_seconds() * 1000
-            for key, tries in attempts.items()
+            for key, tries in review.attempts.items()
             for attempt in tries
-            if attempt.state == pb.ATTEMPT_STATE_SUCCEEDED
+            if key[0] == task_id and attempt.state == pb.ATTEMPT_STATE_SUCCEEDED
         }
         slowest = max(busy, key=lambda key: busy[key])
         rows.append(
             [
                 task_id,
-                str(sum(1 for key in attempts if key[1]) or ""),
-                str(sum(len(tries) for tries in attempts.values())),
+                str(len(counts) if counts[1:] else ""),
+                str(sum(counts)),
                 f"{median(busy.values()):.1f} ms",
                 f"{busy[slowest]:.1f} ms",
                 review.subjects[slowest[1]],
