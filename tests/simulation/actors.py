@@ -19,6 +19,7 @@ from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards import payloads
 from antiphon_orchestrator.shards.shard import RequestIdReused
 from antiphon_sidecar.attempts import Attempt, End
+from antiphon_sidecar.boxes import Link
 from antiphon_sidecar.inflight import Inflight
 
 from tests.fakes.plans import CLIENT, payload, submitted
@@ -68,37 +69,43 @@ class Sidecar:
         self.current: Stream | None = None
         self.said: dict[str, tuple[int, int]] = {}
         self.generation = 0
-        self.link = self.inflight.attach(lambda: None)
+        self.link: Link | None = None
         self.inflight.agent_came(self.seat, 2, rng.choice([0, 1, 4]), 0.0)
 
     def connect(self) -> Stream:
         """A new stream; the one before stays until this one is welcomed, if it was not broken."""
-        if self.link not in self.inflight.links:
-            self.link = self.inflight.attach(lambda: None)
         self.generation += 1
         self.stream = Stream(self.incarnation, self.generation)
-        self.said = self.inflight.hello(self.link)
+        self.said = self.inflight.hello(self._linked())
         self.stream.up.append({"hello": {"sidecar": self.name, "windows": self.said}})
         return self.stream
+
+    def _linked(self) -> Link:
+        """The link, which outlives its streams while one follows another."""
+        if self.link is None:
+            self.link = self.inflight.attach(lambda: None)
+        return self.link
 
     def broken(self, stream: Stream) -> None:
         if stream is self.stream:
             self.stream = None
         if stream is self.current or self.current is None:
             self.current = None
-            if self.link in self.inflight.links:
+            if self.link is not None:
                 self.inflight.detach(self.link)
+                self.link = None
 
     def receive(self, stream: Stream, now: float) -> bool:
         if not stream.down:
             return False
         message = stream.down.popleft()
-        if "welcome" in message:
+        inflight = self.inflight
+        if "welcome" in message and stream is self.stream:
             self.current = stream
-            self.inflight.welcomed(self.link, self.said)
+            inflight.welcomed(self._linked(), self.said)
         if stream is not self.current:
             return True
-        inflight, link = self.inflight, self.link
+        link = self._linked()
         if "claims" in message:
             inflight.claim(link, message["claims"])
         for attempt_id, kind in message.get("verdicts", ()):
@@ -111,13 +118,13 @@ class Sidecar:
         for shard, epoch, attempt_id, timeout in message.get("offers", ()):
             inflight.offer(link, AGENT, attempt_id, shard, epoch, None, b"", 1, timeout, now)
         for agent, generation in message.get("window_acks", ()):
-            inflight.acknowledged(link, agent, generation)
+            inflight.slots.acknowledged(link, agent, generation)
         return True
 
     def send(self) -> bool:
         """Writes one message with what waits, as wire.next_request does."""
         link, stream = self.link, self.current
-        if stream is None or not stream.open:
+        if stream is None or link is None or not stream.open:
             return False
         message: dict[str, Any] = {}
         if link.inventories:
