@@ -69,7 +69,7 @@ class Service(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def service() -> Iterator[tuple[str, type[Service]]]:
-    handler = type("Service", (Service,), {
+    handler: Any = type("Service", (Service,), {
         "seen": [], "connections": set(), "release": threading.Event(), "broken": threading.Event()
     })  # fmt: skip
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -66,7 +66,7 @@ async def refusal(call: Any) -> tuple[str, str]:
     """Reason and message with which a stream ends."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async with asyncio.timeout(WAIT):
-            while await call.read() is not grpc.aio.EOF:
+            while await call.read():
                 pass
     assert caught.value.code() is not grpc.StatusCode.UNKNOWN
     return reason_of(caught.value), caught.value.details() or ""
@@ -133,7 +133,7 @@ async def test_an_agent_that_drains_gets_no_more_and_its_stream_ends_when_nothin
             await eventually(lambda: bench.seat.draining)
             bench.offer("b")
             await call.write(pb.WorkRequest(results=[pb.Result(attempt_id="a")]))
-            assert await call.read() is grpc.aio.EOF
+            assert not await call.read(), "it is over"
     reports = {report.attempt_id: report.end for report in bench.link.reports}
     assert reports == {"a": End.RESULT, "b": End.DRAINING}
 
@@ -227,7 +227,8 @@ async def test_garbage_on_the_socket_hurts_nobody(bench: Bench) -> None:
         writer.close()
         raw = grpc.aio.insecure_channel(f"unix:{bench.path}", [("grpc.default_authority", "localhost")])
         async with raw:
-            garbage = raw.stream_stream("/antiphon.v1.AgentService/Work", bytes, bytes)()
+            work: Any = raw.stream_stream("/antiphon.v1.AgentService/Work", bytes, bytes)
+            garbage = work()
             await garbage.write(b"\xff\xff\xff\xff")
             with pytest.raises(grpc.aio.AioRpcError):
                 async with asyncio.timeout(WAIT):
@@ -262,7 +263,7 @@ async def test_hundreds_of_offers_go_out_in_few_messages_within_the_limits(bench
                 bench.node.inflight.offer(
                     bench.link, "echo", str(number), 0, 1, assignment, b"token", 10_000, None, bench.node.now()
                 )
-            sizes = []
+            sizes: list[int] = []
             while sum(sizes) < 600:
                 message = await call.read()
                 assert message.ByteSize() <= 1_100_000

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 IMAGE = Path(__file__).parents[3] / "orchestrator/antiphon_orchestrator/api/contracts.binpb"
 POOL = descriptor_pool.DescriptorPool()
 for file in descriptor_pb2.FileDescriptorSet.FromString(IMAGE.read_bytes()).file:
-    POOL.Add(file)  # type: ignore[no-untyped-call]
+    POOL.Add(file)
 VALIDATOR = protovalidate.Validator()
 
 
@@ -52,14 +52,22 @@ def test_a_description_is_refused_exactly_when_the_contract_is_broken(
     assert bool(list(mistakes_in_description(description))) == bool(violations(description))
 
 
+def payload(
+    size: int, media: str, labels: list[tuple[str, str]], pointer: str, digest: str | None
+) -> payload_pb2.Payload:
+    made = payload_pb2.Payload(
+        media_type=media, labels=[payload_pb2.Label(key=key, value=text) for key, text in labels]
+    )
+    made.field_labels.add(pointer=pointer)
+    if digest is None:
+        made.inline = b"x" * size
+    else:
+        made.blob.digest = digest
+    return made
+
+
 payloads = st.builds(
-    lambda size, media, labels, pointer, digest: payload_pb2.Payload(
-        inline=b"x" * size if digest is None else None,
-        blob=None if digest is None else payload_pb2.BlobReference(digest=digest),
-        media_type=media,
-        labels=[payload_pb2.Label(key=key, value=value) for key, value in labels],
-        field_labels=[payload_pb2.FieldLabels(pointer=pointer)],
-    ),
+    payload,
     st.sampled_from([0, 10, INLINE_LIMIT, INLINE_LIMIT + 1]),
     texts,
     st.lists(st.tuples(texts, texts), max_size=2),

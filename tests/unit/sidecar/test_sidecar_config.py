@@ -84,7 +84,7 @@ def test_the_file_in_the_readme_is_one(tmp_path: Path) -> None:
 
 def test_a_flag_is_stronger_than_the_environment_and_that_than_the_file(tmp_path: Path) -> None:
     (tmp_path / "redact.json").write_text("{}")
-    environ = {"ANTIPHON_SIDECAR_GRACE": "20s"}
+    environ: dict[str, Any] = {"ANTIPHON_SIDECAR_GRACE": "20s"}
     assert loaded(tmp_path, TOML).grace == timedelta(seconds=10)
     assert loaded(tmp_path, TOML, **environ).grace == timedelta(seconds=20)
     assert loaded(tmp_path, TOML, {"grace": "500ms"}, **environ).grace == timedelta(milliseconds=500)
