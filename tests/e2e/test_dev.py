@@ -1,0 +1,85 @@
+"""`antiphon dev` as a user runs it: one command, data that stays, and other meshes' profiles left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.harness.waiting import eventually
+
+ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
+GRAPH = Path(__file__).resolve().parents[2] / "examples/hello_agent/graph.yaml"
+LIMIT = 30.0
+
+
+def antiphon(home: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "ANTIPHON_HOME": str(home)}
+    done = subprocess.run([ANTIPHON, *words], env=environ, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done
+
+
+@contextmanager
+def dev(home: Path) -> Iterator[None]:
+    """A mesh that serves inside of the block; leaving it is Ctrl-C."""
+    log = home.with_suffix(".log")
+    with log.open("wb") as output:
+        environ = {**os.environ, "ANTIPHON_HOME": str(home)}
+        process = subprocess.Popen([ANTIPHON, "dev", "--port", "0"], env=environ, stdout=output, stderr=output)
+    try:
+
+        def serves() -> bool:
+            assert process.poll() is None, log.read_text()
+            return "Ctrl-C stops it" in log.read_text()
+
+        asyncio.run(eventually(serves))
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT) == 0, log.read_text()
+
+
+def test_a_second_start_goes_on_with_what_the_first_has_left(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with dev(home):
+        run_id = antiphon(home, "run", "submit", str(GRAPH), "--input", '{"name": "Ada"}').stdout.strip()
+    with dev(home):
+        run = json.loads(antiphon(home, "run", "get", run_id, "--json").stdout)
+        assert run_id in json.dumps(run)
+        assert antiphon(home, "certs", "show", "--profile", "operator").stdout.count("operator/dev") == 1
+
+
+def test_the_client_may_not_do_what_is_an_operators(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    words = ("certs", "token", "--kind", "client", "--name", "x")
+    with dev(home):
+        antiphon(home, *words, code=1)
+        assert antiphon(home, *words, "--profile", "operator").stdout.startswith("antiphon1.")
+
+
+def test_a_data_folder_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with dev(home):
+        said = antiphon(home, "dev", "--port", "0", code=2).stderr
+    assert said.count("\n") == 1 and "another process has the store" in said
+
+
+def test_a_profile_of_another_mesh_is_left_alone(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    profile = home / "profiles/default/profile.toml"
+    profile.parent.mkdir(parents=True)
+    profile.write_text(
+        'addresses = ["mesh.example:7443"]\njoin_addresses = ["mesh.example:7444"]\n'
+        'trust_domain = "mesh.example"\nnamespace = "default"\n'
+    )
+    said = antiphon(home, "dev", "--port", "0", code=2).stderr
+    assert "belongs to the mesh mesh.example" in said and "ANTIPHON_HOME" in said
+    assert "mesh.example:7443" in profile.read_text()
+    assert not (home / "dev").exists()
