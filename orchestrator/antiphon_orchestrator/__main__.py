@@ -1,163 +1,18 @@
-"""`antiphon orchestrator serve | check | health`, on argparse alone: a server does not carry a command's libraries.
-
-Exit codes: 0 done, 1 failed, 2 the configuration or the surroundings are wrong. Every expected failure is one line.
-"""
+"""The entry point of the orchestrator's process."""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import gc
-import json
-import os
-import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-import grpc
-from antiphon_certs import ORCHESTRATOR_DNS_NAME, Authority, CertsError
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-from . import telemetry
-from .api.server import AddressNotFree
-from .app import Orchestrator
-from .archive import ArchiveError
-from .config import Config, ConfigError, flags, load
-from .policy import PolicyError, dev_profile, load_folder
-from .store import StoreError
-from .tracing import TracingUnavailable
-
-ENDPOINTS = "endpoints.json"
-"""In the data folder while an orchestrator serves: the addresses it really listens on, and its process id."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    given = {key: value for key, value in vars(arguments).items() if key not in ("command", "json")}
-    try:
-        config = load(given, os.environ)
-        if arguments.command == "check":
-            return _check(config, arguments.json)
-        if arguments.command == "health":
-            return asyncio.run(_health(config, arguments.json))
-        telemetry.configure_logging(config.telemetry.log_level)
-        _tune_collector()
-        return asyncio.run(_serve(config))
-    except ConfigError as error:
-        return _fail(*error.mistakes)
-    except (CertsError, PolicyError, StoreError, ArchiveError, AddressNotFree, TracingUnavailable) as error:
-        return _fail(str(error))
-    except ExceptionGroup as group:
-        expected, rest = group.split((StoreError, ArchiveError))
-        if rest is not None or expected is None:
-            raise
-        return _fail(*(str(error) for error in expected.exceptions))
+    """`antiphon orchestrator ARGUMENTS`; see command.py."""
+    # structlog imports rich for a console renderer that a server never uses; in this process it is not there (4 MB).
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    from .command import main as command
 
-
-def _tune_collector() -> None:
-    """Runs are trees, freed as their references go; the default collector would walk all live ones again and again.
-
-    Measured on chains of ten at 1,000 in flight: a sixth of the process's time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
-
-
-def _fail(*lines: str) -> int:
-    for line in lines:
-        print(f"antiphon orchestrator: {line}", file=sys.stderr)
-    return 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="antiphon orchestrator", description="The control plane of a mesh.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("serve", "Serve until SIGTERM or SIGINT."),
-        ("check", "Check configuration, authority, policies and store, and say what holds."),
-        ("health", "Ask a running orchestrator whether it serves."),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", metavar="FILE", help="TOML file; every setting below may stand in it")
-        command.add_argument("--json", action="store_true", help="print JSON")
-        for key, flag in flags():
-            command.add_argument(flag, dest=key, metavar="VALUE")
-    return parser
-
-
-async def _serve(config: Config) -> int:
-    orchestrator = Orchestrator(config)
-    serving = asyncio.create_task(orchestrator.run())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, serving.cancel)
-    ready = asyncio.create_task(orchestrator.ready.wait())
-    endpoints = config.data / ENDPOINTS
-    try:
-        await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
-            address, join_address = orchestrator.addresses
-            _write(endpoints, {"address": address, "join_address": join_address, "pid": os.getpid()})
-            telemetry.logger("orchestrator").info("serving", address=address)
-        await serving
-    except asyncio.CancelledError:
-        telemetry.logger("orchestrator").info("stopped")
-    finally:
-        ready.cancel()
-        if orchestrator.ready.is_set():  # else the file, if there is one, is that of whoever has the store open
-            endpoints.unlink(missing_ok=True)
-    return 0
-
-
-def _write(path: Path, content: dict[str, object]) -> None:
-    """Whoever waits for the file reads all of it, or none."""
-    scratch = path.with_suffix(".new")
-    scratch.write_text(json.dumps(content))
-    scratch.replace(path)
-
-
-def _check(config: Config, as_json: bool) -> int:
-    authority = Authority.load(config.authority)
-    if config.policy_folder is not None:
-        policies = f"{config.policy_folder}: {len(load_folder(config.policy_folder).files)} files"
-    elif config.policy_profile:
-        policies = f"profile {config.policy_profile}: {len(dev_profile().files)} files"
-    else:
-        policies = "none is loaded, so everything is denied; give policy_folder, or policy_profile dev on your machine"
-    facts = {
-        "authority": f"{config.authority}: {authority.trust_domain}, until {authority.not_after:%Y-%m-%d}",
-        "policies": policies,
-    }
-    if as_json:
-        settings = {s.key: {"value": s.value, "source": s.source} for s in config.describe()}
-        print(json.dumps({"settings": settings, **facts}))
-        return 0
-    for setting in config.describe():
-        print(f"{setting.key:32} {setting.value:32} {setting.source}")
-    for name, fact in facts.items():
-        print(f"{name:32} {fact}")
-    return 0
-
-
-async def _health(config: Config, as_json: bool) -> int:
-    """Asks the join listener, which needs no certificate of ours."""
-    try:
-        address = json.loads((config.data / ENDPOINTS).read_text())["join_address"]
-    except (OSError, ValueError, KeyError):
-        address = config.join_listen
-    roots = Authority.load(config.authority).bundle_pem
-    options = [("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME)]
-    async with grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(roots), options=options) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
-            status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-        except grpc.aio.AioRpcError as error:
-            status = f"UNREACHABLE: {error.details()}"
-    print(json.dumps({"address": address, "status": status}) if as_json else f"{address}: {status}")
-    return 0 if status == "SERVING" else 1
+    return command(argv)
 
 
 if __name__ == "__main__":

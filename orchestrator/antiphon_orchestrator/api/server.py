@@ -31,6 +31,7 @@ from .interceptor import Interceptor
 from .rate import TokenBuckets
 
 HEALTH = "grpc.health.v1.Health"
+REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
 _MIB = 1 << 20
 # What is a little too large is refused by us, with its reason; what is much too large by gRPC, unread.
 _SLACK = 65536
@@ -125,7 +126,7 @@ class Listener:
             now=parts.clock.now,
             denied=self._denied,
         )
-        open_services = {HEALTH, reflection.SERVICE_NAME} if parts.development else {HEALTH}
+        open_services = {HEALTH, REFLECTION} if parts.development else {HEALTH}
         self._interceptor = Interceptor(parts.image, checks, parts.clock, parts.metrics, frozenset(open_services))
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None
@@ -144,7 +145,9 @@ class Listener:
             register(server)
         if self._parts.development:
             services = {method.service for method in self._parts.image.methods.values()}
-            reflection.enable_server_reflection([*sorted(services), HEALTH, reflection.SERVICE_NAME], server)
+            from grpc_reflection.v1alpha import reflection  # for development only
+
+            reflection.enable_server_reflection([*sorted(services), HEALTH, REFLECTION], server)
         credentials = self._parts.certificate.server_credentials(client_certificates=mutual)
         try:
             self.port = server.add_secure_port(self._address, credentials)

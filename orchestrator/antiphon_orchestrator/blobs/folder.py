@@ -11,16 +11,19 @@ import contextlib
 import hashlib
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 from uuid import uuid4
 
-import obstore
-from obstore.store import LocalStore
-
 from .port import BlobDigestMismatch, BlobInfo, BlobNotFound, BlobTooLarge
+
+if TYPE_CHECKING:
+    from obstore.store import LocalStore
 
 _SPOOL = ".spool"
 _SPOOL_AGE = timedelta(days=1)
@@ -37,12 +40,18 @@ class FolderBlobs:
     async def __aenter__(self) -> FolderBlobs:
         """Makes the folder if needed, readable by this user only, and clears the spool of what is a day old."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._store = LocalStore(self._folder)
-        async for batch in obstore.list(self._store, prefix=_SPOOL):
-            for found in batch:
-                if found["last_modified"] < datetime.now(UTC) - _SPOOL_AGE:
-                    await self._discard(found["path"])
+        oldest = time.time() - _SPOOL_AGE.total_seconds()
+        for left in (self._folder / _SPOOL).glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # another process may share the folder
+                if left.stat().st_mtime < oldest:
+                    left.unlink()
         return self
+
+    @cached_property
+    def _store(self) -> LocalStore:
+        from obstore.store import LocalStore  # 6 MB that an orchestrator without large payloads does without
+
+        return LocalStore(self._folder)
 
     async def __aexit__(self, *_: object) -> None:
         """Nothing is held open."""
@@ -56,13 +65,13 @@ class FolderBlobs:
         spool = f"{_SPOOL}/{uuid4().hex}"
         content = _Measured(chunks, limit)
         try:
-            await obstore.put_async(self._store, spool, content.chunks(), chunk_size=_CHUNK_BYTES, max_concurrency=2)
+            await self._store.put_async(spool, content.chunks(), chunk_size=_CHUNK_BYTES, max_concurrency=2)
             digest = content.digest.hexdigest()
             if expected_digest not in (None, digest):
                 raise BlobDigestMismatch(f"the content has the digest {digest}, not {expected_digest}")
             path = _path(namespace, digest)
             await asyncio.to_thread(_sync, self._folder / spool)
-            await obstore.rename_async(self._store, spool, path)
+            await self._store.rename_async(spool, path)
             folders = (self._folder / path).parents[:3]  # each may have been made just now
             for folder in folders:
                 await asyncio.to_thread(_sync, folder)
@@ -78,16 +87,14 @@ class FolderBlobs:
             raise ValueError(f"offset {offset} is outside of the {size} bytes of {digest}")
         if offset < size:
             with _not_found(namespace, digest):
-                found = await obstore.get_async(
-                    self._store, _path(namespace, digest), options={"range": {"offset": offset}}
-                )
+                found = await self._store.get_async(_path(namespace, digest), options={"range": {"offset": offset}})
             async for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
                 yield bytes(chunk)
 
     async def stat(self, namespace: str, digest: str) -> BlobInfo:
         """See `Blobs.stat`."""
         with _not_found(namespace, digest):
-            found = await obstore.head_async(self._store, _path(namespace, digest))
+            found = await self._store.head_async(_path(namespace, digest))
         return BlobInfo(digest, found["size"], found["last_modified"])
 
     async def delete(self, namespace: str, digest: str) -> None:
@@ -96,13 +103,13 @@ class FolderBlobs:
 
     async def list(self, namespace: str) -> AsyncIterator[BlobInfo]:
         """See `Blobs.list`."""
-        async for batch in obstore.list(self._store, prefix=_folder(namespace)):
+        async for batch in self._store.list(prefix=_folder(namespace)):
             for found in batch:
                 yield BlobInfo(found["path"].rpartition("/")[2], found["size"], found["last_modified"])
 
     async def _discard(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            await obstore.delete_async(self._store, path)
+            await self._store.delete_async(path)
 
 
 class _Measured:
