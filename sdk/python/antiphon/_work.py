@@ -85,8 +85,10 @@ class Worker:
                 trouble = error.message
             except TimeoutError:
                 trouble = "the sidecar does not answer"
-            if self._draining.is_set() and not self._attempts:
-                break  # what could not be told is lost with this process in any case
+            if self._draining.is_set():
+                # A sidecar gives up what an agent was working on when its stream ends, and would take this process for
+                # the agent again in place of the one that has been started meanwhile.
+                break
             failures = 0 if monotonic() - began > _BACKOFF_LAST else failures + 1
             if failures <= 1:  # once, and not for every try
                 _log.warning("no stream at %s, dialling until there is one: %s", self._path, trouble)
