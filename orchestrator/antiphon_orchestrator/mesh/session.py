@@ -135,20 +135,22 @@ class Session:
             attempt_id, kind = self._verdicts.popleft()
             message.verdicts.add(attempt_id=attempt_id, kind=VERDICTS[kind])
         size = count = 0
+        moment = self._now()
         while self._offers and count < BATCH_ITEMS and size < BATCH_BYTES:
             pending = self._offers.popleft()
             if pending.task.attempts[pending.number - 1].state not in ATTEMPT_LIVE:
                 continue  # cancelled while it waited
             count += 1
             size += len(pending.task.input) + 512
-            self._write(message.offers.add(), pending)
+            self._write(message.offers.add(), pending, moment)
         return message
 
-    def _write(self, offer: mesh.Offer, pending: PendingOffer) -> None:
+    def _write(self, offer: mesh.Offer, pending: PendingOffer, moment: int) -> None:
         run, task = pending.run, pending.task
         submitted = run.submitted
         attempt = task.attempts[pending.number - 1]
-        capability, _, version = attempt.decision.capability.partition("@")
+        decision = attempt.decision
+        capability, _, version = decision.capability.partition("@")
         assignment: agent_service_pb2.Assignment = offer.assignment
         attempt_id = decide.attempt_id(run.run_id, task, pending.number)
         token, span = self._tokens.make(attempt_id)
@@ -162,13 +164,14 @@ class Session:
         if submitted.delegation:
             assignment.delegation.extend(submitted.delegation)
         assignment.traceparent = f"{submitted.traceparent[:36]}{span}{submitted.traceparent[52:]}"
-        left = max(1, min(task.plan.timeout, decide.task_deadline(run, task) - self._now()))
-        assignment.remaining_timeout.seconds, micros = divmod(left, 1_000_000)
-        assignment.remaining_timeout.nanos = micros * 1000
+        left = max(1, min(task.plan.timeout, decide.task_deadline(run, task) - moment))
+        timeout = assignment.remaining_timeout
+        timeout.seconds, micros = divmod(left, 1_000_000)
+        timeout.nanos = micros * 1000
         if task.input:
             assignment.input.MergeFromString(task.input)
         assignment.number = pending.number
         offer.agent = attempt.agent
         offer.shard = pending.shard
         offer.epoch = pending.epoch
-        offer.policy_epoch = attempt.decision.policy.epoch
+        offer.policy_epoch = decision.policy.epoch

@@ -93,7 +93,7 @@ class Instance:
 class Offered:
     """One capability version of one instance; `label` is name@version as announced.
 
-    `permits` keeps policy decisions with their recorded form; they hold for one policy epoch.
+    `permits` keeps policy decisions with what a routing decision says whenever they hold: for one policy epoch.
     """
 
     instance: Instance
@@ -105,7 +105,7 @@ class Offered:
     cost: float
     expected_latency: float
     input_schema: str
-    permits: dict[tuple[str, frozenset[str], int], tuple[Decision, run_pb2.PolicyDecision]] = field(
+    permits: dict[tuple[str, frozenset[str], int], tuple[Decision, run_pb2.RoutingDecision]] = field(
         default_factory=dict
     )
 
@@ -326,15 +326,16 @@ class Fleet:
                 attempt=number,
             )
             decision = self._policy.decide_batch((request,))[0]
-            permit = offered.permits[key] = (decision, self.policy_message(decision))
+            template = run_pb2.RoutingDecision(
+                chosen=offered.instance.instance_id, capability=offered.label, policy=self.policy_message(decision)
+            )
+            permit = offered.permits[key] = (decision, template)
         if not permit[0].allowed:
             return permit[0]
-        return run_pb2.RoutingDecision(
-            chosen=offered.instance.instance_id,
-            score=offered.score(),
-            capability=offered.label,
-            policy=permit[1],
-        )
+        result = run_pb2.RoutingDecision()
+        result.CopyFrom(permit[1])
+        result.score = offered.score()
+        return result
 
     def check_input(self, offered: Offered, payload: bytes) -> SchemaViolation | None:
         return self._schemas.check(offered.input_schema, payload) if offered.input_schema else None

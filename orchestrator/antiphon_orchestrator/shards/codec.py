@@ -21,7 +21,8 @@ from ..engine.states import AttemptState, RunState, TaskState
 
 def encode(run_id: str, event_seq: int, now: int, event: e.Event) -> bytes:
     """The serialised Record of one event, decided at `now` (microseconds since 1970)."""
-    record = journal.Record(run_id=run_id, event_seq=event_seq, time=now)
+    record = journal.Record()
+    record.run_id, record.event_seq, record.time = run_id, event_seq, now
     _ENCODERS[type(event)](record, event)
     return record.SerializeToString()
 
