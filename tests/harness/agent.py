@@ -90,6 +90,7 @@ async def who(value: Any, ctx: TaskContext) -> dict[str, Any]:
         "delegation": list(ctx.delegation),
         "traceparent": ctx.traceparent,
         "version": version,
+        "remaining": left.total_seconds() if (left := ctx.remaining()) is not None else None,
     }
 
 

@@ -1,0 +1,167 @@
+"""What clients saw and what agents did, and the rules that must hold over both, whatever was killed when.
+
+Clients note each submission and each answer; agents append to a journal that is on disk before they go on. The rules
+compare these with what the orchestrator says of itself. A rule answers every breach it finds, as a line for people.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from antiphon import Client
+from antiphon.v1 import run_pb2
+
+from tests.harness import Entry
+
+ENDED = {run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED}
+TASK_ENDED = {
+    run_pb2.TASK_STATE_SUCCEEDED,
+    run_pb2.TASK_STATE_FAILED,
+    run_pb2.TASK_STATE_SKIPPED,
+    run_pb2.TASK_STATE_CANCELLED,
+}
+ATTEMPT_OPEN = {run_pb2.ATTEMPT_STATE_OFFERED, run_pb2.ATTEMPT_STATE_RUNNING}
+
+
+@dataclass
+class Submission:
+    """One request id and every run a client was told of for it."""
+
+    request_id: str
+    expected: object
+    answers: list[run_pb2.Run] = field(default_factory=list)
+
+
+@dataclass
+class Record:
+    """What the orchestrator says of one run at the end."""
+
+    run: run_pb2.Run
+    tasks: list[run_pb2.Task] = field(default_factory=list)
+    attempts: dict[tuple[str, int], list[run_pb2.Attempt]] = field(default_factory=dict)
+    events: list[run_pb2.RunEvent] = field(default_factory=list)
+
+
+async def read_record(client: Client, run_id: str) -> Record:
+    """Everything about a run, through the API."""
+    record = Record(await client.get_run(run_id))
+    record.tasks = [task async for task in client.list_tasks(run_id)]
+    record.events = [event async for event in client.watch(run_id)] if record.run.state in ENDED else []
+    for task in record.tasks:
+        key = (task.key.task_id, task.key.member)
+        record.attempts[key] = [one async for one in client.list_attempts(run_id, *key)]
+    return record
+
+
+def breaches(submissions: Iterable[Submission], records: Iterable[Record], journal: list[Entry]) -> list[str]:
+    """Every breach of every rule."""
+    submissions, records = list(submissions), list(records)
+    return [
+        *every_submission_is_one_run(submissions),
+        *every_run_ends(records),
+        *every_task_has_at_most_one_accepted_outcome(records),
+        *histories_have_no_gap_and_agree_with_the_end(records),
+        *nothing_finished_runs_again(records, journal),
+        *attempts_of_a_task_share_their_key(journal),
+        *what_is_recorded_as_done_was_done(records, journal),
+    ]
+
+
+def every_submission_is_one_run(submissions: list[Submission]) -> Iterator[str]:
+    """A request id is one run, whoever asked how often; and no two are the same one."""
+    owners: dict[str, str] = {}
+    for submission in submissions:
+        run_ids = {run.run_id for run in submission.answers}
+        if len(run_ids) != 1:
+            yield f"request {submission.request_id} was answered by runs {sorted(run_ids)}"
+        for run_id in run_ids:
+            if owners.setdefault(run_id, submission.request_id) != submission.request_id:
+                yield f"run {run_id} belongs to requests {owners[run_id]} and {submission.request_id}"
+
+
+def every_run_ends(records: list[Record]) -> Iterator[str]:
+    """And so do its tasks and attempts."""
+    for record in records:
+        if record.run.state not in ENDED:
+            yield f"run {record.run.run_id} has not ended"
+            continue
+        for task in record.tasks:
+            if task.state not in TASK_ENDED:
+                yield f"run {record.run.run_id} ended with task {task.key} in state {task.state}"
+        for key, attempts in record.attempts.items():
+            if any(attempt.state in ATTEMPT_OPEN for attempt in attempts):
+                yield f"run {record.run.run_id} ended with an open attempt of {key}"
+
+
+def every_task_has_at_most_one_accepted_outcome(records: list[Record]) -> Iterator[str]:
+    """Also in the history: what came late is there as stale."""
+    for record in records:
+        accepted: Counter[tuple[str, int]] = Counter()
+        for event in record.events:
+            won = event.attempt.state == run_pb2.ATTEMPT_STATE_SUCCEEDED and not event.attempt.stale
+            accepted[event.key.task_id, event.key.member] += won
+        for key, count in accepted.items():
+            if count > 1:
+                yield f"run {record.run.run_id}: {count} outcomes of {key} were accepted"
+        for key, attempts in record.attempts.items():
+            good = sum(attempt.state == run_pb2.ATTEMPT_STATE_SUCCEEDED for attempt in attempts)
+            if good > 1:
+                yield f"run {record.run.run_id}: {key} has {good} attempts that succeeded"
+
+
+def histories_have_no_gap_and_agree_with_the_end(records: list[Record]) -> Iterator[str]:
+    """Events are 1, 2, 3 …, and the last state in them is the state of the run and of each task."""
+    for record in records:
+        run = record.run
+        numbers = [event.event_seq for event in record.events]
+        if numbers != list(range(1, len(numbers) + 1)):
+            yield f"run {run.run_id}: the history has gaps or repeats: {numbers}"
+        if record.events and (len(numbers) != run.event_seq or record.events[-1].run_state != run.state):
+            yield f"run {run.run_id}: the history ends otherwise than the run"
+        last: dict[tuple[str, int], int] = {}
+        for event in record.events:
+            if event.task_state:
+                last[event.key.task_id, event.key.member] = event.task_state
+        for task in record.tasks:
+            told = last.get((task.key.task_id, task.key.member), task.state)
+            if told != task.state:
+                yield f"run {run.run_id}: task {task.key} is {task.state}, and {told} in its history"
+
+
+def nothing_finished_runs_again(records: list[Record], journal: list[Entry]) -> Iterator[str]:
+    """Once an attempt succeeded, no later one of its task was ever begun; and no attempt was begun twice."""
+    begun: dict[str, list[Entry]] = defaultdict(list)
+    for entry in journal:
+        if entry.event == "begun":
+            begun[entry.attempt_id].append(entry)
+    for attempt_id, entries in begun.items():
+        if len(entries) > 1:
+            yield f"attempt {attempt_id} was begun {len(entries)} times"
+    for record in records:
+        for key, attempts in record.attempts.items():
+            winner = next((a.number for a in attempts if a.state == run_pb2.ATTEMPT_STATE_SUCCEEDED), None)
+            if winner is None:
+                continue
+            stem = f"{record.run.run_id}/{key[0]}/{key[1]}/"
+            for later in range(winner + 1, winner + 50):
+                if stem + str(later) in begun:
+                    yield f"{stem}{later} was begun although attempt {winner} had succeeded"
+
+
+def attempts_of_a_task_share_their_key(journal: list[Entry]) -> Iterator[str]:
+    """The idempotency key is the attempt id without its number."""
+    for entry in journal:
+        if entry.attempt_id.rpartition("/")[0] != entry.idempotency_key:
+            yield f"attempt {entry.attempt_id} had the key {entry.idempotency_key}"
+
+
+def what_is_recorded_as_done_was_done(records: list[Record], journal: list[Entry]) -> Iterator[str]:
+    """No outcome without work: an attempt that succeeded in the record was finished by an agent."""
+    done = {entry.attempt_id for entry in journal if entry.event == "done"}
+    for record in records:
+        for attempts in record.attempts.values():
+            for attempt in attempts:
+                if attempt.state == run_pb2.ATTEMPT_STATE_SUCCEEDED and attempt.attempt_id not in done:
+                    yield f"attempt {attempt.attempt_id} succeeded, and no agent finished it"
