@@ -28,7 +28,7 @@ from antiphon_orchestrator.store.port import MAX_TXN_BYTES
 
 SECOND = 1_000_000
 SHARDS = 2
-LONG_LOG = 12
+LONG_LOG = 6
 GRACE = 8 * SECOND
 ADOPTION = 5 * SECOND
 AGENT = "worker"

@@ -24,7 +24,7 @@ def batches() -> list[list[int]]:
 def test_every_world_comes_to_its_end_and_nobody_was_told_anything_untrue(seeds: list[int]) -> None:
     for seed in seeds:
         try:
-            World(seed).run(steps=700)
+            World(seed).run(steps=1000)
         except Exception as error:
             error.add_note(f"reproduce with ANTIPHON_SEED={seed}")
             raise

@@ -8,6 +8,7 @@ arguments, so that the same inputs give the same decisions in tests, in simulati
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 from .events import (
@@ -32,6 +33,13 @@ MEMBERS_PER_STEP = 100
 
 STEP_BYTES = 256 * 1024
 """Payload bytes of one step, unless a single payload is larger; keeps a turn within the store's limit."""
+
+
+RETURNS_AT_ONCE = 3
+"""Times in a row that a task whose offer came back is placed again at once; then a sidecar and we disagree on slots."""
+
+RETURNED = RetryRule(frozenset(), 0, 100_000, 30_000_000, 2.0)
+"""The waits after that; there is no number of times after which a task fails for it."""
 
 
 class Ports(Protocol):
@@ -192,13 +200,28 @@ def settle(run: Run, task: Task, number: int, outcome: Outcome, now: int, ports:
         return Verdict.STALE, [late]
     if outcome.state is AttemptState.RUNNING or run.state is not RunState.RUNNING:
         raise ValueError("a run that has ended has no live attempts, and RUNNING is no outcome")
+    if outcome.state is AttemptState.RETURNED and attempt.state is AttemptState.RUNNING:
+        # Not for a sidecar of ours; whatever it was, the attempt may have done something.
+        outcome = Outcome(AttemptState.LOST, failure=Failure(FailureKind.LOST, "it came back although it had begun"))
     ended = AttemptEnded(
         index, member, number, outcome.state, outcome.output, outcome.failure, outcome.busy, policy=outcome.policy
     )
-    if outcome.state in (AttemptState.SUCCEEDED, AttemptState.RETURNED):
+    if outcome.state is AttemptState.SUCCEEDED:
         return Verdict.ACCEPTED, [ended]
+    if outcome.state is AttemptState.RETURNED:
+        return Verdict.ACCEPTED, [ended, *_after_return(task, now, ports)]
     failure = outcome.failure or Failure(FailureKind.PERMANENT, "no reason was given")
     return Verdict.ACCEPTED, [ended, *_after_failure(run, task, failure, now, ports)]
+
+
+def _after_return(task: Task, now: int, ports: Ports) -> list[Event]:
+    """Nothing, since the task is READY again; or a wait, when its offers have come back too often in a row."""
+    before = task.attempts[:-1]
+    in_a_row = 1 + len([*takewhile(lambda attempt: attempt.state is AttemptState.RETURNED, reversed(before))])
+    if in_a_row <= RETURNS_AT_ONCE:
+        return []
+    until = now + backoff(RETURNED, in_a_row - RETURNS_AT_ONCE, ports.jitter())
+    return [TaskWaiting(task.plan.index, task.member, until, f"its offer came back {in_a_row} times in a row")]
 
 
 def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Ports) -> list[Event]:

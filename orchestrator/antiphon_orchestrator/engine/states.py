@@ -61,6 +61,7 @@ TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
     (_T.PENDING, _G.FAILED): _T.FAILED,  # an expression could not be evaluated
     (_T.PENDING, _G.CANCELLED): _T.CANCELLED,
     (_T.READY, _G.OFFERED): _T.RUNNING,
+    (_T.READY, _G.BACKED_OFF): _T.WAITING,  # its offers keep coming back
     (_T.READY, _G.FAILED): _T.FAILED,  # no agent in time, policy, schema, deadline
     (_T.READY, _G.CANCELLED): _T.CANCELLED,
     (_T.RUNNING, _G.EXPANDED): _T.RUNNING,  # the next chunk of a large fan-out

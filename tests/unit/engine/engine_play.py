@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import run_pb2
 from antiphon_orchestrator.engine import decide
 from antiphon_orchestrator.engine.decide import Outcome, Placement
-from antiphon_orchestrator.engine.events import AttemptEnded, Event, TaskEnded, TaskReady
+from antiphon_orchestrator.engine.events import AttemptEnded, Event, TaskEnded, TaskReady, TaskWaiting
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure, Plan
 from antiphon_orchestrator.engine.run import Run, Task, apply, start
@@ -38,10 +39,11 @@ def state_of(run: Run) -> dict[str, Any]:
 
 @dataclass
 class Player:
-    """One run being played with. `log` holds the records as bytes."""
+    """One run being played with. `log` holds the records as bytes; `returns`: how readily offers come back."""
 
     plan: Plan
     rng: random.Random
+    returns: int = 1
     run: Run = field(init=False)
     now: int = START
     log: list[bytes] = field(default_factory=list)
@@ -146,7 +148,10 @@ class Player:
 
     def outcome(self) -> Outcome:
         state = self.rng.choice(
-            [AttemptState.SUCCEEDED] * 5 + [AttemptState.FAILED] * 4 + [AttemptState.LOST, AttemptState.RETURNED]
+            [AttemptState.SUCCEEDED] * 5
+            + [AttemptState.FAILED] * 4
+            + [AttemptState.LOST]
+            + [AttemptState.RETURNED] * self.returns
         )
         if state is AttemptState.SUCCEEDED:
             policy = run_pb2.PolicyDecision(decision_id="d1", permit=True)
@@ -158,8 +163,6 @@ class Player:
         run = self.run
         outcome = self.outcome()
         known = task.attempts[number - 1] if number <= len(task.attempts) else None
-        if outcome.state is AttemptState.RETURNED and known is not None and known.state is AttemptState.RUNNING:
-            return  # an attempt that has begun is never returned
         verdict, events = decide.settle(run, task, number, outcome, self.now, self)
         if expected is not None:
             assert verdict == expected
@@ -228,10 +231,16 @@ class Player:
             assert not isinstance(event, TaskEnded)
 
     def check_retry(self, task: Task, outcome: Outcome, events: list[Event]) -> None:
-        if outcome.state not in (AttemptState.FAILED, AttemptState.LOST):
+        ended = events[0]
+        assert isinstance(ended, AttemptEnded)
+        if ended.state is AttemptState.SUCCEEDED:
             assert len(events) == 1
+        if ended.state is AttemptState.RETURNED:
+            in_a_row = 1 + len([*takewhile(lambda a: a.state is AttemptState.RETURNED, task.attempts[-2::-1])])
+            assert [type(event) for event in events[1:]] == ([TaskWaiting] if in_a_row > 3 else [])
+        if ended.state not in (AttemptState.FAILED, AttemptState.LOST):
             return
-        failure = outcome.failure
+        failure = ended.failure
         assert failure is not None
         rule = next((r for r in task.plan.retry if failure.kind in r.kinds), None)
         tries = sum(a.state is not AttemptState.RETURNED for a in task.attempts)

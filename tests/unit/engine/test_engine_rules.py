@@ -147,7 +147,7 @@ def test_a_wait_is_between_half_and_all_of_the_exponential_one(tries: int, jitte
 def test_the_first_rule_that_names_a_kind_decides_and_returned_offers_cost_no_try() -> None:
     rules = (retry(2, FailureKind.TRANSIENT), retry(9, FailureKind.TRANSIENT, FailureKind.TIMEOUT))
     run = begun(plan(Node(retry=rules)))
-    for _ in range(5):
+    for _ in range(3):
         offer(run, 0)
         assert settle(run, 0, Outcome(AttemptState.RETURNED)) == "ACCEPTED"
     offer(run, 0)
@@ -161,6 +161,32 @@ def test_the_first_rule_that_names_a_kind_decides_and_returned_offers_cost_no_tr
     settle(run, 0, FAILURE, now=now)
     assert run.tasks[0].state is TaskState.FAILED
     assert run.state is RunState.FAILED
+
+
+def test_an_offer_that_keeps_coming_back_is_not_made_again_at_once_for_ever() -> None:
+    run = begun(plan(Node()))
+    now, offers = 0, 0
+    while now < 60 * SECOND:
+        offer(run, 0, now=now)
+        offers += 1
+        settle(run, 0, Outcome(AttemptState.RETURNED), now=now)
+        if run.tasks[0].state is TaskState.WAITING:
+            now = run.tasks[0].wait_until
+            go_on(run, decide.on_time(run, run.tasks[0], now), now)
+        assert run.tasks[0].state is TaskState.READY
+        assert offers < 30
+    offer(run, 0, now=now)
+    assert settle(run, 0, SUCCESS, now=now) == "ACCEPTED"
+    assert run.state is RunState.SUCCEEDED
+
+
+def test_an_attempt_that_had_begun_cannot_come_back_unused() -> None:
+    run = begun(plan(Node(retry=(retry(2, FailureKind.LOST),))))
+    offer(run, 0)
+    go_on(run, decide.started(run, run.tasks[0], 1))
+    assert settle(run, 0, Outcome(AttemptState.RETURNED)) == "ACCEPTED"
+    assert run.tasks[0].attempts[0].state is AttemptState.LOST
+    assert run.tasks[0].state is TaskState.WAITING
 
 
 def test_a_deadline_ends_a_task_that_waits_for_its_next_try() -> None:
