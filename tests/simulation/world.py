@@ -313,7 +313,9 @@ class World:
             assert run.state is RunState.RUNNING, "something was recorded after the end"
             apply(run, codec.decode(record), record.time)
             late = record.time > self.peace + 30 * SECOND
-            assert not late or record.task_ended.failure.kind != FailureKind.NO_AGENT, "agents were free all the time"
+            assert not late or record.task_ended.failure.kind != FailureKind.NO_AGENT.value, (
+                "agents were free all the time"
+            )
         assert run.state.name == self.disk.ended[run_id]
         for task, number in self.history.accepted.items():
             if task.startswith(run_id + "/"):

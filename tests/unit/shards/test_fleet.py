@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from antiphon_orchestrator.engine.decide import Placement
@@ -65,7 +66,7 @@ class Waiting:
     ],
 )
 def test_an_agent_that_does_not_fit_gets_nothing_and_the_reason_is_told(
-    settings_of_instance: dict[str, object], asked: Need, reason: str
+    settings_of_instance: dict[str, Any], asked: Need, reason: str
 ) -> None:
     of = fleet()
     of.attach(instance(**settings_of_instance))
@@ -85,7 +86,7 @@ def test_an_agent_that_does_not_fit_gets_nothing_and_the_reason_is_told(
         ({"cost": 9.0}, need()),
     ],
 )
-def test_an_agent_that_fits_gets_it(settings_of_instance: dict[str, object], asked: Need) -> None:
+def test_an_agent_that_fits_gets_it(settings_of_instance: dict[str, Any], asked: Need) -> None:
     of = fleet()
     of.attach(instance(**settings_of_instance))
     assert chosen(place(of, asked)) == "s/i/a"

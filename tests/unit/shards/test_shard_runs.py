@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import payload_pb2
+from antiphon_orchestrator.engine.decide import Outcome
 from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.engine.states import AttemptState, RunState
 from antiphon_orchestrator.shards import inputs as i
-from antiphon_orchestrator.shards.shard import REQUEST_KEPT, Shard
-from shard_rig import Outcome, Rig, failed, instance, returned
+from antiphon_orchestrator.shards.shard import REQUEST_KEPT
+from shard_rig import Rig, failed, instance, returned
 
 from tests.fakes.plans import SECOND, Node, payload, plan, retry
 
@@ -65,7 +66,6 @@ def test_a_late_outcome_is_recorded_once_and_never_used() -> None:
     rig.fleet.attach(instance())
     rig.tell(rig.submit("r1", plan(Node(retry=(retry(3, first=0, longest=0),)), Node((0,)))))
     rig.tell(i.SidecarGone("i"))
-    assert rig.offers == ["r1/t0/0/1"] * 1 or rig.offers[-1] == "r1/t0/0/2"
     for expected in ("STALE", "DUPLICATE", "DUPLICATE"):
         rig.tell(rig.report("r1/t0/0/1", outcome(b"1")))
         assert rig.verdicts[-1] == ("r1/t0/0/1", expected)
@@ -218,4 +218,3 @@ def test_a_new_owner_takes_up_what_was_ready_waits_and_counts_what_is_out() -> N
     running = rig.states("r1").count("RUNNING")
     assert [n.in_use for n in other.fleet.instances()] == [other.states("r1").count("RUNNING")]
     assert other.states("r1").count("RUNNING") >= running
-    assert isinstance(other.shard, Shard)
