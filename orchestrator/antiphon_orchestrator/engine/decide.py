@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from .events import (
     AttemptEnded,
@@ -177,10 +177,10 @@ class Outcome:
 class Verdict:
     """What became of a reported outcome; names of antiphon.mesh.v1.VerdictKind."""
 
-    ACCEPTED = "ACCEPTED"
-    DUPLICATE = "DUPLICATE"
-    STALE = "STALE"
-    GONE = "GONE"
+    ACCEPTED: Final = "ACCEPTED"
+    DUPLICATE: Final = "DUPLICATE"
+    STALE: Final = "STALE"
+    GONE: Final = "GONE"
 
 
 def settle(run: Run, task: Task, number: int, outcome: Outcome, now: int, ports: Ports) -> tuple[str, list[Event]]:
