@@ -33,6 +33,7 @@ from antiphon.v1 import error_pb2
 
 _PREFIX = "ERROR_REASON_"
 _DOMAIN = "antiphon.v1"
+_BROKEN_WRITE = "Internal error from Core"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")
 
@@ -182,6 +183,11 @@ def from_error_message(error: error_pb2.Error) -> AntiphonError:
     )
 
 
+# What gRPC itself says of a connection that broke: INTERNAL is "Internal error from Core", seen when the server is killed
+# while a stream is written. A server of ours never sends one of these without its ErrorInfo.
+_BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError) -> AntiphonError:
     """The exception for a failed call: by its ErrorInfo, or by its code when no server of ours answered."""
     from google.protobuf.message import DecodeError
@@ -210,6 +216,6 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> AntiphonError:
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return error_of("DEADLINE_EXCEEDED", "the deadline of the call passed; no answer came", code=code)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+    if code in _BROKEN:
         return Unavailable(f"no answer from the server: {text or code.name.lower()}", code=code)
     return AntiphonError(f"the call failed with {code.name}: {text}", code=code)

@@ -68,8 +68,8 @@ def test_transport_errors_are_errors_without_a_reason_of_ours() -> None:
 
 @pytest.mark.parametrize("trailer", [b"", b"\xff\xff\xff", b"\x12\x05hello"])
 def test_foreign_details_are_judged_by_the_code(trailer: bytes) -> None:
-    error = _errors.from_rpc_error(rpc_error(grpc.StatusCode.INTERNAL, "oops", trailer))
-    assert type(error) is antiphon.AntiphonError and "INTERNAL: oops" in str(error)
+    error = _errors.from_rpc_error(rpc_error(grpc.StatusCode.DATA_LOSS, "oops", trailer))
+    assert type(error) is antiphon.AntiphonError and "DATA_LOSS: oops" in str(error)
 
 
 def test_a_reason_of_a_newer_server_keeps_what_it_came_with() -> None:
@@ -120,3 +120,9 @@ def test_a_failed_call_is_worth_a_retry_when_its_failure_was(
     failure = failure_pb2.Failure(kind=kind, message="m", retryable=retryable, field="/a")
     made = failure_of(CallFailed("a.b@1", failure))
     assert (made.kind, made.retryable, made.field) == (becomes, retryable, "")
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL])
+def test_what_grpc_says_of_a_broken_connection_may_be_tried_again(code: grpc.StatusCode) -> None:
+    error = _errors.from_rpc_error(rpc_error(code, "Internal error from Core", b""))
+    assert type(error) is antiphon.Unavailable
