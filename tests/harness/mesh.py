@@ -138,8 +138,7 @@ class Mesh:
                     return found
             return None
 
-        found = await eventually(look)
-        assert found is not None
+        found: registry_pb2.Agent = await eventually(look)
         return found
 
 

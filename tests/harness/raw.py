@@ -35,7 +35,7 @@ async def channel(address: str, pem: Pem | None, *, bundle: bytes = b"") -> Asyn
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
     """The reason of a refused call; every refusal of ours has exactly one."""
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has what is asked of a Call
     assert status is not None, f"no details: {error.code()} {error.details()}"
     infos = []
     for detail in status.details:

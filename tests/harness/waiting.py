@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any
 
 LIMIT = 20.0
 """Seconds after which a state that should have come about never will; generous, for machines under load."""
 
 _PAUSE = 0.02
 
-T = TypeVar("T")
 
-
-async def eventually(look: Callable[[], Awaitable[T] | T], *, limit: float = LIMIT) -> T:
-    """The first answer of `look` that is true. Fails with the last one after `limit` seconds."""
-    found: T | None = None
+async def eventually(look: Callable[[], Any], *, limit: float = LIMIT) -> Any:
+    """The first answer of `look`, awaited if need be, that is true. Fails with the last one after `limit` seconds."""
+    found: Any = None
     try:
         async with asyncio.timeout(limit):
             while True:

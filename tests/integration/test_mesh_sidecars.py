@@ -254,7 +254,7 @@ async def test_a_certificate_is_renewed_under_load_and_no_work_is_lost(client: C
     first = CertificateFiles(sidecar.state / "profiles" / "sidecar" / "credential").load()
     sidecar.start()
     await mesh.attached(client, "renewed")
-    runs = []
+    runs: list[run_pb2.Run] = []
     gate = mesh.path("gate")
     held = await client.submit(one_task("work.hold@5", str(gate)))
     files = CertificateFiles(sidecar.state / "profiles" / "sidecar" / "credential")

@@ -20,7 +20,7 @@ from tests.harness import Mesh, journal_of
 from tests.robustness.history import Submission, breaches, read_record
 
 SEEDS = [int(os.environ["ANTIPHON_SEED"])] if "ANTIPHON_SEED" in os.environ else [1, 2, 3]
-KILLS = 6
+KILLS = 5
 LOAD = 4
 PATIENCE = timedelta(seconds=90)
 RULE = Retry(
@@ -54,8 +54,7 @@ async def load(client: Client, dice: random.Random, submissions: list[Submission
             graph, value = graphs(dice)
             submission = Submission(f"{dice.getrandbits(64):016x}", value)
             submissions.append(submission)
-            ways = dice.choice([[by_call], [by_stream], [by_call, by_stream], [by_call, by_call]])
-            for way in ways:
+            for way in dice.choice(WAYS):
                 group.create_task(way(client, submitter, graph, submission))
             await asyncio.sleep(dice.uniform(0, 0.15))
 
@@ -68,6 +67,9 @@ async def by_call(client: Client, _: Submitter, graph: Graph, submission: Submis
 async def by_stream(_: Client, submitter: Submitter, graph: Graph, submission: Submission) -> None:
     answer = await submitter.submit(graph, submission.expected, request_id=submission.request_id, wait=True)
     submission.answers.append(await answer)
+
+
+WAYS = [(by_call,), (by_stream,), (by_call, by_stream), (by_call, by_call)]
 
 
 async def strike(mesh: Mesh, dice: random.Random) -> str:
@@ -105,7 +107,7 @@ async def storm(mesh: Mesh, dice: random.Random) -> None:
         async with asyncio.timeout(PATIENCE.total_seconds()), asyncio.TaskGroup() as group:
             for _ in range(LOAD):
                 group.create_task(load(client, random.Random(dice.random()), submissions, stop))
-            struck = Counter()
+            struck: Counter[str] = Counter()
             for _ in range(KILLS):
                 await asyncio.sleep(dice.uniform(0, 1.0))
                 struck[await strike(mesh, dice)] += 1

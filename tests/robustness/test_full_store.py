@@ -1,4 +1,4 @@
-"""A store that has no room: new runs are refused with a reason, what was accepted ends, and room comes back by itself."""
+"""A store that has no room: new runs are refused with a reason, accepted ones end, and room comes back by itself."""
 
 from __future__ import annotations
 
@@ -60,7 +60,6 @@ async def test_a_full_store_refuses_new_runs_ends_old_ones_and_recovers() -> Non
             await eventually(accepts)
 
 
-
 async def test_runs_that_need_more_than_there_is_wait_and_end_when_the_limit_is_raised() -> None:
     with Mesh("--store-max-bytes", str(LIMIT)) as mesh, shown(mesh):
         mesh.sidecar(concurrency=1000)
@@ -77,7 +76,6 @@ async def test_runs_that_need_more_than_there_is_wait_and_end_when_the_limit_is_
                 ended = await client.wait(run_id, timeout=timedelta(seconds=30))
                 assert output_of(ended) == {"after": "x" * 20_000}
                 assert (await client.get_task(run_id, "t")).attempt_count == 1
-
 
 
 async def submit(client: Client, graph: Graph, request_id: str) -> str:
