@@ -33,7 +33,6 @@ from antiphon.v1 import error_pb2
 
 _PREFIX = "ERROR_REASON_"
 _DOMAIN = "antiphon.v1"
-_BROKEN_WRITE = "Internal error from Core"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")
 
