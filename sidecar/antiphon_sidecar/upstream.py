@@ -155,8 +155,8 @@ class Upstream:
             self._link = self.node.inflight.attach(self._wake)
         return self._link
 
-    def welcomed(self, stream: _Stream, welcome: mesh.Welcome, said: dict[str, tuple[int, int]]) -> None:
-        """The stream has its answer and takes over from the one before."""
+    def welcomed(self, stream: _Stream, welcome: mesh.Welcome, said: dict[str, tuple[int, int]]) -> Link:
+        """The stream has its answer and takes over from the one before; it serves the link that is returned."""
         self.replica_id = welcome.replica_id
         other = self._directory.serving.setdefault(welcome.replica_id, self)
         if other is not self:
@@ -164,13 +164,15 @@ class Upstream:
         if welcome.inline_limit:
             self.node.inline_limit = min(self.node.inline_limit, welcome.inline_limit)
         previous, self._current = self._current, stream
-        self.node.inflight.welcomed(self.link(), said)
+        link = self.link()
+        self.node.inflight.welcomed(link, said)
         if previous and previous.task:
             previous.task.cancel()
         self._reachable = True
         stream.welcome_time = self.node.now()
         self._news.set()  # its successor may be due already
         log.info("attached", extra={"orchestrator": self.address, "replica": self.replica_id})
+        return link
 
     def _wake(self) -> None:
         if self._current:
@@ -230,7 +232,8 @@ class _Stream:
                 first = await call.read()
             if not isinstance(first, mesh.AttachResponse) or not first.HasField("welcome"):
                 raise _Ended("its first message was not a welcome")
-            self._upstream.welcomed(self, first.welcome, said)
+            # The older stream may have broken meanwhile and taken the link of the hello with it.
+            link = self._upstream.welcomed(self, first.welcome, said)
             self._receive(first, link)
             writer = asyncio.create_task(self._write(call, link))
             try:

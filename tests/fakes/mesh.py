@@ -153,6 +153,11 @@ class FakeMesh(mesh_service_pb2_grpc.MeshServiceServicer, identity_service_pb2_g
         self.grants = Grants(("echo",), ("text.*",))
         self.leaf_lifetime = timedelta(hours=1)
         self.topology: list[tuple[str, str]] = []
+        self.greeted = asyncio.Event()
+        """Set when a hello has come while `welcomes` is clear."""
+        self.welcomes = asyncio.Event()
+        """Hellos are answered while it is set."""
+        self.welcomes.set()
         self.stop: Callable[[], Awaitable[None]]
         self._changed = asyncio.Condition()
 
@@ -172,6 +177,9 @@ class FakeMesh(mesh_service_pb2_grpc.MeshServiceServicer, identity_service_pb2_g
             welcome.topology.replicas.add(replica_id=replica_id, address=address)
         for shard in range(SHARDS):
             welcome.claims.add(shard=shard, epoch=self.epoch)
+        if not self.welcomes.is_set():
+            self.greeted.set()
+        await self.welcomes.wait()
         yield welcome
         async with self._changed:
             self.attachments.append(attachment)

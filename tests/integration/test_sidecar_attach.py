@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -164,6 +165,28 @@ async def test_go_away_is_answered_by_a_new_stream_before_the_old_one_ends(
         await first.until(first.closed.is_set)
         assert json.loads((await second.outcome("sleeps")).output.inline) == "done"
         assert '"event": "detached"' not in process.log
+
+
+async def test_a_new_stream_works_though_the_old_one_ended_before_its_welcome(
+    orchestrator: FakeMesh, tmp_path: Path, state: str
+) -> None:
+    async with sidecar(tmp_path, "--state", state, "--", *RAW_AGENT) as process:
+        first = await orchestrator.attachment()
+        await first.window("echo", 2)
+        orchestrator.welcomes.clear()
+        response = mesh.AttachResponse()
+        response.go_away.reason = "connection_age"
+        first.send(response)
+        async with asyncio.timeout(20):
+            await orchestrator.greeted.wait()
+        first.end()
+        await eventually(lambda: '"event": "detached"' in process.log)
+        orchestrator.welcomes.set()
+        second = await orchestrator.attachment(2)
+        second.offer("after", input=b'{"text": "still here"}')
+        assert (await second.outcome("after")).WhichOneof("kind") == "output"
+        process.signal(signal.SIGTERM)
+        await second.until(lambda: second.drained)
 
 
 async def test_a_call_goes_up_and_its_result_comes_back_while_the_place_is_free(
