@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--only NAME,…] [--profile PROCESS]`: one run, side by side; see README.md."""
+"""`python -m benchmarks`: one run, side by side with plain gRPC; `--help` and README.md tell the rest."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tools import wheel
 
 from . import fsync, identity, mesh, profiling, r, report, w1, w2, w3, w4
 from .process import ProcessFailed, cpu
@@ -21,9 +23,10 @@ PROCESSES = ("orchestrator", "sidecar", "agent")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured. Seconds are those of each round or level."""
+    """How much is measured. Seconds are those of each round or level; `environ` is that of the servers."""
 
     only: frozenset[str]
+    environ: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 6.0
     sequential: int = 1000
     levels: tuple[int, ...] = w2.LEVELS
@@ -39,7 +42,7 @@ async def measure(plan: Plan, folder: Path) -> report.Results:
     if "fsync" in plan.only:
         results["fsync_p50_ms"] = fsync.measure(folder, plan.sequential)
     if plan.only & {"W1", "W2", "W2_unary", "W3", "W4"}:
-        async with mesh.running(folder) as product:
+        async with mesh.running(folder, plan.environ) as product:
             results |= await _measure_product(plan, product)
             product.check()
     if "R" in plan.only:
@@ -75,11 +78,11 @@ async def _measure_product(plan: Plan, product: mesh.Mesh) -> report.Results:
     return results
 
 
-async def profile(name: str, folder: Path, seconds: float) -> None:
+async def profile(name: str, folder: Path, seconds: float, environ: Mapping[str, str]) -> None:
     """W2 at 256 in flight, with one process under py-spy; also the CPU that each process spends on a task."""
     output = Path(tempfile.gettempdir()) / f"antiphon-{name}.speedscope.json"
     identity.make(folder)
-    async with mesh.running(folder) as product:
+    async with mesh.running(folder, environ) as product:
         await w2.by_stream(product, 256, 2.0)
         before = {each: cpu(child.pid) for each, child in product.children.items()}
         load = asyncio.create_task(w2.by_stream(product, 256, seconds))
@@ -97,25 +100,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it works, not how fast")
     parser.add_argument("--only", default="", help=f"some of {', '.join(NAMES)}; comma between several")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the JSON goes")
+    parser.add_argument("--pure", action="store_true", help="measure the source, not the compiled wheel")
     parser.add_argument("--profile", choices=PROCESSES, help="py-spy on one process instead of measuring")
     given = parser.parse_args(arguments)
     only = frozenset(given.only.split(",") if given.only else NAMES)
     if unknown := only - set(NAMES):
         parser.error(f"nothing is called {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
-    plan = Plan(only, seconds=0.4, sequential=20, levels=(1, 32)) if given.quick else Plan(only)
     try:
+        product = None if given.pure else _wheel()
+        environ = product.environ() if product else {}
+        plan = Plan(only, environ, 0.4, 20, (1, 32)) if given.quick else Plan(only, environ)
         with tempfile.TemporaryDirectory(prefix="antiphon-bench-") as folder:
             if given.profile:
-                asyncio.run(profile(given.profile, Path(folder), profiling.SECONDS + 1.0))
+                asyncio.run(profile(given.profile, Path(folder), profiling.SECONDS + 1.0, environ))
                 return 0
-            results = asyncio.run(measure(plan, Path(folder)))
-    except (ProcessFailed, OSError) as error:
+            results: report.Results = {"compiled": product is not None and product.compiled}
+            results |= asyncio.run(measure(plan, Path(folder)))
+    except (ProcessFailed, wheel.BuildFailed, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     report.write(given.output, results)
     report.show(results)
     print(f"written to {given.output}")
     return 0
+
+
+def _wheel() -> wheel.Wheel:
+    """What users install."""
+    print("building the wheel, unless it is there already …", file=sys.stderr, flush=True)
+    product = wheel.unpacked()
+    if not product.compiled:
+        print("no C compiler: the wheel is pure Python, and slower", file=sys.stderr, flush=True)
+    return product
 
 
 def _say(what: str) -> None:

@@ -7,7 +7,7 @@ not the default is the rate of unary calls per identity, since one client stands
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,24 +49,26 @@ def _sidecar_config(folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Mesh]:
-    """Everything up, the agent known to the orchestrator, all graphs registered. `folder`: as of `identity.make`."""
+async def running(folder: Path, environ: Mapping[str, str]) -> AsyncIterator[Mesh]:
+    """Everything up, the agent known to the orchestrator, all graphs registered. `folder`: as of `identity.make`.
+
+    `environ` of the servers decides whether they run from the wheel or from the source.
+    """
     data = folder / "data"
     serve = ["-m", "antiphon_orchestrator", "serve", "--data", str(data), "--authority", str(folder / "ca")]
     serve += ["--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0", "--policy-profile", "dev"]
     serve += ["--api-calls-per-second", "1000000", "--api-call-burst", "1000000"]
     endpoints = data / "endpoints.json"
-    async with child("orchestrator", serve, folder / "orchestrator.log") as orchestrator:
+    async with child("orchestrator", serve, folder / "orchestrator.log", environ) as orchestrator:
         await orchestrator.until(endpoints.exists, "it does not serve")
         address = json.loads(endpoints.read_text())["address"]
         run_folder = folder / "run"
         socket = run_folder / "bench.sock"
         sidecar_run = ["-m", "antiphon_sidecar", "run", "--config", str(_sidecar_config(folder))]
         sidecar_run += ["--orchestrators", address, "--run-folder", str(run_folder), "--state", str(folder / "state")]
-        async with child("sidecar", sidecar_run, folder / "sidecar.log") as sidecar:
+        async with child("sidecar", sidecar_run, folder / "sidecar.log", environ) as sidecar:
             await sidecar.until(socket.exists, "no socket for its agent")
-            environ = {"ANTIPHON_SOCKET": str(socket)}
-            async with child("agent", _AGENT, folder / "agent.log", environ) as agent:
+            async with child("agent", _AGENT, folder / "agent.log", {"ANTIPHON_SOCKET": str(socket)}) as agent:
                 async with _client(folder, "operator", address) as operator:
                     for graph in (workload.chain(1), workload.chain(), workload.fan_out()):
                         await operator.register_graph(graph)

@@ -87,7 +87,8 @@ def show(results: Results) -> None:
     measured = Table("measured", "value", title="Antiphon, side by side with plain gRPC")
     measured.columns[1].justify = "right"
     for name, value in _flat(results):
-        measured.add_row(name, f"{value:,.2f}" if value < 100 else f"{value:,.0f}")
+        shown = str(value).lower() if isinstance(value, bool) else f"{value:,.{2 if value < 100 else 0}f}"
+        measured.add_row(name, shown)
     console.print(measured)
     goals = Table("target", "measured", "limit", "ratio", "")
     for target in targets(results):

@@ -14,7 +14,7 @@ LEVEL = {"tasks_per_s", "run_p50_ms", "run_p99_ms"}
 def test_a_quick_run_writes_every_key(tmp_path: Path) -> None:
     output = tmp_path / "latest.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick", "--output", str(output)],
+        [sys.executable, "-m", "benchmarks", "--quick", "--pure", "--output", str(output)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -23,6 +23,7 @@ def test_a_quick_run_writes_every_key(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(output.read_text())
     assert results["R"].keys() == {"calls_per_s", "p50_ms", "p99_ms"}
+    assert results["compiled"] is False
     assert results["fsync_p50_ms"] > 0
     assert results["W1"].keys() == {"p50_ms", "p99_ms"}
     for name in ("W2", "W2_unary"):

@@ -43,8 +43,8 @@ def compile_schema(text: str) -> Any:
     """The validator of a schema's text; raises SchemaInvalid."""
     try:
         schema = decode_json(text)
-    except Unusable as error:
-        raise SchemaInvalid(str(error)) from None
+    except Unusable as unusable:
+        raise SchemaInvalid(str(unusable)) from None
     if not isinstance(schema, dict | bool):
         raise SchemaInvalid(f"is not a JSON Schema: it is {kind_of(schema)}, not an object")
     try:
@@ -85,10 +85,10 @@ class SchemaSet:
             return None
         try:
             self._validator(text).validate(known.value)
-        except Unusable as error:
-            return SchemaViolation("", f"the value {error}")
-        except jsonschema_rs.ValidationError as error:
-            return SchemaViolation(_pointer(error.instance_path), error.message[:1000])
+        except Unusable as unusable:
+            return SchemaViolation("", f"the value {unusable}")
+        except jsonschema_rs.ValidationError as violation:
+            return SchemaViolation(_pointer(violation.instance_path), violation.message[:1000])
         except ValueError as error:
             return SchemaViolation("", str(error)[:1000])
         return None

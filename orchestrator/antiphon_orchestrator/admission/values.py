@@ -48,9 +48,9 @@ def decode_json(text: str) -> object:
         return _decoder.decode(text)
     except RecursionError:
         raise Unusable("is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise Unusable(f"is not JSON: {error.msg.lower()} at {where}") from None
+    except json.JSONDecodeError as wrong:
+        where = f"line {wrong.lineno}, column {wrong.colno}"
+        raise Unusable(f"is not JSON: {wrong.msg.lower()} at {where}") from None
     except ValueError as error:
         raise Unusable(f"is not JSON: {error}") from None
 

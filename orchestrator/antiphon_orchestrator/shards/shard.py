@@ -699,7 +699,8 @@ class Shard:
             first = snapshot.archived_seq + 1
             entry = Entry(run, request_key(submitted), list(snapshot.tail), first, principal_kind(submitted.principal))
             self._remember(entry, seq)
-        elif (entry := self.runs.get(run_id)) is not None:  # type: ignore[assignment]
+        elif run_id in self.runs:
+            entry = self.runs[run_id]
             apply(entry.run, codec.decode(record), record.time)
             entry.records.append(raw)
 

@@ -29,11 +29,16 @@ START = 1_000 * SECOND
 def state_of(run: Run) -> dict[str, Any]:
     """All of a run but its plan and the order of its frontier, which recovery may change."""
 
+    def names_of(kind: Any) -> tuple[str, ...]:
+        # Compiled classes have no __slots__ at run time, but name their attributes all the same.
+        names: tuple[str, ...] = getattr(kind, "__mypyc_attrs__", ()) or kind.__slots__
+        return names
+
     def task_state(task: Task) -> dict[str, Any]:
-        names = [name for name in Task.__slots__ if name not in ("plan", "members")]
+        names = [name for name in names_of(Task) if name not in ("plan", "members")]
         return {name: getattr(task, name) for name in names} | {"members": [task_state(m) for m in task.members]}
 
-    state = {name: getattr(run, name) for name in Run.__slots__ if name not in ("plan", "view", "tasks", "frontier")}
+    state = {name: getattr(run, name) for name in names_of(Run) if name not in ("plan", "view", "tasks", "frontier")}
     return state | {"tasks": [task_state(task) for task in run.tasks], "frontier": sorted(run.frontier)}
 
 

@@ -1,0 +1,80 @@
+"""The hot path as wheels hold it: compiled, and held to the same suites as its source.
+
+mypyc compiles types as facts: a value that is not what an annotation says raises TypeError, where the source would go
+on. The suites that know the most about the compiled modules therefore run once more against the wheel.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RequireTool
+from tools.wheel import ROOT, Wheel, unpacked
+
+PACKAGE = ROOT / "orchestrator/antiphon_orchestrator"
+SUITES = ("tests/unit/engine", "tests/unit/shards", "tests/unit/admission", "tests/simulation")
+# Puts recording tables in the place of the engine's, which compiled code does not look up by name.
+NOT_THESE = ("tests/unit/engine/test_engine_play.py::test_every_row_of_every_table_is_there_for_something",)
+
+
+def modules() -> list[str]:
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    names: list[str] = targets["wheel"]["hooks"]["custom"]["modules"]
+    return names
+
+
+@pytest.fixture(scope="module")
+def wheel(require_tool: RequireTool) -> Wheel:
+    require_tool("gcc", package="gcc")
+    return unpacked()
+
+
+def python(wheel: Wheel, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=wheel.environ(), capture_output=True, text=True, timeout=300
+    )
+
+
+def test_each_listed_module_is_imported_as_compiled_code(wheel: Wheel) -> None:
+    names = [f"antiphon_orchestrator.{name.removesuffix('.py').replace('/', '.')}" for name in modules()]
+    code = "import importlib, sys\nfor name in sys.argv[1:]: print(importlib.import_module(name).__file__)"
+    printed = python(wheel, "-c", code, *names).stdout.split()
+    assert len(printed) == len(names)
+    assert [path for path in printed if path.endswith(".py") or not Path(path).is_relative_to(wheel.folder)] == []
+
+
+def test_the_suites_of_the_hot_path_pass_against_the_wheel(wheel: Wheel) -> None:
+    without = [word for name in NOT_THESE for word in ("--deselect", name)]
+    done = python(wheel, "-m", "pytest", "-q", "-p", "no:cacheprovider", *without, *SUITES)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr
+
+
+def test_the_wheel_leaves_nothing_in_the_checkout(wheel: Wheel) -> None:
+    assert list(PACKAGE.rglob("*.so")) == []
+
+
+def caught(function: ast.AST) -> Iterator[str]:
+    """Names that a function gives to exceptions it catches, once per kind of exception."""
+    kinds = {(node.name, ast.dump(node.type)) for node in ast.walk(function) if _is_named(node)}  # type: ignore[attr-defined]
+    yield from (name for name, _ in kinds)
+
+
+def _is_named(node: ast.AST) -> bool:
+    return isinstance(node, ast.ExceptHandler) and node.name is not None and node.type is not None
+
+
+@pytest.mark.parametrize("module", modules())
+def test_no_name_stands_for_exceptions_of_two_kinds(module: str) -> None:
+    """In compiled code a name has one type per function: the second handler would raise TypeError."""
+    tree = ast.parse((PACKAGE / module).read_text())
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            names = list(caught(function))
+            assert len(names) == len(set(names)), f"{module}: {function.name}"
