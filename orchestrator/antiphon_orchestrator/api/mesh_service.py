@@ -12,6 +12,7 @@ from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon.v1.error_pb2 import ErrorReason
 
 from ..mesh.sessions import Announcer, Sessions
+from ..mesh.writing import messages
 from .call import caller
 from .errors import ApiError
 
@@ -44,7 +45,7 @@ class MeshService(mesh_service_pb2_grpc.MeshServiceServicer):
         reader = asyncio.create_task(read())
         reader.add_done_callback(done)
         try:
-            async for response in session.messages():
+            async for response in messages(session):
                 yield response
         finally:
             reader.cancel()

@@ -168,10 +168,24 @@ class Outcome:
     """What a sidecar, or the absence of one, says of an attempt. `busy` in microseconds."""
 
     state: AttemptState
-    output: bytes = b""
-    failure: Failure | None = None
-    busy: int = 0
-    policy: Any = None
+    output: bytes
+    failure: Failure | None
+    busy: int
+    policy: Any
+
+    def __init__(
+        self,
+        state: AttemptState,
+        output: bytes = b"",
+        failure: Failure | None = None,
+        busy: int = 0,
+        policy: Any = None,
+    ) -> None:
+        self.state = state
+        self.output = output
+        self.failure = failure
+        self.busy = busy
+        self.policy = policy
 
 
 class Verdict:

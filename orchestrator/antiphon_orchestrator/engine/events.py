@@ -2,7 +2,8 @@
 
 Events are plain data. Payloads are serialised antiphon.v1.Payload messages (b"" is null) and stay opaque here;
 `decision` and `policy` are records of other parts that the engine carries without looking at them. Times are integer
-microseconds since 1970: an event is made for every step of every task.
+microseconds since 1970: an event is made for every step of every task. Constructors of what is made that often are
+written out, here and elsewhere: compiled code calls such a one directly, a generated one through the interpreter.
 """
 
 from __future__ import annotations
@@ -57,7 +58,27 @@ class AttemptOffered:
     instance: str
     decision: Any
     epoch: int
-    input: bytes | None = None
+    input: bytes | None
+
+    def __init__(
+        self,
+        task: int,
+        member: int,
+        number: int,
+        agent: str,
+        instance: str,
+        decision: Any,
+        epoch: int,
+        input: bytes | None = None,
+    ) -> None:
+        self.task = task
+        self.member = member
+        self.number = number
+        self.agent = agent
+        self.instance = instance
+        self.decision = decision
+        self.epoch = epoch
+        self.input = input
 
 
 @dataclass(slots=True)
@@ -77,11 +98,33 @@ class AttemptEnded:
     member: int
     number: int
     state: AttemptState
-    output: bytes = b""
-    failure: Failure | None = None
-    busy: int = 0
-    stale: bool = False
-    policy: Any = None
+    output: bytes
+    failure: Failure | None
+    busy: int
+    stale: bool
+    policy: Any
+
+    def __init__(
+        self,
+        task: int,
+        member: int,
+        number: int,
+        state: AttemptState,
+        output: bytes = b"",
+        failure: Failure | None = None,
+        busy: int = 0,
+        stale: bool = False,
+        policy: Any = None,
+    ) -> None:
+        self.task = task
+        self.member = member
+        self.number = number
+        self.state = state
+        self.output = output
+        self.failure = failure
+        self.busy = busy
+        self.stale = stale
+        self.policy = policy
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ settled join stays settled, so the cost of a run is linear in its tasks and edge
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .events import (
@@ -53,12 +53,35 @@ class Attempt:
     decision: Any
     epoch: int
     offer_time: int
-    state: AttemptState = AttemptState.OFFERED
-    failure: Failure | None = None
-    end_time: int = 0
-    busy: int = 0
-    policy: Any = None
-    stale: bool = False
+    state: AttemptState
+    failure: Failure | None
+    end_time: int
+    busy: int
+    policy: Any
+    stale: bool
+
+    def __init__(
+        self,
+        number: int,
+        agent: str,
+        instance: str,
+        decision: Any,
+        epoch: int,
+        offer_time: int,
+        state: AttemptState = AttemptState.OFFERED,
+    ) -> None:
+        self.number = number
+        self.agent = agent
+        self.instance = instance
+        self.decision = decision
+        self.epoch = epoch
+        self.offer_time = offer_time
+        self.state = state
+        self.failure = None
+        self.end_time = 0
+        self.busy = 0
+        self.policy = None
+        self.stale = False
 
 
 @dataclass(slots=True)
@@ -69,21 +92,39 @@ class Task:
     """
 
     plan: TaskPlan
-    member: int = 0
-    state: TaskState = TaskState.PENDING
-    input: bytes = b""
-    output: bytes | None = None
-    failure: Failure | None = None
-    reason: str = ""
-    ready_time: int = 0
-    end_time: int = 0
-    wait_until: int = 0
-    needs_done: int = 0
-    needs_ended: int = 0
-    member_count: int = -1
-    members_open: int = 0
-    members: list[Task] = field(default_factory=list)
-    attempts: list[Attempt] = field(default_factory=list)
+    member: int
+    state: TaskState
+    input: bytes
+    output: bytes | None
+    failure: Failure | None
+    reason: str
+    ready_time: int
+    end_time: int
+    wait_until: int
+    needs_done: int
+    needs_ended: int
+    member_count: int
+    members_open: int
+    members: list[Task]
+    attempts: list[Attempt]
+
+    def __init__(self, plan: TaskPlan, member: int = 0, input: bytes = b"", ready_time: int = 0) -> None:
+        self.plan = plan
+        self.member = member
+        self.state = TaskState.PENDING
+        self.input = input
+        self.output = None
+        self.failure = None
+        self.reason = ""
+        self.ready_time = ready_time
+        self.end_time = 0
+        self.wait_until = 0
+        self.needs_done = 0
+        self.needs_ended = 0
+        self.member_count = -1
+        self.members_open = 0
+        self.members = []
+        self.attempts = []
 
     @property
     def live(self) -> Attempt | None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.v1 import agent_service_pb2
@@ -31,15 +30,17 @@ VERDICTS = {
 }
 
 
-@dataclass(slots=True)
 class PendingOffer:
     """An attempt to write: what is computed late (the remaining time) is computed from these."""
 
-    shard: int
-    epoch: int
-    run: Run
-    task: Task
-    number: int
+    __slots__ = ("epoch", "number", "run", "shard", "task")
+
+    def __init__(self, shard: int, epoch: int, run: Run, task: Task, number: int) -> None:
+        self.shard = shard
+        self.epoch = epoch
+        self.run = run
+        self.task = task
+        self.number = number
 
 
 class Session:
@@ -74,8 +75,8 @@ class Session:
         self._rest: mesh.AttachResponse | None = self._first
         self._wake = asyncio.Event()
         self._wake.set()
-        self._end: BaseException | None = None
-        self._ended = False
+        self.ended = False
+        self.error: BaseException | None = None
 
     @property
     def control(self) -> mesh.AttachResponse:
@@ -108,26 +109,22 @@ class Session:
 
     def end(self, error: BaseException | None = None) -> None:
         """Ends the stream, with an error for the other side if there is one."""
-        if not self._ended:
-            self._ended, self._end = True, error
+        if not self.ended:
+            self.ended, self.error = True, error
             self._wake.set()
 
-    async def messages(self) -> AsyncIterator[mesh.AttachResponse]:
-        """The messages to write, until the session ends."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._rest is not None or self._verdicts or self._offers:
-                if self._ended:
-                    break
-                yield self._next()
-            if self._ended:
-                if self._rest is not None:
-                    # The last word, such as a go-away; offers and verdicts of a stream that ends are void.
-                    yield self._rest
-                if self._end is not None:
-                    raise self._end
-                return
+    async def woken(self) -> None:
+        """Returns once there may be something to write, or the session has ended."""
+        await self._wake.wait()
+        self._wake.clear()
+
+    def next_message(self) -> mesh.AttachResponse | None:
+        """What to write now; None when nothing waits."""
+        if self.ended:
+            # The last word, such as a go-away; offers and verdicts of a stream that ends are void.
+            rest, self._rest = self._rest, None
+            return rest
+        return self._next() if self._rest is not None or self._verdicts or self._offers else None
 
     def _next(self) -> mesh.AttachResponse:
         message, self._rest = self._rest or mesh.AttachResponse(), None

@@ -8,27 +8,24 @@ get the adoption window for it (protocol.md §5).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
-from antiphon.v1 import agent_service_pb2, failure_pb2, registry_pb2
+from antiphon.v1 import agent_service_pb2, registry_pb2
 from antiphon.v1.error_pb2 import ErrorReason
 
 from .. import telemetry
 from ..api.errors import ApiError
 from ..audit import AuditLog
-from ..engine.decide import Outcome
-from ..engine.failure import Failure, FailureKind
 from ..engine.run import Run, Task
-from ..engine.states import AttemptState
 from ..placement.fleet import Fleet, Instance
 from ..policy import PolicyPort, Request
 from ..registry.registry import Conflict, InvalidSchema, Registry
-from ..shards import codec
 from ..shards import inputs as i
 from ..shards.host import Host
+from . import reports
 from .calls import Calls
 from .session import PendingOffer, Session
 from .tokens import AttemptTokens
@@ -248,7 +245,7 @@ class Sessions:
         for page in message.inventories:
             self._inventory(session, page)
         if message.reports:
-            self._reports(session, message.reports)
+            reports.take(session, message.reports, len(self.host.shards), self.host.put)
         for window in message.windows:
             self._window(session, window)
         for call in message.calls:
@@ -271,36 +268,6 @@ class Sessions:
             session.before[page.shard] = frozenset()
             if before:
                 self.host.put(page.shard, i.Inventory(session.incarnation, frozenset(held), before))
-
-    def _reports(self, session: Session, reports: Sequence[mesh.Report]) -> None:
-        put, source, count = self.host.put, session.source, len(self.host.shards)
-        for report in reports:
-            shard = report.shard
-            if shard >= count:
-                raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=f"there is no shard {shard}")
-            kind = report.WhichOneof("kind")
-            if kind == "output":
-                output = report.output
-                output.origin_attempt_id = report.attempt_id
-                for label in output.labels:
-                    label.asserted_by = session.principal
-                outcome = Outcome(AttemptState.SUCCEEDED, output.SerializeToString(), None, report.busy)
-                put(shard, i.Report(session, source, report.attempt_id, outcome))
-            elif kind == "failure":
-                state = (
-                    AttemptState.LOST if report.failure.kind == failure_pb2.FAILURE_KIND_LOST else AttemptState.FAILED
-                )
-                outcome = Outcome(state, b"", codec.get_failure(report.failure), report.busy)
-                put(shard, i.Report(session, source, report.attempt_id, outcome))
-            elif kind == "started":
-                put(shard, i.Started(source, report.attempt_id))
-            elif kind == "returned":
-                reason = mesh.ReturnReason.Name(report.returned.reason).removeprefix("RETURN_REASON_")
-                failure = Failure(FailureKind.TRANSIENT, f"came back before it began: {reason}")
-                outcome = Outcome(AttemptState.RETURNED, b"", failure)
-                put(shard, i.Report(session, source, report.attempt_id, outcome))
-            else:
-                put(shard, i.Progress(source, report.attempt_id, report.progress))
 
     def _window(self, session: Session, window: mesh.Window) -> None:
         instance = self._fleet.window(session.instance_id(window.agent), window.generation, window.slots)

@@ -53,6 +53,12 @@ class Report:
     attempt_id: str
     outcome: Outcome
 
+    def __init__(self, reporter: Reporter, source: str, attempt_id: str, outcome: Outcome) -> None:
+        self.reporter = reporter
+        self.source = source
+        self.attempt_id = attempt_id
+        self.outcome = outcome
+
 
 @dataclass(slots=True)
 class Started:

@@ -1,0 +1,47 @@
+"""What sidecars say of attempts, as inputs of the attempts' shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from antiphon.mesh.v1 import mesh_service_pb2 as mesh
+from antiphon.v1 import failure_pb2
+from antiphon.v1.error_pb2 import ErrorReason
+
+from ..api.errors import ApiError
+from ..engine.decide import Outcome
+from ..engine.failure import Failure, FailureKind
+from ..engine.states import AttemptState
+from ..shards import codec
+from ..shards import inputs as i
+from .session import Session
+
+
+def take(session: Session, reports: Sequence[mesh.Report], shards: int, put: Callable[[int, i.Input], None]) -> None:
+    """Hands each report to its shard. Raises ApiError for a shard beyond the `shards` there are."""
+    source, principal = session.source, session.principal
+    for report in reports:
+        shard, attempt_id = report.shard, report.attempt_id
+        if shard >= shards:
+            raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=f"there is no shard {shard}")
+        kind = report.WhichOneof("kind")
+        if kind == "output":
+            output = report.output
+            output.origin_attempt_id = attempt_id
+            for label in output.labels:
+                label.asserted_by = principal
+            outcome = Outcome(AttemptState.SUCCEEDED, output.SerializeToString(), None, report.busy)
+            put(shard, i.Report(session, source, attempt_id, outcome))
+        elif kind == "failure":
+            lost = report.failure.kind == failure_pb2.FAILURE_KIND_LOST
+            state = AttemptState.LOST if lost else AttemptState.FAILED
+            outcome = Outcome(state, b"", codec.get_failure(report.failure), report.busy)
+            put(shard, i.Report(session, source, attempt_id, outcome))
+        elif kind == "started":
+            put(shard, i.Started(source, attempt_id))
+        elif kind == "returned":
+            reason = mesh.ReturnReason.Name(report.returned.reason).removeprefix("RETURN_REASON_")
+            failure = Failure(FailureKind.TRANSIENT, f"came back before it began: {reason}")
+            put(shard, i.Report(session, source, attempt_id, Outcome(AttemptState.RETURNED, b"", failure)))
+        else:
+            put(shard, i.Progress(source, attempt_id, report.progress))
