@@ -76,8 +76,8 @@ class GraphEvaluator:
         expression = self._tasks[task].when
         try:
             value = True if expression is None else expression.evaluate(self._lookup(view))
-        except Unusable as error:
-            raise EvaluationFailed("when", str(error)) from None
+        except Exception as error:
+            raise _failed("when", error) from error
         if not isinstance(value, bool):
             raise EvaluationFailed("when", f"gives {kind_of(value)}, not true or false")
         return value
@@ -87,8 +87,8 @@ class GraphEvaluator:
         mapping = self._tasks[task].input
         try:
             return b"" if mapping is None else self._render(mapping, view, None, 0)
-        except Unusable as error:
-            raise EvaluationFailed("input", str(error)) from None
+        except Exception as error:
+            raise _failed("input", error) from error
 
     def members(self, task: int, view: View, first: int, limit: int) -> tuple[int, list[bytes]]:
         """Number of members of a fan-out and the inputs of members first … first+limit-1, counted from 1.
@@ -101,13 +101,13 @@ class GraphEvaluator:
         try:
             if items is None:
                 items = self._items(task, view)
-        except Unusable as error:
-            raise EvaluationFailed("for_each", str(error)) from None
+        except Exception as error:
+            raise _failed("for_each", error) from error
         last = min(len(items), first + limit - 1)
         try:
             inputs = [self._member_input(task, view, items, index) for index in range(first - 1, last)]
-        except Unusable as error:
-            raise EvaluationFailed("input", str(error)) from None
+        except Exception as error:
+            raise _failed("input", error) from error
         self._open.pop(key, None)
         if last < len(items):
             if len(self._open) >= MAX_OPEN_LISTS:
@@ -127,8 +127,8 @@ class GraphEvaluator:
                 raise Unusable(f"is larger than {MAX_INLINE_BYTES} bytes; give the graph an output that selects less")
             text = encode_json({id: value for id, (value, _) in found.items()})
             return _payload(inline_bytes(text), self._labels(origins, view, None))
-        except Unusable as error:
-            raise EvaluationFailed("output", str(error)) from None
+        except Exception as error:
+            raise _failed("output", error) from error
 
     def _items(self, task: int, view: View) -> _Items:
         expression = self._tasks[task].for_each
@@ -250,6 +250,14 @@ def _labels_of(payload: Payload, inside: Path) -> Iterable[Label]:
         names = [name.replace("~1", "/").replace("~0", "~") for name in part.pointer.split("/")[1:]]
         if all(name == step for name, step in zip(names, inside, strict=False)):
             yield from part.labels
+
+
+def _failed(field: str, error: Exception) -> EvaluationFailed:
+    """The failure of one task. What is no Unusable is a bug, ours or a library's: the run it befalls fails with it, and
+    not the shard, which would meet the same run again after each restart."""
+    if isinstance(error, Unusable):
+        return EvaluationFailed(field, str(error))
+    return EvaluationFailed(field, f"cannot be evaluated: {type(error).__name__}: {str(error)[:200]}")
 
 
 def _payload(data: bytes, labels: tuple[Label, ...]) -> bytes:

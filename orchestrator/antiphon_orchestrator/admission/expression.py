@@ -99,11 +99,11 @@ class Expression:
             raise ExpressionInvalid([Problem(Code.EXPRESSION, "holds a NUL character")])
         try:
             self._program = _ENVIRONMENT.compile(text)
+            self.result: str = self._program.return_type().name()
         except RuntimeError as error:
             raise ExpressionInvalid(_problems(str(error))) from None
         self._facts: Facts = facts_of(self._program.serialize())
         self.text = text
-        self.result: str = self._program.return_type().name()
         self.pure = self._facts.pure
         # Of a plain chain: its source, and the places in it of what is selected from that.
         self._selections = (
@@ -137,7 +137,12 @@ class Expression:
         kind = result.type()
         if kind == cel.Type.ERROR or kind == cel.Type.UNKNOWN:
             raise Unusable(_STATUS.sub("", str(result.value()))[:500])
-        return _jsonable(result.plain_value())
+        try:
+            return _jsonable(result.plain_value())
+        except RecursionError:
+            raise Unusable("gives a value that is nested too deeply") from None
+        except RuntimeError as error:
+            raise Unusable(_STATUS.sub("", str(error))[:500]) from None
 
     def _bind(self, lookup: Lookup) -> dict[str, object]:
         """Nested maps with what the paths select and nothing else; a field that is missing stays missing."""

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -38,6 +38,10 @@ RESULTS = 256
 
 EVENTS = 512
 """Events in one message of WatchRun."""
+
+MESSAGE_BYTES = 1024 * 1024
+"""Size at which a message of a stream, or a page, is full, whatever its count: with what is added last it stays far
+below the 4 MiB that clients accept."""
 
 ATTEMPTS_EXPLAINED = 20
 
@@ -90,11 +94,13 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                     reader.result()
                     return
         finally:
+            stream.closed = True
             reader.cancel()
 
     async def _batch(self, stream: _SubmitStream) -> api.SubmitRunsResponse:
         response = api.SubmitRunsResponse()
-        for _ in range(min(RESULTS, len(stream.answers))):
+        size = 0
+        while stream.answers and len(response.results) < RESULTS and size < MESSAGE_BYTES:
             request_id, value = stream.answers.popleft()
             result = response.results.add(request_id=request_id)
             try:
@@ -103,6 +109,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 result.run.CopyFrom(await self._answer(value, request_id))
             except ApiError as error:
                 result.error.CopyFrom(error.to_error())
+            size += result.ByteSize()
         stream.answered(len(response.results))
         return response
 
@@ -117,14 +124,17 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         def question(run: Run) -> api.ListTasksResponse:
             response = api.ListTasksResponse()
             last = (-1, 0)
+            bytes_left = MESSAGE_BYTES
             for task in run.all_tasks():
                 place = (task.plan.index, task.member)
                 if place <= after or (states and task.state.value not in states):
                     continue
-                if len(response.tasks) == size:
+                if len(response.tasks) == size or bytes_left <= 0:
                     response.next_page_token = _token(run.run_id, *last)
                     break
-                response.tasks.append(views.task_message(run, task, payloads=request.include_payloads))
+                message = views.task_message(run, task, payloads=request.include_payloads)
+                bytes_left -= message.ByteSize()
+                response.tasks.append(message)
                 last = place
             return response
 
@@ -195,8 +205,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 run = await self._load(request.run_id)
                 self._check_cursor(request, run)
                 records = await self._records(request.run_id, request.cursor)
-                for batch in _batches(records):
-                    yield api.WatchRunResponse(events=[views.event_message(run, raw) for raw in batch])
+                for response in _responses(run, records):
+                    yield response
                 yield api.WatchRunResponse(run=views.run_message(run))
                 return
             first, run = found
@@ -204,10 +214,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 raise _not_found(request.run_id)
             self._check_cursor(request, run)
             if request.cursor + 1 < first:
-                for batch in _batches(
-                    (await self._records(request.run_id, request.cursor))[: first - 1 - request.cursor]
-                ):
-                    yield api.WatchRunResponse(events=[views.event_message(run, raw) for raw in batch])
+                records = await self._records(request.run_id, request.cursor)
+                for response in _responses(run, records[: first - 1 - request.cursor]):
+                    yield response
             async for response in watcher.responses(run):
                 yield response
         finally:
@@ -221,12 +230,12 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         """The answer of a run in the caller's namespace, live or archived."""
         namespace = caller().namespace
 
-        def guarded(run: Run) -> T | ApiError:
+        def guarded(run: Run) -> T | Exception:
             if run.submitted.namespace != namespace:
                 return _not_found(run_id)
             try:
                 return question(run)
-            except ApiError as error:
+            except Exception as error:  # the shard's loop asks; whatever goes wrong is this call's trouble alone
                 return error
 
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -234,7 +243,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         answer = await future
         if answer is None:
             answer = guarded(await self._load(run_id))
-        if isinstance(answer, ApiError):
+        if isinstance(answer, Exception):
             raise answer
         result: T = answer
         return result
@@ -269,6 +278,7 @@ class _SubmitStream:
         self._submissions = submissions
         self.answers: deque[tuple[str, Any]] = deque()
         self.outstanding = 0
+        self.closed = False
         self.wake = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -286,6 +296,8 @@ class _SubmitStream:
         request_id = submission.request_id
 
         def sink(value: Any) -> None:
+            if self.closed:
+                return  # a run that somebody waited for goes on; its answer is not kept for nobody
             self.answers.append((request_id, views.run_message(value) if isinstance(value, Run) else value))
             self.wake.set()
 
@@ -331,11 +343,14 @@ class _Watcher:
             self._wake.clear()
             while self._records or self._progress:
                 response = api.WatchRunResponse()
-                while self._records and len(response.events) < EVENTS:
-                    response.events.append(views.event_message(run, self._records.popleft()))
+                size = 0
+                while self._records and len(response.events) < EVENTS and size < MESSAGE_BYTES:
+                    event = views.event_message(run, self._records.popleft())
+                    size += event.ByteSize()
+                    response.events.append(event)
                 for (task_id, member), progress in self._progress.items():
-                    event = response.events.add(progress=progress)
-                    event.key.task_id, event.key.member = task_id, member
+                    said = response.events.add(progress=progress)
+                    said.key.task_id, said.key.member = task_id, member
                 self._progress.clear()
                 yield response
             if self._ended is not None:
@@ -350,13 +365,26 @@ def _sink(future: asyncio.Future[Any], convert: Callable[[Any], Any]) -> i.Sink:
         if future.done():
             return  # the caller went away
         known = value is None or isinstance(value, str | Exception)
-        future.set_result(value if known else convert(value))
+        try:
+            future.set_result(value if known else convert(value))
+        except Exception as error:  # the shard's loop calls: what cannot be shown is the caller's trouble alone
+            future.set_exception(error)
 
     return sink
 
 
-def _batches(records: list[bytes]) -> list[list[bytes]]:
-    return [records[first : first + EVENTS] for first in range(0, len(records), EVENTS)]
+def _responses(run: Run, records: Iterable[bytes]) -> Iterator[api.WatchRunResponse]:
+    """Archived records in messages of bounded size."""
+    response, size = api.WatchRunResponse(), 0
+    for raw in records:
+        event = views.event_message(run, raw)
+        response.events.append(event)
+        size += event.ByteSize()
+        if len(response.events) == EVENTS or size >= MESSAGE_BYTES:
+            yield response
+            response, size = api.WatchRunResponse(), 0
+    if response.events:
+        yield response
 
 
 def _not_found(run_id: str) -> ApiError:

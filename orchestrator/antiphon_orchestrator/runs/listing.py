@@ -84,8 +84,16 @@ class RunListing:
         for shard in self._host.shards:
             future: asyncio.Future[Any] = loop.create_future()
             futures.append(future)
-            self._host.put(shard.index, i.Survey(question, future.set_result))
+            self._host.put(shard.index, i.Survey(question, _sink(future)))
         return [message for part in await asyncio.gather(*futures) for message in part]
+
+
+def _sink(future: asyncio.Future[Any]) -> i.Sink:
+    def sink(value: Any) -> None:
+        if not future.done():  # else the caller went away
+            future.set_result(value)
+
+    return sink
 
 
 def _fits(run: Run, namespace: str, request: api.ListRunsRequest, before: Key | None) -> bool:

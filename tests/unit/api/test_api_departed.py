@@ -1,0 +1,105 @@
+"""Answers for callers who are gone or slow, or that cannot be shown: the shard that gives them must not notice."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from antiphon.v1 import run_service_pb2 as api
+from antiphon_orchestrator.api import run_service
+from antiphon_orchestrator.archive import SqlArchive
+from antiphon_orchestrator.engine import events as e
+from antiphon_orchestrator.engine.failure import Failure, FailureKind
+from antiphon_orchestrator.engine.run import Run
+from antiphon_orchestrator.engine.states import RunState, TaskState
+from antiphon_orchestrator.runs.listing import RunListing
+from antiphon_orchestrator.shards import codec
+from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards.host import Host
+
+from tests.fakes.plans import Node, payload, plan, submitted
+
+
+class Desk:
+    """Stands for the host: keeps what shards are asked."""
+
+    def __init__(self, shards: int) -> None:
+        self.shards = [SimpleNamespace(index=index) for index in range(shards)]
+        self.asked: list[Any] = []
+        self.all_asked = asyncio.Event()
+
+    def put(self, shard: int, item: i.Input) -> None:
+        self.asked.append(item)
+        if len(self.asked) == len(self.shards):
+            self.all_asked.set()
+
+    async def room(self, shard: int) -> None:
+        """Always."""
+
+
+class EmptyArchive:
+    async def list_runs(self, *_: object) -> tuple[list[object], None]:
+        return [], None
+
+
+async def test_a_listing_whose_caller_left_takes_the_late_answers_of_the_shards() -> None:
+    desk = Desk(3)
+    listing = RunListing(cast(Host, desk), cast(SqlArchive, EmptyArchive()))
+    call = asyncio.create_task(listing.page("demo", api.ListRunsRequest()))
+    await desk.all_asked.wait()
+    desk.asked[0].sink([])
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    for survey in desk.asked[1:]:
+        survey.sink(survey.question([]))
+
+
+def a_run(output: int) -> Run:
+    run = Run("r0000", plan(Node()), submitted("q"), 1)
+    run.state, run.output = RunState.SUCCEEDED, payload("x" * output)
+    return run
+
+
+async def test_what_cannot_be_shown_is_the_callers_trouble() -> None:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    run_service._sink(future, lambda run: 1 / 0)(a_run(1))
+    with pytest.raises(ZeroDivisionError):
+        await future
+
+
+async def test_a_stream_that_is_over_keeps_no_answers() -> None:
+    stream = run_service._SubmitStream(cast(Host, Desk(1)), cast(Any, Immediate()))
+    await stream._submit(api.SubmitRunRequest(request_id="1"), "p", "demo", "")
+    stream.closed = True
+    stream._host.asked[0].sink(a_run(60_000))  # type: ignore[attr-defined]
+    assert not stream.answers
+
+
+async def test_large_answers_come_in_messages_that_clients_accept() -> None:
+    service = run_service.RunService(*[cast(Any, None)] * 5)
+    stream = run_service._SubmitStream(cast(Host, Desk(1)), cast(Any, Immediate()))
+    for number in range(200):
+        stream.outstanding += 1
+        await stream._submit(api.SubmitRunRequest(request_id=str(number)), "p", "demo", "")
+        stream._host.asked[-1].sink(a_run(60_000))  # type: ignore[attr-defined]
+    sizes = []
+    while stream.answers:
+        sizes.append((await service._batch(stream)).ByteSize())
+    assert max(sizes) < 2 << 20 and stream.outstanding == 0
+
+
+def test_watchers_get_messages_that_clients_accept() -> None:
+    run = a_run(1)
+    failure = Failure(FailureKind.PERMANENT, "m" * 4000, cause="c" * 16_000)
+    raw = codec.encode("r0000", 2, 1, e.TaskEnded(0, 0, TaskState.FAILED, failure))
+    responses = [*run_service._responses(run, [raw] * 600)]
+    assert max(response.ByteSize() for response in responses) < 2 << 20
+    assert sum(len(response.events) for response in responses) == 600
+
+
+class Immediate:
+    """Stands for admission: every submission is an input that keeps its sink."""
+
+    async def prepare(self, *arguments: Any) -> tuple[int, Any]:
+        return 0, SimpleNamespace(sink=arguments[-1])
