@@ -1,6 +1,13 @@
-"""Archived runs, rebuilt from their events."""
+"""Archived runs, rebuilt from their events.
+
+An ended run never changes, so the last ones that were read are kept as rebuilt: a run with thousands of tasks is read
+by hundreds of calls, each of which would rebuild it whole. Whether a run is still in the archive is asked every time.
+"""
 
 from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
 
 from antiphon.store.v1 import journal_pb2 as journal
 
@@ -9,11 +16,21 @@ from ..engine.run import Run, apply, start
 from ..shards import codec
 from .catalog import Catalog
 
+KEPT_RECORDS = 32_000
+"""Events of all kept runs together, some 1.5 kB each once applied; a run that has more is rebuilt by every call."""
+
+KEPT_BYTES = 16 << 20
+"""The same in bytes as archived, since payloads make some events large."""
+
+_AT_ONCE = 1_000  # events applied before others get their turn of the event loop
+
 
 class ArchivedRuns:
     def __init__(self, archive: SqlArchive, catalog: Catalog) -> None:
         self._archive = archive
         self._catalog = catalog
+        self._kept = _Kept()
+        self._rebuilding = asyncio.Lock()
 
     async def find(self, run_id: str, namespace: str) -> ArchivedRun | None:
         """The summary of a run in a namespace."""
@@ -21,11 +38,26 @@ class ArchivedRuns:
         return found if found is not None and found.namespace == namespace else None
 
     async def load(self, run_id: str, namespace: str) -> Run | None:
-        """The run as it ended, by its events applied again; None when it is not in the archive."""
-        if await self.find(run_id, namespace) is None:
+        """The run as it ended, by its events applied again; None when it is not in the archive.
+
+        It is shared with other callers: read it only.
+        """
+        summary = await self.find(run_id, namespace)
+        if summary is None:
             return None
+        # One at a time: rebuilding is the event loop's own work, and who waits for the same run finds it here.
+        async with self._rebuilding:
+            run = self._kept.get(summary)
+            if run is None:
+                records = await self.records(run_id, 0)
+                run = await self._rebuild(run_id, records)
+                if run is not None and summary.end_time is not None:
+                    self._kept.put(run, len(records), sum(map(len, records)))
+        return run
+
+    async def _rebuild(self, run_id: str, records: list[bytes]) -> Run | None:
         run: Run | None = None
-        for raw in await self.records(run_id, 0):
+        for number, raw in enumerate(records, 1):
             record = journal.Record.FromString(raw)
             event = codec.decode(record)
             if run is None:
@@ -33,6 +65,8 @@ class ArchivedRuns:
                 run = start(run_id, await self._catalog.plan_of(submitted), submitted, record.time)
             else:
                 apply(run, event, record.time)
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
         return run
 
     async def records(self, run_id: str, after: int) -> list[bytes]:
@@ -44,3 +78,36 @@ class ArchivedRuns:
                     result.append(raw)
                     after = number
         return result
+
+
+class _Kept:
+    """Rebuilt runs, the last used at the end, within the two bounds."""
+
+    def __init__(self) -> None:
+        self._runs: OrderedDict[str, tuple[Run, int, int]] = OrderedDict()
+        self._records = 0
+        self._bytes = 0
+
+    def get(self, summary: ArchivedRun) -> Run | None:
+        """The run, unless the archive has learnt more of it since."""
+        found = self._runs.get(summary.run_id)
+        if found is None or found[0].event_seq < summary.last_event_seq:
+            return None
+        self._runs.move_to_end(summary.run_id)
+        return found[0]
+
+    def put(self, run: Run, records: int, size: int) -> None:
+        """Keep it if it fits at all, in place of those that were not used for longest."""
+        self._forget(run.run_id)
+        if records > KEPT_RECORDS or size > KEPT_BYTES:
+            return
+        self._runs[run.run_id] = (run, records, size)
+        self._records += records
+        self._bytes += size
+        while self._records > KEPT_RECORDS or self._bytes > KEPT_BYTES:
+            self._forget(next(iter(self._runs)))
+
+    def _forget(self, run_id: str) -> None:
+        _, records, size = self._runs.pop(run_id, (None, 0, 0))
+        self._records -= records
+        self._bytes -= size
