@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import jsonschema_rs
 
 from .expression import kind_of
+from .extent import NotMeasured, measure
 from .values import Unusable, Values, decode_json, encode_json
 
 _PATTERNS = jsonschema_rs.RegexOptions(size_limit=1024 * 1024, dfa_size_limit=1024 * 1024)
@@ -47,6 +48,10 @@ def compile_schema(text: str) -> Any:
         raise SchemaInvalid(str(unusable)) from None
     if not isinstance(schema, dict | bool):
         raise SchemaInvalid(f"is not a JSON Schema: it is {kind_of(schema)}, not an object")
+    try:
+        measure(schema)
+    except NotMeasured as error:
+        raise SchemaInvalid(f"is not a JSON Schema: {error}") from None
     try:
         return jsonschema_rs.Draft202012Validator(
             schema, retriever=_refuse, pattern_options=_PATTERNS, validate_formats=False, mask="the value"
@@ -84,7 +89,13 @@ class SchemaSet:
         if known.payload.HasField("blob"):
             return None
         try:
-            self._validator(text).validate(known.value)
+            validator = self._validator(text)
+            # First the answer, which is quick whatever the schema; the reason takes far longer, and is asked for once.
+            if validator.is_valid(known.value):
+                return None
+            if not measure(decode_json(text)).explains:
+                return SchemaViolation("", "the value does not fit the schema, in any of its alternatives")
+            validator.validate(known.value)
         except Unusable as unusable:
             return SchemaViolation("", f"the value {unusable}")
         except jsonschema_rs.ValidationError as violation:
