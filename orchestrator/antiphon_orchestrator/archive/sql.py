@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,7 +112,7 @@ class SqlArchive:
     def _write(self, runs: Sequence[ArchivedRun], chunks: Sequence[EventChunk]) -> None:
         with self._engine.begin() as connection:
             self._upsert_runs.execute(connection, map(_to_row, runs))
-            self._upsert_chunks.execute(connection, map(asdict, chunks))
+            self._upsert_chunks.execute(connection, map(_chunk_row, chunks))
 
     def _get_run(self, run_id: str) -> ArchivedRun | None:
         with self._engine.connect() as connection:
@@ -198,6 +197,15 @@ def _conditions(filter: RunFilter) -> Iterator[ColumnElement[bool]]:
         yield has_label(key, value)
     if filter.text is not None:
         yield contains_text(filter.text)
+
+
+def _chunk_row(chunk: EventChunk) -> dict[str, Any]:
+    return {
+        "run_id": chunk.run_id,
+        "first_seq": chunk.first_seq,
+        "last_seq": chunk.last_seq,
+        "data": chunk.data,
+    }
 
 
 def _to_row(run: ArchivedRun) -> dict[str, Any]:

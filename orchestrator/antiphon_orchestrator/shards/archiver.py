@@ -22,6 +22,9 @@ log = telemetry.logger("archive")
 BATCH = 64
 """Most runs in one write: some milliseconds of the event loop."""
 
+GATHER = 0.02
+"""Seconds in which a write gathers runs when fewer wait: a transaction costs more than they do, and nobody waits."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -70,6 +73,8 @@ class Archiver:
         wait = 0.05
         while True:
             await self._wake.wait()
+            if len(self._pending) < BATCH:
+                await asyncio.sleep(GATHER)
             batch = self._pending[:BATCH]
             try:
                 await self._archive.write([run for _, run, _ in batch], [chunk for _, _, chunk in batch])
