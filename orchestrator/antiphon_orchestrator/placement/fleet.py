@@ -11,8 +11,9 @@ Never: I/O, waiting, or a placement without a policy decision.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import count
 from typing import NamedTuple
 
@@ -133,6 +134,10 @@ class Fleet:
         self._by_capability: dict[tuple[str, str], list[Offered]] = {}
         self._eligible: dict[Need, list[Offered]] = {}
         self._queues: dict[Need, list[Waiter]] = {}
+        # Needs with a queue by what they ask for: a slot that comes free looks at those that its instance can meet.
+        self._asking: dict[tuple[str, str], dict[Need, None]] = {}
+        self._waiting: dict[tuple[str, int, int], tuple[Need, Waiter]] = {}
+        self._left: dict[Need, int] = {}
         self._held: dict[str, int] = {}
         self._suspended: set[tuple[str, str]] = set()
         self._decisions: dict[str, run_pb2.PolicyDecision] = {}
@@ -170,7 +175,7 @@ class Fleet:
             self._by_capability.setdefault((instance.namespace, capability.name), []).append(offered)
         self._instances[instance.instance_id] = instance
         self._eligible.clear()
-        self.pump()
+        self.pump(instance)
 
     def detach(self, instance_id: str) -> Instance | None:
         """Removes an instance; attempts still out to it stay with their runs."""
@@ -183,7 +188,10 @@ class Fleet:
 
     def _forget(self, instance: Instance) -> None:
         for offered in instance.offers:
-            self._by_capability[instance.namespace, offered.name].remove(offered)
+            entries = self._by_capability[instance.namespace, offered.name]
+            entries.remove(offered)
+            if not entries:
+                del self._by_capability[instance.namespace, offered.name]
         self._eligible.clear()
 
     def window(self, instance_id: str, generation: int, slots: int) -> Instance | None:
@@ -192,7 +200,7 @@ class Fleet:
         if instance is None or generation < instance.window_generation:
             return None
         instance.window_generation, instance.slots = generation, slots
-        self.pump()
+        self.pump(instance)
         return instance
 
     def drain(self, instance_id: str) -> None:
@@ -251,7 +259,7 @@ class Fleet:
             instance.completed += 1
             instance.failed += failed
         if self._queues:
-            self.pump()
+            self.pump(instance)
 
     # Choice.
 
@@ -422,7 +430,10 @@ class Fleet:
             result.refusals.add(reason=name, count=number)
         ahead = len(self._queues.get(need, ()))
         if not everything:
-            result.summary = f"nobody offers {need.capability}; start an agent that does"
+            offered_names = [name for (of, name), some in self._by_capability.items() if some and of == need.namespace]
+            near = get_close_matches(Requirement.parse(need.capability).name, offered_names, 1, 0.8)
+            hint = f"did you mean {near[0]}?" if near else "start an agent that does"
+            result.summary = f"nobody offers {need.capability}; {hint}"
         elif refusals.get("no_slot", 0):
             result.summary = f"all fitting agents are busy; {ahead} tasks wait for them"
         else:
@@ -432,30 +443,77 @@ class Fleet:
     # Waiting.
 
     def wait(self, need: Need, priority: int, deadline: int, shard: int, run_id: str, task: int, member: int) -> None:
-        """Puts a task into the queue of its need. A task that no longer wants the slot gives it back when it comes."""
+        """Puts a task into the queue of its need, until a slot comes for it or it leaves."""
+        self.leave(run_id, task, member)
         waiter = Waiter(-priority, deadline, next(self._arrivals), shard, run_id, task, member)
-        heapq.heappush(self._queues.setdefault(need, []), waiter)
+        self._waiting[run_id, task, member] = (need, waiter)
+        queue = self._queues.get(need)
+        if queue is None:
+            queue = self._queues[need] = []
+            self._asking.setdefault(_asked(need), {})[need] = None
+        heapq.heappush(queue, waiter)
 
-    def pump(self) -> None:
-        """Reserves free slots for those who wait, whatever they wait for in their order, and hands them over."""
-        heads = [(queue[0], need) for need, queue in self._queues.items()]
+    def leave(self, run_id: str, task: int, member: int) -> None:
+        """A task that wants no slot any more, if it waited for one: what nobody offers must not be waited for for ever."""
+        found = self._waiting.pop((run_id, task, member), None)
+        if found is None:
+            return
+        need = found[0]
+        queue = self._queues[need]
+        left = self._left[need] = self._left.get(need, 0) + 1
+        if left == len(queue):
+            self._end_queue(need)
+        elif left * 2 > len(queue):
+            # Its place in the heap is not known; clearing up at half costs each one that leaves a constant.
+            self._queues[need] = [waiter for waiter in queue if self._waits(waiter)]
+            heapq.heapify(self._queues[need])
+            del self._left[need]
+
+    def _waits(self, waiter: Waiter) -> bool:
+        found = self._waiting.get((waiter.run_id, waiter.task, waiter.member))
+        return found is not None and found[1] is waiter
+
+    def _end_queue(self, need: Need) -> None:
+        del self._queues[need]
+        self._left.pop(need, None)
+        asking = self._asking[_asked(need)]
+        del asking[need]
+        if not asking:
+            del self._asking[_asked(need)]
+
+    def pump(self, instance: Instance | None = None) -> None:
+        """Reserves free slots for those who wait, whatever they wait for in their order, and hands them over.
+
+        `instance`: the one whose slots came free, None for any.
+        """
+        needs: Iterable[Need] = self._queues
+        if instance is not None:
+            names = {(instance.namespace, offered.name): None for offered in instance.offers}
+            needs = [need for name in names for need in self._asking.get(name, ())]
+        heads = [(self._queues[need][0], need) for need in needs]
         heapq.heapify(heads)
         while heads:
             waiter, need = heads[0]
-            free = [o for o in self._fit(need) if o.instance.slots > o.instance.in_use]
-            if not free:
-                heapq.heappop(heads)
-                continue
-            best = free[0] if len(free) == 1 else min(free, key=Offered.score)
-            best.instance.in_use += 1
+            best: Offered | None = None
+            if self._waits(waiter):
+                free = [o for o in self._fit(need) if o.instance.slots > o.instance.in_use]
+                if not free:
+                    heapq.heappop(heads)
+                    continue
+                best = free[0] if len(free) == 1 else min(free, key=Offered.score)
+                best.instance.in_use += 1
+                del self._waiting[waiter.run_id, waiter.task, waiter.member]
+            else:
+                self._left[need] -= 1
             queue = self._queues[need]
             heapq.heappop(queue)
             if queue:
                 heapq.heapreplace(heads, (queue[0], need))
             else:
                 heapq.heappop(heads)
-                del self._queues[need]
-            self.deliver(waiter, best)
+                self._end_queue(need)
+            if best is not None:
+                self.deliver(waiter, best)
 
     def _fit(self, need: Need) -> list[Offered]:
         eligible = self._eligible.get(need)
@@ -490,3 +548,8 @@ class Fleet:
         if need.max_cost and offered.cost > need.max_cost:
             return "cost"
         return None
+
+
+def _asked(need: Need) -> tuple[str, str]:
+    """Namespace and name of the capability that is asked for."""
+    return need.namespace, need.capability.partition("@")[0]

@@ -205,6 +205,7 @@ class Shard:
             self._set_timer(entry, run.task(event.task, event.member))  # type: ignore[union-attr]
         elif kind is e.TaskEnded:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
+            self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
         elif kind is e.RunEnded:
             self.timers.clear((run.run_id, -1, 0))
             turn.ended.append(entry)

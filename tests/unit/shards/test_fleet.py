@@ -104,6 +104,16 @@ def test_suspended_and_draining_agents_finish_and_take_nothing_new() -> None:
     assert chosen(place(of)) == "s/i/a"
 
 
+def test_a_misspelt_capability_is_told_what_is_offered_now_and_here() -> None:
+    of = fleet()
+    of.attach(instance())
+    assert of.explain(need("text.wrok@1")).summary.endswith("; did you mean text.work?")
+    assert of.explain(need("image.crop@1")).summary.endswith("; start an agent that does")
+    assert "did you mean" not in of.explain(need("text.wrok@1")._replace(namespace="other")).summary
+    of.detach("s/i/a")
+    assert "did you mean" not in of.explain(need("text.wrok@1")).summary
+
+
 def test_other_namespaces_are_not_seen() -> None:
     of = fleet()
     of.attach(instance())
@@ -299,3 +309,45 @@ def test_no_instance_ever_has_more_out_than_its_slots_and_nobody_waits_beside_a_
         for asked in needs:
             waits = asked in of.fleet._queues
             assert not waits or all(o.instance.free <= 0 for o in of.fleet._fit(asked))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32))
+def test_who_leaves_a_queue_is_passed_over_and_nothing_of_it_stays(seed: int) -> None:
+    rng = random.Random(seed)
+    of = Waiting()
+    needs = [need(), need("text.other@1"), need(region="eu")]
+    waiting: dict[str, Need] = {}
+    of.fleet.attach(instance(slots=0, capabilities=("text.work", "text.other"), labels={"region": "eu"}))
+    for generation in range(2, 80):
+        if rng.random() < 0.7 or not waiting:
+            asked = rng.choice(needs)
+            waiting[of.wait(asked, rng.randrange(3))] = asked
+        elif rng.random() < 0.7:
+            run_id = rng.choice(sorted(waiting))
+            del waiting[run_id]
+            of.fleet.leave(run_id, 0, 0)
+        else:
+            of.fleet.window("s/i/a", generation, sum(i.in_use for i in of.fleet.instances()) + rng.randrange(3))
+        for run_id in of.runs:
+            assert waiting.pop(run_id, None) is not None, "it had left"
+        of.given.clear()
+        assert set(of.fleet._queues) == set(waiting.values())
+        assert sum(map(len, of.fleet._queues.values())) <= 2 * len(waiting) + 3
+    for run_id in waiting:
+        of.fleet.leave(run_id, 0, 0)
+    assert not any((of.fleet._queues, of.fleet._asking, of.fleet._waiting, of.fleet._left))
+
+
+def test_a_slot_that_comes_free_looks_only_at_those_it_can_serve() -> None:
+    of = Waiting()
+    of.fleet.attach(instance(slots=1))
+    place(of.fleet)
+    for number in range(50):
+        of.wait(need(f"other.thing{number}@1"))
+    mine = of.wait()
+    looked: list[Need] = []
+    fit = of.fleet._fit
+    of.fleet._fit = lambda asked: looked.append(asked) or fit(asked)  # type: ignore[method-assign,func-returns-value]
+    of.fleet.give_back("s/i/a")
+    assert of.runs == [mine] and set(looked) == {need()}

@@ -15,7 +15,7 @@ from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.shard import REQUEST_KEPT
 from shard_rig import Rig, failed, instance, returned
 
-from tests.fakes.plans import SECOND, Node, payload, plan, retry
+from tests.fakes.plans import CLIENT, SECOND, Node, payload, plan, retry
 
 
 def outcome(text: bytes, *labels: tuple[str, str]) -> Outcome:
@@ -218,3 +218,14 @@ def test_a_new_owner_takes_up_what_was_ready_waits_and_counts_what_is_out() -> N
     running = rig.states("r1").count("RUNNING")
     assert [n.in_use for n in other.fleet.instances()] == [other.states("r1").count("RUNNING")]
     assert other.states("r1").count("RUNNING") >= running
+
+
+def test_a_task_that_nobody_took_or_that_was_cancelled_waits_for_no_slot() -> None:
+    rig = Rig()
+    rig.tell(*[rig.submit(f"r{n}", plan(Node(capability=f"no.one{n}@1", schedule_timeout=SECOND))) for n in range(3)])
+    assert len(rig.fleet._queues) == 3
+    rig.tell(i.Cancel("r0", CLIENT, "enough", lambda answer: None))
+    assert len(rig.fleet._queues) == 2
+    rig.now += 2 * SECOND
+    rig.tell()
+    assert rig.states("r1") == ["FAILED"] and not rig.fleet._queues
