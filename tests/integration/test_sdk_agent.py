@@ -100,7 +100,7 @@ async def test_async_and_plain_functions_answer_and_batches_are_answered_in_batc
 async def test_what_a_handler_raises_chooses_the_kind_of_failure(
     tmp_path: Path, how: str, kind: int, retryable: bool
 ) -> None:
-    async with attached(tmp_path) as (_, line, _process):
+    async with attached(tmp_path) as (_, line, child):
         line.assign(assignment("r/t/0/1", "sample.fail@1", how))
         failure = (await line.result("r/t/0/1")).failure
         assert (failure.kind, failure.retryable) == (kind, retryable)
@@ -110,6 +110,10 @@ async def test_what_a_handler_raises_chooses_the_kind_of_failure(
             assert failure.field == "/name"
         if how == "surprise":
             assert failure.message == "KeyError: 'surprise'" and "raise KeyError(how)" in failure.cause
+            assert child.process.stderr is not None
+            while b"failed: KeyError, at " not in (said := await child.process.stderr.readline()):
+                assert said, "the log does not say where it was raised"
+            assert b"sample_agent.py:" in said and b"surprise" not in said
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from pathlib import Path
 
 from antiphon.v1.agent_service_pb2 import Assignment, CallRequest, CallResponse
 from antiphon.v1.payload_pb2 import Payload
@@ -24,6 +26,7 @@ from ._handler import Handler
 from ._outbox import Outbox
 
 _THREADS = 32
+_PLACES = 3  # of a traceback, in a line of the log
 _log = logging.getLogger("antiphon.agent")
 
 
@@ -174,9 +177,16 @@ class Attempts:
         else:
             if not isinstance(outcome, TaskFailure):
                 # The text may quote the input, so it goes into the record, which has labels, and not into a log.
-                _log.warning("attempt %s failed: %s", attempt_id, type(outcome).__name__)
+                _log.warning("attempt %s failed: %s%s", attempt_id, type(outcome).__name__, _place_of(outcome))
                 _log.debug("attempt %s failed", attempt_id, exc_info=outcome)
             self._outbox.fail(attempt_id, outcome)
         if not self._running and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
+
+
+def _place_of(error: BaseException) -> str:
+    """Where it was raised and how that was reached from the handler: places alone, no values."""
+    own = str(Path(__file__).parent)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
+    return "".join(f", at {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames[-_PLACES:])

@@ -86,7 +86,8 @@ class AntiphonError(Exception):
         """How long to wait before sending the same again; only with the remedy RETRY, and not even always then."""
 
     def __str__(self) -> str:
-        return "; ".join((self.message, *(f"{one.field}: {one.message}" for one in self.violations)))
+        more = (f"{one.field}: {one.message}" for one in self.violations)
+        return "; ".join((self.message, *(text for text in more if text not in self.message)))
 
 
 class RequestError(AntiphonError):
@@ -182,8 +183,8 @@ def from_error_message(error: error_pb2.Error) -> AntiphonError:
     )
 
 
-# What gRPC itself says of a connection that broke: INTERNAL is "Internal error from Core", seen when the server is killed
-# while a stream is written. A server of ours never sends one of these without its ErrorInfo.
+# What gRPC itself says of a connection that broke: INTERNAL is "Internal error from Core", seen when the server is
+# killed while a stream is written. A server of ours never sends one of these without its ErrorInfo.
 _BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
 
 

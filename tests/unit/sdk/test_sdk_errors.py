@@ -94,6 +94,15 @@ def test_stream_items_become_the_same_errors() -> None:
     assert str(error) == "inbox is full; a: b"
 
 
+def test_a_violation_that_the_message_tells_is_not_told_twice() -> None:
+    told, more = (
+        antiphon.FieldViolation("input/name", "is no string"),
+        antiphon.FieldViolation("input/age", "is no number"),
+    )
+    error = antiphon.AntiphonError("the input does not fit at input/name: is no string", violations=[told, more])
+    assert str(error) == "the input does not fit at input/name: is no string; input/age: is no number"
+
+
 def test_failures_are_cut_to_the_limits_of_the_contract() -> None:
     made = failure_of(antiphon.PermanentFailure("x" * 9999, "y" * 999, field="/" + "z" * 9999))
     assert (len(made.message), len(made.code), len(made.field)) == (4096, 128, 1024)

@@ -35,6 +35,8 @@ def _parts(told: ExplainTaskResponse) -> Iterator[RenderableType]:
         yield (
             Text("  attempt ").append_text(attempt_line(attempt)).append(f"  {spell_moment(attempt.offer_time)}", "dim")
         )
+        if attempt.failure.cause:
+            yield Padding(Text(attempt.failure.cause.rstrip(), "dim"), (0, 0, 0, 4), expand=False)
         if attempt.HasField("decision"):
             yield Padding(decision(attempt.decision), (0, 0, 0, 4), expand=False)
     if told.HasField("pending"):
@@ -51,12 +53,14 @@ def decision(made: RoutingDecision) -> RenderableType:
     parts: list[RenderableType] = []
     if made.summary:
         parts.append(Text(made.summary))
-    if made.chosen or made.others:
+    if made.others:
         rows: list[list[RenderableType]] = []
         if made.chosen:
             rows.append([Text(made.chosen, "bold"), f"{made.score:.4f}", "", Text("chosen", "green")])
         rows += [[other.instance, f"{other.score:.4f}", str(other.free_slots), ""] for other in made.others]
         parts.append(output.table(("INSTANCE", ">SCORE, S", ">FREE SLOTS", ""), rows))
+    elif made.chosen:
+        parts.append(Text(f"score {made.score:.4f} s"))
     refused = ", ".join(f"{refusal.count} {refusal.reason}" for refusal in made.refusals)
     offered = f" for {made.capability}" if made.capability else ""
     parts.append(Text(f"{made.considered} considered{offered}{'; refused: ' if refused else ''}{refused}"))
