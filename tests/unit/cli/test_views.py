@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 
 from antiphon.cli.explain_view import explanation
-from antiphon.cli.run_view import MEMBERS_SHOWN, key_of, run_tree, shown_tasks
+from antiphon.cli.run_view import MEMBERS_SHOWN, OUTPUT_SHOWN, key_of, output_line, run_tree, shown_tasks
 from antiphon.cli.watch_view import RunProgress, event_line
 from antiphon.v1.failure_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_PERMANENT, Failure
+from antiphon.v1.payload_pb2 import BlobReference, Payload
 from antiphon.v1.run_pb2 import (
     ATTEMPT_STATE_LOST,
     ATTEMPT_STATE_SUCCEEDED,
@@ -154,6 +155,23 @@ def test_an_explanation_of_a_task_without_attempts_tells_what_placement_says_now
     )
     shown = text_of(explanation(told))
     assert "placement says now" in shown and "0 considered" in shown
+
+
+def test_an_explanation_shows_where_a_handler_raised_and_no_column_of_nothing() -> None:
+    failure = Failure(kind=FAILURE_KIND_PERMANENT, message="KeyError: 'boo'", cause="agent.py, line 16\n")
+    made = RoutingDecision(chosen="edge/7f/odd", score=0.05, considered=1, summary="the only one that fits")
+    told = ExplainTaskResponse(task=Task(key=TaskKey(task_id="t")), attempts=[Attempt(failure=failure, decision=made)])
+    shown = text_of(explanation(told))
+    assert "agent.py, line 16" in shown and "the only one that fits" in shown and "score 0.0500 s" in shown
+    assert "FREE SLOTS" not in shown
+
+
+def test_a_short_output_is_shown_and_of_a_long_one_its_size() -> None:
+    assert text_of(output_line(Payload(inline=b'{\n "a": 1}'))).strip() == 'output  { "a": 1}'
+    assert "1000 bytes of application/json" in text_of(output_line(Payload(inline=b"1" * 1000)))
+    assert "9 bytes of image/png" in text_of(output_line(Payload(inline=b"x" * 9, media_type="image/png")))
+    stored = BlobReference(size=OUTPUT_SHOWN + 1)
+    assert f"{OUTPUT_SHOWN + 1} bytes" in text_of(output_line(Payload(blob=stored)))
 
 
 def test_progress_counts_members_once_however_often_they_change() -> None:

@@ -13,11 +13,14 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ..v1.failure_pb2 import Failure, FailureKind
+from ..v1.payload_pb2 import Payload
 from ..v1.run_pb2 import ATTEMPT_STATE_SUCCEEDED, TASK_STATE_SUCCEEDED, Attempt, Run, Task
 from . import output
 from .text import attempt_state, run_state, spell_between, spell_proto_duration, spell_state, task_state
 
 MEMBERS_SHOWN = 20
+OUTPUT_SHOWN = 400
+"""Bytes of an output that are shown on a line."""
 Attempts = Mapping[tuple[str, int], Sequence[Attempt]]
 """Attempts by task id and member."""
 
@@ -99,6 +102,16 @@ def failure_line(failure: Failure) -> Text:
     field = f" at {failure.field}" if failure.field else ""
     message = " ".join(failure.message.split())
     return Text(f"{kind}{code}{field}: {message}", "red")
+
+
+def output_line(payload: Payload) -> Text:
+    """What a run answered, if it is a short text; of anything else the size and type."""
+    line = Text("output  ", "bold")
+    size = payload.blob.size if payload.HasField("blob") else len(payload.inline)
+    media_type = payload.media_type or "application/json"
+    if size <= OUTPUT_SHOWN and media_type == "application/json":
+        return line.append(" ".join(payload.inline.decode("utf-8", "replace").split()))
+    return line.append(f"{size} bytes of {media_type}", "dim")
 
 
 def _task_line(task: Task, name: str) -> Text:

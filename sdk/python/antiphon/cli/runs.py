@@ -21,7 +21,7 @@ from .following import follow
 from .graphs import read_graph
 from .options import AsJson, PageLimit, ProfileName
 from .problems import FAILED
-from .run_view import Attempts, failure_line, key_of, run_line, run_tree, shown_tasks
+from .run_view import Attempts, failure_line, key_of, output_line, run_line, run_tree, shown_tasks
 from .text import (
     parse_duration,
     parse_labels,
@@ -69,6 +69,8 @@ def submit(
 
     async def work(client: Client) -> tuple[Run, bytes]:
         run = await client.submit(source, value, **options)
+        for warning in run.warnings:
+            output.note(f"warning: {warning}")
         if not wait:
             return run, b""
         run = await follow(client, run.run_id, output.notes(), None)
@@ -93,7 +95,7 @@ def get(
     as_json: AsJson = False,
     profile: ProfileName = None,
 ) -> None:
-    """Show a run as a tree, with attempts and timings."""
+    """Show a run as a tree, with attempts and timings, and its output if that is short."""
     if as_json:
         output.show_json(with_client(profile, lambda client: client.get_run(run_id)))
         return
@@ -107,6 +109,8 @@ def get(
 
     run, tasks, attempts = with_client(profile, work)
     output.show(run_tree(run, tasks, attempts, whole=whole))
+    if run.HasField("output"):
+        output.show(output_line(run.output))
     if len(tasks) == _LARGEST_TREE:
         output.note(f"Only the first {_LARGEST_TREE} tasks are shown.")
 
@@ -220,7 +224,7 @@ def _row(run: Run) -> list[RenderableType]:
         run.run_id,
         f"{run.graph_name}@{run.graph_version}" if run.graph_version else run.graph_name,
         output.state(run_state(run.state)),
-        f"{ended}/{run.totals.total}" if run.totals.total else "",
+        f"{ended}/{run.totals.total}" if run.totals.total else "-",  # lists of archived runs hold no totals
         spell_moment(run.create_time),
         spell_between(run.create_time, run.end_time),
     ]
