@@ -68,6 +68,12 @@ def test_a_sidecar_token_must_say_what_it_allows(command: Command, authority: Au
     assert shown.code == 2 and "--capability" in shown.err
 
 
+def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(command: Command, authority: Authority) -> None:
+    make_profile(authority)
+    shown = command("certs", "token", "--kind", "clint", "--name", "me")
+    assert shown.code == 2 and shown.err.count("\n") == 1 and "sidecar or client or operator" in shown.err
+
+
 def test_an_unreachable_orchestrator_is_one_line(command: Command, authority: Authority) -> None:
     make_profile(authority)
     shown = command("run", "get", "r-1")

@@ -48,6 +48,20 @@ def test_a_missing_profile_is_one_line_with_a_remedy(command: Command) -> None:
     assert shown.err.count("\n") == 1 and "antiphon certs join TOKEN" in shown.err and "Traceback" not in shown.err
 
 
+def test_the_version_is_also_an_option(command: Command) -> None:
+    shown = command("--version")
+    assert shown.code == 0 and shown.out == command("version").out != ""
+
+
+def test_ctrl_c_is_one_line_that_says_what_goes_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("antiphon.cli.runs.with_client", interrupted)
+    shown = command("run", "watch", "r-1")
+    assert shown.code == 130 and shown.err.count("\n") == 1 and "antiphon run list" in shown.err
+
+
 def test_errors_are_json_for_programs(command: Command) -> None:
     shown = command("run", "list", "--json")
     assert shown.code == 2 and shown.out == ""

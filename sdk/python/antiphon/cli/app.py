@@ -11,7 +11,6 @@ from ..command import DELEGATED
 from . import agents, certs, graphs, new, output, runs
 
 app = typer.Typer(
-    help="Antiphon: a gRPC mesh for AI agents in any language.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -39,6 +38,21 @@ app.add_typer(_groups["orchestrator"], name="orchestrator")
 app.add_typer(_groups["sidecar"], name="sidecar")
 app.add_typer(certs.app, name="certs")
 app.add_typer(new.app, name="new")
+
+
+def _version_alone(wanted: bool) -> None:
+    if wanted:
+        show_version()
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    wants_version: Annotated[
+        bool, typer.Option("--version", callback=_version_alone, is_eager=True, help="Print the versions and exit.")
+    ] = False,
+) -> None:
+    """Antiphon: a gRPC mesh for AI agents in any language."""
 
 
 @app.command("version")

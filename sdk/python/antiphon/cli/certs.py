@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import Client, Credentials, Unavailable
+from .. import AccessDenied, Client, Credentials, Unavailable
 from ..v1.identity_service_pb2 import CreateTokenResponse
 from . import output
 from .connection import with_client
@@ -36,6 +36,7 @@ app = typer.Typer(
 
 _EPHEMERAL = timedelta(minutes=5)
 _TRIES = 3
+_KINDS = ("sidecar", "client", "operator")
 
 
 @app.command()
@@ -90,6 +91,8 @@ def token(
 ) -> None:
     """Make a join token: it works once, and binds namespace, name, agents and capabilities."""
     lifetime = parse_duration(ttl)
+    if kind not in _KINDS:
+        raise Problem(f"there are no identities of kind {kind!r}", f"use --kind {' or '.join(_KINDS)}")
     if kind == "sidecar" and not (agent and capability):
         raise Problem("a sidecar's token must say what it allows", "add --agent NAME and --capability PATTERN")
 
@@ -107,7 +110,10 @@ def token(
         return await make(client)
 
     if authority is None:
-        answer = with_client(profile, ask)
+        try:
+            answer = with_client(profile, ask)
+        except AccessDenied as error:
+            raise Problem(str(error), "call as an operator, for example with: --profile operator") from error
     else:
         namespace = namespace or "default"
         answer = asyncio.run(_ask_as_authority(authority, address, ask))

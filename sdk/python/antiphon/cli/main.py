@@ -24,6 +24,8 @@ def main(words: Sequence[str]) -> int:
     try:
         code = app(list(words), prog_name="antiphon", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer swallows a KeyboardInterrupt and returns this
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except TyperException as error:
         return _wrong_usage(error)
