@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return asyncio.run(_run(_config(options)))
-    except (ConfigError, AddressNotFree, PolicyError, StoreError, ArchiveError) as error:
+    except AddressNotFree as error:
+        told = describe(Problem(str(error), "give other ports with --port, or any free ones with --port 0"))
+    except (ConfigError, PolicyError, StoreError, ArchiveError) as error:
         told = describe(Problem(str(error)))
     except Exception as error:  # the last resort: a line for people, and the traceback in a file
         told = describe(error)

@@ -53,11 +53,12 @@ def delegate(words: Sequence[str]) -> int | None:
 def main() -> int:
     """The entry point of the console script."""
     words = sys.argv[1:]
+    if words[:1] not in (["orchestrator"], ["sidecar"]):
+        # gRPC's core writes to stderr what a command says better in one line. Its library reads this once, when loaded.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     code = delegate(words)  # before the import below: that is the point
     if code is not None:
         return code
-    # gRPC's core writes to stderr what a command says better in its one line. Its library reads this once, when loaded.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from antiphon.cli.main import main as command_line
     except ModuleNotFoundError as error:
