@@ -142,7 +142,10 @@ def _default_state(token: JoinToken | None, environ: Mapping[str, str]) -> Path:
         raise IdentityError(
             f"several sidecars have joined from here: give --state {base}/NAME, one of {', '.join(known)}"
         )
-    raise IdentityError("nothing says who this sidecar is; give a join token: --token, or ANTIPHON_TOKEN")
+    raise IdentityError(
+        "nothing says who this sidecar is; give a join token: --token, or ANTIPHON_TOKEN; "
+        "an operator makes one with: antiphon certs token --kind sidecar"
+    )
 
 
 async def establish(place: Place) -> Credential:
