@@ -54,6 +54,7 @@ _ON_FAILURE = {
     for name, number in graph_pb2.OnFailure.items()
     if number != graph_pb2.ON_FAILURE_UNSPECIFIED
 }
+_RETRY = "[{on: [TRANSIENT], max_attempts: 5}]"
 _ALSO_CALLED = {"on": "kinds", "backoff": "initial_backoff"}
 """Fields whose name in the message, and so in a server's mistakes, is another one."""
 
@@ -167,7 +168,7 @@ class _Reader:
             "for_each": self._expression,
             "input": self._json,
             "join": self._join,
-            "retry": lambda node, path: self._list(node, path, self._retry),
+            "retry": lambda node, path: self._list(node, path, self._retry, "a list, such as " + _RETRY),
             "timeout": self._duration,
             "deadline": self._duration,
             "schedule_timeout": self._duration,
@@ -177,7 +178,7 @@ class _Reader:
         }
 
     def _tasks(self, node: Node, path: str) -> list[graph_pb2.GraphTask] | None:
-        tasks = self._list(node, path, self._task)
+        tasks = self._list(node, path, self._task, "a list of tasks, such as - {id: a, capability: text.count@1}")
         if tasks == [] and not node.value:
             self._mistake(path, "value", "a graph needs at least one task")
         return tasks
@@ -271,8 +272,8 @@ class _Reader:
             if name not in given:
                 self._mistake(path, "value", f"the field {name} is missing")
 
-    def _list(self, node: Node, path: str, read: Field) -> list[Any] | None:
-        if not self._enter(node, path, "sequence", "a list, such as [a, b]"):
+    def _list(self, node: Node, path: str, read: Field, wanted: str = "a list, such as [a, b]") -> list[Any] | None:
+        if not self._enter(node, path, "sequence", wanted):
             return None
         values = []
         for place, part in enumerate(node.value):

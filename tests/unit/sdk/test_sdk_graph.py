@@ -197,6 +197,8 @@ input_schema: text
     hints = {one.field: one.message for one in loaded.mistakes}
     assert "did you mean when?" in hints["tasks[0].wen"] and "did you mean version?" in hints["versoin"]
     assert "did you mean TRANSIENT?" in hints["tasks[0].retry[0].on[0]"]
+    (tasks,) = load_graph("{name: a, tasks: {a: {capability: x@1}}}").mistakes
+    assert "- {id: a, capability: text.count@1}" in tasks.message
     assert list(loaded.mistakes) == sorted(loaded.mistakes, key=lambda one: (one.line, one.column))
 
 
