@@ -97,7 +97,15 @@ def test_a_folder_without_packages_is_refused_in_one_line(tmp_path: Path) -> Non
 
 def test_ctrl_c_stops_everything_that_was_started(tmp_path: Path) -> None:
     command = [ANTIPHON, "demo", "--keep", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        # A shell that starts the tests in the background has SIGINT ignored by all of them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert process.stdout is not None
     while "four agents" not in process.stdout.readline():
         assert process.poll() is None

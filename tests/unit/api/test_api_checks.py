@@ -126,7 +126,7 @@ def test_a_certificate_that_is_none_or_foreign_says_why(certify: Certify) -> Non
 @pytest.mark.parametrize("kind", list(Kind))
 @pytest.mark.parametrize("path", [path for path, method in IMAGE.methods.items()])
 def test_kinds_and_listeners_are_what_the_contracts_say(certify: Certify, kind: Kind, path: str) -> None:
-    """Every method with every kind, on the listener with mutual TLS; the request's own rules and policy are set aside."""
+    """Every method with every kind, on the listener with mutual TLS; its own rules and policy are set aside."""
     method, gate = IMAGE.methods[path], checks()
     one = call(path, None, certify(kind))
     expected = method.listener == options_pb2.LISTENER_MUTUAL_TLS and KINDS[kind] in method.kinds
