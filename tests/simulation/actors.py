@@ -17,7 +17,7 @@ from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.engine.states import AttemptState, RunState
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards import payloads
-from antiphon_orchestrator.shards.shard import RequestIdReused
+from antiphon_orchestrator.shards.inputs import RequestIdReused
 from antiphon_sidecar.attempts import Attempt, End
 from antiphon_sidecar.boxes import Link
 from antiphon_sidecar.inflight import Inflight

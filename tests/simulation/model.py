@@ -23,7 +23,8 @@ from antiphon_orchestrator.engine.states import ATTEMPT_LIVE, RunState
 from antiphon_orchestrator.placement.fleet import Fleet, Instance, Offered, Waiter
 from antiphon_orchestrator.policy import CedarPolicies, dev_profile
 from antiphon_orchestrator.shards import inputs as i
-from antiphon_orchestrator.shards.shard import Shard, Turn
+from antiphon_orchestrator.shards.shard import Shard
+from antiphon_orchestrator.shards.turn import Turn
 from antiphon_orchestrator.store.port import MAX_TXN_BYTES
 
 SECOND = 1_000_000
@@ -121,7 +122,7 @@ class Seat:
 
 
 class Archiving:
-    """What waits for the archive; implements shards.shard.Archiver."""
+    """What waits for the archive; implements shards.turn.Archiver."""
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[int, Run, RunState, int, list[bytes]]] = deque()
@@ -131,7 +132,7 @@ class Archiving:
 
 
 class Replica:
-    """One process of an orchestrator. Implements shards.shard.Outbox."""
+    """One process of an orchestrator. Implements shards.turn.Outbox."""
 
     def __init__(self, disk: Disk, plans: dict[str, Plan], rng: random.Random, wall: Callable[[], int]) -> None:
         self.disk = disk

@@ -23,7 +23,7 @@ from ..runs.listing import InvalidToken, RunListing
 from ..runs.submit import Submissions
 from ..shards import inputs as i
 from ..shards.host import Host
-from ..shards.shard import RequestIdReused
+from ..shards.inputs import RequestIdReused
 from .call import caller
 from .errors import ApiError
 

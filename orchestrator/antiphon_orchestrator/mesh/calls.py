@@ -26,7 +26,6 @@ from ..runs.views import put_payload
 from ..shards import codec
 from ..shards import inputs as i
 from ..shards.host import Host
-from ..shards.shard import RequestIdReused
 from .tokens import AttemptTokens
 
 log = telemetry.logger("calls")
@@ -78,7 +77,7 @@ class Calls:
                 self.answer(incarnation, _outcome(call_id, attempt_id, value))
             elif isinstance(value, str):
                 self._queue_late(incarnation, source.partition("/")[0], value, call_id, attempt_id, refuse)
-            elif isinstance(value, RequestIdReused):
+            elif isinstance(value, i.RequestIdReused):
                 refuse(
                     Kind.FAILURE_KIND_INVALID_INPUT, f"call {call_id} was made with other content", "REQUEST_ID_REUSED"
                 )

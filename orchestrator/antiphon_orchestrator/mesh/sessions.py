@@ -59,7 +59,7 @@ class Announcer:
 
 
 class Sessions:
-    """Implements shards.shard.Outbox."""
+    """Implements shards.turn.Outbox."""
 
     def __init__(
         self,

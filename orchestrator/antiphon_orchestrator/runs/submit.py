@@ -20,7 +20,7 @@ from ..policy import PolicyPort, Request
 from ..shards import inputs as i
 from ..shards import payloads
 from ..shards.host import Host
-from ..shards.shard import principal_kind
+from ..shards.turn import principal_kind
 from .catalog import Catalog, GraphNotFound
 from .room import StoreRoom
 

@@ -27,7 +27,8 @@ from . import codec
 from . import inputs as i
 from .archiver import Archiver
 from .log import ShardLog
-from .shard import REQUEST_KEPT, Outbox, Shard
+from .shard import REQUEST_KEPT, Shard
+from .turn import Outbox
 
 log = telemetry.logger("shards")
 

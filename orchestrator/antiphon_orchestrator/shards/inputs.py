@@ -97,6 +97,10 @@ class Call:
     sink: Sink
 
 
+class RequestIdReused(Exception):
+    """The request id was used before with other content."""
+
+
 class CallRefused(Exception):
     """A call that is not made; the text says why. `depth` is set when calls nest too deep."""
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from antiphon.store.v1 import journal_pb2 as journal
 
@@ -29,6 +28,7 @@ from ..placement.fleet import Fleet, Need, Refused
 from . import codec, payloads
 from . import inputs as i
 from .timers import Timers
+from .turn import Archiver, Entry, Outbox, Turn, principal_kind
 
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
@@ -44,61 +44,11 @@ SEGMENT_BYTES = 1280 * 1024
 REQUEST_KEPT = 24 * 3600 * 1_000_000
 """Microseconds a request id is remembered after its run was archived."""
 
-
 REQUESTS_KEPT = 32_768
 """Most request ids of archived runs that one shard remembers; the oldest go first."""
 
-
 MAX_DEPTH = 16
 """Attempts above a call; deeper nesting is a loop more often than a plan."""
-
-
-class RequestIdReused(Exception):
-    """The request id was used before with other content."""
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """A run in memory. `records` are its serialised events from `first_seq` on, those the archive does not have yet."""
-
-    run: Run
-    key: bytes
-    records: list[bytes]
-    first_seq: int
-    principal_kind: str
-    mark: int = -1
-    waiters: list[i.Sink] = field(default_factory=list)
-    watchers: list[i.Watcher] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Turn:
-    """What one turn decided and what has to happen once it is committed."""
-
-    now: int
-    records: list[bytes] = field(default_factory=list)
-    size: int = 0
-    full: bool = False
-    touched: list[Entry] = field(default_factory=list)
-    offers: list[tuple[Entry, Task]] = field(default_factory=list)
-    cancels: list[tuple[str, str, str]] = field(default_factory=list)
-    verdicts: list[tuple[i.Reporter, str, str]] = field(default_factory=list)
-    replies: list[tuple[i.Sink, Callable[[], Any]]] = field(default_factory=list)
-    ended: list[Entry] = field(default_factory=list)
-
-
-class Outbox(Protocol):
-    """The way to sidecars."""
-
-    def offer(self, shard: int, epoch: int, run: Run, task: Task) -> None: ...
-
-    def cancel(self, instance_id: str, attempt_id: str, reason: str) -> None: ...
-
-
-class Archiver(Protocol):
-    """Takes what goes to the archive and answers with an Archived input."""
-
-    def put(self, shard: int, run: Run, key: bytes, first_seq: int, records: Sequence[bytes]) -> None: ...
 
 
 class Shard:
@@ -339,7 +289,7 @@ class Shard:
         if known is not None:
             run_id, digest = known[:2]
             if digest != item.event.request_digest:
-                turn.replies.append((item.sink, lambda: RequestIdReused(item.event.request_id)))
+                turn.replies.append((item.sink, lambda: i.RequestIdReused(item.event.request_id)))
                 return
             entry = self.runs.get(run_id)
             if entry is None:
@@ -742,11 +692,6 @@ class Shard:
     def oldest_pinned(self) -> tuple[str, int] | None:
         """The run that holds the oldest segment, and that segment."""
         return next(iter(self.pinned.items()), None)
-
-
-def principal_kind(principal: str) -> str:
-    """The kind in a SPIFFE id, spiffe://DOMAIN/ns/NAMESPACE/KIND/NAME."""
-    return principal.rsplit("/", 2)[-2]
 
 
 def request_key(submitted: e.RunSubmitted) -> bytes:

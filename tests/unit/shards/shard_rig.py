@@ -18,7 +18,8 @@ from antiphon_orchestrator.placement.fleet import Fleet, Instance, Offered, Wait
 from antiphon_orchestrator.policy import CedarPolicies, dev_profile
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards import payloads
-from antiphon_orchestrator.shards.shard import Shard, Turn
+from antiphon_orchestrator.shards.shard import Shard
+from antiphon_orchestrator.shards.turn import Turn
 
 from tests.fakes.plans import SECOND, payload, submitted
 

@@ -6,7 +6,8 @@ from antiphon.v1 import run_pb2
 from antiphon_orchestrator.engine.plan import OnFailure
 from antiphon_orchestrator.engine.states import RunState
 from antiphon_orchestrator.shards import inputs as i
-from antiphon_orchestrator.shards.shard import MAX_INPUTS, RequestIdReused
+from antiphon_orchestrator.shards.inputs import RequestIdReused
+from antiphon_orchestrator.shards.shard import MAX_INPUTS
 from antiphon_orchestrator.store.port import MAX_TXN_BYTES
 from shard_rig import Rig, instance, returned
 

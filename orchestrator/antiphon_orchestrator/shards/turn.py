@@ -1,0 +1,59 @@
+"""What a shard works with: a run in memory, what a turn decided, and the two ways out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..engine.run import Run, Task
+from . import inputs as i
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A run in memory. `records` are its serialised events from `first_seq` on, those the archive does not have yet."""
+
+    run: Run
+    key: bytes
+    records: list[bytes]
+    first_seq: int
+    principal_kind: str
+    mark: int = -1
+    waiters: list[i.Sink] = field(default_factory=list)
+    watchers: list[i.Watcher] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one turn decided and what has to happen once it is committed."""
+
+    now: int
+    records: list[bytes] = field(default_factory=list)
+    size: int = 0
+    full: bool = False
+    touched: list[Entry] = field(default_factory=list)
+    offers: list[tuple[Entry, Task]] = field(default_factory=list)
+    cancels: list[tuple[str, str, str]] = field(default_factory=list)
+    verdicts: list[tuple[i.Reporter, str, str]] = field(default_factory=list)
+    replies: list[tuple[i.Sink, Callable[[], Any]]] = field(default_factory=list)
+    ended: list[Entry] = field(default_factory=list)
+
+
+class Outbox(Protocol):
+    """The way to sidecars."""
+
+    def offer(self, shard: int, epoch: int, run: Run, task: Task) -> None: ...
+
+    def cancel(self, instance_id: str, attempt_id: str, reason: str) -> None: ...
+
+
+class Archiver(Protocol):
+    """Takes what goes to the archive and answers with an Archived input."""
+
+    def put(self, shard: int, run: Run, key: bytes, first_seq: int, records: Sequence[bytes]) -> None: ...
+
+
+def principal_kind(principal: str) -> str:
+    """The kind in a SPIFFE id, spiffe://DOMAIN/ns/NAMESPACE/KIND/NAME."""
+    return principal.rsplit("/", 2)[-2]
