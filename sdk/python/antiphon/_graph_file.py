@@ -11,7 +11,7 @@
         timeout: 30s
         retry: [{on: [TRANSIENT, LOST], max_attempts: 5, backoff: 1s}]
 
-Judged here: structure, unknown and repeated fields, types, durations, names of enums. What the words mean (CEL,
+Judged here: structure, unknown and repeated fields, types, durations, shapes of names. What the words mean (CEL,
 references, cycles, schemas) is for admission to judge; `positions` lets whoever has its mistakes show their lines.
 No input makes it raise or hang: size, depth and number of nodes (aliases counted each time) are bounded.
 """
@@ -19,6 +19,7 @@ No input makes it raise or hang: size, depth and number of nodes (aliases counte
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,11 @@ _ON_FAILURE = {
     for name, number in graph_pb2.OnFailure.items()
     if number != graph_pb2.ON_FAILURE_UNSPECIFIED
 }
+# As in the rules of antiphon.v1.Graph and GraphTask.
+_GRAPH_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}(\.[a-z0-9_-]{1,63}){0,7}")
+_VERSION = re.compile(r"([0-9]{1,6}(\.[0-9]{1,6}){0,2})?")
+_TASK_ID = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,62}")
+
 _RETRY = "[{on: [TRANSIENT], max_attempts: 5}]"
 _ALSO_CALLED = {"on": "kinds", "backoff": "initial_backoff"}
 """Fields whose name in the message, and so in a server's mistakes, is another one."""
@@ -148,8 +154,8 @@ class _Reader:
 
     def _graph_fields(self) -> dict[str, Field]:
         return {
-            "name": self._text,
-            "version": self._text,
+            "name": lambda node, path: self._shaped(node, path, _GRAPH_NAME, "a lowercase name, such as review or team.review"),
+            "version": lambda node, path: self._shaped(node, path, _VERSION, "a version, such as 1 or 1.2.3"),
             "description": self._text,
             "input_schema": self._schema,
             "tasks": self._tasks,
@@ -160,7 +166,7 @@ class _Reader:
 
     def _task_fields(self) -> dict[str, Field]:
         return {
-            "id": self._text,
+            "id": lambda node, path: self._shaped(node, path, _TASK_ID, "a letter, then letters, digits and _"),
             "description": self._text,
             "capability": self._text,
             "needs": lambda node, path: self._list(node, path, self._text),
@@ -299,6 +305,13 @@ class _Reader:
         text = whole_text(node.value)
         if text is None:
             self._mistake(path, "value", "half of a character (a lone surrogate) is no text")
+        return text
+
+    def _shaped(self, node: Node, path: str, shape: re.Pattern[str], wanted: str) -> str | None:
+        text = self._text(node, path)
+        if text is not None and not shape.fullmatch(text):
+            self._mistake(path, "value", f"{_short(text)} will not do; write {wanted}")
+            return None
         return text
 
     def _expression(self, node: Node, path: str) -> str | None:

@@ -52,6 +52,19 @@ def test_mistakes_of_spelling_have_their_lines(command: Command) -> None:
     assert any(line.startswith("graph.yaml:5:") and "timeout" in line for line in lines)
 
 
+def test_mistakes_of_spelling_hide_none_of_meaning_in_other_tasks(command: Command) -> None:
+    Path("graph.yaml").write_text(CYCLE + "  - {id: c, capability: nope, timeout: soon}\n")
+    shown = command("graph", "validate", "graph.yaml")
+    found = [line.rpartition(" ")[2] for line in shown.out.splitlines()]
+    assert shown.code == 1 and sorted(found) == ["[cycle]", "[unknown_reference]", "[value]"]
+
+
+def test_nothing_is_guessed_of_a_graph_that_lost_a_task(command: Command) -> None:
+    Path("graph.yaml").write_text(CYCLE + "  - nobody\n")
+    shown = command("graph", "validate", "graph.yaml")
+    assert shown.code == 1 and shown.out.count("\n") == 1 and "tasks[2]: write a mapping" in shown.out
+
+
 def test_mistakes_of_meaning_have_their_lines_all_of_them(command: Command) -> None:
     Path("graph.yaml").write_text(CYCLE)
     shown = command("graph", "validate", "graph.yaml")

@@ -199,6 +199,16 @@ input_schema: text
     assert "did you mean TRANSIENT?" in hints["tasks[0].retry[0].on[0]"]
     (tasks,) = load_graph("{name: a, tasks: {a: {capability: x@1}}}").mistakes
     assert "- {id: a, capability: text.count@1}" in tasks.message
+
+
+def test_names_that_a_server_refuses_are_mistakes_of_the_file() -> None:
+    loaded = load_graph("{name: My Review, version: v1, tasks: [{id: a-b, capability: x@1}]}")
+    assert [(one.field, one.code) for one in loaded.mistakes] == [
+        ("name", "value"),
+        ("version", "value"),
+        ("tasks[0].id", "value"),
+    ]
+    assert "'My Review' will not do" in loaded.mistakes[0].message
     assert list(loaded.mistakes) == sorted(loaded.mistakes, key=lambda one: (one.line, one.column))
 
 
