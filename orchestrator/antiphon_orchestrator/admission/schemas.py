@@ -50,8 +50,8 @@ def compile_schema(text: str) -> Any:
         raise SchemaInvalid(f"is not a JSON Schema: it is {kind_of(schema)}, not an object")
     try:
         measure(schema)
-    except NotMeasured as error:
-        raise SchemaInvalid(f"is not a JSON Schema: {error}") from None
+    except NotMeasured as unknown:
+        raise SchemaInvalid(f"is not a JSON Schema: {unknown}") from None
     try:
         return jsonschema_rs.Draft202012Validator(
             schema, retriever=_refuse, pattern_options=_PATTERNS, validate_formats=False, mask="the value"
