@@ -23,7 +23,7 @@ from antiphon.v1 import (
 )
 from antiphon_certs import Authority, JoinToken, Kind, mint, new_key_and_csr
 
-from tests.harness import Ca, Mesh, OrchestratorProcess, Process, SidecarProcess, eventually
+from tests.harness import Ca, Mesh, OrchestratorProcess, Process, SidecarProcess, eventually, journal_of
 from tests.harness.raw import Pem, channel, reason_of
 
 pytest_plugins = ("tests.harness.fixtures",)
@@ -247,6 +247,33 @@ async def test_a_sidecar_cannot_report_for_attempts_of_another(client: Client, m
         stream.cancel()
     gate.touch()
     assert output_of(await client.wait(run.run_id)) == {"t": "released"}
+
+
+@pytest.mark.parametrize("namespace", ["team-a", "team-b"])
+async def test_a_sidecar_cannot_take_the_seat_of_another_that_is_away(
+    client: Client, mesh: Mesh, namespace: str
+) -> None:
+    agent = f"victim-{namespace}"
+    victim = mesh.sidecar(agent, version="7")
+    found = await mesh.attached(client, agent)
+    run = await client.submit(one_task("work.hold@7", str(mesh.path("never"))))
+    await eventually(
+        lambda: sum(e.event == "begun" for e in journal_of(mesh.journal) if e.attempt_id.startswith(run.run_id))
+    )
+    _, incarnation, _ = found.instances[0].instance_id.split("/")
+    mesh.dismiss(victim)
+    pem = mesh.ca.issue(Kind.SIDECAR, "thief", namespace=namespace, agents=["*"], capabilities=["*"])
+    async with channel(mesh.orchestrator.address, pem) as raw:
+        stub: Any = mesh_service_pb2_grpc.MeshServiceStub(raw)
+        stream = stub.Attach()
+        hello = announced("thief", "work.stolen")
+        hello.hello.incarnation, hello.hello.generation = incarnation, 1 << 40
+        await stream.write(hello)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            while isinstance(message := await stream.read(), mesh_service_pb2.AttachResponse):
+                assert not message.offers
+        assert reason_of(refused.value) == "STREAM_REPLACED"
+    await client.cancel(run.run_id)
 
 
 async def test_an_agent_of_a_sidecar_that_offers_too_much_is_told(client: Client, mesh: Mesh) -> None:

@@ -19,6 +19,10 @@ from .errors import ApiError
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+HELLO_TIMEOUT = 10.0
+"""Seconds in which a stream must begin with hello."""
+
+
 class MeshService(mesh_service_pb2_grpc.MeshServiceServicer):
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
@@ -30,7 +34,11 @@ class MeshService(mesh_service_pb2_grpc.MeshServiceServicer):
         announcer = Announcer(
             who.namespace, who.identity.name, who.principal, who.grants.allows_agent, who.grants.allows_capability
         )
-        first = await anext(request_iterator, None)
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT):
+                first = await anext(request_iterator, None)
+        except TimeoutError:
+            first = None
         if first is None or not first.HasField("hello"):
             raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause="the first message must hold hello")
         session = await self._sessions.open(announcer, first.hello)
@@ -38,6 +46,7 @@ class MeshService(mesh_service_pb2_grpc.MeshServiceServicer):
         async def read() -> None:
             async for message in request_iterator:
                 await self._sessions.receive(session, announcer, message)
+                await session.room()
 
         def done(task: asyncio.Task[None]) -> None:
             session.end(None if task.cancelled() else task.exception())

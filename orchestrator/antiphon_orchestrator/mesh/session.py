@@ -2,7 +2,8 @@
 
 Everything is queued here by plain calls and leaves in batches, one message at a time, as soon as the stream is free.
 Within a message and between messages the order of protocol.md §5 holds: claims before offers, verdicts before offers.
-A queue is bounded by what the sidecar was granted: it never has more offers than slots, nor more verdicts than reports.
+No queue grows without bound: there are never more offers than slots, and a sidecar that does not read what it asked for
+is not read either (`room`), until its silence ends the stream.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from .tokens import AttemptTokens
 
 BATCH_ITEMS = 256
 BATCH_BYTES = 1024 * 1024
+
+UNANSWERED = 20_000
+"""Reports without a verdict, and other answers not yet written, at which a sidecar is not read any further."""
 
 VERDICTS = {
     decide.Verdict.ACCEPTED: mesh.VERDICT_KIND_ACCEPTED,
@@ -67,11 +71,16 @@ class Session:
         self.last_seen = now()
         self.since = now()
         self.going_away = False
+        self.unanswered = 0
+        """Reports that were taken in and whose verdicts are not written yet."""
+        self._room = asyncio.Event()
         self._tokens = tokens
         self._now = now
         self._first = mesh.AttachResponse()
         self._verdicts: deque[tuple[str, str]] = deque()
         self._offers: deque[PendingOffer] = deque()
+        self._cancels: deque[tuple[str, str]] = deque()
+        self._call_results: deque[agent_service_pb2.CallResponse] = deque()
         self._rest: mesh.AttachResponse | None = self._first
         self._wake = asyncio.Event()
         self._wake.set()
@@ -100,11 +109,11 @@ class Session:
         self._wake.set()
 
     def cancel(self, attempt_id: str, reason: str) -> None:
-        self.control.cancels.add(attempt_id=attempt_id, reason=reason[:256])
+        self._cancels.append((attempt_id, reason[:256]))
         self._wake.set()
 
     def call_result(self, response: agent_service_pb2.CallResponse) -> None:
-        self.control.call_results.append(response)
+        self._call_results.append(response)
         self._wake.set()
 
     def end(self, error: BaseException | None = None) -> None:
@@ -112,6 +121,18 @@ class Session:
         if not self.ended:
             self.ended, self.error = True, error
             self._wake.set()
+            self._room.set()
+
+    @property
+    def _full(self) -> bool:
+        rest = len(self._rest.window_acks) + len(self._rest.refusals) if self._rest is not None else 0
+        return self.unanswered >= UNANSWERED or len(self._call_results) + rest >= UNANSWERED
+
+    async def room(self) -> None:
+        """Returns once the sidecar may be read on."""
+        while self._full and not self.ended:
+            self._room.clear()
+            await self._room.wait()
 
     async def woken(self) -> None:
         """Returns once there may be something to write, or the session has ended."""
@@ -124,14 +145,24 @@ class Session:
             # The last word, such as a go-away; offers and verdicts of a stream that ends are void.
             rest, self._rest = self._rest, None
             return rest
-        return self._next() if self._rest is not None or self._verdicts or self._offers else None
+        waiting = self._rest is not None or self._verdicts or self._cancels or self._offers or self._call_results
+        return self._next() if waiting else None
 
     def _next(self) -> mesh.AttachResponse:
         message, self._rest = self._rest or mesh.AttachResponse(), None
         for _ in range(min(BATCH_ITEMS, len(self._verdicts))):
             attempt_id, kind = self._verdicts.popleft()
             message.verdicts.add(attempt_id=attempt_id, kind=VERDICTS[kind])
+        self.unanswered -= len(message.verdicts)
+        for _ in range(min(BATCH_ITEMS, len(self._cancels))):
+            attempt_id, reason = self._cancels.popleft()
+            message.cancels.add(attempt_id=attempt_id, reason=reason)
         size = count = 0
+        while self._call_results and size < BATCH_BYTES:
+            result = self._call_results.popleft()
+            size += result.ByteSize() + 8
+            message.call_results.append(result)
+        self._room.set()
         moment = self._now()
         while self._offers and count < BATCH_ITEMS and size < BATCH_BYTES:
             pending = self._offers.popleft()

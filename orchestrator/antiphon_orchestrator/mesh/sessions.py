@@ -25,6 +25,7 @@ from ..policy import PolicyPort, Request
 from ..registry.registry import Conflict, InvalidSchema, Registry
 from ..shards import inputs as i
 from ..shards.host import Host
+from ..shards.payloads import assert_labels
 from . import reports
 from .calls import Calls
 from .session import PendingOffer, Session
@@ -33,6 +34,8 @@ from .tokens import AttemptTokens
 log = telemetry.logger("mesh")
 
 PROTOCOL_VERSION = 1
+
+_RETURN_REASONS = {number: name.removeprefix("RETURN_REASON_") for name, number in mesh.ReturnReason.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +152,10 @@ class Sessions:
             if instance is not None:
                 instances.append(instance)
         # From here on nothing is awaited: the old stream goes and the new one is there in the same step.
+        if self._seat_taken(session):
+            raise ApiError(ErrorReason.ERROR_REASON_STREAM_REPLACED)
         former = self._sessions.get(hello.incarnation)
         if former is not None:
-            if former.generation >= hello.generation:
-                raise ApiError(ErrorReason.ERROR_REASON_STREAM_REPLACED)
             former.end(ApiError(ErrorReason.ERROR_REASON_STREAM_REPLACED))
             self._detach(former)
         self._sessions[session.incarnation] = session
@@ -170,6 +173,16 @@ class Sessions:
         agents = ",".join(agent.name for agent in hello.agents)
         log.info("sidecar_attached", sidecar=who.name, namespace=who.namespace, agent=agents)
         return session
+
+    def _seat_taken(self, session: Session) -> bool:
+        """Whether the incarnation has a newer stream, or is another sidecar's, present or away.
+
+        It is no secret, and whoever holds it is offered its attempts anew, with all that is in them.
+        """
+        former = self._sessions.get(session.incarnation)
+        if former is not None:
+            return former.generation >= session.generation or former.principal != session.principal
+        return any(shard.holders(session.incarnation) - {session.source} for shard in self.host.shards)
 
     async def _admit(
         self,
@@ -249,6 +262,7 @@ class Sessions:
         for window in message.windows:
             self._window(session, window)
         for call in message.calls:
+            assert_labels(call.input, session.principal) if call.HasField("input") else None
             self._calls.make(session.incarnation, session.source, call)
         for change in message.agents:
             await self._agent_changed(session, who, change)

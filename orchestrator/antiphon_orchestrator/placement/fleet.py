@@ -454,7 +454,7 @@ class Fleet:
         heapq.heappush(queue, waiter)
 
     def leave(self, run_id: str, task: int, member: int) -> None:
-        """A task that wants no slot any more, if it waited for one: what nobody offers must not be waited for for ever."""
+        """A task that wants no slot any more, if it waited for one; else what nobody offers is waited for for ever."""
         found = self._waiting.pop((run_id, task, member), None)
         if found is None:
             return

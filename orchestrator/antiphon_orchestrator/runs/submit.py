@@ -68,8 +68,7 @@ class Submissions:
         trace = request.traceparent
         request.traceparent = ""  # another attempt of the same call is another span, and the same submission
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-        for label in request.input.labels:
-            label.asserted_by = principal
+        payloads.assert_labels(request.input, principal)
         payload = request.input.SerializeToString() if request.HasField("input") else b""
         await self._check_input(request, namespace, payload, input_schema)
         inline = request.inline if request.HasField("inline") else None

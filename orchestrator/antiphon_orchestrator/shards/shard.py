@@ -399,6 +399,9 @@ class Shard:
         # The same call of another attempt of the task is the same run: what was done is not done again.
         request_id = f"{decide.idempotency_key(run.run_id, task)}#{item.call_id}"
         submitted = run.submitted
+        given = item.input
+        if self._fleet.labels(task.input):  # what the caller knows it knows from its own input
+            given = payloads.inherit_labels(task.input, given)
         event = e.RunSubmitted(
             submitted.namespace,
             submitted.principal,
@@ -407,7 +410,7 @@ class Shard:
             item.plan.name,
             "",
             item.graph,
-            item.input,
+            given,
             {},
             deadline,
             submitted.priority,
@@ -463,6 +466,14 @@ class Shard:
             for task in entry.run.all_tasks()
             if (live := task.live) is not None and live.instance.split("/")[1] == incarnation
         ]
+
+    def holders(self, incarnation: str) -> set[str]:
+        """NAMESPACE/SIDECAR of whoever has attempts under an incarnation: one, unless somebody claims another's."""
+        return {
+            f"{entry.run.submitted.namespace}/{live.instance.partition('/')[0]}"
+            for entry, task in self.live_on(incarnation)
+            if (live := task.live) is not None
+        }
 
     def live_ids(self, incarnation: str) -> frozenset[str]:
         """The attempts that are out to a sidecar whose stream begins now; its inventory will say which it holds."""

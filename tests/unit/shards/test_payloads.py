@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from antiphon.v1 import payload_pb2
-from antiphon_orchestrator.shards.payloads import inherit_labels, request_key
+from antiphon_orchestrator.shards.payloads import assert_labels, inherit_labels, request_key
 
 
 def labelled(*pairs: tuple[str, str], fields: tuple[tuple[str, str], ...] = ()) -> bytes:
@@ -39,3 +39,11 @@ def test_a_request_key_tells_callers_and_ids_apart() -> None:
     assert len(keys) == 4
     assert {len(key) for key in keys} == {16}
     assert request_key("a", "b") in keys
+
+
+def test_every_label_says_who_says_so_whatever_the_sender_wrote() -> None:
+    payload = payload_pb2.Payload.FromString(labelled(("pii", ""), fields=(("secret", "key"),)))
+    for label in (payload.labels[0], payload.field_labels[0].labels[0]):
+        label.asserted_by = "somebody important"
+    assert_labels(payload, "me")
+    assert payload.labels[0].asserted_by == payload.field_labels[0].labels[0].asserted_by == "me"

@@ -13,7 +13,7 @@ from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.engine.states import AttemptState, RunState
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.shard import REQUEST_KEPT
-from shard_rig import Rig, failed, instance, returned
+from shard_rig import SOURCE, Rig, failed, instance, returned
 
 from tests.fakes.plans import CLIENT, SECOND, Node, payload, plan, retry
 
@@ -229,3 +229,13 @@ def test_a_task_that_nobody_took_or_that_was_cancelled_waits_for_no_slot() -> No
     rig.now += 2 * SECOND
     rig.tell()
     assert rig.states("r1") == ["FAILED"] and not rig.fleet._queues
+
+
+def test_what_an_agent_hands_on_in_a_call_carries_the_labels_of_what_it_was_given() -> None:
+    rig, of = Rig(), plan(Node(input=payload("name", "pii")))
+    rig.fleet.attach(instance(slots=2, clearance=["pii"]))
+    rig.tell(rig.submit("r1", of))
+    call = i.Call(SOURCE, "r1/t0/0/1", "c", "r2", plan(Node()), None, b"digest", payload("name"), None, lambda _: None)
+    rig.tell(call)
+    given = payload_pb2.Payload.FromString(rig.run("r2").submitted.input)
+    assert [label.key for label in given.labels] == ["pii"]

@@ -1,0 +1,70 @@
+"""What waits for a sidecar: in messages that it accepts, and never more than it leaves unread."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from antiphon.v1 import agent_service_pb2
+from antiphon_orchestrator.engine.decide import Verdict
+from antiphon_orchestrator.mesh import session as module
+from antiphon_orchestrator.mesh.session import Session
+from antiphon_orchestrator.mesh.tokens import AttemptTokens
+
+MOST = 4 << 20
+
+
+def session() -> Session:
+    made = Session("demo", "s", "spiffe://d/ns/demo/sidecar/s", "i", 1, AttemptTokens(b"key"), lambda: 1)
+    made.next_message()
+    return made
+
+
+def sizes(of: Session) -> list[int]:
+    found = []
+    while (message := of.next_message()) is not None:
+        found.append(message.ByteSize())
+    return found
+
+
+def test_many_cancels_and_large_answers_leave_in_messages_that_are_accepted() -> None:
+    one = session()
+    for number in range(20_000):
+        one.cancel("r" * 300 + str(number), "x" * 300)
+    for number in range(200):
+        response = agent_service_pb2.CallResponse(call_id=str(number))
+        response.output.inline = b"x" * 65_536
+        one.call_result(response)
+    assert max(sizes(one)) < MOST
+
+
+@pytest.mark.parametrize("flood", ["reports", "windows", "calls"])
+async def test_a_sidecar_that_does_not_read_is_not_read(flood: str) -> None:
+    one = session()
+    for number in range(module.UNANSWERED):
+        if flood == "reports":
+            one.unanswered += 1
+            one.verdict(f"r/{number}", Verdict.GONE)
+        elif flood == "windows":
+            one.control.window_acks.add(agent="a")
+        else:
+            one.call_result(agent_service_pb2.CallResponse())
+    reading = asyncio.create_task(one.room())
+    await asyncio.sleep(0)
+    assert not reading.done()
+    one.next_message()
+    async with asyncio.timeout(5):
+        await reading
+    while one.next_message() is not None:
+        pass
+    assert one.unanswered == 0
+
+
+async def test_a_stream_that_ends_waits_for_no_room() -> None:
+    one = session()
+    one.unanswered = module.UNANSWERED
+    reading = asyncio.create_task(one.room())
+    await asyncio.sleep(0)
+    one.end()
+    async with asyncio.timeout(5):
+        await reading
