@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.v1 import agent_service_pb2
+from antiphon_orchestrator.api.image import Image
 from antiphon_orchestrator.engine.decide import Verdict
 from antiphon_orchestrator.mesh import session as module
 from antiphon_orchestrator.mesh.session import Session
@@ -68,3 +70,9 @@ async def test_a_stream_that_ends_waits_for_no_room() -> None:
     one.end()
     async with asyncio.timeout(5):
         await reading
+
+
+def test_a_newer_sidecar_may_return_an_attempt_for_a_reason_that_is_not_known_here() -> None:
+    image, request = Image.load(), mesh.AttachRequest()
+    request.reports.add(attempt_id="r/t/0/1").returned.reason = 99  # type: ignore[assignment]
+    image.check(image.methods["/antiphon.mesh.v1.MeshService/Attach"], request.SerializeToString())

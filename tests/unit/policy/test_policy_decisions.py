@@ -84,14 +84,19 @@ def test_a_policy_that_cannot_be_evaluated_denies_although_cedar_would_allow(eff
 
 
 def test_obligations_of_all_deciding_permits_are_carried_once() -> None:
-    redact = '@obligation("redact") @fields("phone, email")'
     text = PERMIT_SUBMIT + "".join(
-        f'@id("{name}") {demand} permit(principal, action == Action::"submit", resource);'
-        for name, demand in (("a", redact), ("b", redact), ("c", '@obligation("log")'))
+        f'@id("{name}") @obligation("log") permit(principal, action == Action::"submit", resource);' for name in "abc"
     )
     decision = decide(text, submit())
-    assert decision.obligations == (Obligation("log"), Obligation("redact", ("phone", "email")))
+    assert decision.obligations == (Obligation("log"),)
     assert decision.policies == ("a", "b", "base", "c")
+
+
+def test_a_permit_that_demands_redaction_permits_nothing_while_nobody_redacts() -> None:
+    redact = '@id("r") @obligation("redact") @fields("phone") permit(principal, action == Action::"submit", resource);'
+    decision = decide(PERMIT_SUBMIT + redact, submit())
+    assert not decision.allowed and decision.obligations == ()
+    assert decision.reason.startswith("denied: policy r demands 'redact', which this version cannot carry out")
 
 
 def test_an_obligation_of_a_permit_that_did_not_match_is_not_carried() -> None:

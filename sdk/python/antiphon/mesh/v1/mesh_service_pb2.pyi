@@ -577,7 +577,7 @@ class Returned(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: Global___ReturnReason.ValueType
-    """Why."""
+    """Why; one that is not known is that of a newer sidecar."""
     def __init__(
         self,
         *,
