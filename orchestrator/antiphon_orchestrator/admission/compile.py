@@ -38,6 +38,14 @@ DEFAULT_RETRY = (
 )
 
 
+MOST_MISTAKES = 200
+"""Mistakes after which a graph is looked at no further: more help nobody, and finding them is work for others to wait."""
+
+
+class _Enough(Exception):
+    """So many mistakes were found."""
+
+
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """An admitted graph. Warnings are things that will work but deserve a look."""
@@ -80,6 +88,12 @@ class _Compiler:
         self._drafts = [_Draft() for _ in graph.tasks]
 
     def compile(self) -> Compiled:
+        try:
+            return self._compile()
+        except _Enough:
+            raise GraphInvalid(self._mistakes) from None
+
+    def _compile(self) -> Compiled:
         schema = self._check_schema()
         self._check_ids()
         self._names = Names({task.id: bool(task.for_each) for task in self._graph.tasks}, schema)
@@ -97,6 +111,8 @@ class _Compiler:
         mistake = Mistake(field, message, code)
         if mistake not in self._mistakes:
             self._mistakes.append(mistake)
+        if len(self._mistakes) >= MOST_MISTAKES:
+            raise _Enough
 
     # -- the graph itself --------------------------------------------------------------------------------------------
 

@@ -8,6 +8,10 @@ from difflib import get_close_matches
 from enum import StrEnum
 
 
+MOST_COMPARED = 100
+"""Names that are looked through for the one that was meant."""
+
+
 class Code(StrEnum):
     """Stable codes, as antiphon.v1.GraphMistake lists them."""
 
@@ -40,5 +44,7 @@ class GraphInvalid(Exception):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence that names the nearest known word; empty when none is near."""
-    near = get_close_matches(word, list(known), n=1)
+    # Comparing takes far longer than looking at lengths; a word that differs by more is seldom meant.
+    candidates = [name for name in known if abs(len(name) - len(word)) <= 4][:MOST_COMPARED]
+    near = get_close_matches(word, candidates, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

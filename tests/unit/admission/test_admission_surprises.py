@@ -1,10 +1,13 @@
 """What no rule foresees fails the task that asks for it: an exception of another kind would end the shard's loop, and
 again after each restart, since the run is still there."""
 
+import time
+
 import pytest
 from admission_views import RunView, graph, task
 from antiphon.v1.payload_pb2 import Payload
 from antiphon_orchestrator.admission import GraphInvalid, compile_graph
+from antiphon_orchestrator.admission.compile import MOST_MISTAKES
 from antiphon_orchestrator.admission.expression import Expression
 from antiphon_orchestrator.engine.plan import EvaluationFailed
 
@@ -45,3 +48,12 @@ def test_an_exception_of_any_kind_fails_the_task(monkeypatch: pytest.MonkeyPatch
     ):
         with pytest.raises(EvaluationFailed, match="OverflowError"):
             ask()
+
+
+def test_a_graph_full_of_mistakes_is_given_up_in_time() -> None:
+    tasks = [task(f"t{n}", needs=[f"unknown{k}" for k in range(50)]) for n in range(1000)]
+    begun = time.process_time()
+    with pytest.raises(GraphInvalid) as refused:
+        compile_graph(graph(*tasks))
+    assert len(refused.value.mistakes) == MOST_MISTAKES
+    assert time.process_time() - begun < 5  # all 50,000, each with a hint, take a quarter of an hour
