@@ -39,7 +39,7 @@ DEFAULT_RETRY = (
 
 
 MOST_MISTAKES = 200
-"""Mistakes after which a graph is looked at no further: more help nobody, and finding them is work for others to wait."""
+"""Mistakes after which a graph is looked at no further: more help nobody, and others wait while they are found."""
 
 
 class _Enough(Exception):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 
-
 MOST_COMPARED = 100
 """Names that are looked through for the one that was meant."""
 

@@ -66,7 +66,16 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         if self._host.full(shard):
             raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="the shard's inbox")
         self._host.put(shard, item)
-        return api.SubmitRunResponse(run=await self._answer(await future, request_id))
+        value = await self._answered(future, shard, i.Leave("", item.key, item.sink))
+        return api.SubmitRunResponse(run=await self._answer(value, request_id))
+
+    async def _answered(self, future: asyncio.Future[Any], shard: int, leave: i.Leave) -> Any:
+        """What a run's shard answers, at the run's end perhaps; a caller who goes before that leaves nothing behind."""
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._host.put(shard, leave)
+            raise
 
     async def _answer(self, value: Any, request_id: str) -> run_pb2.Run:
         """What a shard says of a submission: the run, its id when it is archived, or a refusal."""
@@ -172,9 +181,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     async def CancelRun(self, request: api.CancelRunRequest, context: Context) -> api.CancelRunResponse:
         await self._ask(request.run_id, lambda run: True)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        shard = self._shard(request.run_id)
         item = i.Cancel(request.run_id, caller().principal, request.reason, _sink(future, views.run_message))
-        self._host.put(self._shard(request.run_id), item)
-        message = await future
+        self._host.put(shard, item)
+        message = await self._answered(future, shard, i.Leave(request.run_id, b"", item.sink))
         if message is None:
             message = views.run_message(await self._load(request.run_id))
         return api.CancelRunResponse(run=message)

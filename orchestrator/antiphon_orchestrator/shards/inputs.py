@@ -175,6 +175,15 @@ class Unwatch:
 
 
 @dataclass(slots=True)
+class Leave:
+    """Nobody waits at this sink any more. The run is named by its id, or by the key of its request."""
+
+    run_id: str
+    key: bytes
+    sink: Sink
+
+
+@dataclass(slots=True)
 class Archived:
     """Events of these runs up to the given numbers are in the archive."""
 
@@ -195,5 +204,6 @@ Input: TypeAlias = (
     | Survey
     | Watch
     | Unwatch
+    | Leave
     | Archived
 )

@@ -91,6 +91,7 @@ class Shard:
             i.Survey: self._survey,
             i.Watch: self._watch,
             i.Unwatch: self._unwatch,
+            i.Leave: self._leave,
             i.Archived: self._archived,
         }
 
@@ -560,8 +561,21 @@ class Shard:
 
     def _unwatch(self, turn: Turn, item: i.Unwatch) -> None:
         entry = self.runs.get(item.run_id)
-        if entry is not None and item.watcher in entry.watchers:
-            entry.watchers.remove(item.watcher)
+        if entry is None:
+            return
+
+        def end() -> None:
+            if item.watcher in entry.watchers:
+                entry.watchers.remove(item.watcher)
+
+        # At release, as watching begins: both may come in one turn.
+        turn.replies.append((lambda _: None, end))
+
+    def _leave(self, turn: Turn, item: i.Leave) -> None:
+        run_id = item.run_id or self.requests.get(item.key, ("", b""))[0]
+        entry = self.runs.get(run_id)
+        if entry is not None and item.sink in entry.waiters:
+            entry.waiters.remove(item.sink)
 
     def _archived(self, turn: Turn, item: i.Archived) -> None:
         left = dict(item.upto)

@@ -103,3 +103,16 @@ class Immediate:
 
     async def prepare(self, *arguments: Any) -> tuple[int, Any]:
         return 0, SimpleNamespace(sink=arguments[-1])
+
+
+async def test_a_caller_who_leaves_before_the_end_of_a_run_tells_the_shard() -> None:
+    desk = Desk(1)
+    service = run_service.RunService(cast(Host, desk), *[cast(Any, None)] * 4)
+    leave = i.Leave("r0000", b"", lambda answer: None)
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    call = asyncio.create_task(service._answered(future, 0, leave))
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert desk.asked == [leave]

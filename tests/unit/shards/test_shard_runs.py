@@ -239,3 +239,28 @@ def test_what_an_agent_hands_on_in_a_call_carries_the_labels_of_what_it_was_give
     rig.tell(call)
     given = payload_pb2.Payload.FromString(rig.run("r2").submitted.input)
     assert [label.key for label in given.labels] == ["pii"]
+
+
+def test_whoever_waited_for_a_run_and_left_is_forgotten() -> None:
+    rig, of = Rig(), plan(Node())
+    sinks = [lambda answer: None for _ in range(3)]
+    submits = [rig.submit("r1", of, sink, wait=True) for sink in sinks]
+    rig.tell(*submits)
+    waiters = rig.shard.runs["r1"].waiters
+    assert waiters == sinks
+    rig.tell(i.Leave("", submits[1].key, sinks[1]), i.Leave("r1", b"", sinks[0]), i.Leave("", b"unknown", sinks[2]))
+    assert waiters == sinks[2:]
+
+
+def test_a_watcher_that_comes_and_goes_within_one_turn_does_not_stay() -> None:
+    class Nobody:
+        def records(self, records: list[bytes]) -> None: ...
+
+        def progress(self, task_id: str, member: int, progress: Any) -> None: ...
+
+        def ended(self, run: Run) -> None: ...
+
+    rig, watcher = Rig(), Nobody()
+    rig.tell(rig.submit("r1", plan(Node())))
+    rig.tell(i.Watch("r1", 0, watcher, lambda found: None), i.Unwatch("r1", watcher))
+    assert rig.shard.runs["r1"].watchers == []
