@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(_run(_config(options)))
     except AddressNotFree as error:
-        told = describe(Problem(str(error), "give other ports with --port, or any free ones with --port 0"))
+        cause = str(error).partition(";")[0]
+        told = describe(Problem(cause, "give other ports with --port, or any free ones with --port 0"))
     except (ConfigError, PolicyError, StoreError, ArchiveError) as error:
         told = describe(Problem(str(error)))
     except Exception as error:  # the last resort: a line for people, and the traceback in a file

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def test_the_client_may_not_do_what_is_an_operators(tmp_path: Path) -> None:
     home = tmp_path / "home"
     words = ("certs", "token", "--kind", "client", "--name", "x")
     with dev(home):
-        antiphon(home, *words, code=1)
+        assert "--profile operator" in antiphon(home, *words, code=1).stderr
         assert antiphon(home, *words, "--profile", "operator").stdout.startswith("antiphon1.")
 
 
@@ -69,6 +70,13 @@ def test_a_data_folder_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
     with dev(home):
         said = antiphon(home, "dev", "--port", "0", code=2).stderr
     assert said.count("\n") == 1 and "another process has the store" in said
+
+
+def test_a_port_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = antiphon(tmp_path / "home", "dev", "--port", str(port), code=2).stderr
+    assert said.count("\n") == 1 and f"127.0.0.1:{port}; give other ports with --port" in said
 
 
 def test_a_profile_of_another_mesh_is_left_alone(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from .identity import join as join_mesh
 from .identity import renew as renew_certificate
 from .identity import require_certs
 from .options import AsJson, ProfileName
-from .problems import Problem
+from .problems import FAILED, Problem
 from .text import parse_duration, spell_duration, spell_moment
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def token(
         try:
             answer = with_client(profile, ask)
         except AccessDenied as error:
-            raise Problem(str(error), "call as an operator, for example with: --profile operator") from error
+            remedy = "call as an operator, for example with: --profile operator"
+            raise Problem(str(error), remedy, exit_code=FAILED) from error
     else:
         namespace = namespace or "default"
         answer = asyncio.run(_ask_as_authority(authority, address, ask))
