@@ -154,7 +154,9 @@ class _Reader:
 
     def _graph_fields(self) -> dict[str, Field]:
         return {
-            "name": lambda node, path: self._shaped(node, path, _GRAPH_NAME, "a lowercase name, such as review or team.review"),
+            "name": lambda node, path: self._shaped(
+                node, path, _GRAPH_NAME, "a lowercase name, such as review or team.review"
+            ),
             "version": lambda node, path: self._shaped(node, path, _VERSION, "a version, such as 1 or 1.2.3"),
             "description": self._text,
             "input_schema": self._schema,
