@@ -35,6 +35,12 @@ log = telemetry.logger("mesh")
 
 PROTOCOL_VERSION = 1
 
+_TICK = 0.25
+"""Seconds between two looks at who is absent."""
+
+_STALL = 1_000_000
+"""Microseconds by which a look may be late before they count as a stall, or as a clock that was set."""
+
 _RETURN_REASONS = {number: name.removeprefix("RETURN_REASON_") for name, number in mesh.ReturnReason.items()}
 
 
@@ -336,9 +342,12 @@ class Sessions:
     async def run(self) -> None:
         """Looks after streams once a second, and after absences four times as often."""
         ticks = 0
+        moment = self._now()
         while True:
-            await asyncio.sleep(0.25)
-            moment = self._now()
+            await asyncio.sleep(_TICK)
+            before, moment = moment, self._now()
+            if abs(gap := moment - before - int(_TICK * 1e6)) > _STALL:
+                self.extend(gap)
             if self._adopting_until and (moment >= self._adopting_until or not self._absent):
                 self._adopting_until = 0
                 self.host.release_timers()
@@ -351,6 +360,17 @@ class Sessions:
             if ticks % 4 == 0:
                 for session in list(self._sessions.values()):
                     self._look_after(session, moment)
+
+    def extend(self, gap: int) -> None:
+        """Moves every deadline of sidecars by the time, in microseconds, that this process did not live through.
+
+        It stood still, or its clock was set: neither says that a sidecar was silent, or away for so long.
+        """
+        for session in self._sessions.values():
+            session.last_seen += gap
+            session.since += gap
+        self._absent = {incarnation: until + gap for incarnation, until in self._absent.items()}
+        self._adopting_until += gap if self._adopting_until else 0
 
     def _look_after(self, session: Session, moment: int) -> None:
         settings = self.settings
