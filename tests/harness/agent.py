@@ -96,9 +96,9 @@ async def who(value: Any, ctx: TaskContext) -> dict[str, Any]:
 
 @offers("work.hold")
 async def hold(gate: str, ctx: TaskContext) -> str:
-    """Works until a file is there."""
-    ctx.progress(0.5, "holding")
-    while not Path(gate).exists():  # noqa: ASYNC110, ASYNC240 - another process makes it
+    """Works until a file is there, and says so all the while: who watches later than the first time hears it too."""
+    while not Path(gate).exists():  # noqa: ASYNC240 - another process makes it
+        ctx.progress(0.5, "holding")
         await asyncio.sleep(0.01)
     return "released"
 
