@@ -23,6 +23,7 @@ from antiphon_orchestrator.engine.states import ATTEMPT_LIVE, RunState
 from antiphon_orchestrator.placement.fleet import Fleet, Instance, Offered, Waiter
 from antiphon_orchestrator.policy import CedarPolicies, dev_profile
 from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards.recovery import recover_record
 from antiphon_orchestrator.shards.shard import Shard
 from antiphon_orchestrator.shards.turn import Turn
 from antiphon_orchestrator.store.port import MAX_TXN_BYTES
@@ -175,7 +176,7 @@ class Replica:
                 for raw in records:
                     record = journal_pb2.Record.FromString(raw)
                     if record.run_id not in archived:
-                        shard.recover_record(seq, raw, record, self._plan_of)
+                        recover_record(shard, seq, raw, record, self._plan_of)
         for seat in self.seats:
             seat.shard.resume()
         known = set[str]().union(*(seat.shard.incarnations() for seat in self.seats))

@@ -18,7 +18,6 @@ import grpc
 from antiphon.options.v1 import options_pb2
 from antiphon_certs import Clock, PeerVerifier, SystemClock
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.policy import Decision, PolicyPort

@@ -27,6 +27,7 @@ from . import codec
 from . import inputs as i
 from .archiver import Archiver
 from .log import ShardLog
+from .recovery import recover_record
 from .shard import REQUEST_KEPT, Shard
 from .turn import Outbox
 
@@ -176,7 +177,7 @@ class Host:
                 await self._plan(record, plans)
             for raw, record in zip(segment.records, records, strict=True):
                 if record.run_id not in archived:
-                    shard.recover_record(seq, raw, record, lambda submitted: plans[_graph_of(submitted)])
+                    recover_record(shard, seq, raw, record, lambda submitted: plans[_graph_of(submitted)])
 
     async def _plan(self, record: journal.Record, plans: dict[tuple[str, str, str], Plan]) -> None:
         """Loads the graph of a run before the run is rebuilt, which cannot wait."""

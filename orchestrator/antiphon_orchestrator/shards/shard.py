@@ -21,14 +21,14 @@ from ..engine import decide
 from ..engine import events as e
 from ..engine.decide import Outcome, Verdict
 from ..engine.failure import Failure, FailureKind
-from ..engine.plan import Plan, TaskPlan
+from ..engine.plan import TaskPlan
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
 from . import codec, payloads
 from . import inputs as i
 from .timers import Timers
-from .turn import Archiver, Entry, Outbox, Turn, principal_kind
+from .turn import Archiver, Entry, Outbox, Turn, principal_kind, request_key
 
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
@@ -652,40 +652,7 @@ class Shard:
             entry.waiters, entry.watchers = [], []
             self._archiver.put(self.index, entry.run, entry.key, entry.first_seq, entry.records)
 
-    # Recovery.
-
-    def recover_record(
-        self, seq: int, raw: bytes, record: journal.Record, plan_of: Callable[[e.RunSubmitted], Plan]
-    ) -> None:
-        """Rebuilds memory by one record of segment `seq`, by `apply` alone.
-
-        Records of runs whose beginning is no longer in the log are passed over: those runs are archived, or a snapshot
-        follows.
-        """
-        run_id = record.run_id
-        if record.HasField("run_submitted"):
-            submitted = codec.get_submitted(record.run_submitted)
-            run = start(run_id, plan_of(submitted), submitted, record.time)
-            self._remember(Entry(run, request_key(submitted), [raw], 1, principal_kind(submitted.principal)), seq)
-        elif record.HasField("run_snapshot"):
-            snapshot = record.run_snapshot
-            submitted = codec.get_submitted(snapshot.submitted)
-            run = start(run_id, plan_of(submitted), submitted, snapshot.create_time)
-            codec.restore(run, snapshot, record.event_seq)
-            first = snapshot.archived_seq + 1
-            entry = Entry(run, request_key(submitted), list(snapshot.tail), first, principal_kind(submitted.principal))
-            self._remember(entry, seq)
-        elif run_id in self.runs:
-            entry = self.runs[run_id]
-            apply(entry.run, codec.decode(record), record.time)
-            entry.records.append(raw)
-
-    def _remember(self, entry: Entry, seq: int) -> None:
-        run = entry.run
-        self.runs[run.run_id] = entry
-        self.requests[entry.key] = (run.run_id, run.submitted.request_digest)
-        self.pinned.pop(run.run_id, None)
-        self.pinned[run.run_id] = seq
+    # Recovery; recovery.py rebuilds `runs` before.
 
     def resume(self) -> None:
         """After recovery: sets timers, counts slots, takes up what was READY, archives what had ended."""
@@ -717,7 +684,3 @@ class Shard:
     def oldest_pinned(self) -> tuple[str, int] | None:
         """The run that holds the oldest segment, and that segment."""
         return next(iter(self.pinned.items()), None)
-
-
-def request_key(submitted: e.RunSubmitted) -> bytes:
-    return payloads.request_key(submitted.principal, submitted.request_id)

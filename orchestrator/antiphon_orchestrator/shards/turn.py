@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..engine.events import RunSubmitted
 from ..engine.run import Run, Task
 from . import inputs as i
+from . import payloads
 
 
 @dataclass(slots=True, eq=False)
@@ -57,3 +59,8 @@ class Archiver(Protocol):
 def principal_kind(principal: str) -> str:
     """The kind in a SPIFFE id, spiffe://DOMAIN/ns/NAMESPACE/KIND/NAME."""
     return principal.rsplit("/", 2)[-2]
+
+
+def request_key(submitted: RunSubmitted) -> bytes:
+    """16 bytes that stand for the request of a submission."""
+    return payloads.request_key(submitted.principal, submitted.request_id)

@@ -18,6 +18,7 @@ from antiphon_orchestrator.placement.fleet import Fleet, Instance, Offered, Wait
 from antiphon_orchestrator.policy import CedarPolicies, dev_profile
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards import payloads
+from antiphon_orchestrator.shards.recovery import recover_record
 from antiphon_orchestrator.shards.shard import Shard
 from antiphon_orchestrator.shards.turn import Turn
 
@@ -124,7 +125,7 @@ class Rig:
         other.now, other.log = self.now, list(self.log)
         for seq, records in self.log:
             for raw in records:
-                other.shard.recover_record(seq, raw, journal_pb2.Record.FromString(raw), plan_of)
+                recover_record(other.shard, seq, raw, journal_pb2.Record.FromString(raw), plan_of)
         other.shard.resume()
         return other
 
