@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from antiphon import Client, CursorInvalid, Graph, GraphNotFound, RequestIdReused, Retry, RunNotFound, output_of
 from antiphon.v1 import run_pb2
+from antiphon_orchestrator.store import Delete, Put, SqliteStore, Txn, keys
 
 from tests.harness import Mesh, eventually, journal_of
 
@@ -211,3 +212,25 @@ async def test_large_payloads_travel_by_reference(client: Client) -> None:
     run = await client.submit(one_task("work.echo@1", None), "x" * 200_000, wait=True)
     assert run.state == run_pb2.RUN_STATE_SUCCEEDED
     assert await client.download_payload(run.input) == data
+
+
+async def test_a_run_whose_graph_cannot_be_loaded_stops_the_start_in_one_line_and_is_not_lost(bare: Mesh) -> None:
+    async with bare.client("alice") as client:
+        graph = Graph("gone", version="1")
+        graph.task("t", "nobody.offers@1")
+        await client.register_graph(graph)
+        run = await client.submit("gone@1")
+    bare.orchestrator.kill9()
+    key = keys.graph("team-a", "gone", "1")
+    async with SqliteStore(bare.orchestrator.data / "store.db") as store:
+        (kept,) = (await store.range(key)).kvs
+        await store.commit(Txn((), (Delete(key),)))
+    bare.orchestrator.begin()
+    assert bare.orchestrator.end() == 2
+    assert f"run {run.run_id} goes on with graph gone" in bare.orchestrator.said()
+    assert "Traceback" not in bare.orchestrator.said()
+    async with SqliteStore(bare.orchestrator.data / "store.db") as store:
+        await store.commit(Txn((), (Put(key, kept.value),)))
+    bare.orchestrator.start()
+    async with bare.client("alice") as client:
+        assert (await client.get_run(run.run_id)).state == run_pb2.RUN_STATE_RUNNING

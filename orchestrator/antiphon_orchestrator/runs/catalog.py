@@ -12,9 +12,10 @@ from collections import OrderedDict
 from antiphon.store.v1 import records_pb2 as records
 from antiphon.v1 import graph_pb2
 
-from ..admission import Values, Version, compile_graph
+from ..admission import GraphInvalid, Values, Version, compile_graph
 from ..engine.events import RunSubmitted
 from ..engine.plan import Plan
+from ..shards.host import NoPlan
 from ..store import keys
 from ..store.port import Compacted, Store
 
@@ -89,8 +90,11 @@ class Catalog:
         return plan
 
     async def plan_of(self, submitted: RunSubmitted) -> Plan:
-        """The plan of a run that was admitted before. Raises GraphNotFound."""
-        if submitted.graph is not None:
-            return self.inline(submitted.graph)
-        plan, _ = await self.registered(submitted.namespace, submitted.graph_name, submitted.graph_version)
+        """The plan of a run that was admitted before. Raises NoPlan."""
+        try:
+            if submitted.graph is not None:
+                return self.inline(submitted.graph)
+            plan, _ = await self.registered(submitted.namespace, submitted.graph_name, submitted.graph_version)
+        except (GraphInvalid, GraphNotFound) as error:
+            raise NoPlan(str(error)) from error
         return plan

@@ -42,6 +42,15 @@ RETAIN_DELAY = 2_000_000
 LONG_LOG = 4_096
 """Segments after which the runs that hold the oldest are moved to the head of the log."""
 
+
+class NoPlan(Exception):
+    """What a PlanLoader raises for a graph that is not there, or does not compile."""
+
+
+class RecoveryFailed(Exception):
+    """A run in the log cannot be taken up. The log is as it was."""
+
+
 PlanLoader = Callable[[RunSubmitted], Awaitable[Plan]]
 
 
@@ -188,8 +197,15 @@ class Host:
         else:
             return
         key = _graph_of(submitted)
-        if key not in plans:
+        if key in plans:
+            return
+        try:
             plans[key] = await self._load_plan(submitted)
+        except NoPlan as error:
+            raise RecoveryFailed(
+                f"run {record.run_id} goes on with graph {submitted.graph_name}, which cannot be loaded ({error});"
+                " nothing is lost: start the version that took it, let the run end or cancel it, then start this one"
+            ) from error
 
     async def run(self) -> None:
         """Drives all shards until cancelled. Call after `recover`."""
