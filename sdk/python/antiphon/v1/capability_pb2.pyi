@@ -79,7 +79,7 @@ class Capability(_message.Message):
     output_schema: _builtins.str
     """JSON Schema of the output as JSON text; empty accepts anything."""
     effect: Global___Effect.ValueType
-    """What it may do to the world."""
+    """What it may do to the world. A value of a newer version is treated as EGRESS."""
     idempotent: _builtins.bool
     """True when repeating it with the same idempotency key has one effect."""
     cost: _builtins.float

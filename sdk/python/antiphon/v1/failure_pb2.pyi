@@ -88,7 +88,7 @@ class Failure(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     kind: Global___FailureKind.ValueType
-    """Decides the retry rule. Set by the agent or by the orchestrator."""
+    """Decides the retry rule. Set by the agent or by the orchestrator. A value of a newer version is read as PERMANENT."""
     message: _builtins.str
     """For people; at most 4,096 characters, longer texts are cut by the sender."""
     code: _builtins.str
