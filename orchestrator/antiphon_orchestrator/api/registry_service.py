@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import grpc
 from antiphon.v1 import registry_pb2, registry_service_pb2_grpc
@@ -16,8 +14,8 @@ from ..placement.fleet import Fleet
 from ..registry.registry import ACTIVE, DRAINING, SUSPENDED, AgentNotFound, Registry
 from .call import caller
 from .errors import ApiError
+from .paging import decode_token, encode_token
 
-T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -28,7 +26,7 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
 
     async def ListAgents(self, request: api.ListAgentsRequest, context: Context) -> api.ListAgentsResponse:
         namespace = caller().namespace
-        names, token = _page(self._registry.names(namespace), request.page_size, request.page_token, lambda n: n)
+        names, token = _page(request, self._registry.names(namespace))
         agents = [self._registry.agent(namespace, name) for name in names]
         return api.ListAgentsResponse(agents=agents, next_page_token=token)
 
@@ -67,7 +65,7 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
                 row.instance_count += 1
                 if instance.agent not in row.agents:
                     row.agents.append(instance.agent)
-        labels, token = _page(sorted(offered), request.page_size, request.page_token, lambda label: label)
+        labels, token = _page(request, sorted(offered))
         return api.ListCapabilitiesResponse(capabilities=[offered[label] for label in labels], next_page_token=token)
 
     async def DrainAgent(self, request: api.DrainAgentRequest, context: Context) -> api.DrainAgentResponse:
@@ -91,15 +89,11 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
             raise ApiError(ErrorReason.ERROR_REASON_AGENT_NOT_FOUND, agent=name) from error
 
 
-def _page(items: Sequence[T], size: int, token: str, key: Callable[[T], str]) -> tuple[list[T], str]:
-    """Items after the token, in order of `key`, and the next token."""
-    after = ""
-    if token:
-        try:
-            after = base64.urlsafe_b64decode(token).decode()
-        except (ValueError, binascii.Error) as error:
-            raise ApiError(ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID) from error
-    rest = [item for item in items if key(item) > after]
-    page = rest[: size or 50]
-    more = len(rest) > len(page)
-    return page, base64.urlsafe_b64encode(key(page[-1]).encode()).decode() if more else ""
+def _page(
+    request: api.ListAgentsRequest | api.ListCapabilitiesRequest, names: Sequence[str]
+) -> tuple[Sequence[str], str]:
+    """The sorted names of the page that is asked for, and the next page's token."""
+    found = decode_token(request, str)
+    rest = [name for name in names if found is None or name > str(found[0])]
+    page = rest[: request.page_size or 50]
+    return page, encode_token(request, (page[-1],)) if len(rest) > len(page) else ""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -26,6 +24,7 @@ from ..shards.host import Host
 from ..shards.inputs import RequestIdReused
 from .call import caller
 from .errors import ApiError
+from .paging import decode_token, encode_token
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -126,7 +125,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         return api.GetRunResponse(run=await self._ask(request.run_id, views.run_message))
 
     async def ListTasks(self, request: api.ListTasksRequest, context: Context) -> api.ListTasksResponse:
-        after = _task_token(request.page_token, request.run_id)
+        found = decode_token(request, int, int)
+        after = (-1, 0) if found is None else (int(found[0]), int(found[1]))
         size = request.page_size or 100
         states = set(request.states)
 
@@ -139,7 +139,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 if place <= after or (states and task.state.value not in states):
                     continue
                 if len(response.tasks) == size or bytes_left <= 0:
-                    response.next_page_token = _token(run.run_id, *last)
+                    response.next_page_token = encode_token(request, last)
                     break
                 message = views.task_message(run, task, payloads=request.include_payloads)
                 bytes_left -= message.ByteSize()
@@ -156,7 +156,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         return await self._ask(request.run_id, question)
 
     async def ListAttempts(self, request: api.ListAttemptsRequest, context: Context) -> api.ListAttemptsResponse:
-        after = _task_token(request.page_token, request.run_id)[0] if request.page_token else 0
+        found = decode_token(request, int)
+        after = 0 if found is None else max(0, int(found[0]))
         size = request.page_size or 100
 
         def question(run: Run) -> api.ListAttemptsResponse:
@@ -165,7 +166,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             more = after + size < len(task.attempts)
             return api.ListAttemptsResponse(
                 attempts=[views.attempt_message(run, task, attempt) for attempt in page],
-                next_page_token=_token(run.run_id, after + size, 0) if more else "",
+                next_page_token=encode_token(request, (after + size,)) if more else "",
             )
 
         return await self._ask(request.run_id, question)
@@ -407,19 +408,3 @@ def _task(run: Run, key: run_pb2.TaskKey) -> Task:
         task_id = key.task_id + (f"[{key.member}]" if key.member else "")
         raise ApiError(ErrorReason.ERROR_REASON_TASK_NOT_FOUND, run_id=run.run_id, task_id=task_id)
     return run.task(index, key.member)
-
-
-def _token(run_id: str, first: int, second: int) -> str:
-    return base64.urlsafe_b64encode(f"{run_id}/{first}/{second}".encode()).decode()
-
-
-def _task_token(token: str, run_id: str) -> tuple[int, int]:
-    if not token:
-        return -1, 0
-    try:
-        owner, first, second = base64.urlsafe_b64decode(token).decode().split("/")
-        if owner == run_id:
-            return int(first), int(second)
-    except (ValueError, binascii.Error):
-        pass
-    raise ApiError(ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID)

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from antiphon.store.v1 import records_pb2 as records
-from antiphon.v1 import registry_pb2
+from antiphon.v1 import capability_pb2, registry_pb2
 
 from ..admission import SchemaInvalid, SchemaSet, difference
 from ..placement.fleet import Fleet, Instance
@@ -93,16 +93,16 @@ class Registry:
         )
         await self._write(namespace, description.name, record)
 
-    def _check_conflict(self, namespace: str, agent: str, capability: object) -> None:
+    def _check_conflict(self, namespace: str, agent: str, capability: capability_pb2.Capability) -> None:
         for (other_namespace, other), record in self._records.items():
             if other_namespace != namespace or other == agent:
                 continue
             for held in record.description.capabilities:
-                if (held.name, held.version) != (capability.name, capability.version):  # type: ignore[attr-defined]
+                if (held.name, held.version) != (capability.name, capability.version):
                     continue
                 for mine, theirs, side in (
-                    (capability.input_schema, held.input_schema, "input"),  # type: ignore[attr-defined]
-                    (capability.output_schema, held.output_schema, "output"),  # type: ignore[attr-defined]
+                    (capability.input_schema, held.input_schema, "input"),
+                    (capability.output_schema, held.output_schema, "output"),
                 ):
                     found = difference(theirs, mine)
                     if found:
