@@ -49,6 +49,7 @@ from .runs.room import StoreRoom
 from .runs.submit import Submissions
 from .shards.archiver import Archiver
 from .shards.host import Host, now
+from .shards.log import shard_count
 from .store import SqliteStore
 from .tracing import Tracing
 
@@ -94,6 +95,7 @@ class Orchestrator:
         archived = ArchivedRuns(archive, catalog)
         calls = Calls(catalog, archived, tokens, now)
         sessions = Sessions(MeshSettings(replica_id), fleet, registry, policy, audit, tokens, calls, now)
+        shards = await shard_count(store, config.shards)
         host = Host(
             store,
             fleet,
@@ -101,7 +103,7 @@ class Orchestrator:
             archiver,
             catalog.plan_of,
             replica_id=replica_id,
-            shard_count=config.shards,
+            shard_count=shards,
             inbox_limit=config.inbox_limit,
         )
         sessions.bind(host)

@@ -26,6 +26,7 @@ from .archive import ArchiveError
 from .config import Config, ConfigError, flags, load
 from .policy import PolicyError, dev_profile, load_folder
 from .shards.host import RecoveryFailed
+from .shards.log import ShardsFixed
 from .store import StoreError
 from .tracing import TracingUnavailable
 
@@ -39,6 +40,7 @@ EXPECTED = (
     ArchiveError,
     AddressNotFree,
     RecoveryFailed,
+    ShardsFixed,
     TracingUnavailable,
 )
 """What may be wrong with the surroundings; each says so in one line, with a remedy."""

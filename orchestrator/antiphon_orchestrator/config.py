@@ -82,8 +82,9 @@ class Config:
     """host:port by which others reach `listen`; empty means the same."""
     hosts: tuple[str, ...] = ()
     """Further names and addresses in our certificate, besides that of `advertise`."""
-    shards: int = 32
-    """Fixed for the life of a store: a run's id names its shard."""
+    shards: int | None = None
+    """Fixed for the life of a store: a run's id names its shard. Absent: what the store has; a new one gets one, since
+    one process writes all of it, and a turn of one shard costs less than eight small ones."""
     inbox_limit: int = 8192
     """Inputs that may wait for one shard."""
     store_max_bytes: int = 8 << 30

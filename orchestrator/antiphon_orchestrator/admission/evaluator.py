@@ -126,7 +126,7 @@ class GraphEvaluator:
             if sum(size for _, size in found.values()) > MAX_INLINE_BYTES:
                 raise Unusable(f"is larger than {MAX_INLINE_BYTES} bytes; give the graph an output that selects less")
             text = encode_json({id: value for id, (value, _) in found.items()})
-            return _payload(inline_bytes(text), self._labels(origins, view, None))
+            return self._payload(inline_bytes(text), self._labels(origins, view, None))
         except Exception as error:
             raise _failed("output", error) from error
 
@@ -152,7 +152,7 @@ class GraphEvaluator:
             return self._render(mapping, view, items, index)
         if items.payloads is not None:
             return items.payloads[index]
-        return _payload(inline_bytes(encode_json(items.values[index])), items.labels)
+        return self._payload(inline_bytes(encode_json(items.values[index])), items.labels)
 
     def _render(self, mapping: Mapping, view: View, items: _Items | None, index: int) -> bytes:
         if mapping.source is not None:
@@ -160,7 +160,17 @@ class GraphEvaluator:
             if whole is not None:
                 return whole
         data = mapping.render(self._lookup(view, items, index))
-        return _payload(data, self._labels(mapping.origins, view, items, index))
+        return self._payload(data, self._labels(mapping.origins, view, items, index))
+
+    def _payload(self, data: bytes, labels: tuple[Label, ...]) -> bytes:
+        """A value as a serialised payload, known before its schema is asked for."""
+        message = Payload()
+        message.inline = data
+        if labels:
+            message.labels.extend(labels)
+        result = message.SerializeToString()
+        self._values.remember(result, message)
+        return result
 
     def _whole(self, source: Path, view: View, items: _Items | None, index: int) -> bytes | None:
         """The payload that a source is, untouched; None when it has to be made from values."""
@@ -222,7 +232,7 @@ class GraphEvaluator:
                 continue
             for data in self._payloads(source, view, items, index):
                 known = self._values.known(data)
-                if known.labelled:
+                if known.payload is not None:
                     for label in _labels_of(known.payload, inside):
                         joined.setdefault((label.key, label.value), label)
         if len(joined) > MAX_LABELS:
@@ -258,8 +268,3 @@ def _failed(field: str, error: Exception) -> EvaluationFailed:
     if isinstance(error, Unusable):
         return EvaluationFailed(field, str(error))
     return EvaluationFailed(field, f"cannot be evaluated: {type(error).__name__}: {str(error)[:200]}")
-
-
-def _payload(data: bytes, labels: tuple[Label, ...]) -> bytes:
-    message = Payload(inline=data, labels=labels) if labels else Payload(inline=data)
-    return message.SerializeToString()

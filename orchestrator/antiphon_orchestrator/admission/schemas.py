@@ -86,7 +86,7 @@ class SchemaSet:
         if not text:
             return None
         known = self.values.known(payload)
-        if known.payload.HasField("blob"):
+        if known.by_reference:
             return None
         try:
             validator = self._validator(text)

@@ -77,16 +77,24 @@ def inline_bytes(text: str) -> bytes:
 
 
 class Known:
-    """One payload: the message, its size in bytes, whether it or a part of it is labelled, and its value once somebody
-    has asked for it."""
+    """One payload: its size in bytes, whether it is kept by reference, its labels, and its value once somebody has
+    asked for it."""
 
-    __slots__ = ("_parsed", "_value", "label_keys", "labelled", "payload", "size")
+    __slots__ = ("_content", "_media_type", "_parsed", "_value", "by_reference", "label_keys", "payload", "size")
 
-    def __init__(self, data: bytes) -> None:
-        self.payload = Payload.FromString(data)
-        self.size = len(self.payload.inline)
-        self.labelled = bool(self.payload.labels or self.payload.field_labels)
-        self.label_keys = _label_keys(self.payload) if self.labelled else _NO_LABELS
+    def __init__(self, payload: Payload) -> None:
+        content = payload.WhichOneof("content")
+        self.by_reference = content == "blob"
+        self._content: bytes | None = payload.inline if content == "inline" else None
+        self._media_type: str = payload.media_type
+        self.size = len(self._content) if self._content is not None else 0
+        labelled = bool(payload.labels or payload.field_labels)
+        self.label_keys = _label_keys(payload) if labelled else _NO_LABELS
+        self.payload: Payload | None = None
+        """The message, of a payload that is labelled. A copy: one from a stream would keep all of its batch alive."""
+        if labelled:
+            self.payload = Payload()
+            self.payload.CopyFrom(payload)
         self._parsed = False
         self._value: object = None
 
@@ -99,16 +107,14 @@ class Known:
         return self._value
 
     def _parse(self) -> object:
-        payload = self.payload
-        content = payload.WhichOneof("content")
-        if content == "blob":
+        if self.by_reference:
             raise Unusable("is kept by reference; pass it whole")
-        if not is_json(payload.media_type):
-            raise Unusable(f"is {payload.media_type}, not JSON; pass it whole")
-        if content is None:
+        if self._media_type and not is_json(self._media_type):
+            raise Unusable(f"is {self._media_type}, not JSON; pass it whole")
+        if self._content is None:
             return None
         try:
-            return decode_json(payload.inline.decode())
+            return decode_json(self._content.decode())
         except UnicodeDecodeError:
             raise Unusable("is not UTF-8") from None
 
@@ -135,7 +141,7 @@ class Values:
     Forgetting everything keeps the hot path to one look-up: a chain parses each payload within a few turns or never.
     """
 
-    def __init__(self, max_entries: int = 1024, max_bytes: int = 2 * 1024 * 1024) -> None:
+    def __init__(self, max_entries: int = 4096, max_bytes: int = 2 * 1024 * 1024) -> None:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._known: dict[bytes, Known] = {}
@@ -144,11 +150,14 @@ class Values:
     def known(self, data: bytes) -> Known:
         """The payload with these serialised bytes; b"" is null."""
         known = self._known.get(data)
-        if known is None:
-            known = Known(data)
-            self._bytes += len(data)
-            if len(self._known) >= self._max_entries or self._bytes > self._max_bytes:
-                self._known.clear()
-                self._bytes = len(data)
-            self._known[data] = known
+        return self.remember(data, Payload.FromString(data)) if known is None else known
+
+    def remember(self, data: bytes, payload: Payload) -> Known:
+        """Makes a payload known that somebody has parsed, or is about to serialise as `data`."""
+        known = Known(payload)
+        self._bytes += len(data)
+        if len(self._known) >= self._max_entries or self._bytes > self._max_bytes:
+            self._known.clear()
+            self._bytes = len(data)
+        self._known[data] = known
         return known

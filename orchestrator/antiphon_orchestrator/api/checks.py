@@ -20,6 +20,7 @@ from typing import Any
 from antiphon.options.v1 import options_pb2
 from antiphon.v1.error_pb2 import ErrorReason
 from antiphon_certs import Kind, Peer, PeerError, PeerReason, PeerVerifier
+from google.protobuf.message import Message
 
 from antiphon_orchestrator.policy import Action, Decision, PolicyPort, Request, ResourceKind
 
@@ -167,14 +168,14 @@ class Checks:
             raise ApiError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, limit=self._message_limit)
 
     def request_valid(self, call: Call) -> None:
-        """Every rule of the contract; for a client's stream each message comes to `message_valid` when it arrives."""
+        """Every rule of the contract; for a client's stream each message comes to `stream_message` when it arrives."""
         if call.request is not None:
             call.message = self._image.check(call.known, call.request)
 
-    def message_valid(self, method: Method, request: bytes) -> None:
-        """One message of a client's stream."""
+    def stream_message(self, method: Method, generated: Callable[[bytes], Message], request: bytes) -> Message:
+        """One message of a client's stream, parsed by the generated class; every rule is kept."""
         self.small_enough(request)
-        self._image.check(method, request)
+        return self._image.parse(method, generated, request)
 
     def access_allowed(self, call: Call) -> None:
         """The contract says which kinds may call and where; policy says who among them may do it to what."""

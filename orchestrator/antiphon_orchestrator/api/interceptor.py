@@ -174,8 +174,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
     async def _checked(self, method: Method, inner: Handler, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         parse = inner.request_deserializer
         async for request in requests:
-            self._checks.message_valid(method, request)
-            yield parse(request)
+            yield self._checks.stream_message(method, parse, request)
 
     def _admit(self, call: Call) -> None:
         self._checks.run(call)

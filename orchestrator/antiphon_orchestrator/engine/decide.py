@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from .events import (
     AttemptEnded,
@@ -17,6 +17,7 @@ from .events import (
     AttemptStarted,
     CancelRequested,
     Event,
+    Placement,
     RunEnded,
     TaskEnded,
     TaskExpanded,
@@ -48,15 +49,6 @@ class Ports(Protocol):
     def jitter(self) -> float:
         """A number from 0 to 1, for the spread of retries."""
         ...
-
-
-@dataclass(slots=True)
-class Placement:
-    """Where an attempt goes. `decision` is the routing decision for the record."""
-
-    agent: str
-    instance: str
-    decision: Any
 
 
 def attempt_id(run_id: str, task: Task, number: int) -> str:
@@ -144,15 +136,7 @@ def _end_of_run(run: Run) -> Event:
 
 
 def offer(run: Run, task: Task, placement: Placement, epoch: int) -> AttemptOffered:
-    return AttemptOffered(
-        task.plan.index,
-        task.member,
-        len(task.attempts) + 1,
-        placement.agent,
-        placement.instance,
-        placement.decision,
-        epoch,
-    )
+    return AttemptOffered(task.plan.index, task.member, len(task.attempts) + 1, placement, epoch)
 
 
 def started(run: Run, task: Task, number: int) -> list[Event]:
@@ -171,7 +155,7 @@ class Outcome:
     output: bytes
     failure: Failure | None
     busy: int
-    policy: Any
+    policy: bytes
 
     def __init__(
         self,
@@ -179,7 +163,7 @@ class Outcome:
         output: bytes = b"",
         failure: Failure | None = None,
         busy: int = 0,
-        policy: Any = None,
+        policy: bytes = b"",
     ) -> None:
         self.state = state
         self.output = output

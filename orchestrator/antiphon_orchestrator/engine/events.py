@@ -1,7 +1,7 @@
 """What can happen to a run, as the log records it. Mirrors antiphon.store.v1.Record one to one.
 
 Events are plain data. Payloads are serialised antiphon.v1.Payload messages (b"" is null) and stay opaque here;
-`decision` and `policy` are records of other parts that the engine carries without looking at them. Times are integer
+`decision` and `policy` are serialised records of other parts, which the engine carries on. Times are integer
 microseconds since 1970: an event is made for every step of every task. Constructors of what is made that often are
 written out, here and elsewhere: compiled code calls such a one directly, a generated one through the interpreter.
 """
@@ -47,6 +47,25 @@ class TaskReady:
 
 
 @dataclass(slots=True)
+class Placement:
+    """Where an attempt goes: an instance of an agent, for a capability as it announced it (name@version). `decision`
+    is the serialised antiphon.v1.RoutingDecision that says why, `policy_epoch` that of the policies that let it."""
+
+    agent: str
+    instance: str
+    capability: str
+    decision: bytes
+    policy_epoch: int
+
+    def __init__(self, agent: str, instance: str, capability: str, decision: bytes, policy_epoch: int) -> None:
+        self.agent = agent
+        self.instance = instance
+        self.capability = capability
+        self.decision = decision
+        self.policy_epoch = policy_epoch
+
+
+@dataclass(slots=True)
 class AttemptOffered:
     """An attempt was placed. `input` is that of a task which is placed as soon as it may run; None when TaskReady, or
     its fan-out's TaskExpanded, gave it."""
@@ -54,29 +73,17 @@ class AttemptOffered:
     task: int
     member: int
     number: int
-    agent: str
-    instance: str
-    decision: Any
+    placement: Placement
     epoch: int
     input: bytes | None
 
     def __init__(
-        self,
-        task: int,
-        member: int,
-        number: int,
-        agent: str,
-        instance: str,
-        decision: Any,
-        epoch: int,
-        input: bytes | None = None,
+        self, task: int, member: int, number: int, placement: Placement, epoch: int, input: bytes | None = None
     ) -> None:
         self.task = task
         self.member = member
         self.number = number
-        self.agent = agent
-        self.instance = instance
-        self.decision = decision
+        self.placement = placement
         self.epoch = epoch
         self.input = input
 
@@ -102,7 +109,7 @@ class AttemptEnded:
     failure: Failure | None
     busy: int
     stale: bool
-    policy: Any
+    policy: bytes
 
     def __init__(
         self,
@@ -114,7 +121,7 @@ class AttemptEnded:
         failure: Failure | None = None,
         busy: int = 0,
         stale: bool = False,
-        policy: Any = None,
+        policy: bytes = b"",
     ) -> None:
         self.task = task
         self.member = member

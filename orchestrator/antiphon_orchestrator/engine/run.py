@@ -20,6 +20,7 @@ from .events import (
     AttemptStarted,
     CancelRequested,
     Event,
+    Placement,
     RunEnded,
     RunSubmitted,
     TaskEnded,
@@ -48,40 +49,39 @@ class Attempt:
     """One try. `stale` is set once a late outcome of it has been recorded."""
 
     number: int
-    agent: str
-    instance: str
-    decision: Any
+    placement: Placement
     epoch: int
     offer_time: int
     state: AttemptState
     failure: Failure | None
     end_time: int
     busy: int
-    policy: Any
+    policy: bytes
     stale: bool
 
     def __init__(
         self,
         number: int,
-        agent: str,
-        instance: str,
-        decision: Any,
+        placement: Placement,
         epoch: int,
         offer_time: int,
         state: AttemptState = AttemptState.OFFERED,
     ) -> None:
         self.number = number
-        self.agent = agent
-        self.instance = instance
-        self.decision = decision
+        self.placement = placement
         self.epoch = epoch
         self.offer_time = offer_time
         self.state = state
         self.failure = None
         self.end_time = 0
         self.busy = 0
-        self.policy = None
+        self.policy = b""
         self.stale = False
+
+    @property
+    def instance(self) -> str:
+        """SIDECAR/INCARNATION/AGENT it is out to, or was."""
+        return self.placement.instance
 
 
 @dataclass(slots=True)
@@ -308,7 +308,7 @@ def _attempt_offered(run: Run, event: AttemptOffered, now: int) -> None:
     if event.input is not None:
         _needs_met(run, task, event.input, now)
     _move(task, TaskTrigger.OFFERED)
-    task.attempts.append(Attempt(event.number, event.agent, event.instance, event.decision, event.epoch, now))
+    task.attempts.append(Attempt(event.number, event.placement, event.epoch, now))
 
 
 def _attempt_started(run: Run, event: AttemptStarted, now: int) -> None:

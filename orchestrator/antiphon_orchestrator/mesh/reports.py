@@ -8,6 +8,7 @@ from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.v1 import failure_pb2
 from antiphon.v1.error_pb2 import ErrorReason
 
+from ..admission import Values
 from ..api.errors import ApiError
 from ..engine.decide import Outcome
 from ..engine.failure import Failure, FailureKind
@@ -17,8 +18,17 @@ from ..shards import inputs as i
 from .session import Session
 
 
-def take(session: Session, reports: Sequence[mesh.Report], shards: int, put: Callable[[int, i.Input], None]) -> None:
-    """Hands each report to its shard. Raises ApiError for a shard beyond the `shards` there are."""
+def take(
+    session: Session,
+    reports: Sequence[mesh.Report],
+    shards: int,
+    put: Callable[[int, i.Input], None],
+    values: Values,
+) -> None:
+    """Hands each report to its shard. Raises ApiError for a shard beyond the `shards` there are.
+
+    Outputs are made known to `values`, for whoever looks into them: they are parsed here already.
+    """
     source, principal = session.source, session.principal
     for report in reports:
         shard, attempt_id = report.shard, report.attempt_id
@@ -30,7 +40,9 @@ def take(session: Session, reports: Sequence[mesh.Report], shards: int, put: Cal
             output.origin_attempt_id = attempt_id
             for label in output.labels:
                 label.asserted_by = principal
-            outcome = Outcome(AttemptState.SUCCEEDED, output.SerializeToString(), None, report.busy)
+            data = output.SerializeToString()
+            values.remember(data, output)
+            outcome = Outcome(AttemptState.SUCCEEDED, data, None, report.busy)
             put(shard, i.Report(session, source, attempt_id, outcome))
         elif kind == "failure":
             lost = report.failure.kind == failure_pb2.FAILURE_KIND_LOST

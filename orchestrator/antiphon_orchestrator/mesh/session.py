@@ -152,7 +152,9 @@ class Session:
         message, self._rest = self._rest or mesh.AttachResponse(), None
         for _ in range(min(BATCH_ITEMS, len(self._verdicts))):
             attempt_id, kind = self._verdicts.popleft()
-            message.verdicts.add(attempt_id=attempt_id, kind=VERDICTS[kind])
+            verdict = message.verdicts.add()
+            verdict.attempt_id = attempt_id
+            verdict.kind = VERDICTS[kind]
         self.unanswered -= len(message.verdicts)
         for _ in range(min(BATCH_ITEMS, len(self._cancels))):
             attempt_id, reason = self._cancels.popleft()
@@ -177,8 +179,8 @@ class Session:
         run, task = pending.run, pending.task
         submitted = run.submitted
         attempt = task.attempts[pending.number - 1]
-        decision = attempt.decision
-        capability, _, version = decision.capability.partition("@")
+        placement = attempt.placement
+        capability, _, version = placement.capability.partition("@")
         assignment: agent_service_pb2.Assignment = offer.assignment
         attempt_id = decide.attempt_id(run.run_id, task, pending.number)
         token, span = self._tokens.make(attempt_id)
@@ -199,7 +201,7 @@ class Session:
         if task.input:
             assignment.input.MergeFromString(task.input)
         assignment.number = pending.number
-        offer.agent = attempt.agent
+        offer.agent = placement.agent
         offer.shard = pending.shard
         offer.epoch = pending.epoch
-        offer.policy_epoch = decision.policy.epoch
+        offer.policy_epoch = placement.policy_epoch

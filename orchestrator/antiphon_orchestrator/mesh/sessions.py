@@ -264,7 +264,7 @@ class Sessions:
         for page in message.inventories:
             self._inventory(session, page)
         if message.reports:
-            reports.take(session, message.reports, len(self.host.shards), self.host.put)
+            reports.take(session, message.reports, len(self.host.shards), self.host.put, self._fleet.values)
         for window in message.windows:
             self._window(session, window)
         for call in message.calls:

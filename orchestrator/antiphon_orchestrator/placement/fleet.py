@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from antiphon.v1 import registry_pb2, run_pb2
 
-from ..admission import Requirement, SchemaSet, SchemaViolation, Version
-from ..engine.decide import Placement
+from ..admission import Requirement, SchemaSet, SchemaViolation, Values, Version
+from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
 from ..policy import Decision, PolicyPort, Request
 
@@ -94,7 +94,8 @@ class Instance:
 class Offered:
     """One capability version of one instance; `label` is name@version as announced.
 
-    `permits` keeps policy decisions with what a routing decision says whenever they hold: for one policy epoch.
+    `permits` keeps policy decisions with what a routing decision says whenever they hold, serialised: for one policy
+    epoch. The rest is appended to it, since parts of a serialised message that follow each other are one message.
     """
 
     instance: Instance
@@ -106,9 +107,7 @@ class Offered:
     cost: float
     expected_latency: float
     input_schema: str
-    permits: dict[tuple[str, frozenset[str], int], tuple[Decision, run_pb2.RoutingDecision]] = field(
-        default_factory=dict
-    )
+    permits: dict[tuple[str, frozenset[str], int], tuple[Decision, bytes]] = field(default_factory=dict)
 
     def score(self) -> float:
         """Expected seconds until an outcome if the attempt goes here: work, and the queue before it."""
@@ -142,9 +141,14 @@ class Fleet:
         self._suspended: set[tuple[str, str]] = set()
         self._decisions: dict[str, run_pb2.PolicyDecision] = {}
         self._outputs: dict[tuple[str, str], str] = {}
-        self._releases: dict[tuple[str, str, str, frozenset[str]], tuple[Decision, run_pb2.PolicyDecision]] = {}
+        self._releases: dict[tuple[str, str, str, frozenset[str]], tuple[Decision, bytes]] = {}
         self._arrivals = count()
         self.deliver: Callable[[Waiter, Offered], None] = lambda waiter, offered: None
+
+    @property
+    def values(self) -> Values:
+        """The payloads that were looked into, shared with whoever else looks."""
+        return self._schemas.values
 
     # Instances.
 
@@ -283,9 +287,9 @@ class Fleet:
             if isinstance(result, Decision):
                 denied = result
                 continue
-            self._describe(result, eligible, open_entries[index + 1 :], offered, index)
+            why = self._describe(eligible, open_entries[index + 1 :], offered, index)
             offered.instance.in_use += 1
-            return Placement(offered.instance.agent, offered.instance.instance_id, result)
+            return _placement(offered, result, why)
         assert denied is not None
         return Refused(Failure(FailureKind.POLICY, denied.reason, denied.decision_id, retryable=False))
 
@@ -301,9 +305,8 @@ class Fleet:
             self.give_back(instance.instance_id)
             return None
         result = self._decide(offered, need, principal, principal_kind, payload, number)
-        if isinstance(result, run_pb2.RoutingDecision):
-            self._describe(result, self._fit(need), [], offered, 0)
-            return Placement(instance.agent, instance.instance_id, result)
+        if isinstance(result, tuple):
+            return _placement(offered, result, self._describe(self._fit(need), [], offered, 0))
         self.give_back(instance.instance_id)
         if isinstance(result, Decision):
             return Refused(Failure(FailureKind.POLICY, result.reason, result.decision_id, retryable=False))
@@ -311,7 +314,8 @@ class Fleet:
 
     def _decide(
         self, offered: Offered, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
-    ) -> run_pb2.RoutingDecision | Decision | Refused:
+    ) -> tuple[Decision, bytes] | Decision | Refused:
+        """The permit with what it adds to a routing decision; a denial; or an input that does not fit."""
         violation = self.check_input(offered, payload)
         if violation is not None:
             message = f"the input does not fit {offered.label}: {violation.message}"
@@ -337,13 +341,8 @@ class Fleet:
             template = run_pb2.RoutingDecision(
                 chosen=offered.instance.instance_id, capability=offered.label, policy=self.policy_message(decision)
             )
-            permit = offered.permits[key] = (decision, template)
-        if not permit[0].allowed:
-            return permit[0]
-        result = run_pb2.RoutingDecision()
-        result.CopyFrom(permit[1])
-        result.score = offered.score()
-        return result
+            permit = offered.permits[key] = (decision, template.SerializeToString())
+        return permit if permit[0].allowed else permit[0]
 
     def check_input(self, offered: Offered, payload: bytes) -> SchemaViolation | None:
         return self._schemas.check(offered.input_schema, payload) if offered.input_schema else None
@@ -359,8 +358,8 @@ class Fleet:
 
     def may_release(
         self, principal: str, principal_kind: str, namespace: str, capability: str, labels: frozenset[str]
-    ) -> tuple[Decision, run_pb2.PolicyDecision]:
-        """Whether a run's principal may have an output with these labels, and that as it is recorded."""
+    ) -> tuple[Decision, bytes]:
+        """Whether a run's principal may have an output with these labels, and that as it is recorded, serialised."""
         key = (principal, namespace, capability, labels)
         known = self._releases.get(key)
         if known is None or known[0].epoch != self._policy.epoch:
@@ -368,7 +367,7 @@ class Fleet:
                 self._releases.clear()
             request = Request.release(principal, principal_kind, namespace, capability, labels=labels)
             decision = self._policy.decide_batch((request,))[0]
-            known = self._releases[key] = (decision, self.policy_message(decision))
+            known = self._releases[key] = (decision, self.policy_message(decision).SerializeToString())
         return known
 
     def labels(self, payload: bytes) -> frozenset[str]:
@@ -392,14 +391,10 @@ class Fleet:
             )
         return message
 
-    def _describe(
-        self,
-        decision: run_pb2.RoutingDecision,
-        eligible: list[Offered],
-        others: list[Offered],
-        chosen: Offered,
-        denied: int,
-    ) -> None:
+    def _describe(self, eligible: list[Offered], others: list[Offered], chosen: Offered, denied: int) -> bytes:
+        """What a routing decision says of this one choice, serialised."""
+        decision = run_pb2.RoutingDecision()
+        decision.score = chosen.score()
         decision.considered = len(eligible)
         for other in others[:OTHERS_RECORDED]:
             decision.others.add(
@@ -411,6 +406,7 @@ class Fleet:
                 decision.refusals.add(reason="no_slot", count=busy)
         if denied:
             decision.refusals.add(reason="policy", count=denied)
+        return decision.SerializeToString()
 
     def explain(self, need: Need) -> run_pb2.RoutingDecision:
         """What placement says now of a task that waits."""
@@ -548,6 +544,12 @@ class Fleet:
         if need.max_cost and offered.cost > need.max_cost:
             return "cost"
         return None
+
+
+def _placement(offered: Offered, permit: tuple[Decision, bytes], why: bytes) -> Placement:
+    decision, always = permit
+    instance = offered.instance
+    return Placement(instance.agent, instance.instance_id, offered.label, always + why, decision.epoch)
 
 
 def _asked(need: Need) -> tuple[str, str]:

@@ -102,9 +102,9 @@ def attempt_message(run: Run, task: Task, attempt: Attempt) -> run_pb2.Attempt:
         attempt_id=decide.attempt_id(run.run_id, task, attempt.number),
         number=attempt.number,
         state=attempt.state.value,  # type: ignore[arg-type]
-        agent=attempt.agent,
+        agent=attempt.placement.agent,
         instance=attempt.instance,
-        decision=attempt.decision,
+        decision=run_pb2.RoutingDecision.FromString(attempt.placement.decision),
     )
     message.offer_time.FromMicroseconds(attempt.offer_time)
     if attempt.end_time:
@@ -187,7 +187,7 @@ def _task_event(
     elif isinstance(event, e.AttemptOffered):
         message.task_state = run_pb2.TASK_STATE_RUNNING
         change = message.attempt
-        change.number, change.agent, change.instance = event.number, event.agent, event.instance
+        change.number, change.agent, change.instance = event.number, event.placement.agent, event.placement.instance
         change.state = run_pb2.ATTEMPT_STATE_OFFERED
     elif isinstance(event, e.AttemptStarted):
         message.attempt.number = event.number

@@ -129,13 +129,15 @@ def _put_offered(m: journal.AttemptOffered, event: e.AttemptOffered) -> None:
     if event.member:
         m.member = event.member
     m.number = event.number
-    m.agent = event.agent
-    m.instance = event.instance
+    placement = event.placement
+    m.agent = placement.agent
+    m.instance = placement.instance
+    m.capability = placement.capability
+    m.decision = placement.decision
+    m.policy_epoch = placement.policy_epoch
     m.epoch = event.epoch
     if event.input is not None:
         m.input = event.input
-    if event.decision is not None:
-        m.decision.CopyFrom(event.decision)
 
 
 def _offered(record: journal.Record, event: e.AttemptOffered) -> None:
@@ -143,9 +145,12 @@ def _offered(record: journal.Record, event: e.AttemptOffered) -> None:
 
 
 def _get_offered(m: journal.AttemptOffered) -> e.AttemptOffered:
-    decision = m.decision if m.HasField("decision") else None
     given = m.input if m.HasField("input") else None
-    return e.AttemptOffered(m.task, m.member, m.number, m.agent, m.instance, decision, m.epoch, given)
+    return e.AttemptOffered(m.task, m.member, m.number, _placement(m), m.epoch, given)
+
+
+def _placement(m: journal.AttemptOffered) -> e.Placement:
+    return e.Placement(m.agent, m.instance, m.capability, m.decision, m.policy_epoch)
 
 
 def _started(record: journal.Record, event: e.AttemptStarted) -> None:
@@ -166,14 +171,13 @@ def _ended(record: journal.Record, event: e.AttemptEnded) -> None:
         m.stale = True
     if event.failure is not None:
         put_failure(m.failure, event.failure)
-    if event.policy is not None:
-        m.policy.CopyFrom(event.policy)
+    if event.policy:
+        m.policy = event.policy
 
 
 def _get_ended(m: journal.AttemptEnded) -> e.AttemptEnded:
-    policy = m.policy if m.HasField("policy") else None
     state = AttemptState(m.state)
-    return e.AttemptEnded(m.task, m.member, m.number, state, m.output, _failure_in(m), m.busy, m.stale, policy)
+    return e.AttemptEnded(m.task, m.member, m.number, state, m.output, _failure_in(m), m.busy, m.stale, m.policy)
 
 
 def _waiting(record: journal.Record, event: e.TaskWaiting) -> None:
@@ -264,16 +268,13 @@ def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
             task.plan.index,
             task.member,
             attempt.number,
-            attempt.agent,
-            attempt.instance,
-            attempt.decision,
+            attempt.placement,
             attempt.epoch,
         )
         _put_offered(a.offered, offered)
         a.offer_time, a.state = attempt.offer_time, attempt.state.value  # type: ignore[assignment]
         a.end_time, a.busy, a.stale = attempt.end_time, attempt.busy, attempt.stale
-        if attempt.policy is not None:
-            a.policy.CopyFrom(attempt.policy)
+        a.policy = attempt.policy
         if attempt.failure is not None:
             put_failure(a.failure, attempt.failure)
 
@@ -320,9 +321,8 @@ def _restore_task(task: Task, t: journal.TaskSnapshot) -> None:
     task.member_count = t.member_count if t.expanded else -1
     for a in t.attempts:
         o = a.offered
-        decision = o.decision if o.HasField("decision") else None
-        attempt = Attempt(o.number, o.agent, o.instance, decision, o.epoch, a.offer_time, AttemptState(a.state))
+        attempt = Attempt(o.number, _placement(o), o.epoch, a.offer_time, AttemptState(a.state))
         attempt.failure = get_failure(a.failure) if a.HasField("failure") else None
         attempt.end_time, attempt.busy, attempt.stale = a.end_time, a.busy, a.stale
-        attempt.policy = a.policy if a.HasField("policy") else None
+        attempt.policy = a.policy
         task.attempts.append(attempt)

@@ -23,12 +23,12 @@ from ..engine.run import Run, Task
 from ..engine.states import RunState
 from ..placement.fleet import Fleet, Need, Offered, Waiter
 from ..store.port import Store
-from . import codec
+from . import codec, reading
 from . import inputs as i
 from .archiver import Archiver
 from .log import ShardLog
 from .recovery import recover_record
-from .shard import REQUEST_KEPT, Shard
+from .shard import REQUEST_KEPT, REQUESTS_KEPT, Shard
 from .turn import Outbox
 
 log = telemetry.logger("shards")
@@ -91,11 +91,15 @@ class Host:
         shard_count: int,
         inbox_limit: int,
     ) -> None:
+        self._store = store
         self._load_plan = load_plan
         self._inbox_limit = inbox_limit
         self._archiver = archiver
         self._seats = [
-            _Seat(Shard(n, fleet, outbox, archiver, random.random), ShardLog(store, n, replica_id))
+            _Seat(
+                Shard(n, fleet, outbox, archiver, random.random, REQUESTS_KEPT // shard_count),
+                ShardLog(store, n, replica_id),
+            )
             for n in range(shard_count)
         ]
         archiver.answer = self.put
@@ -169,7 +173,7 @@ class Host:
         shard.epoch = seat.log.epoch
         shard.timers_held = True
         moment = now()
-        async for n, kept in seat.log.read_retained():
+        async for n, kept in reading.retained(self._store, shard.index):
             latest = 0
             for request in kept.requests:
                 latest = max(latest, request.expire_time)
@@ -179,7 +183,8 @@ class Host:
             seat.next_retained = n + 1
         archived = {run_id for run_id, _, _ in shard.kept.values()}
         plans: dict[tuple[str, str, str], Plan] = {}
-        async for seq, segment in seat.log.read():
+        async for seq, segment in reading.segments(self._store, shard.index):
+            seat.log.next_seq = seq + 1
             seat.trimmed_below = seat.trimmed_below or seq
             records = [journal.Record.FromString(raw) for raw in segment.records]
             for record in records:

@@ -1,4 +1,4 @@
-"""The log of one shard in the store: take ownership, append with a fence, read back, trim.
+"""The log of one shard in the store: take ownership, append with a fence, trim. `reading.py` reads it back.
 
 Safety rests on compares, not on clocks: an append succeeds only while this epoch owns the shard and the next log key
 does not exist. An unclear outcome is settled by sending the identical transaction again (protocol.md §3); the nonce at
@@ -10,19 +10,16 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 from antiphon.store.v1 import journal_pb2 as journal
 from antiphon.store.v1 import records_pb2 as records
 
 from .. import telemetry
 from ..store import keys
-from ..store.port import CommitResult, Compare, Delete, KeyValue, Put, Store, StoreFull, StoreUnavailable, Target, Txn
+from ..store.port import CommitResult, Compare, Delete, Put, Store, StoreFull, StoreUnavailable, Target, Txn
 
 log = telemetry.logger("store")
-
-PAGE = 256
-"""Segments read at once in recovery; at most 1 MiB each."""
 
 
 class Fenced(Exception):
@@ -30,7 +27,7 @@ class Fenced(Exception):
 
 
 class ShardLog:
-    """One shard's log as seen by one owner. `take` comes first, then `read`, then appends and trims."""
+    """One shard's log as seen by one owner. `take` comes first; `next_seq` is the reader's to set before appends."""
 
     def __init__(self, store: Store, shard: int, replica_id: str) -> None:
         self._store = store
@@ -63,13 +60,6 @@ class ShardLog:
         self.epoch = epoch
         self._owned = Compare(self._owner_key, Target.VALUE, value)
 
-    async def read(self) -> AsyncIterator[tuple[int, journal.LogSegment]]:
-        """Every segment in order. Afterwards `next_seq` is free."""
-        async for kv in self._pages(keys.log_prefix(self.shard)):
-            seq = int(keys.parts(kv.key)[-1], 16)
-            self.next_seq = max(self.next_seq, seq + 1)
-            yield seq, journal.LogSegment.FromString(kv.value)
-
     async def append(self, segment: Sequence[bytes]) -> int:
         """Commits one segment of records and returns its number. Raises Fenced; waits while the store cannot write."""
         assert self._owned is not None
@@ -93,11 +83,6 @@ class ShardLog:
         """Deletes the segments below a number; only deletes, so that a full store accepts it. Raises Fenced."""
         await self._fenced(Delete(keys.log(self.shard, 0), keys.log(self.shard, below)))
 
-    async def read_retained(self) -> AsyncIterator[tuple[int, journal.RequestsRetained]]:
-        """Request ids of archived runs, oldest first."""
-        async for kv in self._pages(keys.requests_prefix(self.shard)):
-            yield int(keys.parts(kv.key)[-1], 16), journal.RequestsRetained.FromString(kv.value)
-
     async def retain(self, number: int, requests: journal.RequestsRetained) -> None:
         """Keeps request ids beside the log. Raises Fenced."""
         await self._fenced(Put(keys.requests(self.shard, number), requests.SerializeToString()))
@@ -113,15 +98,21 @@ class ShardLog:
         if not result.succeeded:
             raise Fenced(f"shard {self.shard}: epoch {self.epoch} is over")
 
-    async def _pages(self, prefix: bytes) -> AsyncIterator[KeyValue]:
-        start, end = prefix, prefix[:-1] + bytes([prefix[-1] + 1])
-        while True:
-            page = await self._store.range(start, end, limit=PAGE)
-            for kv in page.kvs:
-                yield kv
-            if not page.more:
-                return
-            start = page.kvs[-1].key + b"\0"
+
+class ShardsFixed(Exception):
+    """The store is divided into another number of shards than was asked for."""
+
+
+async def shard_count(store: Store, wanted: int | None) -> int:
+    """The number of shards of a store, settled when it is new: `wanted`, or one. Raises ShardsFixed."""
+    key = keys.shard_count()
+    txn = Txn((Compare(key, Target.CREATE_REVISION, 0),), (Put(key, b"%d" % (wanted or 1)),), (key,))
+    result = await settle(store, txn)
+    found = None if result.succeeded else result.observed[key]
+    count = int(found.value) if found is not None else wanted or 1
+    if wanted not in (None, count):
+        raise ShardsFixed(f"the store has {count} shards, which is fixed for its life; start with --shards {count}")
+    return count
 
 
 async def settle(store: Store, txn: Txn) -> CommitResult:

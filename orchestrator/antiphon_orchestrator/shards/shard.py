@@ -44,8 +44,8 @@ SEGMENT_BYTES = 1280 * 1024
 REQUEST_KEPT = 24 * 3600 * 1_000_000
 """Microseconds a request id is remembered after its run was archived."""
 
-REQUESTS_KEPT = 32_768
-"""Most request ids of archived runs that one shard remembers; the oldest go first."""
+REQUESTS_KEPT = 1 << 20
+"""Most request ids of archived runs that all shards together remember; the oldest go first. Some 250 bytes each."""
 
 MAX_DEPTH = 16
 """Attempts above a call; deeper nesting is a loop more often than a plan."""
@@ -55,9 +55,16 @@ class Shard:
     """One shard's memory and rules. `jitter` gives numbers from 0 to 1 for the spread of retries."""
 
     def __init__(
-        self, index: int, fleet: Fleet, outbox: Outbox, archiver: Archiver, jitter: Callable[[], float]
+        self,
+        index: int,
+        fleet: Fleet,
+        outbox: Outbox,
+        archiver: Archiver,
+        jitter: Callable[[], float],
+        requests_kept: int = REQUESTS_KEPT,
     ) -> None:
         self.index = index
+        self.requests_kept = requests_kept
         self.epoch = 0
         self.jitter = jitter
         self.inbox: deque[i.Input] = deque()
@@ -352,7 +359,7 @@ class Shard:
         """Schema and release policy of an output; one that does not pass is a failure."""
         run = entry.run
         attempt = task.attempts[-1]
-        label: str = attempt.decision.capability
+        label = attempt.placement.capability
         output, labels = outcome.output, self._fleet.labels(outcome.output)
         inherited = self._fleet.labels(task.input)
         if inherited:  # also when the output has the same keys: their values may differ
@@ -677,7 +684,7 @@ class Shard:
                 self.pinned.pop(known[0], None)
         while self.kept:
             key, (_, _, expire_time) = next(iter(self.kept.items()))
-            if expire_time > now and len(self.kept) <= REQUESTS_KEPT:
+            if expire_time > now and len(self.kept) <= self.requests_kept:
                 return
             del self.kept[key]
 

@@ -24,6 +24,11 @@ def replica(replica_id: str) -> bytes:
     return _spell("replica", replica_id)
 
 
+def shard_count() -> bytes:
+    """How many shards the store is divided into, for all its life."""
+    return b"shard/count"
+
+
 def shard_owner(shard: int) -> bytes:
     """Who owns a shard, and with which epoch."""
     return b"shard/%04x/owner" % shard

@@ -20,7 +20,7 @@ def written(folder: Path, text: str) -> dict[str, str]:
 def test_defaults_are_finite_closed_and_local() -> None:
     config = load({}, {"ANTIPHON_HOME": "/srv/antiphon"})
     assert (config.data, config.authority) == (Path("/srv/antiphon/orchestrator"), Path("/srv/antiphon/ca"))
-    assert (config.listen, config.join_listen, config.shards) == ("127.0.0.1:7443", "127.0.0.1:7444", 32)
+    assert (config.listen, config.join_listen, config.shards) == ("127.0.0.1:7443", "127.0.0.1:7444", None)
     assert config.policy_folder is None and config.policy_profile == "" and not config.development
     assert config.telemetry.metrics_port is None and not config.telemetry.tracing
     assert config.join.calls_per_second < config.api.calls_per_second

@@ -11,8 +11,8 @@ from typing import Any
 from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import run_pb2
 from antiphon_orchestrator.engine import decide
-from antiphon_orchestrator.engine.decide import Outcome, Placement
-from antiphon_orchestrator.engine.events import AttemptEnded, Event, TaskEnded, TaskReady, TaskWaiting
+from antiphon_orchestrator.engine.decide import Outcome
+from antiphon_orchestrator.engine.events import AttemptEnded, Event, Placement, TaskEnded, TaskReady, TaskWaiting
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure, Plan
 from antiphon_orchestrator.engine.run import Run, Task, apply, start
@@ -100,8 +100,8 @@ class Player:
         self.now += rng.choice([0, rng.randrange(0, SECOND // 10)])
         if move == "offer" and ready:
             task = rng.choice(ready)
-            decision = run_pb2.RoutingDecision(chosen="s/i/a", capability="text.work@1.0")
-            self.record([decide.offer(run, task, Placement("a", "s/i/a", decision), 7)])
+            decision = run_pb2.RoutingDecision(chosen="s/i/a").SerializeToString()
+            self.record([decide.offer(run, task, Placement("a", "s/i/a", "text.work@1.0", decision, 1), 7)])
         elif move == "started" and live:
             task = rng.choice(live)
             self.record(decide.started(run, task, len(task.attempts)))
@@ -137,7 +137,7 @@ class Player:
         while self.run.state is RunState.RUNNING:
             for task in list(self.run.all_tasks()):
                 if task.state is TaskState.READY:
-                    self.record([decide.offer(self.run, task, Placement("a", "s/i/a", None), 7)])
+                    self.record([decide.offer(self.run, task, Placement("a", "s/i/a", "c@1", b"", 1), 7)])
                 if task.live is not None:
                     _, events = decide.settle(
                         self.run, task, len(task.attempts), Outcome(AttemptState.SUCCEEDED), self.now, self
@@ -159,7 +159,7 @@ class Player:
             + [AttemptState.RETURNED] * self.returns
         )
         if state is AttemptState.SUCCEEDED:
-            policy = run_pb2.PolicyDecision(decision_id="d1", permit=True)
+            policy = run_pb2.PolicyDecision(decision_id="d1", permit=True).SerializeToString()
             return Outcome(state, payload("result"), busy=self.rng.randrange(10**6), policy=policy)
         kind = FailureKind.LOST if state is AttemptState.LOST else self.rng.choice(list(FailureKind))
         return Outcome(state, failure=Failure(kind, "trouble", "E1", retryable=self.rng.random() < 0.8))
@@ -200,7 +200,7 @@ class Player:
                 break
             first = events[0]
             if isinstance(first, TaskReady) and self.rng.random() < 0.5:
-                at_once = decide.offer(self.run, self.run.tasks[first.task], Placement("a", "s/i/a", None), 7)
+                at_once = decide.offer(self.run, self.run.tasks[first.task], Placement("a", "s/i/a", "c@1", b"", 1), 7)
                 at_once.input = first.input
                 events = [at_once]
             self.record(events)

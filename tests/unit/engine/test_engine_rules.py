@@ -8,12 +8,13 @@ import pytest
 from antiphon.v1 import graph_pb2, payload_pb2
 from antiphon_orchestrator.admission import compile_graph
 from antiphon_orchestrator.engine import decide
-from antiphon_orchestrator.engine.decide import Outcome, Placement, backoff
+from antiphon_orchestrator.engine.decide import Outcome, backoff
 from antiphon_orchestrator.engine.events import (
     AttemptEnded,
     AttemptOffered,
     AttemptStarted,
     Event,
+    Placement,
     RunEnded,
     TaskEnded,
     TaskExpanded,
@@ -57,7 +58,7 @@ def go_on(run: Run, events: list[Event] | None = None, now: int = 0) -> None:
 
 
 def offer(run: Run, index: int, member: int = 0, now: int = 0) -> None:
-    apply(run, decide.offer(run, run.task(index, member), Placement("a", "s/i/a", None), 1), now)
+    apply(run, decide.offer(run, run.task(index, member), Placement("a", "s/i/a", "c@1", b"", 1), 1), now)
 
 
 def settle(run: Run, index: int, outcome: Outcome, member: int = 0, now: int = 0) -> str:
@@ -74,7 +75,7 @@ EVENT_OF: dict[TaskTrigger, Event] = {
     TaskTrigger.NEEDS_MET: TaskReady(0, 0, b""),
     TaskTrigger.DUE: TaskReady(0, 0, b""),
     TaskTrigger.EXPANDED: TaskExpanded(0, 1, 1, []),
-    TaskTrigger.OFFERED: AttemptOffered(0, 0, 2, "a", "s/i/a", None, 1),
+    TaskTrigger.OFFERED: AttemptOffered(0, 0, 2, Placement("a", "s/i/a", "c@1", b"", 1), 1),
     TaskTrigger.RETURNED: AttemptEnded(0, 0, 1, AttemptState.RETURNED),
     TaskTrigger.SUCCEEDED: AttemptEnded(0, 0, 1, AttemptState.SUCCEEDED),
     TaskTrigger.BACKED_OFF: TaskWaiting(0, 0, 1, ""),

@@ -7,7 +7,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from antiphon_orchestrator.engine.decide import Placement
+from antiphon.v1 import run_pb2
+from antiphon_orchestrator.engine.events import Placement
 from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.placement.fleet import Fleet, Instance, Need, Offered, Refused, Waiter
 from hypothesis import given, settings
@@ -129,7 +130,7 @@ def test_the_faster_and_less_busy_instance_is_chosen_and_the_decision_says_so() 
     of.instance("s/i/d").in_use = 2  # type: ignore[union-attr]
     result = place(of)
     assert isinstance(result, Placement)
-    decision = result.decision
+    decision = run_pb2.RoutingDecision.FromString(result.decision)
     assert result.instance == decision.chosen == "s/i/c"
     assert (decision.considered, decision.capability) == (4, "text.work@1.0")
     assert decision.score == pytest.approx(0.001)
@@ -144,7 +145,8 @@ def test_a_decision_names_at_most_eight_others() -> None:
         of.attach(instance(f"a{number}"))
     result = place(of)
     assert isinstance(result, Placement)
-    assert (len(result.decision.others), result.decision.considered) == (8, 20)
+    decision = run_pb2.RoutingDecision.FromString(result.decision)
+    assert (len(decision.others), decision.considered) == (8, 20)
 
 
 def test_a_denial_by_policy_is_a_final_failure_with_its_decision() -> None:

@@ -203,7 +203,6 @@ def test_a_decision_is_made_of_what_it_says() -> None:
     rig = Rig()
     rig.fleet.attach(instance("a", slots=2))
     rig.tell(rig.submit("r1", plan(Node())))
-    decision = rig.run("r1").tasks[0].attempts[0].decision
-    assert isinstance(decision, run_pb2.RoutingDecision)
+    decision = run_pb2.RoutingDecision.FromString(rig.run("r1").tasks[0].attempts[0].placement.decision)
     assert (decision.chosen, decision.capability, decision.considered) == ("s/i/a", "text.work@1.0", 1)
     assert decision.policy.permit and decision.policy.policies == ["dev.flow"]

@@ -309,6 +309,8 @@ class AttemptOffered(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
+    CAPABILITY_FIELD_NUMBER: _builtins.int
+    POLICY_EPOCH_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -319,14 +321,16 @@ class AttemptOffered(_message.Message):
     """Agent."""
     instance: _builtins.str
     """Sidecar name / incarnation / agent."""
+    decision: _builtins.bytes
+    """Why there: a serialised antiphon.v1.RoutingDecision, which is looked into only when somebody asks."""
     epoch: _builtins.int
     """Epoch of the shard's owner: the birth mark of the attempt."""
     input: _builtins.bytes
     """Input of a task that is placed as soon as it may run, as TaskReady.input; absent when the task was READY before."""
-    @_builtins.property
-    def decision(self) -> _run_pb2.RoutingDecision:
-        """Why there."""
-
+    capability: _builtins.str
+    """Capability as the agent announced it, name@version."""
+    policy_epoch: _builtins.int
+    """Policy epoch of the decision that permitted it."""
     def __init__(
         self,
         *,
@@ -335,13 +339,15 @@ class AttemptOffered(_message.Message):
         number: _builtins.int = ...,
         agent: _builtins.str = ...,
         instance: _builtins.str = ...,
-        decision: _run_pb2.RoutingDecision | None = ...,
+        decision: _builtins.bytes = ...,
         epoch: _builtins.int = ...,
         input: _builtins.bytes | None = ...,
+        capability: _builtins.str = ...,
+        policy_epoch: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "decision", b"decision", "input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "agent", b"agent", "decision", b"decision", "epoch", b"epoch", "input", b"input", "instance", b"instance", "member", b"member", "number", b"number", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "agent", b"agent", "capability", b"capability", "decision", b"decision", "epoch", b"epoch", "input", b"input", "instance", b"instance", "member", b"member", "number", b"number", "policy_epoch", b"policy_epoch", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__input: _TypeAlias = _typing.Literal["input"]  # noqa: Y015
     _WhichOneofArgType__input: _TypeAlias = _typing.Literal["_input", b"_input"]  # noqa: Y015
@@ -408,13 +414,11 @@ class AttemptEnded(_message.Message):
     """Time the agent worked, in microseconds."""
     stale: _builtins.bool
     """True for an outcome that came too late to be used."""
+    policy: _builtins.bytes
+    """The decision that released the output, a serialised antiphon.v1.PolicyDecision."""
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
         """Failure otherwise."""
-
-    @_builtins.property
-    def policy(self) -> _run_pb2.PolicyDecision:
-        """The decision that released the output."""
 
     def __init__(
         self,
@@ -427,9 +431,9 @@ class AttemptEnded(_message.Message):
         failure: _failure_pb2.Failure | None = ...,
         busy: _builtins.int = ...,
         stale: _builtins.bool = ...,
-        policy: _run_pb2.PolicyDecision | None = ...,
+        policy: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "failure", b"failure", "member", b"member", "number", b"number", "output", b"output", "policy", b"policy", "stale", b"stale", "state", b"state", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -759,6 +763,8 @@ class AttemptSnapshot(_message.Message):
     """Time the agent worked, in microseconds."""
     stale: _builtins.bool
     """True once an outcome that came too late has been recorded."""
+    policy: _builtins.bytes
+    """The decision that released the output, a serialised antiphon.v1.PolicyDecision."""
     @_builtins.property
     def offered(self) -> Global___AttemptOffered:
         """How it was offered."""
@@ -766,10 +772,6 @@ class AttemptSnapshot(_message.Message):
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
         """Its failure."""
-
-    @_builtins.property
-    def policy(self) -> _run_pb2.PolicyDecision:
-        """The decision that released the output."""
 
     def __init__(
         self,
@@ -781,9 +783,9 @@ class AttemptSnapshot(_message.Message):
         end_time: _builtins.int = ...,
         busy: _builtins.int = ...,
         stale: _builtins.bool = ...,
-        policy: _run_pb2.PolicyDecision | None = ...,
+        policy: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "offered", b"offered", "policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "offered", b"offered"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "end_time", b"end_time", "failure", b"failure", "offer_time", b"offer_time", "offered", b"offered", "policy", b"policy", "stale", b"stale", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
