@@ -15,7 +15,7 @@ from ..engine.plan import EvaluationFailed, View
 from .expression import Expression, Lookup, Origin, kind_of, origins_of, path_text, source_of
 from .mapping import Mapping
 from .syntax import Path
-from .values import MAX_INLINE_BYTES, Unusable, Values, encode_json, inline_bytes
+from .values import MAX_INLINE_BYTES, Known, Unusable, Values, encode_json, inline_bytes
 
 MAX_OPEN_LISTS = 64
 MAX_LABELS = 64
@@ -169,7 +169,7 @@ class GraphEvaluator:
         if labels:
             message.labels.extend(labels)
         result = message.SerializeToString()
-        self._values.remember(result, message)
+        self._values.remember(result, Known(data, "", False, message if labels else None))
         return result
 
     def _whole(self, source: Path, view: View, items: _Items | None, index: int) -> bytes | None:

@@ -82,19 +82,15 @@ class Known:
 
     __slots__ = ("_content", "_media_type", "_parsed", "_value", "by_reference", "label_keys", "payload", "size")
 
-    def __init__(self, payload: Payload) -> None:
-        content = payload.WhichOneof("content")
-        self.by_reference = content == "blob"
-        self._content: bytes | None = payload.inline if content == "inline" else None
-        self._media_type: str = payload.media_type
-        self.size = len(self._content) if self._content is not None else 0
-        labelled = bool(payload.labels or payload.field_labels)
-        self.label_keys = _label_keys(payload) if labelled else _NO_LABELS
-        self.payload: Payload | None = None
-        """The message, of a payload that is labelled. A copy: one from a stream would keep all of its batch alive."""
-        if labelled:
-            self.payload = Payload()
-            self.payload.CopyFrom(payload)
+    def __init__(self, content: bytes | None, media_type: str, by_reference: bool, labelled: Payload | None) -> None:
+        """`content` is inline, None when there is none here; `labelled` the whole message, None of one without
+        labels."""
+        self._content = content
+        self._media_type = media_type
+        self.by_reference = by_reference
+        self.payload = labelled
+        self.size = len(content) if content is not None else 0
+        self.label_keys = _label_keys(labelled) if labelled is not None else _NO_LABELS
         self._parsed = False
         self._value: object = None
 
@@ -150,14 +146,27 @@ class Values:
     def known(self, data: bytes) -> Known:
         """The payload with these serialised bytes; b"" is null."""
         known = self._known.get(data)
-        return self.remember(data, Payload.FromString(data)) if known is None else known
+        return self.remember(data, _look_into(Payload.FromString(data))) if known is None else known
 
-    def remember(self, data: bytes, payload: Payload) -> Known:
-        """Makes a payload known that somebody has parsed, or is about to serialise as `data`."""
-        known = Known(payload)
+    def see(self, data: bytes, payload: Payload) -> None:
+        """Makes a payload known that somebody has parsed and will pass on as `data`."""
+        if data not in self._known:
+            self.remember(data, _look_into(payload))
+
+    def remember(self, data: bytes, known: Known) -> Known:
+        """Makes a payload known that somebody has made."""
         self._bytes += len(data)
         if len(self._known) >= self._max_entries or self._bytes > self._max_bytes:
             self._known.clear()
             self._bytes = len(data)
         self._known[data] = known
         return known
+
+
+def _look_into(payload: Payload) -> Known:
+    content = payload.WhichOneof("content")
+    labelled: Payload | None = None
+    if payload.labels or payload.field_labels:
+        labelled = Payload()  # a copy: a message of a stream would keep its whole batch alive
+        labelled.CopyFrom(payload)
+    return Known(payload.inline if content == "inline" else None, payload.media_type, content == "blob", labelled)

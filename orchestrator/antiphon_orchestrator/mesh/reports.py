@@ -41,7 +41,7 @@ def take(
             for label in output.labels:
                 label.asserted_by = principal
             data = output.SerializeToString()
-            values.remember(data, output)
+            values.see(data, output)
             outcome = Outcome(AttemptState.SUCCEEDED, data, None, report.busy)
             put(shard, i.Report(session, source, attempt_id, outcome))
         elif kind == "failure":

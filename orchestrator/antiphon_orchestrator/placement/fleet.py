@@ -80,10 +80,13 @@ class Instance:
     failed: int = 0
     draining: bool = False
     offers: list[Offered] = field(default_factory=list)
+    agent: str = field(init=False)
+    concurrency: int = field(init=False)
 
-    @property
-    def agent(self) -> str:
-        return self.description.name
+    def __post_init__(self) -> None:
+        # Read for every task that is placed, and a message's fields are slow to read.
+        self.agent = self.description.name
+        self.concurrency = max(1, self.description.concurrency)
 
     @property
     def free(self) -> int:
@@ -113,7 +116,7 @@ class Offered:
         """Expected seconds until an outcome if the attempt goes here: work, and the queue before it."""
         instance = self.instance
         latency = instance.latency if instance.latency is not None else self.expected_latency
-        return latency * (1.0 + instance.in_use / max(1, instance.description.concurrency))
+        return latency * (1.0 + instance.in_use / instance.concurrency)
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,12 +227,8 @@ class Host:
                 await self._idle(seat, moment)
                 continue
             turn = shard.take_turn(moment)
-            if turn.records:
-                seq = await seat.log.append(turn.records)
-                shard.release(turn, seq)
-            else:
-                shard.release(turn, 0)
-                await asyncio.sleep(0)  # a turn of reads waits for nothing; others must run all the same
+            shard.release(turn, await seat.log.append(turn.records) if turn.records else 0)
+            await asyncio.sleep(0)  # what was released leaves before the next turn is worked out
             if not seat.room.is_set() and len(shard.inbox) < self._inbox_limit:
                 seat.room.set()
             if seat.log.next_seq >= seat.trim_at:

@@ -32,8 +32,9 @@ from .turn import Archiver, Entry, Outbox, Turn, principal_kind, request_key
 
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
-MAX_WORK = 0.010
-"""Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3). Timers have their own such bound."""
+MAX_WORK = 0.004
+"""Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3), short enough for agents to work on what
+one turn gave them while the next is worked out. Timers have their own such bound."""
 
 MAX_TIMER_BYTES = 1024 * 1024
 """Record bytes at which timers wait for the next turn: more than MAX_BYTES, so that a busy inbox never starves them."""
@@ -328,18 +329,20 @@ class Shard:
     def _find(self, source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
         """The attempt, if it is here and out (or was out) to that sidecar."""
         try:
-            run_id, task_id, member, number = attempt_id.split("/")
+            run_id, task_id, member_text, number_text = attempt_id.split("/")
+            member, number = int(member_text), int(number_text)
             entry = self.runs[run_id]
-            task = entry.run.task(entry.run.plan.index_of[task_id], int(member))
-            attempt = task.attempts[int(number) - 1]
+            run = entry.run
+            task = run.task(run.plan.index_of[task_id], member)
+            attempt = task.attempts[number - 1]
         except (ValueError, KeyError, IndexError):
             return None
-        if task.member != int(member) or attempt.number != int(number):
+        if task.member != member or attempt.number != number:
             return None  # -1 and 0 are places in a list, but no attempts
         namespace, _, sidecar = source.partition("/")
-        if namespace != entry.run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
+        if namespace != run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
             return None
-        return entry, task, attempt.number
+        return entry, task, number
 
     def _report(self, turn: Turn, item: i.Report) -> None:
         found = self._find(item.source, item.attempt_id)
