@@ -29,6 +29,7 @@ class OrchestratorProcess(Process):
                 *(sys.executable, "-m", "antiphon.command", "orchestrator", "serve"),
                 *("--data", str(self.data), "--authority", str(self.authority)),
                 *("--listen", self.address, "--join-listen", self.join_address),
+                *("--shards", "4"),  # not the one that is the default: what crosses shards is to be met here
                 *self.settings,
             ],
             {"GRPC_VERBOSITY": "NONE"},

@@ -106,7 +106,8 @@ def _shapes(pool: descriptor_pool.DescriptorPool) -> Shapes:
 
     rules = reader(pool.FindExtensionByName("buf.validate.field"))
     choice = reader(pool.FindExtensionByName("buf.validate.oneof"))
-    return Shapes(rules, lambda oneof: bool(choice(oneof).required))
+    whole = reader(pool.FindExtensionByName("buf.validate.message"))
+    return Shapes(rules, lambda oneof: bool(choice(oneof).required), lambda type: bool(whole(type).cel))
 
 
 def _methods(

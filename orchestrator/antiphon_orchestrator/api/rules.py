@@ -21,7 +21,8 @@ class Shape:
     def __init__(self) -> None:
         self.lengths: list[tuple[str, int, int]] = []
         self.numbers: list[tuple[str, int, int]] = []
-        self.choices: list[str] = []
+        self.choices: list[tuple[str, bool, dict[str, Shape]]] = []
+        """Name of a oneof, whether one must be set, and the shapes of those that are messages."""
         self.messages: list[tuple[str, Shape]] = []
         self.lists: list[tuple[str, int, Shape]] = []
         self.left: list[str] = []
@@ -39,8 +40,12 @@ class Shape:
         for name, least, most in self.numbers:
             if not least <= getattr(message, name) <= most:
                 return False
-        for name in self.choices:
-            if message.WhichOneof(name) is None:
+        for name, required, shapes in self.choices:
+            chosen = message.WhichOneof(name)
+            if chosen is None:
+                if required:
+                    return False
+            elif (inner := shapes.get(chosen)) is not None and not inner.keeps(getattr(message, chosen)):
                 return False
         for name, shape in self.messages:
             if message.HasField(name) and not shape.keeps(getattr(message, name)):
@@ -63,11 +68,18 @@ class Shape:
 
 
 class Shapes:
-    """Shapes by type. `rules` gives the buf.validate rules of a field as a message, `required` those of a oneof."""
+    """Shapes by type. `rules` gives the buf.validate rules of a field as a message; `required` says whether one of a
+    oneof must be set, `whole` whether a type has rules over several of its fields."""
 
-    def __init__(self, rules: Callable[[FieldDescriptor], Any], required: Callable[[OneofDescriptor], bool]) -> None:
+    def __init__(
+        self,
+        rules: Callable[[FieldDescriptor], Any],
+        required: Callable[[OneofDescriptor], bool],
+        whole: Callable[[Descriptor], bool],
+    ) -> None:
         self._rules = rules
         self._required = required
+        self._whole = whole
         self._known: dict[str, Shape] = {}
 
     def of(self, descriptor: Descriptor) -> Shape:
@@ -75,12 +87,16 @@ class Shapes:
         shape = self._known.get(descriptor.full_name)
         if shape is None:
             shape = self._known[descriptor.full_name] = Shape()
-            shape.choices = [oneof.name for oneof in descriptor.oneofs if self._required(oneof)]
+            shape.doubtful = self._whole(descriptor)
+            choices: dict[str, dict[str, Shape]] = {oneof.name: {} for oneof in descriptor.oneofs}
+            shape.choices = [(oneof.name, self._required(oneof), choices[oneof.name]) for oneof in descriptor.oneofs]
             for field in descriptor.fields:
-                self._add(shape, field, self._rules(field))
+                group = field.containing_oneof
+                self._add(shape, field, self._rules(field), choices[group.name] if group is not None else None)
+            shape.choices = [(name, required, inner) for name, required, inner in shape.choices if required or inner]
         return shape
 
-    def _add(self, shape: Shape, field: FieldDescriptor, rules: Any) -> None:
+    def _add(self, shape: Shape, field: FieldDescriptor, rules: Any, choice: dict[str, Shape] | None) -> None:
         name, kind = field.name, rules.WhichOneof("type") or ""
         bounds: Any = getattr(rules, kind) if kind else None
         alone = not rules.required and not rules.cel
@@ -89,10 +105,12 @@ class Shapes:
             if field.is_repeated:
                 most = bounds.max_items if bounds is not None and told else _FAR
                 shape.lists.append((name, most, self.of(field.message_type)))
-            elif bounds is None:
-                shape.messages.append((name, self.of(field.message_type)))
-            else:
+            elif bounds is not None:
                 shape.left.append(name)
+            elif choice is not None:
+                choice[name] = self.of(field.message_type)
+            else:
+                shape.messages.append((name, self.of(field.message_type)))
         elif field.message_type is not None or field.is_repeated:
             if not alone or told & {"min_items", "min_pairs"}:
                 shape.doubtful = True
