@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from math import isinf
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from antiphon.v1.payload_pb2 import Payload
 
@@ -34,6 +34,7 @@ def _finite(text: str) -> float:
 
 
 _decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+_scan: Any = _decoder.scan_once  # type: ignore[attr-defined]  # raw_decode without its frame
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -42,7 +43,10 @@ def decode_json(text: str) -> object:
     try:
         if text[:1] not in _SPACE:
             # The usual text has nothing around it; looking for that costs more than a small value.
-            value, end = _decoder.raw_decode(text)
+            try:
+                value, end = _scan(text, 0)
+            except StopIteration:
+                end = -1
             if end == len(text):
                 return value
         return _decoder.decode(text)

@@ -145,6 +145,8 @@ class Fleet:
         self._decisions: dict[str, run_pb2.PolicyDecision] = {}
         self._outputs: dict[tuple[str, str], str] = {}
         self._releases: dict[tuple[str, str, str, frozenset[str]], tuple[Decision, bytes]] = {}
+        # What is said of a choice without alternatives, by its score.
+        self._alone: dict[float, bytes] = {}
         self._arrivals = count()
         self.deliver: Callable[[Waiter, Offered], None] = lambda waiter, offered: None
 
@@ -274,7 +276,7 @@ class Fleet:
         self, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
     ) -> Placement | Refused | None:
         """A reserved place for an attempt, a refusal, or None when it has to wait. `number`: of the attempt, from 1."""
-        if need in self._queues:
+        if self._queues and need in self._queues:
             return None  # others came first
         eligible = self._fit(need)
         open_entries = [o for o in eligible if o.instance.slots > o.instance.in_use]
@@ -395,9 +397,13 @@ class Fleet:
         return message
 
     def _describe(self, eligible: list[Offered], others: list[Offered], chosen: Offered, denied: int) -> bytes:
-        """What a routing decision says of this one choice, serialised."""
+        """What a routing decision says of this one choice, serialised; expected times to a ten-thousandth second."""
+        score = round(chosen.score(), 4)
+        alone = len(eligible) == 1 and not denied
+        if alone and (known := self._alone.get(score)) is not None:
+            return known
         decision = run_pb2.RoutingDecision()
-        decision.score = chosen.score()
+        decision.score = score
         decision.considered = len(eligible)
         for other in others[:OTHERS_RECORDED]:
             decision.others.add(
@@ -409,7 +415,12 @@ class Fleet:
                 decision.refusals.add(reason="no_slot", count=busy)
         if denied:
             decision.refusals.add(reason="policy", count=denied)
-        return decision.SerializeToString()
+        result: bytes = decision.SerializeToString()
+        if alone:
+            if len(self._alone) >= 4096:
+                self._alone.clear()
+            self._alone[score] = result
+        return result
 
     def explain(self, need: Need) -> run_pb2.RoutingDecision:
         """What placement says now of a task that waits."""

@@ -22,7 +22,7 @@ log = telemetry.logger("archive")
 BATCH = 64
 """Most runs in one write: some milliseconds of the event loop."""
 
-GATHER = 0.02
+GATHER = 0.05
 """Seconds in which a write gathers runs when fewer wait: a transaction costs more than they do, and nobody waits."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
