@@ -3,9 +3,9 @@
 The journal is trimmed once a write here has returned, so a write is durable by then. Writes are idempotent upserts in
 one transaction each, and an older version of a record never replaces a newer one, whoever writes late.
 
-Writes happen on the event loop, in small batches: under load a thread would have to win the interpreter lock back for
-each of its steps, and an archive that falls behind holds up trimming. Everything else, a slow listing above all, has a
-thread of its own.
+Writes have a thread of their own, and so has everything else, a slow listing above all. Under load a thread has to win
+the interpreter lock back for each statement, so a write is made of few and large ones: nearly all of its time is the
+database's, without the lock, beside a busy event loop.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class SqlArchive:
         self._upsert_runs = Upsert(runs, newer_by="last_event_seq")
         self._upsert_chunks = Upsert(run_events, newer_by="last_seq")
         self._lane = _Lane("archive")
+        self._writing = _Lane("archive-writer")
 
     async def __aenter__(self) -> SqlArchive:
         """Makes the tables if there are none. Raises ArchiveIncompatible."""
@@ -76,6 +77,7 @@ class SqlArchive:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._writing.close()
         await self._lane.close()
         self._engine.dispose()
 
@@ -84,8 +86,7 @@ class SqlArchive:
 
         A chunk replaces the one with the same `first_seq`, if it reaches at least as far.
         """
-        with _mapped():
-            self._write(runs, chunks)
+        await self._writing.do(self._write, runs, chunks)
 
     async def get_run(self, run_id: str) -> ArchivedRun | None:
         """The run, or None."""

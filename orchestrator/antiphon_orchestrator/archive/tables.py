@@ -24,10 +24,12 @@ from sqlalchemy import (
     func,
     literal,
     or_,
-    text,
 )
 
 VERSION = 1
+
+ROWS_AT_ONCE = (64, 8, 1)
+"""Rows of one statement, tried in this order; as few texts as possible, since a database prepares each."""
 
 Row = dict[str, Any]
 
@@ -71,27 +73,35 @@ run_events = Table(
 class Upsert:
     """Inserts or replaces rows by primary key, unless the stored row is newer by the column `newer_by`.
 
-    SQLAlchemy batches no insert that has ON CONFLICT, so the text is made here; SQLite and PostgreSQL spell it alike.
+    SQLAlchemy batches no insert that has ON CONFLICT, so the text is made here; SQLite and PostgreSQL spell it alike but
+    for the marks of parameters. Many rows go in one statement: a thread then gives up the interpreter lock once for all
+    of them, where one statement a row has to win it back for each.
     """
 
     def __init__(self, table: Table, newer_by: str) -> None:
-        columns = [column.name for column in table.columns]
+        self._columns = columns = [column.name for column in table.columns]
         self._keys = [column.name for column in table.primary_key.columns]
         self._newer_by = newer_by
         replace = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in self._keys)
-        self._statement = text(
-            f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({', '.join(f':{name}' for name in columns)})"
+        row = f"({', '.join('?' for _ in columns)})"
+        self._statements = {
+            count: f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES {', '.join([row] * count)}"
             f" ON CONFLICT ({', '.join(self._keys)}) DO UPDATE SET {replace}"
             f" WHERE excluded.{newer_by} >= {table.name}.{newer_by}"
-        )
+            for count in ROWS_AT_ONCE
+        }
 
     def execute(self, connection: Connection, rows: Iterable[Row]) -> None:
         """Writes rows; of several with one key the newest counts."""
         newest = {
             tuple(row[name] for name in self._keys): row for row in sorted(rows, key=lambda row: row[self._newer_by])
         }
-        if newest:
-            connection.execute(self._statement, list(newest.values()))
+        waiting = list(newest.values())
+        for count, statement in self._statements.items():
+            while len(waiting) >= count:
+                values = tuple(row[name] for row in waiting[:count] for name in self._columns)
+                connection.exec_driver_sql(statement, values)
+                del waiting[:count]
 
 
 def encode_labels(labels: Mapping[str, str]) -> str:

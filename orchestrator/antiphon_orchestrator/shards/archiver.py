@@ -20,7 +20,7 @@ from .inputs import Archived
 log = telemetry.logger("archive")
 
 BATCH = 64
-"""Most runs in one write: some milliseconds of the event loop."""
+"""Most runs in one write: one statement of the archive."""
 
 GATHER = 0.05
 """Seconds in which a write gathers runs when fewer wait: a transaction costs more than they do, and nobody waits."""
