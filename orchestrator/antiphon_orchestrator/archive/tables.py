@@ -73,9 +73,9 @@ run_events = Table(
 class Upsert:
     """Inserts or replaces rows by primary key, unless the stored row is newer by the column `newer_by`.
 
-    SQLAlchemy batches no insert that has ON CONFLICT, so the text is made here; SQLite and PostgreSQL spell it alike but
-    for the marks of parameters. Many rows go in one statement: a thread then gives up the interpreter lock once for all
-    of them, where one statement a row has to win it back for each.
+    SQLAlchemy batches no insert that has ON CONFLICT, so the text is made here; SQLite and PostgreSQL spell it alike
+    but for the marks of parameters. Many rows go in one statement: a thread then gives up the interpreter lock once for
+    all of them, where one statement a row has to win it back for each.
     """
 
     def __init__(self, table: Table, newer_by: str) -> None:
