@@ -205,8 +205,9 @@ class Session:
         timeout = assignment.remaining_timeout
         timeout.seconds, micros = divmod(left, 1_000_000)
         timeout.nanos = micros * 1000
-        if task.input:
-            assignment.input.MergeFromString(task.input)
+        given = task.input if placement.reduced_input is None else placement.reduced_input
+        if given:
+            assignment.input.MergeFromString(given)
         assignment.number = pending.number
         offer.agent = placement.agent
         offer.shard = pending.shard
