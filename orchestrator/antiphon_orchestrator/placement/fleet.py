@@ -644,8 +644,8 @@ class Fleet:
 
 
 def _demanding(permit: Permit) -> str:
-    """The ids of the policies behind a permit."""
-    return ", ".join(permit.decision.policies)
+    """The ids of the policies that demand the redactions of a permit."""
+    return ", ".join(permit.decision.redacting)
 
 
 def _log_use(decision: Decision, action: str, what: str) -> None:

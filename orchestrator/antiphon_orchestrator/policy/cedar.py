@@ -149,6 +149,7 @@ def _decision(active: _Active, request: Request) -> Decision:
         policies=verdict.policies,
         obligations=verdict.obligations,
         reason=verdict.reason,
+        redacting=verdict.redacting,
     )
 
 
@@ -158,6 +159,7 @@ class _Verdict:
     reason: str
     policies: tuple[str, ...] = ()
     obligations: tuple[Obligation, ...] = ()
+    redacting: tuple[str, ...] = ()
 
 
 def _deny(reason: str, policies: tuple[str, ...] = ()) -> _Verdict:
@@ -207,7 +209,7 @@ def _evaluate(rules: Rules, request: Request) -> _Verdict:
         return _deny_error(min(errors))
     if not result.allowed:
         return _deny(_reason_of_denial(rules, request, deciding), deciding)
-    obligations = set()
+    obligations, redacting = set(), []
     for policy_id in deciding:
         if (obligation := rules.by_id[policy_id].obligation) is None:
             continue
@@ -217,8 +219,12 @@ def _evaluate(rules: Rules, request: Request) -> _Verdict:
         if obligation.name == "redact" and request.action not in REDACTING:
             demand = f"policy {policy_id} demands redaction, which {request.action} has no payload for"
             return _deny(f"denied: {demand}; limit the policy to dispatch and release", (policy_id,))
+        if obligation.name == "redact":
+            redacting.append(policy_id)
         obligations.add(obligation)
-    return _Verdict(Outcome.ALLOW, f"allowed by {_named(deciding)}", deciding, tuple(sorted(obligations)))
+    return _Verdict(
+        Outcome.ALLOW, f"allowed by {_named(deciding)}", deciding, tuple(sorted(obligations)), tuple(redacting)
+    )
 
 
 def _deny_error(error: str) -> _Verdict:

@@ -156,7 +156,8 @@ class Obligation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer to one request. A DENY carries no obligations; `reason` is one sentence for people."""
+    """The answer to one request. A DENY carries no obligations; `reason` is one sentence for people; `redacting` are
+    those of the `policies` that demand redaction."""
 
     outcome: Outcome
     decision_id: str
@@ -164,6 +165,7 @@ class Decision:
     policies: tuple[str, ...]
     obligations: tuple[Obligation, ...]
     reason: str
+    redacting: tuple[str, ...] = ()
 
     @property
     def allowed(self) -> bool:

@@ -97,7 +97,8 @@ def _put_payloads(message: run_pb2.Task, run: Run, task: Task) -> None:
         message.output.SetInParent()
     if task.released is not None:
         decision = run_pb2.PolicyDecision.FromString(task.attempts[-1].policy)
-        withheld.append(f"the output is redacted by policy {', '.join(decision.policies)}")
+        demands = [demand for demand in decision.obligations if demand.startswith("redact")]
+        withheld.append(f"the output is redacted as policy demands: {', '.join(demands)}")
     message.withheld = "; ".join(withheld)
 
 
