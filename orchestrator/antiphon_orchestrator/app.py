@@ -15,6 +15,7 @@ from antiphon.v1 import (
     graph_service_pb2_grpc,
     identity_service_pb2_grpc,
     payload_service_pb2_grpc,
+    policy_service_pb2_grpc,
     registry_service_pb2_grpc,
     run_service_pb2_grpc,
 )
@@ -29,6 +30,7 @@ from .api.image import Image
 from .api.mesh_service import MeshService
 from .api.metrics_server import MetricsServer
 from .api.payload_service import PayloadService
+from .api.policy_service import PolicyService
 from .api.registry_service import RegistryService
 from .api.run_service import RunService
 from .api.server import ApiServer, Parts, Register
@@ -41,6 +43,7 @@ from .mesh.sessions import MeshSettings, Sessions
 from .mesh.tokens import AttemptTokens
 from .placement.fleet import Fleet
 from .policy import CedarPolicies, PolicyBundle, dev_profile, load_folder
+from .policy_book import FOLDER, PROFILE, PolicyBook
 from .registry.registry import Registry
 from .runs.archived import ArchivedRuns
 from .runs.catalog import Catalog
@@ -83,7 +86,9 @@ class Orchestrator:
         # A folder that another authority's files replace may be absent; then nobody can join here.
         external = config.certificate
         authority = None if external and not config.authority.exists() else Authority.load(config.authority)
-        policy = CedarPolicies(self._policies())
+        policy = CedarPolicies(now=now)
+        book = PolicyBook(store, policy, now)
+        await book.begin(*self._seed())
         values = Values()
         schemas = SchemaSet(values)
         fleet = Fleet(policy, schemas)
@@ -95,6 +100,7 @@ class Orchestrator:
         archived = ArchivedRuns(archive, catalog)
         calls = Calls(catalog, archived, tokens, now)
         sessions = Sessions(MeshSettings(replica_id), fleet, registry, policy, audit, tokens, calls, now)
+        book.changed = sessions.policy_changed
         shards = await shard_count(store, config.shards)
         host = Host(
             store,
@@ -127,6 +133,7 @@ class Orchestrator:
         runs = RunService(host, submissions, archived, RunListing(host, archive), fleet)
         payloads = PayloadService(blobs, limit=config.payload_limit)
         graphs = GraphService(store, clock, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
+        policies = PolicyService(book, policy, fleet)
         services: list[Register] = [
             lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
             lambda s: graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, s),
@@ -134,6 +141,7 @@ class Orchestrator:
                 RegistryService(registry, fleet), s
             ),
             lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, s),
+            lambda s: policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policies, s),
             lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
         ]
         if authority is not None:
@@ -161,6 +169,7 @@ class Orchestrator:
                 group.create_task(server.run(), name="api")
                 group.create_task(catalog.run(), name="catalog")
                 group.create_task(audit.run(), name="audit")
+                group.create_task(book.run(), name="policies")
                 await room.look()
                 group.create_task(room.run(), name="room")
                 await host.recover()
@@ -190,10 +199,11 @@ class Orchestrator:
         source = IssuedHere(authority, identity, config.certificate_hosts, clock)
         return LiveCertificate(source, source.renew, clock, metrics)
 
-    def _policies(self) -> PolicyBundle | None:
+    def _seed(self) -> tuple[PolicyBundle | None, str]:
+        """The policies for a store that has none, and whence they come."""
         if self.config.policy_folder is not None:
-            return load_folder(self.config.policy_folder)
-        return dev_profile() if self.config.policy_profile == "dev" else None
+            return load_folder(self.config.policy_folder), FOLDER
+        return (dev_profile(), PROFILE) if self.config.policy_profile == "dev" else (None, "")
 
     def _endpoints(self) -> Endpoints:
         """As others reach them: the advertised host with the ports that are really bound."""

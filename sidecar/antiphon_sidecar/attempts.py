@@ -35,6 +35,7 @@ class Event(IntEnum):
     AGENT_GONE = 5
     DRAINED = 6
     VERDICT = 7
+    POLICY_CHANGED = 8
 
 
 class End(IntEnum):
@@ -50,6 +51,7 @@ class End(IntEnum):
     DRAINING = 7
     NO_SLOT = 8
     STALE_EPOCH = 9
+    STALE_POLICY = 10
 
 
 TABLE: dict[tuple[State, Event], tuple[State, End]] = {
@@ -60,6 +62,7 @@ TABLE: dict[tuple[State, Event], tuple[State, End]] = {
     (State.QUEUED, Event.EXPIRED): (State.REPORTED, End.TOO_LATE),
     (State.QUEUED, Event.AGENT_GONE): (State.REPORTED, End.AGENT_GONE),
     (State.QUEUED, Event.DRAINED): (State.REPORTED, End.DRAINING),
+    (State.QUEUED, Event.POLICY_CHANGED): (State.REPORTED, End.STALE_POLICY),
     (State.STARTED, Event.OFFERED): (State.STARTED, End.NONE),  # a duplicate
     (State.STARTED, Event.ENDED): (State.REPORTED, End.RESULT),
     (State.STARTED, Event.CANCELLED): (State.STARTED, End.NONE),  # the agent is told, and answers
@@ -80,7 +83,7 @@ class Attempt:
 
     __slots__ = (
         "announced", "assignment", "attempt_id", "busy", "calls", "cancelled", "deadline", "end", "grant",
-        "link", "result", "seat", "seat_name", "shard", "size", "started", "state", "timeout", "token",
+        "link", "policy_epoch", "result", "seat", "seat_name", "shard", "size", "started", "state", "timeout", "token",
     )  # fmt: skip
 
     def __init__(self, attempt_id: str, shard: int, seat_name: str) -> None:
@@ -90,6 +93,7 @@ class Attempt:
         self.seat: Seat | None = None
         self.link: Link | None = None  # of the replica that offered or adopted it
         self.grant: Grant | None = None  # that counts it as out
+        self.policy_epoch = 0  # of the decision that permitted it
         self.state = State.ABSENT
         self.assignment: Any = None  # opaque; dropped once it is written
         self.token = b""

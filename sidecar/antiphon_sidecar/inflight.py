@@ -12,6 +12,8 @@ The rules (protocol.md §5 and §8):
   claimed the shard last, whoever offered the attempt. A claim is answered by an inventory, then by the outcomes.
 - An offer that is refused at the door was never held: no inventory names it, so its report is sent once, not kept.
   Every other outcome is kept until its verdict. When too many wait, windows close until half of them are gone.
+- Once a policy epoch has been told for POLICY_GRACE, what was permitted under an older one is not begun: offers of it,
+  and those that still wait for the agent, come back STALE_POLICY. A replica stops sending them far earlier.
 - An agent is never working on more attempts than its concurrency. A handler that waits for its own calls gives up its
   place, and its agent's window grows by one meanwhile, so that parents cannot block their children.
 - An attempt's time runs from the moment it is taken for the agent. At zero it fails TIMEOUT at once and its late result
@@ -36,6 +38,11 @@ ANNOUNCE_AFTER = 0.05
 """Seconds an attempt runs before a started report: most have their outcome sooner, and one message less."""
 CANCEL_GRACE = 10.0
 """Seconds an agent has to answer a cancel before the attempt is CANCELLED without its answer."""
+POLICY_GRACE = 1.5
+"""Seconds after which nothing is begun that was permitted under an older policy epoch than the one told: with the way
+of the news here less than the two that are promised."""
+MOST_POLICIES = 16
+"""Policy epochs told within the grace that are told apart; a later one takes the place, and the time, of the last."""
 LINGER = 30.0
 """Seconds an agent may take to stop an attempt that has timed out before its place is given to another."""
 MOST_OUTCOMES = 4_096
@@ -51,6 +58,9 @@ class Inflight:
         self.held: dict[str, Attempt] = {}
         self.outcomes = 0
         self.draining = False
+        self.policy_floor = 0
+        """Attempts that were permitted under a lower policy epoch are not begun."""
+        self._policies: deque[tuple[float, int]] = deque()  # when which epoch becomes the floor
         self.seats: dict[str, Seat] = {}
         self.slots = Slots(self.seats)
         self._claims: dict[int, Claim] = {}
@@ -243,9 +253,12 @@ class Inflight:
 
     def offer(
         self, link: Link, seat_name: str, attempt_id: str, shard: int, epoch: int,
-        assignment: Any, token: bytes, size: int, timeout: float | None, now: float,
+        assignment: Any, token: bytes, size: int, timeout: float | None, now: float, policy_epoch: int = 0,
     ) -> None:  # fmt: skip
-        """The replica offers an attempt; `size` is that of its input in bytes, `timeout` in seconds."""
+        """The replica offers an attempt; `size` is that of its input in bytes, `timeout` in seconds.
+
+        `policy_epoch` is that of the decision that permitted it; one that does not say is as old as can be.
+        """
         claim = self._claims.get(shard)
         if claim is None or claim.epoch < epoch or (claim.link is None and claim.epoch == epoch):
             self._claims[shard] = Claim(epoch, link)
@@ -266,6 +279,9 @@ class Inflight:
         if self.draining or seat.draining:
             self._refuse(link, seat_name, attempt_id, shard, End.DRAINING)
             return
+        if policy_epoch < self.policy_floor:
+            self._refuse(link, seat_name, attempt_id, shard, End.STALE_POLICY)
+            return
         grant = link.grants.get(seat_name)
         if grant is None or grant.out >= grant.allowed:
             self._refuse(link, seat_name, attempt_id, shard, End.NO_SLOT)
@@ -273,6 +289,7 @@ class Inflight:
         attempt = Attempt(attempt_id, shard, seat_name)
         attempt.seat, attempt.link, attempt.grant = seat, link, grant
         attempt.assignment, attempt.token, attempt.size = assignment, token, size
+        attempt.policy_epoch = policy_epoch
         if timeout is not None:
             attempt.timeout, attempt.deadline = timeout, now + timeout
         grant.out += 1
@@ -283,6 +300,16 @@ class Inflight:
         seat.queued += 1
         if seat.queued == 1:
             seat.wake()
+
+    def policy(self, epoch: int, now: float) -> None:
+        """A replica says which policy epoch is in force; one that is not newer than another's word is old news."""
+        newest = self._policies[-1][1] if self._policies else self.policy_floor
+        if epoch <= newest:
+            return
+        due = now + POLICY_GRACE
+        if len(self._policies) >= MOST_POLICIES:
+            due, _ = self._policies.pop()
+        self._policies.append((due, epoch))
 
     def cancel(self, attempt_id: str, reason: str, now: float) -> None:
         """The replica wants an attempt stopped. One that has ended is left alone: its outcome was quicker."""
@@ -326,6 +353,10 @@ class Inflight:
 
     def sweep(self, now: float) -> None:
         """Everything that time brings about; call every `ANNOUNCE_AFTER`."""
+        while self._policies and now >= self._policies[0][0]:
+            self.policy_floor = self._policies.popleft()[1]
+            for seat in self.seats.values():
+                self._send_back_older(seat, now)
         while self._young and self._young[0][0] <= now - ANNOUNCE_AFTER:
             attempt = self._young.popleft()[1]
             if attempt.state is State.QUEUED or attempt.state is State.STARTED:
@@ -422,6 +453,11 @@ class Inflight:
         for attempt in queue:
             if attempt.state is State.QUEUED:
                 self._finish(attempt, event, now)
+
+    def _send_back_older(self, seat: Seat, now: float) -> None:
+        for attempt in list(seat.queue):
+            if attempt.state is State.QUEUED and attempt.policy_epoch < self.policy_floor:
+                self._finish(attempt, Event.POLICY_CHANGED, now)
 
     def _refuse(self, link: Link, seat_name: str, attempt_id: str, shard: int, end: End) -> None:
         refusal = Attempt(attempt_id, shard, seat_name)

@@ -278,6 +278,8 @@ class _Stream:
             inflight.verdict(verdict.attempt_id)
         for cancel in response.cancels:
             inflight.cancel(cancel.attempt_id, cancel.reason, now)
+        if response.policy_epoch:
+            inflight.policy(response.policy_epoch, now)
         for offer in response.offers:
             assignment = offer.assignment
             remaining = assignment.remaining_timeout
@@ -287,6 +289,7 @@ class _Stream:
             inflight.offer(
                 link, offer.agent, assignment.attempt_id, offer.shard, offer.epoch,
                 assignment, assignment.attempt_token, len(assignment.input.inline), timeout, now,
+                offer.policy_epoch,
             )  # fmt: skip
         for ack in response.window_acks:
             inflight.slots.acknowledged(link, ack.agent, ack.generation)

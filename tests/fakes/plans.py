@@ -126,7 +126,12 @@ def retry(attempts: int, *kinds: FailureKind, first: int = SECOND, longest: int 
 
 
 def submitted(
-    request_id: str = "request", *, deadline_time: int = 3600 * SECOND, priority: int = 0, principal: str = CLIENT
+    request_id: str = "request",
+    *,
+    deadline_time: int = 3600 * SECOND,
+    priority: int = 0,
+    principal: str = CLIENT,
+    input: bytes | None = None,
 ) -> RunSubmitted:
     """A submission in namespace demo; its digest follows from the request id."""
     return RunSubmitted(
@@ -137,7 +142,7 @@ def submitted(
         graph_name="fake",
         graph_version="1",
         graph=None,
-        input=payload("run input"),
+        input=payload("run input") if input is None else input,
         labels={"team": "a"},
         deadline_time=deadline_time,
         priority=priority,

@@ -12,7 +12,7 @@ NAMES = st.text(st.sampled_from("a/%2F5.é\0 ")) | st.text(st.characters(exclude
 SHARDS = st.integers(0, 0xFFFF)
 SEQS = st.integers(0, 2**64 - 1)
 
-ONE = (keys.replica, keys.policy, keys.token, keys.secret)
+ONE = (keys.replica, keys.token, keys.secret)
 THREE = (keys.agent, keys.alive, keys.context, keys.graph)
 Spelled = tuple[Callable[..., bytes], tuple[object, ...]]
 
@@ -78,7 +78,9 @@ def test_every_key_is_under_the_prefix_of_its_kind() -> None:
     assert keys.shard_owner(1).startswith(keys.SHARDS)
     assert keys.agent("n", "a", "i").startswith(keys.AGENTS)
     assert keys.alive("n", "a", "i").startswith(keys.ALIVE)
-    assert keys.policy("p").startswith(keys.POLICIES)
+    for policy in (keys.policy_current(), keys.policy_epochs(), keys.policy_epoch(1), keys.policy_text(1)):
+        assert policy.startswith(keys.POLICIES)
+    assert keys.policy_epoch(9).startswith(keys.policy_epochs()) and keys.policy_epoch(9) < keys.policy_epoch(10)
     assert keys.token("t").startswith(keys.TOKENS)
     assert keys.secret("s").startswith(keys.SECRETS)
 

@@ -8,8 +8,8 @@ shares its memory of parsed payloads, `Values`, with the evaluators. Nothing her
 
 from .compile import Compiled, compile_graph
 from .mistakes import Code, GraphInvalid, Mistake
-from .schemas import SchemaInvalid, SchemaSet, SchemaViolation, difference
-from .values import Values
+from .schemas import Reduced, SchemaInvalid, SchemaSet, SchemaViolation, difference
+from .values import Unusable, Values
 from .versions import Requirement, Version
 
 __all__ = [
@@ -17,10 +17,12 @@ __all__ = [
     "Compiled",
     "GraphInvalid",
     "Mistake",
+    "Reduced",
     "Requirement",
     "SchemaInvalid",
     "SchemaSet",
     "SchemaViolation",
+    "Unusable",
     "Values",
     "Version",
     "compile_graph",

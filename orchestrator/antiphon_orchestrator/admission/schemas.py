@@ -7,14 +7,17 @@ library would fetch it otherwise. Patterns run on an engine of linear time. Mess
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jsonschema_rs
+from antiphon.v1.payload_pb2 import FieldLabels, Label, Payload
 
 from .expression import kind_of
 from .extent import NotMeasured, measure
-from .values import Unusable, Values, decode_json, encode_json
+from .fields import Fields, LabelsInvalid, Pointer, pointer_of, steps_of, strike_out
+from .values import Known, Unusable, Values, decode_json, encode_json, inline_bytes
 
 _PATTERNS = jsonschema_rs.RegexOptions(size_limit=1024 * 1024, dfa_size_limit=1024 * 1024)
 _OUTSIDE = re.compile(r"Resource '(.*?)' is not present in a registry")
@@ -30,6 +33,24 @@ class SchemaViolation:
 
     pointer: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """A payload without some of its parts. `withheld`: JSON pointer and reason of each part, of the first
+    WITHHELD_NAMED; `count` of them in all."""
+
+    payload: bytes
+    withheld: tuple[tuple[str, str], ...]
+    count: int
+
+
+WITHHELD_NAMED = 64
+MOST_FIELD_LABELS = 256
+"""Labelled parts of a payload, as its contract has it; beyond them a label is one of the whole."""
+
+BY_SCHEMA = "schema"
+"""Reason of what a schema does not declare, and who asserts the labels that it declares."""
 
 
 def _refuse(uri: str) -> NoReturn:
@@ -50,7 +71,8 @@ def compile_schema(text: str) -> Any:
         raise SchemaInvalid(f"is not a JSON Schema: it is {kind_of(schema)}, not an object")
     try:
         measure(schema)
-    except NotMeasured as unknown:
+        Fields(schema)
+    except (NotMeasured, LabelsInvalid) as unknown:
         raise SchemaInvalid(f"is not a JSON Schema: {unknown}") from None
     try:
         return jsonschema_rs.Draft202012Validator(
@@ -72,6 +94,7 @@ class SchemaSet:
         self.values = values
         self._max_entries = max_entries
         self._validators: dict[str, Any] = {}
+        self._fields: dict[str, Fields] = {}
 
     def add(self, text: str) -> None:
         """Makes sure that the text is a usable schema; empty accepts anything. Raises SchemaInvalid."""
@@ -104,6 +127,98 @@ class SchemaSet:
             return SchemaViolation("", str(error)[:1000])
         return None
 
+    def fields(self, text: str) -> Fields:
+        """The fields of a schema that was added; of the empty text those of one that accepts anything."""
+        found = self._fields.get(text)
+        if found is None:
+            if len(self._fields) >= self._max_entries:
+                del self._fields[next(iter(self._fields))]
+            found = self._fields[text] = Fields(decode_json(text) if text else True)
+        return found
+
+    def label(self, text: str, payload: bytes) -> bytes:
+        """A payload with the labels that its schema declares of its fields; what cannot be looked into as it is."""
+        fields = self.fields(text)
+        known = self.values.known(payload) if payload and fields.labelled else None
+        if known is None or known.by_reference:
+            return payload
+        try:
+            labelled = list(fields.labels(known.value))
+        except Unusable:
+            return payload
+        if not labelled:
+            return payload
+        message = Payload.FromString(payload)
+        present = {(part.pointer, label.key) for part in message.field_labels for label in part.labels}
+        for steps, keys in labelled:
+            pointer = pointer_of(steps)
+            fresh = [Label(key=key, asserted_by=BY_SCHEMA) for key in keys if (pointer, key) not in present]
+            if not fresh:
+                continue
+            if pointer and len(pointer) <= 512 and len(message.field_labels) < MOST_FIELD_LABELS:
+                message.field_labels.append(FieldLabels(pointer=pointer, labels=fresh))
+            else:  # the whole is as sensitive as its parts
+                whole = {label.key for label in message.labels}
+                message.labels.extend(label for label in fresh if label.key not in whole)
+        return message.SerializeToString()
+
+    def reduce(self, text: str, payload: bytes, redactions: Sequence[str], reason: str) -> Reduced | None:
+        """What the schema declares of a payload, without the redactions (JSON pointers, and label:KEY); None when that
+        is all of it. `reason`: of the redactions, in the record. Raises Unusable when it cannot be looked into.
+        """
+        fields = self.fields(text)
+        known = self.values.known(payload)
+        if not redactions and (known.by_reference or fields.covers(known.value)):
+            return None  # what is kept by reference is not looked into for the check of its schema either
+        value, left_out = fields.declared(known.value)
+        return self._without(fields, payload, known, value, left_out, redactions, reason)
+
+    def strike(self, text: str, payload: bytes, redactions: Sequence[str], reason: str) -> Reduced | None:
+        """A payload without the redactions alone; the schema only says which fields carry labels. As `reduce`."""
+        known = self.values.known(payload)
+        return self._without(self.fields(text), payload, known, known.value, [], redactions, reason)
+
+    def _without(
+        self,
+        fields: Fields,
+        payload: bytes,
+        known: Known,
+        value: object,
+        left_out: list[Pointer],
+        redactions: Sequence[str],
+        reason: str,
+    ) -> Reduced | None:
+        pointers = [steps_of(one) for one in redactions if one.startswith("/")]
+        keys = {one.removeprefix("label:") for one in redactions if not one.startswith("/")}
+        if keys:
+            pointers += self._labelled(known.payload, fields, known.value, keys)
+        value, struck = strike_out(value, pointers)
+        if not left_out and not struck:
+            return None
+        withheld = [(pointer_of(one), BY_SCHEMA) for one in left_out] + [(pointer_of(one), reason) for one in struck]
+        message = Payload()
+        if payload:
+            message.ParseFromString(payload)
+        message.inline = inline_bytes(encode_json(value))
+        gone = {*left_out, *struck}
+        kept = [part for part in message.field_labels if not _inside(steps_of(part.pointer), gone)]
+        del message.field_labels[:]
+        message.field_labels.extend(kept)
+        return Reduced(message.SerializeToString(), tuple(withheld[:WITHHELD_NAMED]), len(withheld))
+
+    def _labelled(self, message: Payload | None, fields: Fields, value: object, keys: set[str]) -> list[Pointer]:
+        """The parts that carry one of the labels, by the payload or by the schema."""
+        found = [steps for steps, labels in fields.labels(value) if not keys.isdisjoint(labels)]
+        if message is not None:
+            if any(label.key in keys for label in message.labels):
+                found.append(())
+            found += [
+                steps_of(part.pointer)
+                for part in message.field_labels
+                if any(label.key in keys for label in part.labels)
+            ]
+        return found
+
     def _validator(self, text: str) -> Any:
         validator = self._validators.get(text)
         if validator is None:
@@ -112,6 +227,10 @@ class SchemaSet:
                 del self._validators[next(iter(self._validators))]
             self._validators[text] = validator
         return validator
+
+
+def _inside(steps: Pointer, gone: set[Pointer]) -> bool:
+    return any(steps[:length] in gone for length in range(len(steps) + 1))
 
 
 def difference(a_text: str, b_text: str) -> str:

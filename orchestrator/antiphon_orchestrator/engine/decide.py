@@ -130,7 +130,7 @@ def _end_of_run(run: Run) -> Event:
             RunState.FAILED, failure=Failure(failure.kind, f"task {task_id}: {failure.message}", failure.code)
         )
     try:
-        return RunEnded(RunState.SUCCEEDED, run.plan.evaluator.output(run.view))
+        return RunEnded(RunState.SUCCEEDED, run.plan.evaluator.output(run.released_view if run.redacted else run.view))
     except EvaluationFailed as error:
         return RunEnded(RunState.FAILED, failure=Failure(FailureKind.INVALID_OUTPUT, error.message, field=error.field))
 
@@ -156,6 +156,7 @@ class Outcome:
     failure: Failure | None
     busy: int
     policy: bytes
+    released: bytes | None
 
     def __init__(
         self,
@@ -164,7 +165,9 @@ class Outcome:
         failure: Failure | None = None,
         busy: int = 0,
         policy: bytes = b"",
+        released: bytes | None = None,
     ) -> None:
+        self.released = released
         self.state = state
         self.output = output
         self.failure = failure
@@ -202,7 +205,15 @@ def settle(run: Run, task: Task, number: int, outcome: Outcome, now: int, ports:
         # Not for a sidecar of ours; whatever it was, the attempt may have done something.
         outcome = Outcome(AttemptState.LOST, failure=Failure(FailureKind.LOST, "it came back although it had begun"))
     ended = AttemptEnded(
-        index, member, number, outcome.state, outcome.output, outcome.failure, outcome.busy, policy=outcome.policy
+        index,
+        member,
+        number,
+        outcome.state,
+        outcome.output,
+        outcome.failure,
+        outcome.busy,
+        policy=outcome.policy,
+        released=outcome.released,
     )
     if outcome.state is AttemptState.SUCCEEDED:
         return Verdict.ACCEPTED, [ended]

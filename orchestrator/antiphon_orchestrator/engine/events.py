@@ -49,15 +49,26 @@ class TaskReady:
 @dataclass(slots=True)
 class Placement:
     """Where an attempt goes: an instance of an agent, for a capability as it announced it (name@version). `decision`
-    is the serialised antiphon.v1.RoutingDecision that says why, `policy_epoch` that of the policies that let it."""
+    is the serialised antiphon.v1.RoutingDecision that says why, `policy_epoch` that of the policies that let it.
+    `reduced_input` is the input as it is handed on, None when that is all of it."""
 
     agent: str
     instance: str
     capability: str
     decision: bytes
     policy_epoch: int
+    reduced_input: bytes | None
 
-    def __init__(self, agent: str, instance: str, capability: str, decision: bytes, policy_epoch: int) -> None:
+    def __init__(
+        self,
+        agent: str,
+        instance: str,
+        capability: str,
+        decision: bytes,
+        policy_epoch: int,
+        reduced_input: bytes | None = None,
+    ) -> None:
+        self.reduced_input = reduced_input
         self.agent = agent
         self.instance = instance
         self.capability = capability
@@ -99,7 +110,9 @@ class AttemptStarted:
 
 @dataclass(slots=True)
 class AttemptEnded:
-    """An attempt came to its end; with SUCCEEDED, not stale, the task succeeds in the same step."""
+    """An attempt came to its end; with SUCCEEDED, not stale, the task succeeds in the same step.
+
+    `released` is the output as the run's principal may have it, None when that is all of it."""
 
     task: int
     member: int
@@ -110,6 +123,7 @@ class AttemptEnded:
     busy: int
     stale: bool
     policy: bytes
+    released: bytes | None
 
     def __init__(
         self,
@@ -122,7 +136,9 @@ class AttemptEnded:
         busy: int = 0,
         stale: bool = False,
         policy: bytes = b"",
+        released: bytes | None = None,
     ) -> None:
+        self.released = released
         self.task = task
         self.member = member
         self.number = number

@@ -88,6 +88,7 @@ class Attempt:
 class Task:
     """One node of a run, or one member of a fan-out (`member` from 1; 0 for the node itself).
 
+    `released` is the output as the run's principal may have it, None when that is all of it.
     A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended.
     """
 
@@ -96,6 +97,7 @@ class Task:
     state: TaskState
     input: bytes
     output: bytes | None
+    released: bytes | None
     failure: Failure | None
     reason: str
     ready_time: int
@@ -114,6 +116,7 @@ class Task:
         self.state = TaskState.PENDING
         self.input = input
         self.output = None
+        self.released = None
         self.failure = None
         self.reason = ""
         self.ready_time = ready_time
@@ -145,7 +148,9 @@ class Task:
 
 
 class Run:
-    """One run. Nothing in it refers back to it, so that one which is done leaves memory without the collector."""
+    """One run. Nothing in it refers back to it, so that one which is done leaves memory without the collector.
+
+    `redacted`: some output of it is not all for its principal, nor is what was made of that output."""
 
     __slots__ = (
         "cancel",
@@ -157,6 +162,7 @@ class Run:
         "frontier",
         "output",
         "plan",
+        "redacted",
         "run_id",
         "state",
         "submitted",
@@ -178,12 +184,18 @@ class Run:
         self.cancel: CancelRequested | None = None
         self.tasks = [Task(p) for p in plan.tasks]
         self.tasks_open = len(self.tasks)
+        self.redacted = False
         self.frontier: list[int] = list(plan.roots)
 
     @property
     def view(self) -> RunView:
         """What its expressions see."""
         return RunView(self)
+
+    @property
+    def released_view(self) -> RunView:
+        """What the expressions see that make the run's own output."""
+        return ReleasedView(self)
 
     def task(self, index: int, member: int) -> Task:
         """The node, or a member of it; IndexError when there is none."""
@@ -225,6 +237,22 @@ class RunView:
     def failure(self, task: int) -> tuple[str, str] | None:
         failure = self._run.tasks[task].failure
         return (failure.kind.name, failure.message) if failure else None
+
+
+class ReleasedView(RunView):
+    """The same with outputs as the run's principal may have them."""
+
+    __slots__ = ()
+
+    def output(self, task: int) -> bytes | list[bytes] | None:
+        node = self._run.tasks[task]
+        if node.plan.fan_out:
+            return [_released(m) or b"" for m in node.members] if node.state is TaskState.SUCCEEDED else None
+        return _released(node)
+
+
+def _released(task: Task) -> bytes | None:
+    return task.output if task.released is None else task.released
 
 
 def start(run_id: str, plan: Plan, event: RunSubmitted, now: int) -> Run:
@@ -335,6 +363,9 @@ def _attempt_ended(run: Run, event: AttemptEnded, now: int) -> None:
     attempt.policy = event.policy
     if event.state is AttemptState.SUCCEEDED:
         task.output = event.output
+        if event.released is not None:
+            task.released = event.released
+            run.redacted = True
         _move(task, TaskTrigger.SUCCEEDED)
         _end_task(run, task, now)
     elif event.state is AttemptState.RETURNED:

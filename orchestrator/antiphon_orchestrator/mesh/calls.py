@@ -84,6 +84,8 @@ class Calls:
                 refuse(
                     Kind.FAILURE_KIND_INVALID_INPUT, f"call {call_id} was made with other content", "REQUEST_ID_REUSED"
                 )
+            elif isinstance(value, i.CallDenied):
+                refuse(Kind.FAILURE_KIND_POLICY, str(value), value.decision_id)
             else:
                 code = "CALL_TOO_DEEP" if value.depth else "ATTEMPT_NOT_FOUND"
                 refuse(Kind.FAILURE_KIND_PERMANENT, str(value), code)

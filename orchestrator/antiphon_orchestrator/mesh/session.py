@@ -71,6 +71,10 @@ class Session:
         self.last_seen = now()
         self.since = now()
         self.going_away = False
+        self.policy_epoch = 0
+        """Epoch in force: what was permitted under an older one does not go out any more."""
+        self.take_back: Callable[[Session, PendingOffer], None] = _nowhere
+        """Takes an offer that must not go out any more."""
         self.unanswered = 0
         """Reports that were taken in and whose verdicts are not written yet."""
         self._room = asyncio.Event()
@@ -170,6 +174,9 @@ class Session:
             pending = self._offers.popleft()
             if pending.task.attempts[pending.number - 1].state not in ATTEMPT_LIVE:
                 continue  # cancelled while it waited
+            if pending.task.attempts[pending.number - 1].placement.policy_epoch != self.policy_epoch:
+                self.take_back(self, pending)
+                continue
             count += 1
             size += len(pending.task.input) + 512
             self._write(message.offers.add(), pending, moment)
@@ -198,10 +205,15 @@ class Session:
         timeout = assignment.remaining_timeout
         timeout.seconds, micros = divmod(left, 1_000_000)
         timeout.nanos = micros * 1000
-        if task.input:
-            assignment.input.MergeFromString(task.input)
+        given = task.input if placement.reduced_input is None else placement.reduced_input
+        if given:
+            assignment.input.MergeFromString(given)
         assignment.number = pending.number
         offer.agent = placement.agent
         offer.shard = pending.shard
         offer.epoch = pending.epoch
         offer.policy_epoch = placement.policy_epoch
+
+
+def _nowhere(session: Session, pending: PendingOffer) -> None:
+    raise AssertionError("the session was not told where offers come from")

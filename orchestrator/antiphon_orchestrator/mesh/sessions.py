@@ -19,7 +19,11 @@ from antiphon.v1.error_pb2 import ErrorReason
 from .. import telemetry
 from ..api.errors import ApiError
 from ..audit import AuditLog
+from ..engine import decide
+from ..engine.decide import Outcome
+from ..engine.failure import Failure, FailureKind
 from ..engine.run import Run, Task
+from ..engine.states import AttemptState
 from ..placement.fleet import Fleet, Instance
 from ..policy import PolicyPort, Request
 from ..registry.registry import Conflict, InvalidSchema, Registry
@@ -143,6 +147,7 @@ class Sessions:
         session = Session(
             who.namespace, who.name, who.principal, hello.incarnation, hello.generation, self._tokens, self._now
         )
+        session.take_back = self._take_back
         windows = {w.agent: w for w in hello.windows}
         control = session.control
         settings = self.settings
@@ -150,7 +155,6 @@ class Sessions:
         control.welcome.inline_limit = settings.inline_limit
         control.welcome.liveness_timeout.FromTimedelta(settings.liveness_timeout)
         control.topology.replicas.add(replica_id=settings.replica_id, address=self.address)
-        control.policy_epoch = self._policy.epoch
         await self.host.recovered.wait()
         instances = []
         for description in hello.agents:
@@ -166,6 +170,8 @@ class Sessions:
             self._detach(former)
         self._sessions[session.incarnation] = session
         self._absent.pop(session.incarnation, None)
+        # Only now: it may have changed while the agents were looked at.
+        session.policy_epoch = control.policy_epoch = self._policy.epoch
         for shard in self.host.shards:
             control.claims.add(shard=shard.index, epoch=shard.epoch)
             session.before[shard.index] = shard.live_ids(session.incarnation)
@@ -275,6 +281,21 @@ class Sessions:
         if message.drain:
             for instance in self._instances(session):
                 self._fleet.drain(instance.instance_id)
+
+    def policy_changed(self, epoch: int) -> None:
+        """Tells every sidecar the policy epoch that is in force from now on."""
+        for session in self._sessions.values():
+            session.policy_epoch = session.control.policy_epoch = epoch
+            session.wake()
+
+    def _take_back(self, session: Session, pending: PendingOffer) -> None:
+        """An offer that was permitted under a policy epoch which is over: its sidecar never sees it, its task is placed
+        anew, under the policies that are in force."""
+        session.unanswered += 1
+        attempt_id = decide.attempt_id(pending.run.run_id, pending.task, pending.number)
+        failure = Failure(FailureKind.TRANSIENT, "it was not sent: the policies had changed since it was permitted")
+        outcome = Outcome(AttemptState.RETURNED, b"", failure)
+        self.host.put(pending.shard, i.Report(session, session.source, attempt_id, outcome))
 
     def _inventory(self, session: Session, page: mesh.ShardInventory) -> None:
         if page.shard not in session.before:

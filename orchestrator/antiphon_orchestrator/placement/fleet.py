@@ -19,10 +19,13 @@ from typing import NamedTuple
 
 from antiphon.v1 import registry_pb2, run_pb2
 
-from ..admission import Requirement, SchemaSet, SchemaViolation, Values, Version
+from .. import telemetry
+from ..admission import Reduced, Requirement, SchemaSet, SchemaViolation, Unusable, Values, Version
 from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
 from ..policy import Decision, PolicyPort, Request
+
+log = telemetry.logger("policy")
 
 OTHERS_RECORDED = 8
 """Candidates besides the chosen one that a routing decision names (protocol.md §10)."""
@@ -93,12 +96,30 @@ class Instance:
         return self.slots - self.in_use
 
 
+class Permit:
+    """A policy decision about handing tasks on, or outputs back, and what always goes with it.
+
+    `recorded`: what the record says whenever it holds, serialised. `redactions`: as `Decision.redactions`.
+    """
+
+    __slots__ = ("allowed", "decision", "epoch", "logged", "recorded", "redactions")
+
+    def __init__(self, decision: Decision, recorded: bytes) -> None:
+        self.decision = decision
+        self.recorded = recorded
+        self.allowed = decision.allowed
+        self.epoch = decision.epoch
+        self.redactions = decision.redactions
+        self.logged = decision.logged
+
+
 @dataclass(slots=True, eq=False)
 class Offered:
     """One capability version of one instance; `label` is name@version as announced.
 
     `permits` keeps policy decisions with what a routing decision says whenever they hold, serialised: for one policy
     epoch. The rest is appended to it, since parts of a serialised message that follow each other are one message.
+    `may_drop`: an input may have fields that the schema does not declare, which are not handed on.
     """
 
     instance: Instance
@@ -110,7 +131,8 @@ class Offered:
     cost: float
     expected_latency: float
     input_schema: str
-    permits: dict[tuple[str, frozenset[str], int], tuple[Decision, bytes]] = field(default_factory=dict)
+    may_drop: bool
+    permits: dict[tuple[str, frozenset[str], int], Permit] = field(default_factory=dict)
 
     def score(self) -> float:
         """Expected seconds until an outcome if the attempt goes here: work, and the queue before it."""
@@ -144,7 +166,8 @@ class Fleet:
         self._suspended: set[tuple[str, str]] = set()
         self._decisions: dict[str, run_pb2.PolicyDecision] = {}
         self._outputs: dict[tuple[str, str], str] = {}
-        self._releases: dict[tuple[str, str, str, frozenset[str]], tuple[Decision, bytes]] = {}
+        self._labelling: set[tuple[str, str]] = set()
+        self._releases: dict[tuple[str, str, str, frozenset[str]], Permit] = {}
         # What is said of a choice without alternatives, by its score.
         self._alone: dict[float, bytes] = {}
         self._arrivals = count()
@@ -178,6 +201,7 @@ class Fleet:
                 capability.cost,
                 (latency.seconds + latency.nanos / 1e9) or DEFAULT_LATENCY,
                 capability.input_schema,
+                self._schemas.fields(capability.input_schema).may_drop,
             )
             instance.offers.append(offered)
             self.declare(instance.namespace, offered.label, capability.output_schema)
@@ -293,8 +317,10 @@ class Fleet:
                 denied = result
                 continue
             why = self._describe(eligible, open_entries[index + 1 :], offered, index)
-            offered.instance.in_use += 1
-            return _placement(offered, result, why)
+            placed = self._placement(offered, result, why, payload)
+            if isinstance(placed, Placement):
+                offered.instance.in_use += 1
+            return placed
         assert denied is not None
         return Refused(Failure(FailureKind.POLICY, denied.reason, denied.decision_id, retryable=False))
 
@@ -310,16 +336,53 @@ class Fleet:
             self.give_back(instance.instance_id)
             return None
         result = self._decide(offered, need, principal, principal_kind, payload, number)
-        if isinstance(result, tuple):
-            return _placement(offered, result, self._describe(self._fit(need), [], offered, 0))
+        if isinstance(result, Permit):
+            placed = self._placement(offered, result, self._describe(self._fit(need), [], offered, 0), payload)
+            if isinstance(placed, Refused):
+                self.give_back(instance.instance_id)
+            return placed
         self.give_back(instance.instance_id)
         if isinstance(result, Decision):
             return Refused(Failure(FailureKind.POLICY, result.reason, result.decision_id, retryable=False))
         return result
 
+    def _placement(self, offered: Offered, permit: Permit, why: bytes, payload: bytes) -> Placement | Refused:
+        """The place as it is recorded, with the input as it is handed on; a refusal when that cannot be made."""
+        instance = offered.instance
+        recorded = permit.recorded + why
+        placement = Placement(instance.agent, instance.instance_id, offered.label, recorded, permit.epoch)
+        if permit.logged:
+            _log_use(permit.decision, "dispatch", f"{offered.label} on {instance.agent}")
+        if offered.may_drop or permit.redactions:
+            reduced = self._reduce(offered, permit, payload)
+            if isinstance(reduced, Refused):
+                return reduced
+            if reduced is not None:
+                told = run_pb2.RoutingDecision(withheld_count=reduced.count)
+                for pointer, reason in reduced.withheld:
+                    told.withheld.add(pointer=pointer, reason=reason)
+                placement.decision = recorded + told.SerializeToString()
+                placement.reduced_input = reduced.payload
+        return placement
+
+    def _reduce(self, offered: Offered, permit: Permit, payload: bytes) -> Reduced | Refused | None:
+        try:
+            reduced = self._schemas.reduce(offered.input_schema, payload, permit.redactions, _demanding(permit))
+        except Unusable as unusable:
+            message = f"policy {_demanding(permit)} demands redaction, but the input {unusable}"
+            return Refused(Failure(FailureKind.POLICY, message, permit.decision.decision_id, retryable=False))
+        if reduced is not None and permit.redactions:
+            violation = self.check_input(offered, reduced.payload)
+            if violation is not None:
+                message = (
+                    f"policy {_demanding(permit)} redacts what {offered.label} cannot do without: {violation.message}"
+                )
+                return Refused(Failure(FailureKind.POLICY, message, permit.decision.decision_id, retryable=False))
+        return reduced
+
     def _decide(
         self, offered: Offered, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
-    ) -> tuple[Decision, bytes] | Decision | Refused:
+    ) -> Permit | Decision | Refused:
         """The permit with what it adds to a routing decision; a denial; or an input that does not fit."""
         violation = self.check_input(offered, payload)
         if violation is not None:
@@ -327,7 +390,7 @@ class Fleet:
             return Refused(Failure(FailureKind.INVALID_INPUT, message, retryable=False, field=violation.pointer))
         key = (principal, need.labels, number)
         permit = offered.permits.get(key)
-        if permit is None or permit[0].epoch != self._policy.epoch:
+        if permit is None or permit.epoch != self._policy.epoch:
             if len(offered.permits) >= 4096:
                 offered.permits.clear()
             request = Request.dispatch(
@@ -346,8 +409,8 @@ class Fleet:
             template = run_pb2.RoutingDecision(
                 chosen=offered.instance.instance_id, capability=offered.label, policy=self.policy_message(decision)
             )
-            permit = offered.permits[key] = (decision, template.SerializeToString())
-        return permit if permit[0].allowed else permit[0]
+            permit = offered.permits[key] = Permit(decision, template.SerializeToString())
+        return permit if permit.allowed else permit.decision
 
     def check_input(self, offered: Offered, payload: bytes) -> SchemaViolation | None:
         return self._schemas.check(offered.input_schema, payload) if offered.input_schema else None
@@ -355,25 +418,56 @@ class Fleet:
     def declare(self, namespace: str, label: str, output_schema: str) -> None:
         """Makes an output schema known; also of a capability whose agents are away while outcomes still come."""
         self._outputs[namespace, label] = output_schema
+        if output_schema and self._schemas.fields(output_schema).labelled:
+            self._labelling.add((namespace, label))
+        else:
+            self._labelling.discard((namespace, label))
 
     def check_output(self, namespace: str, label: str, payload: bytes) -> SchemaViolation | None:
         """What an output of `label` (name@version) breaks of its schema."""
         schema = self._outputs.get((namespace, label))
         return self._schemas.check(schema, payload) if schema else None
 
+    def label_output(self, namespace: str, label: str, payload: bytes) -> bytes:
+        """An output of `label` that fits its schema, with the labels that the schema declares."""
+        if not self._labelling or (namespace, label) not in self._labelling:
+            return payload
+        return self._schemas.label(self._outputs[namespace, label], payload)
+
+    def released(self, permit: Permit, namespace: str, label: str, payload: bytes) -> bytes | str | None:
+        """An output as a run's principal may have it; None when that is all of it, a text when it cannot be made."""
+        try:
+            schema = self._outputs.get((namespace, label), "")
+            reduced = self._schemas.strike(schema, payload, permit.redactions, _demanding(permit))
+        except Unusable as unusable:
+            return f"policy {_demanding(permit)} demands redaction, but the output {unusable}"
+        return None if reduced is None else reduced.payload
+
     def may_release(
         self, principal: str, principal_kind: str, namespace: str, capability: str, labels: frozenset[str]
-    ) -> tuple[Decision, bytes]:
-        """Whether a run's principal may have an output with these labels, and that as it is recorded, serialised."""
+    ) -> Permit:
+        """Whether a run's principal may have an output with these labels."""
         key = (principal, namespace, capability, labels)
         known = self._releases.get(key)
-        if known is None or known[0].epoch != self._policy.epoch:
+        if known is None or known.epoch != self._policy.epoch:
             if len(self._releases) >= 8192:
                 self._releases.clear()
             request = Request.release(principal, principal_kind, namespace, capability, labels=labels)
             decision = self._policy.decide_batch((request,))[0]
-            known = self._releases[key] = (decision, self.policy_message(decision).SerializeToString())
+            known = self._releases[key] = Permit(decision, self.policy_message(decision).SerializeToString())
+        if known.logged:
+            _log_use(known.decision, "release", capability)
         return known
+
+    def may_call(
+        self, principal: str, principal_kind: str, namespace: str, capability: str, agent: str, labels: frozenset[str]
+    ) -> Decision:
+        """Whether an agent may ask for a capability on behalf of a run's principal."""
+        request = Request.call(principal, principal_kind, namespace, capability, agent=agent, labels=labels)
+        decision = self._policy.decide_batch((request,))[0]
+        if decision.logged:
+            _log_use(decision, "call", capability)
+        return decision
 
     def labels(self, payload: bytes) -> frozenset[str]:
         """Keys of all labels of a serialised payload."""
@@ -560,10 +654,21 @@ class Fleet:
         return None
 
 
-def _placement(offered: Offered, permit: tuple[Decision, bytes], why: bytes) -> Placement:
-    decision, always = permit
-    instance = offered.instance
-    return Placement(instance.agent, instance.instance_id, offered.label, always + why, decision.epoch)
+def _demanding(permit: Permit) -> str:
+    """The ids of the policies that demand the redactions of a permit."""
+    return ", ".join(permit.decision.redacting)
+
+
+def _log_use(decision: Decision, action: str, what: str) -> None:
+    """What the obligation `log` demands: a line for each use of a permit."""
+    log.info(
+        "policy_used",
+        action=action,
+        source=what,
+        decision_id=decision.decision_id,
+        policies=",".join(decision.policies),
+        epoch=decision.epoch,
+    )
 
 
 def _asked(need: Need) -> tuple[str, str]:

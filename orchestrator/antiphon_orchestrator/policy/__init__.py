@@ -6,7 +6,7 @@ The rest of the orchestrator knows `PolicyPort` and the words of `model.py`; onl
 
 from antiphon_orchestrator.policy.audit import AuditRecord, explain
 from antiphon_orchestrator.policy.bundle import PolicyBundle, PolicyError, PolicyFile, dev_profile, load_folder
-from antiphon_orchestrator.policy.cedar import CedarPolicies
+from antiphon_orchestrator.policy.cedar import CedarPolicies, Recent, would_decide
 from antiphon_orchestrator.policy.model import (
     Action,
     Decision,
@@ -16,23 +16,29 @@ from antiphon_orchestrator.policy.model import (
     Request,
     ResourceKind,
 )
-from antiphon_orchestrator.policy.schema import schema_json
+from antiphon_orchestrator.policy.rules import compile_bundle
+from antiphon_orchestrator.policy.schema import FactInvalid, facts_of, schema_json
 
 __all__ = [
     "Action",
     "AuditRecord",
     "CedarPolicies",
     "Decision",
+    "FactInvalid",
     "Obligation",
     "Outcome",
     "PolicyBundle",
     "PolicyError",
     "PolicyFile",
     "PolicyPort",
+    "Recent",
     "Request",
     "ResourceKind",
+    "compile_bundle",
     "dev_profile",
     "explain",
+    "facts_of",
     "load_folder",
     "schema_json",
+    "would_decide",
 ]

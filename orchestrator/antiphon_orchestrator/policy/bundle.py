@@ -1,19 +1,22 @@
-"""Where policies come from: the text of a folder of `*.cedar` files, or the development profile that ships with us.
+"""Where policies come from: the text of a folder of `*.cedar` files and its `roles.toml`, or the development profile.
 
 A bundle is only text with an epoch; `rules.py` reads it. Nothing here is a default: without a bundle all is denied.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-# Finding the line of a mistake is quadratic in the size of a file: about a second at this size.
+from antiphon_orchestrator.policy.roles import ROLES_FILE
+
 MAX_FILE_BYTES = 64 * 1024
-MAX_FILES = 256
+MAX_FILES = 32
+MAX_BUNDLE_BYTES = 1024 * 1024
+"""All files together: a bundle is one value of the store."""
 
 
 class PolicyError(ValueError):
@@ -25,7 +28,7 @@ class PolicyError(ValueError):
 
 
 class PolicyFile(NamedTuple):
-    """`name` is what error messages call the file."""
+    """`name` is that of the file, without its folder: `team.cedar`, or `roles.toml`."""
 
     name: str
     text: str
@@ -44,24 +47,31 @@ class PolicyBundle:
 
     @classmethod
     def of(cls, epoch: int, files: Iterable[PolicyFile]) -> "PolicyBundle":
+        """Raises PolicyError for files that are too many or too large, ValueError for an epoch below 1."""
         if epoch < 1:
             raise ValueError(f"a policy epoch is at least 1, not {epoch}")
         ordered = tuple(sorted(files))
+        problems = list(_sizes(ordered))
+        if problems:
+            raise PolicyError(problems)
         # Texts only: the same policies are the same bundle wherever their folder lies.
         digest = hashlib.sha256(json.dumps([file.text for file in ordered]).encode()).hexdigest()
         return cls(epoch, ordered, digest)
 
 
 def load_folder(folder: Path, *, epoch: int = 1) -> PolicyBundle:
-    """The `*.cedar` files directly in a folder. Raises PolicyError if it holds none, or one cannot be read."""
+    """The `*.cedar` files directly in a folder, and its `roles.toml` if there is one.
+
+    Raises PolicyError if it holds no policy, or a file cannot be read; problems begin with the file's path.
+    """
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix == ".cedar")
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".cedar" or path.name == ROLES_FILE)
     except OSError as error:
         raise PolicyError([f"{folder}: cannot be read: {error.strerror}"]) from error
-    if not paths:
+    if not any(path.suffix == ".cedar" for path in paths):
         raise PolicyError([f"{folder}: holds no *.cedar file"])
     if len(paths) > MAX_FILES:
-        raise PolicyError([f"{folder}: holds more than {MAX_FILES} *.cedar files"])
+        raise PolicyError([f"{folder}: holds more than {MAX_FILES} files of policies"])
     files, problems = [], []
     for path in paths:
         try:
@@ -69,7 +79,7 @@ def load_folder(folder: Path, *, epoch: int = 1) -> PolicyBundle:
                 data = stream.read(MAX_FILE_BYTES + 1)
             if len(data) > MAX_FILE_BYTES:
                 problems.append(f"{path}: is larger than {MAX_FILE_BYTES} bytes")
-            files.append(PolicyFile(str(path), data.decode()))
+            files.append(PolicyFile(path.name, data.decode()))
         except OSError as error:
             problems.append(f"{path}: cannot be read: {error.strerror}")
         except UnicodeDecodeError:
@@ -80,6 +90,21 @@ def load_folder(folder: Path, *, epoch: int = 1) -> PolicyBundle:
 
 
 def dev_profile(*, epoch: int = 1) -> PolicyBundle:
-    """The bundled development profile (`profiles/dev.cedar`)."""
-    source = resources.files(__package__).joinpath("profiles/dev.cedar")
-    return PolicyBundle.of(epoch, [PolicyFile("profiles/dev.cedar", source.read_text(encoding="utf-8"))])
+    """The bundled development profile (`profiles/`)."""
+    folder = resources.files(__package__).joinpath("profiles")
+    names = ("dev.cedar", ROLES_FILE)
+    return PolicyBundle.of(epoch, [PolicyFile(name, folder.joinpath(name).read_text("utf-8")) for name in names])
+
+
+def _sizes(files: tuple[PolicyFile, ...]) -> Iterator[str]:
+    if len(files) > MAX_FILES:
+        yield f"there are {len(files)} files of policies; {MAX_FILES} are the most"
+    names = [file.name for file in files]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{name}: is there twice"
+    sizes = [len(file.text.encode()) for file in files]
+    for file, size in zip(files, sizes, strict=True):
+        if size > MAX_FILE_BYTES:
+            yield f"{file.name}: is larger than {MAX_FILE_BYTES} bytes"
+    if sum(sizes) > MAX_BUNDLE_BYTES:
+        yield f"the files of policies are larger than {MAX_BUNDLE_BYTES} bytes together"

@@ -10,19 +10,29 @@ Not for threads: one event loop owns it. A look-up is one dictionary access (< 0
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from typing import NamedTuple
 
 import cedarpy
 
 from antiphon_orchestrator.policy.bundle import PolicyBundle
-from antiphon_orchestrator.policy.model import Decision, Obligation, Outcome, Request, ResourceKind, Value
+from antiphon_orchestrator.policy.model import Action, Decision, Obligation, Outcome, Request, ResourceKind, Value
 from antiphon_orchestrator.policy.rules import SCHEMA, Rules, compile_bundle
 
-# Those that are carried out wherever a decision is made; a permit that demands more is none. Redaction is not among
-# them: nobody strikes out fields of a payload yet, and to hand it on whole is what such a permit forbids.
-KNOWN_OBLIGATIONS = frozenset({"log"})
-NOTHING_LOADED = "denied: no policy is loaded; start with --policy DIR or, on your own machine, --profile dev"
+# Those that are carried out; a permit that demands more is none.
+KNOWN_OBLIGATIONS = frozenset({"log", "redact"})
+# Where payloads are handed on, which is where fields can be struck out of them.
+REDACTING = frozenset({Action.DISPATCH, Action.RELEASE})
+RECENT = 4096
+"""Decisions that are kept for people to look at."""
+
+NOTHING_LOADED = (
+    "denied: no policy is loaded; start with --policy-folder DIR or, on your own machine, --policy-profile dev"
+)
 
 _EVALUATION_ERROR = re.compile(r"error while evaluating policy `([^`]+)`: (.*)", re.DOTALL)
 
@@ -37,15 +47,38 @@ class _Active:
     answers: dict[Request, Decision] = field(default_factory=dict)
 
 
+class Recent(NamedTuple):
+    """A decision as it was first made under its epoch; `seq` grows, `time` is in microseconds since 1970."""
+
+    seq: int
+    time: int
+    request: Request
+    decision: Decision
+
+
+def _microseconds() -> int:
+    return time.time_ns() // 1000
+
+
 class CedarPolicies:
     """The policy port over Cedar. Without a bundle every request is denied.
 
     `cache_size`: most answers remembered; when it is reached all are forgotten. That costs one evaluation for each kind
-    of request still in use, and keeps the look-up a plain dictionary access.
+    of request still in use, and keeps the look-up a plain dictionary access. `now`: microseconds since 1970, for
+    `recent`.
     """
 
-    def __init__(self, bundle: PolicyBundle | None = None, *, cache_size: int = 8192) -> None:
+    def __init__(
+        self,
+        bundle: PolicyBundle | None = None,
+        *,
+        cache_size: int = 8192,
+        now: Callable[[], int] = _microseconds,
+    ) -> None:
         self._cache_size = cache_size
+        self._now = now
+        self._recent: deque[Recent] = deque(maxlen=RECENT)
+        self._numbers = count(1)
         self._active = _Active(epoch=0, digest="", rules=None)
         if bundle is not None:
             self.activate(bundle)
@@ -55,35 +88,69 @@ class CedarPolicies:
         """The epoch of the policies in force; 0 when none are loaded."""
         return self._active.epoch
 
-    def activate(self, bundle: PolicyBundle) -> None:
-        """Puts a bundle in force. If it is refused, the present one stays.
+    def activate(self, bundle: PolicyBundle, rules: Rules | None = None) -> None:
+        """Puts a bundle in force. If it is refused, the present one stays. `rules`: the bundle's, if compiled already.
 
         Raises PolicyError if anything is wrong with its policies, ValueError if its epoch is not newer.
         """
         if bundle.epoch <= self._active.epoch:
             raise ValueError(f"policy epoch {bundle.epoch} is not newer than {self._active.epoch}")
-        rules = compile_bundle(bundle)
-        self._active = _Active(bundle.epoch, bundle.digest, rules if rules.by_id else None)
+        self._active = _active(bundle, rules or compile_bundle(bundle))
+
+    def deny(self, epoch: int) -> None:
+        """Denies everything: the policies of this epoch are in force elsewhere, and cannot be read here."""
+        self._active = _Active(epoch=epoch, digest="", rules=None)
 
     def decide_batch(self, requests: Sequence[Request]) -> list[Decision]:
         recall = self._active.answers.get
         return [recall(request) or self._decide(request) for request in requests]
 
+    def check(self, request: Request) -> Decision:
+        """What would be decided. Nothing of it is remembered."""
+        return _decision(self._active, request)
+
+    def places(self, decision: Decision) -> list[str]:
+        """file:line of the deciding policies, as far as they are in force, in their order."""
+        rules = self._active.rules
+        known = rules.by_id if rules is not None and decision.epoch == self._active.epoch else {}
+        return [known[policy_id].place if policy_id in known else "" for policy_id in decision.policies]
+
+    def recent(self, before: int | None = None) -> Iterator[Recent]:
+        """Decisions, the newest first, those with a `seq` below `before` only; at most the last RECENT.
+
+        Equal questions under one epoch are one decision, listed when it was first made.
+        """
+        return (one for one in reversed(self._recent) if before is None or one.seq < before)
+
     def _decide(self, request: Request) -> Decision:
         active = self._active
         if len(active.answers) >= self._cache_size:
             active.answers.clear()
-        verdict = _evaluate(active.rules, request) if active.rules else _deny(NOTHING_LOADED)
-        decision = Decision(
-            outcome=verdict.outcome,
-            decision_id=_decision_id(active, request),
-            epoch=active.epoch,
-            policies=verdict.policies,
-            obligations=verdict.obligations,
-            reason=verdict.reason,
-        )
-        active.answers[request] = decision
+        decision = active.answers[request] = _decision(active, request)
+        self._recent.append(Recent(next(self._numbers), self._now(), request, decision))
         return decision
+
+
+def would_decide(bundle: PolicyBundle, rules: Rules, request: Request) -> Decision:
+    """What would be decided were a bundle in force."""
+    return _decision(_active(bundle, rules), request)
+
+
+def _active(bundle: PolicyBundle, rules: Rules) -> _Active:
+    return _Active(bundle.epoch, bundle.digest, rules if rules.by_id else None)
+
+
+def _decision(active: _Active, request: Request) -> Decision:
+    verdict = _evaluate(active.rules, request) if active.rules else _deny(NOTHING_LOADED)
+    return Decision(
+        outcome=verdict.outcome,
+        decision_id=_decision_id(active, request),
+        epoch=active.epoch,
+        policies=verdict.policies,
+        obligations=verdict.obligations,
+        reason=verdict.reason,
+        redacting=verdict.redacting,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +159,7 @@ class _Verdict:
     reason: str
     policies: tuple[str, ...] = ()
     obligations: tuple[Obligation, ...] = ()
+    redacting: tuple[str, ...] = ()
 
 
 def _deny(reason: str, policies: tuple[str, ...] = ()) -> _Verdict:
@@ -105,6 +173,7 @@ def _evaluate(rules: Rules, request: Request) -> _Verdict:
         case _:
             return _deny(f"denied: {request.principal!r} is not the SPIFFE id of a {request.principal_kind}")
     principal_uid = {"type": "Identity", "id": request.principal}
+    roles = rules.roles.of(request.namespace, namespace, request.principal_kind, name)
     if request.resource_kind is ResourceKind.NAMESPACE:
         if request.resource_id != request.namespace:
             return _deny(f"denied: namespace {request.resource_id} is not in namespace {request.namespace}")
@@ -122,7 +191,11 @@ def _evaluate(rules: Rules, request: Request) -> _Verdict:
         },
         rules.policies,
         [
-            {"uid": principal_uid, "attrs": principal, "parents": [_namespace_uid(namespace)]},
+            {
+                "uid": principal_uid,
+                "attrs": principal,
+                "parents": [_namespace_uid(namespace), *({"type": "Role", "id": role} for role in roles)],
+            },
             {
                 "uid": resource_uid,
                 "attrs": {"namespace": request.namespace, "name": request.resource_id},
@@ -136,15 +209,22 @@ def _evaluate(rules: Rules, request: Request) -> _Verdict:
         return _deny_error(min(errors))
     if not result.allowed:
         return _deny(_reason_of_denial(rules, request, deciding), deciding)
-    obligations = set()
+    obligations, redacting = set(), []
     for policy_id in deciding:
         if (obligation := rules.by_id[policy_id].obligation) is None:
             continue
         if obligation.name not in KNOWN_OBLIGATIONS:
             demand = f"policy {policy_id} demands {obligation.name!r}, which this version cannot carry out"
             return _deny(f"denied: {demand}; upgrade, or change the policy", (policy_id,))
+        if obligation.name == "redact" and request.action not in REDACTING:
+            demand = f"policy {policy_id} demands redaction, which {request.action} has no payload for"
+            return _deny(f"denied: {demand}; limit the policy to dispatch and release", (policy_id,))
+        if obligation.name == "redact":
+            redacting.append(policy_id)
         obligations.add(obligation)
-    return _Verdict(Outcome.ALLOW, f"allowed by {_named(deciding)}", deciding, tuple(sorted(obligations)))
+    return _Verdict(
+        Outcome.ALLOW, f"allowed by {_named(deciding)}", deciding, tuple(sorted(obligations)), tuple(redacting)
+    )
 
 
 def _deny_error(error: str) -> _Verdict:

@@ -22,11 +22,13 @@ class Action(StrEnum):
     READ = "read"
     CANCEL = "cancel"
     DISPATCH = "dispatch"  # hand a task of this principal to an agent
+    CALL = "call"  # an agent asks for a capability on behalf of this principal's task
     RELEASE = "release"  # hand a task's output to this principal
     REGISTER = "register"  # announce an agent's capability
     READ_PAYLOAD = "read_payload"  # the content behind a reference
     WRITE_PAYLOAD = "write_payload"
     OPERATE = "operate"  # change what is there: register a graph, drain an agent, make a join token
+    CHANGE_POLICY = "change_policy"  # put other policies in force, for every namespace
 
     # Enum hashes in Python; this is in every cache look-up.
     __hash__ = str.__hash__
@@ -105,6 +107,21 @@ class Request(NamedTuple):
         return cls(Action.DISPATCH, principal, principal_kind, namespace, ResourceKind.CAPABILITY, capability, facts)
 
     @classmethod
+    def call(
+        cls,
+        principal: str,
+        principal_kind: str,
+        namespace: str,
+        capability: str,
+        *,
+        agent: str,
+        labels: frozenset[str],
+    ) -> Self:
+        """May `agent`, working for the run's principal, ask for a capability with input that carries `labels`?"""
+        facts = (("agent", agent), ("labels", labels))
+        return cls(Action.CALL, principal, principal_kind, namespace, ResourceKind.CAPABILITY, capability, facts)
+
+    @classmethod
     def release(
         cls, principal: str, principal_kind: str, namespace: str, capability: str, *, labels: frozenset[str]
     ) -> Self:
@@ -128,7 +145,10 @@ class Outcome(StrEnum):
 
 
 class Obligation(NamedTuple):
-    """What a permit demands of whoever acts on it. `params`: for `redact` the fields' names, for `log` nothing."""
+    """What a permit demands of whoever acts on it.
+
+    `params`: for `redact` what to strike out, fields as JSON pointers and labels as `label:KEY`; for `log` nothing.
+    """
 
     name: str
     params: tuple[str, ...] = ()
@@ -136,7 +156,8 @@ class Obligation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer to one request. A DENY carries no obligations; `reason` is one sentence for people."""
+    """The answer to one request. A DENY carries no obligations; `reason` is one sentence for people; `redacting` are
+    those of the `policies` that demand redaction."""
 
     outcome: Outcome
     decision_id: str
@@ -144,10 +165,21 @@ class Decision:
     policies: tuple[str, ...]
     obligations: tuple[Obligation, ...]
     reason: str
+    redacting: tuple[str, ...] = ()
 
     @property
     def allowed(self) -> bool:
         return self.outcome is Outcome.ALLOW
+
+    @property
+    def redactions(self) -> tuple[str, ...]:
+        """What the permit demands to strike out, as `Obligation.params`; empty for nearly all."""
+        return tuple(param for duty in self.obligations if duty.name == "redact" for param in duty.params)
+
+    @property
+    def logged(self) -> bool:
+        """Whether the permit demands a log line of each use."""
+        return any(duty.name == "log" for duty in self.obligations)
 
 
 class PolicyPort(Protocol):

@@ -2,13 +2,14 @@
 
 Invariants: each policy has an `@id` of its own and the engine knows it by that id (Cedar's own ids are positions); all
 pass strict validation against the generated schema; an annotation nobody knows is refused, because a misspelt
-obligation would otherwise be no obligation. The *names* of obligations are not checked here: a bundle may be newer than
-this replica, and then only the decisions that rest on that policy are denied (`cedar.py`).
+obligation would otherwise be no obligation. Obligations that are planned for later are refused by name. Other names are
+not checked here: a bundle may be newer than this replica, and then only the decisions that rest on that policy are
+denied (`cedar.py`).
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,37 +17,52 @@ import cedarpy
 
 from antiphon_orchestrator.policy.bundle import PolicyBundle, PolicyError, PolicyFile
 from antiphon_orchestrator.policy.model import Obligation
+from antiphon_orchestrator.policy.roles import ROLES_FILE, Roles, read_roles
 from antiphon_orchestrator.policy.schema import schema_json
 
 SCHEMA = cedarpy.Schema.from_json_str(schema_json())
+MAX_POLICIES = 1000
+"""A decision that is not remembered looks at all of them: some 0.8 ms then."""
+MAX_REDACTIONS = 64
 
-_ANNOTATIONS = frozenset({"id", "obligation", "fields", "reason"})
+_ANNOTATIONS = frozenset({"id", "obligation", "fields", "labels", "reason"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_LABEL = re.compile(r"[a-z][a-z0-9.-]{0,62}")
+_LATER = frozenset({"approve", "cap", "escalate", "limit", "require_approval"})
+# What may hold a semicolon that ends nothing, then the one that does.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|;', re.DOTALL)
+_COMMENTS = re.compile(r"//[^\n]*")
+_BEFORE = re.compile(r"(?:\s+|//[^\n]*)*")
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What the annotations of one policy say. `reason`: what a forbid tells the person it stops."""
+    """What is known of one policy besides its logic. `reason`: what a forbid tells the person it stops; `place`:
+    file:line where it begins."""
 
     obligation: Obligation | None
     reason: str
+    place: str
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     policies: cedarpy.PolicySet
     by_id: Mapping[str, Rule]
+    roles: Roles
 
 
 def compile_bundle(bundle: PolicyBundle) -> Rules:
-    """Raises PolicyError with every problem of every file."""
+    """Raises PolicyError with every problem of every file. Takes some 0.2 ms a policy."""
     reading = _Reading()
     for file in bundle.files:
         reading.add(file)
+    if len(reading.policies) > MAX_POLICIES:
+        reading.problems.append(f"there are {len(reading.policies)} policies; {MAX_POLICIES} are the most")
     if reading.problems:
         raise PolicyError(reading.problems)
     merged = {"staticPolicies": reading.policies, "templates": {}, "templateLinks": []}
-    return Rules(cedarpy.PolicySet.from_json_str(json.dumps(merged)), reading.rules)
+    return Rules(cedarpy.PolicySet.from_json_str(json.dumps(merged)), reading.rules, reading.roles)
 
 
 @dataclass(slots=True)
@@ -55,24 +71,42 @@ class _Reading:
     rules: dict[str, Rule] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    roles: Roles = field(default_factory=Roles)
 
     def add(self, file: PolicyFile) -> None:
-        starts = _starts(file.text)
+        if file.name == ROLES_FILE:
+            self.roles, problems = read_roles(file.name, file.text)
+            self.problems += problems
+        elif file.name.endswith(".cedar"):
+            self._add_policies(file)
+        else:
+            self.problems.append(f"{file.name}: is neither a *.cedar file nor {ROLES_FILE}")
 
-        def place(position: int) -> str:
-            return f"{file.name}:{starts[position]}"
-
+    def _add_policies(self, file: PolicyFile) -> None:
+        statements = list(_statements(file.text))
+        places = [f"{file.name}:{line}" for line, _ in statements]
         try:
             parsed = json.loads(cedarpy.policies_to_json_str(file.text))
         except ValueError as error:
-            self.problems.append(f"{place(-1)}: the policy that begins here cannot be read: {error}")
+            self._tell_unreadable(file.name, statements, error)
             return
-        self.problems += [f"{place(_position(key))}: templates are not supported" for key in parsed["templates"]]
+        self.problems += [f"{places[_position(key)]}: templates are not supported" for key in parsed["templates"]]
         for key, policy in sorted(parsed["staticPolicies"].items(), key=lambda item: _position(item[0])):
-            self._add_policy(place(_position(key)), policy)
+            self._add_policy(places[_position(key)], policy)
         for mistake in cedarpy.validate_policies(file.text, SCHEMA).errors:
-            at = place(_position(mistake.policy_id)) if mistake.policy_id else file.name
+            at = places[_position(mistake.policy_id)] if mistake.policy_id else file.name
             self.problems.append(f"{at}: {mistake.error.removeprefix(f'for policy `{mistake.policy_id}`, ')}")
+
+    def _tell_unreadable(self, name: str, statements: list[tuple[int, str]], whole: ValueError) -> None:
+        """Cedar's binding reports no positions, so each policy is read by itself."""
+        before = len(self.problems)
+        for line, text in statements:
+            try:
+                cedarpy.policies_to_json_str(text)
+            except ValueError as error:
+                self.problems.append(f"{name}:{line}: the policy that begins here cannot be read: {error}")
+        if len(self.problems) == before:
+            self.problems.append(f"{name}: cannot be read: {whole}")
 
     def _add_policy(self, place: str, policy: dict[str, Any]) -> None:
         # A bare annotation (`@log`) comes as null; Cedar defines it as the empty string. None at all: no key at all.
@@ -86,18 +120,48 @@ class _Reading:
             self.problems.append(f"{place}: @id {policy_id!r} is taken by the policy at {self.places[policy_id]}")
         for name in sorted(annotations.keys() - _ANNOTATIONS):
             self.problems.append(f"{place}: unknown annotation @{name}; known are @{', @'.join(sorted(_ANNOTATIONS))}")
-        fields = tuple(part.strip() for part in annotations.get("fields", "").split(",") if part.strip())
-        obligation = annotations.get("obligation")
-        if obligation == "":
-            self.problems.append(f"{place}: @obligation names nothing")
-        if (obligation == "redact") != bool(fields):
-            self.problems.append(f'{place}: @obligation("redact") and @fields("a,b") need each other')
         self.policies[policy_id] = policy
         self.places[policy_id] = place
-        self.rules[policy_id] = Rule(
-            obligation=Obligation(obligation, fields) if obligation else None,
-            reason=annotations.get("reason", ""),
+        obligation = self._obligation(place, policy["effect"], annotations)
+        self.rules[policy_id] = Rule(obligation, annotations.get("reason", ""), place)
+
+    def _obligation(self, place: str, effect: str, annotations: Mapping[str, str]) -> Obligation | None:
+        name = annotations.get("obligation")
+        if name == "":
+            self.problems.append(f"{place}: @obligation names nothing")
+        if name in _LATER:
+            later = "comes in a later version; until then forbid what needs it"
+            self.problems.append(f'{place}: @obligation("{name}") {later}')
+        if name and effect == "forbid":
+            self.problems.append(f"{place}: @obligation belongs to a permit; a forbid leaves nothing to be done")
+        params = (
+            *(self._pointer(place, path) for path in _listed(annotations.get("fields", ""))),
+            *(self._label(place, label) for label in _listed(annotations.get("labels", ""))),
         )
+        if (name == "redact") != bool(params):
+            wanted = '@fields("a,b.c") or @labels("pii")'
+            self.problems.append(f'{place}: @obligation("redact") and {wanted} need each other')
+        if len(params) > MAX_REDACTIONS:
+            self.problems.append(f"{place}: redacts {len(params)} fields and labels; {MAX_REDACTIONS} are the most")
+        return Obligation(name, params) if name else None
+
+    def _pointer(self, place: str, path: str) -> str:
+        """A field as a JSON pointer: `/a/b` as it is, `a.b` in dots."""
+        steps = path[1:].split("/") if path.startswith("/") else path.split(".")
+        if not all(steps) or len(path) > 512:
+            self.problems.append(f"{place}: @fields: {path!r} is no path; write a.b or /a/b")
+        if path.startswith("/"):
+            return path
+        return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
+
+    def _label(self, place: str, label: str) -> str:
+        if not _LABEL.fullmatch(label):
+            self.problems.append(f"{place}: @labels: {label!r} is no label; write its key, such as pii")
+        return f"label:{label}"
+
+
+def _listed(text: str) -> Iterator[str]:
+    return (part.strip() for part in text.split(",") if part.strip())
 
 
 def _position(policy_key: str) -> int:
@@ -105,29 +169,19 @@ def _position(policy_key: str) -> int:
     return int(policy_key.removeprefix("policy"))
 
 
-def _starts(text: str) -> list[int]:
-    """The lines, from 1, on which the policies of a text begin; the last entry is where reading stopped.
-
-    Cedar's Python binding reports no positions. Here its own parser is given a line more at a time until what it has is
-    whole, so strings and comments need no rules of ours.
-    """
-    lines = text.split("\n")
-
-    def first_code_line(index: int) -> int:
-        for number, line in enumerate(lines[index:], start=index + 1):
-            if line.strip() and not line.lstrip().startswith("//"):
-                return number
-        return len(lines)
-
-    starts: list[int] = []
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """The policies of a text with the lines, from 1, on which they begin, comments before them not counted."""
     begin = 0
-    for end, line in enumerate(lines, start=1):
-        if ";" not in line:
-            continue
-        try:
-            parsed = json.loads(cedarpy.policies_to_json_str("\n".join(lines[begin:end])))
-        except ValueError:
-            continue
-        starts += [first_code_line(begin)] * (len(parsed["staticPolicies"]) + len(parsed["templates"]))
-        begin = end
-    return [*starts, first_code_line(begin)]
+    for token in _TOKEN.finditer(text):
+        if token[0] == ";":
+            yield _code_line(text, begin), text[begin : token.end()]
+            begin = token.end()
+    if _COMMENTS.sub("", text[begin:]).strip():
+        yield _code_line(text, begin), text[begin:]
+
+
+def _code_line(text: str, begin: int) -> int:
+    """The line of the first character from `begin` on that is neither space nor comment."""
+    found = _BEFORE.match(text, begin)
+    assert found is not None
+    return text.count("\n", 0, found.end()) + 1

@@ -5,10 +5,11 @@ resource (graph, capability, agent) or the principal (a registering sidecar) is 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from antiphon_orchestrator.policy.model import Action, ResourceKind
+from antiphon_orchestrator.policy.model import Action, ResourceKind, Value
+from antiphon_orchestrator.policy.roles import ROLES
 
 STRING = {"type": "String"}
 LONG = {"type": "Long"}
@@ -21,11 +22,13 @@ RESOURCES: Mapping[Action, tuple[ResourceKind, ...]] = MappingProxyType(
         Action.READ: tuple(ResourceKind),
         Action.CANCEL: (ResourceKind.RUN,),
         Action.DISPATCH: (ResourceKind.CAPABILITY,),
+        Action.CALL: (ResourceKind.CAPABILITY,),
         Action.RELEASE: (ResourceKind.CAPABILITY,),
         Action.REGISTER: (ResourceKind.AGENT,),
         Action.READ_PAYLOAD: (ResourceKind.NAMESPACE,),
         Action.WRITE_PAYLOAD: (ResourceKind.NAMESPACE,),
         Action.OPERATE: (ResourceKind.AGENT, ResourceKind.GRAPH, ResourceKind.NAMESPACE),
+        Action.CHANGE_POLICY: (ResourceKind.NAMESPACE,),
     }
 )
 
@@ -41,16 +44,74 @@ CONTEXT: Mapping[Action, Mapping[str, object]] = MappingProxyType(
             "labels": STRINGS,
             "version": STRING,
         },
+        Action.CALL: {"agent": STRING, "labels": STRINGS},
         Action.RELEASE: {"labels": STRINGS},
         Action.REGISTER: {"capability": STRING, "granted": BOOL},
     }
 )
 
 
+# Facts of a question that a person asks and does not give: the least that can be asked for.
+UNSAID: Mapping[str, Value] = MappingProxyType(
+    {
+        "agent": "",
+        "agent_clearance": frozenset(),
+        "attempt": 1,
+        "capability": "",
+        "effect": "pure",
+        "granted": True,
+        "labels": frozenset(),
+        "priority": 0,
+        "version": "1",
+    }
+)
+
+
+class FactInvalid(ValueError):
+    """A fact that the action does not have, or whose value is not of its type; the text says which."""
+
+
+def facts_of(action: Action, given: Mapping[str, Sequence[str]]) -> tuple[tuple[str, Value], ...]:
+    """The facts of a question about `action`, sorted, from words: those given, the others as UNSAID.
+
+    Raises FactInvalid.
+    """
+    table = CONTEXT.get(action, {})
+    for name in given:
+        if name not in table:
+            known = f"; it has {', '.join(sorted(table))}" if table else ", which has none"
+            raise FactInvalid(f"{name!r} is no fact of {action}{known}")
+    return tuple(
+        (name, _fact(name, kind, given[name]) if name in given else UNSAID[name])
+        for name, kind in sorted(table.items())
+    )
+
+
+def _fact(name: str, kind: object, values: Sequence[str]) -> Value:
+    if kind is STRINGS:
+        return frozenset(values)
+    if len(values) != 1:
+        raise FactInvalid(f"{name!r} takes one value, not {len(values)}")
+    (text,) = values
+    if kind is LONG:
+        if not text.removeprefix("-").isdecimal() or len(text) > 18:
+            raise FactInvalid(f"{name!r} is a number, not {text!r}")
+        return int(text)
+    if kind is BOOL:
+        if text not in ("true", "false"):
+            raise FactInvalid(f"{name!r} is true or false, not {text!r}")
+        return text == "true"
+    return text
+
+
 def schema_json() -> str:
     """The schema in Cedar's JSON form; the same text each time."""
     entities: dict[str, object] = {
-        "Identity": _entity({"kind": STRING, "namespace": STRING, "name": STRING}, parents=[ResourceKind.NAMESPACE])
+        "Identity": _entity(
+            {"kind": STRING, "namespace": STRING, "name": STRING}, parents=[ResourceKind.NAMESPACE, "Role"]
+        ),
+        # Enumerated, so that a policy that misspells a role is refused.
+        "Role": {"enum": list(ROLES)},
     }
     for kind in ResourceKind:
         parents = [] if kind is ResourceKind.NAMESPACE else [ResourceKind.NAMESPACE]
@@ -68,8 +129,8 @@ def schema_json() -> str:
     return json.dumps({"": {"entityTypes": entities, "actions": actions}}, sort_keys=True, indent=1)
 
 
-def _entity(attributes: Mapping[str, object], parents: list[ResourceKind]) -> dict[str, object]:
-    return {"memberOfTypes": parents, "shape": _record(attributes)}
+def _entity(attributes: Mapping[str, object], parents: Sequence[str]) -> dict[str, object]:
+    return {"memberOfTypes": list(parents), "shape": _record(attributes)}
 
 
 def _record(attributes: Mapping[str, object]) -> dict[str, object]:

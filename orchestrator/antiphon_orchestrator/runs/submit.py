@@ -71,6 +71,8 @@ class Submissions:
         payloads.assert_labels(request.input, principal)
         payload = request.input.SerializeToString() if request.HasField("input") else b""
         await self._check_input(request, namespace, payload, input_schema)
+        if input_schema:
+            payload = self._schemas.label(input_schema, payload)
         inline = request.inline if request.HasField("inline") else None
         policy = self._permit(principal, namespace, graph_name, self._fleet.labels(payload), request.priority)
         moment = self._now()

@@ -81,11 +81,25 @@ def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task
     if task.failure is not None:
         codec.put_failure(message.failure, task.failure)
     if payloads:
-        put_payload(message.input, task.input)
-        if task.output is not None:
-            put_payload(message.output, task.output)
-            message.output.SetInParent()
+        _put_payloads(message, run, task)
     return message
+
+
+def _put_payloads(message: run_pb2.Task, run: Run, task: Task) -> None:
+    """Input and output as the run's principal may have them; what was made of redacted outputs is not shown at all."""
+    withheld = []
+    if run.redacted and (task.plan.needs or task.member):
+        withheld.append("the input is not shown, because outputs of this run are redacted")
+    else:
+        put_payload(message.input, task.input)
+    if task.output is not None:
+        put_payload(message.output, task.output if task.released is None else task.released)
+        message.output.SetInParent()
+    if task.released is not None:
+        decision = run_pb2.PolicyDecision.FromString(task.attempts[-1].policy)
+        demands = [demand for demand in decision.obligations if demand.startswith("redact")]
+        withheld.append(f"the output is redacted as policy demands: {', '.join(demands)}")
+    message.withheld = "; ".join(withheld)
 
 
 def _reason(run: Run, task: Task) -> str:

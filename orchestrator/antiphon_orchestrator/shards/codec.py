@@ -136,6 +136,8 @@ def _put_offered(m: journal.AttemptOffered, event: e.AttemptOffered) -> None:
     m.decision = placement.decision
     m.policy_epoch = placement.policy_epoch
     m.epoch = event.epoch
+    if placement.reduced_input is not None:
+        m.reduced_input = placement.reduced_input
     if event.input is not None:
         m.input = event.input
 
@@ -150,7 +152,8 @@ def _get_offered(m: journal.AttemptOffered) -> e.AttemptOffered:
 
 
 def _placement(m: journal.AttemptOffered) -> e.Placement:
-    return e.Placement(m.agent, m.instance, m.capability, m.decision, m.policy_epoch)
+    reduced = m.reduced_input if m.HasField("reduced_input") else None
+    return e.Placement(m.agent, m.instance, m.capability, m.decision, m.policy_epoch, reduced)
 
 
 def _started(record: journal.Record, event: e.AttemptStarted) -> None:
@@ -173,11 +176,16 @@ def _ended(record: journal.Record, event: e.AttemptEnded) -> None:
         put_failure(m.failure, event.failure)
     if event.policy:
         m.policy = event.policy
+    if event.released is not None:
+        m.released_output = event.released
 
 
 def _get_ended(m: journal.AttemptEnded) -> e.AttemptEnded:
     state = AttemptState(m.state)
-    return e.AttemptEnded(m.task, m.member, m.number, state, m.output, _failure_in(m), m.busy, m.stale, m.policy)
+    released = m.released_output if m.HasField("released_output") else None
+    return e.AttemptEnded(
+        m.task, m.member, m.number, state, m.output, _failure_in(m), m.busy, m.stale, m.policy, released
+    )
 
 
 def _waiting(record: journal.Record, event: e.TaskWaiting) -> None:
@@ -258,6 +266,8 @@ def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
     m.ready_time, m.end_time, m.wait_until = task.ready_time, task.end_time, task.wait_until
     if task.output is not None:
         m.output = task.output
+    if task.released is not None:
+        m.released_output = task.released
     if task.failure is not None:
         put_failure(m.failure, task.failure)
     if task.member_count >= 0:
@@ -297,6 +307,7 @@ def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
         needs = [run.tasks[i] for i in node.plan.needs]
         node.needs_ended = sum(1 for need in needs if need.ended)
         node.needs_done = sum(1 for need in needs if need.ended and need.counts_as_done())
+    run.redacted = any(task.released is not None for task in run.all_tasks())
     run.tasks_open = sum(1 for node in run.tasks if not node.ended)
     run.frontier = [node.plan.index for node in run.tasks if _on_frontier(node)]
     if m.first_failed:
@@ -317,6 +328,7 @@ def _restore_task(task: Task, t: journal.TaskSnapshot) -> None:
     task.output = (
         t.output if task.state is TaskState.SUCCEEDED and not (task.plan.fan_out and not task.member) else None
     )
+    task.released = t.released_output if t.HasField("released_output") else None
     task.failure = get_failure(t.failure) if t.HasField("failure") else None
     task.member_count = t.member_count if t.expanded else -1
     for a in t.attempts:

@@ -81,8 +81,8 @@ class Progress:
 class Call:
     """A capability asked for on behalf of a running attempt: a run of one task, in the shard of its parent.
 
-    `sink` gets the Run once it has ended, the id of one that is archived, or a CallRefused. `timeout` in microseconds,
-    None for all the time the attempt has.
+    `sink` gets the Run once it has ended, the id of one that is archived, a CallRefused or a CallDenied.
+    `timeout` in microseconds, None for all the time the attempt has.
     """
 
     source: str
@@ -107,6 +107,14 @@ class CallRefused(Exception):
     def __init__(self, message: str, depth: int = 0) -> None:
         super().__init__(message)
         self.depth = depth
+
+
+class CallDenied(Exception):
+    """A call that policy does not permit; the text says why."""
+
+    def __init__(self, message: str, decision_id: str) -> None:
+        super().__init__(message)
+        self.decision_id = decision_id
 
 
 @dataclass(slots=True)

@@ -25,8 +25,9 @@ from ..engine.plan import TaskPlan
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
-from . import codec, payloads
+from . import codec
 from . import inputs as i
+from .judging import judge_call, judge_output, labelled_call
 from .timers import Timers
 from .turn import Archiver, Entry, Outbox, Turn, principal_kind, request_key
 
@@ -353,32 +354,10 @@ class Shard:
             outcome = item.outcome
             live = task.live
             if live is not None and live.number == number and outcome.state is AttemptState.SUCCEEDED:
-                outcome = self._judge_output(entry, task, outcome)
+                outcome = judge_output(self._fleet, entry.run, entry.principal_kind, task, outcome)
             verdict, events = decide.settle(entry.run, task, number, outcome, turn.now, self)
             self._follow(turn, entry, events)
         turn.verdicts.append((item.reporter, item.attempt_id, verdict))
-
-    def _judge_output(self, entry: Entry, task: Task, outcome: Outcome) -> Outcome:
-        """Schema and release policy of an output; one that does not pass is a failure."""
-        run = entry.run
-        attempt = task.attempts[-1]
-        label = attempt.placement.capability
-        output, labels = outcome.output, self._fleet.labels(outcome.output)
-        inherited = self._fleet.labels(task.input)
-        if inherited:  # also when the output has the same keys: their values may differ
-            output, labels = payloads.inherit_labels(task.input, output), labels | inherited
-        violation = self._fleet.check_output(run.submitted.namespace, label, output)
-        if violation is not None:
-            message = f"the output does not fit {label}: {violation.message}"
-            failure = Failure(FailureKind.INVALID_OUTPUT, message, field=violation.pointer)
-            return Outcome(AttemptState.FAILED, failure=failure, busy=outcome.busy)
-        policy, recorded = self._fleet.may_release(
-            run.submitted.principal, entry.principal_kind, run.submitted.namespace, label.partition("@")[0], labels
-        )
-        if not policy.allowed:
-            failure = Failure(FailureKind.POLICY, policy.reason, policy.decision_id, retryable=False)
-            return Outcome(AttemptState.FAILED, failure=failure, busy=outcome.busy, policy=recorded)
-        return Outcome(AttemptState.SUCCEEDED, output, busy=outcome.busy, policy=recorded)
 
     def _started(self, turn: Turn, item: i.Started) -> None:
         if (found := self._find(item.source, item.attempt_id)) is not None:
@@ -410,9 +389,12 @@ class Shard:
         # The same call of another attempt of the task is the same run: what was done is not done again.
         request_id = f"{decide.idempotency_key(run.run_id, task)}#{item.call_id}"
         submitted = run.submitted
-        given = item.input
-        if self._fleet.labels(task.input):  # what the caller knows it knows from its own input
-            given = payloads.inherit_labels(task.input, given)
+        given = labelled_call(self._fleet, task, live, item.input)
+        decision = judge_call(self._fleet, run, entry.principal_kind, live, item.plan, given)
+        if not decision.allowed:
+            denied = i.CallDenied(decision.reason, decision.decision_id)
+            turn.replies.append((item.sink, lambda: denied))
+            return
         event = e.RunSubmitted(
             submitted.namespace,
             submitted.principal,
@@ -426,7 +408,7 @@ class Shard:
             deadline,
             submitted.priority,
             submitted.traceparent,
-            submitted.policy,
+            self._fleet.policy_message(decision),
             parent_attempt_id=delegation[-1],
             delegation=delegation,
         )

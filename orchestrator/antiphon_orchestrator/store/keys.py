@@ -94,9 +94,24 @@ def context_prefix(namespace: str, scope: str) -> bytes:
     return _spell("context", namespace, scope) + b"/"
 
 
-def policy(name: str) -> bytes:
-    """One policy record."""
-    return _spell("policy", name)
+def policy_current() -> bytes:
+    """Which policy epoch is in force."""
+    return b"policy/current"
+
+
+def policy_epoch(epoch: int) -> bytes:
+    """The record of one policy epoch; key order is epoch order."""
+    return b"policy/epoch/%016x" % epoch
+
+
+def policy_epochs() -> bytes:
+    """The records of all kept policy epochs."""
+    return b"policy/epoch/"
+
+
+def policy_text(epoch: int) -> bytes:
+    """The texts of one policy epoch."""
+    return b"policy/text/%016x" % epoch
 
 
 def graph(namespace: str, name: str, version: str) -> bytes:

@@ -17,6 +17,7 @@ import grpc
 from antiphon.v1.graph_service_pb2_grpc import GraphServiceStub
 from antiphon.v1.identity_service_pb2_grpc import IdentityServiceStub
 from antiphon.v1.payload_service_pb2_grpc import PayloadServiceStub
+from antiphon.v1.policy_service_pb2_grpc import PolicyServiceStub
 from antiphon.v1.registry_service_pb2_grpc import RegistryServiceStub
 from antiphon.v1.run_service_pb2_grpc import RunServiceStub
 
@@ -54,6 +55,7 @@ class Generation:
         self.registry = RegistryServiceStub(self.channel)
         self.identity = IdentityServiceStub(self.channel)
         self.payloads = PayloadServiceStub(self.channel)
+        self.policies = PolicyServiceStub(self.channel)
         self.users = 0
         self.retired = False
 

@@ -9,9 +9,14 @@ from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.v1 import agent_service_pb2
 from antiphon_orchestrator.api.image import Image
 from antiphon_orchestrator.engine.decide import Verdict
+from antiphon_orchestrator.engine.events import AttemptEnded, AttemptOffered, Placement
+from antiphon_orchestrator.engine.run import apply, start
+from antiphon_orchestrator.engine.states import AttemptState
 from antiphon_orchestrator.mesh import session as module
-from antiphon_orchestrator.mesh.session import Session
+from antiphon_orchestrator.mesh.session import PendingOffer, Session
 from antiphon_orchestrator.mesh.tokens import AttemptTokens
+
+from tests.fakes.plans import Node, plan, submitted
 
 MOST = 4 << 20
 
@@ -76,3 +81,20 @@ def test_a_newer_sidecar_may_return_an_attempt_for_a_reason_that_is_not_known_he
     image, request = Image.load(), mesh.AttachRequest()
     request.reports.add(attempt_id="r/t/0/1").returned.reason = 99  # type: ignore[assignment]
     image.check(image.methods["/antiphon.mesh.v1.MeshService/Attach"], request.SerializeToString())
+
+
+def test_what_was_permitted_under_a_policy_epoch_that_is_over_does_not_go_out() -> None:
+    one, taken_back = session(), list[PendingOffer]()
+    one.take_back = lambda _, pending: taken_back.append(pending)
+    one.policy_epoch = 2
+    run = start("r", plan(Node()), submitted("r"), 1)
+    for number, epoch in ((1, 1), (2, 2)):
+        placement = Placement("a", "s/i/a", "text.work@1", b"", epoch)
+        apply(run, AttemptOffered(0, 0, number, placement, 1, b"" if number == 1 else None), number)
+        one.offer(PendingOffer(0, 1, run, run.tasks[0], number))
+        message = one.next_message()
+        assert message is not None
+        assert [offer.policy_epoch for offer in message.offers] == ([] if epoch == 1 else [2])
+        if epoch == 1:
+            apply(run, AttemptEnded(0, 0, 1, AttemptState.RETURNED), 3)
+    assert [pending.number for pending in taken_back] == [1]

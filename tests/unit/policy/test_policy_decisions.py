@@ -92,11 +92,55 @@ def test_obligations_of_all_deciding_permits_are_carried_once() -> None:
     assert decision.policies == ("a", "b", "base", "c")
 
 
-def test_a_permit_that_demands_redaction_permits_nothing_while_nobody_redacts() -> None:
-    redact = '@id("r") @obligation("redact") @fields("phone") permit(principal, action == Action::"submit", resource);'
+def dispatch(agent: str = "writer") -> Request:
+    return Request.dispatch(
+        spiffe(),
+        "client",
+        "demo",
+        "text.work",
+        version="1",
+        effect="pure",
+        labels=frozenset({"pii"}),
+        agent=agent,
+        agent_clearance=frozenset(),
+        attempt=1,
+    )
+
+
+def test_a_permit_demands_redaction_of_fields_and_labels_where_payloads_are_handed_on() -> None:
+    redact = (
+        '@id("r") @obligation("redact") @fields("phone, home.street, /a.b/c~1d") @labels("pii")'
+        "permit(principal, action, resource);"
+    )
+    decision = decide(redact, dispatch())
+    assert decision.allowed
+    assert decision.redactions == ("/phone", "/home/street", "/a.b/c~1d", "label:pii")
+
+
+def test_a_permit_that_demands_redaction_permits_nothing_where_there_is_no_payload() -> None:
+    redact = '@id("r") @obligation("redact") @fields("phone") permit(principal, action, resource);'
     decision = decide(PERMIT_SUBMIT + redact, submit())
     assert not decision.allowed and decision.obligations == ()
-    assert decision.reason.startswith("denied: policy r demands 'redact', which this version cannot carry out")
+    assert decision.reason.startswith("denied: policy r demands redaction, which submit has no payload for")
+
+
+def test_a_question_leaves_no_trace_and_a_decision_does() -> None:
+    policies = CedarPolicies(bundle(PERMIT_SUBMIT), now=lambda: 7)
+    asked = policies.check(submit())
+    assert list(policies.recent()) == []
+    (made,) = policies.decide_batch([submit()])
+    policies.decide_batch([submit(), submit(priority=1)])
+    assert asked == made
+    assert [(one.seq, one.time, one.decision.allowed) for one in policies.recent()] == [(2, 7, True), (1, 7, True)]
+    assert [one.decision for one in policies.recent(before=2)] == [made]
+    assert policies.places(made) == ["team.cedar:1"]
+
+
+def test_what_cannot_be_read_here_denies_everything() -> None:
+    policies = CedarPolicies(bundle(PERMIT_SUBMIT))
+    policies.deny(2)
+    (decision,) = policies.decide_batch([submit()])
+    assert (decision.allowed, decision.epoch) == (False, 2)
 
 
 def test_an_obligation_of_a_permit_that_did_not_match_is_not_carried() -> None:
@@ -116,7 +160,7 @@ def test_nothing_loaded_denies_everything_and_says_what_to_do(policies: CedarPol
     (decision,) = policies.decide_batch([submit()])
     assert not decision.allowed
     assert decision.reason == (
-        "denied: no policy is loaded; start with --policy DIR or, on your own machine, --profile dev"
+        "denied: no policy is loaded; start with --policy-folder DIR or, on your own machine, --policy-profile dev"
     )
 
 

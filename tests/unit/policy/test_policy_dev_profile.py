@@ -27,11 +27,13 @@ def decide(action: Action, kind: str, *, of: str = "demo", labels: frozenset[str
                 agent_clearance=NO_LABELS,
                 attempt=1,
             )
+        case Action.CALL:
+            request = Request.call(principal, kind, "demo", "text.redact", agent="redactor", labels=labels)
         case Action.RELEASE:
             request = Request.release(principal, kind, "demo", "text.redact", labels=labels)
         case Action.REGISTER:
             request = Request.register(principal, kind, "demo", "redactor", capability="text.redact", granted=True)
-        case Action.READ_PAYLOAD | Action.WRITE_PAYLOAD:
+        case Action.READ_PAYLOAD | Action.WRITE_PAYLOAD | Action.CHANGE_POLICY:
             request = Request(action, principal, kind, "demo", ResourceKind.NAMESPACE, "demo")
         case Action.OPERATE:
             request = Request(action, principal, kind, "demo", ResourceKind.AGENT, "redactor")
@@ -46,11 +48,13 @@ ALLOWED = {
     Action.READ: {"client", "operator"},
     Action.CANCEL: {"client", "operator"},
     Action.DISPATCH: set(KINDS),
+    Action.CALL: set(KINDS),
     Action.RELEASE: set(KINDS),
     Action.REGISTER: {"sidecar"},
     Action.READ_PAYLOAD: {"client", "operator", "sidecar"},
     Action.WRITE_PAYLOAD: {"client", "sidecar"},
     Action.OPERATE: {"operator"},
+    Action.CHANGE_POLICY: {"operator"},
 }
 
 
@@ -64,7 +68,7 @@ def test_nothing_crosses_a_namespace(action: Action) -> None:
     assert not any(decide(action, kind, of="other").allowed for kind in KINDS)
 
 
-@pytest.mark.parametrize("action", [Action.DISPATCH, Action.RELEASE])
+@pytest.mark.parametrize("action", [Action.DISPATCH, Action.CALL, Action.RELEASE])
 def test_what_is_restricted_reaches_no_agent_and_nobody(action: Action) -> None:
     decision = decide(action, "client", labels=RESTRICTED)
     assert decision.reason == "denied by policy dev.restricted: the payload is labelled restricted"

@@ -9,7 +9,14 @@ import pytest
 from antiphon_sidecar import inflight as module
 from antiphon_sidecar.attempts import TABLE, Attempt, End, Event, State
 from antiphon_sidecar.boxes import Link, Seat
-from antiphon_sidecar.inflight import ANNOUNCE_AFTER, CANCEL_GRACE, LINGER, Inflight
+from antiphon_sidecar.inflight import (
+    ANNOUNCE_AFTER,
+    CANCEL_GRACE,
+    LINGER,
+    MOST_POLICIES,
+    POLICY_GRACE,
+    Inflight,
+)
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -46,9 +53,17 @@ class Bench:
         link.inventories.clear()
         return link
 
-    def offer(self, attempt_id: str, link: Link | None = None, epoch: int = 1, timeout: float | None = None) -> None:
+    def offer(
+        self,
+        attempt_id: str,
+        link: Link | None = None,
+        epoch: int = 1,
+        timeout: float | None = None,
+        policy_epoch: int = 1,
+    ) -> None:
+        what = f"assignment {attempt_id}"
         self.core.offer(
-            link or self.link, "echo", attempt_id, 0, epoch, f"assignment {attempt_id}", b"token", 10, timeout, self.now
+            link or self.link, "echo", attempt_id, 0, epoch, what, b"token", 10, timeout, self.now, policy_epoch
         )
 
     def take(self) -> list[str]:
@@ -95,6 +110,36 @@ def test_an_offer_beyond_the_window_comes_back_and_is_not_held() -> None:
     bench.offer("b")
     assert bench.reports() == [("b", End.NO_SLOT)]
     assert list(bench.core.held) == ["a"]
+
+
+def test_nothing_is_begun_under_a_policy_epoch_that_is_over() -> None:
+    bench = Bench(concurrency=1, prefetch=4)
+    bench.core.policy(1, bench.now)
+    bench.offer("running")
+    bench.offer("waiting")
+    assert bench.take() == ["running"]
+    bench.core.policy(2, bench.now)
+    bench.offer("late")  # it was on its way
+    bench.offer("new", policy_epoch=2)
+    bench.advance(POLICY_GRACE - 0.01)
+    assert bench.reports() == []
+    bench.advance(0.02)
+    assert bench.reports() == [("waiting", End.STALE_POLICY), ("late", End.STALE_POLICY)]
+    bench.offer("too late")
+    bench.offer("says nothing", policy_epoch=0)
+    assert bench.reports() == [("too late", End.STALE_POLICY), ("says nothing", End.STALE_POLICY)]
+    bench.end("running")
+    assert bench.take() == ["new"]
+
+
+def test_policy_changes_in_quick_succession_do_not_put_each_other_off() -> None:
+    bench = Bench()
+    for epoch in range(1, 2 * MOST_POLICIES):
+        bench.core.policy(epoch, bench.now)
+        bench.advance(0.01)
+    bench.core.policy(1, bench.now)  # old news
+    bench.advance(POLICY_GRACE - 0.01 * MOST_POLICIES)
+    assert bench.core.policy_floor == 2 * MOST_POLICIES - 1
 
 
 def test_an_offer_of_an_older_epoch_comes_back_also_from_its_own_replica() -> None:

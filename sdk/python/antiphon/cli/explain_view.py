@@ -26,6 +26,8 @@ def _parts(told: ExplainTaskResponse) -> Iterator[RenderableType]:
     yield heading.append(f"  {task.capability}" if task.capability else "")
     if task.reason:
         yield Text(f"  {task.reason}")
+    if task.withheld:
+        yield Text(f"  {task.withheld}")
     if told.references:
         yield Text(f"  refers to  {', '.join(told.references)}")
     for need in told.dependencies:
@@ -66,7 +68,22 @@ def decision(made: RoutingDecision) -> RenderableType:
     parts.append(Text(f"{made.considered} considered{offered}{'; refused: ' if refused else ''}{refused}"))
     if made.HasField("policy"):
         parts.append(_policy(made.policy))
+    if made.withheld_count:
+        parts.append(_withheld(made))
     return Group(*parts)
+
+
+def _withheld(made: RoutingDecision) -> Text:
+    """What of the input the agent did not get, by reason; never a value."""
+    by_reason: dict[str, list[str]] = {}
+    for part in made.withheld:
+        by_reason.setdefault(part.reason, []).append(part.pointer or "the whole")
+    told = [
+        f"{', '.join(pointers)} ({'not in its schema' if reason == 'schema' else f'policy {reason}'})"
+        for reason, pointers in by_reason.items()
+    ]
+    more = made.withheld_count - len(made.withheld)
+    return Text("withheld from it: ", "yellow").append("; ".join(told) + (f"; and {more} more" if more else ""), "none")
 
 
 def _policy(said: PolicyDecision) -> Text:

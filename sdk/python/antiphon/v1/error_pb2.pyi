@@ -106,6 +106,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The join token is malformed, unknown, expired or used."""
     ERROR_REASON_SIGNING_REQUEST_INVALID: _ErrorReason.ValueType  # 81
     """The certificate signing request cannot be used."""
+    ERROR_REASON_POLICY_INVALID: _ErrorReason.ValueType  # 120
+    """The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line."""
+    ERROR_REASON_POLICY_EPOCH_CHANGED: _ErrorReason.ValueType  # 121
+    """Another epoch is in force than the caller expected."""
+    ERROR_REASON_POLICY_EPOCH_NOT_FOUND: _ErrorReason.ValueType  # 122
+    """No such epoch is kept."""
+    ERROR_REASON_POLICY_LOCKS_OUT: _ErrorReason.ValueType  # 123
+    """Under the new policies the caller could not change them again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, without its prefix, of every status Antiphon sends; ErrorInfo.domain is "antiphon.v1"."""
@@ -188,6 +196,14 @@ ERROR_REASON_TOKEN_NOT_ACCEPTED: ErrorReason.ValueType  # 80
 """The join token is malformed, unknown, expired or used."""
 ERROR_REASON_SIGNING_REQUEST_INVALID: ErrorReason.ValueType  # 81
 """The certificate signing request cannot be used."""
+ERROR_REASON_POLICY_INVALID: ErrorReason.ValueType  # 120
+"""The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line."""
+ERROR_REASON_POLICY_EPOCH_CHANGED: ErrorReason.ValueType  # 121
+"""Another epoch is in force than the caller expected."""
+ERROR_REASON_POLICY_EPOCH_NOT_FOUND: ErrorReason.ValueType  # 122
+"""No such epoch is kept."""
+ERROR_REASON_POLICY_LOCKS_OUT: ErrorReason.ValueType  # 123
+"""Under the new policies the caller could not change them again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

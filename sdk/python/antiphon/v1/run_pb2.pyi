@@ -372,6 +372,7 @@ class Task(_message.Message):
     READY_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     MEMBER_COUNT_FIELD_NUMBER: _builtins.int
+    WITHHELD_FIELD_NUMBER: _builtins.int
     state: Global___TaskState.ValueType
     """Where it is."""
     capability: _builtins.str
@@ -382,6 +383,8 @@ class Task(_message.Message):
     """Attempts so far, RETURNED ones included."""
     member_count: _builtins.int
     """Members of a for_each; 0 otherwise, or while unknown."""
+    withheld: _builtins.str
+    """What of its payloads the reader does not get, for people; empty when all is there."""
     @_builtins.property
     def key(self) -> Global___TaskKey:
         """Which task."""
@@ -420,10 +423,11 @@ class Task(_message.Message):
         ready_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         member_count: _builtins.int = ...,
+        withheld: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "output", b"output", "ready_time", b"ready_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "capability", b"capability", "end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "capability", b"capability", "end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "state", b"state", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -511,6 +515,8 @@ class RoutingDecision(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     CAPABILITY_FIELD_NUMBER: _builtins.int
+    WITHHELD_FIELD_NUMBER: _builtins.int
+    WITHHELD_COUNT_FIELD_NUMBER: _builtins.int
     chosen: _builtins.str
     """Agent instance chosen."""
     score: _builtins.float
@@ -521,6 +527,8 @@ class RoutingDecision(_message.Message):
     """One sentence for people."""
     capability: _builtins.str
     """Capability and version chosen, such as text.summarize@1.2."""
+    withheld_count: _builtins.int
+    """How many there are in all."""
     @_builtins.property
     def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """The best others, at most 8, in order of score."""
@@ -533,6 +541,10 @@ class RoutingDecision(_message.Message):
     def policy(self) -> Global___PolicyDecision:
         """The policy decision that permitted it."""
 
+    @_builtins.property
+    def withheld(self) -> _containers.RepeatedCompositeFieldContainer[Global___WithheldField]:
+        """Parts of the input that were not handed on, at most 64; never their values."""
+
     def __init__(
         self,
         *,
@@ -544,14 +556,42 @@ class RoutingDecision(_message.Message):
         summary: _builtins.str = ...,
         policy: Global___PolicyDecision | None = ...,
         capability: _builtins.str = ...,
+        withheld: _abc.Iterable[Global___WithheldField] | None = ...,
+        withheld_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "chosen", b"chosen", "considered", b"considered", "others", b"others", "policy", b"policy", "refusals", b"refusals", "score", b"score", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "chosen", b"chosen", "considered", b"considered", "others", b"others", "policy", b"policy", "refusals", b"refusals", "score", b"score", "summary", b"summary", "withheld", b"withheld", "withheld_count", b"withheld_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoutingDecision: _TypeAlias = RoutingDecision  # noqa: Y015
+
+@_typing.final
+class WithheldField(_message.Message):
+    """WithheldField is a part of a value that somebody did not get."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    pointer: _builtins.str
+    """JSON pointer (RFC 6901) of the part."""
+    reason: _builtins.str
+    """Why: "schema" when the capability's schema does not declare it, else the ids of the policies that demanded it."""
+    def __init__(
+        self,
+        *,
+        pointer: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pointer", b"pointer", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithheldField: _TypeAlias = WithheldField  # noqa: Y015
 
 @_typing.final
 class Candidate(_message.Message):

@@ -46,6 +46,8 @@ class _ReturnReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReturnRe
     """The offer is of an epoch below one that was claimed."""
     RETURN_REASON_TOO_LATE: _ReturnReason.ValueType  # 5
     """It would not have begun within its timeout."""
+    RETURN_REASON_STALE_POLICY: _ReturnReason.ValueType  # 6
+    """It was permitted under a policy epoch that has not been in force for more than 2 s."""
 
 class ReturnReason(_ReturnReason, metaclass=_ReturnReasonEnumTypeWrapper):
     """ReturnReason is why an offer came back."""
@@ -62,6 +64,8 @@ RETURN_REASON_STALE_EPOCH: ReturnReason.ValueType  # 4
 """The offer is of an epoch below one that was claimed."""
 RETURN_REASON_TOO_LATE: ReturnReason.ValueType  # 5
 """It would not have begun within its timeout."""
+RETURN_REASON_STALE_POLICY: ReturnReason.ValueType  # 6
+"""It was permitted under a policy epoch that has not been in force for more than 2 s."""
 Global___ReturnReason: _TypeAlias = ReturnReason  # noqa: Y015
 
 class _VerdictKind:

@@ -311,6 +311,7 @@ class AttemptOffered(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     CAPABILITY_FIELD_NUMBER: _builtins.int
     POLICY_EPOCH_FIELD_NUMBER: _builtins.int
+    REDUCED_INPUT_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -331,6 +332,8 @@ class AttemptOffered(_message.Message):
     """Capability as the agent announced it, name@version."""
     policy_epoch: _builtins.int
     """Policy epoch of the decision that permitted it."""
+    reduced_input: _builtins.bytes
+    """The input as it was handed on, where parts of it were withheld; absent when it was handed on whole."""
     def __init__(
         self,
         *,
@@ -344,14 +347,20 @@ class AttemptOffered(_message.Message):
         input: _builtins.bytes | None = ...,
         capability: _builtins.str = ...,
         policy_epoch: _builtins.int = ...,
+        reduced_input: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "_reduced_input", b"_reduced_input", "input", b"input", "reduced_input", b"reduced_input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "agent", b"agent", "capability", b"capability", "decision", b"decision", "epoch", b"epoch", "input", b"input", "instance", b"instance", "member", b"member", "number", b"number", "policy_epoch", b"policy_epoch", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "_reduced_input", b"_reduced_input", "agent", b"agent", "capability", b"capability", "decision", b"decision", "epoch", b"epoch", "input", b"input", "instance", b"instance", "member", b"member", "number", b"number", "policy_epoch", b"policy_epoch", "reduced_input", b"reduced_input", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__input: _TypeAlias = _typing.Literal["input"]  # noqa: Y015
     _WhichOneofArgType__input: _TypeAlias = _typing.Literal["_input", b"_input"]  # noqa: Y015
+    _WhichOneofReturnType__reduced_input: _TypeAlias = _typing.Literal["reduced_input"]  # noqa: Y015
+    _WhichOneofArgType__reduced_input: _TypeAlias = _typing.Literal["_reduced_input", b"_reduced_input"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__input) -> _WhichOneofReturnType__input | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reduced_input) -> _WhichOneofReturnType__reduced_input | None: ...
 
 Global___AttemptOffered: _TypeAlias = AttemptOffered  # noqa: Y015
 
@@ -400,6 +409,7 @@ class AttemptEnded(_message.Message):
     BUSY_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    RELEASED_OUTPUT_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -416,6 +426,8 @@ class AttemptEnded(_message.Message):
     """True for an outcome that came too late to be used."""
     policy: _builtins.bytes
     """The decision that released the output, a serialised antiphon.v1.PolicyDecision."""
+    released_output: _builtins.bytes
+    """The output as the run's principal may have it, where parts of it are redacted; absent when that is all of it."""
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
         """Failure otherwise."""
@@ -432,12 +444,15 @@ class AttemptEnded(_message.Message):
         busy: _builtins.int = ...,
         stale: _builtins.bool = ...,
         policy: _builtins.bytes = ...,
+        released_output: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "failure", b"failure", "released_output", b"released_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "failure", b"failure", "member", b"member", "number", b"number", "output", b"output", "policy", b"policy", "stale", b"stale", "state", b"state", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "busy", b"busy", "failure", b"failure", "member", b"member", "number", b"number", "output", b"output", "policy", b"policy", "released_output", b"released_output", "stale", b"stale", "state", b"state", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__released_output: _TypeAlias = _typing.Literal["released_output"]  # noqa: Y015
+    _WhichOneofArgType__released_output: _TypeAlias = _typing.Literal["_released_output", b"_released_output"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__released_output) -> _WhichOneofReturnType__released_output | None: ...
 
 Global___AttemptEnded: _TypeAlias = AttemptEnded  # noqa: Y015
 
@@ -684,6 +699,7 @@ class TaskSnapshot(_message.Message):
     MEMBER_COUNT_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     EXPANDED_FIELD_NUMBER: _builtins.int
+    RELEASED_OUTPUT_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -706,6 +722,8 @@ class TaskSnapshot(_message.Message):
     """Members in all, for a for_each that was expanded."""
     expanded: _builtins.bool
     """True once a for_each has its members, which may be none."""
+    released_output: _builtins.bytes
+    """As AttemptEnded.released_output."""
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
         """Its failure."""
@@ -730,12 +748,15 @@ class TaskSnapshot(_message.Message):
         member_count: _builtins.int = ...,
         attempts: _abc.Iterable[Global___AttemptSnapshot] | None = ...,
         expanded: _builtins.bool = ...,
+        released_output: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "failure", b"failure", "released_output", b"released_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "attempts", b"attempts", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__released_output: _TypeAlias = _typing.Literal["released_output"]  # noqa: Y015
+    _WhichOneofArgType__released_output: _TypeAlias = _typing.Literal["_released_output", b"_released_output"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__released_output) -> _WhichOneofReturnType__released_output | None: ...
 
 Global___TaskSnapshot: _TypeAlias = TaskSnapshot  # noqa: Y015
 

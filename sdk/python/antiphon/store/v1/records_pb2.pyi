@@ -4,10 +4,13 @@ isort:skip_file
 Records kept under their own keys in the store. Fields are added, never changed or removed."""
 
 from antiphon.v1 import graph_pb2 as _graph_pb2
+from antiphon.v1 import policy_pb2 as _policy_pb2
 from antiphon.v1 import registry_pb2 as _registry_pb2
 from antiphon.v1 import run_pb2 as _run_pb2
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -188,3 +191,81 @@ class AuditRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditRecord: _TypeAlias = AuditRecord  # noqa: Y015
+
+@_typing.final
+class PolicyRecord(_message.Message):
+    """PolicyRecord is the value of policy/epoch/N: a set of policies, without its text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request that made it; empty for the first one of a store."""
+    request_digest: _builtins.bytes
+    """SHA-256 of that request's content."""
+    @_builtins.property
+    def policy(self) -> _policy_pb2.PolicySet:
+        """The set, without files."""
+
+    def __init__(
+        self,
+        *,
+        policy: _policy_pb2.PolicySet | None = ...,
+        request_id: _builtins.str = ...,
+        request_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "request_digest", b"request_digest", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyRecord: _TypeAlias = PolicyRecord  # noqa: Y015
+
+@_typing.final
+class PolicyText(_message.Message):
+    """PolicyText is the value of policy/text/N."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_policy_pb2.PolicyFile]:
+        """The files of the set."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[_policy_pb2.PolicyFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyText: _TypeAlias = PolicyText  # noqa: Y015
+
+@_typing.final
+class PolicyCurrent(_message.Message):
+    """PolicyCurrent is the value of policy/current."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """The epoch in force."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyCurrent: _TypeAlias = PolicyCurrent  # noqa: Y015

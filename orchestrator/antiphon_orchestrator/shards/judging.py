@@ -1,0 +1,66 @@
+"""What becomes of an output, and of a call: schema, labels, policy. Plain functions of what the fleet knows."""
+
+from __future__ import annotations
+
+from ..engine.decide import Outcome
+from ..engine.failure import Failure, FailureKind
+from ..engine.plan import Plan
+from ..engine.run import Attempt, Run, Task
+from ..engine.states import AttemptState
+from ..placement.fleet import Fleet
+from ..policy import Decision
+from . import payloads
+
+
+def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcome: Outcome) -> Outcome:
+    """Schema and release policy of an output; one that does not pass is a failure. It carries the labels of what it
+    was made of, and with a permit that demands redaction also what is left of it for the run's principal."""
+    attempt = task.attempts[-1]
+    namespace, label = run.submitted.namespace, attempt.placement.capability
+    output, given = outcome.output, _handed_on(task, attempt)
+    violation = fleet.check_output(namespace, label, output)
+    if violation is not None:
+        message = f"the output does not fit {label}: {violation.message}"
+        failure = Failure(FailureKind.INVALID_OUTPUT, message, field=violation.pointer)
+        return Outcome(AttemptState.FAILED, failure=failure, busy=outcome.busy)
+    output = fleet.label_output(namespace, label, output)
+    labels, inherited = fleet.labels(output), fleet.labels(given)
+    if inherited:  # also when the output has the same keys: their values may differ
+        output, labels = payloads.inherit_labels(given, output), labels | inherited
+    permit = fleet.may_release(run.submitted.principal, principal_kind, namespace, label.partition("@")[0], labels)
+    reason = "" if permit.allowed else permit.decision.reason
+    released: bytes | None = None
+    if permit.redactions and permit.allowed:
+        found = fleet.released(permit, namespace, label, output)
+        if isinstance(found, str):
+            reason = found
+        else:
+            released = found
+    if reason:
+        failure = Failure(FailureKind.POLICY, reason, permit.decision.decision_id, retryable=False)
+        return Outcome(AttemptState.FAILED, failure=failure, busy=outcome.busy, policy=permit.recorded)
+    return Outcome(AttemptState.SUCCEEDED, output, busy=outcome.busy, policy=permit.recorded, released=released)
+
+
+def labelled_call(fleet: Fleet, task: Task, attempt: Attempt, payload: bytes) -> bytes:
+    """The input of a call that an attempt makes: what the caller knows it knows from its own input."""
+    known = _handed_on(task, attempt)
+    return payloads.inherit_labels(known, payload) if fleet.labels(known) else payload
+
+
+def judge_call(fleet: Fleet, run: Run, principal_kind: str, attempt: Attempt, plan: Plan, payload: bytes) -> Decision:
+    """Whether the agent of an attempt may call on behalf of the run's principal. `plan`: of the call, one task."""
+    return fleet.may_call(
+        run.submitted.principal,
+        principal_kind,
+        run.submitted.namespace,
+        plan.tasks[0].capability.partition("@")[0],
+        attempt.placement.agent,
+        fleet.labels(payload),
+    )
+
+
+def _handed_on(task: Task, attempt: Attempt) -> bytes:
+    """The input as the agent got it."""
+    reduced = attempt.placement.reduced_input
+    return task.input if reduced is None else reduced
