@@ -12,6 +12,7 @@ import secrets
 
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon.v1 import (
+    context_service_pb2_grpc,
     graph_service_pb2_grpc,
     identity_service_pb2_grpc,
     payload_service_pb2_grpc,
@@ -23,6 +24,7 @@ from antiphon_certs import Authority, ExternalFiles, Identity, Kind, SystemClock
 from . import telemetry
 from .admission import SchemaSet, Values
 from .api.certificate import IssuedHere, LiveCertificate
+from .api.context_service import ContextService
 from .api.graph_service import GraphService
 from .api.identity_service import Endpoints, IdentityService
 from .api.image import Image
@@ -36,6 +38,7 @@ from .archive import SqlArchive
 from .audit import AuditLog
 from .blobs import FolderBlobs
 from .config import Config
+from .context import SharedContext
 from .mesh.calls import Calls
 from .mesh.sessions import MeshSettings, Sessions
 from .mesh.tokens import AttemptTokens
@@ -107,6 +110,7 @@ class Orchestrator:
             inbox_limit=config.inbox_limit,
         )
         sessions.bind(host)
+        context = SharedContext(store, policy, audit, blobs, config.context, clock)
         room = StoreRoom(store, config.data, config.store_max_bytes)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
@@ -133,6 +137,7 @@ class Orchestrator:
             lambda s: registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
                 RegistryService(registry, fleet), s
             ),
+            lambda s: context_service_pb2_grpc.add_ContextServiceServicer_to_server(ContextService(context), s),
             lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, s),
             lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
         ]
@@ -148,6 +153,7 @@ class Orchestrator:
             join_options=config.join,
         )
         await registry.load()
+        await context.load()
         await server.start()
         self._bound = server
         sessions.address = self._endpoints().mutual_tls[0]
@@ -168,6 +174,7 @@ class Orchestrator:
                 sessions.adopt()
                 group.create_task(sessions.run(), name="sessions")
                 group.create_task(calls.run(), name="calls")
+                group.create_task(context.run(), name="context")
                 await server.set_serving(True)
                 self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
                 self.ready.set()

@@ -35,6 +35,9 @@ class _Active:
     digest: str
     rules: Rules | None
     answers: dict[Request, Decision] = field(default_factory=dict)
+    entries: dict[Request, Decision] = field(default_factory=dict)
+    """Those about entries of shared context: as many as there are keys, so they have a place of their own, where they
+    drive out none that tasks need."""
 
 
 class CedarPolicies:
@@ -71,8 +74,11 @@ class CedarPolicies:
 
     def _decide(self, request: Request) -> Decision:
         active = self._active
-        if len(active.answers) >= self._cache_size:
-            active.answers.clear()
+        answers = active.entries if request.resource_kind is ResourceKind.ENTRY else active.answers
+        if answers is active.entries and (known := answers.get(request)) is not None:
+            return known
+        if len(answers) >= self._cache_size:
+            answers.clear()
         verdict = _evaluate(active.rules, request) if active.rules else _deny(NOTHING_LOADED)
         decision = Decision(
             outcome=verdict.outcome,
@@ -82,7 +88,7 @@ class CedarPolicies:
             obligations=verdict.obligations,
             reason=verdict.reason,
         )
-        active.answers[request] = decision
+        answers[request] = decision
         return decision
 
 

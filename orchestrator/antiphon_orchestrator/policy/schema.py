@@ -25,9 +25,13 @@ RESOURCES: Mapping[Action, tuple[ResourceKind, ...]] = MappingProxyType(
         Action.REGISTER: (ResourceKind.AGENT,),
         Action.READ_PAYLOAD: (ResourceKind.NAMESPACE,),
         Action.WRITE_PAYLOAD: (ResourceKind.NAMESPACE,),
+        Action.READ_CONTEXT: (ResourceKind.ENTRY,),
+        Action.WRITE_CONTEXT: (ResourceKind.ENTRY,),
         Action.OPERATE: (ResourceKind.AGENT, ResourceKind.GRAPH, ResourceKind.NAMESPACE),
     }
 )
+
+_ENTRY = {"agent": STRING, "key": STRING, "labels": STRINGS, "own": BOOL, "scope": STRING}
 
 # Actions without a row are decided by principal and resource alone.
 CONTEXT: Mapping[Action, Mapping[str, object]] = MappingProxyType(
@@ -43,6 +47,8 @@ CONTEXT: Mapping[Action, Mapping[str, object]] = MappingProxyType(
         },
         Action.RELEASE: {"labels": STRINGS},
         Action.REGISTER: {"capability": STRING, "granted": BOOL},
+        Action.READ_CONTEXT: _ENTRY,
+        Action.WRITE_CONTEXT: _ENTRY,
     }
 )
 

@@ -16,6 +16,9 @@ REPLICAS = b"replica/"
 SHARDS = b"shard/"
 POLICIES = b"policy/"
 TOKENS = b"token/"
+CONTEXT = b"context/"
+CLAIMS = b"claim/"
+CONTEXT_REQUESTS = b"context-request/"
 SECRETS = b"secret/"
 
 
@@ -94,6 +97,21 @@ def context_prefix(namespace: str, scope: str) -> bytes:
     return _spell("context", namespace, scope) + b"/"
 
 
+def context_range(namespace: str, scope: str, prefix: str) -> bytes:
+    """The entries of a scope whose keys begin with `prefix`. It ends where that does, so it covers longer names too."""
+    return context_prefix(namespace, scope) + _escape(prefix).encode()
+
+
+def claim(namespace: str, scope: str, name: str) -> bytes:
+    """Who holds a claim of a scope."""
+    return _spell("claim", namespace, scope, name)
+
+
+def context_request(namespace: str, caller: str, request_id: str) -> bytes:
+    """A request id of a write to shared context."""
+    return _spell("context-request", namespace, caller, request_id)
+
+
 def policy(name: str) -> bytes:
     """One policy record."""
     return _spell("policy", name)
@@ -140,4 +158,8 @@ def parts(key: bytes) -> tuple[str, ...]:
 
 
 def _spell(kind: str, *names: str) -> bytes:
-    return "/".join((kind, *(name.replace("%", "%25").replace("/", "%2F") for name in names))).encode()
+    return "/".join((kind, *map(_escape, names))).encode()
+
+
+def _escape(name: str) -> str:
+    return name.replace("%", "%25").replace("/", "%2F")
