@@ -40,6 +40,7 @@ from .blobs import FolderBlobs
 from .config import Config
 from .context import SharedContext
 from .mesh.calls import Calls
+from .mesh.context import ContextDesk
 from .mesh.sessions import MeshSettings, Sessions
 from .mesh.tokens import AttemptTokens
 from .placement.fleet import Fleet
@@ -97,7 +98,9 @@ class Orchestrator:
         tokens = await AttemptTokens.load(store)
         archived = ArchivedRuns(archive, catalog)
         calls = Calls(catalog, archived, tokens, now)
-        sessions = Sessions(MeshSettings(replica_id), fleet, registry, policy, audit, tokens, calls, now)
+        context = SharedContext(store, policy, audit, blobs, config.context, clock)
+        desk = ContextDesk(context, tokens)
+        sessions = Sessions(MeshSettings(replica_id), fleet, registry, policy, audit, tokens, calls, desk, now)
         shards = await shard_count(store, config.shards)
         host = Host(
             store,
@@ -110,7 +113,6 @@ class Orchestrator:
             inbox_limit=config.inbox_limit,
         )
         sessions.bind(host)
-        context = SharedContext(store, policy, audit, blobs, config.context, clock)
         room = StoreRoom(store, config.data, config.store_max_bytes)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
@@ -175,6 +177,7 @@ class Orchestrator:
                 group.create_task(sessions.run(), name="sessions")
                 group.create_task(calls.run(), name="calls")
                 group.create_task(context.run(), name="context")
+                group.create_task(desk.run(), name="context requests")
                 await server.set_serving(True)
                 self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
                 self.ready.set()

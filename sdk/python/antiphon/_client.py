@@ -392,13 +392,26 @@ class Client:
         )
         return self._pages(lambda to: to.context.ListEntries, request, lambda page: page.entries)
 
+    async def snapshot_entries(
+        self, prefix: str = "", *, scope: str = "namespace"
+    ) -> tuple[list[context_pb2.Entry], int]:
+        """All entries whose keys begin with `prefix`, and the revision to watch from so that nothing is missed."""
+        request = context_service_pb2.ListEntriesRequest(scope=_entries.scope_of(scope), prefix=prefix, page_size=500)
+        entries: list[context_pb2.Entry] = []
+        while True:
+            page = await self._ask(lambda to: to.context.ListEntries, request)
+            entries.extend(page.entries)
+            if not page.next_page_token:
+                return entries, page.revision + 1
+            request.page_token = page.next_page_token
+
     async def watch_entries(
         self, prefix: str = "", *, scope: str = "namespace", from_revision: int = 0
     ) -> AsyncIterator[context_pb2.EntryEvent]:
         """Changes of entries whose keys begin with `prefix`, without end, gap or repeat; from now on by default.
 
-        To have what is there and everything after it, list first, and watch from the highest revision seen + 1. Goes on
-        by itself after a broken stream. Raises `HistoryCompacted` when too much has happened meanwhile: list again.
+        To have what is there and everything after it, begin with `snapshot_entries`. Goes on by itself after a broken
+        stream. Raises `HistoryCompacted` when too much has happened meanwhile: take another snapshot.
         """
         request = context_service_pb2.WatchEntriesRequest(
             scope=_entries.scope_of(scope), prefix=prefix, from_revision=from_revision

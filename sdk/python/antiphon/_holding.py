@@ -1,8 +1,8 @@
 """Holding a claim for as long as a block of code runs.
 
-It is renewed at a third of its time. When it is lost, whatever the reason, the block is cancelled and `ClaimLost` raised
-in its place, as `asyncio.timeout` does with its own: what the claim protects must not go on. Writes that name the claim
-are refused by then anyway; that is what makes it safe, not the cancellation.
+It is renewed at a third of its time. When it is lost, whatever the reason, the block is cancelled and `ClaimLost`
+raised in its place, as `asyncio.timeout` does with its own: what the claim protects must not go on. Writes that name
+the claim are refused by then anyway; that is what makes it safe, not the cancellation.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Holding:
         self._owner: asyncio.Task[object] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._lost: AntiphonError | None = None
-        self.forget: Callable[[], None] = lambda: None
+        self.held: Callable[[Holding], None] = lambda holding: None
+        """Called once it is held."""
+        self.forget: Callable[[], object] = lambda: None
         """Called when it is held no more, however it ended."""
 
     @property
@@ -75,6 +77,7 @@ class Holding:
                 if asyncio.get_running_loop().time() >= end:
                     raise
                 await asyncio.sleep(_LOOK)
+        self.held(self)
         self._keeper = asyncio.create_task(self._keep())
         return self._claim
 
