@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from antiphon import Agent, AntiphonError, ClaimLost, TaskContext
+from antiphon._errors import from_error_message
+from antiphon.v1.context_request_pb2 import ContextRequest
+from antiphon.v1.context_service_pb2 import GetEntryRequest
 from google.protobuf.json_format import MessageToDict
 
 agent = Agent(os.environ.get("AGENT_NAME", "worker"), concurrency=int(os.environ.get("AGENT_CONCURRENCY", "16")))
@@ -73,7 +76,7 @@ async def changes(ctx: TaskContext, count: int, ready: str, **words: Any) -> Any
 
 async def hold(ctx: TaskContext, path: str) -> None:
     """Until a file is there."""
-    while not Path(path).exists():  # noqa: ASYNC240
+    while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - another process makes it
         await asyncio.sleep(0.01)
 
 
@@ -85,10 +88,37 @@ async def call(ctx: TaskContext, capability: str, input: Any) -> Any:
     return await ctx.call(capability, input)
 
 
-async def claimed(ctx: TaskContext, name: str, mark: str = "", until: str = "", ttl: float = 30, **words: Any) -> Any:
+async def forged(ctx: TaskContext, attempt_id: str = "") -> None:
+    """Ask with a token that is not the attempt's own, or for an attempt that is not there."""
+    request = ContextRequest(
+        request_id="forged",
+        attempt_id=attempt_id or ctx.attempt_id,
+        attempt_token=b"x" * 16,
+        get=GetEntryRequest(key="any"),
+    )
+    raise from_error_message((await ctx._line.ask(request)).error)
+
+
+async def leak(ctx: TaskContext, path: str) -> None:
+    """Write the attempt's token down."""
+    Path(path).write_bytes(ctx._assignment.attempt_token)  # noqa: ASYNC240
+
+
+async def claimed(
+    ctx: TaskContext,
+    name: str,
+    mark: str = "",
+    until: str = "",
+    ttl: float = 30,
+    renew: bool = True,
+    **words: Any,
+) -> Any:
     """Hold a claim, say so with the file `mark`, and keep it until there is the file `until`."""
+    holding = ctx.context.claim(name, ttl=timedelta(seconds=ttl))
+    if not renew:
+        holding._ttl = timedelta(hours=1)  # of the renewals alone: the first is due long after the claim has ended
     try:
-        async with ctx.context.claim(name, ttl=timedelta(seconds=ttl)) as claim:
+        async with holding as claim:
             if mark:
                 Path(mark).touch()  # noqa: ASYNC240
             if until:
@@ -101,7 +131,7 @@ async def claimed(ctx: TaskContext, name: str, mark: str = "", until: str = "", 
 
 
 STEPS: dict[str, Callable[..., Awaitable[Any]]] = {
-    one.__name__: one for one in (get, entry, put, delete, keys, changes, hold, mark, call, claimed)
+    one.__name__: one for one in (get, entry, put, delete, keys, changes, hold, mark, call, claimed, forged, leak)
 }
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Shared context in a whole mesh: clients by mutual TLS, agents through their sidecar, with the rights of their task."""
+"""Shared context in a whole mesh: clients by mutual TLS, agents through their sidecar with the rights of their task."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -12,10 +14,12 @@ import antiphon
 import pytest
 import pytest_asyncio
 from antiphon import Client, Graph, entry_value, output_of
-from antiphon.v1 import context_pb2, payload_pb2, run_pb2
+from antiphon.mesh.v1 import mesh_service_pb2, mesh_service_pb2_grpc
+from antiphon.v1 import context_pb2, context_request_pb2, context_service_pb2, error_pb2, payload_pb2
 from antiphon_certs import Kind
 
 from tests.harness import Mesh, eventually
+from tests.harness.raw import Pem, channel
 
 AGENT = (sys.executable, "-m", "tests.harness.context_agent")
 
@@ -267,32 +271,83 @@ async def test_the_claim_of_a_task_ends_with_its_attempt(client: Client, mesh: M
         pass
 
 
-async def test_a_task_that_is_stalled_beyond_its_claim_is_told_and_its_write_is_refused(
+async def test_a_task_that_did_not_renew_is_told_that_its_claim_is_lost(client: Client, mesh: Mesh) -> None:
+    mark, never = mesh.path("mark"), mesh.path("never")
+    held = {"do": "claimed", "name": "slow", "ttl": 1, "renew": False, "mark": str(mark), "until": str(never)}
+    run = await client.submit(steps(held))
+    ended = await client.wait(run.run_id, timeout=timedelta(seconds=30))
+    assert mark.exists() and output_of(ended)["t"] == ["lost"]
+
+
+async def test_a_task_that_stood_still_beyond_its_claim_cannot_write_what_its_successor_owns() -> None:
+    with Mesh() as mesh:
+        sidecar = mesh.sidecar(command=AGENT)
+        async with mesh.client() as client:
+            await mesh.attached(client)
+            mark, until = mesh.path("mark"), mesh.path("until")
+            held = {"do": "claimed", "name": "slow", "ttl": 1, "key": "slow", "value": 1}
+            run = await client.submit(steps({**held, "mark": str(mark), "until": str(until)}))
+            await eventually(mark.exists)
+            for pid in sidecar.agent_pids():
+                os.kill(pid, signal.SIGSTOP)
+            async with client.claim("slow", wait=timedelta(seconds=20)) as claim:
+                until.touch()  # it would write at once now
+                for pid in sidecar.agent_pids():
+                    os.kill(pid, signal.SIGCONT)
+                ended = await client.wait(run.run_id, timeout=timedelta(seconds=30))
+                await client.put_entry("slow", 2, claim=claim)
+            answer = output_of(ended)["t"][0]
+            assert answer == "lost" or answer["error"] == "CLAIM_LOST"
+            assert entry_value(await client.get_entry("slow")) == 2
+
+
+async def test_a_wrong_token_and_an_attempt_that_is_not_running_are_refused_by_the_sidecar(client: Client) -> None:
+    answers = await done(client, {"do": "forged"}, {"do": "forged", "attempt_id": "r0000000000000000/t/0/1"})
+    assert [one["error"] for one in answers] == ["ATTEMPT_TOKEN_INVALID", "ATTEMPT_NOT_FOUND"]
+
+
+async def test_the_orchestrator_believes_no_sidecar_without_the_attempts_token_nor_with_anothers(
     client: Client, mesh: Mesh
 ) -> None:
-    own = mesh.sidecar("stalled", command=AGENT)
-    await mesh.attached(client, "stalled")
-    mark, until = mesh.path("mark"), mesh.path("until")
-    held = {"do": "claimed", "name": "slow", "ttl": 1, "mark": str(mark), "until": str(until), "key": "slow", "value": 1}
-    graph = Graph("stalled")
-    graph.task("t", "team.script@1", input=[held], agent_labels={}) if False else graph.task(
-        "t", "team.script@1", input=[held]
-    )
-    mesh.dismiss(mesh.sidecars[0])
-    try:
-        run = await client.submit(graph)
-        await eventually(mark.exists)
-        own.pause_agent()
-        async with client.claim("slow", wait=timedelta(seconds=30)) as claim:
-            own.continue_agent()
-            ended = await client.wait(run.run_id, timeout=timedelta(seconds=30))
-            assert output_of(ended)["t"] == ["lost"]
-            await client.put_entry("slow", 2, claim=claim)
-    finally:
-        mesh.dismiss(own)
-        mesh.sidecars.insert(0, mesh.sidecar(command=AGENT))
-        mesh.sidecars.pop()
-    assert entry_value(await client.get_entry("slow")) == 2
+    stolen, gate = mesh.path("token"), mesh.path("gate")
+    run = await client.submit(steps({"do": "leak", "path": str(stolen)}, {"do": "hold", "path": str(gate)}))
+    await eventually(lambda: stolen.exists() and bool(stolen.read_bytes()))
+    attempt_id = f"{run.run_id}/t/0/1"
+    pem = mesh.ca.issue(Kind.SIDECAR, "thief", agents=("thief",), capabilities=("*",))
+    answers = await _ask_as_sidecar(mesh, pem, attempt_id, (b"x" * 16, stolen.read_bytes()))
+    gate.touch()
+    assert [error_pb2.ErrorReason.Name(answer.error.reason) for answer in answers] == [
+        "ERROR_REASON_ATTEMPT_TOKEN_INVALID",  # guessed
+        "ERROR_REASON_ATTEMPT_NOT_FOUND",  # the right one, but the attempt is out to another sidecar
+    ]
+    await client.wait(run.run_id, timeout=timedelta(seconds=30))
+
+
+async def _ask_as_sidecar(
+    mesh: Mesh, pem: Pem, attempt_id: str, tokens: tuple[bytes, ...]
+) -> list[context_request_pb2.ContextResponse]:
+    """What the orchestrator answers a sidecar of one's own, by token."""
+    async with channel(mesh.orchestrator.address, pem) as opened:
+        stub: Any = mesh_service_pb2_grpc.MeshServiceStub(opened)
+        call = stub.Attach()
+        hello = mesh_service_pb2.AttachRequest()
+        hello.hello.incarnation, hello.hello.generation, hello.hello.protocol_version = "ab" * 8, 1, 1
+        await call.write(hello)
+        answers: list[context_request_pb2.ContextResponse] = []
+        for number, token in enumerate(tokens):
+            request = mesh_service_pb2.AttachRequest()
+            request.context_requests.add(
+                request_id=str(number),
+                attempt_id=attempt_id,
+                attempt_token=token,
+                get=context_service_pb2.GetEntryRequest(key="any"),
+            )
+            await call.write(request)
+            async with asyncio.timeout(20):
+                while len(answers) <= number:
+                    answers.extend((await call.read()).context_responses)
+        call.cancel()
+    return answers
 
 
 def _told(event: context_pb2.EntryEvent) -> tuple[str, bytes | None]:
