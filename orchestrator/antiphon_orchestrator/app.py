@@ -12,6 +12,7 @@ import secrets
 
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon.v1 import (
+    context_service_pb2_grpc,
     graph_service_pb2_grpc,
     identity_service_pb2_grpc,
     payload_service_pb2_grpc,
@@ -24,6 +25,7 @@ from antiphon_certs import Authority, ExternalFiles, Identity, Kind, SystemClock
 from . import telemetry
 from .admission import SchemaSet, Values
 from .api.certificate import IssuedHere, LiveCertificate
+from .api.context_service import ContextService
 from .api.graph_service import GraphService
 from .api.identity_service import Endpoints, IdentityService
 from .api.image import Image
@@ -38,7 +40,9 @@ from .archive import SqlArchive
 from .audit import AuditLog
 from .blobs import FolderBlobs
 from .config import Config
+from .context import SharedContext
 from .mesh.calls import Calls
+from .mesh.context import ContextDesk
 from .mesh.sessions import MeshSettings, Sessions
 from .mesh.tokens import AttemptTokens
 from .placement.fleet import Fleet
@@ -99,7 +103,9 @@ class Orchestrator:
         tokens = await AttemptTokens.load(store)
         archived = ArchivedRuns(archive, catalog)
         calls = Calls(catalog, archived, tokens, now)
-        sessions = Sessions(MeshSettings(replica_id), fleet, registry, policy, audit, tokens, calls, now)
+        context = SharedContext(store, policy, audit, blobs, config.context, clock)
+        desk = ContextDesk(context, tokens)
+        sessions = Sessions(MeshSettings(replica_id), fleet, registry, policy, audit, tokens, calls, desk, now)
         book.changed = sessions.policy_changed
         shards = await shard_count(store, config.shards)
         host = Host(
@@ -140,6 +146,7 @@ class Orchestrator:
             lambda s: registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
                 RegistryService(registry, fleet), s
             ),
+            lambda s: context_service_pb2_grpc.add_ContextServiceServicer_to_server(ContextService(context), s),
             lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, s),
             lambda s: policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policies, s),
             lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
@@ -156,6 +163,7 @@ class Orchestrator:
             join_options=config.join,
         )
         await registry.load()
+        await context.load()
         await server.start()
         self._bound = server
         sessions.address = self._endpoints().mutual_tls[0]
@@ -177,6 +185,8 @@ class Orchestrator:
                 sessions.adopt()
                 group.create_task(sessions.run(), name="sessions")
                 group.create_task(calls.run(), name="calls")
+                group.create_task(context.run(), name="context")
+                group.create_task(desk.run(), name="context requests")
                 await server.set_serving(True)
                 self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
                 self.ready.set()

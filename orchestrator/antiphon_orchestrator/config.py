@@ -19,6 +19,7 @@ from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from .api.server import ServerOptions
+from .context.rules import Quota
 
 PREFIX = "ANTIPHON_ORCHESTRATOR_"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -90,6 +91,8 @@ class Config:
     store_max_bytes: int = 8 << 30
     payload_limit: int = 1 << 30
     """One payload of PayloadService."""
+    context: Quota = field(default_factory=Quota)
+    """Shared context of each namespace."""
     policy_folder: Path | None = None
     policy_profile: str = ""
     """`dev` loads the development profile; with neither folder nor profile everything is denied."""

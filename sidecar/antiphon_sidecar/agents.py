@@ -18,8 +18,9 @@ from typing import Any
 
 import grpc
 from antiphon.v1 import agent_service_pb2 as agents
-from antiphon.v1 import agent_service_pb2_grpc, error_pb2, failure_pb2
+from antiphon.v1 import agent_service_pb2_grpc, context_request_pb2, error_pb2, failure_pb2
 
+from .asks import inherit, mistake_in_ask, note_reads, refused
 from .attempts import Attempt
 from .boxes import Seat
 from .checks import checked_result, failed, mistake_in_call
@@ -141,6 +142,7 @@ class _Servicer:
             if context.time_remaining() is None:
                 raise Refused(error_pb2.ERROR_REASON_DEADLINE_REQUIRED, method="AgentService.Call")
             attempt = self._vouched(request.attempt_id, request.attempt_token)
+            inherit(attempt, request.input)
             if mistake := mistake_in_call(request, self._node.inline_limit):
                 field, _, remedy = mistake.partition(": ")
                 raise Refused(
@@ -184,6 +186,7 @@ class _Session:
         self._seat = seat
         self._error: BaseException | None = None
         self._call_results: deque[agents.CallResponse] = deque()  # bounded by attempts and calls of each
+        self._answers: deque[context_request_pb2.ContextResponse] = deque()  # likewise
         self._finished = False  # the agent has closed its side
         self._told_drain = False
 
@@ -240,6 +243,14 @@ class _Session:
                 result = self._call_results.popleft()
                 response.call_results.append(result)
                 room -= result.ByteSize()
+        if self._answers:
+            room = MOST_BYTES
+            while self._answers and room > 0:
+                answer = self._answers.popleft()
+                response.context_responses.append(answer)
+                room -= answer.ByteSize()
+        while seat.losses and len(response.claim_losses) < MOST_ITEMS:
+            response.claim_losses.append(seat.losses.popleft())
         if node.inflight.draining and not self._told_drain:
             self._told_drain = response.drain = True
         return response if response.ListFields() else None
@@ -250,12 +261,17 @@ class _Session:
         if request.HasField("hello"):
             raise Refused(error_pb2.ERROR_REASON_PROTOCOL_VIOLATION, cause="hello came twice")
         for result in request.results:
+            attempt = seat.running.get(result.attempt_id)
+            if attempt is not None and attempt.reads is not None and not result.HasField("failure"):
+                inherit(attempt, result.output)
             size = checked_result(result, limit)
             inflight.ended(seat, result.attempt_id, result, size, now)
         for update in request.progress:
             inflight.progressed(seat, update.attempt_id, tidy_progress(update))
         for call in request.calls:
             self._call(call)
+        for ask in request.context_requests:
+            self._ask(ask)
         if request.drain and not seat.draining:
             inflight.agent_drains(seat, now)
         if seat.draining:
@@ -268,6 +284,7 @@ class _Session:
             attempt = inflight.vouched(self._seat, call.attempt_id, call.attempt_token)
         except KeyError:
             return  # its handler has been told to stop
+        inherit(attempt, call.input)
         mistake = mistake_in_call(call, self._node.inline_limit)
         if attempt is None:
             self._fail_call(
@@ -283,6 +300,45 @@ class _Session:
     def _deliver(self, response: agents.CallResponse | None) -> None:
         if response is not None:
             self._call_results.append(response)
+            self.wake.set()
+
+    def _ask(self, request: context_request_pb2.ContextRequest) -> None:
+        """Pass a request to shared context on, with what the attempt has read; or answer why not."""
+        inflight = self._node.inflight
+        try:
+            attempt = inflight.vouched(self._seat, request.attempt_id, request.attempt_token)
+            if attempt is None:
+                raise Refused(error_pb2.ERROR_REASON_ATTEMPT_TOKEN_INVALID)
+            if mistake := mistake_in_ask(request, self._node.inline_limit):
+                field, _, remedy = mistake.partition(": ")
+                raise Refused(
+                    error_pb2.ERROR_REASON_REQUEST_INVALID, mistake, violations=[(field, remedy)], field=field
+                )
+            request.ClearField("reads")
+            if attempt.reads is not None:
+                request.reads.CopyFrom(attempt.reads)
+
+            def deliver(response: context_request_pb2.ContextResponse | None) -> None:
+                if response is not None and not note_reads(attempt, response):
+                    many = "together with what was read before, the labels are more than 64"
+                    violations = [("value.labels", many)]
+                    refusal = Refused(
+                        error_pb2.ERROR_REASON_REQUEST_INVALID, many, violations=violations, field="value.labels"
+                    )
+                    response = refused(request, refusal)
+                self._told(response)
+
+            if not inflight.asked(attempt, request.request_id, request, request.ByteSize(), deliver):
+                raise Refused(error_pb2.ERROR_REASON_OVERLOADED, queue="the queue of this attempt's requests")
+        except KeyError:
+            attempt_id = request.attempt_id[:512]
+            self._told(refused(request, Refused(error_pb2.ERROR_REASON_ATTEMPT_NOT_FOUND, attempt_id=attempt_id)))
+        except Refused as refusal:
+            self._told(refused(request, refusal))
+
+    def _told(self, response: context_request_pb2.ContextResponse | None) -> None:
+        if response is not None:
+            self._answers.append(response)
             self.wake.set()
 
     def _fail_call(

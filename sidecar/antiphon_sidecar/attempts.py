@@ -82,8 +82,9 @@ class Attempt:
     """One attempt, from its offer to the verdict on its outcome."""
 
     __slots__ = (
-        "announced", "assignment", "attempt_id", "busy", "calls", "cancelled", "deadline", "end", "grant",
-        "link", "policy_epoch", "result", "seat", "seat_name", "shard", "size", "started", "state", "timeout", "token",
+        "announced", "asks", "assignment", "attempt_id", "busy", "calls", "cancelled", "deadline", "end", "grant",
+        "link", "policy_epoch", "reads", "result", "seat", "seat_name", "shard", "size", "started", "state",
+        "timeout", "token",
     )  # fmt: skip
 
     def __init__(self, attempt_id: str, shard: int, seat_name: str) -> None:
@@ -107,3 +108,5 @@ class Attempt:
         self.announced = False
         self.cancelled: str | None = None  # why, once a cancel has come
         self.calls: dict[str, tuple[Any, int, Deliver]] | None = None  # call id → request, its bytes, who waits
+        self.asks: dict[str, tuple[Any, int, Deliver]] | None = None  # the same of requests to shared context
+        self.reads: Any = None  # opaque; what it has read of shared context

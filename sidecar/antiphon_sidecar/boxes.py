@@ -53,6 +53,7 @@ class Link:
         self.windows: dict[str, tuple[int, int]] = {}  # agent → (generation, slots), the latest of each
         self.agents: dict[str, bool] = {}  # agent → present, the latest of each
         self.calls: deque[tuple[Any, int]] = deque()  # request, its bytes
+        self.asks: deque[tuple[Any, int]] = deque()  # the same, to shared context
         self.alive = False  # a liveness message is due
         self.drain = False  # the drain message is due
 
@@ -73,6 +74,7 @@ class Seat:
         self.waiting = 0  # running attempts that wait for their own calls
         self.lingering: dict[str, float] = {}  # timed out, not yet answered: attempt id → when another gets its place
         self.cancels: deque[tuple[str, str]] = deque()  # attempt id, why
+        self.losses: deque[Any] = deque()  # claims that are lost; as many as there are claims
         self.turn = 0
         self.unsettled = False
 

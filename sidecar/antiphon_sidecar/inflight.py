@@ -94,6 +94,7 @@ class Inflight:
         self._send_back(seat, Event.AGENT_GONE, now)
         seat.lingering.clear()
         seat.cancels.clear()
+        seat.losses.clear()
         for link in self.slots.links:
             link.agents[seat.name] = False
             link.windows.pop(seat.name, None)
@@ -190,6 +191,21 @@ class Inflight:
         """The one who waited for a call has left; its outcome is not delivered."""
         self.answered(attempt.attempt_id, call_id, None)
 
+    def asked(self, attempt: Attempt, request_id: str, request: Any, size: int, deliver: Deliver) -> bool:
+        """A handler asks shared context and waits, in its place: the answer is near. False when too many wait."""
+        asks = attempt.asks = attempt.asks or {}
+        earlier = asks.get(request_id)
+        if earlier is None and len(asks) >= MOST_CALLS:
+            return False
+        asks[request_id] = (request, size, deliver)
+        if earlier is not None:
+            earlier[2](None)
+        link = self._owner(attempt)
+        if link:
+            link.asks.append((request, size))
+            link.wake()
+        return True
+
     # ---- replicas
 
     def attach(self, wake: Callable[[], None]) -> Link:
@@ -248,6 +264,7 @@ class Inflight:
                 if attempt.announced:
                     link.started.append(attempt)
                 link.calls.extend((request, size) for request, size, _ in (attempt.calls or {}).values())
+                link.asks.extend((request, size) for request, size, _ in (attempt.asks or {}).values())
         self.slots.settle_all()  # what had no replica has one now
         link.wake()
 
@@ -349,6 +366,20 @@ class Inflight:
             self.slots.settle(attempt.seat)
         waiting[2](response)
 
+    def told(self, attempt_id: str, request_id: str, response: Any) -> None:
+        """Shared context has answered. An answer to an attempt that has ended is dropped."""
+        attempt = self.held.get(attempt_id)
+        waiting = attempt.asks.pop(request_id, None) if attempt and attempt.asks else None
+        if waiting:
+            waiting[2](response)
+
+    def claim_lost(self, attempt_id: str, loss: Any) -> None:
+        """A claim of an attempt is not its own any more: its agent is told."""
+        attempt = self.held.get(attempt_id)
+        if attempt is not None and attempt.state is State.STARTED and attempt.seat:
+            attempt.seat.losses.append(loss)
+            attempt.seat.wake()
+
     # ---- time
 
     def sweep(self, now: float) -> None:
@@ -419,9 +450,11 @@ class Inflight:
         else:
             seat.unsettled = True  # a slot that belonged to no replica is free
         calls, attempt.calls = attempt.calls, None
-        attempt.seat = attempt.link = attempt.grant = attempt.assignment = None
-        for _, _, deliver in (calls or {}).values():
-            deliver(None)
+        asks, attempt.asks = attempt.asks, None
+        attempt.seat = attempt.link = attempt.grant = attempt.assignment = attempt.reads = None
+        if calls or asks:
+            for _, _, deliver in (*(calls or {}).values(), *(asks or {}).values()):
+                deliver(None)
         self.outcomes += 1
         claim = self._claims.get(attempt.shard)
         if claim and claim.link:

@@ -297,6 +297,10 @@ class _Stream:
             inflight.slots.demanded(link, demand.agent, demand.wanted)
         for result in response.call_results:
             inflight.answered(result.attempt_id, result.call_id, result)
+        for answer in response.context_responses:
+            inflight.told(answer.attempt_id, answer.request_id, answer)
+        for loss in response.claim_losses:
+            inflight.claim_lost(loss.attempt_id, loss)
         for refusal in response.refusals:
             node.refuse(refusal.agent, refusal_of(refusal))
         if response.HasField("go_away"):

@@ -75,6 +75,10 @@ def next_request(
         call, size = link.calls.popleft()
         request.calls.append(call)
         room -= size
+    while link.asks and room > 0 and len(request.context_requests) < MOST_ITEMS:
+        ask, size = link.asks.popleft()
+        request.context_requests.append(ask)
+        room -= size
     if link.agents:
         # Windows wait for the message after: whoever reads this may read windows first.
         for name in list(link.agents)[:MOST_ITEMS]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 from antiphon.v1 import (
+    context_service_pb2_grpc,
     graph_service_pb2_grpc,
     identity_service_pb2_grpc,
     payload_service_pb2_grpc,
@@ -27,14 +28,19 @@ from antiphon_certs import (
     Kind,
     new_key_and_csr,
 )
+from antiphon_orchestrator.admission import SchemaSet, Values
 from antiphon_orchestrator.api.call import caller
 from antiphon_orchestrator.api.certificate import IssuedHere, LiveCertificate
+from antiphon_orchestrator.api.context_service import ContextService
 from antiphon_orchestrator.api.graph_service import GraphService
 from antiphon_orchestrator.api.identity_service import Endpoints, IdentityService
 from antiphon_orchestrator.api.image import Image
 from antiphon_orchestrator.api.payload_service import PayloadService
 from antiphon_orchestrator.api.server import ApiServer, Parts, ServerOptions
+from antiphon_orchestrator.audit import AuditLog
 from antiphon_orchestrator.blobs import Blobs
+from antiphon_orchestrator.context import Quota, SharedContext
+from antiphon_orchestrator.placement.fleet import Fleet
 from antiphon_orchestrator.policy import CedarPolicies, PolicyPort, dev_profile
 from antiphon_orchestrator.store import Store
 from antiphon_orchestrator.telemetry import Metrics
@@ -123,6 +129,7 @@ class Running:
     clock: SteppedClock
     metrics: Metrics
     certificate: LiveCertificate
+    context: SharedContext | None
     channels: list[grpc.aio.Channel] = field(default_factory=list)
 
     @property
@@ -184,6 +191,7 @@ async def serving(
     address: str = "127.0.0.1:0",
     start: datetime | None = None,
     outer: tuple[Any, ...] = (),
+    quota: Quota | None = None,
 ) -> AsyncIterator[Running]:
     """A server on two ports of the system's choice, stopped at the end: the echo, and with a store or blobs the
     services that live on them."""
@@ -194,6 +202,12 @@ async def serving(
     parts = Parts(IMAGE, certificate, policies, metrics, DOMAIN, development, clock, outer)
     limits = options or ServerOptions(shutdown_grace=timedelta(0))
 
+    context = None
+    if store is not None and blobs is not None:
+        audit = AuditLog(store, Fleet(policies, SchemaSet(Values())), "one", lambda: 1)
+        context = SharedContext(store, policies, audit, blobs, quota or Quota(), clock)
+        await context.load()
+
     def register(grpc_server: grpc.aio.Server) -> None:
         run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, grpc_server)
         if store is not None:
@@ -201,6 +215,8 @@ async def serving(
             identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, grpc_server)
             graphs = GraphService(store, clock, lambda _namespace: lambda _capability: False)
             graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, grpc_server)
+        if context is not None:
+            context_service_pb2_grpc.add_ContextServiceServicer_to_server(ContextService(context), grpc_server)
         if blobs is not None:
             payloads = PayloadService(blobs, limit=payload_limit, transfers=2)
             payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, grpc_server)
@@ -218,7 +234,7 @@ async def serving(
     )
     await server.start()
     await server.set_serving(True)
-    running = Running(server, authority, runs, clock, metrics, certificate)
+    running = Running(server, authority, runs, clock, metrics, certificate, context)
     task = asyncio.create_task(server.run())
     try:
         yield running

@@ -13,7 +13,7 @@ SHARDS = st.integers(0, 0xFFFF)
 SEQS = st.integers(0, 2**64 - 1)
 
 ONE = (keys.replica, keys.token, keys.secret)
-THREE = (keys.agent, keys.alive, keys.context, keys.graph)
+THREE = (keys.agent, keys.alive, keys.context, keys.graph, keys.claim, keys.context_request)
 Spelled = tuple[Callable[..., bytes], tuple[object, ...]]
 
 SPELLINGS: st.SearchStrategy[Spelled] = st.one_of(

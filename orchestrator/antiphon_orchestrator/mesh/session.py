@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
-from antiphon.v1 import agent_service_pb2
+from antiphon.v1 import agent_service_pb2, context_request_pb2
 
 from ..engine import decide
 from ..engine.run import Run, Task
@@ -85,6 +85,7 @@ class Session:
         self._offers: deque[PendingOffer] = deque()
         self._cancels: deque[tuple[str, str]] = deque()
         self._call_results: deque[agent_service_pb2.CallResponse] = deque()
+        self._context_responses: deque[context_request_pb2.ContextResponse] = deque()
         self._rest: mesh.AttachResponse | None = self._first
         self._wake = asyncio.Event()
         self._wake.set()
@@ -120,6 +121,10 @@ class Session:
         self._call_results.append(response)
         self._wake.set()
 
+    def context_response(self, response: context_request_pb2.ContextResponse) -> None:
+        self._context_responses.append(response)
+        self._wake.set()
+
     def end(self, error: BaseException | None = None) -> None:
         """Ends the stream, with an error for the other side if there is one."""
         if not self.ended:
@@ -130,7 +135,8 @@ class Session:
     @property
     def _full(self) -> bool:
         rest = len(self._rest.window_acks) + len(self._rest.refusals) if self._rest is not None else 0
-        return self.unanswered >= UNANSWERED or len(self._call_results) + rest >= UNANSWERED
+        answers = len(self._call_results) + len(self._context_responses)
+        return self.unanswered >= UNANSWERED or answers + rest >= UNANSWERED
 
     async def room(self) -> None:
         """Returns once the sidecar may be read on."""
@@ -150,7 +156,7 @@ class Session:
             rest, self._rest = self._rest, None
             return rest
         waiting = self._rest is not None or self._verdicts or self._cancels or self._offers or self._call_results
-        return self._next() if waiting else None
+        return self._next() if waiting or self._context_responses else None
 
     def _next(self) -> mesh.AttachResponse:
         message, self._rest = self._rest or mesh.AttachResponse(), None
@@ -168,6 +174,10 @@ class Session:
             result = self._call_results.popleft()
             size += result.ByteSize() + 8
             message.call_results.append(result)
+        while self._context_responses and size < BATCH_BYTES:
+            response = self._context_responses.popleft()
+            size += response.ByteSize() + 8
+            message.context_responses.append(response)
         self._room.set()
         moment = self._now()
         while self._offers and count < BATCH_ITEMS and size < BATCH_BYTES:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
-from antiphon.v1 import agent_service_pb2, registry_pb2
+from antiphon.v1 import agent_service_pb2, context_request_pb2, registry_pb2
 from antiphon.v1.error_pb2 import ErrorReason
 
 from .. import telemetry
@@ -32,6 +32,7 @@ from ..shards.host import Host
 from ..shards.payloads import assert_labels
 from . import reports
 from .calls import Calls
+from .context import ContextDesk
 from .session import PendingOffer, Session
 from .tokens import AttemptTokens
 
@@ -83,6 +84,7 @@ class Sessions:
         audit: AuditLog,
         tokens: AttemptTokens,
         calls: Calls,
+        context: ContextDesk,
         now: Callable[[], int],
     ) -> None:
         self.settings = settings
@@ -98,6 +100,9 @@ class Sessions:
         self._adopting_until = 0
         self._calls = calls
         calls.answer = self._call_result
+        self._context = context
+        context.answer = self._context_response
+        context.lose = self._claim_lost
         self.draining = False
         self.address = ""
         """host:port by which sidecars reach this replica; set once it is bound."""
@@ -106,11 +111,22 @@ class Sessions:
         """Joins the two halves; once, before anything runs."""
         self._host = host
         self._calls.bind(host)
+        self._context.bind(host)
 
     def _call_result(self, incarnation: str, response: agent_service_pb2.CallResponse) -> None:
         # A sidecar that is away asks again when it is back, and finds the same run.
         if (session := self._sessions.get(incarnation)) is not None:
             session.call_result(response)
+
+    def _context_response(self, incarnation: str, response: context_request_pb2.ContextResponse) -> None:
+        # As above: it asks again, and a write that was made is answered by its request id.
+        if (session := self._sessions.get(incarnation)) is not None:
+            session.context_response(response)
+
+    def _claim_lost(self, incarnation: str, loss: context_request_pb2.ClaimLoss) -> None:
+        if (session := self._sessions.get(incarnation)) is not None:
+            session.control.claim_losses.append(loss)
+            session.wake()
 
     @property
     def host(self) -> Host:
@@ -276,6 +292,8 @@ class Sessions:
         for call in message.calls:
             assert_labels(call.input, session.principal) if call.HasField("input") else None
             self._calls.make(session.incarnation, session.source, call)
+        for request in message.context_requests:
+            self._context.ask(session.incarnation, session.source, request)
         for change in message.agents:
             await self._agent_changed(session, who, change)
         if message.drain:

@@ -45,6 +45,9 @@ class _Active:
     digest: str
     rules: Rules | None
     answers: dict[Request, Decision] = field(default_factory=dict)
+    entries: dict[Request, Decision] = field(default_factory=dict)
+    """Those about entries of shared context: as many as there are keys, so they have a place of their own, where they
+    drive out none that tasks need."""
 
 
 class Recent(NamedTuple):
@@ -124,9 +127,12 @@ class CedarPolicies:
 
     def _decide(self, request: Request) -> Decision:
         active = self._active
-        if len(active.answers) >= self._cache_size:
-            active.answers.clear()
-        decision = active.answers[request] = _decision(active, request)
+        answers = active.entries if request.resource_kind is ResourceKind.ENTRY else active.answers
+        if answers is active.entries and (known := answers.get(request)) is not None:
+            return known
+        if len(answers) >= self._cache_size:
+            answers.clear()
+        decision = answers[request] = _decision(active, request)
         self._recent.append(Recent(next(self._numbers), self._now(), request, decision))
         return decision
 

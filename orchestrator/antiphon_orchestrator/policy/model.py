@@ -27,6 +27,8 @@ class Action(StrEnum):
     REGISTER = "register"  # announce an agent's capability
     READ_PAYLOAD = "read_payload"  # the content behind a reference
     WRITE_PAYLOAD = "write_payload"
+    READ_CONTEXT = "read_context"  # an entry of shared context
+    WRITE_CONTEXT = "write_context"  # also delete it, or hold a claim of that name
     OPERATE = "operate"  # change what is there: register a graph, drain an agent, make a join token
     CHANGE_POLICY = "change_policy"  # put other policies in force, for every namespace
 
@@ -44,6 +46,7 @@ class ResourceKind(StrEnum):
     TASK = "Task"
     CAPABILITY = "Capability"
     AGENT = "Agent"
+    ENTRY = "Entry"
 
     __hash__ = str.__hash__
 
@@ -136,6 +139,29 @@ class Request(NamedTuple):
         """May the sidecar announce that `agent` offers `capability`? `granted`: its certificate covers both names."""
         facts = (("capability", capability), ("granted", granted))
         return cls(Action.REGISTER, principal, principal_kind, namespace, ResourceKind.AGENT, agent, facts)
+
+    @classmethod
+    def entry(
+        cls,
+        action: Action,
+        principal: str,
+        principal_kind: str,
+        namespace: str,
+        scope: str,
+        key: str,
+        *,
+        labels: frozenset[str],
+        agent: str,
+        own: bool,
+    ) -> Self:
+        """May the principal read or write the entry `key`, whose value carries `labels`?
+
+        `scope` is namespace, run or graph:NAME; runs are not told apart, but by `own`: False when a task reaches for
+        another run, or another graph, than it works for. `agent` is empty for a client.
+        """
+        kind, _, _ = scope.partition(":")
+        facts = (("agent", agent), ("key", key), ("labels", labels), ("own", own), ("scope", kind))
+        return cls(action, principal, principal_kind, namespace, ResourceKind.ENTRY, f"{scope}/{key}", facts)
 
 
 @unique

@@ -27,10 +27,14 @@ RESOURCES: Mapping[Action, tuple[ResourceKind, ...]] = MappingProxyType(
         Action.REGISTER: (ResourceKind.AGENT,),
         Action.READ_PAYLOAD: (ResourceKind.NAMESPACE,),
         Action.WRITE_PAYLOAD: (ResourceKind.NAMESPACE,),
+        Action.READ_CONTEXT: (ResourceKind.ENTRY,),
+        Action.WRITE_CONTEXT: (ResourceKind.ENTRY,),
         Action.OPERATE: (ResourceKind.AGENT, ResourceKind.GRAPH, ResourceKind.NAMESPACE),
         Action.CHANGE_POLICY: (ResourceKind.NAMESPACE,),
     }
 )
+
+_ENTRY = {"agent": STRING, "key": STRING, "labels": STRINGS, "own": BOOL, "scope": STRING}
 
 # Actions without a row are decided by principal and resource alone.
 CONTEXT: Mapping[Action, Mapping[str, object]] = MappingProxyType(
@@ -47,6 +51,8 @@ CONTEXT: Mapping[Action, Mapping[str, object]] = MappingProxyType(
         Action.CALL: {"agent": STRING, "labels": STRINGS},
         Action.RELEASE: {"labels": STRINGS},
         Action.REGISTER: {"capability": STRING, "granted": BOOL},
+        Action.READ_CONTEXT: _ENTRY,
+        Action.WRITE_CONTEXT: _ENTRY,
     }
 )
 

@@ -16,6 +16,9 @@ REPLICAS = b"replica/"
 SHARDS = b"shard/"
 POLICIES = b"policy/"
 TOKENS = b"token/"
+CONTEXT = b"context/"
+CLAIMS = b"claim/"
+CONTEXT_REQUESTS = b"context-request/"
 SECRETS = b"secret/"
 
 
@@ -114,6 +117,21 @@ def policy_text(epoch: int) -> bytes:
     return b"policy/text/%016x" % epoch
 
 
+def context_range(namespace: str, scope: str, prefix: str) -> bytes:
+    """The entries of a scope whose keys begin with `prefix`. It ends where that does, so it covers longer names too."""
+    return context_prefix(namespace, scope) + _escape(prefix).encode()
+
+
+def claim(namespace: str, scope: str, name: str) -> bytes:
+    """Who holds a claim of a scope."""
+    return _spell("claim", namespace, scope, name)
+
+
+def context_request(namespace: str, caller: str, request_id: str) -> bytes:
+    """A request id of a write to shared context."""
+    return _spell("context-request", namespace, caller, request_id)
+
+
 def graph(namespace: str, name: str, version: str) -> bytes:
     """One immutable version of a registered graph. The newest is the one with the highest create revision."""
     return _spell("graph", namespace, name, version)
@@ -155,4 +173,8 @@ def parts(key: bytes) -> tuple[str, ...]:
 
 
 def _spell(kind: str, *names: str) -> bytes:
-    return "/".join((kind, *(name.replace("%", "%25").replace("/", "%2F") for name in names))).encode()
+    return "/".join((kind, *map(_escape, names))).encode()
+
+
+def _escape(name: str) -> str:
+    return name.replace("%", "%25").replace("/", "%2F")

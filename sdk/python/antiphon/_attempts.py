@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antiphon.v1.agent_service_pb2 import Assignment, CallRequest, CallResponse
+from antiphon.v1.context_request_pb2 import ClaimLoss, ContextRequest, ContextResponse
 from antiphon.v1.payload_pb2 import Payload
 from antiphon.v1.run_pb2 import Progress
 
@@ -24,6 +26,9 @@ from ._context import TaskContext, entered
 from ._failures import PermanentFailure, TaskCancelled, TaskFailure
 from ._handler import Handler
 from ._outbox import Outbox
+
+if TYPE_CHECKING:
+    from ._holding import Holding
 
 _THREADS = 32
 _PLACES = 3  # of a traceback, in a line of the log
@@ -47,6 +52,8 @@ class Attempts:
         self._outbox = outbox
         self._running: dict[str, _Attempt] = {}
         self._calls: dict[tuple[str, str], tuple[CallRequest, asyncio.Future[CallResponse]]] = {}
+        self._asks: dict[tuple[str, str], tuple[ContextRequest, asyncio.Future[ContextResponse]]] = {}
+        self._holdings: dict[tuple[str, int], Holding] = {}
         self._idle: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         # Threads are made when first needed, so an agent without plain functions has none.
@@ -129,8 +136,40 @@ class Attempts:
         if answer is not None and not answer.done():
             answer.set_result(response)
 
+    async def ask(self, request: ContextRequest) -> ContextResponse:
+        """Ask shared context and wait for its answer, across broken streams; bounded by the attempt's own time."""
+        key = (request.attempt_id, request.request_id)
+        answer: asyncio.Future[ContextResponse] = self._loop.create_future()
+        self._asks[key] = (request, answer)
+        self._outbox.ask(request)
+        try:
+            return await answer
+        finally:
+            del self._asks[key]
+
+    def told(self, response: ContextResponse) -> None:
+        """Hand an answer of shared context to who waits for it."""
+        _, answer = self._asks.get((response.attempt_id, response.request_id), (None, None))
+        if answer is not None and not answer.done():
+            answer.set_result(response)
+
+    def holds(self, attempt_id: str, holding: Holding) -> None:
+        """An attempt holds a claim from now on, and is to be told when it is lost."""
+        key = (attempt_id, holding.reference.fence)
+        self._holdings[key] = holding
+        holding.forget = lambda: self._holdings.pop(key, None)
+
+    def claim_lost(self, loss: ClaimLoss) -> None:
+        """The orchestrator says so."""
+        holding = self._holdings.get((loss.attempt_id, loss.claim.fence))
+        if holding is not None:
+            holding.lose()
+
     def repeat_calls(self) -> None:
         """Send every call without an answer again, on a new stream; the record answers those that were made."""
+        for ask, told in self._asks.values():
+            if not told.done():
+                self._outbox.ask(ask)
         for request, answer in self._calls.values():
             if not answer.done():
                 self._outbox.call(request)

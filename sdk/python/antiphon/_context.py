@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from antiphon.v1.agent_service_pb2 import Assignment, CallRequest, CallResponse
+from antiphon.v1.context_request_pb2 import ContextRequest, ContextResponse
 from antiphon.v1.payload_pb2 import Payload
 
 from . import _json
@@ -22,6 +23,9 @@ from ._schema import codec
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from ._holding import Holding
+    from ._shared import SharedContext
 
 _current: ContextVar[TaskContext | None] = ContextVar("antiphon_current_task", default=None)
 _log = logging.getLogger("antiphon.task")
@@ -46,6 +50,14 @@ class Line(Protocol):
 
     async def call(self, request: CallRequest) -> CallResponse:
         """Send a call and wait for its outcome."""
+        ...
+
+    async def ask(self, request: ContextRequest) -> ContextResponse:
+        """Ask shared context and wait for its answer."""
+        ...
+
+    def holds(self, attempt_id: str, holding: Holding) -> None:
+        """Tell this holding when its claim is lost."""
         ...
 
 
@@ -170,6 +182,13 @@ class TaskContext:
         """
         self._line.progress(self.attempt_id, min(max(fraction, 0.0), 1.0), message[:1024])
         return _Done()
+
+    @property
+    def context(self) -> SharedContext:
+        """What the team shares: entries and claims, with the rights of this task. For async handlers."""
+        from ._shared import SharedContext  # for those who use it
+
+        return SharedContext(self._assignment, self._line)
 
     async def call(
         self,

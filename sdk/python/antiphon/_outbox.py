@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 
 from antiphon.v1.agent_service_pb2 import CallRequest, Result, WorkRequest
+from antiphon.v1.context_request_pb2 import ContextRequest
 from antiphon.v1.payload_pb2 import Payload
 from antiphon.v1.run_pb2 import Progress
 
@@ -29,6 +30,7 @@ class Outbox:
         self._open_bytes = 0
         self._progress: dict[str, Progress] = {}
         self._calls: deque[CallRequest] = deque()
+        self._asks: deque[ContextRequest] = deque()
         self._drain = False
         self._closing = False
         self._something = asyncio.Event()
@@ -61,6 +63,11 @@ class Outbox:
         self._calls.append(request)
         self._something.set()
 
+    def ask(self, request: ContextRequest) -> None:
+        """Add a request to shared context."""
+        self._asks.append(request)
+        self._something.set()
+
     def drain(self) -> None:
         """Ask for no more work."""
         self._drain = True
@@ -69,7 +76,7 @@ class Outbox:
     @property
     def empty(self) -> bool:
         """Whether everything was handed to the writer."""
-        return not (self._full or self._open.results or self._progress or self._calls or self._drain)
+        return not (self._full or self._open.results or self._progress or self._calls or self._asks or self._drain)
 
     def close(self) -> None:
         """Nothing will be added for this stream."""
@@ -91,6 +98,9 @@ class Outbox:
         while self._calls and len(request.calls) < _ITEMS and size < _BYTES:
             size += self._calls[0].ByteSize()
             request.calls.append(self._calls.popleft())
+        while self._asks and len(request.context_requests) < _ITEMS and size < _BYTES:
+            size += self._asks[0].ByteSize()
+            request.context_requests.append(self._asks.popleft())
         if not self._full and not self._open.results:
             # Drain comes last, so that the sidecar has every outcome before it looks whether anything is left.
             request.drain, self._drain = self._drain, False
@@ -99,6 +109,7 @@ class Outbox:
     def put_back(self, request: WorkRequest) -> None:
         """A message that could not be sent goes first next time; calls are the business of who waits for them."""
         del request.calls[:]
+        del request.context_requests[:]
         request.drain = False
         if request.results or request.progress:
             self._full.appendleft(request)
@@ -118,6 +129,7 @@ class Outbox:
     def reopen(self) -> None:
         """Begin a new stream: calls and drain, which concern a stream, are to be said anew."""
         self._calls.clear()
+        self._asks.clear()
         self._drain = self._closing = False
 
     def _result(self, attempt_id: str, size: int) -> Result:

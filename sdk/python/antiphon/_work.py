@@ -140,6 +140,10 @@ class Worker:
             self._attempts.cancel(cancel.attempt_id)
         for response in message.call_results:
             self._attempts.answer(response)
+        for told in message.context_responses:
+            self._attempts.told(told)
+        for loss in message.claim_losses:
+            self._attempts.claim_lost(loss)
 
     async def _write(self, stream: grpc.aio.StreamStreamCall[WorkRequest, WorkResponse]) -> None:
         while (request := await self._outbox.take()) is not None:

@@ -20,7 +20,7 @@ def test_a_stall_ends_no_stream_and_loses_no_absent_sidecar() -> None:
     nothing: Any = SimpleNamespace(changed=lambda *_: None)
     policy, tokens = CedarPolicies(), AttemptTokens(b"key")
     fleet = Fleet(policy, SchemaSet(Values()))
-    sessions = Sessions(MeshSettings("r"), fleet, nothing, policy, nothing, tokens, nothing, lambda: time)
+    sessions = Sessions(MeshSettings("r"), fleet, nothing, policy, nothing, tokens, nothing, nothing, lambda: time)
     here, away = (Session("demo", name, "p", name, 1, tokens, lambda: time) for name in ("here", "away"))
     sessions._sessions.update({"here": here, "away": away})
     sessions.close(away)

@@ -301,3 +301,23 @@ def test_an_explanation_tells_every_fact() -> None:
         "  labels           eu, pii",
         "  priority         7",
     ]
+
+
+def test_decisions_about_entries_drive_out_none_that_tasks_need() -> None:
+    policies = CedarPolicies(bundle(PERMIT_SUBMIT), cache_size=8)
+    (before,) = policies.decide_batch([submit()])
+    for number in range(20):
+        request = Request.entry(
+            Action.READ_CONTEXT,
+            spiffe(),
+            "client",
+            "demo",
+            "namespace",
+            str(number),
+            labels=frozenset(),
+            agent="",
+            own=True,
+        )
+        policies.decide_batch([request])
+        assert policies.decide_batch([request])[0] is policies.decide_batch([request])[0]
+    assert policies.decide_batch([submit()])[0] is before

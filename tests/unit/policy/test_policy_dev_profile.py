@@ -37,6 +37,10 @@ def decide(action: Action, kind: str, *, of: str = "demo", labels: frozenset[str
             request = Request(action, principal, kind, "demo", ResourceKind.NAMESPACE, "demo")
         case Action.OPERATE:
             request = Request(action, principal, kind, "demo", ResourceKind.AGENT, "redactor")
+        case Action.READ_CONTEXT | Action.WRITE_CONTEXT:
+            request = Request.entry(
+                action, principal, kind, "demo", "namespace", "plan", labels=labels, agent="", own=True
+            )
         case Action.READ | Action.CANCEL:
             request = Request(action, principal, kind, "demo", ResourceKind.RUN, "r1")
     (decision,) = POLICIES.decide_batch([request])
@@ -55,6 +59,8 @@ ALLOWED = {
     Action.WRITE_PAYLOAD: {"client", "sidecar"},
     Action.OPERATE: {"operator"},
     Action.CHANGE_POLICY: {"operator"},
+    Action.READ_CONTEXT: {"client", "operator"},
+    Action.WRITE_CONTEXT: {"client"},
 }
 
 
@@ -68,11 +74,25 @@ def test_nothing_crosses_a_namespace(action: Action) -> None:
     assert not any(decide(action, kind, of="other").allowed for kind in KINDS)
 
 
-@pytest.mark.parametrize("action", [Action.DISPATCH, Action.CALL, Action.RELEASE])
+@pytest.mark.parametrize("action", [Action.DISPATCH, Action.CALL, Action.RELEASE, Action.READ_CONTEXT])
 def test_what_is_restricted_reaches_no_agent_and_nobody(action: Action) -> None:
     decision = decide(action, "client", labels=RESTRICTED)
     assert decision.reason == "denied by policy dev.restricted: the payload is labelled restricted"
     assert decide(action, "client", labels=RESTRICTED - {"restricted"}).allowed
+
+
+@pytest.mark.parametrize("action", [Action.READ_CONTEXT, Action.WRITE_CONTEXT])
+def test_a_task_stays_within_its_own_run_and_graph(action: Action) -> None:
+    principal = "spiffe://antiphon.internal/ns/demo/client/x"
+
+    def allowed(scope: str, own: bool) -> bool:
+        request = Request.entry(
+            action, principal, "client", "demo", scope, "plan", labels=NO_LABELS, agent="worker", own=own
+        )
+        return POLICIES.decide_batch([request])[0].allowed
+
+    assert allowed("run", True) and allowed("graph:review", True)
+    assert not allowed("run", False) and not allowed("graph:other", False)
 
 
 def test_restricted_input_may_be_submitted() -> None:

@@ -5,6 +5,7 @@ AgentService: how an agent, in any language, works for its sidecar. The sidecar 
 is the agent's identity; the agent dials. A gRPC client is all that an agent needs.
 """
 
+from antiphon.v1 import context_request_pb2 as _context_request_pb2
 from antiphon.v1 import failure_pb2 as _failure_pb2
 from antiphon.v1 import payload_pb2 as _payload_pb2
 from antiphon.v1 import registry_pb2 as _registry_pb2
@@ -36,6 +37,7 @@ class WorkRequest(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    CONTEXT_REQUESTS_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """True, once: finish what was assigned, assign no more; the sidecar ends the stream when nothing is left."""
     @_builtins.property
@@ -54,6 +56,10 @@ class WorkRequest(_message.Message):
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallRequest]:
         """Calls on behalf of attempts."""
 
+    @_builtins.property
+    def context_requests(self) -> _containers.RepeatedCompositeFieldContainer[_context_request_pb2.ContextRequest]:
+        """Requests to shared context on behalf of attempts."""
+
     def __init__(
         self,
         *,
@@ -62,10 +68,11 @@ class WorkRequest(_message.Message):
         progress: _abc.Iterable[Global___ProgressUpdate] | None = ...,
         calls: _abc.Iterable[Global___CallRequest] | None = ...,
         drain: _builtins.bool = ...,
+        context_requests: _abc.Iterable[_context_request_pb2.ContextRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "drain", b"drain", "hello", b"hello", "progress", b"progress", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "context_requests", b"context_requests", "drain", b"drain", "hello", b"hello", "progress", b"progress", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -82,6 +89,8 @@ class WorkResponse(_message.Message):
     CANCELS_FIELD_NUMBER: _builtins.int
     CALL_RESULTS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    CONTEXT_RESPONSES_FIELD_NUMBER: _builtins.int
+    CLAIM_LOSSES_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """True, once: no more assignments will come; finish and close."""
     @_builtins.property
@@ -100,6 +109,14 @@ class WorkResponse(_message.Message):
     def call_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallResponse]:
         """Outcomes of calls."""
 
+    @_builtins.property
+    def context_responses(self) -> _containers.RepeatedCompositeFieldContainer[_context_request_pb2.ContextResponse]:
+        """Answers from shared context."""
+
+    @_builtins.property
+    def claim_losses(self) -> _containers.RepeatedCompositeFieldContainer[_context_request_pb2.ClaimLoss]:
+        """Claims that are not their attempts' any more."""
+
     def __init__(
         self,
         *,
@@ -108,10 +125,12 @@ class WorkResponse(_message.Message):
         cancels: _abc.Iterable[Global___AttemptCancel] | None = ...,
         call_results: _abc.Iterable[Global___CallResponse] | None = ...,
         drain: _builtins.bool = ...,
+        context_responses: _abc.Iterable[_context_request_pb2.ContextResponse] | None = ...,
+        claim_losses: _abc.Iterable[_context_request_pb2.ClaimLoss] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "call_results", b"call_results", "cancels", b"cancels", "drain", b"drain", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "call_results", b"call_results", "cancels", b"cancels", "claim_losses", b"claim_losses", "context_responses", b"context_responses", "drain", b"drain", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

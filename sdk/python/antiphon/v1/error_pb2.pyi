@@ -114,6 +114,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No such epoch is kept."""
     ERROR_REASON_POLICY_LOCKS_OUT: _ErrorReason.ValueType  # 123
     """Under the new policies the caller could not change them again."""
+    ERROR_REASON_ENTRY_NOT_FOUND: _ErrorReason.ValueType  # 100
+    """No such entry in the scope, or it has expired."""
+    ERROR_REASON_ENTRY_CONFLICT: _ErrorReason.ValueType  # 101
+    """The entry does not have the expected revision. The metadata hold the one it has, 0 when it is not there."""
+    ERROR_REASON_CONTEXT_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 102
+    """The namespace has as much as it may."""
+    ERROR_REASON_HISTORY_COMPACTED: _ErrorReason.ValueType  # 103
+    """The history asked for is gone."""
+    ERROR_REASON_CLAIM_HELD: _ErrorReason.ValueType  # 104
+    """Somebody else holds the claim."""
+    ERROR_REASON_CLAIM_LOST: _ErrorReason.ValueType  # 105
+    """The claim has ended, or somebody else has taken it since."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, without its prefix, of every status Antiphon sends; ErrorInfo.domain is "antiphon.v1"."""
@@ -204,6 +216,18 @@ ERROR_REASON_POLICY_EPOCH_NOT_FOUND: ErrorReason.ValueType  # 122
 """No such epoch is kept."""
 ERROR_REASON_POLICY_LOCKS_OUT: ErrorReason.ValueType  # 123
 """Under the new policies the caller could not change them again."""
+ERROR_REASON_ENTRY_NOT_FOUND: ErrorReason.ValueType  # 100
+"""No such entry in the scope, or it has expired."""
+ERROR_REASON_ENTRY_CONFLICT: ErrorReason.ValueType  # 101
+"""The entry does not have the expected revision. The metadata hold the one it has, 0 when it is not there."""
+ERROR_REASON_CONTEXT_QUOTA_EXCEEDED: ErrorReason.ValueType  # 102
+"""The namespace has as much as it may."""
+ERROR_REASON_HISTORY_COMPACTED: ErrorReason.ValueType  # 103
+"""The history asked for is gone."""
+ERROR_REASON_CLAIM_HELD: ErrorReason.ValueType  # 104
+"""Somebody else holds the claim."""
+ERROR_REASON_CLAIM_LOST: ErrorReason.ValueType  # 105
+"""The claim has ended, or somebody else has taken it since."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -24,6 +24,7 @@ _sym_db = _symbol_database.Default()
 
 from antiphon.options.v1 import options_pb2 as antiphon_dot_options_dot_v1_dot_options__pb2
 from antiphon.v1 import agent_service_pb2 as antiphon_dot_v1_dot_agent__service__pb2
+from antiphon.v1 import context_request_pb2 as antiphon_dot_v1_dot_context__request__pb2
 from antiphon.v1 import error_pb2 as antiphon_dot_v1_dot_error__pb2
 from antiphon.v1 import failure_pb2 as antiphon_dot_v1_dot_failure__pb2
 from antiphon.v1 import payload_pb2 as antiphon_dot_v1_dot_payload__pb2
@@ -32,7 +33,7 @@ from antiphon.v1 import run_pb2 as antiphon_dot_v1_dot_run__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#antiphon/mesh/v1/mesh_service.proto\x12\x10\x61ntiphon.mesh.v1\x1a!antiphon/options/v1/options.proto\x1a\x1f\x61ntiphon/v1/agent_service.proto\x1a\x17\x61ntiphon/v1/error.proto\x1a\x19\x61ntiphon/v1/failure.proto\x1a\x19\x61ntiphon/v1/payload.proto\x1a\x1a\x61ntiphon/v1/registry.proto\x1a\x15\x61ntiphon/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\x9f\x03\n\rAttachRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x17.antiphon.mesh.v1.HelloR\x05hello\x12\x42\n\x0binventories\x18\x02 \x03(\x0b\x32 .antiphon.mesh.v1.ShardInventoryR\x0binventories\x12\x32\n\x07reports\x18\x03 \x03(\x0b\x32\x18.antiphon.mesh.v1.ReportR\x07reports\x12\x32\n\x07windows\x18\x04 \x03(\x0b\x32\x18.antiphon.mesh.v1.WindowR\x07windows\x12\x36\n\x08liveness\x18\x05 \x01(\x0b\x32\x1a.antiphon.mesh.v1.LivenessR\x08liveness\x12\x35\n\x06\x61gents\x18\x06 \x03(\x0b\x32\x1d.antiphon.mesh.v1.AgentChangeR\x06\x61gents\x12.\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32\x18.antiphon.v1.CallRequestR\x05\x63\x61lls\x12\x14\n\x05\x64rain\x18\x08 \x01(\x08R\x05\x64rain\"\x93\x05\n\x0e\x41ttachResponse\x12\x33\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.antiphon.mesh.v1.WelcomeR\x07welcome\x12\x36\n\x08topology\x18\x02 \x01(\x0b\x32\x1a.antiphon.mesh.v1.TopologyR\x08topology\x12\x34\n\x06\x63laims\x18\x03 \x03(\x0b\x32\x1c.antiphon.mesh.v1.ShardClaimR\x06\x63laims\x12\x35\n\x08verdicts\x18\x04 \x03(\x0b\x32\x19.antiphon.mesh.v1.VerdictR\x08verdicts\x12\x34\n\x07\x63\x61ncels\x18\x05 \x03(\x0b\x32\x1a.antiphon.v1.AttemptCancelR\x07\x63\x61ncels\x12/\n\x06offers\x18\x06 \x03(\x0b\x32\x17.antiphon.mesh.v1.OfferR\x06offers\x12<\n\x0bwindow_acks\x18\x07 \x03(\x0b\x32\x1b.antiphon.mesh.v1.WindowAckR\nwindowAcks\x12\x32\n\x07\x64\x65mands\x18\x08 \x03(\x0b\x32\x18.antiphon.mesh.v1.DemandR\x07\x64\x65mands\x12!\n\x0cpolicy_epoch\x18\t \x01(\x04R\x0bpolicyEpoch\x12<\n\x0c\x63\x61ll_results\x18\n \x03(\x0b\x32\x19.antiphon.v1.CallResponseR\x0b\x63\x61llResults\x12:\n\x08refusals\x18\x0b \x03(\x0b\x32\x1e.antiphon.mesh.v1.AgentRefusalR\x08refusals\x12\x31\n\x07go_away\x18\x0c \x01(\x0b\x32\x18.antiphon.mesh.v1.GoAwayR\x06goAway\"\xdf\x01\n\x05Hello\x12 \n\x0bincarnation\x18\x01 \x01(\tR\x0bincarnation\x12\x1e\n\ngeneration\x18\x02 \x01(\x04R\ngeneration\x12\x35\n\x06\x61gents\x18\x03 \x03(\x0b\x32\x1d.antiphon.v1.AgentDescriptionR\x06\x61gents\x12\x32\n\x07windows\x18\x04 \x03(\x0b\x32\x18.antiphon.mesh.v1.WindowR\x07windows\x12)\n\x10protocol_version\x18\x05 \x01(\rR\x0fprotocolVersion\"\x91\x01\n\x07Welcome\x12\x1d\n\nreplica_id\x18\x01 \x01(\tR\treplicaId\x12\x44\n\x10liveness_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0flivenessTimeout\x12!\n\x0cinline_limit\x18\x03 \x01(\x04R\x0binlineLimit\"A\n\x08Topology\x12\x35\n\x08replicas\x18\x01 \x03(\x0b\x32\x19.antiphon.mesh.v1.ReplicaR\x08replicas\"B\n\x07Replica\x12\x1d\n\nreplica_id\x18\x01 \x01(\tR\treplicaId\x12\x18\n\x07\x61\x64\x64ress\x18\x02 \x01(\tR\x07\x61\x64\x64ress\"8\n\nShardClaim\x12\x14\n\x05shard\x18\x01 \x01(\rR\x05shard\x12\x14\n\x05\x65poch\x18\x02 \x01(\x04R\x05\x65poch\"\xa3\x01\n\x0eShardInventory\x12\x14\n\x05shard\x18\x01 \x01(\rR\x05shard\x12\x14\n\x05\x65poch\x18\x02 \x01(\x04R\x05\x65poch\x12\x1f\n\x0b\x61ttempt_ids\x18\x03 \x03(\tR\nattemptIds\x12\x12\n\x04last\x18\x04 \x01(\x08R\x04last\x12\x30\n\x14reported_attempt_ids\x18\x05 \x03(\tR\x12reportedAttemptIds\"\xd2\x01\n\x05Offer\x12\x37\n\nassignment\x18\x01 \x01(\x0b\x32\x17.antiphon.v1.AssignmentR\nassignment\x12\x14\n\x05\x61gent\x18\x02 \x01(\tR\x05\x61gent\x12\x14\n\x05shard\x18\x03 \x01(\rR\x05shard\x12\x14\n\x05\x65poch\x18\x04 \x01(\x04R\x05\x65poch\x12!\n\x0cpolicy_epoch\x18\x05 \x01(\x04R\x0bpolicyEpoch\x12+\n\x11window_generation\x18\x06 \x01(\x04R\x10windowGeneration\"\xf7\x02\n\x06Report\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x14\n\x05shard\x18\x02 \x01(\rR\x05shard\x12\x35\n\x07started\x18\x03 \x01(\x0b\x32\x19.antiphon.mesh.v1.StartedH\x00R\x07started\x12.\n\x06output\x18\x04 \x01(\x0b\x32\x14.antiphon.v1.PayloadH\x00R\x06output\x12\x30\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x14.antiphon.v1.FailureH\x00R\x07\x66\x61ilure\x12\x38\n\x08returned\x18\x06 \x01(\x0b\x32\x1a.antiphon.mesh.v1.ReturnedH\x00R\x08returned\x12\x33\n\x08progress\x18\x07 \x01(\x0b\x32\x15.antiphon.v1.ProgressH\x00R\x08progress\x12\x12\n\x04\x62usy\x18\x08 \x01(\x04R\x04\x62usy\x12\x14\n\x05\x61gent\x18\t \x01(\tR\x05\x61gentB\x06\n\x04kind\"\t\n\x07Started\"B\n\x08Returned\x12\x36\n\x06reason\x18\x01 \x01(\x0e\x32\x1e.antiphon.mesh.v1.ReturnReasonR\x06reason\"[\n\x07Verdict\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x31\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.antiphon.mesh.v1.VerdictKindR\x04kind\"T\n\x06Window\x12\x14\n\x05\x61gent\x18\x01 \x01(\tR\x05\x61gent\x12\x1e\n\ngeneration\x18\x02 \x01(\x04R\ngeneration\x12\x14\n\x05slots\x18\x03 \x01(\rR\x05slots\"X\n\tWindowAck\x12\x14\n\x05\x61gent\x18\x01 \x01(\tR\x05\x61gent\x12\x1e\n\ngeneration\x18\x02 \x01(\x04R\ngeneration\x12\x15\n\x06in_use\x18\x03 \x01(\rR\x05inUse\"6\n\x06\x44\x65mand\x12\x14\n\x05\x61gent\x18\x01 \x01(\tR\x05\x61gent\x12\x16\n\x06wanted\x18\x02 \x01(\rR\x06wanted\"\x1e\n\x08Liveness\x12\x12\n\x04held\x18\x01 \x01(\rR\x04held\"f\n\x0b\x41gentChange\x12\x39\n\x07present\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.AgentDescriptionH\x00R\x07present\x12\x14\n\x04gone\x18\x02 \x01(\tH\x00R\x04goneB\x06\n\x04kind\"p\n\x0c\x41gentRefusal\x12\x14\n\x05\x61gent\x18\x01 \x01(\tR\x05\x61gent\x12\x30\n\x06reason\x18\x02 \x01(\x0e\x32\x18.antiphon.v1.ErrorReasonR\x06reason\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\"Q\n\x06GoAway\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace*\xdd\x01\n\x0cReturnReason\x12\x1d\n\x19RETURN_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16RETURN_REASON_DRAINING\x10\x01\x12\x1c\n\x18RETURN_REASON_AGENT_GONE\x10\x02\x12\x19\n\x15RETURN_REASON_NO_SLOT\x10\x03\x12\x1d\n\x19RETURN_REASON_STALE_EPOCH\x10\x04\x12\x1a\n\x16RETURN_REASON_TOO_LATE\x10\x05\x12\x1e\n\x1aRETURN_REASON_STALE_POLICY\x10\x06*\x91\x01\n\x0bVerdictKind\x12\x1c\n\x18VERDICT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15VERDICT_KIND_ACCEPTED\x10\x01\x12\x1a\n\x16VERDICT_KIND_DUPLICATE\x10\x02\x12\x16\n\x12VERDICT_KIND_STALE\x10\x03\x12\x15\n\x11VERDICT_KIND_GONE\x10\x04\x32q\n\x0bMeshService\x12\x62\n\x06\x41ttach\x12\x1f.antiphon.mesh.v1.AttachRequest\x1a .antiphon.mesh.v1.AttachResponse\"\x11\xaa\xbb\x18\x05\n\x01\x03 \x03\xf2\xbb\x18\x04,+)*(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#antiphon/mesh/v1/mesh_service.proto\x12\x10\x61ntiphon.mesh.v1\x1a!antiphon/options/v1/options.proto\x1a\x1f\x61ntiphon/v1/agent_service.proto\x1a!antiphon/v1/context_request.proto\x1a\x17\x61ntiphon/v1/error.proto\x1a\x19\x61ntiphon/v1/failure.proto\x1a\x19\x61ntiphon/v1/payload.proto\x1a\x1a\x61ntiphon/v1/registry.proto\x1a\x15\x61ntiphon/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\xe7\x03\n\rAttachRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x17.antiphon.mesh.v1.HelloR\x05hello\x12\x42\n\x0binventories\x18\x02 \x03(\x0b\x32 .antiphon.mesh.v1.ShardInventoryR\x0binventories\x12\x32\n\x07reports\x18\x03 \x03(\x0b\x32\x18.antiphon.mesh.v1.ReportR\x07reports\x12\x32\n\x07windows\x18\x04 \x03(\x0b\x32\x18.antiphon.mesh.v1.WindowR\x07windows\x12\x36\n\x08liveness\x18\x05 \x01(\x0b\x32\x1a.antiphon.mesh.v1.LivenessR\x08liveness\x12\x35\n\x06\x61gents\x18\x06 \x03(\x0b\x32\x1d.antiphon.mesh.v1.AgentChangeR\x06\x61gents\x12.\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32\x18.antiphon.v1.CallRequestR\x05\x63\x61lls\x12\x14\n\x05\x64rain\x18\x08 \x01(\x08R\x05\x64rain\x12\x46\n\x10\x63ontext_requests\x18\x14 \x03(\x0b\x32\x1b.antiphon.v1.ContextRequestR\x0f\x63ontextRequests\"\x99\x06\n\x0e\x41ttachResponse\x12\x33\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.antiphon.mesh.v1.WelcomeR\x07welcome\x12\x36\n\x08topology\x18\x02 \x01(\x0b\x32\x1a.antiphon.mesh.v1.TopologyR\x08topology\x12\x34\n\x06\x63laims\x18\x03 \x03(\x0b\x32\x1c.antiphon.mesh.v1.ShardClaimR\x06\x63laims\x12\x35\n\x08verdicts\x18\x04 \x03(\x0b\x32\x19.antiphon.mesh.v1.VerdictR\x08verdicts\x12\x34\n\x07\x63\x61ncels\x18\x05 \x03(\x0b\x32\x1a.antiphon.v1.AttemptCancelR\x07\x63\x61ncels\x12/\n\x06offers\x18\x06 \x03(\x0b\x32\x17.antiphon.mesh.v1.OfferR\x06offers\x12<\n\x0bwindow_acks\x18\x07 \x03(\x0b\x32\x1b.antiphon.mesh.v1.WindowAckR\nwindowAcks\x12\x32\n\x07\x64\x65mands\x18\x08 \x03(\x0b\x32\x18.antiphon.mesh.v1.DemandR\x07\x64\x65mands\x12!\n\x0cpolicy_epoch\x18\t \x01(\x04R\x0bpolicyEpoch\x12<\n\x0c\x63\x61ll_results\x18\n \x03(\x0b\x32\x19.antiphon.v1.CallResponseR\x0b\x63\x61llResults\x12:\n\x08refusals\x18\x0b \x03(\x0b\x32\x1e.antiphon.mesh.v1.AgentRefusalR\x08refusals\x12\x31\n\x07go_away\x18\x0c \x01(\x0b\x32\x18.antiphon.mesh.v1.GoAwayR\x06goAway\x12I\n\x11\x63ontext_responses\x18\x14 \x03(\x0b\x32\x1c.antiphon.v1.ContextResponseR\x10\x63ontextResponses\x12\x39\n\x0c\x63laim_losses\x18\x15 \x03(\x0b\x32\x16.antiphon.v1.ClaimLossR\x0b\x63laimLosses\"\xdf\x01\n\x05Hello\x12 \n\x0bincarnation\x18\x01 \x01(\tR\x0bincarnation\x12\x1e\n\ngeneration\x18\x02 \x01(\x04R\ngeneration\x12\x35\n\x06\x61gents\x18\x03 \x03(\x0b\x32\x1d.antiphon.v1.AgentDescriptionR\x06\x61gents\x12\x32\n\x07windows\x18\x04 \x03(\x0b\x32\x18.antiphon.mesh.v1.WindowR\x07windows\x12)\n\x10protocol_version\x18\x05 \x01(\rR\x0fprotocolVersion\"\x91\x01\n\x07Welcome\x12\x1d\n\nreplica_id\x18\x01 \x01(\tR\treplicaId\x12\x44\n\x10liveness_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0flivenessTimeout\x12!\n\x0cinline_limit\x18\x03 \x01(\x04R\x0binlineLimit\"A\n\x08Topology\x12\x35\n\x08replicas\x18\x01 \x03(\x0b\x32\x19.antiphon.mesh.v1.ReplicaR\x08replicas\"B\n\x07Replica\x12\x1d\n\nreplica_id\x18\x01 \x01(\tR\treplicaId\x12\x18\n\x07\x61\x64\x64ress\x18\x02 \x01(\tR\x07\x61\x64\x64ress\"8\n\nShardClaim\x12\x14\n\x05shard\x18\x01 \x01(\rR\x05shard\x12\x14\n\x05\x65poch\x18\x02 \x01(\x04R\x05\x65poch\"\xa3\x01\n\x0eShardInventory\x12\x14\n\x05shard\x18\x01 \x01(\rR\x05shard\x12\x14\n\x05\x65poch\x18\x02 \x01(\x04R\x05\x65poch\x12\x1f\n\x0b\x61ttempt_ids\x18\x03 \x03(\tR\nattemptIds\x12\x12\n\x04last\x18\x04 \x01(\x08R\x04last\x12\x30\n\x14reported_attempt_ids\x18\x05 \x03(\tR\x12reportedAttemptIds\"\xd2\x01\n\x05Offer\x12\x37\n\nassignment\x18\x01 \x01(\x0b\x32\x17.antiphon.v1.AssignmentR\nassignment\x12\x14\n\x05\x61gent\x18\x02 \x01(\tR\x05\x61gent\x12\x14\n\x05shard\x18\x03 \x01(\rR\x05shard\x12\x14\n\x05\x65poch\x18\x04 \x01(\x04R\x05\x65poch\x12!\n\x0cpolicy_epoch\x18\x05 \x01(\x04R\x0bpolicyEpoch\x12+\n\x11window_generation\x18\x06 \x01(\x04R\x10windowGeneration\"\xf7\x02\n\x06Report\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x14\n\x05shard\x18\x02 \x01(\rR\x05shard\x12\x35\n\x07started\x18\x03 \x01(\x0b\x32\x19.antiphon.mesh.v1.StartedH\x00R\x07started\x12.\n\x06output\x18\x04 \x01(\x0b\x32\x14.antiphon.v1.PayloadH\x00R\x06output\x12\x30\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x14.antiphon.v1.FailureH\x00R\x07\x66\x61ilure\x12\x38\n\x08returned\x18\x06 \x01(\x0b\x32\x1a.antiphon.mesh.v1.ReturnedH\x00R\x08returned\x12\x33\n\x08progress\x18\x07 \x01(\x0b\x32\x15.antiphon.v1.ProgressH\x00R\x08progress\x12\x12\n\x04\x62usy\x18\x08 \x01(\x04R\x04\x62usy\x12\x14\n\x05\x61gent\x18\t \x01(\tR\x05\x61gentB\x06\n\x04kind\"\t\n\x07Started\"B\n\x08Returned\x12\x36\n\x06reason\x18\x01 \x01(\x0e\x32\x1e.antiphon.mesh.v1.ReturnReasonR\x06reason\"[\n\x07Verdict\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x31\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.antiphon.mesh.v1.VerdictKindR\x04kind\"T\n\x06Window\x12\x14\n\x05\x61gent\x18\x01 \x01(\tR\x05\x61gent\x12\x1e\n\ngeneration\x18\x02 \x01(\x04R\ngeneration\x12\x14\n\x05slots\x18\x03 \x01(\rR\x05slots\"X\n\tWindowAck\x12\x14\n\x05\x61gent\x18\x01 \x01(\tR\x05\x61gent\x12\x1e\n\ngeneration\x18\x02 \x01(\x04R\ngeneration\x12\x15\n\x06in_use\x18\x03 \x01(\rR\x05inUse\"6\n\x06\x44\x65mand\x12\x14\n\x05\x61gent\x18\x01 \x01(\tR\x05\x61gent\x12\x16\n\x06wanted\x18\x02 \x01(\rR\x06wanted\"\x1e\n\x08Liveness\x12\x12\n\x04held\x18\x01 \x01(\rR\x04held\"f\n\x0b\x41gentChange\x12\x39\n\x07present\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.AgentDescriptionH\x00R\x07present\x12\x14\n\x04gone\x18\x02 \x01(\tH\x00R\x04goneB\x06\n\x04kind\"p\n\x0c\x41gentRefusal\x12\x14\n\x05\x61gent\x18\x01 \x01(\tR\x05\x61gent\x12\x30\n\x06reason\x18\x02 \x01(\x0e\x32\x18.antiphon.v1.ErrorReasonR\x06reason\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\"Q\n\x06GoAway\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12/\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace*\xdd\x01\n\x0cReturnReason\x12\x1d\n\x19RETURN_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16RETURN_REASON_DRAINING\x10\x01\x12\x1c\n\x18RETURN_REASON_AGENT_GONE\x10\x02\x12\x19\n\x15RETURN_REASON_NO_SLOT\x10\x03\x12\x1d\n\x19RETURN_REASON_STALE_EPOCH\x10\x04\x12\x1a\n\x16RETURN_REASON_TOO_LATE\x10\x05\x12\x1e\n\x1aRETURN_REASON_STALE_POLICY\x10\x06*\x91\x01\n\x0bVerdictKind\x12\x1c\n\x18VERDICT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15VERDICT_KIND_ACCEPTED\x10\x01\x12\x1a\n\x16VERDICT_KIND_DUPLICATE\x10\x02\x12\x16\n\x12VERDICT_KIND_STALE\x10\x03\x12\x15\n\x11VERDICT_KIND_GONE\x10\x04\x32q\n\x0bMeshService\x12\x62\n\x06\x41ttach\x12\x1f.antiphon.mesh.v1.AttachRequest\x1a .antiphon.mesh.v1.AttachResponse\"\x11\xaa\xbb\x18\x05\n\x01\x03 \x03\xf2\xbb\x18\x04,+)*(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,50 +42,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MESHSERVICE'].methods_by_name['Attach']._loaded_options = None
   _globals['_MESHSERVICE'].methods_by_name['Attach']._serialized_options = b'\252\273\030\005\n\001\003 \003\362\273\030\004,+)*'
-  _globals['_RETURNREASON']._serialized_start=3429
-  _globals['_RETURNREASON']._serialized_end=3650
-  _globals['_VERDICTKIND']._serialized_start=3653
-  _globals['_VERDICTKIND']._serialized_end=3798
-  _globals['_ATTACHREQUEST']._serialized_start=288
-  _globals['_ATTACHREQUEST']._serialized_end=703
-  _globals['_ATTACHRESPONSE']._serialized_start=706
-  _globals['_ATTACHRESPONSE']._serialized_end=1365
-  _globals['_HELLO']._serialized_start=1368
-  _globals['_HELLO']._serialized_end=1591
-  _globals['_WELCOME']._serialized_start=1594
-  _globals['_WELCOME']._serialized_end=1739
-  _globals['_TOPOLOGY']._serialized_start=1741
-  _globals['_TOPOLOGY']._serialized_end=1806
-  _globals['_REPLICA']._serialized_start=1808
-  _globals['_REPLICA']._serialized_end=1874
-  _globals['_SHARDCLAIM']._serialized_start=1876
-  _globals['_SHARDCLAIM']._serialized_end=1932
-  _globals['_SHARDINVENTORY']._serialized_start=1935
-  _globals['_SHARDINVENTORY']._serialized_end=2098
-  _globals['_OFFER']._serialized_start=2101
-  _globals['_OFFER']._serialized_end=2311
-  _globals['_REPORT']._serialized_start=2314
-  _globals['_REPORT']._serialized_end=2689
-  _globals['_STARTED']._serialized_start=2691
-  _globals['_STARTED']._serialized_end=2700
-  _globals['_RETURNED']._serialized_start=2702
-  _globals['_RETURNED']._serialized_end=2768
-  _globals['_VERDICT']._serialized_start=2770
-  _globals['_VERDICT']._serialized_end=2861
-  _globals['_WINDOW']._serialized_start=2863
-  _globals['_WINDOW']._serialized_end=2947
-  _globals['_WINDOWACK']._serialized_start=2949
-  _globals['_WINDOWACK']._serialized_end=3037
-  _globals['_DEMAND']._serialized_start=3039
-  _globals['_DEMAND']._serialized_end=3093
-  _globals['_LIVENESS']._serialized_start=3095
-  _globals['_LIVENESS']._serialized_end=3125
-  _globals['_AGENTCHANGE']._serialized_start=3127
-  _globals['_AGENTCHANGE']._serialized_end=3229
-  _globals['_AGENTREFUSAL']._serialized_start=3231
-  _globals['_AGENTREFUSAL']._serialized_end=3343
-  _globals['_GOAWAY']._serialized_start=3345
-  _globals['_GOAWAY']._serialized_end=3426
-  _globals['_MESHSERVICE']._serialized_start=3800
-  _globals['_MESHSERVICE']._serialized_end=3913
+  _globals['_RETURNREASON']._serialized_start=3670
+  _globals['_RETURNREASON']._serialized_end=3891
+  _globals['_VERDICTKIND']._serialized_start=3894
+  _globals['_VERDICTKIND']._serialized_end=4039
+  _globals['_ATTACHREQUEST']._serialized_start=323
+  _globals['_ATTACHREQUEST']._serialized_end=810
+  _globals['_ATTACHRESPONSE']._serialized_start=813
+  _globals['_ATTACHRESPONSE']._serialized_end=1606
+  _globals['_HELLO']._serialized_start=1609
+  _globals['_HELLO']._serialized_end=1832
+  _globals['_WELCOME']._serialized_start=1835
+  _globals['_WELCOME']._serialized_end=1980
+  _globals['_TOPOLOGY']._serialized_start=1982
+  _globals['_TOPOLOGY']._serialized_end=2047
+  _globals['_REPLICA']._serialized_start=2049
+  _globals['_REPLICA']._serialized_end=2115
+  _globals['_SHARDCLAIM']._serialized_start=2117
+  _globals['_SHARDCLAIM']._serialized_end=2173
+  _globals['_SHARDINVENTORY']._serialized_start=2176
+  _globals['_SHARDINVENTORY']._serialized_end=2339
+  _globals['_OFFER']._serialized_start=2342
+  _globals['_OFFER']._serialized_end=2552
+  _globals['_REPORT']._serialized_start=2555
+  _globals['_REPORT']._serialized_end=2930
+  _globals['_STARTED']._serialized_start=2932
+  _globals['_STARTED']._serialized_end=2941
+  _globals['_RETURNED']._serialized_start=2943
+  _globals['_RETURNED']._serialized_end=3009
+  _globals['_VERDICT']._serialized_start=3011
+  _globals['_VERDICT']._serialized_end=3102
+  _globals['_WINDOW']._serialized_start=3104
+  _globals['_WINDOW']._serialized_end=3188
+  _globals['_WINDOWACK']._serialized_start=3190
+  _globals['_WINDOWACK']._serialized_end=3278
+  _globals['_DEMAND']._serialized_start=3280
+  _globals['_DEMAND']._serialized_end=3334
+  _globals['_LIVENESS']._serialized_start=3336
+  _globals['_LIVENESS']._serialized_end=3366
+  _globals['_AGENTCHANGE']._serialized_start=3368
+  _globals['_AGENTCHANGE']._serialized_end=3470
+  _globals['_AGENTREFUSAL']._serialized_start=3472
+  _globals['_AGENTREFUSAL']._serialized_end=3584
+  _globals['_GOAWAY']._serialized_start=3586
+  _globals['_GOAWAY']._serialized_end=3667
+  _globals['_MESHSERVICE']._serialized_start=4041
+  _globals['_MESHSERVICE']._serialized_end=4154
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ part of the safety argument: a claim that was sent before an offer is seen befor
 """
 
 from antiphon.v1 import agent_service_pb2 as _agent_service_pb2
+from antiphon.v1 import context_request_pb2 as _context_request_pb2
 from antiphon.v1 import error_pb2 as _error_pb2
 from antiphon.v1 import failure_pb2 as _failure_pb2
 from antiphon.v1 import payload_pb2 as _payload_pb2
@@ -114,6 +115,7 @@ class AttachRequest(_message.Message):
     AGENTS_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    CONTEXT_REQUESTS_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """True, once: the sidecar drains; offer no more and close when its outcomes have their verdicts."""
     @_builtins.property
@@ -144,6 +146,10 @@ class AttachRequest(_message.Message):
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[_agent_service_pb2.CallRequest]:
         """Calls that agents make on behalf of their attempts."""
 
+    @_builtins.property
+    def context_requests(self) -> _containers.RepeatedCompositeFieldContainer[_context_request_pb2.ContextRequest]:
+        """Requests to shared context that agents make on behalf of their attempts."""
+
     def __init__(
         self,
         *,
@@ -155,10 +161,11 @@ class AttachRequest(_message.Message):
         agents: _abc.Iterable[Global___AgentChange] | None = ...,
         calls: _abc.Iterable[_agent_service_pb2.CallRequest] | None = ...,
         drain: _builtins.bool = ...,
+        context_requests: _abc.Iterable[_context_request_pb2.ContextRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "liveness", b"liveness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "calls", b"calls", "drain", b"drain", "hello", b"hello", "inventories", b"inventories", "liveness", b"liveness", "reports", b"reports", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "calls", b"calls", "context_requests", b"context_requests", "drain", b"drain", "hello", b"hello", "inventories", b"inventories", "liveness", b"liveness", "reports", b"reports", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -182,6 +189,8 @@ class AttachResponse(_message.Message):
     CALL_RESULTS_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
     GO_AWAY_FIELD_NUMBER: _builtins.int
+    CONTEXT_RESPONSES_FIELD_NUMBER: _builtins.int
+    CLAIM_LOSSES_FIELD_NUMBER: _builtins.int
     policy_epoch: _builtins.int
     """Policy epoch in force; 0 means unchanged."""
     @_builtins.property
@@ -228,6 +237,14 @@ class AttachResponse(_message.Message):
     def go_away(self) -> Global___GoAway:
         """Present: attach anew before this stream ends."""
 
+    @_builtins.property
+    def context_responses(self) -> _containers.RepeatedCompositeFieldContainer[_context_request_pb2.ContextResponse]:
+        """Answers from shared context."""
+
+    @_builtins.property
+    def claim_losses(self) -> _containers.RepeatedCompositeFieldContainer[_context_request_pb2.ClaimLoss]:
+        """Claims that are not their attempts' any more."""
+
     def __init__(
         self,
         *,
@@ -243,10 +260,12 @@ class AttachResponse(_message.Message):
         call_results: _abc.Iterable[_agent_service_pb2.CallResponse] | None = ...,
         refusals: _abc.Iterable[Global___AgentRefusal] | None = ...,
         go_away: Global___GoAway | None = ...,
+        context_responses: _abc.Iterable[_context_request_pb2.ContextResponse] | None = ...,
+        claim_losses: _abc.Iterable[_context_request_pb2.ClaimLoss] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["go_away", b"go_away", "topology", b"topology", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_results", b"call_results", "cancels", b"cancels", "claims", b"claims", "demands", b"demands", "go_away", b"go_away", "offers", b"offers", "policy_epoch", b"policy_epoch", "refusals", b"refusals", "topology", b"topology", "verdicts", b"verdicts", "welcome", b"welcome", "window_acks", b"window_acks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_results", b"call_results", "cancels", b"cancels", "claim_losses", b"claim_losses", "claims", b"claims", "context_responses", b"context_responses", "demands", b"demands", "go_away", b"go_away", "offers", b"offers", "policy_epoch", b"policy_epoch", "refusals", b"refusals", "topology", b"topology", "verdicts", b"verdicts", "welcome", b"welcome", "window_acks", b"window_acks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,9 @@
 isort:skip_file
 Records kept under their own keys in the store. Fields are added, never changed or removed."""
 
+from antiphon.v1 import context_pb2 as _context_pb2
 from antiphon.v1 import graph_pb2 as _graph_pb2
+from antiphon.v1 import payload_pb2 as _payload_pb2
 from antiphon.v1 import policy_pb2 as _policy_pb2
 from antiphon.v1 import registry_pb2 as _registry_pb2
 from antiphon.v1 import run_pb2 as _run_pb2
@@ -269,3 +271,121 @@ class PolicyCurrent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PolicyCurrent: _TypeAlias = PolicyCurrent  # noqa: Y015
+
+@_typing.final
+class EntryRecord(_message.Message):
+    """EntryRecord is the value of context/NAMESPACE/SCOPE/KEY."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    create_time: _builtins.int
+    """When the key came to be; microseconds since 1970."""
+    update_time: _builtins.int
+    """When this value was written; microseconds since 1970."""
+    expire_time: _builtins.int
+    """From when on it is not there; microseconds since 1970, 0 means never."""
+    @_builtins.property
+    def value(self) -> _payload_pb2.Payload:
+        """The value."""
+
+    @_builtins.property
+    def provenance(self) -> _context_pb2.Provenance:
+        """Where it comes from."""
+
+    def __init__(
+        self,
+        *,
+        value: _payload_pb2.Payload | None = ...,
+        create_time: _builtins.int = ...,
+        update_time: _builtins.int = ...,
+        expire_time: _builtins.int = ...,
+        provenance: _context_pb2.Provenance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "provenance", b"provenance", "update_time", b"update_time", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EntryRecord: _TypeAlias = EntryRecord  # noqa: Y015
+
+@_typing.final
+class ClaimRecord(_message.Message):
+    """ClaimRecord is the value of claim/NAMESPACE/SCOPE/NAME."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    ACQUIRE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """SPIFFE id of the holder."""
+    attempt_id: _builtins.str
+    """Attempt that holds it; empty for a client."""
+    request_id: _builtins.str
+    """Request that acquired it."""
+    fence: _builtins.int
+    """Revision that gave it; 0 in the record of that very revision."""
+    acquire_time: _builtins.int
+    """When it was acquired; microseconds since 1970."""
+    expire_time: _builtins.int
+    """When it ends; microseconds since 1970."""
+    def __init__(
+        self,
+        *,
+        principal: _builtins.str = ...,
+        attempt_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        fence: _builtins.int = ...,
+        acquire_time: _builtins.int = ...,
+        expire_time: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquire_time", b"acquire_time", "attempt_id", b"attempt_id", "expire_time", b"expire_time", "fence", b"fence", "principal", b"principal", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimRecord: _TypeAlias = ClaimRecord  # noqa: Y015
+
+@_typing.final
+class ContextRequestRecord(_message.Message):
+    """ContextRequestRecord is the value of context-request/NAMESPACE/DIGEST: what a request id stands for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ENTRY_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    NOTHING_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 of the request."""
+    expire_time: _builtins.int
+    """When it is forgotten; microseconds since 1970."""
+    entry_expire_time: _builtins.int
+    """When the entry it wrote is gone; microseconds since 1970, 0 means never."""
+    nothing: _builtins.bool
+    """True when nothing was there to remove."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        expire_time: _builtins.int = ...,
+        entry_expire_time: _builtins.int = ...,
+        nothing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "entry_expire_time", b"entry_expire_time", "expire_time", b"expire_time", "nothing", b"nothing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContextRequestRecord: _TypeAlias = ContextRequestRecord  # noqa: Y015

@@ -1,0 +1,184 @@
+"""What time does to shared context: expired entries, ended claims and old request ids go, in bounded batches.
+
+Nothing waits for it: what has expired is invisible before it is collected. Each delete compares the revision that was
+known to have ended, so an entry that was written anew meanwhile stays. The indexes follow the store by a watch, so that
+the writes of other replicas count; when it comes too late for that, they are told everything again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from datetime import timedelta
+
+from antiphon.store.v1 import records_pb2 as records
+from antiphon_certs import Clock
+
+from .. import telemetry
+from ..api.storing import settle
+from ..store import keys
+from ..store.port import (
+    Compacted,
+    Compare,
+    Delete,
+    EventType,
+    KeyValue,
+    Store,
+    StoreFull,
+    StoreUnavailable,
+    Target,
+    Txn,
+    prefix_end,
+)
+from .claims import Claims
+from .entries import known_entry
+from .index import Index, Known
+from .rules import Scope
+
+log = telemetry.logger("context")
+
+LOOK = timedelta(seconds=1)
+"""Time between two looks at what has ended."""
+
+BATCH = 100
+"""Deletes in one transaction, and keys read at once."""
+
+MOST_REQUESTS = 65_536
+"""Request ids that are remembered; above it the oldest go early."""
+
+Ended = Callable[[str], Awaitable[bool]]
+"""Whether an attempt is over."""
+
+
+class Keeper:
+    """`load` before anything is served, then `run`. `ended` is asked about attempts that hold claims."""
+
+    def __init__(
+        self,
+        store: Store,
+        claims: Claims,
+        entries: Index,
+        held: Index,
+        requests: Index,
+        clock: Clock,
+        now: Callable[[], int],
+    ) -> None:
+        self.entries = entries
+        self.held = held
+        self.requests = requests
+        self.ended: Ended | None = None
+        self._store = store
+        self._claims = claims
+        self._clock = clock
+        self._now = now
+        self._read_to = 0
+        self._kinds: tuple[tuple[bytes, Index, Callable[[KeyValue], Known]], ...] = (
+            (keys.CONTEXT, self.entries, known_entry),
+            (keys.CLAIMS, self.held, _known_claim),
+            (keys.CONTEXT_REQUESTS, self.requests, _known_request),
+        )
+
+    async def load(self) -> None:
+        """Reads what the store has."""
+        for prefix, index, known in self._kinds:
+            index.clear()
+            start, end = prefix, prefix_end(prefix)
+            while True:
+                found = await self._store.range(start, end, limit=BATCH)
+                self._read_to = self._read_to or found.revision
+                for kv in found.kvs:
+                    index.put(kv.key, known(kv))
+                if not found.more:
+                    break
+                start = found.kvs[-1].key + b"\0"
+
+    async def run(self) -> None:
+        """Follows and collects until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for prefix, index, known in self._kinds:
+                group.create_task(self._follow(prefix, index, known), name=f"context {prefix.decode()}")
+            group.create_task(self._collect(), name="context collection")
+
+    async def _follow(self, prefix: bytes, index: Index, known: Callable[[KeyValue], Known]) -> None:
+        revision = self._read_to + 1
+        while True:
+            try:
+                async with aclosing(self._store.watch(prefix, revision)) as changes:  # type: ignore[type-var]
+                    async for batch in changes:
+                        for event in batch.events:
+                            if event.type is EventType.PUT:
+                                index.put(event.kv.key, known(event.kv))
+                            else:
+                                index.delete(event.kv.key, event.kv.mod_revision)
+                        revision = batch.revision + 1
+            except Compacted as error:
+                log.warning("context_history_compacted", count=len(index))
+                self._read_to = 0
+                await self.load()
+                revision = max(self._read_to + 1, error.revision)
+
+    async def _collect(self) -> None:
+        while True:
+            await self._clock.sleep(LOOK)
+            try:
+                await self.collect()
+            except (StoreUnavailable, StoreFull) as error:
+                log.warning("context_not_collected", cause=str(error))
+
+    async def collect(self) -> None:
+        """Removes what has ended by now, and what claims attempts have left behind."""
+        now = self._now()
+        for index in (self.entries, self.requests):
+            while batch := index.due(now, BATCH):
+                await self._remove(index, batch)
+        old = self.requests.oldest(MOST_REQUESTS)
+        for begin in range(0, len(old), BATCH):
+            await self._remove(self.requests, old[begin : begin + BATCH])
+        for key, known in self.held.due(now, len(self.held)):
+            await self._end_claim(key, known)
+        if self.ended is not None:
+            for key in list(self.held.keys()):
+                await self._end_claim_of_ended(key)
+
+    async def _remove(self, index: Index, batch: list[tuple[bytes, Known]]) -> None:
+        try:
+            if await self._delete(index, batch) or len(batch) == 1:
+                return
+            for one in batch:  # one of them was written anew: the others are still to go
+                await self._delete(index, [one])
+        except (StoreUnavailable, StoreFull):
+            for key, known in batch:
+                index.again(key, known)
+            raise
+
+    async def _delete(self, index: Index, batch: list[tuple[bytes, Known]]) -> bool:
+        compares = tuple(Compare(key, Target.MOD_REVISION, known.revision) for key, known in batch)
+        result = await settle(self._store, Txn(compares, tuple(Delete(key) for key, _ in batch)))
+        if result.succeeded:
+            for key, _ in batch:
+                index.delete(key, result.revision)
+        return result.succeeded
+
+    async def _end_claim(self, key: bytes, known: Known) -> None:
+        for kv in (await self._store.range(key)).kvs:
+            record = records.ClaimRecord.FromString(kv.value)
+            if record.expire_time <= self._now() and await self._claims.end(kv):
+                _, _, scope, name = keys.parts(key)
+                self._claims.tell_lost(Scope.read(scope), name, kv, record)
+
+    async def _end_claim_of_ended(self, key: bytes) -> None:
+        assert self.ended is not None
+        for kv in (await self._store.range(key)).kvs:
+            record = records.ClaimRecord.FromString(kv.value)
+            if record.attempt_id and await self.ended(record.attempt_id):
+                await self._claims.end(kv)
+
+
+def _known_claim(kv: KeyValue) -> Known:
+    record = records.ClaimRecord.FromString(kv.value)
+    return Known(kv.mod_revision, len(kv.key) + len(kv.value), record.expire_time)
+
+
+def _known_request(kv: KeyValue) -> Known:
+    return Known(kv.mod_revision, 1, records.ContextRequestRecord.FromString(kv.value).expire_time)
