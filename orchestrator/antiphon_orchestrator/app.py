@@ -12,6 +12,7 @@ import secrets
 
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon.v1 import (
+    audit_service_pb2_grpc,
     graph_service_pb2_grpc,
     identity_service_pb2_grpc,
     payload_service_pb2_grpc,
@@ -22,6 +23,7 @@ from antiphon_certs import Authority, ExternalFiles, Identity, Kind, SystemClock
 
 from . import telemetry
 from .admission import SchemaSet, Values
+from .api.audit_service import AuditService
 from .api.certificate import IssuedHere, LiveCertificate
 from .api.graph_service import GraphService
 from .api.identity_service import Endpoints, IdentityService
@@ -33,7 +35,7 @@ from .api.registry_service import RegistryService
 from .api.run_service import RunService
 from .api.server import ApiServer, Parts, Register
 from .archive import SqlArchive
-from .audit import AuditLog
+from .audit import AuditLog, Fact
 from .blobs import FolderBlobs
 from .config import Config
 from .mesh.calls import Calls
@@ -83,11 +85,12 @@ class Orchestrator:
         # A folder that another authority's files replace may be absent; then nobody can join here.
         external = config.certificate
         authority = None if external and not config.authority.exists() else Authority.load(config.authority)
-        policy = CedarPolicies(self._policies())
+        bundle = self._policies()
+        policy = CedarPolicies(bundle)
         values = Values()
         schemas = SchemaSet(values)
         fleet = Fleet(policy, schemas)
-        audit = AuditLog(store, fleet, replica_id, now)
+        audit = AuditLog(store, replica_id, now, config.audit_max_records)
         registry = Registry(store, fleet, schemas, now)
         catalog = Catalog(store, values)
         archiver = Archiver(archive)
@@ -105,6 +108,7 @@ class Orchestrator:
             replica_id=replica_id,
             shard_count=shards,
             inbox_limit=config.inbox_limit,
+            audit_max_records=config.audit_max_records,
         )
         sessions.bind(host)
         room = StoreRoom(store, config.data, config.store_max_bytes)
@@ -118,6 +122,7 @@ class Orchestrator:
             image,
             certificate,
             policy,
+            audit,
             metrics,
             certificate.credential.identity.trust_domain,
             config.development,
@@ -126,18 +131,20 @@ class Orchestrator:
         )
         runs = RunService(host, submissions, archived, RunListing(host, archive), fleet)
         payloads = PayloadService(blobs, limit=config.payload_limit)
-        graphs = GraphService(store, clock, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
+        graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
+        audits = AuditService(store, archived, clock, lambda: certificate.credential)
         services: list[Register] = [
             lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
             lambda s: graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, s),
             lambda s: registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
-                RegistryService(registry, fleet), s
+                RegistryService(registry, fleet, audit), s
             ),
             lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, s),
+            lambda s: audit_service_pb2_grpc.add_AuditServiceServicer_to_server(audits, s),
             lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
         ]
         if authority is not None:
-            identities = IdentityService(authority, store, policy, clock, self._endpoints)
+            identities = IdentityService(authority, store, policy, clock, self._endpoints, audit)
             services.append(lambda s: identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, s))
         server = ApiServer(
             parts,
@@ -148,6 +155,8 @@ class Orchestrator:
             join_options=config.join,
         )
         await registry.load()
+        await audit.load()
+        audit.note(_policies_loaded(certificate.credential.identity, bundle), now())
         await server.start()
         self._bound = server
         sessions.address = self._endpoints().mutual_tls[0]
@@ -174,6 +183,7 @@ class Orchestrator:
         finally:
             sessions.drain()
             await server.stop()
+            await audit.close()
             if tracing is not None:
                 tracing.close()
 
@@ -199,3 +209,9 @@ class Orchestrator:
         """As others reach them: the advertised host with the ports that are really bound."""
         host = self.config.advertised_host
         return Endpoints((f"{host}:{self._bound.mutual_tls.port}",), (f"{host}:{self._bound.join.port}",))
+
+
+def _policies_loaded(who: Identity, bundle: PolicyBundle | None) -> Fact:
+    details = {} if bundle is None else {"digest": bundle.digest, "files": ",".join(file.name for file in bundle.files)}
+    epoch = 0 if bundle is None else bundle.epoch
+    return Fact("load_policies", who.namespace, who.uri, f"Policy::{who.namespace}/{epoch}", details=details)

@@ -27,6 +27,7 @@ class Action(StrEnum):
     READ_PAYLOAD = "read_payload"  # the content behind a reference
     WRITE_PAYLOAD = "write_payload"
     OPERATE = "operate"  # change what is there: register a graph, drain an agent, make a join token
+    READ_AUDIT = "read_audit"  # audit records, their checkpoints and proofs
 
     # Enum hashes in Python; this is in every cache look-up.
     __hash__ = str.__hash__

@@ -25,6 +25,7 @@ RESOURCES: Mapping[Action, tuple[ResourceKind, ...]] = MappingProxyType(
         Action.REGISTER: (ResourceKind.AGENT,),
         Action.READ_PAYLOAD: (ResourceKind.NAMESPACE,),
         Action.WRITE_PAYLOAD: (ResourceKind.NAMESPACE,),
+        Action.READ_AUDIT: (ResourceKind.NAMESPACE,),
         Action.OPERATE: (ResourceKind.AGENT, ResourceKind.GRAPH, ResourceKind.NAMESPACE),
     }
 )

@@ -40,6 +40,8 @@ class Turn:
     verdicts: list[tuple[i.Reporter, str, str]] = field(default_factory=list)
     replies: list[tuple[i.Sink, Callable[[], Any]]] = field(default_factory=list)
     ended: list[Entry] = field(default_factory=list)
+    audit: list[bytes] = field(default_factory=list)
+    """Audit records of this turn, which are committed with its records."""
 
 
 class Outbox(Protocol):

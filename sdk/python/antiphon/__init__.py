@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from ._agent import (
         Agent,
     )
+    from ._audit import (
+        AuditFinding,
+        ChainVerifier,
+        Tampering,
+        verify_audit,
+    )
     from ._client import (
         Client,
         output_of,
@@ -67,6 +73,8 @@ if TYPE_CHECKING:
         ArchiveUnavailable,
         AttemptNotFound,
         AttemptTokenInvalid,
+        AuditChainNotFound,
+        AuditRecordNotFound,
         CallTooDeep,
         CapabilityConflict,
         CertificateExpired,
@@ -119,6 +127,9 @@ __all__ = [
     "ArchiveUnavailable",
     "AttemptNotFound",
     "AttemptTokenInvalid",
+    "AuditChainNotFound",
+    "AuditFinding",
+    "AuditRecordNotFound",
     "BudgetExceeded",
     "CallFailed",
     "CallTooDeep",
@@ -126,6 +137,7 @@ __all__ = [
     "CertificateExpired",
     "CertificateNotAccepted",
     "CertificateRequired",
+    "ChainVerifier",
     "Client",
     "Credentials",
     "CursorInvalid",
@@ -173,6 +185,7 @@ __all__ = [
     "StreamReplaced",
     "SubmitOptions",
     "Submitter",
+    "Tampering",
     "TaskCancelled",
     "TaskContext",
     "TaskFailure",
@@ -189,10 +202,17 @@ __all__ = [
     "load_graph",
     "output_of",
     "ref",
+    "verify_audit",
 ]
 
 _HOMES = {
     "_agent": ("Agent",),
+    "_audit": (
+        "AuditFinding",
+        "ChainVerifier",
+        "Tampering",
+        "verify_audit",
+    ),
     "_client": (
         "Client",
         "output_of",

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 
+from antiphon.v1.audit_service_pb2_grpc import AuditServiceStub
 from antiphon.v1.graph_service_pb2_grpc import GraphServiceStub
 from antiphon.v1.identity_service_pb2_grpc import IdentityServiceStub
 from antiphon.v1.payload_service_pb2_grpc import PayloadServiceStub
@@ -53,6 +54,7 @@ class Generation:
         self.graphs = GraphServiceStub(self.channel)
         self.registry = RegistryServiceStub(self.channel)
         self.identity = IdentityServiceStub(self.channel)
+        self.audit = AuditServiceStub(self.channel)
         self.payloads = PayloadServiceStub(self.channel)
         self.users = 0
         self.retired = False

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..command import DELEGATED
-from . import agents, certs, graphs, new, output, runs
+from . import agents, audit, certs, graphs, new, output, runs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +34,7 @@ for _words, (_, _help) in DELEGATED.items():
 app.add_typer(runs.app, name="run")
 app.add_typer(graphs.app, name="graph")
 app.add_typer(agents.app, name="agent")
+app.add_typer(audit.app, name="audit")
 app.add_typer(_groups["orchestrator"], name="orchestrator")
 app.add_typer(_groups["sidecar"], name="sidecar")
 app.add_typer(certs.app, name="certs")

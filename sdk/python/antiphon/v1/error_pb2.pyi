@@ -106,6 +106,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The join token is malformed, unknown, expired or used."""
     ERROR_REASON_SIGNING_REQUEST_INVALID: _ErrorReason.ValueType  # 81
     """The certificate signing request cannot be used."""
+    ERROR_REASON_AUDIT_CHAIN_NOT_FOUND: _ErrorReason.ValueType  # 140
+    """No such chain of audit records."""
+    ERROR_REASON_AUDIT_RECORD_NOT_FOUND: _ErrorReason.ValueType  # 141
+    """The chain does not hold that record: it is not written yet, or was removed with the oldest."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, without its prefix, of every status Antiphon sends; ErrorInfo.domain is "antiphon.v1"."""
@@ -188,6 +192,10 @@ ERROR_REASON_TOKEN_NOT_ACCEPTED: ErrorReason.ValueType  # 80
 """The join token is malformed, unknown, expired or used."""
 ERROR_REASON_SIGNING_REQUEST_INVALID: ErrorReason.ValueType  # 81
 """The certificate signing request cannot be used."""
+ERROR_REASON_AUDIT_CHAIN_NOT_FOUND: ErrorReason.ValueType  # 140
+"""No such chain of audit records."""
+ERROR_REASON_AUDIT_RECORD_NOT_FOUND: ErrorReason.ValueType  # 141
+"""The chain does not hold that record: it is not written yet, or was removed with the oldest."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -24,24 +24,25 @@ _sym_db = _symbol_database.Default()
 
 from antiphon.v1 import graph_pb2 as antiphon_dot_v1_dot_graph__pb2
 from antiphon.v1 import registry_pb2 as antiphon_dot_v1_dot_registry__pb2
-from antiphon.v1 import run_pb2 as antiphon_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ntiphon/store/v1/records.proto\x12\x11\x61ntiphon.store.v1\x1a\x17\x61ntiphon/v1/graph.proto\x1a\x1a\x61ntiphon/v1/registry.proto\x1a\x15\x61ntiphon/v1/run.proto\"A\n\nShardOwner\x12\x1d\n\nreplica_id\x18\x01 \x01(\tR\treplicaId\x12\x14\n\x05\x65poch\x18\x02 \x01(\x04R\x05\x65poch\"\x8a\x01\n\x0bGraphRecord\x12(\n\x05graph\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.GraphR\x05graph\x12\x16\n\x06\x64igest\x18\x02 \x01(\x0cR\x06\x64igest\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\x12\x18\n\x07\x63reator\x18\x04 \x01(\tR\x07\x63reator\"\xd9\x01\n\x0b\x41gentRecord\x12?\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.AgentDescriptionR\x0b\x64\x65scription\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x17.antiphon.v1.AgentStateR\x05state\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\x12\x1f\n\x0bupdate_time\x18\x04 \x01(\x03R\nupdateTime\x12\x18\n\x07sidecar\x18\x05 \x01(\tR\x07sidecar\":\n\x0bTokenRecord\x12\x12\n\x04json\x18\x01 \x01(\tR\x04json\x12\x17\n\x07used_by\x18\x02 \x01(\x0cR\x06usedBy\"\xac\x01\n\x0b\x41uditRecord\x12\x12\n\x04time\x18\x01 \x01(\x03R\x04time\x12\x1c\n\tprincipal\x18\x02 \x01(\tR\tprincipal\x12\x16\n\x06\x61\x63tion\x18\x03 \x01(\tR\x06\x61\x63tion\x12\x1a\n\x08resource\x18\x04 \x01(\tR\x08resource\x12\x37\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0b\x32\x1b.antiphon.v1.PolicyDecisionR\x08\x64\x65\x63isionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ntiphon/store/v1/records.proto\x12\x11\x61ntiphon.store.v1\x1a\x17\x61ntiphon/v1/graph.proto\x1a\x1a\x61ntiphon/v1/registry.proto\"A\n\nShardOwner\x12\x1d\n\nreplica_id\x18\x01 \x01(\tR\treplicaId\x12\x14\n\x05\x65poch\x18\x02 \x01(\x04R\x05\x65poch\"\x8a\x01\n\x0bGraphRecord\x12(\n\x05graph\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.GraphR\x05graph\x12\x16\n\x06\x64igest\x18\x02 \x01(\x0cR\x06\x64igest\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\x12\x18\n\x07\x63reator\x18\x04 \x01(\tR\x07\x63reator\"\xd9\x01\n\x0b\x41gentRecord\x12?\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.AgentDescriptionR\x0b\x64\x65scription\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x17.antiphon.v1.AgentStateR\x05state\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\x12\x1f\n\x0bupdate_time\x18\x04 \x01(\x03R\nupdateTime\x12\x18\n\x07sidecar\x18\x05 \x01(\tR\x07sidecar\":\n\x0bTokenRecord\x12\x12\n\x04json\x18\x01 \x01(\tR\x04json\x12\x17\n\x07used_by\x18\x02 \x01(\x0cR\x06usedBy\"%\n\tAuditPage\x12\x18\n\x07records\x18\x01 \x03(\x0cR\x07records\"\x9f\x01\n\tAuditHead\x12\x19\n\x08last_seq\x18\x01 \x01(\x04R\x07lastSeq\x12\x1b\n\tlast_hash\x18\x02 \x01(\x0cR\x08lastHash\x12\x1f\n\x0btrimmed_seq\x18\x03 \x01(\x04R\ntrimmedSeq\x12!\n\x0ctrimmed_hash\x18\x04 \x01(\x0cR\x0btrimmedHash\x12\x16\n\x06writer\x18\x05 \x01(\tR\x06writerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'antiphon.store.v1.records_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SHARDOWNER']._serialized_start=130
-  _globals['_SHARDOWNER']._serialized_end=195
-  _globals['_GRAPHRECORD']._serialized_start=198
-  _globals['_GRAPHRECORD']._serialized_end=336
-  _globals['_AGENTRECORD']._serialized_start=339
-  _globals['_AGENTRECORD']._serialized_end=556
-  _globals['_TOKENRECORD']._serialized_start=558
-  _globals['_TOKENRECORD']._serialized_end=616
-  _globals['_AUDITRECORD']._serialized_start=619
-  _globals['_AUDITRECORD']._serialized_end=791
+  _globals['_SHARDOWNER']._serialized_start=107
+  _globals['_SHARDOWNER']._serialized_end=172
+  _globals['_GRAPHRECORD']._serialized_start=175
+  _globals['_GRAPHRECORD']._serialized_end=313
+  _globals['_AGENTRECORD']._serialized_start=316
+  _globals['_AGENTRECORD']._serialized_end=533
+  _globals['_TOKENRECORD']._serialized_start=535
+  _globals['_TOKENRECORD']._serialized_end=593
+  _globals['_AUDITPAGE']._serialized_start=595
+  _globals['_AUDITPAGE']._serialized_end=632
+  _globals['_AUDITHEAD']._serialized_start=635
+  _globals['_AUDITHEAD']._serialized_end=794
 # @@protoc_insertion_point(module_scope)
