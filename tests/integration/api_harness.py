@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from antiphon.v1 import (
@@ -34,6 +34,7 @@ from antiphon_orchestrator.api.identity_service import Endpoints, IdentityServic
 from antiphon_orchestrator.api.image import Image
 from antiphon_orchestrator.api.payload_service import PayloadService
 from antiphon_orchestrator.api.server import ApiServer, Parts, ServerOptions
+from antiphon_orchestrator.audit import AuditLog
 from antiphon_orchestrator.blobs import Blobs
 from antiphon_orchestrator.policy import CedarPolicies, PolicyPort, dev_profile
 from antiphon_orchestrator.store import Store
@@ -191,15 +192,17 @@ async def serving(
     source = IssuedHere(authority, Identity(DOMAIN, "system", Kind.ORCHESTRATOR, "one"), (), clock)
     certificate = LiveCertificate(source, source.renew, clock, metrics)
     policies = policy or CedarPolicies(dev_profile())
-    parts = Parts(IMAGE, certificate, policies, metrics, DOMAIN, development, clock, outer)
+    # Without a store its queue is never emptied.
+    audit = AuditLog(cast(Store, store), "one", lambda: int(clock.now().timestamp() * 1e6), 1000)
+    parts = Parts(IMAGE, certificate, policies, audit, metrics, DOMAIN, development, clock, outer)
     limits = options or ServerOptions(shutdown_grace=timedelta(0))
 
     def register(grpc_server: grpc.aio.Server) -> None:
         run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, grpc_server)
         if store is not None:
-            identities = IdentityService(authority, store, policies, clock, endpoints)
+            identities = IdentityService(authority, store, policies, clock, endpoints, audit)
             identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, grpc_server)
-            graphs = GraphService(store, clock, lambda _namespace: lambda _capability: False)
+            graphs = GraphService(store, clock, audit, lambda _namespace: lambda _capability: False)
             graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, grpc_server)
         if blobs is not None:
             payloads = PayloadService(blobs, limit=payload_limit, transfers=2)
@@ -219,14 +222,18 @@ async def serving(
     await server.start()
     await server.set_serving(True)
     running = Running(server, authority, runs, clock, metrics, certificate)
-    task = asyncio.create_task(server.run())
+    tasks = [asyncio.create_task(server.run())]
+    if store is not None:
+        await audit.load()
+        tasks.append(asyncio.create_task(audit.run()))
     try:
         yield running
     finally:
         for channel in running.channels:
             await channel.close()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await server.stop()
 
 

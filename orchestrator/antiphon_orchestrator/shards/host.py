@@ -179,10 +179,11 @@ class Host:
         shard = seat.shard
         await seat.log.take()
         shard.epoch = seat.log.epoch
-        found = await audit_reading.head(self._store, shard.audit.name)
+        chain = shard.audit.chain
+        found = await audit_reading.head(self._store, chain.name)
         if found is not None:
-            shard.audit.load(found[0])
-        await look_at(self._store, shard.audit)
+            chain.load(found[0])
+        await look_at(self._store, chain)
         shard.timers_held = True
         moment = now()
         async for n, kept in reading.retained(self._store, shard.index):
@@ -238,7 +239,7 @@ class Host:
             if not shard.has_work(moment):
                 await self._idle(seat, moment)
                 continue
-            first_audited = shard.audit.last_seq + 1
+            first_audited = shard.audit.chain.last_seq + 1
             turn = shard.take_turn(moment)
             beside = self._audited(shard, first_audited, turn.audit) if turn.audit else ()
             shard.release(turn, await seat.log.append(turn.records, beside) if turn.records else 0)
@@ -252,7 +253,7 @@ class Host:
 
     def _audited(self, shard: Shard, first: int, raw: list[bytes]) -> tuple[Put, ...]:
         """What a turn adds to its shard's audit chain, for the commit that holds the turn."""
-        chain = shard.audit
+        chain = shard.audit.chain
         head = chain.head(self._replica_id).SerializeToString()
         return Put(keys.audit(chain.name, first), page(raw)), Put(keys.audit_head(chain.name), head)
 
@@ -304,7 +305,7 @@ class Host:
 
     async def _trim_audit(self, seat: _Seat) -> None:
         """Shortens an audit chain that is too long. What a full store refuses now is deleted the next time."""
-        chain = seat.shard.audit
+        chain = seat.shard.audit.chain
         found = False
         while await trim_point(self._store, chain, self._audit_max_records):
             found = True

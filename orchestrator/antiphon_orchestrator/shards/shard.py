@@ -10,7 +10,6 @@ but nobody can see it; reads are inputs too. When another owner has fenced this 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,7 +17,6 @@ from typing import Any
 
 from antiphon.store.v1 import journal_pb2 as journal
 
-from ..audit.chain import Chain, Fact
 from ..engine import decide
 from ..engine import events as e
 from ..engine.decide import Outcome, Verdict
@@ -29,20 +27,15 @@ from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
 from . import codec, payloads
 from . import inputs as i
+from .auditing import ShardAudit
 from .timers import Timers
-from .turn import Archiver, Entry, Outbox, Turn, principal_kind, request_key
+from .turn import MAX_TIMER_BYTES, SEGMENT_BYTES, Archiver, Entry, Outbox, Turn, principal_kind, request_key
 
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
 MAX_WORK = 0.004
 """Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3), short enough for agents to work on what
 one turn gave them while the next is worked out. Timers have their own such bound."""
-
-MAX_TIMER_BYTES = 1024 * 1024
-"""Record bytes at which timers wait for the next turn: more than MAX_BYTES, so that a busy inbox never starves them."""
-
-SEGMENT_BYTES = 1280 * 1024
-"""Most record bytes that a single large input may bring a turn to; leaves room for timers in the store's 1.5 MiB."""
 
 REQUEST_KEPT = 24 * 3600 * 1_000_000
 """Microseconds a request id is remembered after its run was archived."""
@@ -78,7 +71,7 @@ class Shard:
         self.timers_held = False
         self.pinned: dict[str, int] = {}
         self.retain: list[bytes] = []
-        self.audit = Chain(f"shard-{index:04x}")
+        self.audit = ShardAudit(index)
         self._fleet = fleet
         self._outbox = outbox
         self._archiver = archiver
@@ -171,46 +164,7 @@ class Shard:
         elif kind is e.RunEnded:
             self.timers.clear((run.run_id, -1, 0))
             turn.ended.append(entry)
-            failure = event.failure  # type: ignore[union-attr]
-            reason = failure.message if failure is not None else ""
-            self._note(turn, entry, "end", event.state.name, reason, self._covers(entry, run.event_seq))  # type: ignore[union-attr]
-        elif kind is e.CancelRequested and event.principal:  # type: ignore[union-attr]
-            principal, reason = event.principal, event.reason  # type: ignore[union-attr]
-            self._note(turn, entry, "cancel", "DONE", reason, {}, principal)
-
-    def _note(
-        self,
-        turn: Turn,
-        entry: Entry,
-        action: str,
-        outcome: str,
-        reason: str,
-        details: dict[str, str],
-        principal: str = "",
-        policy: Any = None,
-    ) -> None:
-        """Adds an audit record about a run to what the turn commits. Without a `principal`: whose run it is."""
-        submitted = entry.run.submitted
-        fact = Fact(
-            action,
-            submitted.namespace,
-            principal or submitted.principal,
-            f"Run::{submitted.namespace}/{entry.run.run_id}",
-            outcome,
-            decision_id=policy.decision_id if policy is not None else "",
-            policy_epoch=policy.epoch if policy is not None else 0,
-            reason=reason,
-            details=details,
-        )
-        raw = self.audit.add(fact, turn.now)
-        turn.audit.append(raw)
-        turn.size += len(raw)
-
-    def _covers(self, entry: Entry, upto: int) -> dict[str, str]:
-        """What an audit record says of the events that the archive does not have yet, up to a number."""
-        first = entry.first_seq
-        digest = hashlib.sha256(b"".join(entry.records[: upto + 1 - first])).hexdigest()
-        return {"digest": digest, "events": f"{first}-{upto}"}
+            self.audit.ended(turn, entry, event)  # type: ignore[arg-type]
 
     def _keep(self, turn: Turn, entry: Entry, raw: bytes) -> None:
         if entry.mark < 0:
@@ -367,12 +321,7 @@ class Shard:
         else:
             turn.replies.append((item.sink, lambda: run))
         self._keep(turn, entry, raw)
-        details = self._covers(entry, 1)
-        details["graph"] = f"{event.graph_name}@{event.graph_version}" if event.graph_version else event.graph_name
-        details["request_id"] = event.request_id
-        if event.parent_attempt_id:
-            details["parent"] = event.parent_attempt_id
-        self._note(turn, entry, "submit", "DONE", "", details, policy=event.policy)
+        self.audit.submitted(turn, entry)
         self._advance(turn, entry)
 
     def _find(self, source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
@@ -486,7 +435,10 @@ class Shard:
         if entry is None:
             turn.replies.append((item.sink, lambda: None))
             return
-        self._follow(turn, entry, decide.cancel_run(entry.run, item.principal, item.reason))
+        events = decide.cancel_run(entry.run, item.principal, item.reason)
+        if events:
+            self.audit.cancelled(turn, entry, item.principal, item.reason)
+        self._follow(turn, entry, events)
         run = entry.run
         if run.state is RunState.RUNNING:
             entry.waiters.append(item.sink)
@@ -668,7 +620,7 @@ class Shard:
         if turn.records and turn.size + len(raw) > SEGMENT_BYTES:
             return False
         if drop:
-            self._note(turn, entry, "archive", "DONE", "", self._covers(entry, entry.first_seq + drop - 1))
+            self.audit.archived(turn, entry, entry.first_seq + drop - 1)
         entry.records = entry.records[drop:]
         entry.first_seq += drop
         turn.records.append(raw)

@@ -11,6 +11,12 @@ from ..engine.run import Run, Task
 from . import inputs as i
 from . import payloads
 
+MAX_TIMER_BYTES = 1024 * 1024
+"""Record bytes at which timers wait for the next turn: more than MAX_BYTES, so that a busy inbox never starves them."""
+
+SEGMENT_BYTES = 1280 * 1024
+"""Most record bytes that a single large input may bring a turn to; leaves room for timers in the store's 1.5 MiB."""
+
 
 @dataclass(slots=True, eq=False)
 class Entry:

@@ -31,7 +31,7 @@ def decide(action: Action, kind: str, *, of: str = "demo", labels: frozenset[str
             request = Request.release(principal, kind, "demo", "text.redact", labels=labels)
         case Action.REGISTER:
             request = Request.register(principal, kind, "demo", "redactor", capability="text.redact", granted=True)
-        case Action.READ_PAYLOAD | Action.WRITE_PAYLOAD:
+        case Action.READ_PAYLOAD | Action.WRITE_PAYLOAD | Action.READ_AUDIT:
             request = Request(action, principal, kind, "demo", ResourceKind.NAMESPACE, "demo")
         case Action.OPERATE:
             request = Request(action, principal, kind, "demo", ResourceKind.AGENT, "redactor")
@@ -51,6 +51,7 @@ ALLOWED = {
     Action.READ_PAYLOAD: {"client", "operator", "sidecar"},
     Action.WRITE_PAYLOAD: {"client", "sidecar"},
     Action.OPERATE: {"operator"},
+    Action.READ_AUDIT: {"operator"},
 }
 
 
