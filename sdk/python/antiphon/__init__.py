@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         ChainVerifier,
         Tampering,
         verify_audit,
+        verify_audit_proof,
     )
     from ._client import (
         Client,
@@ -203,6 +204,7 @@ __all__ = [
     "output_of",
     "ref",
     "verify_audit",
+    "verify_audit_proof",
 ]
 
 _HOMES = {
@@ -212,6 +214,7 @@ _HOMES = {
         "ChainVerifier",
         "Tampering",
         "verify_audit",
+        "verify_audit_proof",
     ),
     "_client": (
         "Client",

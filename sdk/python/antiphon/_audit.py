@@ -14,6 +14,7 @@ from enum import StrEnum, unique
 from typing import Any
 
 from .v1.audit_pb2 import AuditCheckpoint, AuditHead, AuditOutcome, AuditRecord
+from .v1.audit_service_pb2 import GetProofResponse
 
 START = "0" * 64
 """The hash before the first record of a chain."""
@@ -85,10 +86,10 @@ def link(prev_hash: str, digest: str) -> str:
 
 
 class ChainVerifier:
-    """Takes the records of one chain in the order in which they stand; `findings` is what was found so far.
+    """Takes the records of one chain in the order in which they stand; `end` says what was found.
 
     `head` says where the chain begins, and where it must end. After a breach it goes on from what is there, so that one
-    breach is one finding; at most 100 are kept, since a chain that is not one at all would give a finding each.
+    breach is a finding or two; at most 100 are kept, since a chain that is not one at all would give a finding each.
     """
 
     def __init__(self, head: AuditHead) -> None:
@@ -96,8 +97,9 @@ class ChainVerifier:
         self._expected = head.first_seq
         self._before = self._hash = head.first_prev_hash
         self._known = True
-        self._missing: dict[int, AuditFinding] = {}
-        self.findings: list[AuditFinding] = []
+        # First and last number of what has not come (yet), in order.
+        self._gaps: list[tuple[int, int]] = []
+        self._findings: list[AuditFinding] = []
 
     def take(self, record: AuditRecord) -> None:
         """Looks at the next record."""
@@ -109,35 +111,34 @@ class ChainVerifier:
             self._take_late(record)
         else:
             if record.seq > self._expected:
-                self._gap(record.seq)
+                self._gaps.append((self._expected, record.seq - 1))
+                self._known = False
             self._check(record)
             self._before, self._hash, self._known = self._hash, record.hash, True
             self._expected = record.seq + 1
 
-    def _gap(self, seq: int) -> None:
-        count = seq - self._expected
-        text = "1 record is missing" if count == 1 else f"{count} records are missing, up to {seq - 1}"
-        finding = AuditFinding(Tampering.DELETED, self._head.chain, self._expected, text)
-        self._keep(finding)
-        if count == 1:  # it may come yet, in a wrong place; of more than one that is said of each
-            self._missing[self._expected] = finding
-        self._known = False
-
     def _take_late(self, record: AuditRecord) -> None:
-        missing = self._missing.pop(record.seq, None)
-        if missing is not None:
-            self.findings.remove(missing)
+        if self._fills_gap(record.seq):
             self._found(Tampering.REORDERED, record.seq, f"it stands behind record {self._expected - 1}")
-        elif record.seq == self._expected - 1 and self._follows(record, self._before) and record.hash != self._hash:
-            # The one before it has its number and does not follow: that was the stranger.
-            self._drop_edited(record.seq)
+        elif record.seq == self._expected - 1 and self._replaces_last(record):
+            # The one that came with this number before is the stranger.
+            self._findings = [found for found in self._findings if not _edited(found, record.seq)]
             self._found(Tampering.INSERTED, record.seq, "a record that was never written stands before this one")
             self._hash = record.hash
         else:
             self._found(Tampering.INSERTED, record.seq, "a second record has this number")
 
-    def _drop_edited(self, seq: int) -> None:
-        self.findings = [f for f in self.findings if (f.kind, f.seq) != (Tampering.EDITED, seq)]
+    def _replaces_last(self, record: AuditRecord) -> bool:
+        """Whether this one follows where the last one, of the same number, was another or did not."""
+        doubtful = record.hash != self._hash or any(_edited(found, record.seq) for found in self._findings)
+        return doubtful and self._follows(record, self._before)
+
+    def _fills_gap(self, seq: int) -> bool:
+        for place, (first, last) in enumerate(self._gaps[-_MOST:], max(0, len(self._gaps) - _MOST)):
+            if first <= seq <= last:
+                self._gaps[place : place + 1] = [gap for gap in ((first, seq - 1), (seq + 1, last)) if gap[0] <= gap[1]]
+                return True
+        return False
 
     def _check(self, record: AuditRecord) -> None:
         """Its content against its digest, and its hash against the one before."""
@@ -162,20 +163,24 @@ class ChainVerifier:
     def end(self) -> list[AuditFinding]:
         """All findings, once every record was taken."""
         head = self._head
+        for first, last in self._gaps[:_MOST]:
+            text = "it is missing" if first == last else f"it and all up to {last} are missing"
+            self._found(Tampering.DELETED, first, text)
         if self._expected <= head.last_seq:
             count = head.last_seq - self._expected + 1
             text = f"the last {count} of {head.last_seq} records are missing"
             self._found(Tampering.TRUNCATED, self._expected, text)
-        elif self._hash != head.last_hash and not self.findings:
+        elif self._hash != head.last_hash and not self._findings:
             self._found(Tampering.REWRITTEN, head.last_seq, "its hash is not that of the checkpoint")
-        return self.findings
+        return self._findings
 
     def _found(self, kind: Tampering, seq: int, message: str) -> None:
-        self._keep(AuditFinding(kind, self._head.chain, seq, message))
+        if len(self._findings) < _MOST:
+            self._findings.append(AuditFinding(kind, self._head.chain, seq, message))
 
-    def _keep(self, finding: AuditFinding) -> None:
-        if len(self.findings) < _MOST:
-            self.findings.append(finding)
+
+def _edited(finding: AuditFinding, seq: int) -> bool:
+    return finding.kind is Tampering.EDITED and finding.seq == seq
 
 
 def verify_audit(records: Iterable[AuditRecord], head: AuditHead) -> list[AuditFinding]:
@@ -214,6 +219,23 @@ def compare_checkpoints(
             text = "its hash is not that of the earlier checkpoint"
             findings.append(AuditFinding(Tampering.REWRITTEN, old.chain, old.last_seq, text))
     return findings
+
+
+def verify_audit_proof(proof: GetProofResponse) -> str:
+    """The hash that a proof leads to, to be compared with that of a checkpoint at `proof.last_seq`.
+
+    Raises `ValueError` for a proof that contradicts itself.
+    """
+    record = proof.record
+    digest = digest_of(record)
+    reached = link(proof.prev_hash, digest)
+    if digest != record.digest or reached != record.hash:
+        raise ValueError(f"record {record.seq} of chain {record.chain} is not what its hash stands for")
+    for following in proof.digests:
+        reached = link(reached, following)
+    if proof.last_seq != record.seq + len(proof.digests) or reached != proof.last_hash:
+        raise ValueError(f"the proof of record {record.seq} does not lead to record {proof.last_seq}")
+    return reached
 
 
 def signed_content(checkpoint: AuditCheckpoint) -> bytes:
