@@ -20,6 +20,7 @@ from .errors import (
     PeerReason,
     ProfileError,
     RenewalError,
+    StatementError,
     TokenError,
     TokenReason,
 )
@@ -29,6 +30,7 @@ from .peer import Peer, PeerVerifier
 from .profile import Profile, profile_folder
 from .rotation import Clock, Renew, SystemClock, is_due, renew_at
 from .rotation import run as run_rotation
+from .statement import sign, verify_statement
 from .tokens import JoinToken, TokenRecord, mint, verify
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "Renew",
     "RenewalError",
     "Source",
+    "StatementError",
     "SystemClock",
     "TokenError",
     "TokenReason",
@@ -73,5 +76,7 @@ __all__ = [
     "profile_folder",
     "renew_at",
     "run_rotation",
+    "sign",
     "verify",
+    "verify_statement",
 ]

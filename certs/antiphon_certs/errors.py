@@ -9,6 +9,7 @@
     ├── CredentialError .reason   key, chain and bundle on disk are not usable, now or ever
     ├── RenewalError              a renewal did not succeed this time; the rotation loop tries again
     ├── ProfileError              a command cannot find out who it is
+    ├── StatementError            a signed statement that does not hold
     └── PeerError      .reason    a caller whose certificate is not acceptable
 
 No message ever holds a secret, a private key or the text of a token.
@@ -80,6 +81,10 @@ class RenewalError(CertsError):
 
 class ProfileError(CertsError):
     """The profile is missing or unreadable; the message says what to run."""
+
+
+class StatementError(CertsError):
+    """A statement is not signed by whom it says, or not by anybody of the trust domain."""
 
 
 class PeerReason(StrEnum):

@@ -12,6 +12,7 @@ import secrets
 
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon.v1 import (
+    audit_service_pb2_grpc,
     context_service_pb2_grpc,
     graph_service_pb2_grpc,
     identity_service_pb2_grpc,
@@ -24,6 +25,7 @@ from antiphon_certs import Authority, ExternalFiles, Identity, Kind, SystemClock
 
 from . import telemetry
 from .admission import SchemaSet, Values
+from .api.audit_service import AuditService
 from .api.certificate import IssuedHere, LiveCertificate
 from .api.context_service import ContextService
 from .api.graph_service import GraphService
@@ -37,7 +39,7 @@ from .api.registry_service import RegistryService
 from .api.run_service import RunService
 from .api.server import ApiServer, Parts, Register
 from .archive import SqlArchive
-from .audit import AuditLog
+from .audit import AuditLog, Fact
 from .blobs import FolderBlobs
 from .config import Config
 from .context import SharedContext
@@ -96,7 +98,7 @@ class Orchestrator:
         values = Values()
         schemas = SchemaSet(values)
         fleet = Fleet(policy, schemas)
-        audit = AuditLog(store, fleet, replica_id, now)
+        audit = AuditLog(store, replica_id, now, config.audit_max_records)
         registry = Registry(store, fleet, schemas, now)
         catalog = Catalog(store, values)
         archiver = Archiver(archive)
@@ -117,6 +119,7 @@ class Orchestrator:
             replica_id=replica_id,
             shard_count=shards,
             inbox_limit=config.inbox_limit,
+            audit_max_records=config.audit_max_records,
         )
         sessions.bind(host)
         room = StoreRoom(store, config.data, config.store_max_bytes)
@@ -130,6 +133,7 @@ class Orchestrator:
             image,
             certificate,
             policy,
+            audit,
             metrics,
             certificate.credential.identity.trust_domain,
             config.development,
@@ -138,21 +142,23 @@ class Orchestrator:
         )
         runs = RunService(host, submissions, archived, RunListing(host, archive), fleet)
         payloads = PayloadService(blobs, limit=config.payload_limit)
-        graphs = GraphService(store, clock, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
-        policies = PolicyService(book, policy, fleet)
+        graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
+        policies = PolicyService(book, policy, fleet, audit)
+        audits = AuditService(store, archived, clock, lambda: certificate.credential)
         services: list[Register] = [
             lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
             lambda s: graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, s),
             lambda s: registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
-                RegistryService(registry, fleet), s
+                RegistryService(registry, fleet, audit), s
             ),
             lambda s: context_service_pb2_grpc.add_ContextServiceServicer_to_server(ContextService(context), s),
             lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, s),
             lambda s: policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policies, s),
+            lambda s: audit_service_pb2_grpc.add_AuditServiceServicer_to_server(audits, s),
             lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
         ]
         if authority is not None:
-            identities = IdentityService(authority, store, policy, clock, self._endpoints)
+            identities = IdentityService(authority, store, policy, clock, self._endpoints, audit)
             services.append(lambda s: identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, s))
         server = ApiServer(
             parts,
@@ -164,6 +170,8 @@ class Orchestrator:
         )
         await registry.load()
         await context.load()
+        await audit.load()
+        audit.note(_policies_loaded(certificate.credential.identity, policy), now())
         await server.start()
         self._bound = server
         sessions.address = self._endpoints().mutual_tls[0]
@@ -193,6 +201,7 @@ class Orchestrator:
         finally:
             sessions.drain()
             await server.stop()
+            await audit.close()
             if tracing is not None:
                 tracing.close()
 
@@ -219,3 +228,9 @@ class Orchestrator:
         """As others reach them: the advertised host with the ports that are really bound."""
         host = self.config.advertised_host
         return Endpoints((f"{host}:{self._bound.mutual_tls.port}",), (f"{host}:{self._bound.join.port}",))
+
+
+def _policies_loaded(who: Identity, policy: CedarPolicies) -> Fact:
+    resource = f"Policy::{who.namespace}/{policy.epoch}"
+    details = {"digest": policy.digest}
+    return Fact("load_policies", who.namespace, who.uri, resource, policy_epoch=policy.epoch, details=details)

@@ -25,7 +25,7 @@ PREFIX = "ANTIPHON_ORCHESTRATOR_"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BOUNDS = {"shards": (1, 1024), "telemetry.metrics_port": (1, 65535)}
+_BOUNDS = {"shards": (1, 1024), "telemetry.metrics_port": (1, 65535), "audit_max_records": (100, 100_000_000)}
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {
     "policy_profile": ("", "dev"),
@@ -89,6 +89,8 @@ class Config:
     inbox_limit: int = 8192
     """Inputs that may wait for one shard."""
     store_max_bytes: int = 8 << 30
+    audit_max_records: int = 1_000_000
+    """Of each audit chain; the oldest go first. Some 600 bytes each."""
     payload_limit: int = 1 << 30
     """One payload of PayloadService."""
     context: Quota = field(default_factory=Quota)

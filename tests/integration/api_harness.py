@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from antiphon.v1 import (
@@ -28,7 +28,6 @@ from antiphon_certs import (
     Kind,
     new_key_and_csr,
 )
-from antiphon_orchestrator.admission import SchemaSet, Values
 from antiphon_orchestrator.api.call import caller
 from antiphon_orchestrator.api.certificate import IssuedHere, LiveCertificate
 from antiphon_orchestrator.api.context_service import ContextService
@@ -40,7 +39,6 @@ from antiphon_orchestrator.api.server import ApiServer, Parts, ServerOptions
 from antiphon_orchestrator.audit import AuditLog
 from antiphon_orchestrator.blobs import Blobs
 from antiphon_orchestrator.context import Quota, SharedContext
-from antiphon_orchestrator.placement.fleet import Fleet
 from antiphon_orchestrator.policy import CedarPolicies, PolicyPort, dev_profile
 from antiphon_orchestrator.store import Store
 from antiphon_orchestrator.telemetry import Metrics
@@ -199,21 +197,22 @@ async def serving(
     source = IssuedHere(authority, Identity(DOMAIN, "system", Kind.ORCHESTRATOR, "one"), (), clock)
     certificate = LiveCertificate(source, source.renew, clock, metrics)
     policies = policy or CedarPolicies(dev_profile())
-    parts = Parts(IMAGE, certificate, policies, metrics, DOMAIN, development, clock, outer)
+    # Without a store its queue is never emptied.
+    audit = AuditLog(cast(Store, store), "one", lambda: int(clock.now().timestamp() * 1e6), 1000)
+    parts = Parts(IMAGE, certificate, policies, audit, metrics, DOMAIN, development, clock, outer)
     limits = options or ServerOptions(shutdown_grace=timedelta(0))
 
     context = None
     if store is not None and blobs is not None:
-        audit = AuditLog(store, Fleet(policies, SchemaSet(Values())), "one", lambda: 1)
         context = SharedContext(store, policies, audit, blobs, quota or Quota(), clock)
         await context.load()
 
     def register(grpc_server: grpc.aio.Server) -> None:
         run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, grpc_server)
         if store is not None:
-            identities = IdentityService(authority, store, policies, clock, endpoints)
+            identities = IdentityService(authority, store, policies, clock, endpoints, audit)
             identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, grpc_server)
-            graphs = GraphService(store, clock, lambda _namespace: lambda _capability: False)
+            graphs = GraphService(store, clock, audit, lambda _namespace: lambda _capability: False)
             graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, grpc_server)
         if context is not None:
             context_service_pb2_grpc.add_ContextServiceServicer_to_server(ContextService(context), grpc_server)
@@ -235,14 +234,18 @@ async def serving(
     await server.start()
     await server.set_serving(True)
     running = Running(server, authority, runs, clock, metrics, certificate, context)
-    task = asyncio.create_task(server.run())
+    tasks = [asyncio.create_task(server.run())]
+    if store is not None:
+        await audit.load()
+        tasks.append(asyncio.create_task(audit.run()))
     try:
         yield running
     finally:
         for channel in running.channels:
             await channel.close()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await server.stop()
 
 

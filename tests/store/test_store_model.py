@@ -104,7 +104,8 @@ def test_grouped_transactions_do_what_single_ones_would(groups: list[list[Txn]],
     async def run(folder: Path) -> None:
         backend, model = SqliteBackend(folder / "store.db"), Model()
         for part in (groups[:reopen_at], groups[reopen_at:]):
-            async with backend.open() as store:
+            # What is watched here has one-letter keys, beside which the defaults are prefixes without history.
+            async with backend.open(unwatched=()) as store:
                 for group in part:
                     results = await asyncio.gather(*map(store.commit, group))
                     assert list(results) == [model.commit(txn) for txn in group]

@@ -18,6 +18,7 @@ from antiphon.v1.error_pb2 import ErrorReason
 from antiphon_certs import Clock
 
 from antiphon_orchestrator.admission import Compiled, GraphInvalid, Mistake, compile_graph
+from antiphon_orchestrator.audit import AuditLog, Fact
 from antiphon_orchestrator.store import keys
 from antiphon_orchestrator.store.port import Compare, Delete, KeyValue, Put, Store, Target, Txn, prefix_end
 
@@ -51,8 +52,9 @@ class _Version(NamedTuple):
 class GraphService(graph_service_pb2_grpc.GraphServiceServicer):
     """Over the store. Without `offered` nothing is said about capabilities."""
 
-    def __init__(self, store: Store, clock: Clock, offered: Offered | None = None) -> None:
+    def __init__(self, store: Store, clock: Clock, audit: AuditLog, offered: Offered | None = None) -> None:
         self._store = store
+        self._audit = audit
         self._clock = clock
         self._offered = offered
 
@@ -91,6 +93,9 @@ class GraphService(graph_service_pb2_grpc.GraphServiceServicer):
             if kept.digest != record.digest:
                 raise ApiError(ErrorReason.ERROR_REASON_GRAPH_VERSION_EXISTS, graph=graph.name, version=graph.version)
             record = kept
+        details = {"digest": record.digest.hex(), "request_id": request.request_id}
+        resource = f"Graph::{who.namespace}/{graph.name}@{graph.version}"
+        await self._audit.write(Fact("register_graph", who.namespace, who.principal, resource, details=details))
         return graph_service_pb2.RegisterGraphResponse(graph=_registered(record), warnings=_mistakes(compiled.warnings))
 
     async def _remember(self, principal: str, request_id: str, record: records_pb2.GraphRecord) -> None:

@@ -32,6 +32,7 @@ from antiphon_certs import (
 )
 from cryptography import x509
 
+from antiphon_orchestrator.audit import AuditLog, Fact
 from antiphon_orchestrator.policy import Action, PolicyPort, Request, ResourceKind
 from antiphon_orchestrator.store import keys
 from antiphon_orchestrator.store.port import Compare, Delete, KeyValue, Put, Store, Target, Txn, prefix_end
@@ -72,6 +73,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         policy: PolicyPort,
         clock: Clock,
         endpoints: Callable[[], Endpoints],
+        audit: AuditLog,
         *,
         leaf_lifetime: timedelta = LEAF_LIFETIME,
     ) -> None:
@@ -80,6 +82,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         self._policy = policy
         self._clock = clock
         self._endpoints = endpoints
+        self._audit = audit
         self._leaf_lifetime = leaf_lifetime
 
     async def Join(self, request: identity_service_pb2.JoinRequest, _context: Any) -> identity_service_pb2.JoinResponse:
@@ -96,12 +99,32 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             assert found is not None and record is not None
             grant = self._issue(signing_request, record.identity, record.grants)
             if record.consumed_time is not None:
-                return identity_service_pb2.JoinResponse(certificate=grant)
+                return await self._joined(record, grant)
             used = record.consumed(signing_request, now)
             compare = Compare(key, Target.MOD_REVISION, found.mod_revision)
             if (await settle(self._store, Txn((compare,), (Put(key, _encode(used)),)))).succeeded:
-                return identity_service_pb2.JoinResponse(certificate=grant)
+                return await self._joined(record, grant)
         raise _not_accepted(TokenReason.CONSUMED)
+
+    async def _joined(
+        self, record: TokenRecord, grant: identity_service_pb2.CertificateGrant
+    ) -> identity_service_pb2.JoinResponse:
+        await self._record("join", record.identity, record.identity, grant, {"token_id": record.token_id})
+        return identity_service_pb2.JoinResponse(certificate=grant)
+
+    async def _record(
+        self,
+        action: str,
+        principal: Identity,
+        identity: Identity,
+        grant: identity_service_pb2.CertificateGrant,
+        details: dict[str, str],
+    ) -> None:
+        """Before the answer: a certificate that nobody knows of has not left."""
+        leaf = x509.load_pem_x509_certificate(grant.chain.encode())
+        details["serial"] = f"{leaf.serial_number:x}"
+        details["expire_time"] = leaf.not_valid_after_utc.isoformat(timespec="seconds")
+        await self._audit.write(Fact(action, identity.namespace, principal.uri, _resource(identity), details=details))
 
     async def Renew(
         self, request: identity_service_pb2.RenewRequest, _context: Any
@@ -109,6 +132,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         """The caller's own names and grants, for a new key."""
         who = caller()
         grant = self._issue(request.signing_request.encode(), who.identity, who.grants)
+        await self._record("renew", who.identity, who.identity, grant, {})
         return identity_service_pb2.RenewResponse(certificate=grant)
 
     async def CreateToken(
@@ -138,6 +162,15 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         key = keys.token(record.token_id)
         await settle(self._store, Txn((), (Put(key, _encode(record)),)))
         await self._prune(key)
+        details = {
+            "token_id": record.token_id,
+            "agents": ",".join(request.agents),
+            "capabilities": ",".join(request.capabilities),
+            "expire_time": record.expire_time.isoformat(timespec="seconds"),
+        }
+        await self._audit.write(
+            Fact("create_token", namespace, who.principal, _resource(record.identity), details=details)
+        )
         response = identity_service_pb2.CreateTokenResponse(token=text)
         response.expire_time.FromDatetime(record.expire_time)
         return response
@@ -174,6 +207,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         )
         decision = self._policy.decide_batch([question])[0]
         if not decision.allowed:
+            self._audit.record(question, decision)
             raise ApiError(
                 ErrorReason.ERROR_REASON_POLICY_DENIED,
                 action=Action.OPERATE.value,
@@ -189,6 +223,10 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         old = tuple(Delete(item.key) for item in (*behind.kvs, *before.kvs) if _decode(item.value).expire_time < now)
         if old:
             await settle(self._store, Txn((), old))
+
+
+def _resource(identity: Identity) -> str:
+    return f"Identity::{identity.namespace}/{identity.kind.value}/{identity.name}"
 
 
 def _secret(text: str) -> bytes:

@@ -10,6 +10,7 @@ from antiphon.v1 import policy_pb2, policy_service_pb2_grpc
 from antiphon.v1 import policy_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 
+from ..audit import AuditLog, Fact
 from ..placement.fleet import Fleet
 from ..policy import (
     Action,
@@ -36,10 +37,11 @@ _PLACE = re.compile(r"([^:]+(?::\d+)?): (.*)", re.DOTALL)
 
 
 class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
-    def __init__(self, book: PolicyBook, policies: CedarPolicies, fleet: Fleet) -> None:
+    def __init__(self, book: PolicyBook, policies: CedarPolicies, fleet: Fleet, audit: AuditLog) -> None:
         self._book = book
         self._policies = policies
         self._fleet = fleet
+        self._audit = audit
 
     async def Check(self, request: api.CheckRequest, context: Context) -> api.CheckResponse:
         question = _question(request, caller())
@@ -69,6 +71,7 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             )
         except _REFUSALS as error:
             raise _refusal(error, who, request.expected_epoch) from error
+        await self._changed("activate_policies", who, policy)
         return api.ActivatePoliciesResponse(policy=policy)
 
     async def RollBack(self, request: api.RollBackRequest, context: Context) -> api.RollBackResponse:
@@ -79,7 +82,18 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
             )
         except _REFUSALS as error:
             raise _refusal(error, who, request.expected_epoch) from error
+        await self._changed("roll_back_policies", who, policy)
         return api.RollBackResponse(policy=policy)
+
+    async def _changed(self, action: str, who: Caller, policy: policy_pb2.PolicySet) -> None:
+        """A change is answered when it is in the audit chain, too."""
+        details = {"digest": policy.digest, "policies": str(policy.policy_count)}
+        if policy.rolled_back_to:
+            details["rolled_back_to"] = str(policy.rolled_back_to)
+        resource = f"Policy::{who.namespace}/{policy.epoch}"
+        await self._audit.write(
+            Fact(action, who.namespace, who.principal, resource, policy_epoch=policy.epoch, details=details)
+        )
 
     async def ListDecisions(self, request: api.ListDecisionsRequest, context: Context) -> api.ListDecisionsResponse:
         namespace = caller().namespace

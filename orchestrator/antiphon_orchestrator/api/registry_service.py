@@ -10,6 +10,7 @@ from antiphon.v1 import registry_pb2, registry_service_pb2_grpc
 from antiphon.v1 import registry_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 
+from ..audit import AuditLog, Fact
 from ..placement.fleet import Fleet
 from ..registry.registry import ACTIVE, DRAINING, SUSPENDED, AgentNotFound, Registry
 from .call import caller
@@ -20,8 +21,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
-    def __init__(self, registry: Registry, fleet: Fleet) -> None:
+    def __init__(self, registry: Registry, fleet: Fleet, audit: AuditLog) -> None:
         self._registry = registry
+        self._audit = audit
         self._fleet = fleet
 
     async def ListAgents(self, request: api.ListAgentsRequest, context: Context) -> api.ListAgentsResponse:
@@ -69,17 +71,19 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
         return api.ListCapabilitiesResponse(capabilities=[offered[label] for label in labels], next_page_token=token)
 
     async def DrainAgent(self, request: api.DrainAgentRequest, context: Context) -> api.DrainAgentResponse:
-        return api.DrainAgentResponse(agent=await self._set(request.name, DRAINING))
+        return api.DrainAgentResponse(agent=await self._set(request.name, DRAINING, "drain"))
 
     async def SuspendAgent(self, request: api.SuspendAgentRequest, context: Context) -> api.SuspendAgentResponse:
-        return api.SuspendAgentResponse(agent=await self._set(request.name, SUSPENDED))
+        return api.SuspendAgentResponse(agent=await self._set(request.name, SUSPENDED, "suspend"))
 
     async def ResumeAgent(self, request: api.ResumeAgentRequest, context: Context) -> api.ResumeAgentResponse:
-        return api.ResumeAgentResponse(agent=await self._set(request.name, ACTIVE))
+        return api.ResumeAgentResponse(agent=await self._set(request.name, ACTIVE, "resume"))
 
-    async def _set(self, name: str, state: registry_pb2.AgentState.ValueType) -> registry_pb2.Agent:
+    async def _set(self, name: str, state: registry_pb2.AgentState.ValueType, action: str) -> registry_pb2.Agent:
         self._agent(name)
-        await self._registry.set_state(caller().namespace, name, state)
+        who = caller()
+        await self._registry.set_state(who.namespace, name, state)
+        await self._audit.write(Fact(action, who.namespace, who.principal, f"Agent::{who.namespace}/{name}"))
         return self._agent(name)
 
     def _agent(self, name: str) -> registry_pb2.Agent:

@@ -20,11 +20,12 @@ from antiphon_certs import Clock, PeerVerifier, SystemClock
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from antiphon_orchestrator import telemetry
+from antiphon_orchestrator.audit import AuditLog
 from antiphon_orchestrator.policy import Decision, PolicyPort
 
 from .call import trace_id
 from .certificate import LiveCertificate
-from .checks import Call, Checks
+from .checks import Call, Checks, policy_request
 from .image import Image
 from .interceptor import Interceptor
 from .rate import TokenBuckets
@@ -90,6 +91,7 @@ class Parts:
     image: Image
     certificate: LiveCertificate
     policy: PolicyPort
+    audit: AuditLog
     metrics: telemetry.Metrics
     trust_domain: str
     development: bool = False
@@ -173,6 +175,7 @@ class Listener:
 
     def _denied(self, call: Call, decision: Decision) -> None:
         assert call.peer is not None
+        self._parts.audit.record(policy_request(call, call.peer), decision)
         self._log.warning(
             "policy_denied",
             method=call.path,

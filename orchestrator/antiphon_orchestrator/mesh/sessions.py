@@ -18,7 +18,7 @@ from antiphon.v1.error_pb2 import ErrorReason
 
 from .. import telemetry
 from ..api.errors import ApiError
-from ..audit import AuditLog
+from ..audit import AuditLog, Fact
 from ..engine import decide
 from ..engine.decide import Outcome
 from ..engine.failure import Failure, FailureKind
@@ -245,6 +245,7 @@ class Sessions:
         granted_agent = who.allows_agent(description.name)
         if not granted_agent:
             raise ApiError(ErrorReason.ERROR_REASON_NOT_GRANTED, what=f"agent {description.name}")
+        decision_id = ""
         for capability in description.capabilities:
             granted = who.allows_capability(capability.name)
             request = Request.register(
@@ -256,7 +257,9 @@ class Sessions:
                 granted=granted,
             )
             decision = self._policy.decide_batch((request,))[0]
-            self._audit.record(request, decision)
+            decision_id = decision.decision_id
+            if not granted or not decision.allowed:
+                self._audit.record(request, decision)
             if not granted:
                 raise ApiError(ErrorReason.ERROR_REASON_NOT_GRANTED, what=f"capability {capability.name}")
             if not decision.allowed:
@@ -277,6 +280,17 @@ class Sessions:
             ) from conflict
         except InvalidSchema as error:
             raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=str(error)) from error
+        await self._audit.write(
+            Fact(
+                "register",
+                who.namespace,
+                who.principal,
+                f"Agent::{who.namespace}/{description.name}",
+                decision_id=decision_id,
+                policy_epoch=self._policy.epoch,
+                details={"capabilities": ",".join(f"{c.name}@{c.version}" for c in description.capabilities)},
+            )
+        )
 
     async def receive(self, session: Session, who: Announcer, message: mesh.AttachRequest) -> None:
         """Takes in one message of a sidecar."""

@@ -91,6 +91,11 @@ class CedarPolicies:
         """The epoch of the policies in force; 0 when none are loaded."""
         return self._active.epoch
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the texts in force, in hex; empty when none are loaded."""
+        return self._active.digest
+
     def activate(self, bundle: PolicyBundle, rules: Rules | None = None) -> None:
         """Puts a bundle in force. If it is refused, the present one stays. `rules`: the bundle's, if compiled already.
 

@@ -31,6 +31,7 @@ class Action(StrEnum):
     WRITE_CONTEXT = "write_context"  # also delete it, or hold a claim of that name
     OPERATE = "operate"  # change what is there: register a graph, drain an agent, make a join token
     CHANGE_POLICY = "change_policy"  # put other policies in force, for every namespace
+    READ_AUDIT = "read_audit"  # audit records, their checkpoints and proofs
 
     # Enum hashes in Python; this is in every cache look-up.
     __hash__ = str.__hash__

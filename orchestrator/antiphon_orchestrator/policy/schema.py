@@ -29,6 +29,7 @@ RESOURCES: Mapping[Action, tuple[ResourceKind, ...]] = MappingProxyType(
         Action.WRITE_PAYLOAD: (ResourceKind.NAMESPACE,),
         Action.READ_CONTEXT: (ResourceKind.ENTRY,),
         Action.WRITE_CONTEXT: (ResourceKind.ENTRY,),
+        Action.READ_AUDIT: (ResourceKind.NAMESPACE,),
         Action.OPERATE: (ResourceKind.AGENT, ResourceKind.GRAPH, ResourceKind.NAMESPACE),
         Action.CHANGE_POLICY: (ResourceKind.NAMESPACE,),
     }

@@ -34,8 +34,12 @@ class ArchivedRuns:
 
     async def find(self, run_id: str, namespace: str) -> ArchivedRun | None:
         """The summary of a run in a namespace."""
-        found = await self._archive.get_run(run_id)
+        found = await self.summary(run_id)
         return found if found is not None and found.namespace == namespace else None
+
+    async def summary(self, run_id: str) -> ArchivedRun | None:
+        """The summary of a run of any namespace: whoever asks has to see to it who may."""
+        return await self._archive.get_run(run_id)
 
     async def load(self, run_id: str, namespace: str) -> Run | None:
         """The run as it ended, by its events applied again; None when it is not in the archive.

@@ -17,12 +17,16 @@ from collections.abc import Awaitable, Callable
 from antiphon.store.v1 import journal_pb2 as journal
 
 from .. import telemetry
+from ..audit import reading as audit_reading
+from ..audit.chain import page
+from ..audit.log import look_at, trim_point, trimming
 from ..engine.events import RunSubmitted
 from ..engine.plan import Plan
 from ..engine.run import Run, Task
 from ..engine.states import RunState
 from ..placement.fleet import Fleet, Need, Offered, Waiter
-from ..store.port import Store
+from ..store import keys
+from ..store.port import Put, Store
 from . import codec, reading
 from . import inputs as i
 from .archiver import Archiver
@@ -77,7 +81,8 @@ class _Seat:
 
 
 class Host:
-    """All shards of one replica. `inbox_limit` bounds what submitters may queue in one shard."""
+    """All shards of one replica. `inbox_limit` bounds what submitters may queue in one shard, `audit_max_records` its
+    audit chain."""
 
     def __init__(
         self,
@@ -90,10 +95,13 @@ class Host:
         replica_id: str,
         shard_count: int,
         inbox_limit: int,
+        audit_max_records: int,
     ) -> None:
         self._store = store
         self._load_plan = load_plan
         self._inbox_limit = inbox_limit
+        self._replica_id = replica_id
+        self._audit_max_records = audit_max_records
         self._archiver = archiver
         self._seats = [
             _Seat(
@@ -171,6 +179,11 @@ class Host:
         shard = seat.shard
         await seat.log.take()
         shard.epoch = seat.log.epoch
+        chain = shard.audit.chain
+        found = await audit_reading.head(self._store, chain.name)
+        if found is not None:
+            chain.load(found[0])
+        await look_at(self._store, chain)
         shard.timers_held = True
         moment = now()
         async for n, kept in reading.retained(self._store, shard.index):
@@ -226,8 +239,10 @@ class Host:
             if not shard.has_work(moment):
                 await self._idle(seat, moment)
                 continue
+            first_audited = shard.audit.chain.last_seq + 1
             turn = shard.take_turn(moment)
-            shard.release(turn, await seat.log.append(turn.records) if turn.records else 0)
+            beside = self._audited(shard, first_audited, turn.audit) if turn.audit else ()
+            shard.release(turn, await seat.log.append(turn.records, beside) if turn.records else 0)
             await asyncio.sleep(0)  # what was released leaves before the next turn is worked out
             if not seat.room.is_set() and len(shard.inbox) < self._inbox_limit:
                 seat.room.set()
@@ -235,6 +250,12 @@ class Host:
                 await self._trim(seat)
             if shard.retain and (len(shard.retain) >= RETAIN_BATCH or moment >= seat.retain_due):
                 await self._forget_archived(seat, moment)
+
+    def _audited(self, shard: Shard, first: int, raw: list[bytes]) -> tuple[Put, ...]:
+        """What a turn adds to its shard's audit chain, for the commit that holds the turn."""
+        chain = shard.audit.chain
+        head = chain.head(self._replica_id).SerializeToString()
+        return Put(keys.audit(chain.name, first), page(raw)), Put(keys.audit_head(chain.name), head)
 
     async def _idle(self, seat: _Seat, moment: int) -> None:
         """Waits for an input, a timer, or the time to write request ids."""
@@ -280,6 +301,17 @@ class Host:
             seat.trimmed_below = below
         seat.trim_at = seat.log.next_seq + LONG_LOG // 4
         self._move_long_runs(seat)
+        await self._trim_audit(seat)
+
+    async def _trim_audit(self, seat: _Seat) -> None:
+        """Shortens an audit chain that is too long. What a full store refuses now is deleted the next time."""
+        chain = seat.shard.audit.chain
+        found = False
+        while await trim_point(self._store, chain, self._audit_max_records):
+            found = True
+        if found:
+            head = chain.head(self._replica_id).SerializeToString()
+            await seat.log.try_both(trimming(chain), Put(keys.audit_head(chain.name), head))
 
     def _move_long_runs(self, seat: _Seat) -> None:
         """Archives what a long run has done so far; the answer makes its shard snapshot it at the head of the log."""

@@ -8,6 +8,7 @@ the head of a segment tells our own commit from a stranger's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 from collections.abc import Sequence
@@ -60,15 +61,18 @@ class ShardLog:
         self.epoch = epoch
         self._owned = Compare(self._owner_key, Target.VALUE, value)
 
-    async def append(self, segment: Sequence[bytes]) -> int:
-        """Commits one segment of records and returns its number. Raises Fenced; waits while the store cannot write."""
+    async def append(self, segment: Sequence[bytes], beside: tuple[Put, ...] = ()) -> int:
+        """Commits one segment of records, and what belongs to it under other keys, and returns its number.
+
+        Raises Fenced; waits while the store cannot write.
+        """
         assert self._owned is not None
         seq = self.next_seq
         key = keys.log(self.shard, seq)
         value = journal.LogSegment(nonce=self._nonce, epoch=self.epoch, records=segment).SerializeToString()
         txn = Txn(
             (self._owned, Compare(key, Target.CREATE_REVISION, 0)),
-            (Put(key, value),),
+            (Put(key, value), *beside),
             (self._owner_key, key),
         )
         result = await settle(self._store, txn)
@@ -92,9 +96,14 @@ class ShardLog:
         for number in numbers:
             await self._fenced(Delete(keys.requests(self.shard, number)))
 
-    async def _fenced(self, operation: Put | Delete) -> None:
+    async def try_both(self, delete: Delete, put: Put) -> None:
+        """Deletes and puts at once if the store has room now; else nothing happens. Raises Fenced."""
+        with contextlib.suppress(StoreFull):
+            await self._fenced(delete, put, wait_for_space=False)
+
+    async def _fenced(self, *operations: Put | Delete, wait_for_space: bool = True) -> None:
         assert self._owned is not None
-        result = await settle(self._store, Txn((self._owned,), (operation,)))
+        result = await settle(self._store, Txn((self._owned,), operations), wait_for_space=wait_for_space)
         if not result.succeeded:
             raise Fenced(f"shard {self.shard}: epoch {self.epoch} is over")
 
@@ -115,13 +124,18 @@ async def shard_count(store: Store, wanted: int | None) -> int:
     return count
 
 
-async def settle(store: Store, txn: Txn) -> CommitResult:
-    """Sends the identical transaction until its outcome is definite, however long the store is away or full."""
+async def settle(store: Store, txn: Txn, *, wait_for_space: bool = True) -> CommitResult:
+    """Sends the identical transaction until its outcome is definite, however long the store is away.
+
+    A full store is waited for as well, or else raised as StoreFull.
+    """
     wait = 0.01
     while True:
         try:
             return await store.commit(txn)
         except (StoreUnavailable, StoreFull) as error:
+            if not wait_for_space and isinstance(error, StoreFull):
+                raise
             if wait >= 1.0:
                 log.error("store_takes_no_writes", cause=str(error))
             await asyncio.sleep(wait * (0.5 + random.random()))

@@ -27,21 +27,16 @@ from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
 from . import codec
 from . import inputs as i
+from .auditing import ShardAudit
 from .judging import judge_call, judge_output, labelled_call
 from .timers import Timers
-from .turn import Archiver, Entry, Outbox, Turn, principal_kind, request_key
+from .turn import MAX_TIMER_BYTES, SEGMENT_BYTES, Archiver, Entry, Outbox, Turn, principal_kind, request_key
 
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
 MAX_WORK = 0.004
 """Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3), short enough for agents to work on what
 one turn gave them while the next is worked out. Timers have their own such bound."""
-
-MAX_TIMER_BYTES = 1024 * 1024
-"""Record bytes at which timers wait for the next turn: more than MAX_BYTES, so that a busy inbox never starves them."""
-
-SEGMENT_BYTES = 1280 * 1024
-"""Most record bytes that a single large input may bring a turn to; leaves room for timers in the store's 1.5 MiB."""
 
 REQUEST_KEPT = 24 * 3600 * 1_000_000
 """Microseconds a request id is remembered after its run was archived."""
@@ -77,6 +72,7 @@ class Shard:
         self.timers_held = False
         self.pinned: dict[str, int] = {}
         self.retain: list[bytes] = []
+        self.audit = ShardAudit(index)
         self._fleet = fleet
         self._outbox = outbox
         self._archiver = archiver
@@ -169,6 +165,7 @@ class Shard:
         elif kind is e.RunEnded:
             self.timers.clear((run.run_id, -1, 0))
             turn.ended.append(entry)
+            self.audit.ended(turn, entry, event)  # type: ignore[arg-type]
 
     def _keep(self, turn: Turn, entry: Entry, raw: bytes) -> None:
         if entry.mark < 0:
@@ -325,6 +322,7 @@ class Shard:
         else:
             turn.replies.append((item.sink, lambda: run))
         self._keep(turn, entry, raw)
+        self.audit.submitted(turn, entry)
         self._advance(turn, entry)
 
     def _find(self, source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
@@ -419,7 +417,10 @@ class Shard:
         if entry is None:
             turn.replies.append((item.sink, lambda: None))
             return
-        self._follow(turn, entry, decide.cancel_run(entry.run, item.principal, item.reason))
+        events = decide.cancel_run(entry.run, item.principal, item.reason)
+        if events:
+            self.audit.cancelled(turn, entry, item.principal, item.reason)
+        self._follow(turn, entry, events)
         run = entry.run
         if run.state is RunState.RUNNING:
             entry.waiters.append(item.sink)
@@ -600,6 +601,8 @@ class Shard:
             return True
         if turn.records and turn.size + len(raw) > SEGMENT_BYTES:
             return False
+        if drop:
+            self.audit.archived(turn, entry, entry.first_seq + drop - 1)
         entry.records = entry.records[drop:]
         entry.first_seq += drop
         turn.records.append(raw)

@@ -11,6 +11,12 @@ from ..engine.run import Run, Task
 from . import inputs as i
 from . import payloads
 
+MAX_TIMER_BYTES = 1024 * 1024
+"""Record bytes at which timers wait for the next turn: more than MAX_BYTES, so that a busy inbox never starves them."""
+
+SEGMENT_BYTES = 1280 * 1024
+"""Most record bytes that a single large input may bring a turn to; leaves room for timers in the store's 1.5 MiB."""
+
 
 @dataclass(slots=True, eq=False)
 class Entry:
@@ -40,6 +46,8 @@ class Turn:
     verdicts: list[tuple[i.Reporter, str, str]] = field(default_factory=list)
     replies: list[tuple[i.Sink, Callable[[], Any]]] = field(default_factory=list)
     ended: list[Entry] = field(default_factory=list)
+    audit: list[bytes] = field(default_factory=list)
+    """Audit records of this turn, which are committed with its records."""
 
 
 class Outbox(Protocol):

@@ -10,6 +10,10 @@ from __future__ import annotations
 LOG = b"log/"
 """Prefix of the journal of all shards: nobody watches it, so backends may keep no history for it."""
 
+AUDIT = b"audit/"
+"""Prefix of the records of all audit chains, which nobody watches either."""
+
+AUDIT_HEADS = b"audit-head/"
 AGENTS = b"agent/"
 ALIVE = b"alive/"
 REPLICAS = b"replica/"
@@ -157,14 +161,19 @@ def secret(name: str) -> bytes:
     return _spell("secret", name)
 
 
-def audit(writer: str, seq: int) -> bytes:
-    """One audit record of one writer (a shard or a replica); key order is `seq` order."""
-    return _spell("audit", writer) + b"/%016x" % seq
+def audit(chain: str, seq: int) -> bytes:
+    """A page of an audit chain, by the number of its first record; key order is `seq` order."""
+    return _spell("audit", chain) + b"/%016x" % seq
 
 
-def audit_prefix(writer: str) -> bytes:
-    """All audit records of one writer."""
-    return _spell("audit", writer) + b"/"
+def audit_prefix(chain: str) -> bytes:
+    """All pages of one audit chain."""
+    return _spell("audit", chain) + b"/"
+
+
+def audit_head(chain: str) -> bytes:
+    """Where an audit chain ends."""
+    return _spell("audit-head", chain)
 
 
 def parts(key: bytes) -> tuple[str, ...]:

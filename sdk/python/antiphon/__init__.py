@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from ._agent import (
         Agent,
     )
+    from ._audit import (
+        AuditFinding,
+        ChainVerifier,
+        Tampering,
+        verify_audit,
+        verify_audit_proof,
+    )
     from ._client import (
         Client,
         output_of,
@@ -70,6 +77,8 @@ if TYPE_CHECKING:
         ArchiveUnavailable,
         AttemptNotFound,
         AttemptTokenInvalid,
+        AuditChainNotFound,
+        AuditRecordNotFound,
         CallTooDeep,
         CapabilityConflict,
         CertificateExpired,
@@ -132,6 +141,9 @@ __all__ = [
     "ArchiveUnavailable",
     "AttemptNotFound",
     "AttemptTokenInvalid",
+    "AuditChainNotFound",
+    "AuditFinding",
+    "AuditRecordNotFound",
     "BudgetExceeded",
     "CallFailed",
     "CallTooDeep",
@@ -139,6 +151,7 @@ __all__ = [
     "CertificateExpired",
     "CertificateNotAccepted",
     "CertificateRequired",
+    "ChainVerifier",
     "ClaimHeld",
     "ClaimLost",
     "Client",
@@ -196,6 +209,7 @@ __all__ = [
     "StreamReplaced",
     "SubmitOptions",
     "Submitter",
+    "Tampering",
     "TaskCancelled",
     "TaskContext",
     "TaskFailure",
@@ -213,10 +227,19 @@ __all__ = [
     "load_graph",
     "output_of",
     "ref",
+    "verify_audit",
+    "verify_audit_proof",
 ]
 
 _HOMES = {
     "_agent": ("Agent",),
+    "_audit": (
+        "AuditFinding",
+        "ChainVerifier",
+        "Tampering",
+        "verify_audit",
+        "verify_audit_proof",
+    ),
     "_client": (
         "Client",
         "output_of",

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 
+from antiphon.v1.audit_service_pb2_grpc import AuditServiceStub
 from antiphon.v1.context_service_pb2_grpc import ContextServiceStub
 from antiphon.v1.graph_service_pb2_grpc import GraphServiceStub
 from antiphon.v1.identity_service_pb2_grpc import IdentityServiceStub
@@ -56,6 +57,7 @@ class Generation:
         self.registry = RegistryServiceStub(self.channel)
         self.identity = IdentityServiceStub(self.channel)
         self.context = ContextServiceStub(self.channel)
+        self.audit = AuditServiceStub(self.channel)
         self.payloads = PayloadServiceStub(self.channel)
         self.policies = PolicyServiceStub(self.channel)
         self.users = 0

@@ -33,7 +33,7 @@ def decide(action: Action, kind: str, *, of: str = "demo", labels: frozenset[str
             request = Request.release(principal, kind, "demo", "text.redact", labels=labels)
         case Action.REGISTER:
             request = Request.register(principal, kind, "demo", "redactor", capability="text.redact", granted=True)
-        case Action.READ_PAYLOAD | Action.WRITE_PAYLOAD | Action.CHANGE_POLICY:
+        case Action.READ_PAYLOAD | Action.WRITE_PAYLOAD | Action.CHANGE_POLICY | Action.READ_AUDIT:
             request = Request(action, principal, kind, "demo", ResourceKind.NAMESPACE, "demo")
         case Action.OPERATE:
             request = Request(action, principal, kind, "demo", ResourceKind.AGENT, "redactor")
@@ -61,6 +61,7 @@ ALLOWED = {
     Action.CHANGE_POLICY: {"operator"},
     Action.READ_CONTEXT: {"client", "operator"},
     Action.WRITE_CONTEXT: {"client"},
+    Action.READ_AUDIT: {"operator"},
 }
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..command import DELEGATED
-from . import agents, certs, context, graphs, new, output, policies, runs
+from . import agents, audit, certs, context, graphs, new, output, policies, runs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +36,7 @@ app.add_typer(graphs.app, name="graph")
 app.add_typer(agents.app, name="agent")
 app.add_typer(policies.app, name="policy")
 app.add_typer(context.app, name="context")
+app.add_typer(audit.app, name="audit")
 app.add_typer(_groups["orchestrator"], name="orchestrator")
 app.add_typer(_groups["sidecar"], name="sidecar")
 app.add_typer(certs.app, name="certs")

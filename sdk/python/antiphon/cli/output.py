@@ -18,6 +18,7 @@ _STYLES = {
     "SUCCEEDED": "green",
     "ACTIVE": "green",
     "FAILED": "red",
+    "DENIED": "red",
     "LOST": "red",
     "GONE": "red",
     "CANCELLED": "yellow",

@@ -126,6 +126,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Somebody else holds the claim."""
     ERROR_REASON_CLAIM_LOST: _ErrorReason.ValueType  # 105
     """The claim has ended, or somebody else has taken it since."""
+    ERROR_REASON_AUDIT_CHAIN_NOT_FOUND: _ErrorReason.ValueType  # 140
+    """No such chain of audit records."""
+    ERROR_REASON_AUDIT_RECORD_NOT_FOUND: _ErrorReason.ValueType  # 141
+    """The chain does not hold that record: it is not written yet, or was removed with the oldest."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, without its prefix, of every status Antiphon sends; ErrorInfo.domain is "antiphon.v1"."""
@@ -228,6 +232,10 @@ ERROR_REASON_CLAIM_HELD: ErrorReason.ValueType  # 104
 """Somebody else holds the claim."""
 ERROR_REASON_CLAIM_LOST: ErrorReason.ValueType  # 105
 """The claim has ended, or somebody else has taken it since."""
+ERROR_REASON_AUDIT_CHAIN_NOT_FOUND: ErrorReason.ValueType  # 140
+"""No such chain of audit records."""
+ERROR_REASON_AUDIT_RECORD_NOT_FOUND: ErrorReason.ValueType  # 141
+"""The chain does not hold that record: it is not written yet, or was removed with the oldest."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -8,7 +8,6 @@ from antiphon.v1 import graph_pb2 as _graph_pb2
 from antiphon.v1 import payload_pb2 as _payload_pb2
 from antiphon.v1 import policy_pb2 as _policy_pb2
 from antiphon.v1 import registry_pb2 as _registry_pb2
-from antiphon.v1 import run_pb2 as _run_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -153,46 +152,66 @@ class TokenRecord(_message.Message):
 Global___TokenRecord: _TypeAlias = TokenRecord  # noqa: Y015
 
 @_typing.final
-class AuditRecord(_message.Message):
-    """AuditRecord is one policy decision that belongs to no run: registrations, and submissions that were refused.
-    Decisions about a run stand in the run's own records.
-    """
+class AuditPage(_message.Message):
+    """AuditPage is the value of audit/CHAIN/SEQ: the records of one commit, from number SEQ on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    TIME_FIELD_NUMBER: _builtins.int
-    PRINCIPAL_FIELD_NUMBER: _builtins.int
-    ACTION_FIELD_NUMBER: _builtins.int
-    RESOURCE_FIELD_NUMBER: _builtins.int
-    DECISION_FIELD_NUMBER: _builtins.int
-    time: _builtins.int
-    """When; microseconds since 1970."""
-    principal: _builtins.str
-    """SPIFFE id of who asked."""
-    action: _builtins.str
-    """Cedar action."""
-    resource: _builtins.str
-    """What it was about."""
+    RECORDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def decision(self) -> _run_pb2.PolicyDecision:
-        """The decision."""
+    def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Each: the 32 bytes of its hash, then its content; see antiphon.v1.AuditRecord for both."""
 
     def __init__(
         self,
         *,
-        time: _builtins.int = ...,
-        principal: _builtins.str = ...,
-        action: _builtins.str = ...,
-        resource: _builtins.str = ...,
-        decision: _run_pb2.PolicyDecision | None = ...,
+        records: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "decision", b"decision", "principal", b"principal", "resource", b"resource", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AuditRecord: _TypeAlias = AuditRecord  # noqa: Y015
+Global___AuditPage: _TypeAlias = AuditPage  # noqa: Y015
+
+@_typing.final
+class AuditHead(_message.Message):
+    """AuditHead is the value of audit-head/CHAIN, written with every page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_SEQ_FIELD_NUMBER: _builtins.int
+    LAST_HASH_FIELD_NUMBER: _builtins.int
+    TRIMMED_SEQ_FIELD_NUMBER: _builtins.int
+    TRIMMED_HASH_FIELD_NUMBER: _builtins.int
+    WRITER_FIELD_NUMBER: _builtins.int
+    last_seq: _builtins.int
+    """Number of the newest record."""
+    last_hash: _builtins.bytes
+    """Its hash."""
+    trimmed_seq: _builtins.int
+    """Number of the newest record that was removed; 0 when none was."""
+    trimmed_hash: _builtins.bytes
+    """Its hash; empty when none was removed."""
+    writer: _builtins.str
+    """Replica that wrote this; tells its own commit from another's."""
+    def __init__(
+        self,
+        *,
+        last_seq: _builtins.int = ...,
+        last_hash: _builtins.bytes = ...,
+        trimmed_seq: _builtins.int = ...,
+        trimmed_hash: _builtins.bytes = ...,
+        writer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_hash", b"last_hash", "last_seq", b"last_seq", "trimmed_hash", b"trimmed_hash", "trimmed_seq", b"trimmed_seq", "writer", b"writer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditHead: _TypeAlias = AuditHead  # noqa: Y015
 
 @_typing.final
 class PolicyRecord(_message.Message):

@@ -1,0 +1,228 @@
+"""The chain `calls`: acts and refusals that belong to no run, written by all replicas in turn.
+
+What waits is one commit: its page and the head, compared with the head as it was; another replica that was quicker is
+followed, not overwritten. `write` returns when its record is durable, so whoever awaits it before answering has no
+answer out without a record. Refusals are not waited for: the queue is bounded, and what finds no room, or is lost with
+a full store, is logged with all it would have said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .. import telemetry
+from ..policy import Decision, Outcome, Request
+from ..shards.log import settle
+from ..store import keys
+from ..store.port import Compare, Delete, Put, Store, StoreFull, StoreUnavailable, Target, Txn
+from . import reading
+from .chain import Chain, Fact, page
+from .denials import WINDOW, Denials
+
+log = telemetry.logger("audit")
+
+CALLS = "calls"
+"""Name of the chain."""
+
+QUEUE = 10_000
+BATCH = 100
+
+CLOSING = 2.0
+"""Seconds that the end of a process waits for its last records."""
+
+_SPARE = 20
+"""A chain is trimmed when it is longer by a twentieth than it should be, so that trimming is rare."""
+
+
+class _Waiting(NamedTuple):
+    fact: Fact
+    time: int
+    done: asyncio.Future[None] | None
+
+
+class AuditLog:
+    """`load` first, then `run`; `close` writes what is left. `writer`: the replica. Some `max_records` are kept."""
+
+    def __init__(self, store: Store, writer: str, now: Callable[[], int], max_records: int) -> None:
+        self._store = store
+        self._writer = writer
+        self._now = now
+        self._max_records = max_records
+        self._chain = Chain(CALLS)
+        self._revision = 0
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(QUEUE)
+        self._denials = Denials()
+
+    async def load(self) -> None:
+        """Finds the end of the chain and looks at it; a broken one is an alarm in the log, and goes on."""
+        await self._catch_up()
+        await look_at(self._store, self._chain)
+
+    def record(self, request: Request, decision: Decision) -> None:
+        """Takes a policy decision and does not wait. Raises nothing."""
+        moment = self._now()
+        fact = Fact(
+            request.action.value,
+            request.namespace,
+            request.principal,
+            f"{request.resource_kind.value}::{request.namespace}/{request.resource_id}",
+            "DONE" if decision.outcome is Outcome.ALLOW else "DENIED",
+            decision_id=decision.decision_id,
+            policy_epoch=decision.epoch,
+            reason=decision.reason,
+            details={name: _shown(value) for name, value in request.attributes},
+        )
+        noted = self._denials.note(fact, moment)
+        if noted is not None:
+            self.note(noted, moment)
+
+    def note(self, fact: Fact, time: int) -> None:
+        """Takes a fact of this time (microseconds since 1970) and does not wait. Raises nothing."""
+        try:
+            self._queue.put_nowait(_Waiting(fact, time, None))
+        except asyncio.QueueFull:
+            _log_lost(fact)
+
+    async def write(self, fact: Fact) -> None:
+        """Returns when the record is durable. Raises StoreFull, and then whoever asked must not act, or not say so."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._queue.put(_Waiting(fact, self._now(), done))
+        await done
+
+    async def run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(WINDOW / 1e6 if self._denials.open else None):
+                    batch = [await self._queue.get()]
+            except TimeoutError:
+                batch = []
+            moment = self._now()
+            for fact in self._denials.due(moment):
+                self.note(fact, moment)
+            await self._commit(self._taken(batch))
+            await self._trim()
+
+    async def close(self) -> None:
+        """Writes what is left; once, when `run` has ended and nobody adds any more."""
+        moment = self._now()
+        for fact in self._denials.due(moment + WINDOW):
+            self.note(fact, moment)
+        try:
+            async with asyncio.timeout(CLOSING):
+                await self._catch_up()  # `run` may have been cancelled between its memory and the store
+                while batch := self._taken([]):
+                    await self._commit(batch)
+        except (TimeoutError, StoreUnavailable) as error:
+            log.error("audit_not_closed", cause=str(error), count=self._queue.qsize())
+
+    def _taken(self, batch: list[_Waiting]) -> list[_Waiting]:
+        while len(batch) < BATCH and not self._queue.empty():
+            batch.append(self._queue.get_nowait())
+        return batch
+
+    async def _commit(self, batch: list[_Waiting]) -> None:
+        if not batch:
+            return
+        try:
+            while not await self._append(batch):
+                await self._catch_up()
+        except StoreFull as full:
+            await self._catch_up()
+            for waiting in batch:
+                if waiting.done is None:
+                    _log_lost(waiting.fact)
+                elif not waiting.done.done():
+                    waiting.done.set_exception(full)
+            return
+        for waiting in batch:
+            if waiting.done is not None and not waiting.done.done():
+                waiting.done.set_result(None)
+
+    async def _append(self, batch: list[_Waiting]) -> bool:
+        """Whether the records are in the chain now; False when another replica wrote first. Raises StoreFull."""
+        first = self._chain.last_seq + 1
+        raw = [self._chain.add(waiting.fact, waiting.time) for waiting in batch]
+        return await self._put_with_head(Put(keys.audit(CALLS, first), page(raw)))
+
+    async def _put_with_head(self, operation: Put | Delete) -> bool:
+        key = keys.audit_head(CALLS)
+        head = self._chain.head(self._writer).SerializeToString()
+        txn = Txn((Compare(key, Target.MOD_REVISION, self._revision),), (operation, Put(key, head)), (key,))
+        result = await settle(self._store, txn, wait_for_space=False)
+        if result.succeeded:
+            self._revision = result.revision
+            return True
+        there = result.observed[key]
+        if there is not None and there.value == head:  # ours, of a commit whose answer was lost
+            self._revision = there.mod_revision
+            return True
+        return False
+
+    async def _catch_up(self) -> None:
+        """Takes the chain as the store has it."""
+        found = await reading.head(self._store, CALLS)
+        self._chain = Chain(CALLS)
+        self._revision = 0
+        if found is not None:
+            self._chain.load(found[0])
+            self._revision = found[1]
+
+    async def _trim(self) -> None:
+        if await trim_point(self._store, self._chain, self._max_records):
+            try:
+                trimmed = await self._put_with_head(trimming(self._chain))
+            except StoreFull:
+                trimmed = False
+            if not trimmed:
+                await self._catch_up()
+
+
+async def trim_point(store: Store, chain: Chain, max_records: int) -> bool:
+    """Moves the beginning of a chain that is too long, in memory; whether there is anything to delete now."""
+    if chain.last_seq - chain.trimmed_seq <= max_records + max_records // _SPARE:
+        return False
+    point = await reading.oldest(store, chain.name, chain.trimmed_seq, chain.last_seq - max_records + 1)
+    if point is None:
+        return False
+    chain.trimmed_seq, chain.trimmed_hash = point
+    log.info("audit_trimmed", key=chain.name, seq=chain.trimmed_seq)
+    return True
+
+
+def trimming(chain: Chain) -> Delete:
+    """Deletes what lies before the beginning of a chain."""
+    return Delete(keys.audit(chain.name, 0), keys.audit(chain.name, chain.trimmed_seq + 1))
+
+
+async def look_at(store: Store, chain: Chain) -> None:
+    """Raises an alarm in the log when the end of a chain is not what was written. Refuses nothing."""
+    try:
+        if chain.last_seq == 0:
+            prefix = keys.audit_prefix(chain.name)
+            found = await store.range(prefix, keys.audit(chain.name, (1 << 64) - 1), limit=1)
+            broken = (1, "the head is missing, and there are records") if found.kvs else None
+        else:
+            broken = await reading.broken_at(store, chain.name, chain.head(""))
+    except StoreUnavailable as error:
+        log.warning("audit_not_verified", key=chain.name, cause=str(error))
+        return
+    if broken is not None:
+        log.error("audit_chain_broken", key=chain.name, seq=broken[0], cause=broken[1])
+
+
+def _shown(value: object) -> str:
+    return ",".join(sorted(value)) if isinstance(value, frozenset) else str(value)
+
+
+def _log_lost(fact: Fact) -> None:
+    log.error(
+        "audit_record_lost",
+        principal=fact.principal,
+        action=fact.action,
+        source=fact.resource,
+        decision_id=fact.decision_id,
+        state=fact.outcome,
+        cause=fact.reason,
+    )
