@@ -51,7 +51,7 @@ class Kind(StrEnum):
 class Expected(StrEnum):
     """What must come of a case.
 
-    ACCEPTED     each answer is OK, or a refusal that the method declares and that is not about the call's form
+    ACCEPTED     each answer is OK, or a refusal that the method declares, or a denial of policy
     SERVED       the same, and not every one is a denial of policy
     REFUSED      each is refused for `reason`, and with `path` in its field violations when there is one
     TOLERATED    accepted, or refused so

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from re import _constants as code  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -36,10 +37,10 @@ _KNOWN = {
     **{number: {"lte", "gte"} for number in (*_INTEGERS, "double", "duration")},
 }
 
-Fact = str | bytes | int | Callable[[str], str] | None
+Fact = str | bytes | int | Callable[[str], str] | EllipsisType | None
 Facts = Mapping[str, Fact]
 """By `Message.field` or `field`. A function gets what the message is for, and answers something of its own for each;
-None leaves the field alone."""
+None leaves the field alone, and `...` says that a message without it is of no use."""
 
 
 class UnknownRule(Exception):
@@ -121,7 +122,7 @@ class Values:
         """Whether a message without the field breaks a rule, or says less than a fact knows."""
         rules = self._contract.rules(field)
         kind = rules.WhichOneof("type")
-        if rules.required or self._known(field) is not None:
+        if rules.required or self._facts.get(field.name) is ... or self._known(field) is not None:
             return True
         if kind is None or (field.has_presence and not field.is_repeated):
             return False
@@ -197,7 +198,7 @@ class Values:
             # The name of something is a fact where a message asks for it, not where it is that thing.
             nouns = [noun for noun in self._facts if noun.istitle() and noun in owner and noun != owner]
             fact = self._facts[nouns[0]] if nouns else None
-        if fact is None or field.message_type is not None:
+        if fact is None or fact is ... or field.message_type is not None:
             return None
         rules = self._contract.rules(field)
         if field.is_repeated:

@@ -68,6 +68,7 @@ class World:
         self._with_agents = agents
         limits = [word for setting in _SETTINGS for word in (setting, "100000")]
         self.mesh = Mesh(*limits)
+        self._foreign = Ca(self.mesh.folder / "foreign")
         self._channels: dict[tuple[str, str], grpc.Channel] = {}
         self._sensitive: set[bytes] = set()
         self._work: queue.SimpleQueue[agent_service_pb2.WorkRequest | None] = queue.SimpleQueue()
@@ -186,7 +187,7 @@ class World:
     def _certificate(self, identity: str) -> tuple[bytes, bytes, bytes]:
         ca, now = self.mesh.ca, datetime.now(UTC)
         if identity == FOREIGN:
-            return Ca(self.mesh.path("foreign")).issue(Kind.CLIENT, "case")
+            return self._foreign.issue(Kind.CLIENT, "case")
         if identity == EXPIRED:
             return ca.issue(Kind.CLIENT, "case", lifetime=timedelta(minutes=1), now=now - timedelta(hours=1))
         if identity == EXPIRING:
@@ -211,6 +212,7 @@ class World:
             "Agent": "player",
             "AgentDescription.name": "player",
             "Graph": "facts",
+            "Graph.name": lambda tag: f"g{_fresh(tag)}",
             "GraphTask.needs": None,
             "Payload.field_labels": None,
             "Payload.labels": None,  # they decide where a value may go, and then some would go nowhere
@@ -221,12 +223,14 @@ class World:
             "cursor": None,
             "digest": hashlib.sha256(_CONTENT).hexdigest(),
             "for_each": "[1]",
+            "hello": ...,  # a stream that needs one says so in its rules of order, which no descriptor holds
             "incarnation": _fresh,
             "input": '"text"',
             "input_schema": "{}",
             "media_type": "application/json",
             "output": '"text"',
             "output_schema": "{}",
+            "member": None,
             "page_token": None,
             "request_id": _fresh,
             "run_id": run.run_id,
