@@ -140,7 +140,8 @@ class World:
         for value in sorted(self._sensitive):
             forms = {value.hex(), base64.b64encode(value).decode(), repr(value)[2:-1]}
             with suppress(UnicodeDecodeError):
-                forms |= {value.decode(), json.dumps(value.decode())[1:-1]}
+                forms.add(value.decode())
+            forms |= {json.dumps(form)[1:-1] for form in forms}
             found += [
                 f"{name} logs {value[:60]!r}" for name, text in said.items() if any(form in text for form in forms)
             ]
@@ -152,7 +153,7 @@ class World:
             # would cut it, too.
             known = self._own.pool.FindMessageTypeByName(descriptor.full_name)
             values = sensitive_values(self._own, self._own.message(known, data))
-            self._sensitive |= {value[:64] for value in values}
+            self._sensitive |= {value[:63] for value in values}
 
     # Connections
 
