@@ -134,9 +134,7 @@ def _scalar(field: FieldDescriptor) -> Any:
         return field.number + 0.5
     signed = kind in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64)
     # Times and durations that JSON can say are not negative.
-    return (
-        1000 + field.number if not signed or field.containing_type.file.package == "google.protobuf" else -field.number
-    )
+    return -field.number if signed and field.full_name.startswith("antiphon.") else 1000 + field.number
 
 
 def _entry(field: FieldDescriptor) -> Descriptor | None:

@@ -51,6 +51,7 @@ from tests.harness import Ca, Mesh
 LIMIT = 10.0
 """Seconds in which an answer comes that is expected to come."""
 
+_PAUSE = 0.02
 _QUIET = 0.3  # a stream that has said nothing for so long, and that need not say anything, counts as open
 _MAY_SAY_NOTHING = frozenset({Expected.ACCEPTED, Expected.SERVED, Expected.TOLERATED, Expected.EQUAL})
 _TRIES = 40  # of a call whose answer something else is changing
@@ -67,7 +68,7 @@ class World:
         self._own = Contract()  # what is known of answers when `contract` was changed for a test
         self._with_agents = agents
         limits = [word for setting in _SETTINGS for word in (setting, "100000")]
-        self.mesh = Mesh(*limits)
+        self.mesh = Mesh(*limits, "--telemetry-log-level", "debug")
         self._foreign = Ca(self.mesh.folder / "foreign")
         self._channels: dict[tuple[str, str], grpc.Channel] = {}
         self._sensitive: set[bytes] = set()
@@ -78,9 +79,6 @@ class World:
     def __enter__(self) -> Self:
         self.mesh.__enter__()
         try:
-            # Known to nobody but the authority, and still good when its connection is made.
-            self._expiry = datetime.now(UTC) + timedelta(seconds=3)
-            self._channel(EXPIRING, "mutual_tls")
             self.cases = Cases(self.contract, self._facts())
         except BaseException:
             self.close()
@@ -124,10 +122,10 @@ class World:
 
     def answer(self, method: Method, call: Call, expected: Expected) -> Answer:
         """Make one call."""
-        if call.identity == EXPIRING:
-            time.sleep(max(0.0, (self._expiry - datetime.now(UTC)).total_seconds() + 0.1))
         self._note(method.request, call.data)
         channel = self._channel(call.identity, call.listener, stream=not method.unary)
+        while call.identity == EXPIRING and datetime.now(UTC) <= self._expiry:
+            time.sleep(_PAUSE)
         answer = _made(channel, method, call, patient=expected not in _MAY_SAY_NOTHING)
         for data in answer.responses:
             self._note(method.response, data)
@@ -192,7 +190,9 @@ class World:
         if identity == EXPIRED:
             return ca.issue(Kind.CLIENT, "case", lifetime=timedelta(minutes=1), now=now - timedelta(hours=1))
         if identity == EXPIRING:
-            return ca.issue(Kind.CLIENT, "case", lifetime=self._expiry - now)
+            # Still good when its connection is made.
+            self._expiry = now + timedelta(seconds=3)
+            return ca.issue(Kind.CLIENT, "case", lifetime=timedelta(seconds=3), now=now)
         return ca.issue(Kind(identity), f"case-{identity}", agents=("*",), capabilities=("*",))
 
     # Facts
