@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 BIN := .venv/bin
 
-.PHONY: help demo test check gen bench fmt baseline environment
+.PHONY: help demo test contract check gen bench fmt baseline environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ demo: environment ## the main job: review the packages of this environment, with
 
 test: environment ## all tests; ARGS="tests/unit -x" runs some of them
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+contract: environment ## every RPC against its contract on a real mesh, golden bytes, planted faults
+	@$(BIN)/python -m pytest -q tests/contract $(ARGS)
 
 check: environment ## formats, lint, types, contracts, module boundaries, generated code
 	@$(BIN)/python tools/check.py $(ARGS)

@@ -1,9 +1,9 @@
 """Generates everything that is derived from the contracts; `make gen` runs it, `make check` fails on a difference.
 
 Written: the Python code under sdk/python/antiphon (from an image without the validation options, because a second copy
-of validate.proto in a user's process would be a descriptor-pool error) and the servers' full image, which holds the
-validation rules and options. Nothing is fetched: buf and protoc come from Python packages. What has not changed is not
-written again, so that what runs from this checkout is not disturbed.
+of validate.proto in a user's process would be a descriptor-pool error); the servers' full image, which holds the
+validation rules and options; and the reference pages under docs/reference. Nothing is fetched: buf and protoc come from
+Python packages. What has not changed is not written again, so that what runs from this checkout is not disturbed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import Any
 
 import grpc_tools
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from reference import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 SDK = Path("sdk/python")
 PACKAGES = ("antiphon/v1", "antiphon/mesh", "antiphon/store", "antiphon/options")
 IMAGE = Path("orchestrator/antiphon_orchestrator/api/contracts.binpb")
+REFERENCE = Path("docs/reference")
 
 
 def buf(*arguments: str) -> None:
@@ -74,6 +76,9 @@ def generate(target: Path) -> None:
         stripped = Path(scratch) / "stripped.binpb"
         stripped.write_bytes(without_validation(full.read_bytes()))
         compile_python(stripped, sdk)
+        (target / REFERENCE).mkdir(parents=True)
+        for name, text in pages(full.read_bytes()).items():
+            (target / REFERENCE / name).write_text(text)
     for package in PACKAGES:
         # A package needs its marker; generators write none.
         for folder in [sdk / package, *(path for path in (sdk / package).rglob("*") if path.is_dir())]:
@@ -100,7 +105,8 @@ def generated(root: Path) -> dict[Path, bytes]:
     """Every generated file under `root`, by its path from there."""
     folders = [root / SDK / package for package in PACKAGES]
     found = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".pyi")]
-    return {path.relative_to(root): path.read_bytes() for path in (*found, root / IMAGE) if path.is_file()}
+    found += [root / IMAGE, *(root / REFERENCE).glob("*.md")]
+    return {path.relative_to(root): path.read_bytes() for path in found if path.is_file()}
 
 
 def main(arguments: list[str]) -> int:

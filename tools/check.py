@@ -21,6 +21,7 @@ SOURCES = (
     "sdk/python/antiphon",
     "tools",
     "protos/generate.py",
+    "protos/reference.py",
     "benchmarks",
 )
 

@@ -23,8 +23,8 @@ from antiphon.v1 import agent_service_pb2_grpc, context_request_pb2, error_pb2, 
 from .asks import inherit, mistake_in_ask, note_reads, refused
 from .attempts import Attempt
 from .boxes import Seat
-from .checks import checked_result, failed, mistake_in_call
-from .errors import Refused, abort
+from .checks import Mistake, checked_result, failed, mistake_in_call, mistake_in_progress
+from .errors import REFUSE_UNKNOWN, Refused, abort, refusal_of_call
 from .node import Node
 from .socket import SocketError
 from .wire import MOST_BYTES, MOST_ITEMS
@@ -50,6 +50,7 @@ class AgentSocket:
         """Open the socket. Raises `SocketError` when that cannot be."""
         server = self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MOST_CALLS)
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self._servicer, server)  # type: ignore[arg-type]
+        server.add_generic_rpc_handlers((REFUSE_UNKNOWN,))
         try:
             server.add_insecure_port(f"unix:{path}")
         except RuntimeError as error:
@@ -106,6 +107,9 @@ class _Servicer:
             raise Refused(error_pb2.ERROR_REASON_PROTOCOL_VIOLATION, cause="no hello came") from None
         if not first.HasField("hello"):
             raise Refused(error_pb2.ERROR_REASON_PROTOCOL_VIOLATION, cause="the first message is not a hello")
+        if not first.hello.HasField("description"):
+            where = "hello.description"
+            raise Refused(error_pb2.ERROR_REASON_REQUEST_INVALID, violations=[(where, "is required")], field=where)
         # A client that dies during a write leaves this generator suspended, its `finally` waiting for the collector.
         context.add_done_callback(lambda _: self._end(session))  # type: ignore[arg-type]
         if self._session:
@@ -129,6 +133,7 @@ class _Servicer:
     ) -> agents.ReportProgressResponse:
         """How far an attempt is."""
         try:
+            _check_call(context, "ReportProgress", mistake_in_progress(request))
             attempt = self._vouched(request.update.attempt_id, request.attempt_token)
             self._node.inflight.progressed(self.seat, attempt.attempt_id, tidy_progress(request.update))
         except Exception as error:
@@ -139,8 +144,7 @@ class _Servicer:
         """Ask for a capability and wait."""
         inflight = self._node.inflight
         try:
-            if context.time_remaining() is None:
-                raise Refused(error_pb2.ERROR_REASON_DEADLINE_REQUIRED, method="AgentService.Call")
+            _check_call(context, "Call", mistake_in_call(request, self._node.inline_limit))
             attempt = self._vouched(request.attempt_id, request.attempt_token)
             inherit(attempt, request.input)
             if mistake := mistake_in_call(request, self._node.inline_limit):
@@ -163,6 +167,8 @@ class _Servicer:
                     inflight.gave_up(attempt, request.call_id)
             if response is None:
                 raise Refused(error_pb2.ERROR_REASON_ATTEMPT_NOT_FOUND, attempt_id=request.attempt_id)
+            if refused := refusal_of_call(request, response):
+                raise refused
             return response
         except Exception as error:
             await abort(context, error)
@@ -175,6 +181,14 @@ class _Servicer:
         if attempt is None:
             raise Refused(error_pb2.ERROR_REASON_ATTEMPT_TOKEN_INVALID)
         return attempt
+
+
+def _check_call(context: _Context, method: str, mistake: Mistake | None) -> None:
+    """What every unary call must keep. Raises `Refused`."""
+    if context.time_remaining() is None:
+        raise Refused(error_pb2.ERROR_REASON_DEADLINE_REQUIRED, method=f"/antiphon.v1.AgentService/{method}")
+    if mistake:
+        raise Refused(error_pb2.ERROR_REASON_REQUEST_INVALID, str(mistake), violations=[mistake], field=mistake.field)
 
 
 class _Session:
@@ -291,7 +305,7 @@ class _Session:
                 call, failure_pb2.FAILURE_KIND_PERMANENT, "ATTEMPT_TOKEN_INVALID", "the token is not its own"
             )
         elif mistake:
-            self._fail_call(call, failure_pb2.FAILURE_KIND_INVALID_INPUT, "REQUEST_INVALID", mistake)
+            self._fail_call(call, failure_pb2.FAILURE_KIND_INVALID_INPUT, "REQUEST_INVALID", str(mistake))
         elif not inflight.called(attempt, call.call_id, call, call.ByteSize(), self._deliver):
             self._fail_call(
                 call, failure_pb2.FAILURE_KIND_PERMANENT, "OVERLOADED", "too many calls of one attempt wait"

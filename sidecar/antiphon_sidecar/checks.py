@@ -8,7 +8,8 @@ protos/antiphon/v1; a full validator would cost more memory than the rest of the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from antiphon.v1 import agent_service_pb2, capability_pb2, failure_pb2, payload_pb2, registry_pb2
 
@@ -20,57 +21,82 @@ _VERSION = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,2}")
 _LABEL = re.compile(r"[a-z][a-z0-9.-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KINDS = frozenset(failure_pb2.FailureKind.values())
-_EFFECTS = frozenset(capability_pb2.Effect.values())
 
 
-def mistakes_in_description(description: registry_pb2.AgentDescription) -> Iterator[str]:
-    """Every rule an announcement breaks, as `field: what to do`."""
+class Mistake(NamedTuple):
+    """A rule that is broken: the path of the field, as the contract spells it, and what to do."""
+
+    field: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.remedy}"
+
+
+class UnfitPayload(ValueError):
+    """A payload breaks a rule; `field` is the path of what is at fault, from the payload on."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def mistakes_in_description(description: registry_pb2.AgentDescription) -> Iterator[Mistake]:
+    """Every rule an announcement breaks."""
     if not _NAME.fullmatch(description.name):
-        yield "name: use 1-63 lower-case letters, digits and inner dashes"
-    if len(description.version) > 64 or len(description.runtime) > 64:
-        yield "version, runtime: use at most 64 characters"
+        yield Mistake("name", "use 1-63 lower-case letters, digits and inner dashes")
+    for field in ("version", "runtime"):
+        if len(getattr(description, field)) > 64:
+            yield Mistake(field, "use at most 64 characters")
     if not 1 <= len(description.capabilities) <= 100:
-        yield "capabilities: announce 1 to 100"
+        yield Mistake("capabilities", "announce 1 to 100")
     if not 1 <= description.concurrency <= 10_000:
-        yield "concurrency: use 1 to 10000"
+        yield Mistake("concurrency", "use 1 to 10000")
     if description.prefetch > 10_000:
-        yield "prefetch: use at most 10000"
+        yield Mistake("prefetch", "use at most 10000")
     if len(description.labels) > 16:
-        yield "labels: use at most 16"
+        yield Mistake("labels", "use at most 16")
     for key, value in description.labels.items():
         if not 1 <= len(key) <= 64 or len(value) > 256:
-            yield f"labels[{key[:64]}]: use at most 64 characters for the key and 256 for the value"
+            yield Mistake(f'labels["{key[:256]}"]', "use at most 64 characters for the key and 256 for the value")
     if description.ByteSize() > _LARGEST_DESCRIPTION:
-        yield f"capabilities: keep names, descriptions and schemas together within {_LARGEST_DESCRIPTION} bytes"
-    for capability in description.capabilities:
-        yield from _mistakes_in_capability(capability)
+        yield Mistake(
+            "capabilities", f"keep names, descriptions and schemas together within {_LARGEST_DESCRIPTION} bytes"
+        )
+    for index, capability in enumerate(description.capabilities):
+        for field, remedy in _mistakes_in_capability(capability):
+            yield Mistake(f"capabilities[{index}].{field}", remedy)
 
 
-def _mistakes_in_capability(capability: capability_pb2.Capability) -> Iterator[str]:
-    where = f"capabilities[{capability.name[:80]}]"
+def _mistakes_in_capability(capability: capability_pb2.Capability) -> Iterator[tuple[str, str]]:
+    # Effects are not looked at: one that is unknown here is something newer, and counts as the strictest.
     if not _CAPABILITY.fullmatch(capability.name):
-        yield f"{where}.name: use a dotted lower-case name such as text.summarize"
+        yield "name", f"{capability.name[:80]!r} is not a dotted lower-case name such as text.summarize"
     if not _VERSION.fullmatch(capability.version):
-        yield f"{where}.version: use 1, 1.2 or 1.2.3"
-    if len(capability.description) > 2_048:
-        yield f"{where}.description: use at most 2048 characters"
-    if len(capability.input_schema) > 32_768 or len(capability.output_schema) > 32_768:
-        yield f"{where}: use schemas of at most 32768 characters"
-    if capability.effect not in _EFFECTS:
-        yield f"{where}.effect: unknown"
-    if len(capability.clearance) > 64 or any(len(key) > 64 for key in capability.clearance):
-        yield f"{where}.clearance: use at most 64 keys of at most 64 characters"
+        yield "version", f"{capability.version[:80]!r} is not 1, 1.2 or 1.2.3"
+    for field, most in (("description", 2_048), ("input_schema", 32_768), ("output_schema", 32_768)):
+        if len(getattr(capability, field)) > most:
+            yield field, f"use at most {most} characters"
+    if len(capability.clearance) > 64:
+        yield "clearance", "use at most 64 keys"
+    for index, key in enumerate(capability.clearance):
+        if len(key) > 64:
+            yield f"clearance[{index}]", "use at most 64 characters"
     if not 0 <= capability.cost <= 1e9:
-        yield f"{where}.cost: use 0 to 1000000000"
+        yield "cost", "use 0 to 1000000000"
 
 
 def size_of(payload: payload_pb2.Payload, limit: int = INLINE_LIMIT) -> int:
-    """About how many bytes a payload is on the wire. Raises `ValueError` with what is wrong with it."""
+    """About how many bytes a payload is on the wire. Raises `UnfitPayload` with what is wrong with it."""
     size = len(payload.inline)
     if size > limit:
-        raise ValueError(f"the value has {size} bytes; at most {limit} fit")
-    if len(payload.media_type) > 128 or len(payload.origin_attempt_id) > 512 or len(payload.schema) > 512:
-        raise ValueError("media_type, origin_attempt_id or schema is too long")
+        raise UnfitPayload("inline", f"the value has {size} bytes; at most {limit} fit")
+    if len(payload.media_type) > 128:
+        raise UnfitPayload("media_type", "media_type is longer than 128 characters")
+    if len(payload.origin_attempt_id) > 512:
+        raise UnfitPayload("origin_attempt_id", "origin_attempt_id is longer than 512 characters")
+    if len(payload.schema) > 512:
+        raise UnfitPayload("schema", "schema is longer than 512 characters")
     if payload.labels or payload.field_labels or payload.HasField("blob"):
         size += _checked_extras(payload)
     return size
@@ -78,30 +104,65 @@ def size_of(payload: payload_pb2.Payload, limit: int = INLINE_LIMIT) -> int:
 
 def _checked_extras(payload: payload_pb2.Payload) -> int:
     if payload.HasField("blob") and not _DIGEST.fullmatch(payload.blob.digest):
-        raise ValueError("blob.digest is not 64 hexadecimal digits")
-    if len(payload.field_labels) > 256 or any(
-        len(field.pointer) > 512 or len(field.labels) > 16 for field in payload.field_labels
-    ):
-        raise ValueError("field_labels exceed 256 fields, 512 characters or 16 labels a field")
-    labels = [*payload.labels, *(label for field in payload.field_labels for label in field.labels)]
+        raise UnfitPayload("blob.digest", "blob.digest is not 64 hexadecimal digits")
     if len(payload.labels) > 64:
-        raise ValueError("there are more than 64 labels")
-    for label in labels:
-        if not _LABEL.fullmatch(label.key) or len(label.value) > 256 or len(label.asserted_by) > 256:
-            raise ValueError(f"label {label.key[:64]!r} is not one: use a lower-case key and a value of at most 256")
+        raise UnfitPayload("labels", "there are more than 64 labels")
+    if len(payload.field_labels) > 256:
+        raise UnfitPayload("field_labels", "there are labels of more than 256 fields")
+    _check_labels(payload.labels, "labels")
+    for index, field in enumerate(payload.field_labels):
+        where = f"field_labels[{index}]"
+        if len(field.pointer) > 512:
+            raise UnfitPayload(f"{where}.pointer", "a pointer is longer than 512 characters")
+        if len(field.labels) > 16:
+            raise UnfitPayload(f"{where}.labels", "a field has more than 16 labels")
+        _check_labels(field.labels, f"{where}.labels")
     return payload.ByteSize() - len(payload.inline)
 
 
-def mistake_in_call(call: agent_service_pb2.CallRequest, limit: int) -> str | None:
-    """The first rule a call breaks, as `field: what to do`."""
+def _check_labels(labels: Iterable[payload_pb2.Label], where: str) -> None:
+    for index, label in enumerate(labels):
+        if not _LABEL.fullmatch(label.key):
+            raise UnfitPayload(f"{where}[{index}].key", f"label {label.key[:64]!r} is not one: use a lower-case key")
+        for field in ("value", "asserted_by"):
+            if len(getattr(label, field)) > 256:
+                raise UnfitPayload(f"{where}[{index}].{field}", f"{field} of a label is longer than 256 characters")
+
+
+def mistake_in_call(call: agent_service_pb2.CallRequest, limit: int) -> Mistake | None:
+    """The first rule a call breaks."""
     if not 1 <= len(call.call_id) <= 64:
-        return "call_id: use 1 to 64 characters"
+        return Mistake("call_id", "use 1 to 64 characters")
+    if mistake := _mistake_in_token(call.attempt_id, call.attempt_token):
+        return mistake
     if not 3 <= len(call.capability) <= 576:
-        return "capability: name a capability and versions, such as text.summarize@1"
+        return Mistake("capability", "name a capability and versions, such as text.summarize@1")
     try:
         size_of(call.input, limit)
-    except ValueError as error:
-        return f"input: {error}"
+    except UnfitPayload as error:
+        return Mistake(f"input.{error.field}", str(error))
+    return None
+
+
+def mistake_in_progress(request: agent_service_pb2.ReportProgressRequest) -> Mistake | None:
+    """The first rule a unary report of progress breaks; on a stream progress is tidied instead."""
+    update = request.update
+    if not request.HasField("update"):
+        return Mistake("update", "is required")
+    if mistake := _mistake_in_token(update.attempt_id, request.attempt_token):
+        return mistake if mistake.field == "attempt_token" else Mistake(f"update.{mistake.field}", mistake.remedy)
+    if not 0.0 <= update.progress.fraction <= 1.0:
+        return Mistake("update.progress.fraction", "use 0 to 1")
+    if len(update.progress.message) > 1_024:
+        return Mistake("update.progress.message", "use at most 1024 characters")
+    return None
+
+
+def _mistake_in_token(attempt_id: str, token: bytes) -> Mistake | None:
+    if not 1 <= len(attempt_id) <= 512:
+        return Mistake("attempt_id", "use that of the assignment")
+    if not 1 <= len(token) <= 256:
+        return Mistake("attempt_token", "use that of the assignment")
     return None
 
 
@@ -132,7 +193,7 @@ def checked_result(result: agent_service_pb2.Result, limit: int) -> int:
         return 0
     try:
         return size_of(result.output, limit)
-    except ValueError as error:
+    except UnfitPayload as error:
         result.failure.CopyFrom(
             failed(failure_pb2.FAILURE_KIND_INVALID_OUTPUT, f"the agent's output is refused: {error}")
         )

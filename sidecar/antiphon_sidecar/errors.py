@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 import grpc
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.options.v1 import options_pb2
-from antiphon.v1 import error_pb2
+from antiphon.v1 import agent_service_pb2, error_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,42 @@ def refusal_of(agent: mesh.AgentRefusal) -> Refused:
     known = agent.reason in error_pb2.ErrorReason.values() and agent.reason != error_pb2.ERROR_REASON_UNSPECIFIED
     reason = agent.reason if known else error_pb2.ERROR_REASON_NOT_GRANTED
     return Refused(reason, agent.message or None)
+
+
+def refusal_of_call(request: agent_service_pb2.CallRequest, response: agent_service_pb2.CallResponse) -> Refused | None:
+    """The refusal that an orchestrator's answer to a call means, or None when the call was made.
+
+    On a stream a refused call is answered with a failure whose code is the reason; a unary caller gets an error.
+    """
+    reason = _REFUSED_CALLS.get(response.failure.code)
+    if reason is None or response.WhichOneof("outcome") != "failure":
+        return None
+    spec = error_pb2.ErrorReason.DESCRIPTOR.values_by_number[reason].GetOptions().Extensions[options_pb2.error]
+    known = {"request_id": request.call_id, "attempt_id": request.attempt_id}
+    variables: Any = {key: value for key, value in known.items() if key in spec.metadata}
+    return Refused(reason, response.failure.message or None, **variables)
+
+
+_REFUSED_CALLS = {
+    "REQUEST_ID_REUSED": error_pb2.ERROR_REASON_REQUEST_ID_REUSED,
+    "CALL_TOO_DEEP": error_pb2.ERROR_REASON_CALL_TOO_DEEP,
+    "ATTEMPT_NOT_FOUND": error_pb2.ERROR_REASON_ATTEMPT_NOT_FOUND,
+    "ATTEMPT_TOKEN_INVALID": error_pb2.ERROR_REASON_ATTEMPT_TOKEN_INVALID,
+}
+
+
+class _RefuseUnknown(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
+    """The last handler of a server: whatever no other one knows is refused as the registry says."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        async def refuse(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await abort(context, Refused(error_pb2.ERROR_REASON_METHOD_UNKNOWN, method=handler_call_details.method))
+
+        # As a stream both ways: that fits every kind of call, and reads nothing before it refuses.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+REFUSE_UNKNOWN = _RefuseUnknown()
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException) -> NoReturn:

@@ -48,9 +48,8 @@ class Node:
             raise Refused(error_pb2.ERROR_REASON_NOT_GRANTED, what=f"agent {description.name} on {seat.name}'s socket")
         description.name = seat.name
         if mistakes := list(mistakes_in_description(description)):
-            pairs = [mistake.split(": ", 1) for mistake in mistakes]
-            violations = [(f"hello.description.{field}", remedy) for field, remedy in pairs]
-            message = "; ".join(mistakes)[:4_096]
+            violations = [(f"hello.description.{field}", remedy) for field, remedy in mistakes]
+            message = "; ".join(map(str, mistakes))[:4_096]
             raise Refused(
                 error_pb2.ERROR_REASON_REQUEST_INVALID, message, violations=violations, field=violations[0][0]
             )
