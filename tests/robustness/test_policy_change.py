@@ -1,4 +1,4 @@
-"""A policy change mid-run: from its commit on nothing is dispatched under the old epoch, and a crash does not undo it."""
+"""A policy change mid-run: from its commit on nothing is dispatched under the old epoch; a crash does not undo it."""
 
 from __future__ import annotations
 

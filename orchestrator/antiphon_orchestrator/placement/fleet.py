@@ -350,7 +350,7 @@ class Fleet:
         recorded = permit.recorded + why
         placement = Placement(instance.agent, instance.instance_id, offered.label, recorded, permit.epoch)
         if permit.logged:
-            _log_use(permit.decision, "dispatch", f"{offered.label} on {instance.agent}")
+            log_use(permit.decision, "dispatch", f"{offered.label} on {instance.agent}")
         if offered.may_drop or permit.redactions:
             reduced = self._reduce(offered, permit, payload)
             if isinstance(reduced, Refused):
@@ -454,7 +454,7 @@ class Fleet:
             decision = self._policy.decide_batch((request,))[0]
             known = self._releases[key] = Permit(decision, self.policy_message(decision).SerializeToString())
         if known.logged:
-            _log_use(known.decision, "release", capability)
+            log_use(known.decision, "release", capability)
         return known
 
     def may_call(
@@ -464,7 +464,7 @@ class Fleet:
         request = Request.call(principal, principal_kind, namespace, capability, agent=agent, labels=labels)
         decision = self._policy.decide_batch((request,))[0]
         if decision.logged:
-            _log_use(decision, "call", capability)
+            log_use(decision, "call", capability)
         return decision
 
     def labels(self, payload: bytes) -> frozenset[str]:
@@ -648,7 +648,7 @@ def _demanding(permit: Permit) -> str:
     return ", ".join(permit.decision.redacting)
 
 
-def _log_use(decision: Decision, action: str, what: str) -> None:
+def log_use(decision: Decision, action: str, what: str) -> None:
     """What the obligation `log` demands: a line for each use of a permit."""
     log.info(
         "policy_used",
