@@ -18,8 +18,6 @@ from .statistic import percentile_ms
 
 LEVELS = (1, 32, 256, 1000)
 _WARM_UP = 0.25
-WHOLE = 1 + _WARM_UP
-"""The time that is measured with the warm-up before it, in parts of the time that is asked for."""
 
 
 @dataclass(slots=True)
