@@ -56,6 +56,7 @@ class Fields:
         """`schema` is parsed, and a schema that can be used. Raises LabelsInvalid."""
         self._root = schema
         self._places: dict[tuple[int, ...], _Place] = {}
+        self._received: dict[str, bool] = {}
         self.may_drop = False
         self.labelled = False
         nested = False
@@ -76,6 +77,29 @@ class Fields:
         return not self.may_drop or (
             self._names is not None and (not isinstance(value, dict) or value.keys() <= self._names)
         )
+
+    def may_receive(self, pointer: str) -> bool:
+        """Whether some value, less what the schema does not declare, has a part there; * is any place of a list."""
+        known = self._received.get(pointer)
+        if known is None:
+            if len(self._received) >= _PLACES_KEPT:
+                self._received.clear()
+            known = self._received[pointer] = not self.may_drop or self._reaches([self._root], steps_of(pointer))
+        return known
+
+    def _reaches(self, nodes: list[Any], steps: Pointer) -> bool:
+        if not steps:
+            return True
+        place, step, rest = self._place(nodes), steps[0], steps[1:]
+        ways: list[list[Any]] = []
+        if step in place.declared:
+            ways.append(place.declared[step])
+        elif place.open:
+            ways.append(place.others)
+        if step == "*" or step.isdecimal():
+            # A place of a list, of whatever number; a list is never left out of itself.
+            ways += [*place.first_items, place.items]
+        return any(self._reaches(way, rest) for way in ways)
 
     def declared(self, value: object) -> tuple[object, list[Pointer]]:
         """What the schema declares of a value that fits it, and what was left out. The value itself when it is all."""
@@ -155,7 +179,12 @@ class Fields:
             if "items" in node:
                 place.items.append(node["items"])
             labels.update(dict.fromkeys(_list(node.get(LABELS))))
-        place.open |= not place.declared
+        # Where there is nothing but lists, an object has no field that was declared.
+        lists = bool(nodes) and all(isinstance(node, dict) and node.get("type") == "array" for node in nodes)
+        place.open |= not place.declared and not lists
+        if place.others:  # in another alternative the property may be one of these
+            for schemas in place.declared.values():
+                schemas += place.others
         place.labels = tuple(labels)
         return place
 

@@ -44,13 +44,18 @@ NO_LABELS: frozenset[str] = frozenset()
 
 
 class Need(NamedTuple):
-    """What a task asks of an agent, and all that hard filters look at. Tasks with equal needs share a queue."""
+    """What a task asks of an agent, and all that hard filters look at. Tasks with equal needs share a queue.
+
+    `labels` are all of its input; `parts` says which of them are those of some fields only, by JSON pointer with * for
+    places of lists: an agent whose schema does not declare a field does not get it, nor needs clearance for it.
+    """
 
     namespace: str
     capability: str
     agent_labels: tuple[tuple[str, str], ...]
     max_cost: float
     labels: frozenset[str]
+    parts: tuple[tuple[str, frozenset[str]], ...] = ()
 
 
 class Waiter(NamedTuple):
@@ -386,7 +391,8 @@ class Fleet:
         if violation is not None:
             message = f"the input does not fit {offered.label}: {violation.message}"
             return Refused(Failure(FailureKind.INVALID_INPUT, message, retryable=False, field=violation.pointer))
-        key = (principal, need.labels, number)
+        labels = self._received(offered, need) if need.parts else need.labels
+        key = (principal, labels, number)
         permit = offered.permits.get(key)
         if permit is None or permit.epoch != self._policy.epoch:
             if len(offered.permits) >= 4096:
@@ -398,7 +404,7 @@ class Fleet:
                 offered.name,
                 version=str(offered.version),
                 effect=offered.effect,
-                labels=need.labels,
+                labels=labels,
                 agent=offered.instance.agent,
                 agent_clearance=offered.clearance,
                 attempt=number,
@@ -470,6 +476,17 @@ class Fleet:
     def labels(self, payload: bytes) -> frozenset[str]:
         """Keys of all labels of a serialised payload."""
         return self._schemas.values.known(payload).label_keys if payload else NO_LABELS
+
+    def label_parts(self, payload: bytes) -> tuple[tuple[str, frozenset[str]], ...]:
+        """`Need.parts` of a serialised payload."""
+        return self._schemas.values.known(payload).label_parts()
+
+    def _received(self, offered: Offered, need: Need) -> frozenset[str]:
+        """The labels of what the agent would get."""
+        fields = self._schemas.fields(offered.input_schema)
+        of_parts = {key for _, keys in need.parts for key in keys}
+        received = {key for pointer, keys in need.parts if fields.may_receive(pointer) for key in keys}
+        return frozenset((need.labels - of_parts) | received)
 
     def policy_message(self, decision: Decision) -> run_pb2.PolicyDecision:
         """The decision as it is recorded; equal decisions share one message."""
@@ -634,7 +651,7 @@ class Fleet:
             return "suspended"
         if instance.draining:
             return "draining"
-        if not need.labels <= offered.clearance:
+        if not (self._received(offered, need) if need.parts else need.labels) <= offered.clearance:
             return "clearance"
         if any(instance.description.labels.get(key) != value for key, value in need.agent_labels):
             return "constraint"

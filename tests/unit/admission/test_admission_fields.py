@@ -40,6 +40,8 @@ def obj(**properties: Any) -> dict[str, Any]:
         ({**PERSON, "additionalProperties": True}, {"name": "A", "x": 1}, {"name": "A", "x": 1}),
         ({**PERSON, "unevaluatedProperties": True}, {"name": "A", "x": 1}, {"name": "A", "x": 1}),
         ({**PERSON, "patternProperties": {"^x": {}}}, {"name": "A", "x": 1}, {"name": "A", "x": 1}),
+        ({"type": "array", "items": obj(a={})}, {"a": 1}, {}),
+        ({"anyOf": [obj(a=obj(b={})), {"additionalProperties": obj(c={})}]}, {"a": {"c": 1, "d": 2}}, {"a": {"c": 1}}),
         ({"additionalProperties": obj(a={})}, {"k": {"a": 1, "b": 2}}, {"k": {"a": 1}}),
         ({"allOf": [obj(a={}), obj(b={})]}, {"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 2}),
         ({**obj(a={}), "allOf": [{"required": ["a"]}]}, {"a": 1, "c": 3}, {"a": 1}),
@@ -209,3 +211,37 @@ def test_labels_that_nobody_could_read_make_a_schema_unusable(labels: Any) -> No
     with pytest.raises(SchemaInvalid, match="/properties/a/x-antiphon-labels"):
         schemas.add(json.dumps(obj(a={"x-antiphon-labels": labels})))
     schemas.add(json.dumps(obj(**{"x-antiphon-labels": {"type": "string"}})))  # a property of that name
+
+
+@given(SCHEMAS, VALUES)
+def test_a_part_that_is_not_said_to_be_received_is_never_handed_on(schema: Any, value: Any) -> None:
+    fields = Fields(schema)
+    kept, _ = fields.declared(value)
+
+    def parts(of: Any, at: str) -> list[str]:
+        if isinstance(of, dict):
+            return [at, *(found for name, part in of.items() for found in parts(part, f"{at}/{name}"))]
+        if isinstance(of, list):
+            return [at, *(found for part in of for found in parts(part, f"{at}/*"))]
+        return [at]
+
+    assert all(fields.may_receive(pointer) for pointer in parts(kept, ""))
+
+
+@pytest.mark.parametrize(
+    ("schema", "pointer", "received"),
+    [
+        (PERSON, "/name", True),
+        (PERSON, "/ssn", False),
+        (PERSON, "", True),
+        (PERSON, "/ssn/digits", False),
+        (obj(people={"type": "array", "items": PERSON}), "/people/*/ssn", False),
+        (obj(people={"type": "array", "items": PERSON}), "/people/*/name", True),
+        (obj(people={"items": PERSON}), "/people/*/ssn", True),  # for all we know, an object with numbers for names
+        (obj(people={"prefixItems": [PERSON], "items": obj(ssn={})}), "/people/*/ssn", True),
+        (obj(home={}), "/home/street", True),
+        ({}, "/ssn", True),
+    ],
+)
+def test_what_an_agent_may_receive_follows_from_the_schema(schema: Any, pointer: str, received: bool) -> None:
+    assert Fields(schema).may_receive(pointer) is received

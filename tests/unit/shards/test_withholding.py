@@ -180,3 +180,19 @@ def test_an_output_inherits_the_labels_of_what_its_agent_got_and_not_of_what_was
     begin(one, phone="pii", ssn="pii")
     finish(one, "a", {"name": "Bob"})
     assert not payload_pb2.Payload.FromString(one.run("r").tasks[0].output or b"").labels
+
+
+def test_a_label_of_a_field_that_an_agent_does_not_get_asks_for_no_clearance_and_decides_nothing() -> None:
+    stop = (
+        '@id("stop") forbid (principal, action == Action::"dispatch", resource)'
+        ' when { context.labels.contains("pii") };'
+    )
+    one = rig(stop, clearance=[])
+    assert handed_on(begin(one, ssn="pii")) == {"name": "Ada", "phone": "1"}
+    waits = rig(clearance=[])
+    assert begin(waits, phone="pii", ssn="pii").tasks[0].state.name == "READY"
+    blob = payload_pb2.Payload(blob={"digest": "0" * 64})
+    blob.field_labels.add(pointer="/ssn").labels.add(key="pii")
+    other = rig(clearance=[])
+    other.tell(other.submit("r", plan(), input=blob.SerializeToString()))
+    assert other.run("r").tasks[0].state.name == "READY"
