@@ -6,7 +6,8 @@ properties and does not say that others may come (`additionalProperties` or `une
 anyOf, oneOf, if, references) declare together what each of them declares. A property whose schema says
 `"x-antiphon-labels": ["pii"]` carries these labels.
 
-Pure, and linear in the value: what is known of a place is worked out once. Values are never changed, only made anew.
+Pure, and linear in the value: what is known of a place is worked out once. Values are never changed, only made anew. A
+value that is nested deeper than DEEPEST is not walked: that raises Unusable.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from .values import Unusable
+
 LABELS = "x-antiphon-labels"
+DEEPEST = 100
+"""Levels of a value that are walked; the pointers of its parts, and the stack, are as long."""
+
 MOST_LABELS = 16
 """Labels of one part, as the contract of a payload has it."""
 
@@ -49,8 +55,8 @@ class _Place:
 
 
 class Fields:
-    """The fields of one schema. `may_drop`: some value could have a field it does not declare; `labelled`: it labels
-    some field."""
+    """The fields of one schema. `may_drop`: some value could have a field it does not declare; `all_labels`: those of
+    any field."""
 
     def __init__(self, schema: object) -> None:
         """`schema` is parsed, and a schema that can be used. Raises LabelsInvalid."""
@@ -58,14 +64,15 @@ class Fields:
         self._places: dict[tuple[int, ...], _Place] = {}
         self._received: dict[str, bool] = {}
         self.may_drop = False
-        self.labelled = False
+        labels: set[str] = set()
         nested = False
         for pointer, node in _objects(schema, ""):
             if LABELS in node:
-                self.labelled |= bool(_checked(node[LABELS], pointer))
+                labels.update(_checked(node[LABELS], pointer))
             if isinstance(node.get("properties"), dict) and not any(name in node for name in _OTHERS):
                 self.may_drop = True
                 nested |= node is not schema
+        self.all_labels = tuple(sorted(labels))
         # Most schemas are flat: one look at the names of a value tells that nothing is to be dropped.
         self._names: frozenset[str] | None = None
         if self.may_drop and not nested:
@@ -110,12 +117,13 @@ class Fields:
 
     def labels(self, value: object) -> Iterator[tuple[Pointer, tuple[str, ...]]]:
         """The parts of a value that the schema labels."""
-        if self.labelled:
+        if self.all_labels:
             yield from self._labels(value, [self._root], ())
 
     def _declared(self, value: object, nodes: list[Any], at: Pointer, left_out: list[Pointer]) -> object:
         if not isinstance(value, dict | list) or not value:
             return value
+        _check_depth(at)
         place = self._place(nodes)
         if isinstance(value, list):
             items = [
@@ -135,6 +143,7 @@ class Fields:
         return value if same else kept
 
     def _labels(self, value: object, nodes: list[Any], at: Pointer) -> Iterator[tuple[Pointer, tuple[str, ...]]]:
+        _check_depth(at)
         place = self._place(nodes)
         if place.labels:
             yield at, place.labels
@@ -239,6 +248,7 @@ def strike_out(value: object, pointers: Iterable[Pointer]) -> tuple[object, list
 
 
 def _without(value: object, steps: Pointer, at: Pointer, struck: list[Pointer]) -> object:
+    _check_depth(at)
     if not steps:
         if value is not None:
             struck.append(at)
@@ -262,6 +272,11 @@ def _without(value: object, steps: Pointer, at: Pointer, struck: list[Pointer]) 
         items = [_without(item, steps, (*at, str(index)), struck) for index, item in enumerate(value)]
         return value if all(new is old for new, old in zip(items, value, strict=True)) else items
     return value
+
+
+def _check_depth(at: Pointer) -> None:
+    if len(at) > DEEPEST:
+        raise Unusable(f"is nested deeper than {DEEPEST} levels")
 
 
 def steps_of(pointer: str) -> Pointer:

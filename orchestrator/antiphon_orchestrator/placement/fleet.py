@@ -372,6 +372,9 @@ class Fleet:
         try:
             reduced = self._schemas.reduce(offered.input_schema, payload, permit.redactions, _demanding(permit))
         except Unusable as unusable:
+            if not permit.redactions:
+                message = f"what {offered.label} declares of the input cannot be told: it {unusable}"
+                return Refused(Failure(FailureKind.INVALID_INPUT, message, retryable=False))
             message = f"policy {_demanding(permit)} demands redaction, but the input {unusable}"
             return Refused(Failure(FailureKind.POLICY, message, permit.decision.decision_id, retryable=False))
         if reduced is not None and permit.redactions:
@@ -422,7 +425,7 @@ class Fleet:
     def declare(self, namespace: str, label: str, output_schema: str) -> None:
         """Makes an output schema known; also of a capability whose agents are away while outcomes still come."""
         self._outputs[namespace, label] = output_schema
-        if output_schema and self._schemas.fields(output_schema).labelled:
+        if output_schema and self._schemas.fields(output_schema).all_labels:
             self._labelling.add((namespace, label))
         else:
             self._labelling.discard((namespace, label))

@@ -9,7 +9,7 @@ import jsonschema_rs
 import pytest
 from antiphon.v1.payload_pb2 import Payload
 from antiphon_orchestrator.admission import Reduced, SchemaInvalid, SchemaSet, Unusable, Values
-from antiphon_orchestrator.admission.fields import Fields, steps_of, strike_out
+from antiphon_orchestrator.admission.fields import DEEPEST, Fields, steps_of, strike_out
 from antiphon_orchestrator.admission.schemas import MOST_FIELD_LABELS, WITHHELD_NAMED
 from hypothesis import given
 from hypothesis import strategies as st
@@ -193,8 +193,32 @@ def test_labels_that_a_schema_declares_are_put_on_a_payload_and_asserted_by_it()
         ("/of/0", "id", "schema"),
         ("/of/1", "id", "schema"),
     ]
-    for other in (b"", Payload(inline=b"{").SerializeToString(), payload({"x": 1}).SerializeToString()):
+    for other in (b"", payload({"x": 1}).SerializeToString()):
         assert schemas.label(schema, other) == other
+
+
+def deep(levels: int) -> Any:
+    value: Any = {"secret": 1}
+    for _ in range(levels):
+        value = {"of": value}
+    return value
+
+
+@pytest.mark.parametrize("unseen", [Payload(blob={"digest": "0" * 64}), Payload(inline=b"{"), payload(deep(DEEPEST))])
+def test_what_cannot_be_looked_into_carries_every_label_of_its_schema(unseen: Payload) -> None:
+    schema = {"$ref": "#/$defs/n", "$defs": {"n": obj(of={"$ref": "#/$defs/n"}, secret={"x-antiphon-labels": ["pii"]})}}
+    labelled = Payload.FromString(SchemaSet(Values()).label(json.dumps(schema), unseen.SerializeToString()))
+    assert [(label.key, label.asserted_by) for label in labelled.labels] == [("pii", "schema")]
+
+
+def test_what_is_nested_too_deeply_is_not_walked_however_deep() -> None:
+    schema = {"$ref": "#/$defs/n", "$defs": {"n": obj(of={"$ref": "#/$defs/n"}, secret={})}}
+    assert reduced(schema, payload(deep(DEEPEST - 2))) is None
+    for levels in (DEEPEST + 1, 400):
+        with pytest.raises(Unusable, match="is nested deeper than 100 levels"):
+            reduced(schema, payload(deep(levels)))
+        with pytest.raises(Unusable, match="is nested deeper than 100 levels"):
+            strike_out([deep(levels)], [("of",) * 250])
 
 
 def test_more_labelled_parts_than_a_payload_carries_label_the_whole() -> None:
