@@ -186,3 +186,13 @@ async def test_nothing_is_changed_by_what_is_refused(store: Store) -> None:
         with pytest.raises(error):
             await replica.activate(text, 1)
     assert replica.policies.epoch == 1 and len(await replica.book.sets()) == 1 and replica.told == []
+
+
+async def test_a_replica_whose_history_was_compacted_catches_up(store: Store) -> None:
+    one, other = await begun(store, bundle(ALL)), await begun(store)
+    await one.activate(ALL.replace("all", "second"), 1)
+    await one.activate(ALL.replace("all", "third"), 2)
+    await store.compact((await store.range(keys.policy_current())).revision)
+    async with other.following():
+        pass
+    assert other.policies.epoch == 3 and other.told == [3]
