@@ -11,7 +11,7 @@ from antiphon.v1.payload_pb2 import Payload
 from antiphon_orchestrator.admission import Reduced, SchemaInvalid, SchemaSet, Unusable, Values
 from antiphon_orchestrator.admission.fields import DEEPEST, Fields, steps_of, strike_out
 from antiphon_orchestrator.admission.schemas import MOST_FIELD_LABELS, WITHHELD_NAMED
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 PERSON = {
@@ -87,6 +87,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(SCHEMAS, VALUES)
 def test_what_is_kept_still_fits_its_schema_and_is_kept_whole_the_second_time(schema: Any, value: Any) -> None:
     before = json.dumps(value)
@@ -237,6 +238,7 @@ def test_labels_that_nobody_could_read_make_a_schema_unusable(labels: Any) -> No
     schemas.add(json.dumps(obj(**{"x-antiphon-labels": {"type": "string"}})))  # a property of that name
 
 
+@settings(deadline=None)
 @given(SCHEMAS, VALUES)
 def test_a_part_that_is_not_said_to_be_received_is_never_handed_on(schema: Any, value: Any) -> None:
     fields = Fields(schema)
