@@ -312,6 +312,7 @@ class Fleet:
         if len(open_entries) > 1:
             open_entries.sort(key=Offered.score)
         denied: Decision | None = None
+        unfit: Refused | None = None
         for index, offered in enumerate(open_entries):
             result = self._decide(offered, need, principal, principal_kind, payload, number)
             if isinstance(result, Refused):
@@ -321,10 +322,13 @@ class Fleet:
                 continue
             why = self._describe(eligible, open_entries[index + 1 :], offered, index)
             placed = self._placement(offered, result, why, payload)
-            if isinstance(placed, Placement):
-                offered.instance.in_use += 1
+            if isinstance(placed, Refused):
+                unfit = placed  # for this one; another may do without what it is not to have
+                continue
+            offered.instance.in_use += 1
             return placed
-        assert denied is not None
+        if denied is None:
+            return unfit
         return Refused(Failure(FailureKind.POLICY, denied.reason, denied.decision_id, retryable=False))
 
     def take(

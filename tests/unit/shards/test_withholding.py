@@ -122,6 +122,14 @@ def test_an_input_that_cannot_be_redacted_reaches_no_agent(content: bytes, field
     assert [found.in_use for found in one.fleet.instances()] == [0]
 
 
+def test_an_agent_that_cannot_do_without_leaves_the_task_to_one_that_can() -> None:
+    one = rig(redact("dispatch", '@fields("name")'))
+    needs_nothing = json.dumps({"type": "object", "properties": {"phone": {}}})
+    one.fleet.attach(instance("b", slots=1, version="1.1", input_schema=needs_nothing))
+    run = begin(one)
+    assert run.tasks[0].attempts[0].placement.agent == "b" and handed_on(run) == {"phone": "1"}
+
+
 def finish(one: Rig, task: str, content: Any) -> None:
     one.tell(one.report(f"r/{task}/0/1", Outcome(AttemptState.SUCCEEDED, message(content))))
 
