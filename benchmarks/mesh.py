@@ -22,9 +22,10 @@ _AGENT = ["-m", "benchmarks.agent"]
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """What runs. `client` is connected; `children` are the processes by name."""
+    """What runs. `client` and `operator` are connected; `children` are the processes by name."""
 
     client: Client
+    operator: Client
     children: dict[str, Child]
 
     def check(self) -> None:
@@ -71,11 +72,13 @@ async def running(folder: Path, environ: Mapping[str, str]) -> AsyncIterator[Mes
         sidecar_run += ["--orchestrators", address, "--run-folder", str(run_folder), "--state", str(folder / "state")]
         async with child("sidecar", sidecar_run, folder / "sidecar.log", environ) as sidecar:
             await sidecar.until(socket.exists, "no socket for its agent")
-            async with child("agent", _AGENT, folder / "agent.log", {"ANTIPHON_SOCKET": str(socket)}) as agent:
-                async with _client(folder, "operator", address) as operator:
-                    for graph in (workload.chain(1), workload.chain(), workload.fan_out()):
-                        await operator.register_graph(graph)
-                async with _client(folder, "client", address) as client:
-                    # Waits until the agent is there, and warms every path.
-                    await client.submit(f"{workload.chain(1).name}@1", workload.INPUT, wait=True)
-                    yield Mesh(client, {"orchestrator": orchestrator, "sidecar": sidecar, "agent": agent})
+            async with (
+                child("agent", _AGENT, folder / "agent.log", {"ANTIPHON_SOCKET": str(socket)}) as agent,
+                _client(folder, "operator", address) as operator,
+                _client(folder, "client", address) as client,
+            ):
+                for graph in (workload.chain(1), workload.chain(), workload.fan_out()):
+                    await operator.register_graph(graph)
+                # Waits until the agent is there, and warms every path.
+                await client.submit(f"{workload.chain(1).name}@1", workload.INPUT, wait=True)
+                yield Mesh(client, operator, {"orchestrator": orchestrator, "sidecar": sidecar, "agent": agent})

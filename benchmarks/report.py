@@ -63,6 +63,10 @@ def _targets(results: Results) -> Iterator[Target]:
     if reference and floor and "W1" in results:
         limit = 6 * reference["p50_ms"] + 2 * floor
         yield Target("W1 p50 ≤ 6 x R p50 + 2 x fsync p50, ms", results["W1"]["p50_ms"], limit, False)
+    if "policy" in results:
+        # Held against a sum, because the cost itself may come out as nothing, or below.
+        found = results["policy"]
+        yield Target("policy: CPU a task ≤ default + 10 µs", found["loaded_us"], found["default_us"] + 10, False)
     for name, limit in (("sidecar", 60.0), ("orchestrator", 120.0)):
         if idle := results.get("W4", {}).get(f"{name}_idle_mb"):
             yield Target(f"{name} idle ≤ {limit:g} MB", idle, limit, False)

@@ -24,7 +24,7 @@ from .api.server import AddressNotFree
 from .app import Orchestrator
 from .archive import ArchiveError
 from .config import Config, ConfigError, flags, load
-from .policy import PolicyError, dev_profile, load_folder
+from .policy import PolicyBundle, PolicyError, compile_bundle, dev_profile, load_folder
 from .shards.host import RecoveryFailed
 from .shards.log import ShardsFixed
 from .store import StoreError
@@ -132,11 +132,11 @@ def _write(path: Path, content: dict[str, object]) -> None:
 def _check(config: Config, as_json: bool) -> int:
     authority = Authority.load(config.authority)
     if config.policy_folder is not None:
-        policies = f"{config.policy_folder}: {len(load_folder(config.policy_folder).files)} files"
+        policies = f"{config.policy_folder}: {_count(load_folder(config.policy_folder))}"
     elif config.policy_profile:
-        policies = f"profile {config.policy_profile}: {len(dev_profile().files)} files"
+        policies = f"profile {config.policy_profile}: {_count(dev_profile())}"
     else:
-        policies = "none is loaded, so everything is denied; give policy_folder, or policy_profile dev on your machine"
+        policies = "none for a store without any, which denies all; give policy_folder, or policy_profile dev"
     facts = {
         "authority": f"{config.authority}: {authority.trust_domain}, until {authority.not_after:%Y-%m-%d}",
         "policies": policies,
@@ -150,6 +150,11 @@ def _check(config: Config, as_json: bool) -> int:
     for name, fact in facts.items():
         print(f"{name:32} {fact}")
     return 0
+
+
+def _count(bundle: PolicyBundle) -> str:
+    """Raises PolicyError for policies that cannot be put in force."""
+    return f"{len(compile_bundle(bundle).by_id)} policies, for a store without any"
 
 
 async def _health(config: Config, as_json: bool) -> int:

@@ -8,7 +8,9 @@ cannot be read here (a newer replica's annotation) denies everything here until 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import random
 from collections.abc import Callable, Sequence
 
 from antiphon.store.v1 import records_pb2 as records
@@ -19,12 +21,15 @@ from .policy import CedarPolicies, PolicyBundle, PolicyError, PolicyFile, Reques
 from .policy.rules import Rules
 from .shards.log import settle
 from .store import keys
-from .store.port import Compacted, Compare, Delete, Put, Store, Target, Txn, prefix_end
+from .store.port import Compacted, Compare, Delete, Put, Store, StoreUnavailable, Target, Txn, prefix_end
 
 log = telemetry.logger("policy")
 
 KEPT = 32
 """Epochs that can be read and rolled back to, the one in force included; 1 MiB of text each at most."""
+
+_RETRY = 0.2
+"""Seconds, more or less, until the store is asked again; the two seconds of the promise hold while it answers."""
 
 PROFILE = "profile dev"
 FOLDER = "folder"
@@ -254,14 +259,25 @@ class PolicyBook:
 
     async def run(self) -> None:
         """Follows the store."""
+        lost = False
         while True:
             try:
+                if lost:
+                    await self._catch_up()
+                    lost = False
                 async for batch in self._store.watch(keys.POLICIES, self._revision + 1):
                     await self._follow()
                     self._revision = batch.revision
-            except Compacted as gone:
-                self._revision = gone.revision
-                await self._follow()
+            except Compacted:
+                lost = True
+            except StoreUnavailable as error:
+                log.warning("policies_not_followed", cause=str(error))
+                await asyncio.sleep(_RETRY * (0.5 + random.random()))
+
+    async def _catch_up(self) -> None:
+        """After history was lost: what is in force now, and then the changes after it."""
+        self._revision = (await self._store.range(keys.policy_current())).revision
+        await self._follow()
 
     async def _follow(self) -> None:
         epoch, _ = await self._current()

@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,18 @@ async def die(times: int, ctx: TaskContext) -> int:
 @offers("work.large")
 async def large(size: int, ctx: TaskContext) -> str:
     return "x" * size
+
+
+@dataclass
+class Card:
+    name: str
+    phone: str = ""
+
+
+@offers("work.card", clearance=["pii"])
+async def card(value: Card, ctx: TaskContext) -> dict[str, Any]:
+    """Says what it was given; takes a name, and a phone number if it may."""
+    return {"name": value.name, "phone": value.phone}
 
 
 @offers("work.bytes")

@@ -6,7 +6,8 @@ properties and does not say that others may come (`additionalProperties` or `une
 anyOf, oneOf, if, references) declare together what each of them declares. A property whose schema says
 `"x-antiphon-labels": ["pii"]` carries these labels.
 
-Pure, and linear in the value: what is known of a place is worked out once. Values are never changed, only made anew.
+Pure, and linear in the value: what is known of a place is worked out once. Values are never changed, only made anew. A
+value that is nested deeper than DEEPEST is not walked: that raises Unusable.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from .values import Unusable
+
 LABELS = "x-antiphon-labels"
+DEEPEST = 100
+"""Levels of a value that are walked; the pointers of its parts, and the stack, are as long."""
+
 MOST_LABELS = 16
 """Labels of one part, as the contract of a payload has it."""
 
@@ -49,22 +55,24 @@ class _Place:
 
 
 class Fields:
-    """The fields of one schema. `may_drop`: some value could have a field it does not declare; `labelled`: it labels
-    some field."""
+    """The fields of one schema. `may_drop`: some value could have a field it does not declare; `all_labels`: those of
+    any field."""
 
     def __init__(self, schema: object) -> None:
         """`schema` is parsed, and a schema that can be used. Raises LabelsInvalid."""
         self._root = schema
         self._places: dict[tuple[int, ...], _Place] = {}
+        self._received: dict[str, bool] = {}
         self.may_drop = False
-        self.labelled = False
+        labels: set[str] = set()
         nested = False
         for pointer, node in _objects(schema, ""):
             if LABELS in node:
-                self.labelled |= bool(_checked(node[LABELS], pointer))
+                labels.update(_checked(node[LABELS], pointer))
             if isinstance(node.get("properties"), dict) and not any(name in node for name in _OTHERS):
                 self.may_drop = True
                 nested |= node is not schema
+        self.all_labels = tuple(sorted(labels))
         # Most schemas are flat: one look at the names of a value tells that nothing is to be dropped.
         self._names: frozenset[str] | None = None
         if self.may_drop and not nested:
@@ -77,6 +85,29 @@ class Fields:
             self._names is not None and (not isinstance(value, dict) or value.keys() <= self._names)
         )
 
+    def may_receive(self, pointer: str) -> bool:
+        """Whether some value, less what the schema does not declare, has a part there; * is any place of a list."""
+        known = self._received.get(pointer)
+        if known is None:
+            if len(self._received) >= _PLACES_KEPT:
+                self._received.clear()
+            known = self._received[pointer] = not self.may_drop or self._reaches([self._root], steps_of(pointer))
+        return known
+
+    def _reaches(self, nodes: list[Any], steps: Pointer) -> bool:
+        if not steps:
+            return True
+        place, step, rest = self._place(nodes), steps[0], steps[1:]
+        ways: list[list[Any]] = []
+        if step in place.declared:
+            ways.append(place.declared[step])
+        elif place.open:
+            ways.append(place.others)
+        if step == "*" or step.isdecimal():
+            # A place of a list, of whatever number; a list is never left out of itself.
+            ways += [*place.first_items, place.items]
+        return any(self._reaches(way, rest) for way in ways)
+
     def declared(self, value: object) -> tuple[object, list[Pointer]]:
         """What the schema declares of a value that fits it, and what was left out. The value itself when it is all."""
         left_out: list[Pointer] = []
@@ -86,12 +117,13 @@ class Fields:
 
     def labels(self, value: object) -> Iterator[tuple[Pointer, tuple[str, ...]]]:
         """The parts of a value that the schema labels."""
-        if self.labelled:
+        if self.all_labels:
             yield from self._labels(value, [self._root], ())
 
     def _declared(self, value: object, nodes: list[Any], at: Pointer, left_out: list[Pointer]) -> object:
         if not isinstance(value, dict | list) or not value:
             return value
+        _check_depth(at)
         place = self._place(nodes)
         if isinstance(value, list):
             items = [
@@ -111,6 +143,7 @@ class Fields:
         return value if same else kept
 
     def _labels(self, value: object, nodes: list[Any], at: Pointer) -> Iterator[tuple[Pointer, tuple[str, ...]]]:
+        _check_depth(at)
         place = self._place(nodes)
         if place.labels:
             yield at, place.labels
@@ -155,7 +188,12 @@ class Fields:
             if "items" in node:
                 place.items.append(node["items"])
             labels.update(dict.fromkeys(_list(node.get(LABELS))))
-        place.open |= not place.declared
+        # Where there is nothing but lists, an object has no field that was declared.
+        lists = bool(nodes) and all(isinstance(node, dict) and node.get("type") == "array" for node in nodes)
+        place.open |= not place.declared and not lists
+        if place.others:  # in another alternative the property may be one of these
+            for schemas in place.declared.values():
+                schemas += place.others
         place.labels = tuple(labels)
         return place
 
@@ -210,6 +248,7 @@ def strike_out(value: object, pointers: Iterable[Pointer]) -> tuple[object, list
 
 
 def _without(value: object, steps: Pointer, at: Pointer, struck: list[Pointer]) -> object:
+    _check_depth(at)
     if not steps:
         if value is not None:
             struck.append(at)
@@ -233,6 +272,11 @@ def _without(value: object, steps: Pointer, at: Pointer, struck: list[Pointer]) 
         items = [_without(item, steps, (*at, str(index)), struck) for index, item in enumerate(value)]
         return value if all(new is old for new, old in zip(items, value, strict=True)) else items
     return value
+
+
+def _check_depth(at: Pointer) -> None:
+    if len(at) > DEEPEST:
+        raise Unusable(f"is nested deeper than {DEEPEST} levels")
 
 
 def steps_of(pointer: str) -> Pointer:

@@ -137,15 +137,17 @@ class SchemaSet:
         return found
 
     def label(self, text: str, payload: bytes) -> bytes:
-        """A payload with the labels that its schema declares of its fields; what cannot be looked into as it is."""
+        """A payload with the labels that its schema declares of its fields.
+
+        What cannot be looked into could have any of the fields, and is labelled whole."""
         fields = self.fields(text)
-        known = self.values.known(payload) if payload and fields.labelled else None
-        if known is None or known.by_reference:
+        if not payload or not fields.all_labels:
             return payload
+        known = self.values.known(payload)
         try:
             labelled = list(fields.labels(known.value))
         except Unusable:
-            return payload
+            labelled = [((), fields.all_labels)]
         if not labelled:
             return payload
         message = Payload.FromString(payload)

@@ -14,6 +14,9 @@ from typing import Any, NoReturn
 from antiphon.v1.payload_pb2 import Payload
 
 MAX_INLINE_BYTES = 65_536
+MOST_PARTS = 16
+"""Fields whose labels are told apart in what a task asks of an agent."""
+
 _JSON = "application/json"
 _SPACE = ("", " ", "\t", "\n", "\r")
 
@@ -97,6 +100,25 @@ class Known:
         self.label_keys = _label_keys(labelled) if labelled is not None else _NO_LABELS
         self._parsed = False
         self._value: object = None
+
+    def label_parts(self) -> tuple[tuple[str, frozenset[str]], ...]:
+        """Label keys that are those of some fields only, by the fields' JSON pointers with * for numbers; sorted.
+
+        Empty when they cannot be told apart: nothing can be left out of a value that is kept by reference, and of a
+        value with many labelled fields the labels count as those of the whole.
+        """
+        if self.payload is None or self.by_reference:
+            return ()
+        whole = {label.key for label in self.payload.labels}
+        parts: dict[str, set[str]] = {}
+        for part in self.payload.field_labels:
+            keys = {label.key for label in part.labels} - whole
+            if keys:
+                steps = ["*" if step.isdecimal() else step for step in part.pointer.split("/")]
+                parts.setdefault("/".join(steps), set()).update(keys)
+        if len(parts) > MOST_PARTS:
+            return ()
+        return tuple(sorted((pointer, frozenset(keys)) for pointer, keys in parts.items()))
 
     @property
     def value(self) -> object:

@@ -100,8 +100,9 @@ class Checks:
         message_limit: int,
         now: Callable[[], datetime],
         denied: Callable[[Call, Decision], None],
+        used: Callable[[Call, Decision], None],
     ) -> None:
-        """`denied` is told of each refusal by policy, for the log."""
+        """For the log, `denied` is told of each refusal by policy, `used` of each permit that demands a line."""
         self._image = image
         self._verifier = verifier
         self._policy = policy
@@ -110,6 +111,7 @@ class Checks:
         self._message_limit = message_limit
         self._now = now
         self._denied = denied
+        self._used = used
         self.order: tuple[Check, ...] = (
             self.method_known,
             self.deadline_present,
@@ -195,6 +197,7 @@ class Checks:
             # Fails closed: an answer of the API is not a payload whose fields we could strike out.
             if obligation.name != "log":
                 self._deny(call, decision, f"the policy demands {obligation.name}, which is not possible here")
+            self._used(call, decision)
 
     def _deny(self, call: Call, decision: Decision, cause: str) -> None:
         self._denied(call, decision)

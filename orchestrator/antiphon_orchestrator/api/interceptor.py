@@ -4,9 +4,9 @@ It hands handlers raw bytes to check before they are parsed into the generated c
 whole and valid, on streams message by message. Handlers are coroutines, or async generators when they answer a stream;
 a stream's client messages are read from the iterator only.
 
-A stream outlives its checks, so `run` looks at the certificates of open streams again and again; one that has expired
-ends with the status a new call would get. No handler can be reached around this: methods that the image does not know
-are refused, but for the services named as open (health, reflection).
+A stream outlives its checks, so `run` looks at the certificates of open streams again and again, and asks policy anew;
+one that would be refused now ends with the status a new call would get. No handler can be reached around this: methods
+that the image does not know are refused, but for the services named as open (health, reflection).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .errors import ApiError, refusal
 from .image import Image, Method
 
 RECHECK = timedelta(seconds=3)
-"""How long a stream may go on after its certificate has expired."""
+"""How long a stream may go on after its certificate has expired, or policy has come to deny it."""
 
 _DETAILS = "grpc-status-details-bin"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -41,7 +41,7 @@ Handler = Any
 @dataclass(slots=True, eq=False)
 class _OpenStream:
     task: asyncio.Task[Any]
-    certificate: bytes | None
+    call: Call
     ended: ApiError | None = None
 
 
@@ -61,14 +61,15 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._log = telemetry.logger("api")
 
     async def run(self) -> None:
-        """Ends streams whose certificate has expired; cancel to stop."""
+        """Ends streams whose certificate has expired, or which policy denies by now; cancel to stop."""
         while True:
             await self._clock.sleep(RECHECK)
             for stream in tuple(self._streams):
-                if stream.certificate is None or stream.ended is not None:
+                if stream.call.certificate is None or stream.ended is not None:
                     continue
                 try:
-                    self._checks.verified(stream.certificate)
+                    self._checks.verified(stream.call.certificate)
+                    self._checks.access_allowed(stream.call)
                 except ApiError as error:
                     stream.ended = error
                     stream.task.cancel()
@@ -186,7 +187,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         """While open, a stream can be ended by `run`: a cancellation from there becomes its refusal."""
         task = asyncio.current_task()
         assert task is not None
-        stream = _OpenStream(task, call.certificate)
+        stream = _OpenStream(task, call)
         self._streams.add(stream)
         self._metrics.streams.inc()
         try:

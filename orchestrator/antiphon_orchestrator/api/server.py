@@ -126,6 +126,7 @@ class Listener:
             message_limit=options.message_limit,
             now=parts.clock.now,
             denied=self._denied,
+            used=self._used,
         )
         open_services = {HEALTH, REFLECTION} if parts.development else {HEALTH}
         self._interceptor = Interceptor(parts.image, checks, parts.clock, parts.metrics, frozenset(open_services))
@@ -176,8 +177,15 @@ class Listener:
     def _denied(self, call: Call, decision: Decision) -> None:
         assert call.peer is not None
         self._parts.audit.record(policy_request(call, call.peer), decision)
-        self._log.warning(
-            "policy_denied",
+        self._tell(self._log.warning, "policy_denied", call, decision)
+
+    def _used(self, call: Call, decision: Decision) -> None:
+        self._tell(self._log.info, "policy_used", call, decision)
+
+    def _tell(self, tell: Callable[..., None], event: str, call: Call, decision: Decision) -> None:
+        assert call.peer is not None
+        tell(
+            event,
             method=call.path,
             principal=call.peer.identity.uri,
             decision_id=decision.decision_id,

@@ -44,13 +44,18 @@ NO_LABELS: frozenset[str] = frozenset()
 
 
 class Need(NamedTuple):
-    """What a task asks of an agent, and all that hard filters look at. Tasks with equal needs share a queue."""
+    """What a task asks of an agent, and all that hard filters look at. Tasks with equal needs share a queue.
+
+    `labels` are all of its input; `parts` says which of them are those of some fields only, by JSON pointer with * for
+    places of lists: an agent whose schema does not declare a field does not get it, nor needs clearance for it.
+    """
 
     namespace: str
     capability: str
     agent_labels: tuple[tuple[str, str], ...]
     max_cost: float
     labels: frozenset[str]
+    parts: tuple[tuple[str, frozenset[str]], ...] = ()
 
 
 class Waiter(NamedTuple):
@@ -309,6 +314,7 @@ class Fleet:
         if len(open_entries) > 1:
             open_entries.sort(key=Offered.score)
         denied: Decision | None = None
+        unfit: Refused | None = None
         for index, offered in enumerate(open_entries):
             result = self._decide(offered, need, principal, principal_kind, payload, number)
             if isinstance(result, Refused):
@@ -318,10 +324,13 @@ class Fleet:
                 continue
             why = self._describe(eligible, open_entries[index + 1 :], offered, index)
             placed = self._placement(offered, result, why, payload)
-            if isinstance(placed, Placement):
-                offered.instance.in_use += 1
+            if isinstance(placed, Refused):
+                unfit = placed  # for this one; another may do without what it is not to have
+                continue
+            offered.instance.in_use += 1
             return placed
-        assert denied is not None
+        if denied is None:
+            return unfit
         return Refused(Failure(FailureKind.POLICY, denied.reason, denied.decision_id, retryable=False))
 
     def take(
@@ -352,7 +361,7 @@ class Fleet:
         recorded = permit.recorded + why
         placement = Placement(instance.agent, instance.instance_id, offered.label, recorded, permit.epoch)
         if permit.logged:
-            _log_use(permit.decision, "dispatch", f"{offered.label} on {instance.agent}")
+            log_use(permit.decision, "dispatch", f"{offered.label} on {instance.agent}")
         if offered.may_drop or permit.redactions:
             reduced = self._reduce(offered, permit, payload)
             if isinstance(reduced, Refused):
@@ -369,6 +378,9 @@ class Fleet:
         try:
             reduced = self._schemas.reduce(offered.input_schema, payload, permit.redactions, _demanding(permit))
         except Unusable as unusable:
+            if not permit.redactions:
+                message = f"what {offered.label} declares of the input cannot be told: it {unusable}"
+                return Refused(Failure(FailureKind.INVALID_INPUT, message, retryable=False))
             message = f"policy {_demanding(permit)} demands redaction, but the input {unusable}"
             return Refused(Failure(FailureKind.POLICY, message, permit.decision.decision_id, retryable=False))
         if reduced is not None and permit.redactions:
@@ -388,7 +400,8 @@ class Fleet:
         if violation is not None:
             message = f"the input does not fit {offered.label}: {violation.message}"
             return Refused(Failure(FailureKind.INVALID_INPUT, message, retryable=False, field=violation.pointer))
-        key = (principal, need.labels, number)
+        labels = self._received(offered, need) if need.parts else need.labels
+        key = (principal, labels, number)
         permit = offered.permits.get(key)
         if permit is None or permit.epoch != self._policy.epoch:
             if len(offered.permits) >= 4096:
@@ -400,7 +413,7 @@ class Fleet:
                 offered.name,
                 version=str(offered.version),
                 effect=offered.effect,
-                labels=need.labels,
+                labels=labels,
                 agent=offered.instance.agent,
                 agent_clearance=offered.clearance,
                 attempt=number,
@@ -418,7 +431,7 @@ class Fleet:
     def declare(self, namespace: str, label: str, output_schema: str) -> None:
         """Makes an output schema known; also of a capability whose agents are away while outcomes still come."""
         self._outputs[namespace, label] = output_schema
-        if output_schema and self._schemas.fields(output_schema).labelled:
+        if output_schema and self._schemas.fields(output_schema).all_labels:
             self._labelling.add((namespace, label))
         else:
             self._labelling.discard((namespace, label))
@@ -456,7 +469,7 @@ class Fleet:
             decision = self._policy.decide_batch((request,))[0]
             known = self._releases[key] = Permit(decision, self.policy_message(decision).SerializeToString())
         if known.logged:
-            _log_use(known.decision, "release", capability)
+            log_use(known.decision, "release", capability)
         return known
 
     def may_call(
@@ -466,12 +479,23 @@ class Fleet:
         request = Request.call(principal, principal_kind, namespace, capability, agent=agent, labels=labels)
         decision = self._policy.decide_batch((request,))[0]
         if decision.logged:
-            _log_use(decision, "call", capability)
+            log_use(decision, "call", capability)
         return decision
 
     def labels(self, payload: bytes) -> frozenset[str]:
         """Keys of all labels of a serialised payload."""
         return self._schemas.values.known(payload).label_keys if payload else NO_LABELS
+
+    def label_parts(self, payload: bytes) -> tuple[tuple[str, frozenset[str]], ...]:
+        """`Need.parts` of a serialised payload."""
+        return self._schemas.values.known(payload).label_parts()
+
+    def _received(self, offered: Offered, need: Need) -> frozenset[str]:
+        """The labels of what the agent would get."""
+        fields = self._schemas.fields(offered.input_schema)
+        of_parts = {key for _, keys in need.parts for key in keys}
+        received = {key for pointer, keys in need.parts if fields.may_receive(pointer) for key in keys}
+        return frozenset((need.labels - of_parts) | received)
 
     def policy_message(self, decision: Decision) -> run_pb2.PolicyDecision:
         """The decision as it is recorded; equal decisions share one message."""
@@ -645,7 +669,7 @@ class Fleet:
             return "suspended"
         if instance.draining:
             return "draining"
-        if not need.labels <= offered.clearance:
+        if not (self._received(offered, need) if need.parts else need.labels) <= offered.clearance:
             return "clearance"
         if any(instance.description.labels.get(key) != value for key, value in need.agent_labels):
             return "constraint"
@@ -659,7 +683,7 @@ def _demanding(permit: Permit) -> str:
     return ", ".join(permit.decision.redacting)
 
 
-def _log_use(decision: Decision, action: str, what: str) -> None:
+def log_use(decision: Decision, action: str, what: str) -> None:
     """What the obligation `log` demands: a line for each use of a permit."""
     log.info(
         "policy_used",

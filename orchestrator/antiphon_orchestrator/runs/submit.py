@@ -15,7 +15,7 @@ from ..audit import AuditLog
 from ..blobs import BlobNotFound, Blobs
 from ..engine.events import RunSubmitted
 from ..engine.plan import Plan
-from ..placement.fleet import Fleet
+from ..placement.fleet import Fleet, log_use
 from ..policy import PolicyPort, Request
 from ..shards import inputs as i
 from ..shards import payloads
@@ -155,6 +155,8 @@ class Submissions:
                 decision_id=decision.decision_id,
                 cause=decision.reason,
             )
+        if decision.logged:
+            log_use(decision, "submit", graph)
         return self._fleet.policy_message(decision)
 
     def _warnings(self, namespace: str, plan: Plan) -> tuple[str, ...]:

@@ -280,7 +280,8 @@ class Shard:
     def _need(self, run: Run, plan: TaskPlan, payload: bytes) -> Need:
         namespace, labels = run.submitted.namespace, self._fleet.labels(payload)
         if labels:
-            return Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels)
+            parts = self._fleet.label_parts(payload)
+            return Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels, parts)
         known = self._needs.get((id(plan), namespace))
         if known is None or known[0] is not plan:
             if len(self._needs) >= 4096:

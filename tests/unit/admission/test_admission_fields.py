@@ -9,9 +9,9 @@ import jsonschema_rs
 import pytest
 from antiphon.v1.payload_pb2 import Payload
 from antiphon_orchestrator.admission import Reduced, SchemaInvalid, SchemaSet, Unusable, Values
-from antiphon_orchestrator.admission.fields import Fields, steps_of, strike_out
+from antiphon_orchestrator.admission.fields import DEEPEST, Fields, steps_of, strike_out
 from antiphon_orchestrator.admission.schemas import MOST_FIELD_LABELS, WITHHELD_NAMED
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 PERSON = {
@@ -40,6 +40,8 @@ def obj(**properties: Any) -> dict[str, Any]:
         ({**PERSON, "additionalProperties": True}, {"name": "A", "x": 1}, {"name": "A", "x": 1}),
         ({**PERSON, "unevaluatedProperties": True}, {"name": "A", "x": 1}, {"name": "A", "x": 1}),
         ({**PERSON, "patternProperties": {"^x": {}}}, {"name": "A", "x": 1}, {"name": "A", "x": 1}),
+        ({"type": "array", "items": obj(a={})}, {"a": 1}, {}),
+        ({"anyOf": [obj(a=obj(b={})), {"additionalProperties": obj(c={})}]}, {"a": {"c": 1, "d": 2}}, {"a": {"c": 1}}),
         ({"additionalProperties": obj(a={})}, {"k": {"a": 1, "b": 2}}, {"k": {"a": 1}}),
         ({"allOf": [obj(a={}), obj(b={})]}, {"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 2}),
         ({**obj(a={}), "allOf": [{"required": ["a"]}]}, {"a": 1, "c": 3}, {"a": 1}),
@@ -85,6 +87,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(SCHEMAS, VALUES)
 def test_what_is_kept_still_fits_its_schema_and_is_kept_whole_the_second_time(schema: Any, value: Any) -> None:
     before = json.dumps(value)
@@ -191,8 +194,32 @@ def test_labels_that_a_schema_declares_are_put_on_a_payload_and_asserted_by_it()
         ("/of/0", "id", "schema"),
         ("/of/1", "id", "schema"),
     ]
-    for other in (b"", Payload(inline=b"{").SerializeToString(), payload({"x": 1}).SerializeToString()):
+    for other in (b"", payload({"x": 1}).SerializeToString()):
         assert schemas.label(schema, other) == other
+
+
+def deep(levels: int) -> Any:
+    value: Any = {"secret": 1}
+    for _ in range(levels):
+        value = {"of": value}
+    return value
+
+
+@pytest.mark.parametrize("unseen", [Payload(blob={"digest": "0" * 64}), Payload(inline=b"{"), payload(deep(DEEPEST))])
+def test_what_cannot_be_looked_into_carries_every_label_of_its_schema(unseen: Payload) -> None:
+    schema = {"$ref": "#/$defs/n", "$defs": {"n": obj(of={"$ref": "#/$defs/n"}, secret={"x-antiphon-labels": ["pii"]})}}
+    labelled = Payload.FromString(SchemaSet(Values()).label(json.dumps(schema), unseen.SerializeToString()))
+    assert [(label.key, label.asserted_by) for label in labelled.labels] == [("pii", "schema")]
+
+
+def test_what_is_nested_too_deeply_is_not_walked_however_deep() -> None:
+    schema = {"$ref": "#/$defs/n", "$defs": {"n": obj(of={"$ref": "#/$defs/n"}, secret={})}}
+    assert reduced(schema, payload(deep(DEEPEST - 2))) is None
+    for levels in (DEEPEST + 1, 400):
+        with pytest.raises(Unusable, match="is nested deeper than 100 levels"):
+            reduced(schema, payload(deep(levels)))
+        with pytest.raises(Unusable, match="is nested deeper than 100 levels"):
+            strike_out([deep(levels)], [("of",) * 250])
 
 
 def test_more_labelled_parts_than_a_payload_carries_label_the_whole() -> None:
@@ -209,3 +236,38 @@ def test_labels_that_nobody_could_read_make_a_schema_unusable(labels: Any) -> No
     with pytest.raises(SchemaInvalid, match="/properties/a/x-antiphon-labels"):
         schemas.add(json.dumps(obj(a={"x-antiphon-labels": labels})))
     schemas.add(json.dumps(obj(**{"x-antiphon-labels": {"type": "string"}})))  # a property of that name
+
+
+@settings(deadline=None)
+@given(SCHEMAS, VALUES)
+def test_a_part_that_is_not_said_to_be_received_is_never_handed_on(schema: Any, value: Any) -> None:
+    fields = Fields(schema)
+    kept, _ = fields.declared(value)
+
+    def parts(of: Any, at: str) -> list[str]:
+        if isinstance(of, dict):
+            return [at, *(found for name, part in of.items() for found in parts(part, f"{at}/{name}"))]
+        if isinstance(of, list):
+            return [at, *(found for part in of for found in parts(part, f"{at}/*"))]
+        return [at]
+
+    assert all(fields.may_receive(pointer) for pointer in parts(kept, ""))
+
+
+@pytest.mark.parametrize(
+    ("schema", "pointer", "received"),
+    [
+        (PERSON, "/name", True),
+        (PERSON, "/ssn", False),
+        (PERSON, "", True),
+        (PERSON, "/ssn/digits", False),
+        (obj(people={"type": "array", "items": PERSON}), "/people/*/ssn", False),
+        (obj(people={"type": "array", "items": PERSON}), "/people/*/name", True),
+        (obj(people={"items": PERSON}), "/people/*/ssn", True),  # for all we know, an object with numbers for names
+        (obj(people={"prefixItems": [PERSON], "items": obj(ssn={})}), "/people/*/ssn", True),
+        (obj(home={}), "/home/street", True),
+        ({}, "/ssn", True),
+    ],
+)
+def test_what_an_agent_may_receive_follows_from_the_schema(schema: Any, pointer: str, received: bool) -> None:
+    assert Fields(schema).may_receive(pointer) is received

@@ -50,6 +50,7 @@ def checks(
     policy: CedarPolicies | None = None,
     now: datetime = NOW,
     denied: list[Decision] | None = None,
+    used: list[Decision] | None = None,
 ) -> Checks:
     return Checks(
         IMAGE,
@@ -60,6 +61,7 @@ def checks(
         message_limit=1000,
         now=lambda: now,
         denied=lambda _call, decision: (denied if denied is not None else []).append(decision),
+        used=lambda _call, decision: (used if used is not None else []).append(decision),
     )
 
 

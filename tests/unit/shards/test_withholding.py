@@ -122,6 +122,14 @@ def test_an_input_that_cannot_be_redacted_reaches_no_agent(content: bytes, field
     assert [found.in_use for found in one.fleet.instances()] == [0]
 
 
+def test_an_agent_that_cannot_do_without_leaves_the_task_to_one_that_can() -> None:
+    one = rig(redact("dispatch", '@fields("name")'))
+    needs_nothing = json.dumps({"type": "object", "properties": {"phone": {}}})
+    one.fleet.attach(instance("b", slots=1, version="1.1", input_schema=needs_nothing))
+    run = begin(one)
+    assert run.tasks[0].attempts[0].placement.agent == "b" and handed_on(run) == {"phone": "1"}
+
+
 def finish(one: Rig, task: str, content: Any) -> None:
     one.tell(one.report(f"r/{task}/0/1", Outcome(AttemptState.SUCCEEDED, message(content))))
 
@@ -180,3 +188,19 @@ def test_an_output_inherits_the_labels_of_what_its_agent_got_and_not_of_what_was
     begin(one, phone="pii", ssn="pii")
     finish(one, "a", {"name": "Bob"})
     assert not payload_pb2.Payload.FromString(one.run("r").tasks[0].output or b"").labels
+
+
+def test_a_label_of_a_field_that_an_agent_does_not_get_asks_for_no_clearance_and_decides_nothing() -> None:
+    stop = (
+        '@id("stop") forbid (principal, action == Action::"dispatch", resource)'
+        ' when { context.labels.contains("pii") };'
+    )
+    one = rig(stop, clearance=[])
+    assert handed_on(begin(one, ssn="pii")) == {"name": "Ada", "phone": "1"}
+    waits = rig(clearance=[])
+    assert begin(waits, phone="pii", ssn="pii").tasks[0].state.name == "READY"
+    blob = payload_pb2.Payload(blob={"digest": "0" * 64})
+    blob.field_labels.add(pointer="/ssn").labels.add(key="pii")
+    other = rig(clearance=[])
+    other.tell(other.submit("r", plan(), input=blob.SerializeToString()))
+    assert other.run("r").tasks[0].state.name == "READY"
