@@ -138,8 +138,9 @@ class Keeper:
         for key, known in self.held.due(now, len(self.held)):
             await self._end_claim(key, known)
         if self.ended is not None:
-            for key in list(self.held.keys()):
-                await self._end_claim_of_ended(key)
+            for key, attempt_id in self.held.of_attempts():
+                if await self.ended(attempt_id):
+                    await self._end_claim_of(key, attempt_id)
 
     async def _remove(self, index: Index, batch: list[tuple[bytes, Known]]) -> None:
         try:
@@ -167,17 +168,16 @@ class Keeper:
                 _, _, scope, name = keys.parts(key)
                 self._claims.tell_lost(Scope.read(scope), name, kv, record)
 
-    async def _end_claim_of_ended(self, key: bytes) -> None:
-        assert self.ended is not None
+    async def _end_claim_of(self, key: bytes, attempt_id: str) -> None:
         for kv in (await self._store.range(key)).kvs:
-            record = records.ClaimRecord.FromString(kv.value)
-            if record.attempt_id and await self.ended(record.attempt_id):
+            if records.ClaimRecord.FromString(kv.value).attempt_id == attempt_id:
                 await self._claims.end(kv)
 
 
 def _known_claim(kv: KeyValue) -> Known:
     record = records.ClaimRecord.FromString(kv.value)
-    return Known(kv.mod_revision, len(kv.key) + len(kv.value), record.expire_time)
+    size = len(kv.key) + len(kv.value)
+    return Known(kv.mod_revision, size, record.expire_time, attempt_id=record.attempt_id)
 
 
 def _known_request(kv: KeyValue) -> Known:
