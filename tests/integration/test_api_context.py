@@ -198,6 +198,16 @@ async def test_the_quota_holds_for_entries_and_bytes_and_deletes_make_room(
         await one.put("k0", stub=other)
 
 
+async def test_an_entry_whose_labels_exceed_what_a_page_can_hold_is_refused(one: Team) -> None:
+    request = api.PutEntryRequest(request_id="r", key="many")
+    for number in range(256):
+        part = request.value.field_labels.add(pointer="/" + "p" * 500)
+        for _ in range(16):
+            part.labels.add(key=f"l{number}", value="v" * 256)
+    await refused(one.stub.PutEntry(request, timeout=TIMEOUT), "MESSAGE_TOO_LARGE")
+    assert await one.keys() == []
+
+
 async def test_many_at_once_cannot_exceed_the_quota_together(authority: Authority, tmp_path: Path) -> None:
     async with team(authority, tmp_path, quota=Quota(entries=10)) as one:
         answers = await asyncio.gather(*(one.put(f"k{number}") for number in range(30)), return_exceptions=True)
