@@ -260,6 +260,25 @@ async def test_what_another_replica_writes_counts_as_soon_as_the_watch_tells_of_
         await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_an_index_that_comes_too_late_for_the_history_is_told_everything_anew(
+    authority: Authority, tmp_path: Path
+) -> None:
+    async with team(authority, tmp_path, quota=Quota(entries=2)) as one:
+        gone, theirs = (keys.context("team-a", "namespace", name) for name in ("gone", "theirs"))
+        await one.put("gone")
+        await one.put("stays")
+        await one.context.load()
+        await one.store.commit(Txn((), (Delete(gone), Put(theirs, records_pb2.EntryRecord().SerializeToString()))))
+        latest = await one.store.commit(Txn((), (Put(b"elsewhere", b""),)))
+        await one.store.compact(latest.revision)
+        running = asyncio.create_task(one.context.run())
+        await eventually(lambda: one.context._keeper.entries.get(theirs))
+        assert one.context._keeper.entries.get(gone) is None
+        await refused(one.put("more"), "CONTEXT_QUOTA_EXCEEDED")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_a_write_decided_by_what_another_replica_has_changed_is_decided_anew(one: Team) -> None:
     first = await one.put("ours")
     key = keys.context("team-a", "namespace", "ours")

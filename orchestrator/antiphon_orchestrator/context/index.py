@@ -57,11 +57,9 @@ class Index:
             del self._known[key]
             self._add(key, -1, -before.size)
 
-    def clear(self) -> None:
-        """Everything is to be told anew."""
-        self._known.clear()
-        self._counts.clear()
-        self._due.clear()
+    def keys(self) -> set[bytes]:
+        """All of them."""
+        return set(self._known)
 
     def usage(self, namespace: bytes) -> tuple[int, int]:
         """Keys and bytes of a namespace, with what is reserved."""

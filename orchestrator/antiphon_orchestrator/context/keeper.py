@@ -72,7 +72,7 @@ class Keeper:
         self._claims = claims
         self._clock = clock
         self._now = now
-        self._read_to = 0
+        self._read_to: list[int] = []
         self._kinds: tuple[tuple[bytes, Index, Callable[[KeyValue], Known]], ...] = (
             (keys.CONTEXT, self.entries, known_entry),
             (keys.CLAIMS, self.held, _known_claim),
@@ -81,30 +81,36 @@ class Keeper:
 
     async def load(self) -> None:
         """Reads what the store has."""
-        for prefix, index, known in self._kinds:
-            index.clear()
-            start, end = prefix, prefix_end(prefix)
-            while True:
-                found = await self._store.range(start, end, limit=BATCH)
-                self._read_to = self._read_to or found.revision
-                for kv in found.kvs:
-                    index.put(kv.key, known(kv))
-                if not found.more:
-                    break
-                start = found.kvs[-1].key + b"\0"
+        self._read_to = [await self._read(*kind) for kind in self._kinds]
+
+    async def _read(self, prefix: bytes, index: Index, known: Callable[[KeyValue], Known]) -> int:
+        """Tells an index all that is there, and that the rest is not; the revision from which on it is to follow."""
+        start, end, revision = prefix, prefix_end(prefix), 0
+        there: set[bytes] = set()
+        while True:
+            found = await self._store.range(start, end, limit=BATCH)
+            revision = revision or found.revision
+            for kv in found.kvs:
+                index.put(kv.key, known(kv))
+                there.add(kv.key)
+            if not found.more:
+                break
+            start = found.kvs[-1].key + b"\0"
+        for key in index.keys() - there:
+            index.delete(key, revision + 1)  # unless it was put since
+        return revision + 1
 
     async def run(self) -> None:
         """Follows and collects until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for prefix, index, known in self._kinds:
-                group.create_task(self._follow(prefix, index, known), name=f"context {prefix.decode()}")
+            for kind, revision in zip(self._kinds, self._read_to, strict=True):
+                group.create_task(self._follow(*kind, revision), name=f"context {kind[0].decode()}")
             group.create_task(self._collect(), name="context collection")
 
-    async def _follow(self, prefix: bytes, index: Index, known: Callable[[KeyValue], Known]) -> None:
-        revision = self._read_to + 1
+    async def _follow(self, prefix: bytes, index: Index, known: Callable[[KeyValue], Known], revision: int) -> None:
         while True:
             try:
-                async with aclosing(self._store.watch(prefix, revision)) as changes:  # type: ignore[type-var]
+                async with aclosing(self._store.watch(prefix, revision)) as changes:
                     async for batch in changes:
                         for event in batch.events:
                             if event.type is EventType.PUT:
@@ -112,11 +118,12 @@ class Keeper:
                             else:
                                 index.delete(event.kv.key, event.kv.mod_revision)
                         revision = batch.revision + 1
-            except Compacted as error:
+            except Compacted:
                 log.warning("context_history_compacted", count=len(index))
-                self._read_to = 0
-                await self.load()
-                revision = max(self._read_to + 1, error.revision)
+                revision = await self._read(prefix, index, known)
+            except StoreUnavailable as error:
+                log.warning("context_not_followed", cause=str(error))
+                await self._clock.sleep(LOOK)
 
     async def _collect(self) -> None:
         while True:

@@ -101,7 +101,7 @@ class Reading:
         except Compacted as error:
             raise ApiError(ErrorReason.ERROR_REASON_HISTORY_COMPACTED, revision=error.revision) from error
         finally:
-            await changes.aclose()  # type: ignore[attr-defined]  # the port promises an iterator, backends generate
+            await changes.aclose()
 
     async def next_changes(
         self, who: Standing, request: api.WatchEntriesRequest, patience: float
