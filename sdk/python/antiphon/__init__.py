@@ -110,6 +110,9 @@ if TYPE_CHECKING:
         TaskNotFound,
         TokenNotAccepted,
     )
+    from ._shared import (
+        SharedContext,
+    )
     from ._submission import (
         SubmitOptions,
     )
@@ -181,6 +184,7 @@ __all__ = [
     "RunFailed",
     "RunNotFound",
     "SetupError",
+    "SharedContext",
     "SigningRequestInvalid",
     "StaleError",
     "StoreFull",
@@ -257,6 +261,7 @@ _HOMES = {
         "Mistake",
         "load_graph",
     ),
+    "_shared": ("SharedContext",),
     "_submission": ("SubmitOptions",),
     "_submitter": ("Submitter",),
     "v1.payload_pb2": ("Payload",),
