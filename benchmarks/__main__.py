@@ -13,11 +13,11 @@ from typing import Any
 
 from tools import wheel
 
-from . import fsync, identity, mesh, policy, profiling, r, report, w1, w2, w3, w4
+from . import fsync, identity, mesh, policy, profiling, r, report, w1, w2, w3, w4, w5
 from .process import ProcessFailed, cpu
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
-NAMES = ("R", "fsync", "W1", "W2", "W2_unary", "W3", "W4", "policy")
+NAMES = ("R", "fsync", "W1", "W2", "W2_unary", "W3", "W4", "W5", "policy")
 PROCESSES = ("orchestrator", "sidecar", "agent")
 
 
@@ -41,9 +41,9 @@ async def measure(plan: Plan, folder: Path) -> report.Results:
         await r.measure(folder, reference, seconds=plan.seconds / 2, sequential=plan.sequential)
     if "fsync" in plan.only:
         results["fsync_p50_ms"] = fsync.measure(folder, plan.sequential)
-    if plan.only & {"W1", "W2", "W2_unary", "W3", "W4", "policy"}:
+    if plan.only & {"W1", "W2", "W2_unary", "W3", "W4", "W5", "policy"}:
         async with mesh.running(folder, plan.environ) as product:
-            results |= await _measure_product(plan, product)
+            results |= await _measure_product(plan, product, folder)
             product.check()
     if "R" in plan.only:
         await r.measure(folder, reference, seconds=plan.seconds / 2, sequential=plan.sequential)
@@ -55,7 +55,7 @@ async def measure(plan: Plan, folder: Path) -> report.Results:
     return results
 
 
-async def _measure_product(plan: Plan, product: mesh.Mesh) -> report.Results:
+async def _measure_product(plan: Plan, product: mesh.Mesh, folder: Path) -> report.Results:
     results: report.Results = {}
     memory = w4.idle(product)
     if "W1" in plan.only:
@@ -76,6 +76,9 @@ async def _measure_product(plan: Plan, product: mesh.Mesh) -> report.Results:
     if "policy" in plan.only:
         _say("policy")
         results["policy"] = await policy.measure(product, plan.seconds)
+    if "W5" in plan.only:
+        _say("W5")
+        results["W5"] = await w5.measure(product, folder, plan.seconds)
     if "W4" in plan.only:
         results["W4"] = memory | w4.peak(product)
     return results

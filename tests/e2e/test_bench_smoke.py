@@ -30,6 +30,8 @@ def test_a_quick_run_writes_every_key(tmp_path: Path) -> None:
         assert results[name] and all(level.keys() == LEVEL for level in results[name].values())
     assert results["W3"].keys() == {"runs_per_s"}
     assert results["policy"].keys() == {"default_us", "loaded_us", "cost_us"}
+    assert results["W5"].keys() == {"put", "get", "store_put", "store_get"}
+    assert all(found.keys() == {"per_s", "p50_ms"} for found in results["W5"].values())
     processes = ("orchestrator", "sidecar", "agent")
     assert results["W4"].keys() == {f"{name}_{when}_mb" for name in processes for when in ("idle", "peak")}
     assert results["versions"].keys() >= {"python", "grpcio", "antiphon-server"}

@@ -198,6 +198,16 @@ async def test_the_quota_holds_for_entries_and_bytes_and_deletes_make_room(
         await one.put("k0", stub=other)
 
 
+async def test_an_entry_whose_labels_exceed_what_a_page_can_hold_is_refused(one: Team) -> None:
+    request = api.PutEntryRequest(request_id="r", key="many")
+    for number in range(256):
+        part = request.value.field_labels.add(pointer="/" + "p" * 500)
+        for _ in range(16):
+            part.labels.add(key=f"l{number}", value="v" * 256)
+    await refused(one.stub.PutEntry(request, timeout=TIMEOUT), "MESSAGE_TOO_LARGE")
+    assert await one.keys() == []
+
+
 async def test_many_at_once_cannot_exceed_the_quota_together(authority: Authority, tmp_path: Path) -> None:
     async with team(authority, tmp_path, quota=Quota(entries=10)) as one:
         answers = await asyncio.gather(*(one.put(f"k{number}") for number in range(30)), return_exceptions=True)
@@ -246,6 +256,25 @@ async def test_what_another_replica_writes_counts_as_soon_as_the_watch_tells_of_
         await one.store.commit(Txn((), (Delete(theirs),)))
         await eventually(lambda: one.context._keeper.entries.get(theirs) is None)
         await one.put("ours")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_an_index_that_comes_too_late_for_the_history_is_told_everything_anew(
+    authority: Authority, tmp_path: Path
+) -> None:
+    async with team(authority, tmp_path, quota=Quota(entries=2)) as one:
+        gone, theirs = (keys.context("team-a", "namespace", name) for name in ("gone", "theirs"))
+        await one.put("gone")
+        await one.put("stays")
+        await one.context.load()
+        await one.store.commit(Txn((), (Delete(gone), Put(theirs, records_pb2.EntryRecord().SerializeToString()))))
+        latest = await one.store.commit(Txn((), (Put(b"elsewhere", b""),)))
+        await one.store.compact(latest.revision)
+        running = asyncio.create_task(one.context.run())
+        await eventually(lambda: one.context._keeper.entries.get(theirs))
+        assert one.context._keeper.entries.get(gone) is None
+        await refused(one.put("more"), "CONTEXT_QUOTA_EXCEEDED")
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 

@@ -323,6 +323,52 @@ async def test_the_orchestrator_believes_no_sidecar_without_the_attempts_token_n
     await client.wait(run.run_id, timeout=timedelta(seconds=30))
 
 
+async def test_labels_of_what_was_read_outlive_a_crash_of_the_orchestrator() -> None:
+    with Mesh() as mesh:
+        mesh.sidecar(command=AGENT)
+        async with mesh.client(timeout=timedelta(seconds=30)) as client:
+            await mesh.attached(client)
+            await client.put_entry("secret", 1, labels=["pii"])
+            mark, gate = mesh.path("mark"), mesh.path("gate")
+            run = await client.submit(
+                steps(
+                    {"do": "get", "key": "secret"},
+                    {"do": "mark", "path": str(mark)},
+                    {"do": "hold", "path": str(gate)},
+                    {"do": "put", "key": "made", "value": 2},
+                )
+            )
+            await eventually(mark.exists)
+            mesh.orchestrator.restart()
+            gate.touch()
+            await client.wait(run.run_id, timeout=timedelta(seconds=30))
+            entry = await client.get_entry("made")
+            assert [label.key for label in entry.value.labels] == ["pii"]
+            assert [source.key for source in entry.provenance.sources] == ["secret"]
+
+
+async def test_a_request_that_waits_while_the_orchestrator_crashes_is_answered_after_it() -> None:
+    with Mesh() as mesh:
+        mesh.sidecar(command=AGENT)
+        async with mesh.client(timeout=timedelta(seconds=30)) as client:
+            await mesh.attached(client)
+            mark, gate = mesh.path("mark"), mesh.path("gate")
+            run = await client.submit(
+                steps(
+                    {"do": "mark", "path": str(mark)},
+                    {"do": "hold", "path": str(gate)},
+                    {"do": "put", "key": "made", "value": 1, "expected_revision": 0},
+                    {"do": "get", "key": "made"},
+                )
+            )
+            await eventually(mark.exists)
+            mesh.orchestrator.kill9()
+            gate.touch()  # it puts while nobody is there
+            mesh.orchestrator.start()
+            ended = await client.wait(run.run_id, timeout=timedelta(seconds=30))
+            assert output_of(ended)["t"][3] == 1
+
+
 async def _ask_as_sidecar(
     mesh: Mesh, pem: Pem, attempt_id: str, tokens: tuple[bytes, ...]
 ) -> list[context_request_pb2.ContextResponse]:

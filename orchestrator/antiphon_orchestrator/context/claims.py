@@ -144,7 +144,7 @@ class Claims:
         """The revision, or 0 when the claim is not as it was read: look again. So does an answer that was lost."""
         mine = Compare(key, Target.MOD_REVISION, before.mod_revision if before else 0)
         data = record.SerializeToString()
-        known = Known(0, len(key) + len(data), record.expire_time)
+        known = Known(0, len(key) + len(data), record.expire_time, attempt_id=record.attempt_id)
         with self._index.reserved(key, known.size):
             result = await settle(self._store, Txn((mine,), (Put(key, data),)))
         if not result.succeeded:

@@ -29,6 +29,9 @@ from .rules import Place, Quota, Standing, conflict, entry_message, label_keys, 
 REQUEST_KEPT = 3600 * 1_000_000
 """Microseconds a request id is remembered."""
 
+ENTRY_BYTES = 256 * 1024
+"""Largest entry as it is kept: an inline value with room for its labels and provenance. Pages and messages hold it."""
+
 TRIES = 64
 """Times a write is decided anew because others were quicker, before its caller is told that it is too crowded."""
 
@@ -109,6 +112,8 @@ class Entries:
             if request.HasField("claim"):
                 compares.append(await self._guard(who, request, asked))
             size = len(key) + len(data)
+            if size > ENTRY_BYTES:
+                raise ApiError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, limit=ENTRY_BYTES)
             self._check_room(key, size)
             kept = asked.record(now, record.expire_time)
             with self._index.reserved(key, size):

@@ -16,13 +16,14 @@ from typing import NamedTuple
 class Known(NamedTuple):
     """One key: revision of its last change, its bytes with the key, and when it ends (microseconds, 0: never).
 
-    `create_time` is that of an entry, 0 for all else.
+    `create_time` is that of an entry, `attempt_id` that of a claim whose holder is one.
     """
 
     revision: int
     size: int
     expire_time: int
     create_time: int = 0
+    attempt_id: str = ""
 
 
 class Index:
@@ -56,11 +57,9 @@ class Index:
             del self._known[key]
             self._add(key, -1, -before.size)
 
-    def clear(self) -> None:
-        """Everything is to be told anew."""
-        self._known.clear()
-        self._counts.clear()
-        self._due.clear()
+    def keys(self) -> set[bytes]:
+        """All of them."""
+        return set(self._known)
 
     def usage(self, namespace: bytes) -> tuple[int, int]:
         """Keys and bytes of a namespace, with what is reserved."""
@@ -95,8 +94,9 @@ class Index:
                 found.append((key, self._known[key]))
         return found
 
-    def keys(self) -> Iterator[bytes]:
-        yield from self._known
+    def of_attempts(self) -> list[tuple[bytes, str]]:
+        """The claims that attempts hold, and which attempts."""
+        return [(key, known.attempt_id) for key, known in self._known.items() if known.attempt_id]
 
     def again(self, key: bytes, known: Known) -> None:
         """Tell of it when it has ended; also of one that was told and could not be dealt with."""

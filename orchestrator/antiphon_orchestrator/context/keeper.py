@@ -72,7 +72,7 @@ class Keeper:
         self._claims = claims
         self._clock = clock
         self._now = now
-        self._read_to = 0
+        self._read_to: list[int] = []
         self._kinds: tuple[tuple[bytes, Index, Callable[[KeyValue], Known]], ...] = (
             (keys.CONTEXT, self.entries, known_entry),
             (keys.CLAIMS, self.held, _known_claim),
@@ -81,30 +81,36 @@ class Keeper:
 
     async def load(self) -> None:
         """Reads what the store has."""
-        for prefix, index, known in self._kinds:
-            index.clear()
-            start, end = prefix, prefix_end(prefix)
-            while True:
-                found = await self._store.range(start, end, limit=BATCH)
-                self._read_to = self._read_to or found.revision
-                for kv in found.kvs:
-                    index.put(kv.key, known(kv))
-                if not found.more:
-                    break
-                start = found.kvs[-1].key + b"\0"
+        self._read_to = [await self._read(*kind) for kind in self._kinds]
+
+    async def _read(self, prefix: bytes, index: Index, known: Callable[[KeyValue], Known]) -> int:
+        """Tells an index all that is there, and that the rest is not; the revision from which on it is to follow."""
+        start, end, revision = prefix, prefix_end(prefix), 0
+        there: set[bytes] = set()
+        while True:
+            found = await self._store.range(start, end, limit=BATCH)
+            revision = revision or found.revision
+            for kv in found.kvs:
+                index.put(kv.key, known(kv))
+                there.add(kv.key)
+            if not found.more:
+                break
+            start = found.kvs[-1].key + b"\0"
+        for key in index.keys() - there:
+            index.delete(key, revision + 1)  # unless it was put since
+        return revision + 1
 
     async def run(self) -> None:
         """Follows and collects until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for prefix, index, known in self._kinds:
-                group.create_task(self._follow(prefix, index, known), name=f"context {prefix.decode()}")
+            for kind, revision in zip(self._kinds, self._read_to, strict=True):
+                group.create_task(self._follow(*kind, revision), name=f"context {kind[0].decode()}")
             group.create_task(self._collect(), name="context collection")
 
-    async def _follow(self, prefix: bytes, index: Index, known: Callable[[KeyValue], Known]) -> None:
-        revision = self._read_to + 1
+    async def _follow(self, prefix: bytes, index: Index, known: Callable[[KeyValue], Known], revision: int) -> None:
         while True:
             try:
-                async with aclosing(self._store.watch(prefix, revision)) as changes:  # type: ignore[type-var]
+                async with aclosing(self._store.watch(prefix, revision)) as changes:
                     async for batch in changes:
                         for event in batch.events:
                             if event.type is EventType.PUT:
@@ -112,11 +118,12 @@ class Keeper:
                             else:
                                 index.delete(event.kv.key, event.kv.mod_revision)
                         revision = batch.revision + 1
-            except Compacted as error:
+            except Compacted:
                 log.warning("context_history_compacted", count=len(index))
-                self._read_to = 0
-                await self.load()
-                revision = max(self._read_to + 1, error.revision)
+                revision = await self._read(prefix, index, known)
+            except StoreUnavailable as error:
+                log.warning("context_not_followed", cause=str(error))
+                await self._clock.sleep(LOOK)
 
     async def _collect(self) -> None:
         while True:
@@ -138,8 +145,9 @@ class Keeper:
         for key, known in self.held.due(now, len(self.held)):
             await self._end_claim(key, known)
         if self.ended is not None:
-            for key in list(self.held.keys()):
-                await self._end_claim_of_ended(key)
+            for key, attempt_id in self.held.of_attempts():
+                if await self.ended(attempt_id):
+                    await self._end_claim_of(key, attempt_id)
 
     async def _remove(self, index: Index, batch: list[tuple[bytes, Known]]) -> None:
         try:
@@ -167,17 +175,16 @@ class Keeper:
                 _, _, scope, name = keys.parts(key)
                 self._claims.tell_lost(Scope.read(scope), name, kv, record)
 
-    async def _end_claim_of_ended(self, key: bytes) -> None:
-        assert self.ended is not None
+    async def _end_claim_of(self, key: bytes, attempt_id: str) -> None:
         for kv in (await self._store.range(key)).kvs:
-            record = records.ClaimRecord.FromString(kv.value)
-            if record.attempt_id and await self.ended(record.attempt_id):
+            if records.ClaimRecord.FromString(kv.value).attempt_id == attempt_id:
                 await self._claims.end(kv)
 
 
 def _known_claim(kv: KeyValue) -> Known:
     record = records.ClaimRecord.FromString(kv.value)
-    return Known(kv.mod_revision, len(kv.key) + len(kv.value), record.expire_time)
+    size = len(kv.key) + len(kv.value)
+    return Known(kv.mod_revision, size, record.expire_time, attempt_id=record.attempt_id)
 
 
 def _known_request(kv: KeyValue) -> Known:

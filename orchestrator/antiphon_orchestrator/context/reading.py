@@ -101,7 +101,7 @@ class Reading:
         except Compacted as error:
             raise ApiError(ErrorReason.ERROR_REASON_HISTORY_COMPACTED, revision=error.revision) from error
         finally:
-            await changes.aclose()  # type: ignore[attr-defined]  # the port promises an iterator, backends generate
+            await changes.aclose()
 
     async def next_changes(
         self, who: Standing, request: api.WatchEntriesRequest, patience: float
@@ -137,7 +137,10 @@ class Reading:
                 break
             seen.add(_identity(source))
             node = response.nodes.add(entry=source, distance=distance)
-            place = Place(who.namespace, Scope.of(source.scope, who), source.key)
+            scope = Scope.named(source.scope)
+            if scope is None:
+                continue
+            place = Place(who.namespace, scope, source.key)
             kv, record = await self._entries.read(place)
             if kv is None or record is None or kv.mod_revision != source.revision:
                 continue

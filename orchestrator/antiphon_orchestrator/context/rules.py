@@ -80,14 +80,22 @@ class Scope(NamedTuple):
     @classmethod
     def of(cls, scope: context_pb2.ContextScope, who: Standing) -> Scope:
         """Raises ScopeUnnamed."""
+        if (named := cls.named(scope)) is not None:
+            return named
+        kind = scope.WhichOneof("kind") or ""
+        own = who.root_run_id if kind == "run_id" else who.graph
+        if not own:
+            raise ScopeUnnamed(kind)
+        return cls("run" if kind == "run_id" else "graph", own)
+
+    @classmethod
+    def named(cls, scope: context_pb2.ContextScope) -> Scope | None:
+        """The scope, if it says which; what a sidecar tells of reads may not."""
         kind = scope.WhichOneof("kind")
         if kind is None:
             return cls("namespace")
-        own = who.root_run_id if kind == "run_id" else who.graph
-        name = getattr(scope, kind) or own
-        if not name:
-            raise ScopeUnnamed(kind)
-        return cls("run" if kind == "run_id" else "graph", name)
+        name = getattr(scope, kind)
+        return cls("run" if kind == "run_id" else "graph", name) if name else None
 
     @classmethod
     def read(cls, text: str) -> Scope:

@@ -16,7 +16,7 @@ would refuse.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -186,7 +186,7 @@ class Store(Protocol):
     async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> RangeResult:
         """Reads one key (no `end`) or the keys in [start, end), at most `limit` (0: all), newest committed state."""
 
-    def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncIterator[WatchBatch]:
+    def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncGenerator[WatchBatch, None]:
         """Yields every change under `prefix` from `from_revision` on (0: from now on, counted at this call), with no
         loss and no repeat, until closed. Raises UnwatchedPrefix at once, Compacted while iterating."""
 

@@ -21,7 +21,7 @@ import asyncio
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -157,7 +157,7 @@ class SqliteStore:
         """See `Store.range`."""
         return await self._call(lambda: self._tables.range(start, end, limit))
 
-    def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncIterator[WatchBatch]:
+    def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncGenerator[WatchBatch, None]:
         """See `Store.watch`."""
         for unwatched in self._unwatched:
             if prefix.startswith(unwatched) or unwatched.startswith(prefix):
@@ -287,7 +287,7 @@ class SqliteStore:
                 raise outcome
         self._notice(changed)
 
-    async def _watch(self, watcher: _Watcher) -> AsyncIterator[WatchBatch]:
+    async def _watch(self, watcher: _Watcher) -> AsyncGenerator[WatchBatch, None]:
         start, end = watcher.prefix, prefix_end(watcher.prefix)
         self._watchers.add(watcher)
         try:

@@ -123,6 +123,9 @@ if TYPE_CHECKING:
         TaskNotFound,
         TokenNotAccepted,
     )
+    from ._shared import (
+        SharedContext,
+    )
     from ._submission import (
         SubmitOptions,
     )
@@ -202,6 +205,7 @@ __all__ = [
     "RunFailed",
     "RunNotFound",
     "SetupError",
+    "SharedContext",
     "SigningRequestInvalid",
     "StaleError",
     "StoreFull",
@@ -288,6 +292,7 @@ _HOMES = {
         "Mistake",
         "load_graph",
     ),
+    "_shared": ("SharedContext",),
     "_submission": ("SubmitOptions",),
     "_submitter": ("Submitter",),
     "v1.payload_pb2": ("Payload",),

@@ -8,9 +8,10 @@ the claim are refused by then anyway; that is what makes it safe, not the cancel
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import TracebackType
 from typing import Protocol
 
@@ -18,10 +19,13 @@ from antiphon.v1 import context_pb2, context_service_pb2
 
 from ._entries import scope_of
 from ._errors import AntiphonError, RetryableError, error_of
-from ._reasons import ClaimHeld, ClaimLost
+from ._reasons import ClaimHeld
 
 _LOOK = 0.25
 """Seconds between two tries to take a claim that somebody holds."""
+_RELEASE = 2.0
+"""Seconds to give a claim up: it ends by itself, and a handler that was cancelled must not wait for long."""
+_log = logging.getLogger("antiphon.claim")
 
 
 class Claims(Protocol):
@@ -55,6 +59,8 @@ class Holding:
         self._owner: asyncio.Task[object] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._lost: AntiphonError | None = None
+        self._cancelling = 0
+        self._until = 0.0
         self.held: Callable[[Holding], None] = lambda holding: None
         """Called once it is held."""
         self.forget: Callable[[], object] = lambda: None
@@ -68,9 +74,11 @@ class Holding:
     async def __aenter__(self) -> context_pb2.Claim:
         self._owner = asyncio.current_task()
         assert self._owner is not None
+        self._cancelling = self._owner.cancelling()
         end = asyncio.get_running_loop().time() + self._wait.total_seconds()
         while True:
             try:
+                self._until = self._from_now()
                 self._claim = await self._claims.acquire(self._request)
                 break
             except ClaimHeld:
@@ -85,22 +93,27 @@ class Holding:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._keeper is not None and self._owner is not None
+        self.forget()
         self._keeper.cancel()
         await asyncio.wait((self._keeper,))
-        self.forget()
         if self._lost is not None:
-            if kind is asyncio.CancelledError and self._owner.uncancel() == 0:
-                raise self._lost from None
-            if kind is None:
-                raise self._lost
+            # Its own cancellation, unless somebody else cancelled, too: that goes on.
+            own = self._owner.uncancel() <= self._cancelling
+            if kind is None or (kind is asyncio.CancelledError and own):
+                raise self._lost from error
             return
-        await self._claims.release(context_service_pb2.ReleaseClaimRequest(claim=self.reference))
+        try:
+            async with asyncio.timeout(_RELEASE):
+                await self._claims.release(context_service_pb2.ReleaseClaimRequest(claim=self.reference))
+        except (AntiphonError, TimeoutError) as problem:
+            _log.warning("claim %s was not released and ends by itself: %s", self.reference.name, problem)
 
-    def lose(self) -> None:
-        """The orchestrator says that it is held no more."""
+    def lose(self, error: AntiphonError | None = None) -> None:
+        """It is held no more, as the orchestrator says, or cannot be kept: `error` tells why."""
         if self._lost is None and self._owner is not None:
             text = f"claim {self.reference.name} is not held any more"
-            self._lost = error_of("CLAIM_LOST", text, metadata={"claim": self.reference.name})
+            metadata = {"claim": self.reference.name, "fence": str(self.reference.fence)}
+            self._lost = error or error_of("CLAIM_LOST", text, metadata=metadata)
             self._owner.cancel()
 
     async def _keep(self) -> None:
@@ -108,14 +121,17 @@ class Holding:
         request.ttl.FromTimedelta(self._ttl)
         while self._lost is None:
             await asyncio.sleep(self._ttl.total_seconds() / 3)
+            until = self._from_now()
             try:
-                async with asyncio.timeout(max(0.1, self._left().total_seconds())):
+                async with asyncio.timeout_at(self._until):
                     self._claim.CopyFrom(await self._claims.renew(request))
-            except ClaimLost:
-                self.lose()
+                self._until = until
             except (RetryableError, TimeoutError):
-                if self._left() <= timedelta(0):
+                if asyncio.get_running_loop().time() >= self._until:
                     self.lose()
+            except AntiphonError as error:
+                self.lose(error)
 
-    def _left(self) -> timedelta:
-        return self._claim.expire_time.ToDatetime(UTC) - datetime.now(UTC)
+    def _from_now(self) -> float:
+        """When the claim ends, at the latest, if it is given or renewed by a request that leaves now; loop time."""
+        return asyncio.get_running_loop().time() + self._ttl.total_seconds()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
-from antiphon.v1 import agent_service_pb2
+from antiphon.v1 import agent_service_pb2, context_request_pb2
 from antiphon_orchestrator.api.image import Image
 from antiphon_orchestrator.engine.decide import Verdict
 from antiphon_orchestrator.engine.events import AttemptEnded, AttemptOffered, Placement
@@ -42,10 +42,14 @@ def test_many_cancels_and_large_answers_leave_in_messages_that_are_accepted() ->
         response = agent_service_pb2.CallResponse(call_id=str(number))
         response.output.inline = b"x" * 65_536
         one.call_result(response)
+        answer = context_request_pb2.ContextResponse(request_id=str(number))
+        for _ in range(16):  # a page, as full as it gets
+            answer.list.entries.add().value.inline = b"x" * 65_536
+        one.context_response(answer)
     assert max(sizes(one)) < MOST
 
 
-@pytest.mark.parametrize("flood", ["reports", "windows", "calls"])
+@pytest.mark.parametrize("flood", ["reports", "windows", "calls", "context"])
 async def test_a_sidecar_that_does_not_read_is_not_read(flood: str) -> None:
     one = session()
     for number in range(module.UNANSWERED):
@@ -54,6 +58,8 @@ async def test_a_sidecar_that_does_not_read_is_not_read(flood: str) -> None:
             one.verdict(f"r/{number}", Verdict.GONE)
         elif flood == "windows":
             one.control.window_acks.add(agent="a")
+        elif flood == "context":
+            one.context_response(context_request_pb2.ContextResponse())
         else:
             one.call_result(agent_service_pb2.CallResponse())
     reading = asyncio.create_task(one.room())

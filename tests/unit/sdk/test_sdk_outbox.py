@@ -6,6 +6,7 @@ import asyncio
 
 from antiphon._outbox import Outbox
 from antiphon.v1.agent_service_pb2 import CallRequest, WorkRequest
+from antiphon.v1.context_request_pb2 import ContextRequest
 from antiphon.v1.payload_pb2 import Payload
 from antiphon.v1.run_pb2 import Progress
 
@@ -89,3 +90,19 @@ async def test_a_closed_outbox_ends_when_everything_is_said() -> None:
     outbox.succeed("a", b"1")
     outbox.close()
     assert await outbox.take() is not None and await outbox.take() is None
+
+
+async def test_requests_to_shared_context_are_bounded_in_a_message_and_said_anew_on_the_next_stream() -> None:
+    outbox = Outbox()
+    for number in range(300):
+        outbox.ask(ContextRequest(request_id=str(number)))
+    messages = await everything(outbox)
+    assert [len(one.context_requests) for one in messages] == [256, 44]
+    outbox.succeed("a", b"1")
+    outbox.ask(ContextRequest(request_id="1"))
+    request = await outbox.take()
+    assert request is not None and request.context_requests
+    outbox.put_back(request)
+    outbox.reopen()
+    (again,) = await everything(outbox)
+    assert again.results and not again.context_requests

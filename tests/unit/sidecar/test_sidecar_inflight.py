@@ -332,6 +332,58 @@ def test_waiting_calls_are_made_again_at_a_new_owner_and_dropped_with_their_atte
     assert answers == [None]
 
 
+def test_a_handler_that_asks_shared_context_keeps_its_place_and_is_told_once() -> None:
+    bench = Bench(concurrency=1, prefetch=0)
+    answers: list[Any] = []
+    bench.offer("a")
+    bench.take()
+    attempt = bench.core.vouched(bench.seat, "a", b"token")
+    assert attempt and bench.core.asked(attempt, "1", "request", 10, answers.append)
+    assert list(bench.link.asks) == [("request", 10)] and bench.seat.active == 1
+    bench.core.told("a", "1", "response")
+    bench.core.told("a", "1", "response")
+    assert answers == ["response"]
+
+
+def test_waiting_requests_are_asked_again_of_a_new_owner_and_dropped_with_their_attempt() -> None:
+    bench = Bench()
+    answers: list[Any] = []
+    bench.offer("a")
+    bench.take()
+    attempt = bench.core.vouched(bench.seat, "a", b"token")
+    assert attempt and bench.core.asked(attempt, "1", "request", 10, answers.append)
+    attempt.reads = "what it has read"
+    successor = bench.attach({0: 2})
+    assert list(successor.asks) == [("request", 10)] and attempt.reads == "what it has read"
+    bench.end("a")
+    assert answers == [None] and attempt.reads is None
+    bench.core.told("a", "1", "late")
+    assert answers == [None]
+
+
+def test_an_attempt_has_a_bounded_number_of_requests_waiting() -> None:
+    bench = Bench()
+    bench.offer("a")
+    bench.take()
+    attempt = bench.core.vouched(bench.seat, "a", b"token")
+    assert attempt
+    accepted = [bench.core.asked(attempt, str(number), "r", 1, lambda _: None) for number in range(65)]
+    assert accepted == [True] * 64 + [False]
+
+
+def test_the_loss_of_a_claim_is_told_to_the_agent_of_its_attempt_while_it_works() -> None:
+    bench = Bench()
+    bench.offer("a")
+    bench.core.claim_lost("a", "too early")
+    bench.take()
+    bench.core.claim_lost("a", "loss")
+    bench.core.claim_lost("unknown", "loss")
+    assert list(bench.seat.losses) == ["loss"]
+    bench.end("a")
+    bench.core.claim_lost("a", "too late")
+    assert list(bench.seat.losses) == ["loss"]
+
+
 def test_a_wrong_token_vouches_for_nothing() -> None:
     bench = Bench()
     bench.offer("a")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Annotated, TypeVar
 
 import typer
@@ -150,8 +148,7 @@ def watch(
             if count == limit:
                 return
 
-    with suppress(asyncio.CancelledError):
-        with_client(profile, work)
+    with_client(profile, work)
 
 
 @app.command()
