@@ -175,10 +175,11 @@ class Books:
 
     async def fill(self) -> None:
         self.mesh.sidecar()
-        async with self.mesh.client() as client:
+        async with self.mesh.client() as client, self.mesh.operator() as operator:
             await self.mesh.attached(client)
             for _ in range(8):
                 self.run_id = (await client.submit(one_task(), wait=True)).run_id
+                await operator.get_audit_checkpoint()  # whoever reads has what waits written: a page for each run
         folder = self.home / "profiles" / "operator"
         CertificateFiles(folder / "credential").store(*self.mesh.ca.issue(Kind.OPERATOR, "olga"))
         address = (self.mesh.orchestrator.address,)
