@@ -144,7 +144,7 @@ class Orchestrator:
         payloads = PayloadService(blobs, limit=config.payload_limit)
         graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
         policies = PolicyService(book, policy, fleet, audit)
-        audits = AuditService(store, archived, clock, lambda: certificate.credential)
+        audits = AuditService(store, host.write_audit, archived, clock, lambda: certificate.credential)
         services: list[Register] = [
             lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
             lambda s: graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, s),

@@ -21,9 +21,10 @@ from antiphon.v1 import (
     run_service_pb2,
     run_service_pb2_grpc,
 )
-from antiphon_certs import Authority, JoinToken, Kind, mint, new_key_and_csr
+from antiphon_certs import Authority, JoinToken, Kind, mint
 
 from tests.harness import Ca, Mesh, OrchestratorProcess, Process, SidecarProcess, eventually, journal_of
+from tests.harness.joining import join, new_token
 from tests.harness.raw import Pem, channel, reason_of
 
 pytest_plugins = ("tests.harness.fixtures",)
@@ -93,25 +94,6 @@ async def test_a_certificate_that_expires_on_a_live_connection_ends_calls_and_st
             await stub.GetRun(request, timeout=10)
         assert reason_of(refused.value) == "CERTIFICATE_EXPIRED"
     await client.cancel(run.run_id)
-
-
-async def join(mesh: Mesh, token: JoinToken, *, secret: bytes | None = None) -> identity_service_pb2.JoinResponse:
-    _, request = new_key_and_csr(token.identity)
-    async with channel(mesh.orchestrator.join_address, None, bundle=token.root_pem) as raw:
-        stub: Any = identity_service_pb2_grpc.IdentityServiceStub(raw)
-        answer: identity_service_pb2.JoinResponse = await stub.Join(
-            identity_service_pb2.JoinRequest(
-                token_id=token.token_id, secret=(secret or token.secret).hex(), signing_request=request.decode()
-            ),
-            timeout=10,
-        )
-        return answer
-
-
-async def new_token(mesh: Mesh, **options: Any) -> JoinToken:
-    async with mesh.operator() as operator:
-        answer = await operator.create_token("sidecar", "joiner", agents=["joined"], capabilities=["work.*"], **options)
-    return JoinToken.parse(answer.token)
 
 
 async def test_a_token_works_once_also_after_a_crash(client: Client, mesh: Mesh) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -40,12 +40,18 @@ PROOF = 10_000
 
 
 class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
-    """`credential` is asked at each checkpoint, since certificates change."""
+    """`write` brings what is committed into pages; `credential` is asked at each checkpoint: certificates change."""
 
     def __init__(
-        self, store: Store, archived: ArchivedRuns, clock: Clock, credential: Callable[[], Credential]
+        self,
+        store: Store,
+        write: Callable[[], Awaitable[None]],
+        archived: ArchivedRuns,
+        clock: Clock,
+        credential: Callable[[], Credential],
     ) -> None:
         self._store = store
+        self._write = write
         self._archived = archived
         self._clock = clock
         self._credential = credential
@@ -90,6 +96,7 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
             last = start - 1
 
     async def GetCheckpoint(self, request: api.GetCheckpointRequest, context: Context) -> api.GetCheckpointResponse:
+        await self._write()
         checkpoint = audit_pb2.AuditCheckpoint()
         for chain, head in sorted((await reading.heads(self._store)).items()):
             checkpoint.heads.add(
@@ -153,6 +160,7 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
         return hashlib.sha256(b"".join(records[:count])).hexdigest()
 
     async def _head(self, chain: str) -> records.AuditHead:
+        await self._write()
         found = await reading.head(self._store, chain)
         if found is None:
             raise ApiError(ErrorReason.ERROR_REASON_AUDIT_CHAIN_NOT_FOUND, chain=chain)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .. import telemetry
-from ..policy import Decision, Outcome, Request
+from ..policy import Decision, Request
 from ..shards.log import settle
 from ..store import keys
 from ..store.port import Compare, Delete, Put, Store, StoreFull, StoreUnavailable, Target, Txn
@@ -28,6 +28,8 @@ CALLS = "calls"
 
 QUEUE = 10_000
 BATCH = 100
+
+BEYOND_POLICY = "permitted by policy, but not granted by the certificate, or on a condition that cannot be met here"
 
 CLOSING = 2.0
 """Seconds that the end of a process waits for its last records."""
@@ -61,17 +63,17 @@ class AuditLog:
         await look_at(self._store, self._chain)
 
     def record(self, request: Request, decision: Decision) -> None:
-        """Takes a policy decision and does not wait. Raises nothing."""
+        """Takes what was refused, mostly by this decision, and does not wait. Raises nothing."""
         moment = self._now()
         fact = Fact(
             request.action.value,
             request.namespace,
             request.principal,
             f"{request.resource_kind.value}::{request.namespace}/{request.resource_id}",
-            "DONE" if decision.outcome is Outcome.ALLOW else "DENIED",
+            "DENIED",
             decision_id=decision.decision_id,
             policy_epoch=decision.epoch,
-            reason=decision.reason,
+            reason=BEYOND_POLICY if decision.allowed else decision.reason,
             details={name: _shown(value) for name, value in request.attributes},
         )
         noted = self._denials.note(fact, moment)

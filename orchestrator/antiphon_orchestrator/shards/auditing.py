@@ -1,4 +1,4 @@
-"""The audit chain of a shard: a record for each submission, wish to cancel, and end of a run (DECISIONS.md, D16).
+"""The audit chain of a shard: a record for each submission, wish to cancel, and end of a run (DECISIONS.md, D19).
 
 The records are part of a turn and are committed with it. A run's own history is not copied: its records hold the
 SHA-256 of the serialised events, first of the submission, last of all there are; those of a long run that were moved to

@@ -9,6 +9,7 @@ there is there as a whole.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 import zlib
@@ -17,20 +18,17 @@ from collections.abc import Awaitable, Callable
 from antiphon.store.v1 import journal_pb2 as journal
 
 from .. import telemetry
-from ..audit import reading as audit_reading
-from ..audit.chain import page
-from ..audit.log import look_at, trim_point, trimming
 from ..engine.events import RunSubmitted
 from ..engine.plan import Plan
 from ..engine.run import Run, Task
 from ..engine.states import RunState
 from ..placement.fleet import Fleet, Need, Offered, Waiter
-from ..store import keys
-from ..store.port import Put, Store
+from ..store.port import Store, StoreFull
 from . import codec, reading
 from . import inputs as i
 from .archiver import Archiver
-from .log import ShardLog
+from .audited import AuditPages
+from .log import Fenced, ShardLog
 from .recovery import recover_record
 from .shard import REQUEST_KEPT, REQUESTS_KEPT, Shard
 from .turn import Outbox
@@ -66,9 +64,10 @@ def now() -> int:
 class _Seat:
     """A shard with its log and what the loop needs to know between turns."""
 
-    def __init__(self, shard: Shard, shard_log: ShardLog) -> None:
+    def __init__(self, shard: Shard, shard_log: ShardLog, audit: AuditPages) -> None:
         self.shard = shard
         self.log = shard_log
+        self.audit = audit
         self.wake = asyncio.Event()
         self.room = asyncio.Event()
         self.room.set()
@@ -100,16 +99,13 @@ class Host:
         self._store = store
         self._load_plan = load_plan
         self._inbox_limit = inbox_limit
-        self._replica_id = replica_id
-        self._audit_max_records = audit_max_records
         self._archiver = archiver
-        self._seats = [
-            _Seat(
-                Shard(n, fleet, outbox, archiver, random.random, REQUESTS_KEPT // shard_count),
-                ShardLog(store, n, replica_id),
-            )
-            for n in range(shard_count)
-        ]
+        self._seats = []
+        for n in range(shard_count):
+            shard = Shard(n, fleet, outbox, archiver, random.random, REQUESTS_KEPT // shard_count)
+            shard_log = ShardLog(store, n, replica_id)
+            audit = AuditPages(store, shard_log, shard.audit.chain.name, replica_id, audit_max_records)
+            self._seats.append(_Seat(shard, shard_log, audit))
         archiver.answer = self.put
         fleet.deliver = self._deliver
         self.recovered = asyncio.Event()
@@ -179,11 +175,7 @@ class Host:
         shard = seat.shard
         await seat.log.take()
         shard.epoch = seat.log.epoch
-        chain = shard.audit.chain
-        found = await audit_reading.head(self._store, chain.name)
-        if found is not None:
-            chain.load(found[0])
-        await look_at(self._store, chain)
+        await seat.audit.load(shard.audit.chain)
         shard.timers_held = True
         moment = now()
         async for n, kept in reading.retained(self._store, shard.index):
@@ -198,6 +190,7 @@ class Host:
         plans: dict[tuple[str, str, str], Plan] = {}
         async for seq, segment in reading.segments(self._store, shard.index):
             seat.log.next_seq = seq + 1
+            seat.audit.recover(shard.audit.chain, segment)
             seat.trimmed_below = seat.trimmed_below or seq
             records = [journal.Record.FromString(raw) for raw in segment.records]
             for record in records:
@@ -241,8 +234,10 @@ class Host:
                 continue
             first_audited = shard.audit.chain.last_seq + 1
             turn = shard.take_turn(moment)
-            beside = self._audited(shard, first_audited, turn.audit) if turn.audit else ()
-            shard.release(turn, await seat.log.append(turn.records, beside) if turn.records else 0)
+            seq = await seat.log.append(turn.records, turn.audit, first_audited) if turn.records else 0
+            if turn.audit:
+                seat.audit.committed(turn.audit, moment)
+            shard.release(turn, seq)
             await asyncio.sleep(0)  # what was released leaves before the next turn is worked out
             if not seat.room.is_set() and len(shard.inbox) < self._inbox_limit:
                 seat.room.set()
@@ -250,22 +245,29 @@ class Host:
                 await self._trim(seat)
             if shard.retain and (len(shard.retain) >= RETAIN_BATCH or moment >= seat.retain_due):
                 await self._forget_archived(seat, moment)
+            if seat.audit.due is not None and moment >= seat.audit.due:
+                await seat.audit.write()
 
-    def _audited(self, shard: Shard, first: int, raw: list[bytes]) -> tuple[Put, ...]:
-        """What a turn adds to its shard's audit chain, for the commit that holds the turn."""
-        chain = shard.audit.chain
-        head = chain.head(self._replica_id).SerializeToString()
-        return Put(keys.audit(chain.name, first), page(raw)), Put(keys.audit_head(chain.name), head)
+    async def write_audit(self) -> None:
+        """Gives all audit records of these shards that are in their logs a page; for whoever wants to read them."""
+        for seat in self._seats:
+            # The shard's own loop finds out in its time that it is fenced off, or waits for space.
+            with contextlib.suppress(Fenced, StoreFull):
+                await seat.audit.write(wait_for_space=False)
 
     async def _idle(self, seat: _Seat, moment: int) -> None:
-        """Waits for an input, a timer, or the time to write request ids."""
+        """Waits for an input, a timer, or the time to write request ids or audit records."""
         seat.wake.clear()
-        due = [t for t in (seat.shard.next_due(), seat.retain_due if seat.shard.retain else None) if t is not None]
+        times = (seat.shard.next_due(), seat.retain_due if seat.shard.retain else None, seat.audit.due)
+        due = [time for time in times if time is not None]
         if not due:
             await seat.wake.wait()
             return
         if seat.shard.retain and seat.retain_due <= moment:
             await self._forget_archived(seat, moment)
+            return
+        if seat.audit.due is not None and seat.audit.due <= moment:
+            await seat.audit.write()
             return
         handle = asyncio.get_running_loop().call_later(max(0, min(due) - moment) / 1e6, seat.wake.set)
         try:
@@ -297,21 +299,12 @@ class Host:
         oldest = seat.shard.oldest_pinned()
         below = oldest[1] if oldest is not None else seat.log.next_seq
         if below > seat.trimmed_below:
+            await seat.audit.write()  # they are nowhere else
             await seat.log.trim(below)
             seat.trimmed_below = below
         seat.trim_at = seat.log.next_seq + LONG_LOG // 4
         self._move_long_runs(seat)
-        await self._trim_audit(seat)
-
-    async def _trim_audit(self, seat: _Seat) -> None:
-        """Shortens an audit chain that is too long. What a full store refuses now is deleted the next time."""
-        chain = seat.shard.audit.chain
-        found = False
-        while await trim_point(self._store, chain, self._audit_max_records):
-            found = True
-        if found:
-            head = chain.head(self._replica_id).SerializeToString()
-            await seat.log.try_both(trimming(chain), Put(keys.audit_head(chain.name), head))
+        await seat.audit.trim()
 
     def _move_long_runs(self, seat: _Seat) -> None:
         """Archives what a long run has done so far; the answer makes its shard snapshot it at the head of the log."""

@@ -61,18 +61,20 @@ class ShardLog:
         self.epoch = epoch
         self._owned = Compare(self._owner_key, Target.VALUE, value)
 
-    async def append(self, segment: Sequence[bytes], beside: tuple[Put, ...] = ()) -> int:
-        """Commits one segment of records, and what belongs to it under other keys, and returns its number.
+    async def append(self, segment: Sequence[bytes], audit: Sequence[bytes] = (), audit_first_seq: int = 0) -> int:
+        """Commits one segment of records, with the audit records of the turn, and returns its number.
 
         Raises Fenced; waits while the store cannot write.
         """
         assert self._owned is not None
         seq = self.next_seq
         key = keys.log(self.shard, seq)
-        value = journal.LogSegment(nonce=self._nonce, epoch=self.epoch, records=segment).SerializeToString()
+        value = journal.LogSegment(
+            nonce=self._nonce, epoch=self.epoch, records=segment, audit=audit, audit_first_seq=audit_first_seq
+        ).SerializeToString()
         txn = Txn(
             (self._owned, Compare(key, Target.CREATE_REVISION, 0)),
-            (Put(key, value), *beside),
+            (Put(key, value),),
             (self._owner_key, key),
         )
         result = await settle(self._store, txn)
@@ -100,6 +102,10 @@ class ShardLog:
         """Deletes and puts at once if the store has room now; else nothing happens. Raises Fenced."""
         with contextlib.suppress(StoreFull):
             await self._fenced(delete, put, wait_for_space=False)
+
+    async def put_both(self, one: Put, other: Put, *, wait_for_space: bool) -> None:
+        """Puts two keys at once. Raises Fenced, and StoreFull unless it is to wait for space."""
+        await self._fenced(one, other, wait_for_space=wait_for_space)
 
     async def _fenced(self, *operations: Put | Delete, wait_for_space: bool = True) -> None:
         assert self._owned is not None

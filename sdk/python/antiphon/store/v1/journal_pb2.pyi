@@ -32,13 +32,21 @@ class LogSegment(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
+    AUDIT_FIRST_SEQ_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
     """Random mark of the writer; tells whether a key that exists was written by this very commit."""
     epoch: _builtins.int
     """Epoch of the owner that wrote it."""
+    audit_first_seq: _builtins.int
+    """Number of the first of them in the shard's audit chain."""
     @_builtins.property
     def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Serialised Record messages, in order. Kept as bytes: a record is encoded once, for log, archive and watchers."""
+
+    @_builtins.property
+    def audit(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Audit records of the turn, each as in AuditPage.records; they get pages of their own before the segment goes."""
 
     def __init__(
         self,
@@ -46,10 +54,12 @@ class LogSegment(_message.Message):
         nonce: _builtins.bytes = ...,
         epoch: _builtins.int = ...,
         records: _abc.Iterable[_builtins.bytes] | None = ...,
+        audit: _abc.Iterable[_builtins.bytes] | None = ...,
+        audit_first_seq: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "nonce", b"nonce", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "audit_first_seq", b"audit_first_seq", "epoch", b"epoch", "nonce", b"nonce", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

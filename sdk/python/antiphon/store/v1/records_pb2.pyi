@@ -153,7 +153,7 @@ Global___TokenRecord: _TypeAlias = TokenRecord  # noqa: Y015
 
 @_typing.final
 class AuditPage(_message.Message):
-    """AuditPage is the value of audit/CHAIN/SEQ: the records of one commit, from number SEQ on."""
+    """AuditPage is the value of audit/CHAIN/SEQ: some records of a chain, from number SEQ on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
