@@ -101,7 +101,7 @@ class World:
     def play(self, cases: Sequence[Case]) -> list[str]:
         """Make the calls of the cases of one kind; what is wrong with their answers."""
         wrong = []
-        told = not cases or cases[0].expected is not Expected.DIFFERENT
+        told = not cases or cases[0].expected is not Expected.DIFFERENT or _guarded(cases[0].method)
         for case in cases:
             answers = self._answers(case)
             told = told or shows_a_difference(self.contract, case, answers)
@@ -212,8 +212,8 @@ class World:
         general: dict[str, Any] = {
             "Agent": "player",
             "AgentDescription.name": "player",
+            "action": "read",
             "Graph": "facts",
-            "Graph.name": lambda tag: f"g{_fresh(tag)}",
             "GraphTask.needs": None,
             "Payload.field_labels": None,
             "Payload.labels": None,  # they decide where a value may go, and then some would go nowhere
@@ -232,6 +232,7 @@ class World:
             "output": '"text"',
             "output_schema": "{}",
             "member": None,
+            "name": lambda tag: f"n{_fresh(tag)}",
             "page_token": None,
             "request_id": _fresh,
             "run_id": run.run_id,
@@ -296,6 +297,11 @@ class World:
             for assignment in response.assignments:
                 return {"attempt_id": assignment.attempt_id, "attempt_token": assignment.attempt_token}
         raise AssertionError("the stream of the agent ended before it got its attempt")
+
+
+def _guarded(method: Method) -> bool:
+    """Whether a request says what state it expects: then a good one cannot be made without knowing that."""
+    return any(field.name.startswith("expected_") for field in method.request.fields)
 
 
 def _fresh(tag: str) -> str:
