@@ -223,6 +223,7 @@ class World:
             "chunk": _CONTENT,
             "cursor": None,
             "digest": hashlib.sha256(_CONTENT).hexdigest(),
+            "facts": None,  # whose names are the policy language's, not the contract's
             "for_each": "[1]",
             "hello": ...,  # a stream that needs one says so in its rules of order, which no descriptor holds
             "incarnation": _fresh,
@@ -235,6 +236,7 @@ class World:
             "name": lambda tag: f"n{_fresh(tag)}",
             "page_token": None,
             "request_id": _fresh,
+            "resource_kind": "Run",
             "run_id": run.run_id,
             "task_id": "t",
             "version": "1",
