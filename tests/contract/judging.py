@@ -199,34 +199,30 @@ def shows_a_difference(contract: Contract, case: Case, answers: list[Answer]) ->
 
 
 def alike(contract: Contract, method: Method, answer: Answer) -> tuple[Any, ...]:
-    """An answer, with what a repetition by its nature makes anew replaced by what it stands for.
+    """An answer, without what a repetition by its nature makes anew: times, signatures, and certificates.
 
-    A certificate issued again has another number and time; who it names, and for which key, is the same. Of an effect
-    that is repeated, the time may be another; a read shows times as they are.
+    A certificate that is issued again has another number and time; who it names, and for which key, is the same.
     """
-    times = method.idempotency == "read"
     return (
         answer.code,
         *sorted(_reasons(contract, method, answer)),
-        *(_shown(contract.message(method.response, data), times) for data in answer.responses),
+        *(_settled(contract.message(method.response, data)) for data in answer.responses),
     )
 
 
-def _shown(message: Any, times: bool) -> str:
-    copy = type(message)()
-    copy.CopyFrom(message)
-    _settle(copy, times)
-    return f"{message.DESCRIPTOR.name} {copy.SerializeToString(deterministic=True).hex()}"
+def _settled(message: Any) -> str:
+    _settle(message)
+    return f"{message.DESCRIPTOR.name} {message.SerializeToString(deterministic=True).hex()}"
 
 
-def _settle(message: Any, times: bool) -> None:
+def _settle(message: Any) -> None:
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated and _PEM.fullmatch(value):
             setattr(message, field.name, _certified(value))
         elif is_own(field.message_type):
             for inner in value if field.is_repeated else (value,):
-                _settle(inner, times)
-        elif field.message_type is not None and field.message_type.name == "Timestamp" and not times:
+                _settle(inner)
+        elif field.name == "signature" or (field.message_type is not None and field.message_type.name == "Timestamp"):
             message.ClearField(field.name)
 
 

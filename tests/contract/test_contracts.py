@@ -173,6 +173,17 @@ def test_every_reason_a_method_declares_is_in_the_registry_and_not_universal(
             assert spec is not None and not spec.universal, f"{method.full_name}: {by_number[number].name}"
 
 
+def test_methods_that_remember_request_ids_declare_that_one_may_be_reused(
+    pool: DescriptorPool, methods: list[MethodDescriptor]
+) -> None:
+    remembers = pool.FindEnumTypeByName("antiphon.options.v1.Idempotency").values_by_name["IDEMPOTENCY_REQUEST_ID"]
+    reused = pool.FindEnumTypeByName("antiphon.v1.ErrorReason").values_by_name["ERROR_REASON_REQUEST_ID_REUSED"]
+    for method in methods:
+        declared = reused.number in option(pool, method, "antiphon.v1.errors")
+        access = option(pool, method, "antiphon.options.v1.access")
+        assert declared == (access.idempotency == remembers.number), method.full_name
+
+
 def test_every_reason_that_is_not_universal_is_declared_by_a_method(
     pool: DescriptorPool, methods: list[MethodDescriptor], reasons: list[EnumValueDescriptor]
 ) -> None:

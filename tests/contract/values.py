@@ -39,8 +39,9 @@ _KNOWN = {
 
 Fact = str | bytes | int | Callable[[str], str] | EllipsisType | None
 Facts = Mapping[str, Fact]
-"""By `Message.field` or `field`. A function gets what the message is for, and answers something of its own for each;
-None leaves the field alone, and `...` says that a message without it is of no use."""
+"""By `Message.field`, by `field`, or for fields called `name` by what they name (`Agent`). A function gets what the
+message is for, and answers something of its own for each; None leaves the field alone, and `...` says that a message
+without it is of no use."""
 
 
 class UnknownRule(Exception):
@@ -193,11 +194,13 @@ class Values:
     def _known(self, field: FieldDescriptor) -> Fact:
         """A fact about the field that keeps its rules."""
         owner = field.containing_type.name
-        fact = self._facts.get(f"{owner}.{field.name}", self._facts.get(field.name))
+        fact = self._facts.get(f"{owner}.{field.name}")
         if fact is None and field.name == "name":
             # The name of something is a fact where a message asks for it, not where it is that thing.
             nouns = [noun for noun in self._facts if noun.istitle() and noun in owner and noun != owner]
             fact = self._facts[nouns[0]] if nouns else None
+        if fact is None:
+            fact = self._facts.get(field.name)
         if fact is None or fact is ... or field.message_type is not None:
             return None
         rules = self._contract.rules(field)

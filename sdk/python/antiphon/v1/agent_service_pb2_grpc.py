@@ -59,7 +59,9 @@ class AgentServiceServicer(object):
     def Work(self, request_iterator, context):
         """Work is the life of an agent: hello first, then batches both ways until either side drains. One stream a process; one
         writer a stream. After a broken stream dial again and say hello: assignments that were not answered come again with
-        the same attempt id unless they were given up, and results that got no answer may be sent again.
+        the same attempt id unless they were given up, and results that got no answer may be sent again. After hello a
+        mistake in one item hurts that item, not the stream: an output that breaks a rule becomes a failure of its attempt,
+        texts for people are cut, and a call that is refused is answered with a failure whose code is the reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

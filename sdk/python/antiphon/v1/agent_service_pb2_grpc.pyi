@@ -38,7 +38,9 @@ class AgentServiceStub:
     Work: _grpc.StreamStreamMultiCallable[_agent_service_pb2.WorkRequest, _agent_service_pb2.WorkResponse]
     """Work is the life of an agent: hello first, then batches both ways until either side drains. One stream a process; one
     writer a stream. After a broken stream dial again and say hello: assignments that were not answered come again with
-    the same attempt id unless they were given up, and results that got no answer may be sent again.
+    the same attempt id unless they were given up, and results that got no answer may be sent again. After hello a
+    mistake in one item hurts that item, not the stream: an output that breaks a rule becomes a failure of its attempt,
+    texts for people are cut, and a call that is refused is answered with a failure whose code is the reason.
     """
     ReportProgress: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ReportProgressRequest, _agent_service_pb2.ReportProgressResponse]
     """ReportProgress says how far an attempt is, for agents that prefer unary calls."""
@@ -55,7 +57,9 @@ class AgentServiceAsyncStub(AgentServiceStub):
     Work: _aio.StreamStreamMultiCallable[_agent_service_pb2.WorkRequest, _agent_service_pb2.WorkResponse]  # type: ignore[assignment]
     """Work is the life of an agent: hello first, then batches both ways until either side drains. One stream a process; one
     writer a stream. After a broken stream dial again and say hello: assignments that were not answered come again with
-    the same attempt id unless they were given up, and results that got no answer may be sent again.
+    the same attempt id unless they were given up, and results that got no answer may be sent again. After hello a
+    mistake in one item hurts that item, not the stream: an output that breaks a rule becomes a failure of its attempt,
+    texts for people are cut, and a call that is refused is answered with a failure whose code is the reason.
     """
     ReportProgress: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ReportProgressRequest, _agent_service_pb2.ReportProgressResponse]  # type: ignore[assignment]
     """ReportProgress says how far an attempt is, for agents that prefer unary calls."""
@@ -75,7 +79,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_agent_service_pb2.WorkResponse], _abc.AsyncIterator[_agent_service_pb2.WorkResponse]]:
         """Work is the life of an agent: hello first, then batches both ways until either side drains. One stream a process; one
         writer a stream. After a broken stream dial again and say hello: assignments that were not answered come again with
-        the same attempt id unless they were given up, and results that got no answer may be sent again.
+        the same attempt id unless they were given up, and results that got no answer may be sent again. After hello a
+        mistake in one item hurts that item, not the stream: an output that breaks a rule becomes a failure of its attempt,
+        texts for people are cut, and a call that is refused is answered with a failure whose code is the reason.
         """
 
     @_abc_1.abstractmethod
