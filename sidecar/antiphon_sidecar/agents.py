@@ -147,11 +147,7 @@ class _Servicer:
             _check_call(context, "Call", mistake_in_call(request, self._node.inline_limit))
             attempt = self._vouched(request.attempt_id, request.attempt_token)
             inherit(attempt, request.input)
-            if mistake := mistake_in_call(request, self._node.inline_limit):
-                field, _, remedy = mistake.partition(": ")
-                raise Refused(
-                    error_pb2.ERROR_REASON_REQUEST_INVALID, mistake, violations=[(field, remedy)], field=field
-                )
+            _check_call(context, "Call", mistake_in_call(request, self._node.inline_limit))  # with the labels it got
             answer: asyncio.Future[agents.CallResponse | None] = asyncio.get_running_loop().create_future()
 
             def deliver(response: agents.CallResponse | None) -> None:
