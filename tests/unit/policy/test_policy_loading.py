@@ -8,10 +8,12 @@ import pytest
 from antiphon_orchestrator.policy import (
     Action,
     CedarPolicies,
+    FactInvalid,
     PolicyBundle,
     PolicyError,
     PolicyFile,
     dev_profile,
+    facts_of,
     load_folder,
     schema_json,
 )
@@ -190,6 +192,25 @@ def test_the_schema_covers_every_action_and_is_the_same_each_time() -> None:
     assert schema_json() == schema_json()
     for file in dev_profile().files[:1]:
         assert cedarpy.validate_policies(file.text, schema_json()).errors == []
+
+
+def test_every_fact_has_a_value_for_questions_that_do_not_give_it() -> None:
+    for action, facts in CONTEXT.items():
+        assert [name for name, _ in facts_of(action, {})] == sorted(facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"colour": ["red"]}, "'colour' is no fact of submit; it has labels, priority"),
+        ({"priority": ["high"]}, "'priority' is a number, not 'high'"),
+        ({"priority": ["1", "2"]}, "'priority' takes one value, not 2"),
+    ],
+)
+def test_a_fact_that_the_action_does_not_have_is_told(facts: dict[str, list[str]], said: str) -> None:
+    with pytest.raises(FactInvalid) as refused:
+        facts_of(Action.SUBMIT, facts)
+    assert str(refused.value) == said
 
 
 def test_the_package_offers_what_it_says() -> None:

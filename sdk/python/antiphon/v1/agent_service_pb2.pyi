@@ -242,7 +242,7 @@ class Assignment(_message.Message):
 
     @_builtins.property
     def input(self) -> _payload_pb2.Payload:
-        """Input."""
+        """Input, as far as the agent may have it."""
 
     def __init__(
         self,

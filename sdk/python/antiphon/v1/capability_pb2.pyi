@@ -75,9 +75,14 @@ class Capability(_message.Message):
     description: _builtins.str
     """For people and planners; at most 2,048 characters."""
     input_schema: _builtins.str
-    """JSON Schema (draft 2020-12) of the input as JSON text; empty accepts anything."""
+    """JSON Schema (draft 2020-12) of the input as JSON text; empty accepts anything. The agent gets the fields that it
+    declares, all of them where it declares none or says that others may come. "x-antiphon-labels" on a property, a list of
+    label keys, says what its value is.
+    """
     output_schema: _builtins.str
-    """JSON Schema of the output as JSON text; empty accepts anything."""
+    """JSON Schema of the output as JSON text; empty accepts anything. "x-antiphon-labels" on a property labels that field of
+    each output.
+    """
     effect: Global___Effect.ValueType
     """What it may do to the world. A value of a newer version is treated as EGRESS."""
     idempotent: _builtins.bool
@@ -86,8 +91,8 @@ class Capability(_message.Message):
     """Expected cost of one call, in the namespace's own unit; 0 means unknown."""
     @_builtins.property
     def clearance(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Label keys the agent may see; a payload with another label is not sent to it. Empty: unlabelled data only,
-        unless policy says otherwise.
+        """Label keys the agent may see; a payload with another label is not sent to it, unless the label is that of a field
+        which the input schema does not declare. Empty: unlabelled data only.
         """
 
     @_builtins.property
