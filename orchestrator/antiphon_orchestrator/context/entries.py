@@ -7,6 +7,7 @@ which is written with the entry and remembered for an hour.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,7 +21,7 @@ from ..api.errors import ApiError, Violation, request_invalid
 from ..api.storing import settle
 from ..blobs import BlobNotFound, Blobs
 from ..store import keys
-from ..store.port import Compare, Delete, KeyValue, Put, Store, Target, Txn
+from ..store.port import CommitResult, Compare, Delete, KeyValue, Put, Store, Target, Txn
 from .claims import Claims
 from .gate import Gate
 from .index import Index, Known, namespace_of
@@ -31,6 +32,9 @@ REQUEST_KEPT = 3600 * 1_000_000
 
 ENTRY_BYTES = 256 * 1024
 """Largest entry as it is kept: an inline value with room for its labels and provenance. Pages and messages hold it."""
+
+MOST_REST = 0.02
+"""Seconds between two commits of entries at most, however slow the disk is."""
 
 TRIES = 64
 """Times a write is decided anew because others were quicker, before its caller is told that it is too crowded."""
@@ -60,6 +64,7 @@ class Entries:
         self._blobs = blobs
         self._quota = quota
         self._now = now
+        self._rest_until = 0.0
 
     async def get(self, who: Standing, request: api.GetEntryRequest) -> api.GetEntryResponse:
         """Raises ApiError: ENTRY_NOT_FOUND, POLICY_DENIED; the latter, too, when there is nothing to read."""
@@ -118,7 +123,7 @@ class Entries:
             kept = asked.record(now, record.expire_time)
             with self._index.reserved(key, size):
                 ops = (Put(key, data), Put(asked.key, kept.SerializeToString()))
-                result = await settle(self._store, Txn(tuple(compares), ops, (asked.key,)))
+                result = await self._commit(Txn(tuple(compares), ops, (asked.key,)))
             if result.succeeded:
                 self._index.put(key, Known(result.revision, size, record.expire_time, record.create_time))
                 self._requests.put(asked.key, Known(result.revision, 1, kept.expire_time))
@@ -154,7 +159,7 @@ class Entries:
             kept.nothing = not revision
             remember = Put(asked.key, kept.SerializeToString())
             ops = (Delete(key), remember) if known else (remember,)
-            result = await settle(self._store, Txn(tuple(compares), ops, (asked.key,)))
+            result = await self._commit(Txn(tuple(compares), ops, (asked.key,)))
             if result.succeeded:
                 self._index.delete(key, result.revision)
                 self._requests.put(asked.key, Known(result.revision, 1, kept.expire_time))
@@ -162,6 +167,18 @@ class Entries:
             if (made := result.observed.get(asked.key)) is not None:
                 return api.DeleteEntryResponse(revision=asked.answer(made)[0])
         raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue=f"entry {request.key}, which others keep writing,")
+
+    async def _commit(self, txn: Txn) -> CommitResult:
+        """Commits, after as long a rest as the last commit took: unary calls trickle in one by one, and what comes
+        meanwhile shares the next commit. Nobody rests when the last commit is longer ago than that."""
+        clock = asyncio.get_running_loop().time
+        if (rest := self._rest_until - clock()) > 0:
+            await asyncio.sleep(rest)
+        begun = clock()
+        result = await settle(self._store, txn)
+        ended = clock()
+        self._rest_until = ended + min(ended - begun, MOST_REST)
+        return result
 
     async def _value(self, who: Standing, value: payload_pb2.Payload) -> payload_pb2.Payload:
         kept = labelled(value, who)
