@@ -59,9 +59,6 @@ async def running(folder: Path, environ: Mapping[str, str]) -> AsyncIterator[Mes
     serve = ["-m", "antiphon_orchestrator", "serve", "--data", str(data), "--authority", str(folder / "ca")]
     serve += ["--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0", "--policy-profile", "dev"]
     serve += ["--api-calls-per-second", "1000000", "--api-call-burst", "1000000"]
-    import os
-
-    serve += os.environ.get("SERVE_ARGS", "").split()
     endpoints = data / "endpoints.json"
     async with child("orchestrator", serve, folder / "orchestrator.log", environ) as orchestrator:
         await orchestrator.until(endpoints.exists, "it does not serve")
