@@ -15,8 +15,9 @@ from antiphon.v1 import error_pb2, graph_service_pb2_grpc, run_service_pb2, run_
 from antiphon_certs import Authority, Kind
 from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.api.errors import ApiError
+from antiphon_orchestrator.api.interceptor import RECHECK
 from antiphon_orchestrator.api.server import ServerOptions
-from antiphon_orchestrator.policy import CedarPolicies
+from antiphon_orchestrator.policy import CedarPolicies, PolicyBundle, PolicyFile, dev_profile
 from api_harness import TIMEOUT, Running, details, reason_of, serving, status_of
 from google.rpc import error_details_pb2
 
@@ -202,6 +203,22 @@ async def test_a_stream_ends_when_its_certificate_expires(api: Running) -> None:
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert reason_of(caught.value) == "CERTIFICATE_EXPIRED"
     assert api.runs.stream_ended.is_set()
+
+
+async def test_a_stream_ends_when_policy_comes_to_deny_it(authority: Authority) -> None:
+    policies = CedarPolicies(dev_profile())
+    async with serving(authority, policy=policies) as api:
+        call = Stub(api.dial()).WatchRun(run_service_pb2.WatchRunRequest(run_id="r1"))
+        await call.read()
+        api.clock.advance(RECHECK)
+        await asyncio.sleep(0)
+        assert not call.done()
+        nobody = '@id("nobody") @reason("closed") forbid (principal, action, resource);'
+        policies.activate(PolicyBundle.of(2, [PolicyFile("a.cedar", nobody)]))
+        api.clock.advance(RECHECK)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(call.read(), TIMEOUT)
+        assert reason_of(caught.value) == "POLICY_DENIED" and "closed" in (caught.value.details() or "")
 
 
 async def test_a_stream_whose_reader_is_stuck_ends_all_the_same(api: Running) -> None:
