@@ -29,7 +29,7 @@ FACTS = st.builds(
 )
 TIMES = st.integers(0, 1 << 52)
 
-few = settings(max_examples=30)
+few = settings(max_examples=30, deadline=None)
 
 
 def written(facts: Sequence[Fact], times: Sequence[int] = ()) -> list[AuditRecord]:
@@ -53,6 +53,7 @@ def places(findings: Sequence[AuditFinding], kind: Tampering) -> list[int]:
     return [found.seq for found in findings if found.kind is kind]
 
 
+@few
 @given(st.lists(st.tuples(FACTS, TIMES), min_size=1, max_size=10))
 def test_what_was_written_is_whole_whatever_it_says(facts: list[tuple[Fact, int]]) -> None:
     records = written([fact for fact, _ in facts], [time for _, time in facts])
