@@ -59,7 +59,7 @@ class Standing:
 
     @property
     def caller(self) -> str:
-        """Within which a request id is unique: a task whatever the attempt, so that its idempotency key is one write."""
+        """Within which a request id is unique: a task, whatever the attempt; its idempotency key is thus one write."""
         return self.attempt_id.rpartition("/")[0] or self.principal
 
 
