@@ -1,8 +1,9 @@
 """An ordinary HTTP service that summarizes texts. It knows nothing of Antiphon; a sidecar's http adapter fronts it.
 
-POST /summarize {"id": "…", "text": "…"} answers {"summary": "…"}: the sentences of the text that share most words with
-the others (TextRank), in their own order. `python summarizer.py --port 9000 [--journal FILE]`; port 0 lets the system
-choose, and the first line of output says which.
+POST /summarize {"directory": "…", "description": "…"} answers {"summary": "…"}: the sentences of the description that
+share most words with the others (TextRank), in their own order. It takes whatever it is sent, and notes in its journal
+which fields those were. `python summarizer.py --port 9000 [--journal FILE]`; port 0 lets the system choose, and the
+first line of output says which.
 """
 
 from __future__ import annotations
@@ -74,11 +75,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             document = json.loads(self.rfile.read(length))
-            text, name = str(document["text"]), str(document.get("id", ""))
+            text, name = str(document["description"]), str(document.get("directory", ""))
         except (ValueError, KeyError, TypeError, AttributeError):
-            self._answer(422, {"error": 'send {"text": "…"}'})
+            self._answer(422, {"error": 'send {"description": "…"}'})
             return
-        note(name)
+        note(name, sorted(document))
         self._answer(200, {"summary": summarize(text)})
 
     def _answer(self, status: int, value: object) -> None:
@@ -93,10 +94,10 @@ class Handler(BaseHTTPRequestHandler):
         """The journal is log enough."""
 
 
-def note(subject: str) -> None:
+def note(subject: str, fields: list[str]) -> None:
     if JOURNAL:
         with open(JOURNAL, "a", encoding="utf-8") as file:
-            file.write(f"text.summarize\t{subject}\t{os.getpid()}\n")
+            file.write(f"text.summarize\t{subject}\t{os.getpid()}\t{','.join(fields)}\n")
 
 
 def main() -> None:

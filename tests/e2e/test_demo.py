@@ -57,6 +57,27 @@ def test_the_environment_is_reviewed_while_an_agent_and_the_orchestrator_are_kil
     assert crash["ran_again"] == []
     assert crash["begun"] <= facts["attempts"]
 
+    withheld = facts["withheld"]
+    assert withheld["received"] == ["description", "directory"]
+    assert withheld["tasks"] == withheld["by_policy"] == facts["packages"]
+    assert withheld["policies"] == ["compliance.no-contacts-for-summarizer"]
+    reasons = {part["pointer"]: part["reason"] for part in withheld["example"]["parts"]}
+    assert withheld["example"]["package"] in installed
+    assert (reasons["/contacts"], reasons["/license_text"]) == (withheld["policies"][0], "schema")
+    assert "/description" not in reasons
+    assert withheld["by_schema"] == withheld["tasks"] * (len(reasons) - 1)
+
+    denied = facts["denied"]
+    assert (denied["state"], denied["policies"]) == ("FAILED", ["dev.restricted"])
+    assert "the payload is labelled restricted" in denied["reason"]
+    assert denied["run_id"] != facts["run_id"]
+
+    entry = facts["context"]
+    assert entry["key"] == "compliance/totals" and entry["revision"] > 0
+    assert entry["value"]["by_kind"] == facts["by_kind"] and entry["value"]["packages"] == facts["packages"]
+    assert (entry["run_id"], entry["agent"]) == (facts["run_id"], "inventory")
+    assert entry["attempt_id"].startswith(f"{facts['run_id']}/report/0/")
+
     markdown, data = (Path(path) for path in facts["report"])
     report = json.loads(data.read_text())
     versions = {one.metadata["Name"]: one.version for one in distributions(path=[facts["folder"]])}
@@ -84,6 +105,7 @@ def test_another_folder_is_reviewed_and_broken_metadata_does_not_stop_it(tmp_pat
 
     assert facts["by_kind"] == {"strong-copyleft": 1, "unknown": 1}
     assert facts["crash"] is None
+    assert facts["withheld"]["tasks"] == facts["context"]["value"]["packages"] == 2
     rows = {row["name"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
     assert rows["lib"]["contacts"] == "Ann <[email]>, [phone]"
     assert rows["broken"]["doubt"] == "no licence could be determined"

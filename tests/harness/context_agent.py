@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from antiphon import Agent, AntiphonError, ClaimLost, TaskContext
+from antiphon import Agent, AntiphonError, ClaimLost, TaskContext, TransientFailure
 from antiphon._errors import from_error_message
 from antiphon.v1.context_request_pb2 import ContextRequest
 from antiphon.v1.context_service_pb2 import GetEntryRequest
@@ -52,6 +52,17 @@ async def put(ctx: TaskContext, **words: Any) -> Any:
     if "ttl" in words:
         words["ttl"] = timedelta(seconds=words["ttl"])
     return await ctx.context.put(**words)
+
+
+async def put_once(ctx: TaskContext, **words: Any) -> Any:
+    """Written once for the task, however often it is tried."""
+    return await ctx.context.put(request_id=ctx.idempotency_key, **words)
+
+
+async def fail_at_first(ctx: TaskContext) -> None:
+    """In the task's first attempt alone."""
+    if ctx.number == 1:
+        raise TransientFailure("to be tried again")
 
 
 async def delete(ctx: TaskContext, **words: Any) -> Any:
@@ -131,7 +142,23 @@ async def claimed(
 
 
 STEPS: dict[str, Callable[..., Awaitable[Any]]] = {
-    one.__name__: one for one in (get, entry, put, delete, keys, changes, hold, mark, call, claimed, forged, leak)
+    one.__name__: one
+    for one in (
+        get,
+        entry,
+        put,
+        put_once,
+        fail_at_first,
+        delete,
+        keys,
+        changes,
+        hold,
+        mark,
+        call,
+        claimed,
+        forged,
+        leak,
+    )
 }
 
 if __name__ == "__main__":

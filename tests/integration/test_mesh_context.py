@@ -96,6 +96,18 @@ async def test_the_same_request_is_written_once_and_another_content_is_refused(c
         await client.put_entry("once", 3, request_id="once-1")
 
 
+async def test_a_task_that_is_tried_again_writes_once_what_it_writes_under_its_idempotency_key(client: Client) -> None:
+    put = {"do": "put_once", "key": "once-a-task", "value": 1}
+    graph = Graph("tried-again")
+    steps = [put, {"do": "fail_at_first"}]
+    graph.task("t", "team.script@1", input=steps, retry=[antiphon.Retry(on=["TRANSIENT"], max_attempts=2)])
+    run = await client.submit(graph, wait=True, timeout=timedelta(seconds=30))
+    entry = await client.get_entry("once-a-task")
+    assert output_of(run)["t"] == [entry.revision, None]
+    assert entry.provenance.attempt_id == f"{run.run_id}/t/0/1", "the first attempt's, which the second was told of"
+    assert (await done(client, put))[0] > entry.revision, "another task has a key of its own"
+
+
 async def test_a_large_value_travels_by_reference_and_an_unknown_reference_is_refused(client: Client) -> None:
     text = "x" * 100_000
     await client.put_entry("large", text)

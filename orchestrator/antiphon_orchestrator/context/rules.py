@@ -59,8 +59,8 @@ class Standing:
 
     @property
     def caller(self) -> str:
-        """Within which a request id is unique."""
-        return self.attempt_id or self.principal
+        """Within which a request id is unique: a task, whatever the attempt; its idempotency key is thus one write."""
+        return self.attempt_id.rpartition("/")[0] or self.principal
 
 
 class ScopeUnnamed(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import shutil
 import signal
 import sys
@@ -18,8 +19,11 @@ from typing import Any
 from antiphon.cli import output
 from antiphon.cli.main import INTERRUPTED
 from antiphon.cli.problems import FAILED, Problem, describe
+from antiphon.cli.text import run_state
 
+from .governance import Governance, denied, entry, withheld
 from .mesh import Mesh
+from .proof import read_journal
 from .report import Report, report_of, write
 from .review import Review, review
 from .screen import Screen
@@ -92,20 +96,20 @@ async def _run(options: _Options, folder: Path) -> int:
     screen = Screen(output.silent() if options.json else output.data())
     with screen:
         async with Mesh(folder, PROGRAMS) as mesh:
-            done = await _show(mesh, site, options.chaos, screen)
+            done, governed = await _show(mesh, site, options.chaos, screen)
             report = report_of(site, done.run, done.tasks)
     paths = [str(path.resolve()) for path in write(report, options.out)]
     seconds = time.monotonic() - began
     if options.json:
-        output.show_json(_facts(done, report, paths, seconds))
+        output.show_json(_facts(done, governed, report, paths, seconds))
     else:
-        screen.tell(done, report, paths)
+        screen.tell(done, governed, report, paths)
     if done.proof is not None and done.proof.ran_again:
         raise Problem("work that had finished ran again: " + ", ".join(done.proof.ran_again), exit_code=FAILED)
     return 0
 
 
-async def _show(mesh: Mesh, site: Path, chaos: bool, screen: Screen) -> Review:
+async def _show(mesh: Mesh, site: Path, chaos: bool, screen: Screen) -> tuple[Review, Governance]:
     mesh.certify()
     screen.say("a certificate authority: root, intermediate, and certificates for one hour each")
     await mesh.serve()
@@ -114,10 +118,14 @@ async def _show(mesh: Mesh, site: Path, chaos: bool, screen: Screen) -> Review:
     await mesh.attach(agents.append)
     screen.say(f"four agents, each behind a sidecar that joined with a token: {', '.join(agents)}")
     async with mesh.client() as client:
-        return await review(mesh, client, PROGRAMS, site, chaos, screen)
+        done = await review(mesh, client, PROGRAMS, site, chaos, screen)
+        refused = await denied(client)
+        screen.say("a text labelled restricted was submitted: policy denied it, and its run failed")
+        journal = read_journal(mesh.journal.read_text("utf-8"))
+        return done, Governance(withheld(done.attempts, done.subjects, journal), refused, await entry(client))
 
 
-def _facts(done: Review, report: Report, paths: Sequence[str], seconds: float) -> dict[str, Any]:
+def _facts(done: Review, governed: Governance, report: Report, paths: Sequence[str], seconds: float) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "folder": report.folder,
         "run_id": done.run.run_id,
@@ -131,6 +139,7 @@ def _facts(done: Review, report: Report, paths: Sequence[str], seconds: float) -
         "report": paths,
         "seconds": round(seconds, 2),
         "crash": None,
+        **_governed(governed),
     }
     if done.crash is not None and done.proof is not None:
         facts["crash"] = {
@@ -146,3 +155,40 @@ def _facts(done: Review, report: Report, paths: Sequence[str], seconds: float) -
             "repeated": done.proof.repeated,
         }
     return facts
+
+
+def _governed(governed: Governance) -> dict[str, Any]:
+    held, refused, kept = governed.withheld, governed.denied, governed.entry
+    made, wrote = refused.decision.decision, kept.provenance
+    return {
+        "withheld": {
+            "from": "summarizer",
+            "tasks": held.tasks,
+            "by_policy": held.by_policy,
+            "by_schema": held.by_schema,
+            "policies": held.policies,
+            "received": held.received,
+            "example": {
+                "package": held.package,
+                "parts": [{"pointer": pointer, "reason": reason} for pointer, reason in held.parts],
+            },
+        },
+        "denied": {
+            "run_id": refused.run.run_id,
+            "state": run_state(refused.run.state),
+            "reason": made.reason,
+            "policies": list(made.policies),
+            "places": list(refused.decision.places),
+            "decision_id": made.decision_id,
+            "epoch": made.epoch,
+        },
+        "context": {
+            "key": kept.key,
+            "value": json.loads(kept.value.inline),
+            "revision": kept.revision,
+            "run_id": wrote.run_id,
+            "attempt_id": wrote.attempt_id,
+            "agent": wrote.agent,
+            "labels": [label.key for label in kept.value.labels],
+        },
+    }

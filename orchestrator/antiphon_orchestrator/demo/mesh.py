@@ -18,6 +18,8 @@ from typing import Self
 from antiphon import Client, Credentials
 from antiphon_certs import Authority, CertificateFiles, Grants, Identity, Kind, new_key_and_csr
 
+from antiphon_orchestrator.policy import dev_profile
+
 from .process import Child
 
 NAMESPACE = "demo"
@@ -32,6 +34,7 @@ _SIDECARS = {
 """Sidecar: the agent it may speak for, and the capabilities that agent may offer."""
 _PROGRAMS = {"inventory": "inventory.py", "classifier": "classify.py"}
 """Agents that their sidecar starts; the others it fronts as they are, by a table of its configuration."""
+_POLICIES = "policies"
 
 
 class Mesh:
@@ -50,6 +53,7 @@ class Mesh:
 
     async def __aenter__(self) -> Self:
         self.journal.touch()
+        self._govern()
         return self
 
     async def __aexit__(
@@ -75,7 +79,8 @@ class Mesh:
     async def serve(self) -> None:
         """Start the orchestrator, for the first time or again, and wait until it serves."""
         data = self.folder / "data"
-        command = [sys.executable, "-m", "antiphon_orchestrator", "serve", "--policy-profile", "dev"]
+        command = [sys.executable, "-m", "antiphon_orchestrator", "serve"]
+        command += ["--policy-folder", str(self.folder / _POLICIES)]
         command += ["--data", str(data), "--authority", str(self.folder / "ca")]
         command += ["--listen", self._address, "--join-listen", self._join_address]
         self.orchestrator = await self._start("orchestrator", command, self.folder)
@@ -119,6 +124,15 @@ class Mesh:
                         told(found.name)
                     if not waiting:
                         return
+
+    def _govern(self) -> None:
+        """A folder with the policies to begin with: the development profile's and those of the programs."""
+        folder = self.folder / _POLICIES
+        folder.mkdir()
+        for file in dev_profile().files:
+            (folder / file.name).write_text(file.text, "utf-8")
+        for path in (self._programs / "policy").glob("*.cedar"):
+            (folder / path.name).write_text(path.read_text("utf-8"), "utf-8")
 
     async def _summarizer(self) -> str:
         """Start the HTTP service, as someone else would have long before; its port."""

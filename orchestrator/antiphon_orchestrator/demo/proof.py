@@ -24,6 +24,8 @@ class Journal:
     begun: Counter[Work]
     pids: Mapping[str, int]
     """The process that began work last, by capability."""
+    received: Mapping[str, frozenset[str]]
+    """Names of the fields that it was ever sent, by capability; only of programs that note them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,15 @@ def read_journal(text: str) -> Journal:
     """The journal; a last line that is still being written is left out."""
     begun: Counter[Work] = Counter()
     pids: dict[str, int] = {}
+    received: dict[str, frozenset[str]] = {}
     for line in text.splitlines(keepends=True):
         if line.endswith("\n"):
-            capability, subject, pid = line.rstrip("\n").split("\t")
+            capability, subject, pid, *fields = line.rstrip("\n").split("\t")
             begun[capability, subject] += 1
             pids[capability] = int(pid)
-    return Journal(begun, pids)
+            for names in fields:
+                received[capability] = received.get(capability, frozenset()) | frozenset(names.split(","))
+    return Journal(begun, pids, received)
 
 
 def prove(finished: Set[Key], works: Mapping[Key, Work], before: Counter[Work], after: Counter[Work]) -> Proof:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Self
 
 from antiphon.cli import output
 from antiphon.cli.explain_view import explanation
-from antiphon.cli.run_view import run_tree
+from antiphon.cli.policies import decision
+from antiphon.cli.run_view import run_line, run_tree
 from antiphon.v1 import run_pb2 as pb
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from .governance import BY_SCHEMA, Governance
 from .report import Report
 
 if TYPE_CHECKING:
@@ -70,8 +72,9 @@ class Screen:
         """It works again."""
         self.say(f"the agent is back at work as process {pid} after {after:.1f} s; the watch went on at event {cursor}")
 
-    def tell(self, review: Review, report: Report, paths: Sequence[str]) -> None:
-        """The end: the run as a tree, timings, one placement, what the crash did, totals, and where the report is."""
+    def tell(self, review: Review, governed: Governance, report: Report, paths: Sequence[str]) -> None:
+        """The end: the run as a tree, timings, one placement, what the crash did, what policy kept from whom, what is
+        shared, totals, and where the report is."""
         self._section("The run")
         self._show(run_tree(review.run, review.tasks, review.attempts))
         self._section("Its tasks" if review.every == 1 else f"Its tasks, timed by one attempt in {review.every}")
@@ -81,6 +84,13 @@ class Screen:
         if review.crash is not None and review.proof is not None:
             self._section("What the crash did")
             self._show(output.facts(_crash(review)))
+        self._section("What the summarizer did not get")
+        self._show(output.facts(_withheld(governed)))
+        self._section("Why a text labelled restricted did not reach the redactor, which is cleared for it")
+        self._show(run_line(governed.denied.run))
+        self._show(decision(governed.denied.decision))
+        self._section("What is left in shared context")
+        self._show(output.facts(_entry(governed)))
         self._section("What was found")
         kinds = report.totals["by_kind"].items()
         self._show(
@@ -139,4 +149,31 @@ def _crash(review: Review) -> list[tuple[str, str]]:
         ("given back unbegun", f"{states[pb.ATTEMPT_STATE_RETURNED]} attempts; their tasks were placed again"),
         ("begun more than once", f"{proof.repeated} of {proof.begun} pieces of work: what the agent died with"),
         ("events", f"1 to {review.events}, seen once each and in order across the restart"),
+    ]
+
+
+def _withheld(governed: Governance) -> list[tuple[str, str]]:
+    told = governed.withheld
+    struck = ", ".join(pointer for pointer, reason in told.parts if reason != BY_SCHEMA)
+    undeclared = ", ".join(pointer for pointer, reason in told.parts if reason == BY_SCHEMA)
+    return [
+        ("what it got", f"{' and '.join(told.received)} of each package, nothing else; so says its own journal"),
+        ("struck out by policy", f"{told.by_policy} fields of {told.tasks} records, by {', '.join(told.policies)}"),
+        ("not in its schema", f"{told.by_schema} fields of {told.tasks} records"),
+        ("for example", told.package),
+        ("  by policy", struck),
+        ("  by its schema", undeclared),
+    ]
+
+
+def _entry(governed: Governance) -> list[tuple[str, str]]:
+    entry = governed.entry
+    wrote = entry.provenance
+    return [
+        ("key", entry.key),
+        ("value", entry.value.inline.decode()),
+        ("labels", ", ".join(label.key for label in entry.value.labels) or "none"),
+        ("revision", str(entry.revision)),
+        ("written by", f"the agent {wrote.agent}, in attempt {wrote.attempt_id.removeprefix(wrote.run_id + '/')}"),
+        ("of run", wrote.run_id),
     ]

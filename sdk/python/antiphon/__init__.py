@@ -123,6 +123,9 @@ if TYPE_CHECKING:
         TaskNotFound,
         TokenNotAccepted,
     )
+    from ._schema import (
+        Labels,
+    )
     from ._shared import (
         SharedContext,
     )
@@ -175,6 +178,7 @@ __all__ = [
     "Internal",
     "InvalidInput",
     "InvalidOutput",
+    "Labels",
     "LoadedGraph",
     "MessageTooLarge",
     "MethodUnknown",
@@ -292,6 +296,7 @@ _HOMES = {
         "Mistake",
         "load_graph",
     ),
+    "_schema": ("Labels",),
     "_shared": ("SharedContext",),
     "_submission": ("SubmitOptions",),
     "_submitter": ("Submitter",),

@@ -2,7 +2,8 @@
 
 Covered: None, bool, int, float, str, bytes (base64), datetime (with offset), date, Any, list, tuple, dict[str, T],
 Literal, Enum, unions, dataclasses and TypedDicts (nested and recursive), NewType, and Annotated, whose first string is
-the description. Anything else is refused when the agent is defined, not when a task arrives.
+the description and whose `Labels` say what a value is. Anything else is refused when the agent is defined, not when a
+task arrives.
 
 Invariants: the schema's text depends on the annotation alone, so every process of an agent announces the same; unknown
 fields of an object are tolerated and fields without default are required; what `encode` makes `decode` accepts. A
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +27,30 @@ from . import _convert
 from ._convert import Convert, Mismatch, inside, kind_of, same
 
 JsonSchema = dict[str, Any]
+
+_LABEL = re.compile(r"[a-z][a-z0-9.-]{0,62}")
+_MOST_LABELS = 16
+
+
+class Labels:
+    """What a value is, for policy: `contacts: Annotated[str, Labels("pii")]` labels that field wherever it travels.
+
+    Of an output the labels are put on the value; those of an input count when policy redacts by label.
+    """
+
+    __slots__ = ("keys",)
+
+    def __init__(self, *keys: str) -> None:
+        """Up to 16 keys, as `pii`: lower case letters, digits, dots and dashes. Raises `ValueError`."""
+        for key in keys:
+            if not _LABEL.fullmatch(key):
+                raise ValueError(f"{key!r} is not a label; write a lower case word, such as 'pii'")
+        if not 1 <= len(keys) <= _MOST_LABELS:
+            raise ValueError(f"{len(keys)} labels; 1 to {_MOST_LABELS} are allowed")
+        self.keys = keys
+
+    def __repr__(self) -> str:
+        return f"Labels({', '.join(map(repr, self.keys))})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +354,11 @@ def _choice(choices: list[tuple[Any, Any]]) -> _Shape:
 
 def _described(shape: _Shape, metadata: tuple[Any, ...]) -> _Shape:
     text = next((item for item in metadata if isinstance(item, str)), None)
-    return _Shape({**shape.schema, "description": text}, shape.decode, shape.encode) if text else shape
+    labels = [key for item in metadata if isinstance(item, Labels) for key in item.keys]
+    said: JsonSchema = {"description": text} if text else {}
+    if labels:
+        said["x-antiphon-labels"] = list(dict.fromkeys([*shape.schema.get("x-antiphon-labels", ()), *labels]))
+    return _Shape({**shape.schema, **said}, shape.decode, shape.encode) if said else shape
 
 
 _string, _boolean = _convert.exactly(str, "a string"), _convert.exactly(bool, "a boolean")

@@ -16,6 +16,12 @@ def test_a_journal_counts_what_was_begun_and_knows_the_last_process_of_each_capa
     assert journal.pids == {"package.read": 12}
 
 
+def test_a_journal_joins_the_fields_that_a_program_says_it_was_sent() -> None:
+    journal = read_journal("text.summarize\ta\t10\tdirectory\nlicense.classify\ta\t11\ntext.summarize\tb\t10\tx,y\n")
+    assert journal.received == {"text.summarize": {"directory", "x", "y"}}
+    assert journal.begun.total() == 3
+
+
 def test_a_line_that_is_still_being_written_is_left_out() -> None:
     assert read_journal("package.read\ta\t10\npackage.re").begun == Counter([READ_A])
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NewType, NotRequired, TypedDict
 
 import jsonschema_rs
 import pytest
-from antiphon import _json
+from antiphon import Labels, _json
 from antiphon._convert import Mismatch
 from antiphon._schema import codec
 from hypothesis import given
@@ -156,6 +156,38 @@ def test_a_schema_is_the_same_every_time_and_reads_well() -> None:
     assert person["properties"]["born"] == {"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]}
     assert person["properties"]["pair"]["prefixItems"] == [{"type": "integer"}, {"type": "string"}]
     assert set(person["$defs"]) == {"Contact", "Options"} and "fresh" not in person["properties"]
+
+
+@dataclass
+class Labelled:
+    plain: Annotated[str, "Only described"]
+    phone: Annotated[str, Labels("pii"), "Where to call", Labels("region.eu", "pii")]
+    home: Annotated[Contact, Labels("pii")]
+    spare: Annotated[Contact | None, Labels("pii")] = None
+
+
+def test_labels_are_said_of_the_place_and_not_of_the_type() -> None:
+    schema = json.loads(codec(Labelled).schema)
+    assert schema["properties"] == {
+        "plain": {"type": "string", "description": "Only described"},
+        "phone": {"type": "string", "description": "Where to call", "x-antiphon-labels": ["pii", "region.eu"]},
+        "home": {"$ref": "#/$defs/Contact", "x-antiphon-labels": ["pii"]},
+        "spare": {"anyOf": [{"$ref": "#/$defs/Contact"}, {"type": "null"}], "x-antiphon-labels": ["pii"]},
+    }
+    assert "x-antiphon-labels" not in json.dumps(schema["$defs"])
+
+
+def test_labels_outside_and_inside_of_an_alias_join() -> None:
+    mail = Annotated[str, Labels("pii")]
+    assert json.loads(codec(Annotated[mail, Labels("contact")]).schema)["x-antiphon-labels"] == ["pii", "contact"]
+    assert json.loads(codec(list[mail]).schema)["items"]["x-antiphon-labels"] == ["pii"]
+    assert json.loads(codec(Annotated[Contact, Labels("pii")]).schema)["x-antiphon-labels"] == ["pii"]
+
+
+@pytest.mark.parametrize("keys", [(), ("PII",), ("",), ("a b",), ("pii\n",), tuple(f"l{n}" for n in range(17))])
+def test_what_is_no_label_is_refused_when_it_is_declared(keys: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="label"):
+        Labels(*keys)
 
 
 def test_a_recursive_root_is_referred_to() -> None:

@@ -88,7 +88,7 @@ class PutEntryRequest(_message.Message):
     EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Chosen by the caller, new for each write that is meant as one; unique to the caller, for agents to the attempt."""
+    """Chosen by the caller, new for each write that is meant as one; unique to the caller, for agents to the task."""
     key: _builtins.str
     """Its key: letters, digits, dots, dashes, underscores and slashes."""
     expected_revision: _builtins.int
