@@ -213,7 +213,17 @@ def _decode(body: str) -> JoinToken | None:
             datetime.fromtimestamp(value["expire"], UTC),
         )
         _check(token, root)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError, TokenError):
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        OSError,
+        RecursionError,
+        TokenError,
+        x509.InvalidVersion,
+    ):
         return None
     return token
 
