@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ class Books:
         self.mesh.sidecar()
         async with self.mesh.client() as client, self.mesh.operator() as operator:
             await self.mesh.attached(client)
-            for _ in range(8):
+            for _ in range(9):  # so that one of four shards gets three
                 self.run_id = (await client.submit(one_task(), wait=True)).run_id
                 await operator.get_audit_checkpoint()  # whoever reads has what waits written: a page for each run
         folder = self.home / "profiles" / "operator"
@@ -200,7 +201,7 @@ class Books:
 
     def change(self, file: str, work: Callable[[sqlite3.Connection], None]) -> None:
         """Stops the orchestrator, lets `work` at a file, and starts it again."""
-        assert self.mesh.orchestrator.term() == 0
+        self._stop()
         connection = sqlite3.connect(self.mesh.orchestrator.data / file)
         try:
             with connection:
@@ -208,6 +209,19 @@ class Books:
         finally:
             connection.close()
         self.mesh.orchestrator.start()
+
+    def _stop(self) -> None:
+        """Stops it when its log is trimmed: what is there still would be written anew by the next start."""
+        for _ in range(20):
+            assert self.mesh.orchestrator.term() == 0
+            with closing(sqlite3.connect(self.mesh.orchestrator.data / "store.db")) as connection:
+                log = b"log/", b"log0"
+                (left,) = connection.execute("SELECT count(*) FROM kv WHERE key >= ? AND key < ?", log).fetchone()
+            if not left:
+                return
+            self.mesh.orchestrator.start()
+            assert self.findings() == []
+        raise AssertionError("the log is never trimmed")
 
 
 @pytest.fixture

@@ -67,8 +67,11 @@ UNSAID: Mapping[str, Value] = MappingProxyType(
         "capability": "",
         "effect": "pure",
         "granted": True,
+        "key": "",
         "labels": frozenset(),
+        "own": True,
         "priority": 0,
+        "scope": "namespace",
         "version": "1",
     }
 )
