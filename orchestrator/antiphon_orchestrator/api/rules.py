@@ -2,7 +2,7 @@
 
 A `Shape` holds those rules of a message type that are bounds of a length, a number or a count, or choices that must be
 made. `keeps` answers True only for a message that surely keeps all its rules; False means: ask protovalidate, which
-has the last word, and the words of a violation. Of a report, this takes a quarter of the library's 4 µs.
+has the last word, and the words of a violation. Of a report, this takes less than half of the library's time.
 """
 
 from __future__ import annotations
