@@ -4,7 +4,6 @@ The rest of the orchestrator knows `PolicyPort` and the words of `model.py`; onl
 `CedarPolicies`. A decision is never made anywhere else, and nothing loaded means everything is denied.
 """
 
-from antiphon_orchestrator.policy.audit import AuditRecord, explain
 from antiphon_orchestrator.policy.bundle import PolicyBundle, PolicyError, PolicyFile, dev_profile, load_folder
 from antiphon_orchestrator.policy.cedar import CedarPolicies, Recent, would_decide
 from antiphon_orchestrator.policy.model import (
@@ -21,7 +20,6 @@ from antiphon_orchestrator.policy.schema import FactInvalid, facts_of, schema_js
 
 __all__ = [
     "Action",
-    "AuditRecord",
     "CedarPolicies",
     "Decision",
     "FactInvalid",
@@ -36,7 +34,6 @@ __all__ = [
     "ResourceKind",
     "compile_bundle",
     "dev_profile",
-    "explain",
     "facts_of",
     "load_folder",
     "schema_json",
