@@ -54,6 +54,7 @@ from .registry.registry import Registry
 from .runs.archived import ArchivedRuns
 from .runs.catalog import Catalog
 from .runs.listing import RunListing
+from .runs.reads import ContextReads
 from .runs.room import StoreRoom
 from .runs.submit import Submissions
 from .shards.archiver import Archiver
@@ -107,6 +108,7 @@ class Orchestrator:
         calls = Calls(catalog, archived, tokens, now)
         context = SharedContext(store, policy, audit, blobs, config.context, clock)
         desk = ContextDesk(context, tokens)
+        reads = ContextReads(context, clock, now)
         sessions = Sessions(MeshSettings(replica_id), fleet, registry, policy, audit, tokens, calls, desk, now)
         book.changed = sessions.policy_changed
         shards = await shard_count(store, config.shards)
@@ -115,6 +117,7 @@ class Orchestrator:
             fleet,
             sessions,
             archiver,
+            reads,
             catalog.plan_of,
             replica_id=replica_id,
             shard_count=shards,
@@ -122,6 +125,7 @@ class Orchestrator:
             audit_max_records=config.audit_max_records,
         )
         sessions.bind(host)
+        reads.answer = host.put
         room = StoreRoom(store, config.data, config.store_max_bytes)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
@@ -195,6 +199,7 @@ class Orchestrator:
                 group.create_task(calls.run(), name="calls")
                 group.create_task(context.run(), name="context")
                 group.create_task(desk.run(), name="context requests")
+                group.create_task(reads.run(), name="context for expressions")
                 await server.set_serving(True)
                 self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
                 self.ready.set()

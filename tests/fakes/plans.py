@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from antiphon.v1 import payload_pb2
 from antiphon_orchestrator.engine.events import RunSubmitted
 from antiphon_orchestrator.engine.failure import FailureKind
-from antiphon_orchestrator.engine.plan import EvaluationFailed, OnFailure, Plan, RetryRule, TaskPlan, View
+from antiphon_orchestrator.engine.plan import EvaluationFailed, OnFailure, Plan, Read, RetryRule, TaskPlan, View
 
 SECOND = 1_000_000
 CLIENT = "spiffe://antiphon.internal/ns/demo/client/tester"
@@ -28,7 +28,8 @@ def payload(text: str, *labels: str) -> bytes:
 
 @dataclass(frozen=True)
 class Node:
-    """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression fails."""
+    """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression fails. `reads`: keys
+    of the namespace's shared context; the input is then what was found under the first."""
 
     needs: tuple[int, ...] = ()
     join: int | None = None
@@ -42,6 +43,7 @@ class Node:
     priority: int = 0
     capability: str = CAPABILITY
     input: bytes | None = None
+    reads: tuple[str, ...] = ()
 
 
 @dataclass
@@ -50,6 +52,7 @@ class FakeEvaluator:
 
     nodes: Sequence[Node]
     broken_output: bool = False
+    output_reads: str = ""
     calls: list[tuple[str, int]] = field(default_factory=list)
 
     def when(self, task: int, view: View) -> bool:
@@ -61,6 +64,8 @@ class FakeEvaluator:
     def input(self, task: int, view: View) -> bytes:
         self._check(task, "input")
         given = self.nodes[task].input
+        if self.nodes[task].reads:
+            return view.entry("namespace", self.nodes[task].reads[0]) or b""
         return payload(f"input of {task}") if given is None else given
 
     def members(self, task: int, view: View, first: int, limit: int) -> tuple[int, list[bytes]]:
@@ -79,7 +84,7 @@ class FakeEvaluator:
     def output(self, view: View) -> bytes:
         if self.broken_output:
             raise EvaluationFailed("output", "is broken")
-        return payload("output")
+        return (view.entry("namespace", self.output_reads) if self.output_reads else None) or payload("output")
 
     def _check(self, task: int, name: str) -> None:
         self.calls.append((name, task))
@@ -87,7 +92,7 @@ class FakeEvaluator:
             raise EvaluationFailed(name, "is broken")
 
 
-def plan(*nodes: Node, broken_output: bool = False) -> Plan:
+def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> Plan:
     """The plan of these nodes; a node's index is its place."""
     dependents: list[list[int]] = [[] for _ in nodes]
     for index, node in enumerate(nodes):
@@ -113,12 +118,23 @@ def plan(*nodes: Node, broken_output: bool = False) -> Plan:
             max_cost=0.0,
             references=(),
             depth=0,
+            reads=tuple(Read("namespace", key) for key in node.reads),
         )
         for index, node in enumerate(nodes)
     )
     roots = tuple(task.index for task in tasks if not task.needs)
-    evaluator = FakeEvaluator(nodes, broken_output)
-    return Plan("fake", "1", tasks, roots, 3600 * SECOND, evaluator, {task.id: task.index for task in tasks})
+    evaluator = FakeEvaluator(nodes, broken_output, output_reads)
+    return Plan(
+        "fake",
+        "1",
+        tasks,
+        roots,
+        3600 * SECOND,
+        evaluator,
+        {task.id: task.index for task in tasks},
+        tuple(task.index for task in tasks if task.reads),
+        (Read("namespace", output_reads),) if output_reads else (),
+    )
 
 
 def retry(attempts: int, *kinds: FailureKind, first: int = SECOND, longest: int = 60 * SECOND) -> RetryRule:

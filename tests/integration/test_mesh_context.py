@@ -15,7 +15,15 @@ import pytest
 import pytest_asyncio
 from antiphon import Client, Graph, entry_value, output_of
 from antiphon.mesh.v1 import mesh_service_pb2, mesh_service_pb2_grpc
-from antiphon.v1 import context_pb2, context_request_pb2, context_service_pb2, error_pb2, payload_pb2
+from antiphon.v1 import (
+    context_pb2,
+    context_request_pb2,
+    context_service_pb2,
+    error_pb2,
+    failure_pb2,
+    payload_pb2,
+    run_pb2,
+)
 from antiphon_certs import Kind
 
 from tests.harness import Mesh, eventually
@@ -412,3 +420,67 @@ def _told(event: context_pb2.EntryEvent) -> tuple[str, bytes | None]:
     if event.HasField("put"):
         return event.put.key, event.put.value.inline
     return event.deleted.key, None
+
+
+# What expressions of graphs read.
+
+
+async def test_a_graph_reads_what_the_team_knows_and_the_record_says_which_revision(client: Client) -> None:
+    put = await client.put_entry("steer/limits", {"most": 2})
+    graph = Graph(
+        "steered", output={"most": "${context.namespace['steer/limits'].most}", "seen": "${tasks.use.output}"}
+    )
+    writes = [{"do": "put", "key": "found", "value": 5, "scope": "run"}]
+    graph.task("write", "team.script@1", input=writes)
+    graph.task(
+        "use",
+        "team.plain@1",
+        needs=["write"],
+        when="context.namespace['steer/limits'].most == 2 && !has(context.graph.stop)",
+        input={"most": "${context.namespace['steer/limits'].most}", "found": "${context.run.found}"},
+    )
+    run = await client.submit(graph, wait=True, timeout=timedelta(seconds=30))
+    assert output_of(run) == {"most": 2, "seen": {"most": 2, "found": 5}}
+    told = await client.explain(run.run_id, "use")
+    reads = {(read.scope.WhichOneof("kind"), read.key): read.revision for read in told.task.reads}
+    assert reads.pop(("run_id", "found")) > put.revision
+    assert reads == {(None, "steer/limits"): put.revision, ("graph", "stop"): 0}
+    assert [(read.key, read.revision) for read in run.output_reads] == [("steer/limits", put.revision)]
+    events = [event async for event in client.watch(run.run_id)]
+    assert [event.key.task_id for event in events if event.reads] == ["use", ""]
+
+
+async def test_an_entry_that_is_not_there_fails_the_task_that_reads_it(client: Client) -> None:
+    graph = Graph("reads-nothing")
+    graph.task("t", "team.plain@1", input="${context.namespace.nowhere}")
+    with pytest.raises(antiphon.RunFailed, match=r"context\.namespace\.nowhere is not in shared context"):
+        output_of(await client.submit(graph, wait=True, timeout=timedelta(seconds=30)))
+
+
+async def test_expressions_read_with_the_rights_of_the_runs_principal(client: Client) -> None:
+    await client.put_entry("hidden", 1, labels=["restricted"])
+    graph = Graph("reads-hidden")
+    graph.task("t", "team.plain@1", input="${context.namespace.hidden}")
+    run = await client.submit(graph, wait=True, timeout=timedelta(seconds=30))
+    assert run.state == run_pb2.RUN_STATE_FAILED
+    task = (await client.explain(run.run_id, "t")).task
+    assert task.failure.kind == failure_pb2.FAILURE_KIND_POLICY and task.failure.code
+    assert "context.namespace['hidden'] cannot be read" in task.failure.message
+
+
+async def test_what_was_read_before_a_crash_is_not_read_again(client: Client, mesh: Mesh) -> None:
+    await client.put_entry("steady", "before", labels=["pii"])
+    graph = Graph("steady")
+    graph.task("wait", "nobody.offers@1", input="${context.namespace.steady}", schedule_timeout=timedelta(minutes=5))
+    run = await client.submit(graph)
+
+    async def ready() -> bool:
+        return (await client.explain(run.run_id, "wait")).task.state == run_pb2.TASK_STATE_READY
+
+    await eventually(ready)
+    await client.put_entry("steady", "after")
+    mesh.orchestrator.kill9()
+    mesh.orchestrator.restart()
+    task = (await client.explain(run.run_id, "wait")).task
+    assert task.input.inline == b'"before"' and [label.key for label in task.input.labels] == ["pii"]
+    await client.cancel(run.run_id)

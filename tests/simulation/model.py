@@ -16,7 +16,8 @@ from typing import Any
 from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import registry_pb2
 from antiphon_orchestrator.admission import SchemaSet, Values
-from antiphon_orchestrator.engine.events import RunSubmitted
+from antiphon_orchestrator.engine.events import OUTPUT, Found, RunSubmitted
+from antiphon_orchestrator.engine.failure import Failure
 from antiphon_orchestrator.engine.plan import Plan
 from antiphon_orchestrator.engine.run import Run, Task
 from antiphon_orchestrator.engine.states import ATTEMPT_LIVE, RunState
@@ -27,6 +28,8 @@ from antiphon_orchestrator.shards.recovery import recover_record
 from antiphon_orchestrator.shards.shard import Shard
 from antiphon_orchestrator.shards.turn import Turn
 from antiphon_orchestrator.store.port import MAX_TXN_BYTES
+
+from tests.fakes.plans import payload
 
 SECOND = 1_000_000
 SHARDS = 2
@@ -46,6 +49,7 @@ class Disk:
     retained: list[dict[int, journal_pb2.RequestsRetained]] = field(default_factory=lambda: [{} for _ in range(SHARDS)])
     archive: dict[str, dict[int, bytes]] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
+    changes: int = 0
 
     def append(self, shard: int, epoch: int, seq: int, records: list[bytes]) -> None:
         assert epoch == self.epochs[shard], "the model has one replica at a time"
@@ -143,10 +147,11 @@ class Replica:
         self.fleet = Fleet(POLICY, SchemaSet(Values()))
         self.fleet.deliver = self._deliver
         self.archiver = Archiving()
-        self.seats = [Seat(Shard(n, self.fleet, self, self.archiver, rng.random)) for n in range(SHARDS)]
+        self.seats = [Seat(Shard(n, self.fleet, self, self.archiver, self, rng.random)) for n in range(SHARDS)]
         self.sessions: dict[str, Session] = {}
         self.absent: dict[str, int] = {}
         self.adopting_until = 0
+        self.reading: deque[tuple[int, Run, Sequence[int]]] = deque()
         self.recover()
 
     def put(self, shard: int, item: i.Input) -> None:
@@ -186,6 +191,25 @@ class Replica:
 
     def _plan_of(self, submitted: RunSubmitted) -> Plan:
         return self.plans[submitted.graph_name]
+
+    # Shared context, which changes all the time.
+
+    def read(self, shard: int, run: Run, tasks: Sequence[int]) -> None:
+        self.reading.append((shard, run, tasks))
+
+    def find(self) -> bool:
+        """Answers one that reads; whoever asks next finds something else."""
+        if not self.reading:
+            return False
+        shard, run, tasks = self.reading.popleft()
+        found: list[tuple[int, tuple[Found, ...] | Failure]] = []
+        for task in tasks:
+            self.disk.changes += 1
+            value = payload(f"change {self.disk.changes}")
+            reads = run.plan.output_reads if task == OUTPUT else run.plan.tasks[task].reads
+            found.append((task, tuple(Found(*read, self.disk.changes, value) for read in reads)))
+        self.put(shard, i.ContextFound(run.run_id, found))
+        return True
 
     # The loop of a shard, one step at a time.
 

@@ -30,6 +30,12 @@ PLANS = {
         Node((1, 2), when=True),
         Node((1,), members=3, on_failure=OnFailure.CONTINUE),
     ),
+    "reader": plan(
+        Node(reads=("a",), retry=(AGAIN,)),
+        Node((0,), members=3, reads=("a", "b")),
+        Node((0,), reads=("b",)),
+        output_reads="a",
+    ),
     "wide": plan(*[Node(priority=n, retry=(AGAIN,), schedule_timeout=40 * SECOND) for n in range(5)]),
 }
 
@@ -76,6 +82,7 @@ class World:
             (self.connect, 6),
             (self.archive, 2),
             (self.forget, 4),
+            (self.find, 6),
             (self.absences, 4),
             (self.pass_time, 10),
             (self.submit, 6),
@@ -160,6 +167,9 @@ class World:
 
     def forget(self) -> bool:
         return self.replica.forget(self.rng.choice(self.replica.seats), lambda: self.rng.random() < 0.1)
+
+    def find(self) -> bool:
+        return self.replica.find()
 
     def absences(self) -> bool:
         return self.replica.look_at_absences()
@@ -264,7 +274,7 @@ class World:
                     moved = True
             moved |= sidecar.work(self.seconds(), healthy=True)
             moved |= sidecar.send()
-        moved |= replica.archive(100)
+        moved |= replica.archive(100) | replica.find()
         return moved | replica.look_at_absences()
 
     def _over(self) -> bool:
@@ -317,6 +327,11 @@ class World:
                 "agents were free all the time"
             )
         assert run.state.name == self.disk.ended[run_id]
+        for task in run.tasks:
+            if task.plan.reads and task.attempts:
+                assert task.found is not None and task.input == task.found[0].value, "it saw what is not on record"
+        if run.found is not None and run.state is RunState.SUCCEEDED:
+            assert run.output == run.found[0].value
         for task, number in self.history.accepted.items():
             if task.startswith(run_id + "/"):
                 _, task_id, member = task.split("/")

@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from ..engine.failure import FailureKind
-from ..engine.plan import OnFailure, Plan, RetryRule, TaskPlan
+from ..engine.plan import OnFailure, Plan, Read, RetryRule, TaskPlan
 from .evaluator import GraphEvaluator, TaskExpressions
 from .expression import Expression, ExpressionInvalid, Problem
 from .mapping import Mapping, MappingInvalid
@@ -40,6 +40,10 @@ DEFAULT_RETRY = (
 
 MOST_MISTAKES = 200
 """Mistakes after which a graph is looked at no further: more help nobody, and others wait while they are found."""
+
+
+MOST_READS = 16
+"""Entries of shared context that the expressions of one task, or of the output, may refer to."""
 
 
 class _Enough(Exception):
@@ -73,6 +77,7 @@ class _Draft:
     for_each: Expression | None = None
     input: Mapping | None = None
     needs: set[int] = field(default_factory=set)
+    reads: tuple[Read, ...] = ()
     retry: tuple[RetryRule, ...] = DEFAULT_RETRY
 
 
@@ -86,6 +91,7 @@ class _Compiler:
         self._index_of: dict[str, int] = {}
         self._names = Names({}, True)
         self._drafts = [_Draft() for _ in graph.tasks]
+        self._output_reads: tuple[Read, ...] = ()
 
     def compile(self) -> Compiled:
         try:
@@ -139,6 +145,7 @@ class _Compiler:
         mapping = self._mapping("output", self._graph.output)
         if mapping is not None:
             named = self._references("output", mapping.references, members=False)
+            self._output_reads = self._reads("output", mapping.references)
             if not named and not any(path[0] == "tasks" for path in mapping.references):
                 message = "refers to no task; every run answers without its tasks' results"
                 self._warnings.append(Mistake("output", message, Code.VALUE))
@@ -165,6 +172,8 @@ class _Compiler:
                 members = name == "input" and bool(task.for_each)
                 for need in self._references(f"{path}.{name}", part.references, members):
                     self._check_need(f"{path}.{name}", index, task, need)
+        parts = [part.references for part in (draft.when, draft.for_each, draft.input) if part is not None]
+        draft.reads = self._reads(path, [reference for part in parts for reference in part])
         draft.retry = self._retry(path, task)
 
     def _check_capability(self, path: str, capability: str) -> None:
@@ -251,6 +260,14 @@ class _Compiler:
                 named.append(reference[1])
         return named
 
+    def _reads(self, path: str, references: Iterable[Path]) -> tuple[Read, ...]:
+        """The entries of shared context among references that were checked."""
+        reads = sorted({Read(way[1], way[2]) for way in references if way[0] == "context" and len(way) > 2})
+        if len(reads) > MOST_READS:
+            message = f"reads {len(reads)} entries of shared context; {MOST_READS} is the most"
+            self._mistake(path, Code.VALUE, message)
+        return tuple(reads)
+
     # -- the plan ----------------------------------------------------------------------------------------------------
 
     def _plan(self, output: Mapping | None) -> Plan:
@@ -282,6 +299,7 @@ class _Compiler:
                 max_cost=task.constraints.max_cost,
                 references=expressions[index].references(),
                 depth=depth[index],
+                reads=self._drafts[index].reads,
             )
             for index, task in enumerate(graph.tasks)
         )
@@ -294,6 +312,8 @@ class _Compiler:
             deadline=_microseconds(graph, "deadline", RUN_DEADLINE),
             evaluator=GraphEvaluator([task.id for task in tasks], expressions, output, sinks, self._values),
             index_of=self._index_of,
+            readers=tuple(task.index for task in tasks if task.reads),
+            output_reads=self._output_reads,
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from antiphon.v1.payload_pb2 import Label, Payload
 
 from ..engine.plan import EvaluationFailed, View
-from .expression import Expression, Lookup, Origin, kind_of, origins_of, path_text, source_of
+from .expression import ABSENT, Expression, Lookup, Origin, kind_of, origins_of, path_text, source_of
 from .mapping import Mapping
 from .syntax import Path
 from .values import MAX_INLINE_BYTES, Known, Unusable, Values, encode_json, inline_bytes
@@ -181,6 +181,8 @@ class GraphEvaluator:
         if source[0] == "tasks" and source[2] == "output":
             output = view.output(self._index_of[source[1]])
             return b"" if output is None else output if isinstance(output, bytes) else None
+        if source[0] == "context":
+            return view.entry(source[1], source[2])
         return None
 
     def _lookup(self, view: View, items: _Items | None = None, index: int = 0) -> Lookup:
@@ -196,6 +198,9 @@ class GraphEvaluator:
                 return items.values[index], items.item_size
             if root == "index" and items is not None:
                 return index, 0
+            if root == "context" and len(source) == 3:
+                entry = view.entry(source[1], source[2])
+                return (ABSENT, 0) if entry is None else self._value(entry, source)
             raise Unusable(f"{path_text(source)} is not known here")
 
         return lookup
@@ -247,6 +252,8 @@ class GraphEvaluator:
         if source[0] == "tasks" and source[2] == "output":
             output = view.output(self._index_of[source[1]])
             return output if isinstance(output, list) else (output or b"",)
+        if source[0] == "context":
+            return (view.entry(source[1], source[2]) or b"",)
         return ()
 
 

@@ -1,4 +1,4 @@
-"""Expressions: CEL over input, tasks, item and index, compiled once and evaluated within limits.
+"""Expressions: CEL over input, tasks, context, item and index, compiled once and evaluated within limits.
 
 cel_expr_python is hidden behind `Expression` for these reasons: its run-time errors come back as values that are true
 in Python, so the type of every result is checked; it converts whatever is bound, so only the parts that an expression
@@ -35,10 +35,20 @@ ITERATION_BUDGET = 10_000  # cel-cpp's own, over all macros of one evaluation
 
 Lookup = Callable[[Path], tuple[object, int]]
 """Gives the value of a source and its size in bytes of JSON; raises Unusable. A source is the start of a path that
-names a whole value: input, item, index, or tasks.ID.output, tasks.ID.state, tasks.ID.failure."""
+names a whole value: input, item, index, tasks.ID.output, tasks.ID.state, tasks.ID.failure, or context.SCOPE.KEY, whose
+value is ABSENT where there is no such entry."""
+
+ABSENT = object()
+"""In place of the value of an entry that is not in shared context: CEL's `has` says false, and all else fails."""
 
 _ENVIRONMENT = cel.NewEnv(
-    variables={"input": cel.Type.DYN, "tasks": cel.Type.DYN, "item": cel.Type.DYN, "index": cel.Type.INT}
+    variables={
+        "input": cel.Type.DYN,
+        "tasks": cel.Type.DYN,
+        "context": cel.Type.DYN,
+        "item": cel.Type.DYN,
+        "index": cel.Type.INT,
+    }
 )
 _REPORT = re.compile(r"^(?:INVALID_ARGUMENT: )?ERROR: <input>:(-?\d+):(-?\d+): (.*)$", re.MULTILINE)
 _STATUS = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$")
@@ -64,7 +74,7 @@ class ExpressionInvalid(Exception):
 
 def source_of(path: Path) -> Path:
     """The start of a path that names a whole value."""
-    return path[:3] if path[0] == "tasks" else path[:1]
+    return path[:3] if path[0] in ("tasks", "context") else path[:1]
 
 
 class Origin(NamedTuple):
@@ -126,6 +136,8 @@ class Expression:
         if self.pure is not None and self._selections is not None:
             source, places = self._selections
             value, _ = lookup(source)
+            if value is ABSENT:
+                raise Unusable(f"{path_text(source)} is not in shared context")
             for place in places:
                 value = _select(value, self.pure, place)
             return value
@@ -183,6 +195,9 @@ def _place(bindings: dict[str, object], source: Path, path: Path, value: object)
     """Puts what the path selects from a source's value into the bindings, and returns it."""
     target, name = bindings, path[0]
     for place in range(1, len(path)):
+        if value is ABSENT and place == len(source) - 1:
+            target.setdefault(name, {})
+            return None
         if place >= len(source):
             if not isinstance(value, dict):
                 break  # CEL refuses the selection, or `has` answers
@@ -281,7 +296,10 @@ def _problem(line: int, column: int, message: str) -> Problem:
     where = "" if line < 1 else f"column {column}: " if line == 1 else f"line {line}, column {column}: "
     if undeclared is not None:
         name = undeclared[1].partition(".")[0]
-        hint = did_you_mean(name, ROOTS) or "; an expression knows input, tasks, and inside a for_each item and index"
+        hint = (
+            did_you_mean(name, ROOTS)
+            or "; an expression knows input, tasks, context, and inside a for_each item and index"
+        )
         return Problem(Code.UNKNOWN_REFERENCE, f"{where}unknown name {name!r}{hint}")
     if message.startswith("Syntax error"):
         message = message.partition(" expecting ")[0].replace("'<EOF>'", "its end")

@@ -1,7 +1,9 @@
-"""What the references of an expression may name: tasks of the graph, the run's input, and the item of a fan-out."""
+"""What the references of an expression may name: tasks of the graph, the run's input, entries of shared context, and
+the item of a fan-out."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +12,8 @@ from .mistakes import Code, did_you_mean
 from .syntax import Path
 
 _TASK_FIELDS = ("output", "state", "failure")
+_SCOPES = ("namespace", "graph", "run")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}")  # as in context_service.proto
 # Keywords beside which `properties` and `additionalProperties` no longer say everything about an object's fields.
 _OPEN = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "patternProperties", "dependentSchemas")
 
@@ -30,6 +34,8 @@ class Names:
             return Problem(Code.UNKNOWN_REFERENCE, message)
         if path[0] == "input":
             return self._check_input(path)
+        if path[0] == "context":
+            return _check_context(path)
         return self._check_task(path)
 
     def _check_task(self, path: Path) -> Problem | None:
@@ -66,6 +72,19 @@ class Names:
             message = f"{path_text(path[:place])} has no field {path[place]!r}, says input_schema"
             return Problem(Code.TYPE, message + did_you_mean(path[place], properties))
         return None
+
+
+def _check_context(path: Path) -> Problem | None:
+    """An entry is named by its scope and key; which entries there are is known only when the task runs."""
+    if len(path) > 1 and path[1] not in _SCOPES:
+        hint = did_you_mean(path[1], _SCOPES) or "; write context.namespace, context.graph or context.run"
+        return Problem(Code.UNKNOWN_REFERENCE, f"there is no context.{path[1]}{hint}")
+    if len(path) < 3:
+        message = "an entry of shared context is named, not looked up: context.namespace.KEY, or ['KEY'] in quotes"
+        return Problem(Code.EXPRESSION, message)
+    if not _KEY.fullmatch(path[2]):
+        return Problem(Code.VALUE, f"{path[2]!r} is no key of shared context: letters, digits and ._/- up to 255")
+    return None
 
 
 def unknown_task(id: str, known: Iterable[str]) -> str:

@@ -77,6 +77,13 @@ class Entries:
             raise ApiError(ErrorReason.ERROR_REASON_ENTRY_NOT_FOUND, scope=scope.text, key=request.key)
         return api.GetEntryResponse(entry=entry_message(place, kv, record))
 
+    async def value(self, who: Standing, scope: context_pb2.ContextScope, key: str) -> tuple[int, payload_pb2.Payload]:
+        """Revision and value of an entry; 0 and an empty one when it is not there. Raises ApiError: POLICY_DENIED."""
+        named = self._gate.scope(scope, who)
+        kv, record = await self.read(Place(who.namespace, named, key))
+        self._gate.read(who, named, key, label_keys(record.value) if record is not None else frozenset())
+        return (kv.mod_revision, record.value) if kv is not None and record is not None else (0, payload_pb2.Payload())
+
     async def read(self, place: Place) -> tuple[KeyValue | None, records.EntryRecord | None]:
         """An entry that is there now."""
         kvs = (await self._store.range(place.store_key)).kvs

@@ -41,6 +41,7 @@ class SharedContext:
         self.run = keeper.run
         self.collect = keeper.collect
         self.get = self._entries.get
+        self.value = self._entries.value
         self.put = self._entries.put
         self.delete = self._entries.delete
         self.list = self._reading.list

@@ -12,11 +12,14 @@ from itertools import takewhile
 from typing import Final, Protocol
 
 from .events import (
+    OUTPUT,
     AttemptEnded,
     AttemptOffered,
     AttemptStarted,
     CancelRequested,
+    ContextRead,
     Event,
+    Found,
     Placement,
     RunEnded,
     TaskEnded,
@@ -66,11 +69,49 @@ def advance(run: Run) -> list[Event]:
         return []
     if run.cancel is not None:
         return _wind_up(run, run.cancel)
-    if run.frontier:
-        return _open_task(run, run.tasks[run.frontier[0]])
-    if run.tasks_open == 0:
+    for index in run.frontier:
+        task = run.tasks[index]
+        if not task.plan.reads or not waits_to_read(task):
+            return _open_task(run, task)
+    if run.tasks_open == 0 and not _output_reads(run):
         return [_end_of_run(run)]
     return []
+
+
+def waits_to_read(task: Task) -> bool:
+    """Whether a task on the frontier waits for what its expressions read of shared context. One whose join cannot be
+    met reads nothing."""
+    return task.found is None and bool(task.plan.reads) and task.needs_done >= task.plan.join
+
+
+def _output_reads(run: Run) -> bool:
+    return run.found is None and bool(run.plan.output_reads) and run.first_failure is None
+
+
+def readers(run: Run) -> list[int]:
+    """Tasks that wait for what their expressions read of shared context, and OUTPUT for the run's own output."""
+    if run.state is not RunState.RUNNING or run.cancel is not None:
+        return []
+    if run.tasks_open == 0:
+        return [OUTPUT] if _output_reads(run) else []
+    return [index for index in run.plan.readers if _is_reader(run.tasks[index])]
+
+
+def _is_reader(task: Task) -> bool:
+    return task.state is TaskState.PENDING and waits_to_read(task)
+
+
+def read(run: Run, task: int, found: tuple[Found, ...] | Failure) -> list[Event]:
+    """What was found for one of the `readers`, or why it could not be read; nothing for one that no longer waits."""
+    if run.state is not RunState.RUNNING or run.cancel is not None:
+        return []
+    if not (_output_reads(run) if task == OUTPUT else _is_reader(run.tasks[task])):
+        return []
+    if not isinstance(found, Failure):
+        return [ContextRead(task, found)]
+    if task == OUTPUT:
+        return [RunEnded(RunState.FAILED, failure=found)]
+    return [TaskEnded(task, 0, TaskState.FAILED, found)]
 
 
 def _open_task(run: Run, task: Task) -> list[Event]:
@@ -83,22 +124,22 @@ def _open_task(run: Run, task: Task) -> list[Event]:
             return [TaskEnded(index, 0, TaskState.SUCCEEDED)]
     if task.needs_done < plan.join:
         return [TaskEnded(index, 0, TaskState.SKIPPED, reason=_why_skipped(run, task))]
-    evaluator = run.plan.evaluator
+    evaluator, view = run.plan.evaluator, run.view(task)
     try:
         if plan.fan_out:
             first = len(task.members) + 1
-            if first == 1 and plan.conditional and not evaluator.when(index, run.view):
+            if first == 1 and plan.conditional and not evaluator.when(index, view):
                 return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
-            count, inputs = evaluator.members(index, run.view, first, MEMBERS_PER_STEP)
+            count, inputs = evaluator.members(index, view, first, MEMBERS_PER_STEP)
             if first > 1 and count != task.member_count:
                 message = (
                     f"gave a list of {task.member_count} items, then one of {count}, as more needs ended meanwhile"
                 )
                 raise EvaluationFailed("for_each", message)
             return [TaskExpanded(index, count, first, _within_step(inputs))]
-        if plan.conditional and not evaluator.when(index, run.view):
+        if plan.conditional and not evaluator.when(index, view):
             return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
-        return [TaskReady(index, 0, evaluator.input(index, run.view))]
+        return [TaskReady(index, 0, evaluator.input(index, view))]
     except EvaluationFailed as error:
         failure = Failure(FailureKind.INVALID_INPUT, error.message, retryable=False, field=error.field)
         return _fail_fan_out(task, failure) if task.members else [TaskEnded(index, 0, TaskState.FAILED, failure)]
@@ -130,7 +171,7 @@ def _end_of_run(run: Run) -> Event:
             RunState.FAILED, failure=Failure(failure.kind, f"task {task_id}: {failure.message}", failure.code)
         )
     try:
-        return RunEnded(RunState.SUCCEEDED, run.plan.evaluator.output(run.released_view if run.redacted else run.view))
+        return RunEnded(RunState.SUCCEEDED, run.plan.evaluator.output(run.output_view()))
     except EvaluationFailed as error:
         return RunEnded(RunState.FAILED, failure=Failure(FailureKind.INVALID_OUTPUT, error.message, field=error.field))
 

@@ -9,7 +9,7 @@ written out, here and elsewhere: compiled code calls such a one directly, a gene
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from .failure import Failure
 from .states import AttemptState, RunState, TaskState
@@ -182,6 +182,29 @@ class TaskExpanded:
 
 
 @dataclass(slots=True)
+class Found:
+    """An entry of shared context as it was read; `value` None and `revision` 0 when it was not there."""
+
+    scope: str
+    key: str
+    revision: int
+    value: bytes | None
+
+
+OUTPUT: Final = -1
+"""In place of a task's index: the run's output."""
+
+
+@dataclass(slots=True)
+class ContextRead:
+    """What the expressions of a task, or of the run's output (OUTPUT), find in shared context. They see this and
+    nothing else, however often they are evaluated."""
+
+    task: int
+    found: tuple[Found, ...]
+
+
+@dataclass(slots=True)
 class CancelRequested:
     """A caller's wish."""
 
@@ -207,6 +230,7 @@ Event: TypeAlias = (
     | TaskWaiting
     | TaskEnded
     | TaskExpanded
+    | ContextRead
     | CancelRequested
     | RunEnded
 )

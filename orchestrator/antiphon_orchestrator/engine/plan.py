@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .failure import FailureKind
 
@@ -36,12 +36,19 @@ class RetryRule:
     multiplier: float
 
 
+class Read(NamedTuple):
+    """An entry of shared context that expressions refer to. `scope` is namespace, graph or run: the run's own."""
+
+    scope: str
+    key: str
+
+
 @dataclass(frozen=True, slots=True)
 class TaskPlan:
     """One node. `join` is how many needs must be done: len(needs) for all, 1 for any, n for n-of.
 
     `needs` and `dependents` are task indices; `needs` includes tasks that expressions refer to. `depth` is the longest
-    path from a root, for display and fair ordering.
+    path from a root, for display and fair ordering. `reads` is what its expressions refer to in shared context.
     """
 
     index: int
@@ -62,6 +69,7 @@ class TaskPlan:
     max_cost: float
     references: tuple[str, ...]
     depth: int
+    reads: tuple[Read, ...] = ()
 
 
 class EvaluationFailed(Exception):
@@ -100,6 +108,10 @@ class View(Protocol):
         """Kind name and message of the task's failure."""
         ...
 
+    def entry(self, scope: str, key: str) -> bytes | None:
+        """The value of an entry of shared context, as it was read for these expressions; None when it was not there."""
+        ...
+
 
 class Evaluator(Protocol):
     """Answers the expressions of one plan. Pure CPU; every method raises EvaluationFailed."""
@@ -123,7 +135,10 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A compiled graph. `roots` need nothing; `deadline` is the graph's own, in microseconds."""
+    """A compiled graph. `roots` need nothing; `deadline` is the graph's own, in microseconds.
+
+    `readers` are the tasks with `reads`; `output_reads` is what the expressions of the run's output refer to.
+    """
 
     name: str
     version: str
@@ -132,3 +147,5 @@ class Plan:
     deadline: int
     evaluator: Evaluator
     index_of: dict[str, int]
+    readers: tuple[int, ...] = ()
+    output_reads: tuple[Read, ...] = ()

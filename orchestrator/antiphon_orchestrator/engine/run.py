@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from .events import (
+    OUTPUT,
     AttemptEnded,
     AttemptOffered,
     AttemptStarted,
     CancelRequested,
+    ContextRead,
     Event,
+    Found,
     Placement,
     RunEnded,
     RunSubmitted,
@@ -88,7 +91,8 @@ class Attempt:
 class Task:
     """One node of a run, or one member of a fan-out (`member` from 1; 0 for the node itself).
 
-    `released` is the output as the run's principal may have it, None when that is all of it.
+    `released` is the output as the run's principal may have it, None when that is all of it. `found` is what its
+    expressions see of shared context, None until that was read.
     A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended.
     """
 
@@ -109,6 +113,7 @@ class Task:
     members_open: int
     members: list[Task]
     attempts: list[Attempt]
+    found: tuple[Found, ...] | None
 
     def __init__(self, plan: TaskPlan, member: int = 0, input: bytes = b"", ready_time: int = 0) -> None:
         self.plan = plan
@@ -128,6 +133,7 @@ class Task:
         self.members_open = 0
         self.members = []
         self.attempts = []
+        self.found = None
 
     @property
     def live(self) -> Attempt | None:
@@ -150,7 +156,8 @@ class Task:
 class Run:
     """One run. Nothing in it refers back to it, so that one which is done leaves memory without the collector.
 
-    `redacted`: some output of it is not all for its principal, nor is what was made of that output."""
+    `redacted`: some output of it is not all for its principal, nor is what was made of that output. `found`: what the
+    expressions of its output see of shared context, None until that was read."""
 
     __slots__ = (
         "cancel",
@@ -159,6 +166,7 @@ class Run:
         "event_seq",
         "failure",
         "first_failure",
+        "found",
         "frontier",
         "output",
         "plan",
@@ -185,17 +193,16 @@ class Run:
         self.tasks = [Task(p) for p in plan.tasks]
         self.tasks_open = len(self.tasks)
         self.redacted = False
+        self.found: tuple[Found, ...] | None = None
         self.frontier: list[int] = list(plan.roots)
 
-    @property
-    def view(self) -> RunView:
-        """What its expressions see."""
-        return RunView(self)
+    def view(self, task: Task) -> RunView:
+        """What the expressions of a task see."""
+        return RunView(self, task.found)
 
-    @property
-    def released_view(self) -> RunView:
+    def output_view(self) -> RunView:
         """What the expressions see that make the run's own output."""
-        return ReleasedView(self)
+        return ReleasedView(self, self.found) if self.redacted else RunView(self, self.found)
 
     def task(self, index: int, member: int) -> Task:
         """The node, or a member of it; IndexError when there is none."""
@@ -212,10 +219,11 @@ class Run:
 class RunView:
     """What expressions may see of a run; implements engine.plan.View."""
 
-    __slots__ = ("_run",)
+    __slots__ = ("_found", "_run")
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, found: tuple[Found, ...] | None) -> None:
         self._run = run
+        self._found = found
 
     @property
     def run_id(self) -> str:
@@ -237,6 +245,12 @@ class RunView:
     def failure(self, task: int) -> tuple[str, str] | None:
         failure = self._run.tasks[task].failure
         return (failure.kind.name, failure.message) if failure else None
+
+    def entry(self, scope: str, key: str) -> bytes | None:
+        for found in self._found or ():
+            if found.scope == scope and found.key == key:
+                return found.value
+        return None
 
 
 class ReleasedView(RunView):
@@ -414,6 +428,13 @@ def _task_expanded(run: Run, event: TaskExpanded, now: int) -> None:
         run.frontier.remove(event.task)
 
 
+def _context_read(run: Run, event: ContextRead, now: int) -> None:
+    reader = run if event.task == OUTPUT else run.tasks[event.task]
+    if reader.found is not None:
+        raise IllegalTransition(f"shared context was read before for {event.task}")
+    reader.found = event.found
+
+
 def _cancel_requested(run: Run, event: CancelRequested, now: int) -> None:
     run.cancel = event
 
@@ -435,6 +456,7 @@ _APPLY: dict[type[Any], Any] = {
     TaskWaiting: _task_waiting,
     TaskEnded: _task_ended,
     TaskExpanded: _task_expanded,
+    ContextRead: _context_read,
     CancelRequested: _cancel_requested,
     RunEnded: _run_ended,
 }

@@ -3,10 +3,10 @@ run is its events applied again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableSequence, Sequence
 
 from antiphon.store.v1 import journal_pb2 as journal
-from antiphon.v1 import payload_pb2, run_pb2, run_service_pb2
+from antiphon.v1 import context_pb2, payload_pb2, run_pb2, run_service_pb2
 
 from ..engine import decide
 from ..engine import events as e
@@ -46,7 +46,19 @@ def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_
             message.output.SetInParent()
     if totals:
         put_totals(message.totals, run)
+    put_reads(message.output_reads, run, run.found)
     return message
+
+
+def put_reads(target: MutableSequence[context_pb2.EntryReference], run: Run, found: Sequence[e.Found] | None) -> None:
+    """What expressions read of shared context: which entries at which revisions, not their values."""
+    for entry in found or ():
+        scope = context_pb2.ContextScope()
+        if entry.scope == "run":
+            scope.run_id = run.submitted.delegation[0].partition("/")[0] if run.submitted.delegation else run.run_id
+        elif entry.scope == "graph":
+            scope.graph = run.submitted.graph_name
+        target.append(context_pb2.EntryReference(scope=scope, key=entry.key, revision=entry.revision))
 
 
 def put_payload(target: payload_pb2.Payload, payload: bytes) -> None:
@@ -80,6 +92,7 @@ def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task
         message.end_time.FromMicroseconds(task.end_time)
     if task.failure is not None:
         codec.put_failure(message.failure, task.failure)
+    put_reads(message.reads, run, run.tasks[task.plan.index].found)
     if payloads:
         _put_payloads(message, run, task)
     return message
@@ -104,6 +117,8 @@ def _put_payloads(message: run_pb2.Task, run: Run, task: Task) -> None:
 
 def _reason(run: Run, task: Task) -> str:
     if task.state is TaskState.PENDING:
+        if decide.waits_to_read(task):
+            return "reads shared context"
         waits = [run.tasks[i].plan.id for i in task.plan.needs if not run.tasks[i].ended]
         return "waits for " + ", ".join(waits[:8]) + (" …" if len(waits) > 8 else "") if waits else ""
     if task.state is TaskState.READY:
@@ -173,6 +188,11 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
         _failure(message, event.failure)
     elif isinstance(event, e.CancelRequested):
         message.reason = event.reason or "cancelled"
+    elif isinstance(event, e.ContextRead):
+        if event.task != e.OUTPUT:
+            message.key.task_id = run.plan.tasks[event.task].id
+        message.reason = "read shared context"
+        put_reads(message.reads, run, event.found)
     else:
         plan = run.plan.tasks[event.task]
         message.key.task_id = plan.id

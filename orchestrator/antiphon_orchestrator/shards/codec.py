@@ -7,7 +7,7 @@ and copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from antiphon.store.v1 import journal_pb2 as journal
@@ -206,6 +206,21 @@ def _expanded(record: journal.Record, event: e.TaskExpanded) -> None:
     m.inputs.extend(event.inputs)
 
 
+def _context_read(record: journal.Record, event: e.ContextRead) -> None:
+    m = record.context_read
+    if event.task != e.OUTPUT:
+        m.task = event.task
+    m.found.extend(_put_found(found) for found in event.found)
+
+
+def _put_found(found: e.Found) -> journal.FoundEntry:
+    return journal.FoundEntry(scope=found.scope, key=found.key, revision=found.revision, value=found.value)
+
+
+def _get_found(entries: Iterable[journal.FoundEntry]) -> tuple[e.Found, ...]:
+    return tuple(e.Found(m.scope, m.key, m.revision, m.value if m.HasField("value") else None) for m in entries)
+
+
 def _cancel(record: journal.Record, event: e.CancelRequested) -> None:
     record.cancel_requested.principal, record.cancel_requested.reason = event.principal, event.reason
     record.cancel_requested.SetInParent()
@@ -228,6 +243,7 @@ _ENCODERS: dict[type[Any], Callable[[journal.Record, Any], None]] = {
     e.TaskWaiting: _waiting,
     e.TaskEnded: _task_ended,
     e.TaskExpanded: _expanded,
+    e.ContextRead: _context_read,
     e.CancelRequested: _cancel,
     e.RunEnded: _run_ended,
 }
@@ -241,6 +257,7 @@ _DECODERS: dict[str, Callable[[Any], e.Event]] = {
     "task_waiting": lambda m: e.TaskWaiting(m.task, m.member, m.until, m.reason),
     "task_ended": lambda m: e.TaskEnded(m.task, m.member, TaskState(m.state), _failure_in(m), m.reason),
     "task_expanded": lambda m: e.TaskExpanded(m.task, m.member_count, m.first_member, list(m.inputs)),
+    "context_read": lambda m: e.ContextRead(m.task if m.HasField("task") else e.OUTPUT, _get_found(m.found)),
     "cancel_requested": lambda m: e.CancelRequested(m.principal, m.reason),
     "run_ended": lambda m: e.RunEnded(RunState(m.state), m.output, _failure_in(m)),
 }
@@ -255,6 +272,7 @@ def snapshot(run: Run) -> journal.RunSnapshot:
         result.cancel.SetInParent()
     if run.first_failure is not None:
         result.first_failed = run.plan.index_of[run.first_failure[0]] + 1
+    result.output_found.extend(_put_found(found) for found in run.found or ())
     for task in run.all_tasks():
         _snapshot_task(result.tasks.add(), task)
     return result
@@ -272,6 +290,7 @@ def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
         put_failure(m.failure, task.failure)
     if task.member_count >= 0:
         m.member_count, m.expanded = task.member_count, True
+    m.found.extend(_put_found(found) for found in task.found or ())
     for attempt in task.attempts:
         a = m.attempts.add()
         offered = e.AttemptOffered(
@@ -294,6 +313,7 @@ def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
     run.create_time, run.event_seq = m.create_time, event_seq
     if m.HasField("cancel"):
         run.cancel = e.CancelRequested(m.cancel.principal, m.cancel.reason)
+    run.found = _get_found(m.output_found) or None
     for t in m.tasks:
         node = run.tasks[t.task]
         if t.member:
@@ -331,6 +351,7 @@ def _restore_task(task: Task, t: journal.TaskSnapshot) -> None:
     task.released = t.released_output if t.HasField("released_output") else None
     task.failure = get_failure(t.failure) if t.HasField("failure") else None
     task.member_count = t.member_count if t.expanded else -1
+    task.found = _get_found(t.found) or None
     for a in t.attempts:
         o = a.offered
         attempt = Attempt(o.number, _placement(o), o.epoch, a.offer_time, AttemptState(a.state))

@@ -31,7 +31,7 @@ from .audited import AuditPages
 from .log import Fenced, ShardLog
 from .recovery import recover_record
 from .shard import REQUEST_KEPT, REQUESTS_KEPT, Shard
-from .turn import Outbox
+from .turn import Outbox, Reader
 
 log = telemetry.logger("shards")
 
@@ -89,6 +89,7 @@ class Host:
         fleet: Fleet,
         outbox: Outbox,
         archiver: Archiver,
+        reader: Reader,
         load_plan: PlanLoader,
         *,
         replica_id: str,
@@ -102,7 +103,7 @@ class Host:
         self._archiver = archiver
         self._seats = []
         for n in range(shard_count):
-            shard = Shard(n, fleet, outbox, archiver, random.random, REQUESTS_KEPT // shard_count)
+            shard = Shard(n, fleet, outbox, archiver, reader, random.random, REQUESTS_KEPT // shard_count)
             shard_log = ShardLog(store, n, replica_id)
             audit = AuditPages(store, shard_log, shard.audit.chain.name, replica_id, audit_max_records)
             self._seats.append(_Seat(shard, shard_log, audit))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from ..engine.decide import Outcome
-from ..engine.events import RunSubmitted
+from ..engine.events import Found, RunSubmitted
+from ..engine.failure import Failure
 from ..engine.plan import Plan
 from ..engine.run import Run
 from ..placement.fleet import Offered, Waiter
@@ -192,6 +193,14 @@ class Leave:
 
 
 @dataclass(slots=True)
+class ContextFound:
+    """What a run's expressions were to read of shared context, by task or OUTPUT, or why it could not be read."""
+
+    run_id: str
+    found: list[tuple[int, tuple[Found, ...] | Failure]]
+
+
+@dataclass(slots=True)
 class Archived:
     """Events of these runs up to the given numbers are in the archive."""
 
@@ -213,5 +222,6 @@ Input: TypeAlias = (
     | Watch
     | Unwatch
     | Leave
+    | ContextFound
     | Archived
 )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from ..engine import decide
 from ..engine.decide import Outcome
+from ..engine.events import RunSubmitted
 from ..engine.failure import Failure, FailureKind
-from ..engine.plan import Plan
 from ..engine.run import Attempt, Run, Task
 from ..engine.states import AttemptState
 from ..placement.fleet import Fleet
-from ..policy import Decision
+from . import inputs as i
 from . import payloads
+from .turn import Entry
+
+MAX_DEPTH = 16
+"""Attempts above a call; deeper nesting is a loop more often than a plan."""
 
 
 def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcome: Outcome) -> Outcome:
@@ -42,21 +47,46 @@ def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcom
     return Outcome(AttemptState.SUCCEEDED, output, busy=outcome.busy, policy=permit.recorded, released=released)
 
 
-def labelled_call(fleet: Fleet, task: Task, attempt: Attempt, payload: bytes) -> bytes:
-    """The input of a call that an attempt makes: what the caller knows it knows from its own input."""
-    known = _handed_on(task, attempt)
-    return payloads.inherit_labels(known, payload) if fleet.labels(known) else payload
-
-
-def judge_call(fleet: Fleet, run: Run, principal_kind: str, attempt: Attempt, plan: Plan, payload: bytes) -> Decision:
-    """Whether the agent of an attempt may call on behalf of the run's principal. `plan`: of the call, one task."""
-    return fleet.may_call(
-        run.submitted.principal,
-        principal_kind,
-        run.submitted.namespace,
-        plan.tasks[0].capability.partition("@")[0],
+def called_run(
+    fleet: Fleet, entry: Entry, task: Task, attempt: Attempt, call: i.Call, now: int
+) -> RunSubmitted | i.CallRefused | i.CallDenied:
+    """The run that a call of a running attempt asks for, on behalf of its own run's principal."""
+    run, submitted = entry.run, entry.run.submitted
+    delegation = (*submitted.delegation, decide.attempt_id(run.run_id, task, attempt.number))
+    if len(delegation) > MAX_DEPTH:
+        return i.CallRefused(f"calls nest deeper than {MAX_DEPTH}", MAX_DEPTH)
+    deadline = min(decide.task_deadline(run, task), attempt.offer_time + task.plan.timeout)
+    if call.timeout is not None:
+        deadline = min(deadline, now + call.timeout)
+    known = _handed_on(task, attempt)  # what the caller knows it knows from its own input
+    given = payloads.inherit_labels(known, call.input) if fleet.labels(known) else call.input
+    decision = fleet.may_call(
+        submitted.principal,
+        entry.principal_kind,
+        submitted.namespace,
+        call.plan.tasks[0].capability.partition("@")[0],
         attempt.placement.agent,
-        fleet.labels(payload),
+        fleet.labels(given),
+    )
+    if not decision.allowed:
+        return i.CallDenied(decision.reason, decision.decision_id)
+    return RunSubmitted(
+        submitted.namespace,
+        submitted.principal,
+        # The same call of another attempt of the task is the same run: what was done is not done again.
+        f"{decide.idempotency_key(run.run_id, task)}#{call.call_id}",
+        call.digest,
+        call.plan.name,
+        "",
+        call.graph,
+        given,
+        {},
+        deadline,
+        submitted.priority,
+        submitted.traceparent,
+        fleet.policy_message(decision),
+        parent_attempt_id=delegation[-1],
+        delegation=delegation,
     )
 
 

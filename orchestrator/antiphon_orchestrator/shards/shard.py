@@ -28,9 +28,9 @@ from ..placement.fleet import Fleet, Need, Refused
 from . import codec
 from . import inputs as i
 from .auditing import ShardAudit
-from .judging import judge_call, judge_output, labelled_call
+from .judging import called_run, judge_output
 from .timers import Timers
-from .turn import MAX_TIMER_BYTES, SEGMENT_BYTES, Archiver, Entry, Outbox, Turn, principal_kind, request_key
+from .turn import MAX_TIMER_BYTES, SEGMENT_BYTES, Archiver, Entry, Outbox, Reader, Turn, principal_kind, request_key
 
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
@@ -44,9 +44,6 @@ REQUEST_KEPT = 24 * 3600 * 1_000_000
 REQUESTS_KEPT = 1 << 20
 """Most request ids of archived runs that all shards together remember; the oldest go first. Some 250 bytes each."""
 
-MAX_DEPTH = 16
-"""Attempts above a call; deeper nesting is a loop more often than a plan."""
-
 
 class Shard:
     """One shard's memory and rules. `jitter` gives numbers from 0 to 1 for the spread of retries."""
@@ -57,6 +54,7 @@ class Shard:
         fleet: Fleet,
         outbox: Outbox,
         archiver: Archiver,
+        reader: Reader,
         jitter: Callable[[], float],
         requests_kept: int = REQUESTS_KEPT,
     ) -> None:
@@ -76,6 +74,7 @@ class Shard:
         self._fleet = fleet
         self._outbox = outbox
         self._archiver = archiver
+        self._reader = reader
         self._asked: dict[str, tuple[frozenset[str], set[str]]] = {}
         self._unfinished: dict[str, None] = {}
         # By identity, since a plan is shared by all its runs and comparing one costs more than the need; the plan is
@@ -97,6 +96,7 @@ class Shard:
             i.Watch: self._watch,
             i.Unwatch: self._unwatch,
             i.Leave: self._leave,
+            i.ContextFound: self._context_found,
             i.Archived: self._archived,
         }
 
@@ -222,7 +222,16 @@ class Shard:
             elif self._to_place:
                 self._place(turn, *self._to_place.popleft())
             else:
+                if entry.run.plan.readers or entry.run.plan.output_reads:
+                    self._read_context(turn, entry)
                 return
+
+    def _read_context(self, turn: Turn, entry: Entry) -> None:
+        """Has shared context read for tasks whose expressions refer to it; they go on when it is found."""
+        reading = entry.reading = entry.reading or set()
+        if fresh := [task for task in decide.readers(entry.run) if task not in reading]:
+            reading.update(fresh)
+            turn.reads.append((entry, fresh))
 
     def _place_at_once(self, turn: Turn, entry: Entry, ready: e.TaskReady) -> bool:
         """Records both steps of a task that finds its place as soon as it may run as one; False when it finds none."""
@@ -375,42 +384,10 @@ class Shard:
         if found is None or live is None or live.number != found[2]:
             turn.replies.append((item.sink, lambda: i.CallRefused("the attempt is not running")))
             return
-        entry, task, number = found
-        run = entry.run
-        delegation = (*run.submitted.delegation, decide.attempt_id(run.run_id, task, number))
-        if len(delegation) > MAX_DEPTH:
-            refusal = i.CallRefused(f"calls nest deeper than {MAX_DEPTH}", MAX_DEPTH)
-            turn.replies.append((item.sink, lambda: refusal))
+        event = called_run(self._fleet, found[0], found[1], live, item, turn.now)
+        if not isinstance(event, e.RunSubmitted):
+            turn.replies.append((item.sink, lambda: event))
             return
-        deadline = min(decide.task_deadline(run, task), live.offer_time + task.plan.timeout)
-        if item.timeout is not None:
-            deadline = min(deadline, turn.now + item.timeout)
-        # The same call of another attempt of the task is the same run: what was done is not done again.
-        request_id = f"{decide.idempotency_key(run.run_id, task)}#{item.call_id}"
-        submitted = run.submitted
-        given = labelled_call(self._fleet, task, live, item.input)
-        decision = judge_call(self._fleet, run, entry.principal_kind, live, item.plan, given)
-        if not decision.allowed:
-            denied = i.CallDenied(decision.reason, decision.decision_id)
-            turn.replies.append((item.sink, lambda: denied))
-            return
-        event = e.RunSubmitted(
-            submitted.namespace,
-            submitted.principal,
-            request_id,
-            item.digest,
-            item.plan.name,
-            "",
-            item.graph,
-            given,
-            {},
-            deadline,
-            submitted.priority,
-            submitted.traceparent,
-            self._fleet.policy_message(decision),
-            parent_attempt_id=delegation[-1],
-            delegation=delegation,
-        )
         self._submit(turn, i.Submit(item.run_id, item.plan, event, request_key(event), True, item.sink))
 
     def _cancel(self, turn: Turn, item: i.Cancel) -> None:
@@ -571,6 +548,15 @@ class Shard:
         if entry is not None and item.sink in entry.waiters:
             entry.waiters.remove(item.sink)
 
+    def _context_found(self, turn: Turn, item: i.ContextFound) -> None:
+        entry = self.runs.get(item.run_id)
+        while entry is not None and item.found:
+            if turn.size >= MAX_BYTES:
+                self._put_back(turn, item)
+                return
+            task, found = item.found.pop()
+            self._follow(turn, entry, decide.read(entry.run, task, found))
+
     def _archived(self, turn: Turn, item: i.Archived) -> None:
         left = dict(item.upto)
         for run_id, upto in item.upto.items():
@@ -638,6 +624,8 @@ class Shard:
                 if self._asked and (asked := self._asked.get(live.instance.split("/")[1])) is not None:
                     asked[1].discard(decide.attempt_id(entry.run.run_id, task, live.number))
                 self._outbox.offer(self.index, self.epoch, entry.run, task)
+        for entry, tasks in turn.reads:
+            self._reader.read(self.index, entry.run, tasks)
         for sink, answer in turn.replies:
             sink(answer())
         for entry in turn.ended:

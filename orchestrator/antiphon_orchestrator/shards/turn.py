@@ -1,4 +1,4 @@
-"""What a shard works with: a run in memory, what a turn decided, and the two ways out of it."""
+"""What a shard works with: a run in memory, what a turn decided, and the ways out of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ SEGMENT_BYTES = 1280 * 1024
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A run in memory. `records` are its serialised events from `first_seq` on, those the archive does not have yet."""
+    """A run in memory. `records` are its serialised events from `first_seq` on, those the archive does not have yet.
+    `reading`: tasks, or OUTPUT, that shared context is being read for; a new owner reads for them anew."""
 
     run: Run
     key: bytes
@@ -28,6 +29,7 @@ class Entry:
     first_seq: int
     principal_kind: str
     mark: int = -1
+    reading: set[int] | None = None
     waiters: list[i.Sink] = field(default_factory=list)
     watchers: list[i.Watcher] = field(default_factory=list)
 
@@ -46,6 +48,7 @@ class Turn:
     verdicts: list[tuple[i.Reporter, str, str]] = field(default_factory=list)
     replies: list[tuple[i.Sink, Callable[[], Any]]] = field(default_factory=list)
     ended: list[Entry] = field(default_factory=list)
+    reads: list[tuple[Entry, list[int]]] = field(default_factory=list)
     audit: list[bytes] = field(default_factory=list)
     """Audit records of this turn, which are committed with its records."""
 
@@ -56,6 +59,14 @@ class Outbox(Protocol):
     def offer(self, shard: int, epoch: int, run: Run, task: Task) -> None: ...
 
     def cancel(self, instance_id: str, attempt_id: str, reason: str) -> None: ...
+
+
+class Reader(Protocol):
+    """The way to shared context."""
+
+    def read(self, shard: int, run: Run, tasks: Sequence[int]) -> None:
+        """Reads what these tasks of a run refer to (OUTPUT: its output) and answers with a ContextFound input."""
+        ...
 
 
 class Archiver(Protocol):

@@ -18,6 +18,7 @@ class RunView:
     states: dict[int, str] = field(default_factory=dict)
     failures: dict[int, tuple[str, str]] = field(default_factory=dict)
     run_id: str = "run-1"
+    entries: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
     def output(self, task: int) -> bytes | list[bytes] | None:
         return self.outputs.get(task)
@@ -27,6 +28,9 @@ class RunView:
 
     def failure(self, task: int) -> tuple[str, str] | None:
         return self.failures.get(task)
+
+    def entry(self, scope: str, key: str) -> bytes | None:
+        return self.entries.get((scope, key))
 
 
 def payload(value: object, *labels: str, **fields: object) -> bytes:

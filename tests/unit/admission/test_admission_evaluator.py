@@ -217,3 +217,59 @@ def test_what_one_successor_read_the_next_sees_unchanged() -> None:
     before = made.input(0, view)
     assert made.members(1, view, 1, 9)[0] == 3
     assert made.input(2, view) == before
+
+
+def test_an_entry_of_shared_context_is_a_value_like_any_other_and_brings_its_labels() -> None:
+    text = '{"most": "${context.namespace.limits.most}", "plan": "${context.run[\'plan/a\']}"}'
+    made = evaluator(graph(task("a", input=text)))
+    limits, plan = payload({"most": 3}, "region:eu"), payload(["x"], "pii")
+    view = RunView(entries={("namespace", "limits"): limits, ("run", "plan/a"): plan})
+    assert value_of(made.input(0, view)) == {"most": 3, "plan": ["x"]}
+    assert labels_of(made.input(0, view)) == ["region:eu", "pii"]
+
+
+@pytest.mark.parametrize("whole", [payload({"a": 1}, "pii"), BLOB])
+def test_an_entry_that_is_asked_for_whole_passes_untouched(whole: bytes) -> None:
+    made = evaluator(graph(task("a", input='"${context.graph.all}"')))
+    assert made.input(0, RunView(entries={("graph", "all"): whole})) == whole
+
+
+def test_an_entry_that_is_not_there_fails_the_task_unless_it_is_asked_for_with_has() -> None:
+    asking = "has(context.namespace.limits) && context.namespace.limits.most > 2"
+    made = evaluator(
+        graph(
+            task("a", input='"${context.namespace.limits}"'),
+            task("b", when=asking),
+            task("c", input='"${has(context.namespace.limits) ? context.namespace.limits.most : 7}"'),
+            task("d", input='"${context.namespace.limits.most + 1}"'),
+            task("e", for_each="context.namespace.limits"),
+        )
+    )
+    with pytest.raises(EvaluationFailed, match=r"context\.namespace\.limits is not in shared context"):
+        made.input(0, RunView())
+    assert made.when(1, RunView()) is False
+    assert value_of(made.input(2, RunView())) == 7
+    with pytest.raises(EvaluationFailed, match="limits"):
+        made.input(3, RunView())
+    with pytest.raises(EvaluationFailed, match=r"context\.namespace\.limits is not in shared context"):
+        made.members(4, RunView(), 1, 10)
+    there = RunView(entries={("namespace", "limits"): payload({"most": 3})})
+    assert (made.when(1, there), value_of(made.input(2, there)), value_of(made.input(3, there))) == (True, 3, 4)
+
+
+def test_the_plan_says_which_entries_a_task_and_the_output_read() -> None:
+    plan = compile_graph(
+        graph(
+            task("a"),
+            task(
+                "b",
+                when="context.run.go",
+                for_each="context.graph.items",
+                input='{"x": "${item}", "y": "${context.run.go}", "z": "${tasks.a.output}"}',
+            ),
+            output='"${context.namespace.report}"',
+        )
+    ).plan
+    assert [task.reads for task in plan.tasks] == [(), (("graph", "items"), ("run", "go"))]
+    assert plan.readers == (1,)
+    assert plan.output_reads == (("namespace", "report"),)

@@ -20,6 +20,8 @@ def retry(*kinds: Any, **fields: Any) -> RetryRule:
     return RetryRule(kinds=kinds, max_attempts=2, **fields)
 
 
+NAMED = "an entry of shared context is named, not looked up: context.namespace.KEY, or ['KEY'] in quotes"
+
 BROKEN: dict[str, tuple[Graph, Found]] = {
     "duplicate id": (
         graph(task("a"), task("b"), task("a")),
@@ -137,7 +139,7 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
                 "tasks[1].input",
                 "unknown_reference",
                 "${fetch.output} column 1: unknown name 'fetch'; "
-                "an expression knows input, tasks, and inside a for_each item and index",
+                "an expression knows input, tasks, context, and inside a for_each item and index",
             )
         ],
     ),
@@ -235,6 +237,28 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
                 "is longer than max_backoff, which is 60 s when absent",
             ),
             ("tasks[0].retry[1].initial_backoff", "value", "is longer than max_backoff"),
+        ],
+    ),
+    "shared context": (
+        graph(
+            task("a", input='"${context.team.x}"'),
+            task("b", input='"${context.namespaces.x}"'),
+            task("c", when="size(context.namespace) > 0"),
+            task("d", input='"${context.namespace[input.key]}"'),
+            task("e", input="\"${context.namespace[' x']}\""),
+            task("f", input="[" + ", ".join(f'"${{context.run.k{n}}}"' for n in range(17)) + "]"),
+        ),
+        [
+            (
+                "tasks[0].input",
+                "unknown_reference",
+                "there is no context.team; write context.namespace, context.graph or context.run",
+            ),
+            ("tasks[1].input", "unknown_reference", "there is no context.namespaces; did you mean 'namespace'?"),
+            ("tasks[2].when", "expression", NAMED),
+            ("tasks[3].input", "expression", NAMED),
+            ("tasks[4].input", "value", "' x' is no key of shared context: letters, digits and ._/- up to 255"),
+            ("tasks[5]", "value", "reads 17 entries of shared context; 16 is the most"),
         ],
     ),
     "many at once": (

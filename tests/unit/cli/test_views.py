@@ -7,6 +7,7 @@ import io
 from antiphon.cli.explain_view import explanation
 from antiphon.cli.run_view import MEMBERS_SHOWN, OUTPUT_SHOWN, key_of, output_line, run_tree, shown_tasks
 from antiphon.cli.watch_view import RunProgress, event_line
+from antiphon.v1.context_pb2 import ContextScope, EntryReference
 from antiphon.v1.failure_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_PERMANENT, Failure
 from antiphon.v1.payload_pb2 import BlobReference, Payload
 from antiphon.v1.run_pb2 import (
@@ -146,6 +147,14 @@ def test_an_explanation_tells_of_needs_placement_and_policy() -> None:
         "policy permits by dev-dispatch; obliges to log (decision d1, epoch 3)",
     ):
         assert part in shown, part
+
+
+def test_an_explanation_says_which_entries_were_read_and_at_which_revision() -> None:
+    of_run = EntryReference(scope=ContextScope(run_id="r"), key="plan")
+    task = Task(key=TaskKey(task_id="a"), reads=[EntryReference(key="a/b", revision=41), of_run])
+    shown = text_of(explanation(ExplainTaskResponse(task=task)))
+    assert "read       context.namespace['a/b'] at revision 41" in shown
+    assert "read       context.run['plan'] was not there" in shown
 
 
 def test_an_explanation_of_a_task_without_attempts_tells_what_placement_says_now() -> None:

@@ -48,12 +48,12 @@ def instance(name: str = "a", slots: int = 1, **settings: Any) -> Instance:
 
 
 class Rig:
-    """Drives one shard turn by turn. Implements its outbox, archiver and reporter."""
+    """Drives one shard turn by turn. Implements its outbox, archiver, reader and reporter."""
 
     def __init__(self, of: Fleet | None = None) -> None:
         self.fleet = of or fleet()
         self.fleet.deliver = self._deliver
-        self.shard = Shard(0, self.fleet, self, self, lambda: 0.5)
+        self.shard = Shard(0, self.fleet, self, self, self, lambda: 0.5)
         self.shard.epoch = 1
         self.now = START
         self.log: list[tuple[int, list[bytes]]] = []
@@ -62,6 +62,7 @@ class Rig:
         self.verdicts: list[tuple[str, str]] = []
         self.archived: list[tuple[str, int, int]] = []
         self.turns: list[Turn] = []
+        self.reads: list[tuple[str, list[int]]] = []
 
     def offer(self, shard: int, epoch: int, run: Run, task: Task) -> None:
         live = task.live
@@ -70,6 +71,9 @@ class Rig:
 
     def cancel(self, instance_id: str, attempt_id: str, reason: str) -> None:
         self.cancels.append(attempt_id)
+
+    def read(self, shard: int, run: Run, tasks: Sequence[int]) -> None:
+        self.reads.append((run.run_id, list(tasks)))
 
     def put(self, shard: int, run: Run, key: bytes, first_seq: int, records: Sequence[bytes]) -> None:
         self.archived.append((run.run_id, first_seq, first_seq + len(records) - 1))

@@ -30,6 +30,10 @@ def _parts(told: ExplainTaskResponse) -> Iterator[RenderableType]:
         yield Text(f"  {task.withheld}")
     if told.references:
         yield Text(f"  refers to  {', '.join(told.references)}")
+    for entry in task.reads:
+        scope = {"run_id": "run", "graph": "graph"}.get(entry.scope.WhichOneof("kind") or "", "namespace")
+        found = f"at revision {entry.revision}" if entry.revision else "was not there"
+        yield Text(f"  read       context.{scope}[{entry.key!r}] {found}")
     for need in told.dependencies:
         yield Text("  needs      ").append(f"{need.task_id}  ").append_text(output.state(task_state(need.state)))
     for attempt in told.attempts:

@@ -3,6 +3,7 @@
 isort:skip_file
 The record of a run: what happened and why."""
 
+from antiphon.v1 import context_pb2 as _context_pb2
 from antiphon.v1 import failure_pb2 as _failure_pb2
 from antiphon.v1 import payload_pb2 as _payload_pb2
 from collections import abc as _abc
@@ -191,6 +192,7 @@ class Run(_message.Message):
     PARENT_ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    OUTPUT_READS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Assigned by the server."""
     namespace: _builtins.str
@@ -245,6 +247,10 @@ class Run(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Warnings of admission, such as a capability that nobody offers yet."""
 
+    @_builtins.property
+    def output_reads(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.EntryReference]:
+        """What the expressions of its output read of shared context, as Task.reads."""
+
     def __init__(
         self,
         *,
@@ -266,10 +272,11 @@ class Run(_message.Message):
         parent_attempt_id: _builtins.str = ...,
         traceparent: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        output_reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "failure", b"failure", "input", b"input", "output", b"output", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "event_seq", b"event_seq", "failure", b"failure", "graph_name", b"graph_name", "graph_version", b"graph_version", "input", b"input", "labels", b"labels", "namespace", b"namespace", "output", b"output", "parent_attempt_id", b"parent_attempt_id", "principal", b"principal", "run_id", b"run_id", "state", b"state", "totals", b"totals", "traceparent", b"traceparent", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "event_seq", b"event_seq", "failure", b"failure", "graph_name", b"graph_name", "graph_version", b"graph_version", "input", b"input", "labels", b"labels", "namespace", b"namespace", "output", b"output", "output_reads", b"output_reads", "parent_attempt_id", b"parent_attempt_id", "principal", b"principal", "run_id", b"run_id", "state", b"state", "totals", b"totals", "traceparent", b"traceparent", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -373,6 +380,7 @@ class Task(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     MEMBER_COUNT_FIELD_NUMBER: _builtins.int
     WITHHELD_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
     state: Global___TaskState.ValueType
     """Where it is."""
     capability: _builtins.str
@@ -409,6 +417,10 @@ class Task(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def reads(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.EntryReference]:
+        """What its expressions read of shared context, and at which revision; 0 where there was no such entry."""
+
     def __init__(
         self,
         *,
@@ -424,10 +436,11 @@ class Task(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         member_count: _builtins.int = ...,
         withheld: _builtins.str = ...,
+        reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "output", b"output", "ready_time", b"ready_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "capability", b"capability", "end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "state", b"state", "withheld", b"withheld"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "capability", b"capability", "end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "reads", b"reads", "ready_time", b"ready_time", "reason", b"reason", "state", b"state", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -711,6 +724,7 @@ class RunEvent(_message.Message):
     MEMBER_COUNT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
     event_seq: _builtins.int
     """1, 2, 3 … within the run; the cursor of WatchRun. 0 on ephemeral progress, which has no place in the history."""
     run_state: Global___RunState.ValueType
@@ -741,6 +755,10 @@ class RunEvent(_message.Message):
     def failure(self) -> _failure_pb2.Failure:
         """The failure, where there is one."""
 
+    @_builtins.property
+    def reads(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.EntryReference]:
+        """What the expressions of the task, or of the run's output, were given of shared context; as Task.reads."""
+
     def __init__(
         self,
         *,
@@ -754,10 +772,11 @@ class RunEvent(_message.Message):
         member_count: _builtins.int = ...,
         reason: _builtins.str = ...,
         failure: _failure_pb2.Failure | None = ...,
+        reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_time", b"event_time", "failure", b"failure", "key", b"key", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "progress", b"progress", "reason", b"reason", "run_state", b"run_state", "task_state", b"task_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "progress", b"progress", "reads", b"reads", "reason", b"reason", "run_state", b"run_state", "task_state", b"task_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,6 +85,7 @@ class Record(_message.Message):
     TASK_EXPANDED_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     RUN_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    CONTEXT_READ_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     event_seq: _builtins.int
@@ -135,6 +136,10 @@ class Record(_message.Message):
     def run_snapshot(self) -> Global___RunSnapshot:
         """The whole state of a run, moved to the head of the log."""
 
+    @_builtins.property
+    def context_read(self) -> Global___ContextRead:
+        """What expressions find in shared context."""
+
     def __init__(
         self,
         *,
@@ -152,12 +157,13 @@ class Record(_message.Message):
         task_expanded: Global___TaskExpanded | None = ...,
         cancel_requested: Global___CancelRequested | None = ...,
         run_snapshot: Global___RunSnapshot | None = ...,
+        context_read: Global___ContextRead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "run_ended", b"run_ended", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "run_ended", b"run_ended", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_id", b"run_id", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_id", b"run_id", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -579,6 +585,72 @@ class TaskExpanded(_message.Message):
 Global___TaskExpanded: _TypeAlias = TaskExpanded  # noqa: Y015
 
 @_typing.final
+class ContextRead(_message.Message):
+    """ContextRead is what the expressions of a task find in shared context. They see this alone, and recovery reads it here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task; absent for the run's output."""
+    @_builtins.property
+    def found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundEntry]:
+        """What was asked for, once each."""
+
+    def __init__(
+        self,
+        *,
+        task: _builtins.int | None = ...,
+        found: _abc.Iterable[Global___FoundEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_task", b"_task", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_task", b"_task", "found", b"found", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__task: _TypeAlias = _typing.Literal["task"]  # noqa: Y015
+    _WhichOneofArgType__task: _TypeAlias = _typing.Literal["_task", b"_task"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task) -> _WhichOneofReturnType__task | None: ...
+
+Global___ContextRead: _TypeAlias = ContextRead  # noqa: Y015
+
+@_typing.final
+class FoundEntry(_message.Message):
+    """FoundEntry is an entry as it was read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    """Scope: namespace, or the run's own graph or run."""
+    key: _builtins.str
+    """Key."""
+    revision: _builtins.int
+    """Revision that was read; 0 when the entry was not there."""
+    value: _builtins.bytes
+    """Serialised antiphon.v1.Payload; absent when the entry was not there."""
+    def __init__(
+        self,
+        *,
+        scope: _builtins.str = ...,
+        key: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        value: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "key", b"key", "revision", b"revision", "scope", b"scope", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___FoundEntry: _TypeAlias = FoundEntry  # noqa: Y015
+
+@_typing.final
 class CancelRequested(_message.Message):
     """CancelRequested is a caller's wish."""
 
@@ -649,6 +721,7 @@ class RunSnapshot(_message.Message):
     ARCHIVED_SEQ_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
     FIRST_FAILED_FIELD_NUMBER: _builtins.int
+    OUTPUT_FOUND_FIELD_NUMBER: _builtins.int
     create_time: _builtins.int
     """When it began; microseconds since 1970."""
     archived_seq: _builtins.int
@@ -671,6 +744,10 @@ class RunSnapshot(_message.Message):
     def tail(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Serialised Record messages of the events after archived_seq."""
 
+    @_builtins.property
+    def output_found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundEntry]:
+        """What the expressions of its output find in shared context; empty until that was read."""
+
     def __init__(
         self,
         *,
@@ -681,10 +758,11 @@ class RunSnapshot(_message.Message):
         archived_seq: _builtins.int = ...,
         tail: _abc.Iterable[_builtins.bytes] | None = ...,
         first_failed: _builtins.int = ...,
+        output_found: _abc.Iterable[Global___FoundEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "submitted", b"submitted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "create_time", b"create_time", "first_failed", b"first_failed", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "create_time", b"create_time", "first_failed", b"first_failed", "output_found", b"output_found", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -710,6 +788,7 @@ class TaskSnapshot(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     EXPANDED_FIELD_NUMBER: _builtins.int
     RELEASED_OUTPUT_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -742,6 +821,10 @@ class TaskSnapshot(_message.Message):
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptSnapshot]:
         """Its attempts."""
 
+    @_builtins.property
+    def found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundEntry]:
+        """What its expressions find in shared context; empty until that was read."""
+
     def __init__(
         self,
         *,
@@ -759,10 +842,11 @@ class TaskSnapshot(_message.Message):
         attempts: _abc.Iterable[Global___AttemptSnapshot] | None = ...,
         expanded: _builtins.bool = ...,
         released_output: _builtins.bytes | None = ...,
+        found: _abc.Iterable[Global___FoundEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "failure", b"failure", "released_output", b"released_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "attempts", b"attempts", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "attempts", b"attempts", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "found", b"found", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__released_output: _TypeAlias = _typing.Literal["released_output"]  # noqa: Y015
     _WhichOneofArgType__released_output: _TypeAlias = _typing.Literal["_released_output", b"_released_output"]  # noqa: Y015
