@@ -11,7 +11,8 @@ would refuse.
     ├── Compacted         the history asked for is gone: list again, then watch from the list's revision + 1
     ├── UnwatchedPrefix   this store keeps no history for the prefix
     ├── LeaseNotFound     the lease ended: grant a new one
-    └── StoreLocked       another process has the embedded store open
+    ├── StoreLocked       another process has the embedded store open
+    └── StoreRefused      the store will not have us: its version, our credentials or the address are wrong
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ class LeaseNotFound(StoreError):
 
 class StoreLocked(StoreError):
     """Another process has the embedded store open."""
+
+
+class StoreRefused(StoreError):
+    """Something must be set right before this store can be used; the text says what. Nothing was changed."""
 
 
 class Target(Enum):
@@ -204,6 +209,10 @@ class Store(Protocol):
 
     async def size(self) -> int:
         """Bytes in use, without what freed pages could take."""
+
+    async def run(self) -> None:
+        """Does what the store needs beside its callers; for the task group. Returns when it is closed, and raises
+        StoreUnavailable when it can serve nobody any more."""
 
     async def close(self) -> None:
         """Settles what was accepted, then stops. Calls after it raise StoreUnavailable."""
