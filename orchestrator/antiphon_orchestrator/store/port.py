@@ -185,6 +185,9 @@ class WatchBatch:
 class Store(Protocol):
     """What every backend offers. Each method may raise StoreUnavailable."""
 
+    max_bytes: int | None
+    """Bytes that `size` may reach; None: as far as there is room."""
+
     async def commit(self, txn: Txn) -> CommitResult:
         """Applies a transaction atomically and durably. Raises InvalidTxn, StoreFull, LeaseNotFound."""
 

@@ -30,7 +30,8 @@ from ..port import (
 )
 from .address import EtcdAddress
 from .codec import Keyspace
-from .health import look, require_usable
+from .health import Member, look, require_usable
+from .history import History
 from .watching import Watch
 from .wire import CALL_SECONDS, AnswerTooLarge, Line, credentials
 
@@ -43,8 +44,9 @@ _CLOSING_SECONDS = 2.0
 class EtcdStore:
     """A `Store` in an etcd cluster. Use: `async with EtcdStore(address) as store`, and `store.run()` in the task group.
 
-    `unwatched`: prefixes that cannot be watched, as in the embedded store. `queue_limit`: transactions under way;
-    further callers wait for their turn. Leases that were granted here end when it is closed.
+    `unwatched`: prefixes that cannot be watched, as in the embedded store. `max_bytes`: of the cluster's quota, no more
+    than this is used. `queue_limit`: transactions under way; further callers wait for their turn. Leases that were
+    granted here end when it is closed.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class EtcdStore:
         address: EtcdAddress,
         *,
         unwatched: tuple[bytes, ...] = (keys.LOG, keys.AUDIT, keys.AUDIT_HEADS),
+        max_bytes: int | None = None,
         queue_limit: int = 1024,
     ) -> None:
+        self.max_bytes = max_bytes
         self._address = address
         self._keyspace = Keyspace(address.prefix)
         self._unwatched = unwatched
@@ -63,7 +67,6 @@ class EtcdStore:
         self._leases: set[int] = set()
         self._stopped = asyncio.Event()
         self._open = False
-        self.quota = 0
 
     async def open(self) -> None:
         """Dials the cluster; once per object. Raises StoreRefused or StoreUnavailable, each with a remedy."""
@@ -72,7 +75,8 @@ class EtcdStore:
         self._open = True
         try:
             members = await look(self._others.endpoints, self._address)
-            self.quota = require_usable(members)
+            self._quota = require_usable(members)
+            self.max_bytes = min(self._quota, self.max_bytes or self._quota)
             self._revision = await self._newest()
         except BaseException:
             await self.close()
@@ -100,8 +104,11 @@ class EtcdStore:
         await self.close()
 
     async def run(self) -> None:
-        """See `Store.run`."""
-        await self._stopped.wait()
+        """See `Store.run`: bounds the history of the cluster."""
+        async with asyncio.TaskGroup() as group:
+            bounding = group.create_task(History(self, self._quota).run())
+            await self._stopped.wait()
+            bounding.cancel()
 
     async def commit(self, txn: Txn) -> CommitResult:
         """See `Store.commit`."""
@@ -194,6 +201,11 @@ class EtcdStore:
             lambda: self._others.once("Maintenance/Status", request, rpc_pb2.StatusResponse)
         )
         return status.dbSizeInUse
+
+    async def members(self) -> list[Member]:
+        """How every endpoint is."""
+        self._require_open()
+        return await look(self._others.endpoints, self._address)
 
     async def _range(self, start: bytes, end: bytes, limit: int) -> RangeResult:
         request = rpc_pb2.RangeRequest(key=self._keyspace.key(start), range_end=self._keyspace.end(end))
