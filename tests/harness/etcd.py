@@ -14,6 +14,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -189,6 +190,10 @@ class Etcd:
         assert files.certificate is not None and files.private_key is not None
         pem = (files.ca.read_bytes(), files.private_key.read_bytes(), files.certificate.read_bytes())
         return grpc.secure_channel(self.endpoints[n], grpc.ssl_channel_credentials(*pem))
+
+
+StartEtcd = Callable[..., Etcd]
+"""`Etcd.start`, with an end that somebody else sees to."""
 
 
 def _free_ports(count: int) -> list[int]:

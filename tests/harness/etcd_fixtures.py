@@ -6,15 +6,13 @@ pytest_plugins = ("tests.harness.etcd_fixtures",)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from .etcd import Etcd
+from .etcd import Etcd, StartEtcd
 from .etcd_binary import EtcdMissing
-
-StartEtcd = Callable[..., Etcd]
 
 
 def start(**options: Any) -> Etcd:
