@@ -39,6 +39,13 @@ def etcd_current() -> Iterator[Etcd]:
         yield etcd
 
 
+@pytest.fixture(scope="module")
+def etcd_three() -> Iterator[Etcd]:
+    """Three members of the newest release by TLS, for a module whose tests leave them running."""
+    with start(nodes=3) as etcd:
+        yield etcd
+
+
 @pytest.fixture
 def start_etcd() -> Iterator[StartEtcd]:
     """Starts clusters that end with the test; takes what `Etcd.start` takes."""
