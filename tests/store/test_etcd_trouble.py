@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from antiphon_orchestrator.shards.log import settle
 from antiphon_orchestrator.store import (
+    UP_TO_LAST,
     Compare,
     Delete,
     Put,
@@ -26,6 +27,7 @@ from antiphon_orchestrator.store.etcd.health import Member, require_usable
 
 from tests.harness.etcd import Etcd, StartEtcd
 from tests.harness.etcd_tls import Pki
+from tests.harness.etcd_users import require_users
 
 QUOTA = 8 << 20
 
@@ -119,6 +121,27 @@ def test_other_releases_are_taken(version: str) -> None:
 def test_without_any_member_all_reasons_are_told() -> None:
     with pytest.raises(StoreUnavailable, match="a:1 is off; b:1 is away"):
         require_usable([Member("a:1", trouble="is off"), Member("b:1", trouble="is away")])
+
+
+@pytest.mark.parametrize("version", ["debian", "current"])
+async def test_a_user_of_the_prefix_can_do_all_there_and_nothing_beside_it(start_etcd: StartEtcd, version: str) -> None:
+    etcd = start_etcd(version=version)
+    require_users(etcd, "antiphon", b"ours/")
+    async with EtcdStore(etcd.address("ours")) as store:
+        lease = await store.grant(10)
+        put = await store.commit(Txn(ops=(Put(b"k", b"v", lease),)))
+        assert (await anext(store.watch(b"k", put.revision))).revision == put.revision
+        assert len((await store.range(b"\0", UP_TO_LAST)).kvs) == 1
+        await store.keep_alive(lease)
+        assert await store.size() > 0
+        if version == "current":  # releases of today leave compaction to root
+            with pytest.raises(StoreRefused, match="--auto-compaction-mode"):
+                await store.compact(put.revision)
+    assert "demands a user that may do this" in await refusal(etcd.address("theirs"))
+    stranger = replace(etcd.address("ours"), tls=etcd.files("stranger"))
+    assert "whose common name is an etcd user" in await refusal(stranger)
+    async with EtcdStore(replace(etcd.address("ours"), tls=etcd.files("root"))) as store:
+        await store.compact(put.revision)
 
 
 def append(seq: int) -> Txn:

@@ -27,6 +27,7 @@ from ..port import (
     RangeResult,
     StoreError,
     StoreFull,
+    StoreRefused,
     StoreUnavailable,
     Txn,
     UnwatchedPrefix,
@@ -211,6 +212,11 @@ class EtcdStore:
             await self._others.again(lambda: self._others.once("KV/Compact", request, rpc_pb2.CompactionResponse))
         except Compacted:
             return  # by whomever
+        except StoreRefused as refused:
+            raise StoreRefused(
+                "etcd lets nobody but root compact: give our user the role root, or start etcd with "
+                "--auto-compaction-mode=periodic --auto-compaction-retention=10m"
+            ) from refused
 
     async def size(self) -> int:
         """See `Store.size`: of the member that is asked."""
