@@ -60,7 +60,8 @@ from .runs.submit import Submissions
 from .shards.archiver import Archiver
 from .shards.host import Host, now
 from .shards.log import shard_count
-from .store import SqliteStore
+from .store import SqliteStore, Store
+from .store.etcd import EtcdStore
 from .tracing import Tracing
 
 
@@ -79,13 +80,20 @@ class Orchestrator:
         config = self.config
         config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         async with (
-            SqliteStore(config.data / "store.db", max_bytes=config.store_max_bytes) as store,
+            self._store() as store,
             SqlArchive(f"sqlite:///{config.data / 'archive.db'}") as archive,
             FolderBlobs(config.data / "payloads") as blobs,
         ):
             await self._serve(store, archive, blobs)
 
-    async def _serve(self, store: SqliteStore, archive: SqlArchive, blobs: FolderBlobs) -> None:
+    def _store(self) -> contextlib.AbstractAsyncContextManager[Store]:
+        """In the cluster that is configured, or in a file."""
+        limit = self.config.store_max_bytes
+        if (address := self.config.etcd) is not None:
+            return EtcdStore(address, max_bytes=limit)
+        return SqliteStore(self.config.data / "store.db", max_bytes=limit)
+
+    async def _serve(self, store: Store, archive: SqlArchive, blobs: FolderBlobs) -> None:
         config = self.config
         metrics = telemetry.Metrics()
         clock = SystemClock()
@@ -126,7 +134,7 @@ class Orchestrator:
         )
         sessions.bind(host)
         reads.answer = host.put
-        room = StoreRoom(store, config.data, config.store_max_bytes)
+        room = StoreRoom(store, config.data, store.max_bytes or config.store_max_bytes)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
         image = Image.load()

@@ -14,6 +14,7 @@ from antiphon.store.v1 import records_pb2 as records
 from antiphon.v1 import capability_pb2, registry_pb2
 
 from ..admission import SchemaInvalid, SchemaSet, difference
+from ..api.storing import settle
 from ..placement.fleet import Fleet, Instance
 from ..shards.archiver import moment
 from ..store import keys
@@ -109,17 +110,19 @@ class Registry:
                         raise Conflict(f"{held.name}@{held.version}", other, f"{side} schema: {found}")
 
     async def _write(self, namespace: str, name: str, record: records.AgentRecord) -> None:
-        key = keys.agent(namespace, name, RECORD)
+        key, value = keys.agent(namespace, name, RECORD), record.SerializeToString()
         compare = Compare(key, Target.MOD_REVISION, self._revisions.get((namespace, name), 0))
-        result = await self._store.commit(Txn((compare,), (Put(key, record.SerializeToString()),), (key,)))
+        result = await settle(self._store, Txn((compare,), (Put(key, value),), (key,)))
         if not result.succeeded:
             found = result.observed[key]
             assert found is not None
-            # Another replica wrote the record first; ours comes after it.
             self._revisions[namespace, name] = found.mod_revision
-            return await self._write(namespace, name, record)
+            if found.value != value:
+                # Another replica wrote the record first; ours comes after it.
+                return await self._write(namespace, name, record)
+        else:
+            self._revisions[namespace, name] = result.revision
         self._records[namespace, name] = record
-        self._revisions[namespace, name] = result.revision
         self.changed(namespace, name)
 
     async def set_state(self, namespace: str, name: str, state: registry_pb2.AgentState.ValueType) -> None:
