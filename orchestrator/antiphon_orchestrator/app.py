@@ -38,7 +38,7 @@ from .api.policy_service import PolicyService
 from .api.registry_service import RegistryService
 from .api.run_service import RunService
 from .api.server import ApiServer, Parts, Register
-from .archive import SqlArchive
+from .archive import Archive, archive_at
 from .audit import AuditLog, Fact
 from .blobs import FolderBlobs
 from .config import Config
@@ -79,12 +79,12 @@ class Orchestrator:
         config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         async with (
             SqliteStore(config.data / "store.db", max_bytes=config.store_max_bytes) as store,
-            SqlArchive(f"sqlite:///{config.data / 'archive.db'}") as archive,
+            archive_at(config.archive_url, config.archive_password_file) as archive,
             FolderBlobs(config.data / "payloads") as blobs,
         ):
             await self._serve(store, archive, blobs)
 
-    async def _serve(self, store: SqliteStore, archive: SqlArchive, blobs: FolderBlobs) -> None:
+    async def _serve(self, store: SqliteStore, archive: Archive, blobs: FolderBlobs) -> None:
         config = self.config
         metrics = telemetry.Metrics()
         clock = SystemClock()
@@ -102,6 +102,8 @@ class Orchestrator:
         registry = Registry(store, fleet, schemas, now)
         catalog = Catalog(store, values)
         archiver = Archiver(archive)
+        metrics.archive_waiting.set_function(lambda: archiver.lag)
+        metrics.archive_available.set_function(lambda: archiver.available)
         tokens = await AttemptTokens.load(store)
         archived = ArchivedRuns(archive, catalog)
         calls = Calls(catalog, archived, tokens, now)

@@ -19,19 +19,26 @@ from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from .api.server import ServerOptions
+from .archive import check_url, shown_url
 from .context.rules import Quota
 
 PREFIX = "ANTIPHON_ORCHESTRATOR_"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BOUNDS = {"shards": (1, 1024), "telemetry.metrics_port": (1, 65535), "audit_max_records": (100, 100_000_000)}
+_BOUNDS = {
+    "shards": (1, 1024),
+    "telemetry.metrics_port": (1, 65535),
+    "audit_max_records": (100, 100_000_000),
+    "archive_retention": (3600, 3_000_000_000),
+}
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {
     "policy_profile": ("", "dev"),
     "telemetry.log_level": ("debug", "info", "warning", "error"),
 }
 _EVERYWHERE = frozenset({"0.0.0.0", "[::]"})
+_URLS = {"archive": check_url}
 _ADDRESSES = frozenset({"listen", "join_listen", "advertise"})
 _Section = TypeVar("_Section")
 
@@ -70,6 +77,12 @@ class Config:
     """Store, archive and payloads; by default `orchestrator` in `$ANTIPHON_HOME` (`~/.antiphon`)."""
     authority: Path
     """The folder that `antiphon certs init` made; by default `ca` beside it."""
+    archive: str = field(default="", repr=False)
+    """Where finished runs are: `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`; a file in `data` by default."""
+    archive_password_file: Path | None = None
+    """Holds the password of a PostgreSQL archive, and is read for every connection."""
+    archive_retention: timedelta | None = None
+    """Runs that ended longer ago are deleted, events and all. Absent: they are kept."""
     certificate: Path | None = None
     """Our certificate chain when another authority issues it, with `private_key` and `trust_bundle`; read again as the
     files change. Without `authority` nobody can join here then."""
@@ -109,6 +122,11 @@ class Config:
     """Where each value that is not a default came from, by key."""
 
     @property
+    def archive_url(self) -> str:
+        """Where the archive is, the default spelled out."""
+        return self.archive or f"sqlite:///{self.data / 'archive.db'}"
+
+    @property
     def advertised(self) -> str:
         """host:port by which others reach us."""
         return self.advertise or self.listen
@@ -126,7 +144,7 @@ class Config:
     def describe(self) -> list[Setting]:
         """Every setting, by key."""
         return [
-            Setting(key, _shown(value), self.sources.get(key, "default"))
+            Setting(key, shown_url(value) if key in _URLS else _shown(value), self.sources.get(key, "default"))
             for key, value in sorted(_leaves(self, ""), key=lambda leaf: leaf[0])
         ]
 
@@ -261,6 +279,8 @@ def _check(key: str, value: Any) -> None:
     """What a value must be besides its type. Raises `ValueError`."""
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ValueError(f"write one of {', '.join(choice or '(nothing)' for choice in _CHOICES[key])}, not {value!r}")
+    if key in _URLS and value:
+        _URLS[key](value)
     if key in _ADDRESSES and value:
         address = _ADDRESS.fullmatch(value)
         if address is None or int(address[1]) > 65535:  # port 0: the system chooses
