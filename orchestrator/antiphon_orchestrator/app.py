@@ -40,7 +40,7 @@ from .api.run_service import RunService
 from .api.server import ApiServer, Parts, Register
 from .archive import Archive, archive_at
 from .audit import AuditLog, Fact
-from .blobs import FolderBlobs
+from .blobs import Blobs, ObjectBlobs
 from .config import Config
 from .context import SharedContext
 from .mesh.calls import Calls
@@ -80,11 +80,11 @@ class Orchestrator:
         async with (
             SqliteStore(config.data / "store.db", max_bytes=config.store_max_bytes) as store,
             archive_at(config.archive_url, config.archive_password_file) as archive,
-            FolderBlobs(config.data / "payloads") as blobs,
+            ObjectBlobs(config.payloads_url) as blobs,
         ):
             await self._serve(store, archive, blobs)
 
-    async def _serve(self, store: SqliteStore, archive: Archive, blobs: FolderBlobs) -> None:
+    async def _serve(self, store: SqliteStore, archive: Archive, blobs: Blobs) -> None:
         config = self.config
         metrics = telemetry.Metrics()
         clock = SystemClock()

@@ -23,6 +23,7 @@ from . import telemetry
 from .api.server import AddressNotFree
 from .app import Orchestrator
 from .archive import ArchiveError, archive_at
+from .blobs import BlobError, ObjectBlobs
 from .config import Config, ConfigError, flags, load
 from .policy import PolicyBundle, PolicyError, compile_bundle, dev_profile, load_folder
 from .shards.host import RecoveryFailed
@@ -38,6 +39,7 @@ EXPECTED = (
     PolicyError,
     StoreError,
     ArchiveError,
+    BlobError,
     AddressNotFree,
     RecoveryFailed,
     ShardsFixed,
@@ -141,6 +143,7 @@ async def _check(config: Config, as_json: bool) -> int:
         "authority": f"{config.authority}: {authority.trust_domain}, until {authority.not_after:%Y-%m-%d}",
         "policies": policies,
         "archive": await archive_at(config.archive_url, config.archive_password_file).state(),
+        "payloads": await ObjectBlobs(config.payloads_url).probe(),
     }
     if as_json:
         settings = {s.key: {"value": s.value, "source": s.source} for s in config.describe()}

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
+from . import archive, blobs
 from .api.server import ServerOptions
-from .archive import check_url, shown_url
 from .context.rules import Quota
 
 PREFIX = "ANTIPHON_ORCHESTRATOR_"
@@ -38,7 +38,7 @@ _CHOICES = {
     "telemetry.log_level": ("debug", "info", "warning", "error"),
 }
 _EVERYWHERE = frozenset({"0.0.0.0", "[::]"})
-_URLS = {"archive": check_url}
+_URLS = {"archive": archive.check_url, "payloads": blobs.check_url}
 _ADDRESSES = frozenset({"listen", "join_listen", "advertise"})
 _Section = TypeVar("_Section")
 
@@ -83,6 +83,9 @@ class Config:
     """Holds the password of a PostgreSQL archive, and is read for every connection."""
     archive_retention: timedelta | None = None
     """Runs that ended longer ago are deleted, events and all. Absent: they are kept."""
+    payloads: str = ""
+    """Where large payloads are: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://…`, `azure://…`; a folder in `data` by
+    default. Endpoint, region and credentials come from the environment."""
     certificate: Path | None = None
     """Our certificate chain when another authority issues it, with `private_key` and `trust_bundle`; read again as the
     files change. Without `authority` nobody can join here then."""
@@ -127,6 +130,11 @@ class Config:
         return self.archive or f"sqlite:///{self.data / 'archive.db'}"
 
     @property
+    def payloads_url(self) -> str:
+        """Where payloads are, the default spelled out."""
+        return self.payloads or (self.data / "payloads").absolute().as_uri()
+
+    @property
     def advertised(self) -> str:
         """host:port by which others reach us."""
         return self.advertise or self.listen
@@ -144,7 +152,7 @@ class Config:
     def describe(self) -> list[Setting]:
         """Every setting, by key."""
         return [
-            Setting(key, shown_url(value) if key in _URLS else _shown(value), self.sources.get(key, "default"))
+            Setting(key, archive.shown_url(value) if key in _URLS else _shown(value), self.sources.get(key, "default"))
             for key, value in sorted(_leaves(self, ""), key=lambda leaf: leaf[0])
         ]
 

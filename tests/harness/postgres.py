@@ -86,7 +86,7 @@ class Postgres:
 
     def start(self) -> None:
         """Start it, and return once it takes connections."""
-        settings = {"port": self.port, "unix_socket_directories": "", "listen_addresses": "127.0.0.1"}
+        settings = {"port": self.port, "unix_socket_directories": "", "listen_addresses": "127.0.0.1,127.0.0.2"}
         settings |= {"fsync": "off"}  # no test cuts the power; what a process has written outlives it
         if self._certificate is not None:
             settings |= {"ssl": "on", "ssl_cert_file": self.folder / "server.crt"}

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from antiphon.v1 import payload_service_pb2, payload_service_pb2_grpc
 from antiphon_certs import Authority
-from antiphon_orchestrator.blobs import FolderBlobs
+from antiphon_orchestrator.blobs import ObjectBlobs
 from api_harness import Running, reason_of, serving
 
 Stub: Any = payload_service_pb2_grpc.PayloadServiceStub
@@ -26,7 +26,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 async def api(authority: Authority, tmp_path: Path) -> AsyncIterator[Running]:
-    async with FolderBlobs(tmp_path / "blobs") as blobs, serving(authority, blobs=blobs) as running:
+    async with ObjectBlobs((tmp_path / "blobs").as_uri()) as blobs, serving(authority, blobs=blobs) as running:
         yield running
 
 

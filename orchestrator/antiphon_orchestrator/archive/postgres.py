@@ -206,7 +206,7 @@ class PostgresArchive:
         try:
             password = None if self._password_file is None else self._password_file.read_text().strip()
             connection = await asyncpg.connect(
-                self._url, password=password, timeout=_CONNECT, server_settings=_SETTINGS
+                self._url, password=password, timeout=min(_CONNECT, self._call), server_settings=_SETTINGS
             )
             try:
                 await connection.execute(_DURABLE, timeout=_CONNECT)
