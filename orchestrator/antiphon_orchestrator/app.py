@@ -54,6 +54,7 @@ from .registry.registry import Registry
 from .runs.archived import ArchivedRuns
 from .runs.catalog import Catalog
 from .runs.listing import RunListing
+from .runs.retention import Retention
 from .runs.room import StoreRoom
 from .runs.submit import Submissions
 from .shards.archiver import Archiver
@@ -197,6 +198,9 @@ class Orchestrator:
                 group.create_task(calls.run(), name="calls")
                 group.create_task(context.run(), name="context")
                 group.create_task(desk.run(), name="context requests")
+                if config.archive_retention is not None:
+                    retention = Retention(archive, config.archive_retention, clock)
+                    group.create_task(retention.run(), name="retention")
                 await server.set_serving(True)
                 self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
                 self.ready.set()
