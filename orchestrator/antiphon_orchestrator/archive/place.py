@@ -30,6 +30,8 @@ def check_url(url: str) -> None:
         raise ValueError("write sqlite:///FILE or postgresql://USER@HOST/DATABASE")
     if not parts.path.strip("/"):
         raise ValueError("the database has no name: write postgresql://USER@HOST/DATABASE")
+    if not hosts(url):  # else PGHOST would decide, and what is asked of a network with it
+        raise ValueError("the server has no name: write postgresql://USER@HOST/DATABASE")
     mode = dict(parse_qsl(parts.query)).get("sslmode")
     if mode not in (None, *_PROVING) and not all(map(_is_here, hosts(url))):
         raise ValueError(f"sslmode={mode} across a network: write sslmode=verify-full, and sslrootcert=FILE with it")
@@ -53,6 +55,12 @@ def hosts(url: str) -> list[str]:
     said = [host.rpartition(":")[0] if _has_port(host) else host for host in parts.netloc.rpartition("@")[2].split(",")]
     said += [host for key, value in _query(parts) if key == "host" for host in value.split(",")]
     return [host.strip("[]") for host in said if host]
+
+
+def root_file(url: str) -> Path | None:
+    """The file of the authorities that a PostgreSQL URL names."""
+    named = dict(_query(_split(url))).get("sslrootcert")
+    return Path(named) if named else None
 
 
 def proving(url: str) -> str:

@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from .. import telemetry
 from . import queries, schema
 from .model import ArchivedRun, ArchiveIncompatible, ArchiveRefused, ArchiveUnavailable, EventChunk, RunFilter
-from .place import proving, shown_url
+from .place import proving, root_file, shown_url
 from .tables import Row, encode_labels, newest, run_events, runs
 
 T = TypeVar("T")
@@ -69,6 +69,7 @@ class PostgresArchive:
         self._url = proving(url)
         self._shown = shown_url(url)
         self._password_file = password_file
+        self._roots = root_file(self._url)
         self._call = call
         self._writing = self._engine(1)
         self._reading = self._engine(READERS)
@@ -204,7 +205,14 @@ class PostgresArchive:
 
     async def _connect(self) -> asyncpg.Connection:
         try:
-            password = None if self._password_file is None else self._password_file.read_text().strip()
+            password = None
+            if self._password_file is not None:
+                password = self._password_file.read_text().strip()
+            if self._roots is not None:
+                self._roots.read_bytes()  # asyncpg's error would look like that of a socket that is not there
+        except OSError as error:
+            raise ArchiveRefused(f"the archive cannot be used: {error.filename}: {error.strerror}") from error
+        try:
             connection = await asyncpg.connect(
                 self._url, password=password, timeout=min(_CONNECT, self._call), server_settings=_SETTINGS
             )

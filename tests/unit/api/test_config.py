@@ -125,6 +125,7 @@ def test_the_password_of_an_archive_is_never_shown(url: str) -> None:
         ("sqlite://", "write sqlite:///FILE"),
         ("sqlite://host/file", "write sqlite:///FILE"),
         ("postgresql://db.example", "the database has no name"),
+        ("postgresql:///runs", "the server has no name"),
         ("postgresql://db.example/runs?sslmode=require", "write sslmode=verify-full"),
         ("postgresql://127.0.0.1,db.example/runs?sslmode=disable", "write sslmode=verify-full"),
         ("postgresql:///runs?host=db.example&sslmode=prefer", "write sslmode=verify-full"),
