@@ -53,6 +53,7 @@ from .policy_book import FOLDER, PROFILE, PolicyBook
 from .registry.registry import Registry
 from .runs.archived import ArchivedRuns
 from .runs.catalog import Catalog
+from .runs.collection import PayloadCollector
 from .runs.listing import RunListing
 from .runs.retention import Retention
 from .runs.room import StoreRoom
@@ -198,6 +199,8 @@ class Orchestrator:
                 group.create_task(calls.run(), name="calls")
                 group.create_task(context.run(), name="context")
                 group.create_task(desk.run(), name="context requests")
+                collector = PayloadCollector(store, archive, blobs, config.payload_grace, clock, metrics)
+                group.create_task(collector.run(), name="payload collection")
                 if config.archive_retention is not None:
                     retention = Retention(archive, config.archive_retention, clock)
                     group.create_task(retention.run(), name="retention")

@@ -31,6 +31,7 @@ _BOUNDS = {
     "telemetry.metrics_port": (1, 65535),
     "audit_max_records": (100, 100_000_000),
     "archive_retention": (3600, 3_000_000_000),
+    "payload_grace": (3600, 3_000_000_000),
 }
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {
@@ -86,6 +87,8 @@ class Config:
     payloads: str = ""
     """Where large payloads are: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://…`, `azure://…`; a folder in `data` by
     default. Endpoint, region and credentials come from the environment."""
+    payload_grace: timedelta = timedelta(days=7)
+    """How long a payload stays that nothing refers to, since it was last put or used."""
     certificate: Path | None = None
     """Our certificate chain when another authority issues it, with `private_key` and `trust_bundle`; read again as the
     files change. Without `authority` nobody can join here then."""

@@ -205,6 +205,18 @@ async def test_retention_deletes_the_oldest_ended_runs_with_their_events(place: 
         assert len(await archive.events("run-005")) == 1
 
 
+async def test_a_scan_shows_every_chunk_of_every_run_once(place: Place) -> None:
+    chunks = [EventChunk(f"r{n}", first, first + 1, b"e") for n in "aBb" for first in (1, 3, 11)]
+    async with place() as archive:
+        await archive.write([], list(reversed(chunks)))
+        seen: list[EventChunk] = []
+        after = ("", 0)
+        while page := await archive.scan(after, 2):
+            seen += page
+            after = page[-1].run_id, page[-1].first_seq
+        assert seen == sorted(chunks, key=lambda chunk: (chunk.run_id, chunk.first_seq))
+
+
 async def test_large_writes_are_whole(place: Place) -> None:
     async with place() as archive:
         await archive.write([run(n) for n in range(300)], [EventChunk(f"run-{n:03}", 1, 2, b"e") for n in range(300)])

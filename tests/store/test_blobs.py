@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from antiphon_orchestrator.blobs import (
     BlobTooLarge,
     ObjectBlobs,
     check_url,
+    objects,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -216,6 +217,33 @@ async def test_a_blob_that_was_damaged_is_never_read_to_its_end(url: str) -> Non
                 async for chunk in blobs.get_stream("one", info.digest):
                     got += chunk
             assert len(got) < len(damaged)
+
+
+async def test_a_blob_is_removed_unless_it_was_put_or_used_since(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_YOUNG", timedelta(hours=-1))  # every use is noted
+    past, future = (datetime.now(UTC) + timedelta(hours=hours) for hours in (-1, 1))
+    async with ObjectBlobs(url) as blobs:
+        info = await blobs.put_stream("a.b/c", None, pieces(b"x"), LIMIT)
+        assert [(namespace, found.digest) async for namespace, found in blobs.all()] == [("a.b/c", info.digest)]
+        assert (await blobs.use("a.b/c", info.digest)).size == 1
+        assert not await blobs.remove_unused("a.b/c", info.digest, past)
+        assert await read(blobs, "a.b/c", info.digest) == b"x"
+        assert await blobs.remove_unused("a.b/c", info.digest, future)
+        assert not await blobs.remove_unused("a.b/c", info.digest, future)
+        assert await kept(blobs) == []
+        with pytest.raises(BlobNotFound):
+            await blobs.use("a.b/c", info.digest)
+
+
+async def test_what_was_half_removed_comes_back(url: str) -> None:
+    async with ObjectBlobs(url) as blobs:
+        info = await blobs.put_stream("a.b/c", None, pieces(b"x"), LIMIT)
+        (path,) = await kept(blobs)
+        await blobs._store.rename_async(path, f".trash/{path}")
+        assert [found async for found in blobs.all()] == []
+        await blobs.recover()
+        await blobs.recover()
+        assert await read(blobs, "a.b/c", info.digest) == b"x"
 
 
 async def test_the_probe_says_whether_it_can_write_and_read_and_leaves_nothing(

@@ -41,9 +41,12 @@ def payloads_unavailable(error: BlobsUnavailable) -> ApiError:
 
 
 async def require_payload(blobs: Blobs, namespace: str, digest: str) -> None:
-    """Whoever refers to a payload asks this first. Raises ApiError: PAYLOAD_NOT_FOUND, PAYLOADS_UNAVAILABLE."""
+    """Whoever is about to record a reference asks this first, which keeps the payload from being collected.
+
+    Raises ApiError: PAYLOAD_NOT_FOUND, PAYLOADS_UNAVAILABLE.
+    """
     try:
-        await blobs.stat(namespace, digest)
+        await blobs.use(namespace, digest)
     except BlobNotFound as error:
         raise ApiError(ErrorReason.ERROR_REASON_PAYLOAD_NOT_FOUND, digest=digest) from error
     except BlobsUnavailable as error:

@@ -42,6 +42,9 @@ class Archive(Protocol):
         Paging is by position, so runs archived meanwhile neither repeat nor hide others.
         """
 
+    async def scan(self, after: tuple[str, int], limit: int) -> list[EventChunk]:
+        """Up to `limit` chunks of all runs, in the order of (run_id, first_seq), behind a position; ("", 0) begins."""
+
     async def delete_before(self, time: datetime, limit: int) -> int:
         """Deletes up to `limit` runs that ended before `time`, oldest first, with their events. Returns how many."""
 

@@ -131,6 +131,15 @@ class PostgresArchive:
 
         return await self._do(self._reading, work)
 
+    async def scan(self, after: tuple[str, int], limit: int) -> list[EventChunk]:
+        """See `Archive.scan`."""
+
+        async def work(connection: AsyncConnection) -> list[EventChunk]:
+            found = await connection.execute(queries.select_behind(after, limit))
+            return [queries.chunk_of(row) for row in found.all()]
+
+        return await self._do(self._reading, work)
+
     async def delete_before(self, time: datetime, limit: int) -> int:
         """See `Archive.delete_before`. Rows that another replica deletes meanwhile are left to it."""
         ended = queries.select_ended(time, limit).with_for_update(skip_locked=True)

@@ -68,9 +68,14 @@ def chunks_of(rows: Sequence[Row[Any]], after_seq: int) -> list[EventChunk]:
     chunks: list[EventChunk] = []
     for row in rows:
         if row.last_seq > after_seq:  # else an earlier chunk holds all of it
-            chunks.append(EventChunk(row.run_id, row.first_seq, row.last_seq, row.data))
+            chunks.append(chunk_of(row))
             after_seq = row.last_seq
     return chunks
+
+
+def chunk_of(row: Row[Any]) -> EventChunk:
+    """The inverse of `chunk_row`."""
+    return EventChunk(row.run_id, row.first_seq, row.last_seq, row.data)
 
 
 def select_page(filter: RunFilter, page_size: int, page_token: str, has_label: HasLabel) -> Select[Any]:
@@ -90,6 +95,13 @@ def page_of(rows: Sequence[Row[Any]], filter: RunFilter, page_size: int) -> tupl
     more = len(rows) > page_size
     token = make_page_token(filter, page[-1].create_time, page[-1].run_id) if more else ""
     return [run_of(row) for row in page], token
+
+
+def select_behind(after: tuple[str, int], limit: int) -> Select[Any]:
+    """Chunks of all runs, behind a position in their key."""
+    key = tuple_(run_events.c.run_id, run_events.c.first_seq)
+    behind = key > tuple_(literal(after[0]), literal(after[1]))
+    return select(run_events).where(behind).order_by(run_events.c.run_id, run_events.c.first_seq).limit(limit)
 
 
 def select_ended(time: datetime, limit: int) -> Select[Any]:

@@ -72,6 +72,10 @@ class SqliteArchive:
         """See `Archive.list_runs`."""
         return await self._lane.do(self._list_runs, filter, page_size, page_token)
 
+    async def scan(self, after: tuple[str, int], limit: int) -> list[EventChunk]:
+        """See `Archive.scan`."""
+        return await self._lane.do(self._scan, after, limit)
+
     async def delete_before(self, time: datetime, limit: int) -> int:
         """See `Archive.delete_before`."""
         return await self._lane.do(self._delete_before, time, limit)
@@ -103,6 +107,10 @@ class SqliteArchive:
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
         return queries.page_of(rows, filter, page_size)
+
+    def _scan(self, after: tuple[str, int], limit: int) -> list[EventChunk]:
+        with self._engine.connect() as connection:
+            return [queries.chunk_of(row) for row in connection.execute(queries.select_behind(after, limit))]
 
     def _delete_before(self, time: datetime, limit: int) -> int:
         with self._engine.begin() as connection:

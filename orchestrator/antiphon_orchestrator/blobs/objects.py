@@ -30,11 +30,18 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _SPOOL = ".spool"
+_USED = ".used"
+"""Empty objects, by namespace and digest; when one was written is when its blob was last used."""
+_TRASH = ".trash"
+"""Blobs under removal, by namespace and digest."""
+_YOUNG = timedelta(minutes=10)
+"""So long after it was put a blob is safe anyway, and its use is not noted."""
 _SPOOL_AGE = timedelta(days=1)
 _READ_BYTES = 4 << 20
 _PART_BYTES = 5 << 20
 """Of an upload; object stores take no smaller parts."""
 _CHUNK_BYTES = 1 << 20
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SCHEMES = ("file", "s3", "gs", "azure")
 _REQUEST = timedelta(seconds=15)
@@ -170,6 +177,66 @@ class ObjectBlobs:
             async for batch in self._store.list(prefix=_folder(namespace)):
                 for found in batch:
                     yield BlobInfo(found["path"].rpartition("/")[2], found["size"], found["last_modified"])
+
+    async def use(self, namespace: str, digest: str) -> BlobInfo:
+        """See `Blobs.use`. First the note, then the look: a removal looks for notes after it has hidden the blob, so
+        one of the two sees the other."""
+        found = await self.stat(namespace, digest)
+        if found.modify_time < datetime.now(UTC) - _YOUNG:
+            with _told():
+                await self._store.put_async(f"{_USED}/{_path(namespace, digest)}", b"")
+            found = await self.stat(namespace, digest)
+        return found
+
+    async def all(self) -> AsyncIterator[tuple[str, BlobInfo]]:
+        """See `Blobs.all`. An empty folder is seen to be one without obstore."""
+        if self._folder is not None and not any(name[0] != "." for name in os.listdir(self._folder)):
+            return
+        with _told():
+            async for batch in self._store.list():
+                for found in batch:
+                    folder, *between, digest = found["path"].split("/")
+                    if not folder.startswith(".") and len(between) == 1:
+                        yield unquote(folder), BlobInfo(digest, found["size"], found["last_modified"])
+
+    async def remove_unused(self, namespace: str, digest: str, before: datetime) -> bool:
+        """See `Blobs.remove_unused`. The blob is moved aside, so that nobody can begin to use it, and put back if
+        somebody had begun by then."""
+        path = _path(namespace, digest)
+        hidden, note = f"{_TRASH}/{path}", f"{_USED}/{path}"
+        if await self._time(path, before) >= before or await self._time(note) >= before:
+            return False
+        with _told():
+            try:
+                await self._store.rename_async(path, hidden)
+            except FileNotFoundError:  # another replica removes it
+                return False
+            if await self._time(note) >= before:
+                with contextlib.suppress(FileNotFoundError):  # another replica has put it back
+                    await self._store.rename_async(hidden, path)
+                return False
+        await self._discard(hidden)
+        await self._discard(note)
+        return True
+
+    async def recover(self) -> None:
+        """See `Blobs.recover`. What another replica is just removing comes back as well, for the time being."""
+        if self._folder is not None and not (self._folder / _TRASH).exists():
+            return
+        with _told():
+            async for batch in self._store.list(prefix=_TRASH):
+                for found in batch:
+                    with contextlib.suppress(FileNotFoundError):
+                        await self._store.rename_async(found["path"], found["path"].removeprefix(f"{_TRASH}/"))
+
+    async def _time(self, path: str, absent: datetime = _LONG_AGO) -> datetime:
+        """When an object was written."""
+        with _told():
+            try:
+                time: datetime = (await self._store.head_async(path))["last_modified"]
+            except FileNotFoundError:
+                return absent
+        return time
 
     async def probe(self) -> str:
         """See `Blobs.probe`; it need not have been entered, and makes a folder's last part alone."""

@@ -75,5 +75,23 @@ class Blobs(Protocol):
     def list(self, namespace: str) -> AsyncIterator[BlobInfo]:
         """Yields every blob of a namespace, in no order."""
 
+    async def use(self, namespace: str, digest: str) -> BlobInfo:
+        """Whoever is about to record a reference calls this first: the blob counts as used now, and is there.
+
+        Raises BlobNotFound.
+        """
+
+    def all(self) -> AsyncIterator[tuple[str, BlobInfo]]:
+        """Yields every blob with its namespace, in no order."""
+
+    async def remove_unused(self, namespace: str, digest: str, before: datetime) -> bool:
+        """Deletes a blob that was neither put nor used since `before`, whoever may be using it at this very moment.
+
+        Returns whether it did.
+        """
+
+    async def recover(self) -> None:
+        """Puts back what a crash left half removed."""
+
     async def probe(self) -> str:
         """Writes, reads and deletes something small, and says where."""
