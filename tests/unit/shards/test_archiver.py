@@ -35,7 +35,7 @@ class SometimesAway:
 def runs(count: int) -> list[Run]:
     rig = Rig()
     for n in range(count):
-        rig.tell(rig.submit(f"r{n:03}", plan(Node("t"))))
+        rig.tell(rig.submit(f"r{n:03}", plan(Node())))
     return [rig.run(f"r{n:03}") for n in range(count)]
 
 
