@@ -115,7 +115,7 @@ async def main():
         assert [found async for found in blobs.all()] == []
         await archive.state()
 asyncio.run(main())
-print(sorted({"alembic", "asyncpg", "mako", "obstore"} & sys.modules.keys()))
+print(sorted({"alembic", "asyncpg", "mako", "obstore", "sqlalchemy.dialects.postgresql"} & sys.modules.keys()))
 """
     for _ in range(2):
         command = [sys.executable, "-c", program, str(tmp_path)]

@@ -40,6 +40,8 @@ _CONNECT = 5.0
 """Seconds in which a connection is made, TLS and login included."""
 _CALL = 20.0
 """Seconds in which a call has its answer, or loses its connection."""
+_SLOWEST = 1 << 20
+"""Bytes a second that a write is given at least."""
 _STATEMENT = "15s"
 _MIGRATION = 600.0
 _LOCK = 0x616E7469
@@ -102,7 +104,7 @@ class PostgresArchive:
                 for statement in upsert.batches(list(rows)):
                     await connection.exec_driver_sql(upsert.statement, statement)
 
-        await self._do(self._writing, work)
+        await self._do(self._writing, work, sum(len(chunk.data) for chunk in chunks) / _SLOWEST)
 
     async def get_run(self, run_id: str) -> ArchivedRun | None:
         """See `Archive.get_run`."""
@@ -159,17 +161,20 @@ class PostgresArchive:
         finally:
             await self._reading.dispose()
 
-    async def _do(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Does the work in one transaction; on a connection that turns out to be broken, once more on another."""
+    async def _do(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]], more: float = 0) -> T:
+        """Does the work in one transaction; on a connection that turns out to be broken, once more on another.
+
+        `more`: seconds beyond the deadline of every call.
+        """
         if not self._migrated:
             try:
                 await self._migrate()
             except ArchiveIncompatible as error:  # it was away at the start; runs go on all the same
                 raise ArchiveUnavailable(str(error)) from error
         try:
-            return await self._attempt(engine, work, self._call)
+            return await self._attempt(engine, work, self._call + more)
         except _Broken:
-            return await self._attempt(engine, work, self._call)
+            return await self._attempt(engine, work, self._call + more)
 
     async def _attempt(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]], limit: float) -> T:
         try:
