@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 from antiphon_certs import Kind
-from antiphon_orchestrator.archive import ArchiveRefused, ArchiveUnavailable, EventChunk, RunFilter, archive_at
+from antiphon_orchestrator.archive import (
+    ArchiveIncompatible,
+    ArchiveRefused,
+    ArchiveUnavailable,
+    EventChunk,
+    RunFilter,
+    archive_at,
+)
 from antiphon_orchestrator.archive.postgres import PostgresArchive
 from test_archive import run
 
@@ -188,6 +195,20 @@ async def test_a_wrong_password_is_refused_and_no_password_is_told(
 async def test_a_database_that_is_not_there_is_refused(postgres: Postgres) -> None:
     with pytest.raises(ArchiveRefused, match='"nowhere" does not exist'):
         async with archive_at(postgres.url("nowhere")):
+            pass
+
+
+async def test_of_several_hosts_the_one_that_takes_writes_is_used(postgres: Postgres) -> None:
+    url = postgres.database().replace("@", "@127.0.0.1:9,") + "?target_session_attrs=read-write"
+    async with archive_at(url) as archive:
+        await archive.write([run()], [])
+        assert await archive.get_run("run-001") == run()
+
+
+async def test_a_database_that_cannot_hold_every_text_is_refused(postgres: Postgres) -> None:
+    postgres.sql("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+    with pytest.raises(ArchiveIncompatible, match="is in LATIN1: give it one that is in UTF8"):
+        async with archive_at(postgres.url("latin")):
             pass
 
 

@@ -323,6 +323,9 @@ async def _migrated(connection: AsyncConnection) -> str | None:
 
 def _migrate_alone(connection: Connection) -> str | None:
     """One migrates, the others wait for it and find it done."""
+    encoding = connection.scalar(text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        raise ArchiveIncompatible(f"the archive's database is in {encoding}: give it one that is in UTF8")
     for setting in ("statement_timeout", "lock_timeout"):
         connection.execute(text(f"SET LOCAL {setting} = '{_MIGRATION:g}s'"))
     connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
