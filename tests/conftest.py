@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from typing import Protocol
 
 import pytest
+
+from tests.harness import postgres as harness
 
 
 class RequireTool(Protocol):
@@ -25,7 +28,7 @@ def require_tool() -> RequireTool:
     """Call it with a program and the Debian package that brings it, which is installed when this is root on Debian."""
 
     def require(program: str, *, package: str) -> str:
-        path = shutil.which(program) or install(program, package)
+        path = found(program) or install(program, package)
         if path is None:
             missing = f"not run: {program} is missing; install it (Debian: apt-get install {package})"
             if os.environ.get("CI") == "true":
@@ -34,6 +37,19 @@ def require_tool() -> RequireTool:
         return path
 
     return require
+
+
+@pytest.fixture(scope="session")
+def postgres(require_tool: RequireTool) -> Iterator[harness.Postgres]:
+    """A PostgreSQL server for all tests that do it no harm; each asks it for a database of its own."""
+    require_tool("initdb", package="postgresql")
+    with harness.Postgres() as server:
+        yield server
+
+
+def found(program: str) -> str | None:
+    """Where a program is, on the path or where Debian keeps those of PostgreSQL."""
+    return shutil.which(program) or harness.find(program)
 
 
 def install(program: str, package: str) -> str | None:
@@ -46,4 +62,4 @@ def install(program: str, package: str) -> str | None:
             subprocess.run(["apt-get", *arguments], env=environ, capture_output=True, timeout=300, check=False)
         except subprocess.TimeoutExpired:
             return None
-    return shutil.which(program)
+    return found(program)

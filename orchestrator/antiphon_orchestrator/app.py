@@ -38,9 +38,9 @@ from .api.policy_service import PolicyService
 from .api.registry_service import RegistryService
 from .api.run_service import RunService
 from .api.server import ApiServer, Parts, Register
-from .archive import SqlArchive
+from .archive import Archive, archive_at
 from .audit import AuditLog, Fact
-from .blobs import FolderBlobs
+from .blobs import Blobs, ObjectBlobs
 from .config import Config
 from .context import SharedContext
 from .mesh.calls import Calls
@@ -53,8 +53,10 @@ from .policy_book import FOLDER, PROFILE, PolicyBook
 from .registry.registry import Registry
 from .runs.archived import ArchivedRuns
 from .runs.catalog import Catalog
+from .runs.collection import PayloadCollector
 from .runs.listing import RunListing
 from .runs.reads import ContextReads
+from .runs.retention import Retention
 from .runs.room import StoreRoom
 from .runs.submit import Submissions
 from .shards.archiver import Archiver
@@ -81,8 +83,8 @@ class Orchestrator:
         config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         async with (
             self._store() as store,
-            SqlArchive(f"sqlite:///{config.data / 'archive.db'}") as archive,
-            FolderBlobs(config.data / "payloads") as blobs,
+            archive_at(config.archive_url, config.archive_password_file) as archive,
+            ObjectBlobs(config.payloads_url) as blobs,
         ):
             await self._serve(store, archive, blobs)
 
@@ -93,7 +95,7 @@ class Orchestrator:
             return EtcdStore(address, max_bytes=limit)
         return SqliteStore(self.config.data / "store.db", max_bytes=limit)
 
-    async def _serve(self, store: Store, archive: SqlArchive, blobs: FolderBlobs) -> None:
+    async def _serve(self, store: Store, archive: Archive, blobs: Blobs) -> None:
         config = self.config
         metrics = telemetry.Metrics()
         clock = SystemClock()
@@ -111,6 +113,8 @@ class Orchestrator:
         registry = Registry(store, fleet, schemas, now)
         catalog = Catalog(store, values)
         archiver = Archiver(archive)
+        metrics.archive_waiting.set_function(lambda: archiver.lag)
+        metrics.archive_available.set_function(lambda: archiver.available)
         tokens = await AttemptTokens.load(store)
         archived = ArchivedRuns(archive, catalog)
         calls = Calls(catalog, archived, tokens, now)
@@ -208,6 +212,11 @@ class Orchestrator:
                 group.create_task(context.run(), name="context")
                 group.create_task(desk.run(), name="context requests")
                 group.create_task(reads.run(), name="context for expressions")
+                collector = PayloadCollector(store, archive, blobs, config.payload_grace, clock, metrics)
+                group.create_task(collector.run(), name="payload collection")
+                if config.archive_retention is not None:
+                    retention = Retention(archive, config.archive_retention, clock)
+                    group.create_task(retention.run(), name="retention")
                 await server.set_serving(True)
                 self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
                 self.ready.set()

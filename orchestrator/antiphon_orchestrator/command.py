@@ -22,7 +22,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from . import telemetry
 from .api.server import AddressNotFree
 from .app import Orchestrator
-from .archive import ArchiveError
+from .archive import ArchiveError, archive_at
+from .blobs import BlobError, ObjectBlobs
 from .config import Config, ConfigError, flags, load
 from .policy import PolicyBundle, PolicyError, compile_bundle, dev_profile, load_folder
 from .shards.host import RecoveryFailed
@@ -39,6 +40,7 @@ EXPECTED = (
     PolicyError,
     StoreError,
     ArchiveError,
+    BlobError,
     AddressNotFree,
     RecoveryFailed,
     ShardsFixed,
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load(given, os.environ)
         if arguments.command == "check":
-            return _check(config, arguments.json)
+            return asyncio.run(_check(config, arguments.json))
         if arguments.command == "health":
             return asyncio.run(_health(config, arguments.json))
         telemetry.configure_logging(config.telemetry.log_level)
@@ -88,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("serve", "Serve until SIGTERM or SIGINT."),
-        ("check", "Check configuration, authority, policies and store, and say what holds."),
+        ("check", "Check configuration, authority, policies, store, archive and payloads, and say what holds."),
         ("health", "Ask a running orchestrator whether it serves."),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -130,7 +132,7 @@ def _write(path: Path, content: dict[str, object]) -> None:
     scratch.replace(path)
 
 
-def _check(config: Config, as_json: bool) -> int:
+async def _check(config: Config, as_json: bool) -> int:
     authority = Authority.load(config.authority)
     if config.policy_folder is not None:
         policies = f"{config.policy_folder}: {_count(load_folder(config.policy_folder))}"
@@ -141,7 +143,9 @@ def _check(config: Config, as_json: bool) -> int:
     facts = {
         "authority": f"{config.authority}: {authority.trust_domain}, until {authority.not_after:%Y-%m-%d}",
         "policies": policies,
-        **asyncio.run(_look_at_store(config)),
+        **await _look_at_store(config),
+        "archive": await archive_at(config.archive_url, config.archive_password_file).state(),
+        "payloads": await ObjectBlobs(config.payloads_url).probe(),
     }
     if as_json:
         settings = {s.key: {"value": s.value, "source": s.source} for s in config.describe()}

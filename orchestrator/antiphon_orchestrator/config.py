@@ -18,6 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
+from . import archive, blobs
 from .api.server import ServerOptions
 from .context.rules import Quota
 from .store.etcd import EtcdAddress, TlsFiles, parse
@@ -26,13 +27,20 @@ PREFIX = "ANTIPHON_ORCHESTRATOR_"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BOUNDS = {"shards": (1, 1024), "telemetry.metrics_port": (1, 65535), "audit_max_records": (100, 100_000_000)}
+_BOUNDS = {
+    "shards": (1, 1024),
+    "telemetry.metrics_port": (1, 65535),
+    "audit_max_records": (100, 100_000_000),
+    "archive_retention": (3600, 3_000_000_000),
+    "payload_grace": (3600, 3_000_000_000),
+}
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {
     "policy_profile": ("", "dev"),
     "telemetry.log_level": ("debug", "info", "warning", "error"),
 }
 _EVERYWHERE = frozenset({"0.0.0.0", "[::]"})
+_URLS = {"archive": archive.check_url, "payloads": blobs.check_url}
 _ADDRESSES = frozenset({"listen", "join_listen", "advertise"})
 _Section = TypeVar("_Section")
 
@@ -71,6 +79,17 @@ class Config:
     """Store, archive and payloads; by default `orchestrator` in `$ANTIPHON_HOME` (`~/.antiphon`)."""
     authority: Path
     """The folder that `antiphon certs init` made; by default `ca` beside it."""
+    archive: str = field(default="", repr=False)
+    """Where finished runs are: `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`; a file in `data` by default."""
+    archive_password_file: Path | None = None
+    """Holds the password of a PostgreSQL archive, and is read for every connection."""
+    archive_retention: timedelta | None = None
+    """Runs that ended longer ago are deleted, events and all. Absent: they are kept."""
+    payloads: str = ""
+    """Where large payloads are: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://…`, `azure://…`; a folder in `data` by
+    default. Endpoint, region and credentials come from the environment."""
+    payload_grace: timedelta = timedelta(days=7)
+    """How long a payload stays that nothing refers to, since it was last put or used."""
     certificate: Path | None = None
     """Our certificate chain when another authority issues it, with `private_key` and `trust_bundle`; read again as the
     files change. Without `authority` nobody can join here then."""
@@ -132,6 +151,16 @@ class Config:
         return parse(self.store, tls)
 
     @property
+    def archive_url(self) -> str:
+        """Where the archive is, the default spelled out."""
+        return self.archive or f"sqlite:///{self.data / 'archive.db'}"
+
+    @property
+    def payloads_url(self) -> str:
+        """Where payloads are, the default spelled out."""
+        return self.payloads or (self.data / "payloads").absolute().as_uri()
+
+    @property
     def advertised(self) -> str:
         """host:port by which others reach us."""
         return self.advertise or self.listen
@@ -149,7 +178,7 @@ class Config:
     def describe(self) -> list[Setting]:
         """Every setting, by key."""
         return [
-            Setting(key, _shown(value), self.sources.get(key, "default"))
+            Setting(key, archive.shown_url(value) if key in _URLS else _shown(value), self.sources.get(key, "default"))
             for key, value in sorted(_leaves(self, ""), key=lambda leaf: leaf[0])
         ]
 
@@ -288,6 +317,8 @@ def _check(key: str, value: Any) -> None:
     """What a value must be besides its type. Raises `ValueError`."""
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ValueError(f"write one of {', '.join(choice or '(nothing)' for choice in _CHOICES[key])}, not {value!r}")
+    if key in _URLS and value:
+        _URLS[key](value)
     if key in _ADDRESSES and value:
         address = _ADDRESS.fullmatch(value)
         if address is None or int(address[1]) > 65535:  # port 0: the system chooses

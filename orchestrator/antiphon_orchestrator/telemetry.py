@@ -130,6 +130,18 @@ class Metrics:
             buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2),
             registry=self.registry,
         )
+        self.archive_waiting = Gauge(
+            "antiphon_archive_waiting_runs", "Ended runs that the archive does not have yet", registry=self.registry
+        )
+        self.archive_available = Gauge(
+            "antiphon_archive_available", "0 while the archive cannot be written, else 1", registry=self.registry
+        )
+        self.payloads_collected = Counter(
+            "antiphon_payloads_collected", "Payloads that went because nothing referred to them", registry=self.registry
+        )
+        self.payload_bytes_collected = Counter(
+            "antiphon_payload_bytes_collected", "Bytes of the payloads that went", registry=self.registry
+        )
         self._runs = Counter("antiphon_runs", "Runs that ended, by state", ["state"], registry=self.registry)
         self._tasks = Counter("antiphon_tasks", "Tasks that ended, by state", ["state"], registry=self.registry)
         # `labels` takes a lock and builds a key: 2 µs. Methods, codes and states are few and known.

@@ -5,8 +5,9 @@ order. "console stays" marks one whose last command stays in the foreground: it 
 page's blocks run in order; those above its first journey start the mesh. Blocks in `sh` are the two commands of make,
 which other tests and the continuous integration run.
 
-So that tests do not meet in a port, `antiphon dev` gets `--port 0`, and the ports that examples listen on are exchanged
-for free ones, in commands, in what they print and in a copy of the examples; nothing else is changed.
+So that tests do not meet in a port, `antiphon dev` gets `--port 0`, an orchestrator's listeners get free ones, and the
+ports that examples listen on are exchanged for free ones, in commands, in what they print and in a copy of the
+examples. A page that speaks of PostgreSQL on localhost finds one there, at a port of its own. Nothing else is changed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import RequireTool
+from tests.harness.postgres import PASSWORD, USER, Postgres, find
 from tests.harness.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +35,8 @@ BLOCK = re.compile(r"^```console( stays)?\n(.*?)^```$", re.MULTILINE | re.DOTALL
 LIMIT = 60.0
 PORTS = {"8080": "http.server in service.py", "9000": "http.server in counter.py"}
 MESH = "antiphon dev"
+SERVE = "antiphon orchestrator serve"
+DATABASE = "@localhost/"
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Terminal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.postgres: Postgres | None = None
         shutil.copytree(ROOT / "examples", folder / "examples")
         self.ports = {port: free_port() for port in PORTS}
         for path in (folder / "examples").rglob("*.*"):
@@ -85,13 +91,22 @@ class Terminal:
     def exchanged(self, text: str) -> str:
         for port, free in self.ports.items():
             text = text.replace(port, free)
+        if self.postgres is not None:
+            text = text.replace(DATABASE, f"@{self.postgres.address}/")
         return text
+
+    def bring_database(self) -> None:
+        """A server for whoever says localhost, and its programs, which know where it is and who may."""
+        self.postgres = Postgres().__enter__()
+        programs = f"{Path(str(find('pg_dump'))).parent}{os.pathsep}{self.environ['PATH']}"
+        host, _, port = self.postgres.address.partition(":")
+        self.environ |= {"PATH": programs, "PGHOST": host, "PGPORT": port, "PGUSER": USER, "PGPASSWORD": PASSWORD}
 
     def run(self, block: Block) -> None:
         script = self.exchanged("set -euo pipefail\n" + "\n".join(block.commands))
         expected = [self.exchanged(line) for line in block.printed]
         if block.stays:
-            self._start(script.replace(MESH, f"{MESH} --port 0"), [line.replace("7443", "") for line in expected])
+            self._start(own_ports(script), [line.replace("7443", "") for line in expected])
             return
         done = subprocess.run(
             ["bash", "-c", script], cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=LIMIT
@@ -124,6 +139,11 @@ class Terminal:
         return "".join(f"\n--- {log.name}\n{log.read_text()}" for _, log in self.staying)
 
     def close(self) -> None:
+        self._end()
+        if self.postgres is not None:
+            self.postgres.close()
+
+    def _end(self) -> None:
         for process, _ in reversed(self.staying):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -132,6 +152,11 @@ class Terminal:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def own_ports(script: str) -> str:
+    listeners = "--listen 127.0.0.1:0 --join-listen 127.0.0.1:0"
+    return script.replace(MESH, f"{MESH} --port 0").replace(SERVE, f"{SERVE} {listeners}")
 
 
 def missing(expected: list[str], printed: str) -> list[str]:
@@ -159,7 +184,12 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 @pytest.mark.parametrize("journey", journeys())
-async def test_what_the_pages_show_works_as_it_stands(journey: str, terminal: Terminal) -> None:
+async def test_what_the_pages_show_works_as_it_stands(
+    journey: str, terminal: Terminal, require_tool: RequireTool
+) -> None:
+    if any(DATABASE in command for block in journeys()[journey] for command in block.commands):
+        require_tool("initdb", package="postgresql")
+        terminal.bring_database()
     for block in journeys()[journey]:
         terminal.run(block)
         if block.stays:

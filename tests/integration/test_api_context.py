@@ -16,7 +16,7 @@ from antiphon.store.v1 import records_pb2
 from antiphon.v1 import context_pb2, context_service_pb2_grpc
 from antiphon.v1 import context_service_pb2 as api
 from antiphon_certs import Authority, Kind
-from antiphon_orchestrator.blobs import FolderBlobs
+from antiphon_orchestrator.blobs import ObjectBlobs
 from antiphon_orchestrator.context import Quota
 from antiphon_orchestrator.policy import CedarPolicies, PolicyBundle, PolicyFile
 from antiphon_orchestrator.store import Delete, Put, SqliteStore, Txn, keys
@@ -78,7 +78,7 @@ async def team(authority: Authority, folder: Path, **settings: Any) -> AsyncIter
     history = settings.pop("history_revisions", 10_000)
     async with (
         SqliteStore(folder / "store.db", history_revisions=history) as store,
-        FolderBlobs(folder / "blobs") as blobs,
+        ObjectBlobs((folder / "blobs").as_uri()) as blobs,
         serving(authority, store=store, blobs=blobs, **settings) as running,
     ):
         yield Team(running, store)

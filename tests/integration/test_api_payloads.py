@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import grpc
 import pytest
 from antiphon.v1 import payload_service_pb2, payload_service_pb2_grpc
 from antiphon_certs import Authority
-from antiphon_orchestrator.blobs import FolderBlobs
+from antiphon_orchestrator.blobs import ObjectBlobs
 from api_harness import Running, reason_of, serving
+
+from tests.harness.objects import S3Server
 
 Stub: Any = payload_service_pb2_grpc.PayloadServiceStub
 CONTENT = bytes(range(256)) * 3000
@@ -26,7 +29,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 async def api(authority: Authority, tmp_path: Path) -> AsyncIterator[Running]:
-    async with FolderBlobs(tmp_path / "blobs") as blobs, serving(authority, blobs=blobs) as running:
+    async with ObjectBlobs((tmp_path / "blobs").as_uri()) as blobs, serving(authority, blobs=blobs) as running:
         yield running
 
 
@@ -109,3 +112,28 @@ async def test_transfers_beyond_the_bound_are_told_to_come_back(payloads: Any) -
         await call.done_writing()
         await call
     await payloads.UploadPayload(chunks(CONTENT))
+
+
+async def test_a_payload_that_was_damaged_where_it_is_kept_is_refused_before_its_end(
+    payloads: Any, tmp_path: Path
+) -> None:
+    await payloads.UploadPayload(chunks(CONTENT))
+    (path,) = (tmp_path / "blobs").rglob(DIGEST)
+    path.write_bytes(CONTENT[:-1] + b"?")
+    error = await refused(download(payloads, DIGEST), "PAYLOAD_CORRUPT")
+    assert error.code() == grpc.StatusCode.DATA_LOSS
+
+
+async def test_payloads_that_cannot_be_reached_are_said_to_be_away_with_a_time_to_try_again(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with S3Server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        url = server.bucket()
+    async with ObjectBlobs(url, request=timedelta(seconds=1)) as blobs, serving(authority, blobs=blobs) as running:
+        payloads = Stub(running.dial())
+        for call in (payloads.UploadPayload(chunks(CONTENT)), download(payloads, DIGEST)):
+            error = await refused(call, "PAYLOADS_UNAVAILABLE")
+            assert error.code() == grpc.StatusCode.UNAVAILABLE
+            assert "bucket" not in str(error.details())

@@ -1,4 +1,4 @@
-"""Blobs: whole or not there, named by what they hold, one namespace apart from another."""
+"""Blobs: whole or not there, named by what they hold, one namespace apart from another; in a folder and in S3."""
 
 from __future__ import annotations
 
@@ -6,15 +6,27 @@ import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from antiphon_orchestrator.blobs import BlobDigestMismatch, BlobNotFound, BlobTooLarge, FolderBlobs
+from antiphon_orchestrator.blobs import (
+    BlobCorrupt,
+    BlobDigestMismatch,
+    BlobNotFound,
+    BlobsUnavailable,
+    BlobTooLarge,
+    ObjectBlobs,
+    check_url,
+    objects,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-LIMIT = 10_000_000
+from tests.harness.objects import S3Server
+
+LIMIT = 20_000_000
 
 
 async def pieces(*chunks: bytes, error: Exception | None = None) -> AsyncIterator[bytes]:
@@ -24,7 +36,7 @@ async def pieces(*chunks: bytes, error: Exception | None = None) -> AsyncIterato
         raise error
 
 
-async def read(blobs: FolderBlobs, namespace: str, digest: str, offset: int = 0) -> bytes:
+async def read(blobs: ObjectBlobs, namespace: str, digest: str, offset: int = 0) -> bytes:
     return b"".join([chunk async for chunk in blobs.get_stream(namespace, digest, offset)])
 
 
@@ -32,15 +44,37 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+async def kept(blobs: ObjectBlobs) -> list[str]:
+    """Paths of everything that is there, the spool included."""
+    return [found["path"] async for batch in blobs._store.list() for found in batch]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with S3Server() as made:
+        yield made
+
+
+@pytest.fixture(params=["folder", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place."""
+    if request.param == "folder":
+        return (tmp_path / "blobs").as_uri()
+    server: S3Server = request.getfixturevalue("server")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server.bucket()
+
+
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("size", [0, 1, 1_048_576, 3_333_333])
-async def test_content_comes_back_by_its_digest_from_any_offset(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, 1_048_576, 13_333_333])
+async def test_content_comes_back_by_its_digest_from_any_offset(url: str, size: int) -> None:
     content = os.urandom(size)
     chunks = [content[i : i + 700_001] for i in range(0, size, 700_001)]
-    async with FolderBlobs(tmp_path) as blobs:
+    async with ObjectBlobs(url) as blobs:
         info = await blobs.put_stream("default", None, pieces(*chunks), LIMIT)
         assert (info.digest, info.size) == (digest_of(content), size)
         assert await blobs.stat("default", info.digest) == info
@@ -48,19 +82,19 @@ async def test_content_comes_back_by_its_digest_from_any_offset(tmp_path: Path, 
             assert await read(blobs, "default", info.digest, offset) == content[offset:]
         with pytest.raises(ValueError):
             await read(blobs, "default", info.digest, size + 1)
-    async with FolderBlobs(tmp_path) as blobs:
+    async with ObjectBlobs(url) as blobs:
         assert [found async for found in blobs.list("default")] == [info]
 
 
-async def test_content_that_is_not_what_it_was_said_to_be_is_not_kept(tmp_path: Path) -> None:
-    async with FolderBlobs(tmp_path) as blobs:
+async def test_content_that_is_not_what_it_was_said_to_be_is_not_kept(url: str) -> None:
+    async with ObjectBlobs(url) as blobs:
         with pytest.raises(BlobDigestMismatch):
             await blobs.put_stream("default", digest_of(b"this"), pieces(b"that"), LIMIT)
         await blobs.put_stream("default", digest_of(b"this"), pieces(b"th", b"is"), LIMIT)
-        assert len(files(tmp_path)) == 1
+        assert len(await kept(blobs)) == 1
 
 
-async def test_content_over_its_limit_is_refused_before_it_is_all_read(tmp_path: Path) -> None:
+async def test_content_over_its_limit_is_refused_before_it_is_all_read(url: str) -> None:
     read_so_far = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -69,16 +103,16 @@ async def test_content_over_its_limit_is_refused_before_it_is_all_read(tmp_path:
             read_so_far += 100_000
             yield b"x" * 100_000
 
-    async with FolderBlobs(tmp_path) as blobs:
+    async with ObjectBlobs(url) as blobs:
         with pytest.raises(BlobTooLarge):
             await blobs.put_stream("default", None, endless(), 5_000_000)
         assert read_so_far <= 5_100_000
         assert (await blobs.put_stream("default", None, pieces(b"12345"), 5)).size == 5
-        assert len(files(tmp_path)) == 1
+        assert len(await kept(blobs)) == 1
 
 
-async def test_a_sender_that_fails_or_goes_away_leaves_nothing(tmp_path: Path) -> None:
-    async with FolderBlobs(tmp_path) as blobs:
+async def test_a_sender_that_fails_or_goes_away_leaves_nothing(url: str) -> None:
+    async with ObjectBlobs(url) as blobs:
         with pytest.raises(ConnectionError):
             broken = pieces(b"x" * 3_000_000, error=ConnectionError("gone"))
             await blobs.put_stream("default", None, broken, LIMIT)
@@ -95,11 +129,11 @@ async def test_a_sender_that_fails_or_goes_away_leaves_nothing(tmp_path: Path) -
         with pytest.raises(asyncio.CancelledError):
             await putting
         assert [found async for found in blobs.list("default")] == []
-    assert not [path for path in files(tmp_path) if path.parent.name != ".spool"]
+        assert not [path for path in await kept(blobs) if not path.startswith(".spool/")]
 
 
-async def test_a_blob_of_one_namespace_is_not_seen_from_another(tmp_path: Path) -> None:
-    async with FolderBlobs(tmp_path) as blobs:
+async def test_a_blob_of_one_namespace_is_not_seen_from_another(url: str) -> None:
+    async with ObjectBlobs(url) as blobs:
         info = await blobs.put_stream("one", None, pieces(b"secret"), LIMIT)
         with pytest.raises(BlobNotFound):
             await read(blobs, "two", info.digest)
@@ -110,8 +144,8 @@ async def test_a_blob_of_one_namespace_is_not_seen_from_another(tmp_path: Path) 
         assert [found async for found in blobs.list("two")] == []
 
 
-async def test_a_deleted_blob_is_gone_and_deleting_again_is_no_error(tmp_path: Path) -> None:
-    async with FolderBlobs(tmp_path) as blobs:
+async def test_a_deleted_blob_is_gone_and_deleting_again_is_no_error(url: str) -> None:
+    async with ObjectBlobs(url) as blobs:
         info = await blobs.put_stream("one", None, pieces(b"x"), LIMIT)
         await blobs.delete("one", info.digest)
         await blobs.delete("one", info.digest)
@@ -120,7 +154,7 @@ async def test_a_deleted_blob_is_gone_and_deleting_again_is_no_error(tmp_path: P
 
 
 async def test_putting_a_blob_again_renews_its_time_so_that_it_is_not_collected(tmp_path: Path) -> None:
-    async with FolderBlobs(tmp_path) as blobs:
+    async with ObjectBlobs(tmp_path.as_uri()) as blobs:
         first = await blobs.put_stream("one", None, pieces(b"x"), LIMIT)
         (path,) = files(tmp_path)
         os.utime(path, (0, 0))
@@ -135,13 +169,13 @@ async def test_opening_clears_old_leftovers_from_the_spool_and_leaves_young_ones
     for name in ("old", "young"):
         (spool / name).write_bytes(b"x")
     os.utime(spool / "old", (0, 0))
-    async with FolderBlobs(tmp_path):
+    async with ObjectBlobs(tmp_path.as_uri()):
         assert [path.name for path in spool.iterdir()] == ["young"]
 
 
 @pytest.mark.parametrize("digest", ["", "x", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 65])
-async def test_what_is_no_digest_is_refused(tmp_path: Path, digest: str) -> None:
-    async with FolderBlobs(tmp_path) as blobs:
+async def test_what_is_no_digest_is_refused(url: str, digest: str) -> None:
+    async with ObjectBlobs(url) as blobs:
         with pytest.raises(ValueError):
             await blobs.stat("one", digest)
         with pytest.raises(ValueError):
@@ -155,7 +189,7 @@ NAMESPACES = st.text(st.sampled_from("a.%/\\2EF é~"), min_size=1, max_size=8)
 @given(NAMESPACES, NAMESPACES)
 def test_no_namespace_reaches_another_or_out_of_the_folder(one: str, other: str) -> None:
     async def check(folder: Path) -> None:
-        async with FolderBlobs(folder / "blobs") as blobs:
+        async with ObjectBlobs((folder / "blobs").as_uri()) as blobs:
             info = await blobs.put_stream(one, None, pieces(b"x"), LIMIT)
             assert [found.digest async for found in blobs.list(one)] == [info.digest]
             assert [found async for found in blobs.list(other)] == ([info] if one == other else [])
@@ -166,7 +200,104 @@ def test_no_namespace_reaches_another_or_out_of_the_folder(one: str, other: str)
         asyncio.run(check(Path(folder)))
 
 
-async def test_a_blob_needs_a_namespace(tmp_path: Path) -> None:
-    async with FolderBlobs(tmp_path) as blobs:
+async def test_a_blob_needs_a_namespace(url: str) -> None:
+    async with ObjectBlobs(url) as blobs:
         with pytest.raises(ValueError):
             await blobs.put_stream("", None, pieces(b"x"), LIMIT)
+
+
+async def test_a_blob_that_was_damaged_is_never_read_to_its_end(url: str) -> None:
+    async with ObjectBlobs(url) as blobs:
+        for content, damaged in ((b"x" * 9_000_000, b"x" * 8_999_999 + b"y"), (b"small", b"smell"), (b"", b"more")):
+            info = await blobs.put_stream("one", None, pieces(content), LIMIT)
+            (path,) = [path for path in await kept(blobs) if path.endswith(info.digest)]
+            await blobs._store.put_async(path, damaged)
+            got = b""
+            with pytest.raises(BlobCorrupt):
+                async for chunk in blobs.get_stream("one", info.digest):
+                    got += chunk
+            assert len(got) < len(damaged)
+
+
+async def test_a_blob_is_removed_unless_it_was_put_or_used_since(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_YOUNG", timedelta(hours=-1))  # every use is noted
+    past, future = (datetime.now(UTC) + timedelta(hours=hours) for hours in (-1, 1))
+    async with ObjectBlobs(url) as blobs:
+        info = await blobs.put_stream("a.b/c", None, pieces(b"x"), LIMIT)
+        assert [(namespace, found.digest) async for namespace, found in blobs.all()] == [("a.b/c", info.digest)]
+        assert (await blobs.use("a.b/c", info.digest)).size == 1
+        assert not await blobs.remove_unused("a.b/c", info.digest, past)
+        assert await read(blobs, "a.b/c", info.digest) == b"x"
+        assert await blobs.remove_unused("a.b/c", info.digest, future)
+        assert not await blobs.remove_unused("a.b/c", info.digest, future)
+        assert await kept(blobs) == []
+        with pytest.raises(BlobNotFound):
+            await blobs.use("a.b/c", info.digest)
+
+
+async def test_what_was_half_removed_comes_back(url: str) -> None:
+    async with ObjectBlobs(url) as blobs:
+        info = await blobs.put_stream("a.b/c", None, pieces(b"x"), LIMIT)
+        (path,) = await kept(blobs)
+        await blobs._store.rename_async(path, f".trash/{path}")
+        assert [found async for found in blobs.all()] == []
+        await blobs.recover()
+        await blobs.recover()
+        assert await read(blobs, "a.b/c", info.digest) == b"x"
+
+
+async def test_the_probe_says_whether_it_can_write_and_read_and_leaves_nothing(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ObjectBlobs(url) as blobs:
+        assert await blobs.probe() == f"{url}: can be written and read"
+        assert await kept(blobs) == []
+    if url.startswith("file:"):
+        assert "none yet" in await ObjectBlobs((tmp_path / "other").as_uri()).probe()
+        (tmp_path / "file").touch()
+        wrong = (tmp_path / "file").as_uri()
+    else:
+        wrong = "s3://no-such-bucket/at-all"
+    with pytest.raises(BlobsUnavailable) as refused:
+        await ObjectBlobs(wrong).probe()
+    assert "\n" not in str(refused.value) and "nothing may print" not in str(refused.value)
+
+
+async def test_an_object_store_that_is_away_or_stands_still_costs_a_deadline_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with S3Server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        async with ObjectBlobs(server.bucket(), request=timedelta(seconds=1)) as blobs:
+            info = await blobs.put_stream("one", None, pieces(b"x"), LIMIT)
+            server.pause()
+            try:
+                for call in (
+                    blobs.stat("one", info.digest),
+                    blobs.put_stream("one", None, pieces(b"y"), LIMIT),
+                    read(blobs, "one", info.digest),
+                ):
+                    with pytest.raises(BlobsUnavailable):
+                        await asyncio.wait_for(call, 60)
+            finally:
+                server.resume()
+            assert await read(blobs, "one", info.digest) == b"x"
+            server.close()
+            with pytest.raises(BlobsUnavailable):
+                await blobs.stat("one", info.digest)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "payloads", "http://x/y", "file://host/x", "file:///", "s3:///x", "s3://key:secret@bucket/x", "s3://b/x?a=b"],
+)
+def test_what_is_no_place_of_payloads_is_refused_without_repeating_it(wrong: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        check_url(wrong)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("right", ["file:///x/y", "s3://bucket", "s3://bucket/a/b", "gs://b/p", "azure://c/p"])
+def test_what_is_a_place_of_payloads_is_taken(right: str) -> None:
+    check_url(right)

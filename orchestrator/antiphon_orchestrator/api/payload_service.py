@@ -16,13 +16,41 @@ from typing import Any
 from antiphon.v1 import payload_pb2, payload_service_pb2, payload_service_pb2_grpc
 from antiphon.v1.error_pb2 import ErrorReason
 
-from antiphon_orchestrator.blobs.port import BlobDigestMismatch, BlobNotFound, Blobs, BlobTooLarge
+from antiphon_orchestrator import telemetry
+from antiphon_orchestrator.blobs import (
+    BlobCorrupt,
+    BlobDigestMismatch,
+    BlobNotFound,
+    Blobs,
+    BlobsUnavailable,
+    BlobTooLarge,
+)
 
 from .call import caller
 from .errors import ApiError, Violation, request_invalid
 
+log = telemetry.logger("payloads")
 CHUNK = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def payloads_unavailable(error: BlobsUnavailable) -> ApiError:
+    """The refusal; the log has the cause, which is not the caller's to know."""
+    log.error("payloads_unavailable", cause=str(error))
+    return ApiError(ErrorReason.ERROR_REASON_PAYLOADS_UNAVAILABLE)
+
+
+async def require_payload(blobs: Blobs, namespace: str, digest: str) -> None:
+    """Whoever is about to record a reference asks this first, which keeps the payload from being collected.
+
+    Raises ApiError: PAYLOAD_NOT_FOUND, PAYLOADS_UNAVAILABLE.
+    """
+    try:
+        await blobs.use(namespace, digest)
+    except BlobNotFound as error:
+        raise ApiError(ErrorReason.ERROR_REASON_PAYLOAD_NOT_FOUND, digest=digest) from error
+    except BlobsUnavailable as error:
+        raise payloads_unavailable(error) from error
 
 
 class PayloadService(payload_service_pb2_grpc.PayloadServiceServicer):
@@ -66,6 +94,8 @@ class PayloadService(payload_service_pb2_grpc.PayloadServiceServicer):
                 raise ApiError(
                     ErrorReason.ERROR_REASON_PAYLOAD_DIGEST_MISMATCH, expected=expected, actual=seen.hexdigest()
                 ) from error
+            except BlobsUnavailable as error:
+                raise payloads_unavailable(error) from error
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise ApiError(ErrorReason.ERROR_REASON_STORE_FULL) from error
@@ -88,6 +118,11 @@ class PayloadService(payload_service_pb2_grpc.PayloadServiceServicer):
                         yield payload_service_pb2.DownloadPayloadResponse(chunk=data[start : start + CHUNK])
             except BlobNotFound as error:
                 raise ApiError(ErrorReason.ERROR_REASON_PAYLOAD_NOT_FOUND, digest=request.digest) from error
+            except BlobCorrupt as error:
+                log.error("payload_corrupt", namespace=namespace, key=request.digest)
+                raise ApiError(ErrorReason.ERROR_REASON_PAYLOAD_CORRUPT, digest=request.digest) from error
+            except BlobsUnavailable as error:
+                raise payloads_unavailable(error) from error
 
     @contextmanager
     def _one_transfer(self) -> Iterator[None]:

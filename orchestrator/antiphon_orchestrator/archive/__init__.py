@@ -4,20 +4,26 @@ from .model import (
     ArchivedRun,
     ArchiveError,
     ArchiveIncompatible,
+    ArchiveRefused,
     ArchiveUnavailable,
     EventChunk,
     InvalidPageToken,
     RunFilter,
 )
-from .sql import SqlArchive
+from .place import archive_at, check_url, shown_url
+from .port import Archive
 
 __all__ = [
+    "Archive",
     "ArchiveError",
     "ArchiveIncompatible",
+    "ArchiveRefused",
     "ArchiveUnavailable",
     "ArchivedRun",
     "EventChunk",
     "InvalidPageToken",
     "RunFilter",
-    "SqlArchive",
+    "archive_at",
+    "check_url",
+    "shown_url",
 ]

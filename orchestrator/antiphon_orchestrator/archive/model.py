@@ -2,6 +2,7 @@
 
 ArchiveError
 ├── ArchiveUnavailable   the database cannot be used now; nothing of the call was written
+│   └── ArchiveRefused   it answers, and does not let us in
 ├── ArchiveIncompatible  the database was made by another version
 └── InvalidPageToken     the page token was not made by this listing
 """
@@ -26,6 +27,10 @@ class ArchiveError(Exception):
 
 class ArchiveUnavailable(ArchiveError):
     """The database cannot be used now. Every write is idempotent: repeat it."""
+
+
+class ArchiveRefused(ArchiveUnavailable):
+    """The database does not let us in, or is not who it should be: somebody must act. The text says what to do."""
 
 
 class ArchiveIncompatible(ArchiveError):

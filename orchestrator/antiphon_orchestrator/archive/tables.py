@@ -1,32 +1,33 @@
-"""The archive's tables, and the statements that Core has no portable words for. SQLite now, PostgreSQL as well.
+"""The archive's tables, and the statements that Core has no portable words for.
 
 Times are microseconds since 1970 (exact in every database, and what paging compares). Labels are canonical JSON text.
+PostgreSQL compares texts by their bytes too (collation "C"): order and letter case are then the same everywhere,
+whatever its operating system thinks of a language. A change here is a migration as well (`migrations/`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Column,
     ColumnElement,
     Connection,
     Index,
-    Integer,
     LargeBinary,
     MetaData,
     String,
     Table,
-    Text,
+    event,
     func,
     literal,
     or_,
 )
-
-VERSION = 1
+from sqlalchemy.types import TypeEngine
 
 ROWS_AT_ONCE = (64, 8, 1)
 """Rows of one statement, tried in this order; as few texts as possible, since a database prepares each."""
@@ -35,22 +36,25 @@ Row = dict[str, Any]
 
 metadata = MetaData()
 
-schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
+
+def _text(length: int | None = None) -> TypeEngine[str]:
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
 
 runs = Table(
     "runs",
     metadata,
-    Column("run_id", String(128), primary_key=True),
-    Column("namespace", Text, nullable=False),
-    Column("graph_name", Text, nullable=False),
-    Column("graph_version", Text, nullable=False),
-    Column("state", String(32), nullable=False),
-    Column("principal", Text, nullable=False),
+    Column("run_id", _text(128), primary_key=True),
+    Column("namespace", _text(), nullable=False),
+    Column("graph_name", _text(), nullable=False),
+    Column("graph_version", _text(), nullable=False),
+    Column("state", _text(32), nullable=False),
+    Column("principal", _text(), nullable=False),
     Column("request_key", LargeBinary, nullable=False),
     Column("request_digest", LargeBinary, nullable=False),
-    Column("parent", Text, nullable=False),
-    Column("labels", Text, nullable=False),
-    Column("failure_text", Text, nullable=False),
+    Column("parent", _text(), nullable=False),
+    Column("labels", _text(), nullable=False),
+    Column("failure_text", _text(), nullable=False),
     Column("create_time", BigInteger, nullable=False),
     Column("end_time", BigInteger),
     Column("last_event_seq", BigInteger, nullable=False),
@@ -60,22 +64,31 @@ runs = Table(
     Index("runs_by_end", "end_time"),
 )
 
+# As text, since an index that names PostgreSQL's options would load its dialect in every process, some 2 MB.
+_BY_LABEL = "CREATE INDEX runs_by_label ON runs USING gin ((labels::jsonb) jsonb_path_ops)"
+event.listen(runs, "after_create", DDL(_BY_LABEL).execute_if(dialect="postgresql"))  # type: ignore[no-untyped-call]
+
 run_events = Table(
     "run_events",
     metadata,
-    Column("run_id", String(128), primary_key=True),
+    Column("run_id", _text(128), primary_key=True),
     Column("first_seq", BigInteger, primary_key=True, autoincrement=False),
     Column("last_seq", BigInteger, nullable=False),
     Column("data", LargeBinary, nullable=False),
 )
 
 
-class Upsert:
-    """Inserts or replaces rows by primary key, unless the stored row is newer by the column `newer_by`.
+def newest(rows: Iterable[Row], keys: Sequence[str], newer_by: str) -> list[Row]:
+    """One row a key, of several the newest."""
+    by_key = {tuple(row[name] for name in keys): row for row in sorted(rows, key=lambda row: row[newer_by])}
+    return list(by_key.values())
 
-    SQLAlchemy batches no insert that has ON CONFLICT, so the text is made here; SQLite and PostgreSQL spell it alike
-    but for the marks of parameters. Many rows go in one statement: a thread then gives up the interpreter lock once for
-    all of them, where one statement a row has to win it back for each.
+
+class Upsert:
+    """Inserts or replaces rows by primary key, unless the stored row is newer by the column `newer_by`. For SQLite.
+
+    SQLAlchemy batches no insert that has ON CONFLICT, so the text is made here. Many rows go in one statement: a thread
+    then gives up the interpreter lock once for all of them, where one statement a row has to win it back for each.
     """
 
     def __init__(self, table: Table, newer_by: str) -> None:
@@ -93,10 +106,7 @@ class Upsert:
 
     def execute(self, connection: Connection, rows: Iterable[Row]) -> None:
         """Writes rows; of several with one key the newest counts."""
-        newest = {
-            tuple(row[name] for name in self._keys): row for row in sorted(rows, key=lambda row: row[self._newer_by])
-        }
-        waiting = list(newest.values())
+        waiting = newest(rows, self._keys, self._newer_by)
         for count, statement in self._statements.items():
             while len(waiting) >= count:
                 values = tuple(row[name] for row in waiting[:count] for name in self._columns)

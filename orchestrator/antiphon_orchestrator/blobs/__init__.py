@@ -1,6 +1,26 @@
 """Payloads too large for the journal, by digest. See port.py for the contract."""
 
-from .folder import FolderBlobs
-from .port import BlobDigestMismatch, BlobError, BlobInfo, BlobNotFound, Blobs, BlobTooLarge
+from .objects import ObjectBlobs, check_url
+from .port import (
+    BlobCorrupt,
+    BlobDigestMismatch,
+    BlobError,
+    BlobInfo,
+    BlobNotFound,
+    Blobs,
+    BlobsUnavailable,
+    BlobTooLarge,
+)
 
-__all__ = ["BlobDigestMismatch", "BlobError", "BlobInfo", "BlobNotFound", "BlobTooLarge", "Blobs", "FolderBlobs"]
+__all__ = [
+    "BlobCorrupt",
+    "BlobDigestMismatch",
+    "BlobError",
+    "BlobInfo",
+    "BlobNotFound",
+    "BlobTooLarge",
+    "Blobs",
+    "BlobsUnavailable",
+    "ObjectBlobs",
+    "check_url",
+]

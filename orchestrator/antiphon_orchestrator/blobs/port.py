@@ -3,7 +3,9 @@
 BlobError
 ├── BlobNotFound        no such blob in this namespace
 ├── BlobDigestMismatch  the content is not what its sender said it is; nothing was kept
-└── BlobTooLarge        the content exceeds its limit; nothing was kept
+├── BlobTooLarge        the content exceeds its limit; nothing was kept
+├── BlobCorrupt         what is kept is not what was put there
+└── BlobsUnavailable    where blobs are kept cannot be used now
 """
 
 from __future__ import annotations
@@ -30,6 +32,14 @@ class BlobTooLarge(BlobError):
     """The content exceeds its limit. Nothing was kept."""
 
 
+class BlobCorrupt(BlobError):
+    """What is kept is no longer what was put there. Somebody must look at where it is kept."""
+
+
+class BlobsUnavailable(BlobError):
+    """Where blobs are kept does not answer, or refuses us. Every call may be repeated."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
     """`digest`: SHA-256 in lower-case hexadecimal. `size` in bytes. `modify_time`: when it was last put."""
@@ -40,7 +50,8 @@ class BlobInfo:
 
 
 class Blobs(Protocol):
-    """What every blob store offers. A malformed digest or an empty namespace is a ValueError."""
+    """What every blob store offers. Every method may raise BlobsUnavailable; a malformed digest or an empty namespace
+    is a ValueError."""
 
     async def put_stream(
         self, namespace: str, expected_digest: str | None, chunks: AsyncIterator[bytes], limit: int
@@ -49,7 +60,11 @@ class Blobs(Protocol):
         BlobTooLarge, and what `chunks` raises. Putting a blob again renews its modify time."""
 
     def get_stream(self, namespace: str, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
-        """Yields the content from `offset` on. Raises BlobNotFound; an offset beyond the end is a ValueError."""
+        """Yields the content from `offset` on. Raises BlobNotFound; an offset beyond the end is a ValueError.
+
+        From 0 on its digest is checked: the end is held back until it is right, else BlobCorrupt is raised. Whoever
+        goes on from somewhere else has the beginning, and checks the whole.
+        """
 
     async def stat(self, namespace: str, digest: str) -> BlobInfo:
         """Raises BlobNotFound."""
@@ -59,3 +74,24 @@ class Blobs(Protocol):
 
     def list(self, namespace: str) -> AsyncIterator[BlobInfo]:
         """Yields every blob of a namespace, in no order."""
+
+    async def use(self, namespace: str, digest: str) -> BlobInfo:
+        """Whoever is about to record a reference calls this first: the blob counts as used now, and is there.
+
+        Raises BlobNotFound.
+        """
+
+    def all(self) -> AsyncIterator[tuple[str, BlobInfo]]:
+        """Yields every blob with its namespace, in no order."""
+
+    async def remove_unused(self, namespace: str, digest: str, before: datetime) -> bool:
+        """Deletes a blob that was neither put nor used since `before`, whoever may be using it at this very moment.
+
+        Returns whether it did.
+        """
+
+    async def recover(self) -> None:
+        """Puts back what a crash left half removed."""
+
+    async def probe(self) -> str:
+        """Writes, reads and deletes something small, and says where."""

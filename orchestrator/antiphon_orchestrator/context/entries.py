@@ -18,8 +18,9 @@ from antiphon.v1 import context_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 
 from ..api.errors import ApiError, Violation, request_invalid
+from ..api.payload_service import require_payload
 from ..api.storing import settle
-from ..blobs import BlobNotFound, Blobs
+from ..blobs import Blobs
 from ..store import keys
 from ..store.port import CommitResult, Compare, Delete, KeyValue, Put, Store, Target, Txn
 from .claims import Claims
@@ -192,10 +193,7 @@ class Entries:
         if kept is None:
             raise request_invalid([Violation("value.labels", "with those of what was read there are more than 64")])
         if kept.HasField("blob"):
-            try:
-                await self._blobs.stat(who.namespace, kept.blob.digest)
-            except BlobNotFound as error:
-                raise ApiError(ErrorReason.ERROR_REASON_PAYLOAD_NOT_FOUND, digest=kept.blob.digest) from error
+            await require_payload(self._blobs, who.namespace, kept.blob.digest)
         return kept
 
     async def _look(self, key: bytes) -> Known | None:

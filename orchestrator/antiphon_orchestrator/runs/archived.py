@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 from antiphon.store.v1 import journal_pb2 as journal
 
-from ..archive import ArchivedRun, SqlArchive
+from ..archive import Archive, ArchivedRun
 from ..engine.run import Run, apply, start
 from ..shards import codec
 from .catalog import Catalog
@@ -26,7 +26,7 @@ _AT_ONCE = 1_000  # events applied before others get their turn of the event loo
 
 
 class ArchivedRuns:
-    def __init__(self, archive: SqlArchive, catalog: Catalog) -> None:
+    def __init__(self, archive: Archive, catalog: Catalog) -> None:
         self._archive = archive
         self._catalog = catalog
         self._kept = _Kept()

@@ -16,7 +16,7 @@ from typing import Any
 from antiphon.v1 import run_pb2
 from antiphon.v1 import run_service_pb2 as api
 
-from ..archive import ArchivedRun, RunFilter, SqlArchive
+from ..archive import Archive, ArchivedRun, RunFilter
 from ..archive.model import to_micros
 from ..engine.run import Run
 from ..shards import inputs as i
@@ -35,7 +35,7 @@ class InvalidToken(Exception):
 
 
 class RunListing:
-    def __init__(self, host: Host, archive: SqlArchive) -> None:
+    def __init__(self, host: Host, archive: Archive) -> None:
         self._host = host
         self._archive = archive
 

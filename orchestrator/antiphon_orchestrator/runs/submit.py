@@ -11,8 +11,9 @@ from antiphon.v1.error_pb2 import ErrorReason
 
 from ..admission import GraphInvalid, SchemaSet
 from ..api.errors import ApiError, Violation
+from ..api.payload_service import require_payload
 from ..audit import AuditLog
-from ..blobs import BlobNotFound, Blobs
+from ..blobs import Blobs
 from ..engine.events import RunSubmitted
 from ..engine.plan import Plan
 from ..placement.fleet import Fleet, log_use
@@ -121,11 +122,7 @@ class Submissions:
         self, request: run_service_pb2.SubmitRunRequest, namespace: str, payload: bytes, schema: str
     ) -> None:
         if request.input.HasField("blob"):
-            digest = request.input.blob.digest
-            try:
-                await self._blobs.stat(namespace, digest)
-            except BlobNotFound as error:
-                raise ApiError(ErrorReason.ERROR_REASON_PAYLOAD_NOT_FOUND, digest=digest) from error
+            await require_payload(self._blobs, namespace, request.input.blob.digest)
         if not schema and not payload:
             return
         violation = self._schemas.check(schema or "true", payload)

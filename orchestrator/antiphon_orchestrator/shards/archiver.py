@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from .. import telemetry
-from ..archive import ArchivedRun, ArchiveUnavailable, EventChunk, SqlArchive
+from ..archive import Archive, ArchivedRun, ArchiveUnavailable, EventChunk
 from ..engine.run import Run
 from . import codec
 from .inputs import Archived
@@ -36,10 +36,12 @@ def moment(micros: int) -> datetime:
 class Archiver:
     """`answer(shard, Archived)` tells a shard what is safe; set it before `run`."""
 
-    def __init__(self, archive: SqlArchive) -> None:
+    def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._pending: list[tuple[int, ArchivedRun, EventChunk]] = []
         self._wake = asyncio.Event()
+        self.available = True
+        """Whether the last write succeeded."""
         self.answer: Callable[[int, Archived], None] = lambda shard, item: None
 
     def put(self, shard: int, run: Run, key: bytes, first_seq: int, records: Sequence[bytes]) -> None:
@@ -79,10 +81,14 @@ class Archiver:
             try:
                 await self._archive.write([run for _, run, _ in batch], [chunk for _, _, chunk in batch])
             except ArchiveUnavailable as error:
+                self.available = False
                 log.error("archive_unavailable", cause=str(error), count=len(self._pending))
                 await asyncio.sleep(wait * (1 + random.random()))
                 wait = min(wait * 2, 5.0)
                 continue
+            if not self.available:
+                self.available = True
+                log.info("archive_available", count=len(self._pending))
             wait = 0.05
             del self._pending[: len(batch)]
             if not self._pending:

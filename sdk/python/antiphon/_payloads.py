@@ -36,7 +36,8 @@ async def upload(connection: Connection, data: bytes, media_type: str) -> Payloa
 
 
 async def download(connection: Connection, digest: str, patience: timedelta) -> bytes:
-    """The content with that digest, checked. Raises `PayloadNotFound`, `PayloadDigestMismatch`."""
+    """The content with that digest, checked. Raises `PayloadNotFound`, `PayloadCorrupt`,
+    `PayloadsUnavailable`, `PayloadDigestMismatch`."""
     data = bytearray()
 
     async def open_stream(to: Generation) -> AsyncIterator[DownloadPayloadResponse]:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from antiphon.v1 import run_service_pb2 as api
 from antiphon_orchestrator.api import run_service
-from antiphon_orchestrator.archive import SqlArchive
+from antiphon_orchestrator.archive import Archive
 from antiphon_orchestrator.engine import events as e
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.run import Run
@@ -44,7 +44,7 @@ class EmptyArchive:
 
 async def test_a_listing_whose_caller_left_takes_the_late_answers_of_the_shards() -> None:
     desk = Desk(3)
-    listing = RunListing(cast(Host, desk), cast(SqlArchive, EmptyArchive()))
+    listing = RunListing(cast(Host, desk), cast(Archive, EmptyArchive()))
     call = asyncio.create_task(listing.page("demo", api.ListRunsRequest()))
     await desk.all_asked.wait()
     desk.asked[0].sink([])

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from antiphon_orchestrator.archive.place import proving
 from antiphon_orchestrator.config import Config, ConfigError, load
 
 PREFIX = "ANTIPHON_ORCHESTRATOR_"
@@ -96,3 +97,66 @@ def test_the_certificate_names_what_others_dial() -> None:
     assert config.certificate_hosts == ("mesh.example", "other.example")
     assert (config.advertised, config.advertised_host) == ("mesh.example:7443", "mesh.example")
     assert isinstance(config, Config)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://antiphon:hush@db.example/runs",
+        "postgresql://antiphon@db.example/runs?password=hush&sslrootcert=/etc/ca.pem",
+        "postgresql://antiphon:hush@one:5432,two:5433/runs?target_session_attrs=read-write",
+    ],
+)
+def test_the_password_of_an_archive_is_never_shown(url: str) -> None:
+    config = load({"archive": url}, {})
+    (shown,) = [setting.value for setting in config.describe() if setting.key == "archive"]
+    assert "hush" not in shown and "***" in shown and "antiphon" in shown and "/runs" in shown
+    assert "hush" not in repr(config)
+    for wrong in (url.replace("postgresql", "mysql"), url.replace("/runs", ""), f"{url}&sslmode=disable"):
+        with pytest.raises(ConfigError) as caught:
+            load({"archive": wrong.replace("&sslmode", "&sslmode" if "?" in wrong else "?sslmode")}, {})
+        assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("runs.db", "write sqlite:///FILE or postgresql://"),
+        ("sqlite://", "write sqlite:///FILE"),
+        ("sqlite://host/file", "write sqlite:///FILE"),
+        ("postgresql://db.example", "the database has no name"),
+        ("postgresql:///runs", "the server has no name"),
+        ("postgresql://db.example/runs?sslmode=require", "write sslmode=verify-full"),
+        ("postgresql://127.0.0.1,db.example/runs?sslmode=disable", "write sslmode=verify-full"),
+        ("postgresql:///runs?host=db.example&sslmode=prefer", "write sslmode=verify-full"),
+    ],
+)
+def test_what_is_no_place_of_an_archive_is_refused_with_the_remedy(url: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=f"--archive: .*{remedy}"):
+        load({"archive": url}, {})
+
+
+def test_an_archive_across_a_network_proves_its_name_and_one_beside_us_need_not() -> None:
+    for there in ("postgresql://db.example/runs", "postgresql://[2001:db8::1]:5432/runs", "postgresql://10.0.0.7/runs"):
+        assert "sslmode=verify-full" in proving(there)
+    for here in (
+        "postgresql://localhost:5432/runs",
+        "postgresql:///runs?host=/run/postgresql",
+        "postgresql://[::1]/runs",
+    ):
+        assert proving(here) == here
+        assert load({"archive": f"{here}{'&' if '?' in here else '?'}sslmode=disable"}, {}).archive
+    said = "postgresql://db.example/runs?sslmode=verify-ca"
+    assert proving(said) == said
+
+
+def test_archive_and_payloads_are_in_the_data_folder_unless_said_otherwise() -> None:
+    config = load({"data": "/srv/data"}, {})
+    assert (config.archive_url, config.payloads_url) == ("sqlite:////srv/data/archive.db", "file:///srv/data/payloads")
+    config = load({"archive": "sqlite:////a.db", "payloads": "s3://bucket/x", "archive_retention": "30d"}, {})
+    assert (config.archive_url, config.payloads_url) == ("sqlite:////a.db", "s3://bucket/x")
+    assert config.archive_retention == timedelta(days=30)
+    with pytest.raises(ConfigError, match="from 3600"):
+        load({"archive_retention": "1m"}, {})
+    with pytest.raises(ConfigError, match="--payloads: write file:///FOLDER, s3://"):
+        load({"payloads": "bucket"}, {})

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from antiphon_orchestrator.admission import Values
-from antiphon_orchestrator.archive import ArchivedRun, EventChunk, SqlArchive
+from antiphon_orchestrator.archive import Archive, ArchivedRun, EventChunk
+from antiphon_orchestrator.archive.sqlite import SqliteArchive
 from antiphon_orchestrator.engine.events import RunSubmitted
 from antiphon_orchestrator.engine.plan import Plan
 from antiphon_orchestrator.runs import archived
@@ -32,18 +33,18 @@ class OnePlan(Catalog):
 
 
 @pytest.fixture
-async def archive(tmp_path: Path) -> AsyncIterator[SqlArchive]:
-    async with SqlArchive(f"sqlite:///{tmp_path / 'archive.db'}") as opened:
+async def archive(tmp_path: Path) -> AsyncIterator[Archive]:
+    async with SqliteArchive(f"sqlite:///{tmp_path / 'archive.db'}") as opened:
         yield opened
 
 
 @pytest.fixture
-async def runs(archive: SqlArchive, tmp_path: Path) -> AsyncIterator[ArchivedRuns]:
+async def runs(archive: Archive, tmp_path: Path) -> AsyncIterator[ArchivedRuns]:
     async with SqliteStore(tmp_path / "store.db") as store:
         yield ArchivedRuns(archive, OnePlan(store, Values()))
 
 
-async def keep(archive: SqlArchive, run_id: str, *, until: int | None = None) -> int:
+async def keep(archive: Archive, run_id: str, *, until: int | None = None) -> int:
     """Archives a run of one task as it ended, or its first events alone; how many they are."""
     rig = Rig()
     rig.fleet.attach(instance())
@@ -57,9 +58,7 @@ async def keep(archive: SqlArchive, run_id: str, *, until: int | None = None) ->
     return len(records)
 
 
-async def test_an_ended_run_is_rebuilt_once_and_is_of_its_namespace_alone(
-    archive: SqlArchive, runs: ArchivedRuns
-) -> None:
+async def test_an_ended_run_is_rebuilt_once_and_is_of_its_namespace_alone(archive: Archive, runs: ArchivedRuns) -> None:
     await keep(archive, "r1")
     first = await runs.load("r1", "demo")
     assert first is not None and first.state.name == "SUCCEEDED"
@@ -67,7 +66,7 @@ async def test_an_ended_run_is_rebuilt_once_and_is_of_its_namespace_alone(
     assert await runs.load("r1", "other") is None
 
 
-async def test_a_run_that_goes_on_is_read_again(archive: SqlArchive, runs: ArchivedRuns) -> None:
+async def test_a_run_that_goes_on_is_read_again(archive: Archive, runs: ArchivedRuns) -> None:
     await keep(archive, "r1", until=2)
     part = await runs.load("r1", "demo")
     await keep(archive, "r1")
@@ -75,7 +74,7 @@ async def test_a_run_that_goes_on_is_read_again(archive: SqlArchive, runs: Archi
     assert part is not None and whole is not None and part.event_seq < whole.event_seq
 
 
-async def test_a_run_that_the_archive_has_forgotten_is_gone(archive: SqlArchive, runs: ArchivedRuns) -> None:
+async def test_a_run_that_the_archive_has_forgotten_is_gone(archive: Archive, runs: ArchivedRuns) -> None:
     await keep(archive, "r1")
     assert await runs.load("r1", "demo") is not None
     await archive.delete_before(DAY + timedelta(days=1), 10)
@@ -84,7 +83,7 @@ async def test_a_run_that_the_archive_has_forgotten_is_gone(archive: SqlArchive,
 
 @pytest.mark.parametrize("bound", ["KEPT_RECORDS", "KEPT_BYTES"])
 async def test_what_was_not_used_for_longest_makes_room(
-    archive: SqlArchive, runs: ArchivedRuns, monkeypatch: pytest.MonkeyPatch, bound: str
+    archive: Archive, runs: ArchivedRuns, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     sizes = [await keep(archive, run_id) for run_id in ("r1", "r2", "r3")]
     size = sizes[0]
@@ -99,7 +98,7 @@ async def test_what_was_not_used_for_longest_makes_room(
 
 
 async def test_a_run_larger_than_all_room_pushes_nothing_out(
-    archive: SqlArchive, runs: ArchivedRuns, monkeypatch: pytest.MonkeyPatch
+    archive: Archive, runs: ArchivedRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = await keep(archive, "r1")
     kept = await runs.load("r1", "demo")

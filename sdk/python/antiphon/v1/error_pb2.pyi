@@ -130,6 +130,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No such chain of audit records."""
     ERROR_REASON_AUDIT_RECORD_NOT_FOUND: _ErrorReason.ValueType  # 141
     """The chain does not hold that record: it is not written yet, or was removed with the oldest."""
+    ERROR_REASON_PAYLOADS_UNAVAILABLE: _ErrorReason.ValueType  # 170
+    """Where payloads are kept does not answer; values that travel inline go on."""
+    ERROR_REASON_PAYLOAD_CORRUPT: _ErrorReason.ValueType  # 171
+    """What is kept under the digest is something else: where payloads are kept was damaged."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, without its prefix, of every status Antiphon sends; ErrorInfo.domain is "antiphon.v1"."""
@@ -236,6 +240,10 @@ ERROR_REASON_AUDIT_CHAIN_NOT_FOUND: ErrorReason.ValueType  # 140
 """No such chain of audit records."""
 ERROR_REASON_AUDIT_RECORD_NOT_FOUND: ErrorReason.ValueType  # 141
 """The chain does not hold that record: it is not written yet, or was removed with the oldest."""
+ERROR_REASON_PAYLOADS_UNAVAILABLE: ErrorReason.ValueType  # 170
+"""Where payloads are kept does not answer; values that travel inline go on."""
+ERROR_REASON_PAYLOAD_CORRUPT: ErrorReason.ValueType  # 171
+"""What is kept under the digest is something else: where payloads are kept was damaged."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -27,7 +27,7 @@ from antiphon.v1 import error_pb2 as antiphon_dot_v1_dot_error__pb2
 from antiphon.v1 import payload_pb2 as antiphon_dot_v1_dot_payload__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!antiphon/v1/payload_service.proto\x12\x0b\x61ntiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x17\x61ntiphon/v1/error.proto\x1a\x19\x61ntiphon/v1/payload.proto\"J\n\x14UploadPayloadRequest\x12\x16\n\x06\x64igest\x18\x01 \x01(\tR\x06\x64igest\x12\x1a\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18\x02R\x05\x63hunk\"G\n\x15UploadPayloadResponse\x12.\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1a.antiphon.v1.BlobReferenceR\x04\x62lob\"H\n\x16\x44ownloadPayloadRequest\x12\x16\n\x06\x64igest\x18\x01 \x01(\tR\x06\x64igest\x12\x16\n\x06offset\x18\x02 \x01(\x04R\x06offset\"5\n\x17\x44ownloadPayloadResponse\x12\x1a\n\x05\x63hunk\x18\x01 \x01(\x0c\x42\x04\xb0\xbb\x18\x02R\x05\x63hunk2\x8b\x02\n\x0ePayloadService\x12y\n\rUploadPayload\x12!.antiphon.v1.UploadPayloadRequest\x1a\".antiphon.v1.UploadPayloadResponse\"\x1f\xaa\xbb\x18\x16\n\x03\x01\x02\x03\x12\rwrite_payload \x03\xf2\xbb\x18\x01=(\x01\x12~\n\x0f\x44ownloadPayload\x12#.antiphon.v1.DownloadPayloadRequest\x1a$.antiphon.v1.DownloadPayloadResponse\"\x1e\xaa\xbb\x18\x15\n\x03\x01\x02\x03\x12\x0cread_payload \x01\xf2\xbb\x18\x01<0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!antiphon/v1/payload_service.proto\x12\x0b\x61ntiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x17\x61ntiphon/v1/error.proto\x1a\x19\x61ntiphon/v1/payload.proto\"J\n\x14UploadPayloadRequest\x12\x16\n\x06\x64igest\x18\x01 \x01(\tR\x06\x64igest\x12\x1a\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18\x02R\x05\x63hunk\"G\n\x15UploadPayloadResponse\x12.\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x1a.antiphon.v1.BlobReferenceR\x04\x62lob\"H\n\x16\x44ownloadPayloadRequest\x12\x16\n\x06\x64igest\x18\x01 \x01(\tR\x06\x64igest\x12\x16\n\x06offset\x18\x02 \x01(\x04R\x06offset\"5\n\x17\x44ownloadPayloadResponse\x12\x1a\n\x05\x63hunk\x18\x01 \x01(\x0c\x42\x04\xb0\xbb\x18\x02R\x05\x63hunk2\x92\x02\n\x0ePayloadService\x12{\n\rUploadPayload\x12!.antiphon.v1.UploadPayloadRequest\x1a\".antiphon.v1.UploadPayloadResponse\"!\xaa\xbb\x18\x16\n\x03\x01\x02\x03\x12\rwrite_payload \x03\xf2\xbb\x18\x03=\xaa\x01(\x01\x12\x82\x01\n\x0f\x44ownloadPayload\x12#.antiphon.v1.DownloadPayloadRequest\x1a$.antiphon.v1.DownloadPayloadResponse\"\"\xaa\xbb\x18\x15\n\x03\x01\x02\x03\x12\x0cread_payload \x01\xf2\xbb\x18\x05<\xaa\x01\xab\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,9 +39,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOWNLOADPAYLOADRESPONSE'].fields_by_name['chunk']._loaded_options = None
   _globals['_DOWNLOADPAYLOADRESPONSE'].fields_by_name['chunk']._serialized_options = b'\260\273\030\002'
   _globals['_PAYLOADSERVICE'].methods_by_name['UploadPayload']._loaded_options = None
-  _globals['_PAYLOADSERVICE'].methods_by_name['UploadPayload']._serialized_options = b'\252\273\030\026\n\003\001\002\003\022\rwrite_payload \003\362\273\030\001='
+  _globals['_PAYLOADSERVICE'].methods_by_name['UploadPayload']._serialized_options = b'\252\273\030\026\n\003\001\002\003\022\rwrite_payload \003\362\273\030\003=\252\001'
   _globals['_PAYLOADSERVICE'].methods_by_name['DownloadPayload']._loaded_options = None
-  _globals['_PAYLOADSERVICE'].methods_by_name['DownloadPayload']._serialized_options = b'\252\273\030\025\n\003\001\002\003\022\014read_payload \001\362\273\030\001<'
+  _globals['_PAYLOADSERVICE'].methods_by_name['DownloadPayload']._serialized_options = b'\252\273\030\025\n\003\001\002\003\022\014read_payload \001\362\273\030\005<\252\001\253\001'
   _globals['_UPLOADPAYLOADREQUEST']._serialized_start=137
   _globals['_UPLOADPAYLOADREQUEST']._serialized_end=211
   _globals['_UPLOADPAYLOADRESPONSE']._serialized_start=213
@@ -51,5 +51,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOWNLOADPAYLOADRESPONSE']._serialized_start=360
   _globals['_DOWNLOADPAYLOADRESPONSE']._serialized_end=413
   _globals['_PAYLOADSERVICE']._serialized_start=416
-  _globals['_PAYLOADSERVICE']._serialized_end=683
+  _globals['_PAYLOADSERVICE']._serialized_end=690
 # @@protoc_insertion_point(module_scope)

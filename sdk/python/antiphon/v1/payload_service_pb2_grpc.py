@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PayloadServiceStub(object):
-    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them.
+    """PayloadService keeps values by digest, scoped by the caller's namespace. One that no run and no entry refers to goes
+    some time after it was last uploaded or referred to (a week, unless the operator chose otherwise).
     """
 
     def __init__(self, channel):
@@ -48,7 +49,8 @@ class PayloadServiceStub(object):
 
 
 class PayloadServiceServicer(object):
-    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them.
+    """PayloadService keeps values by digest, scoped by the caller's namespace. One that no run and no entry refers to goes
+    some time after it was last uploaded or referred to (a week, unless the operator chose otherwise).
     """
 
     def UploadPayload(self, request_iterator, context):
@@ -88,7 +90,8 @@ def add_PayloadServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PayloadService(object):
-    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them.
+    """PayloadService keeps values by digest, scoped by the caller's namespace. One that no run and no entry refers to goes
+    some time after it was last uploaded or referred to (a week, unless the operator chose otherwise).
     """
 
     @staticmethod

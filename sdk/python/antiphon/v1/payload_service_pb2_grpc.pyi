@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PayloadServiceStub:
-    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them."""
+    """PayloadService keeps values by digest, scoped by the caller's namespace. One that no run and no entry refers to goes
+    some time after it was last uploaded or referred to (a week, unless the operator chose otherwise).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,7 +44,9 @@ class PayloadServiceStub:
 
 @_typing.type_check_only
 class PayloadServiceAsyncStub(PayloadServiceStub):
-    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them."""
+    """PayloadService keeps values by digest, scoped by the caller's namespace. One that no run and no entry refers to goes
+    some time after it was last uploaded or referred to (a week, unless the operator chose otherwise).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadPayload: _aio.StreamUnaryMultiCallable[_payload_service_pb2.UploadPayloadRequest, _payload_service_pb2.UploadPayloadResponse]  # type: ignore[assignment]
@@ -53,7 +57,9 @@ class PayloadServiceAsyncStub(PayloadServiceStub):
     """DownloadPayload streams the content from an offset. After a broken stream call again with the bytes received so far."""
 
 class PayloadServiceServicer(metaclass=_abc_1.ABCMeta):
-    """PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them."""
+    """PayloadService keeps values by digest, scoped by the caller's namespace. One that no run and no entry refers to goes
+    some time after it was last uploaded or referred to (a week, unless the operator chose otherwise).
+    """
 
     @_abc_1.abstractmethod
     def UploadPayload(

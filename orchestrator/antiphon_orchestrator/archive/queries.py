@@ -1,0 +1,127 @@
+"""Rows and statements that both databases share: pure, nothing is executed here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, literal, select, tuple_
+
+from .model import ArchivedRun, EventChunk, RunFilter, from_micros, make_page_token, read_page_token, to_micros
+from .tables import contains_text, encode_labels, run_events, runs
+
+HasLabel = Callable[[str, str], ColumnElement[bool]]
+
+
+def run_row(run: ArchivedRun) -> dict[str, Any]:
+    """A run as a row of `runs`."""
+    return {
+        "run_id": run.run_id,
+        "namespace": run.namespace,
+        "graph_name": run.graph_name,
+        "graph_version": run.graph_version,
+        "state": run.state,
+        "principal": run.principal,
+        "request_key": run.request_key,
+        "request_digest": run.request_digest,
+        "parent": run.parent,
+        "labels": encode_labels(run.labels),
+        "failure_text": run.failure_text,
+        "create_time": to_micros(run.create_time),
+        "end_time": None if run.end_time is None else to_micros(run.end_time),
+        "last_event_seq": run.last_event_seq,
+    }
+
+
+def chunk_row(chunk: EventChunk) -> dict[str, Any]:
+    """A chunk as a row of `run_events`."""
+    return {
+        "run_id": chunk.run_id,
+        "first_seq": chunk.first_seq,
+        "last_seq": chunk.last_seq,
+        "data": chunk.data,
+    }
+
+
+def run_of(row: Row[Any]) -> ArchivedRun:
+    """The inverse of `run_row`."""
+    values = dict(row._mapping)
+    values["labels"] = json.loads(row.labels)
+    values["create_time"] = from_micros(row.create_time)
+    values["end_time"] = None if row.end_time is None else from_micros(row.end_time)
+    return ArchivedRun(**values)
+
+
+def select_run(run_id: str) -> Select[Any]:
+    return select(runs).where(runs.c.run_id == run_id)
+
+
+def select_events(run_id: str, after_seq: int) -> Select[Any]:
+    later = select(run_events).where(run_events.c.run_id == run_id, run_events.c.last_seq > after_seq)
+    return later.order_by(run_events.c.first_seq)
+
+
+def chunks_of(rows: Sequence[Row[Any]], after_seq: int) -> list[EventChunk]:
+    """The chunks of `select_events` that say something new, in order."""
+    chunks: list[EventChunk] = []
+    for row in rows:
+        if row.last_seq > after_seq:  # else an earlier chunk holds all of it
+            chunks.append(chunk_of(row))
+            after_seq = row.last_seq
+    return chunks
+
+
+def chunk_of(row: Row[Any]) -> EventChunk:
+    """The inverse of `chunk_row`."""
+    return EventChunk(row.run_id, row.first_seq, row.last_seq, row.data)
+
+
+def select_page(filter: RunFilter, page_size: int, page_token: str, has_label: HasLabel) -> Select[Any]:
+    """One row more than the page, which says whether another follows. Raises InvalidPageToken."""
+    if page_size <= 0:
+        raise ValueError(f"a page holds at least one run, not {page_size}")
+    query = select(runs).where(*_conditions(filter, has_label))
+    if page_token:
+        position = tuple_(*(literal(part) for part in read_page_token(filter, page_token)))
+        query = query.where(tuple_(runs.c.create_time, runs.c.run_id) < position)
+    return query.order_by(runs.c.create_time.desc(), runs.c.run_id.desc()).limit(page_size + 1)
+
+
+def page_of(rows: Sequence[Row[Any]], filter: RunFilter, page_size: int) -> tuple[list[ArchivedRun], str]:
+    """The page of `select_page`, and the token of the next."""
+    page = rows[:page_size]
+    more = len(rows) > page_size
+    token = make_page_token(filter, page[-1].create_time, page[-1].run_id) if more else ""
+    return [run_of(row) for row in page], token
+
+
+def select_behind(after: tuple[str, int], limit: int) -> Select[Any]:
+    """Chunks of all runs, behind a position in their key."""
+    key = tuple_(run_events.c.run_id, run_events.c.first_seq)
+    behind = key > tuple_(literal(after[0]), literal(after[1]))
+    return select(run_events).where(behind).order_by(run_events.c.run_id, run_events.c.first_seq).limit(limit)
+
+
+def select_ended(time: datetime, limit: int) -> Select[Any]:
+    """Ids of the oldest runs that ended before `time`."""
+    return select(runs.c.run_id).where(runs.c.end_time < to_micros(time)).order_by(runs.c.end_time).limit(limit)
+
+
+def _conditions(filter: RunFilter, has_label: HasLabel) -> Iterator[ColumnElement[bool]]:
+    yield runs.c.namespace == filter.namespace
+    if filter.graph_name is not None:
+        yield runs.c.graph_name == filter.graph_name
+    if filter.states:
+        yield runs.c.state.in_(filter.states)
+    if filter.created_after is not None:
+        yield runs.c.create_time >= to_micros(filter.created_after)
+    if filter.created_before is not None:
+        yield runs.c.create_time < to_micros(filter.created_before)
+    if filter.parent is not None:
+        yield runs.c.parent == filter.parent
+    for key, value in filter.labels:
+        yield has_label(key, value)
+    if filter.text is not None:
+        yield contains_text(filter.text)

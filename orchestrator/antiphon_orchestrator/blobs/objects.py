@@ -1,0 +1,327 @@
+"""Blobs wherever obstore reaches, a folder or an object store: `<namespace>/<first two digits>/<digest>`.
+
+Content is spooled, checked against its digest, and only then given its name, so a blob that can be seen is whole, and a
+record that refers to it may be committed; in a folder it is synced before. What a crash leaves in the spool goes when
+it is a day old. Content goes through in pieces, each a request with a deadline of its own, so that a slow reader or
+sender costs no memory and keeps no request open.
+
+obstore is loaded with the first blob: 6 MB that an orchestrator without large payloads does without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
+from uuid import uuid4
+
+from .port import BlobCorrupt, BlobDigestMismatch, BlobInfo, BlobNotFound, BlobsUnavailable, BlobTooLarge
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+_SPOOL = ".spool"
+_USED = ".used"
+"""Empty objects, by namespace and digest; when one was written is when its blob was last used."""
+_TRASH = ".trash"
+"""Blobs under removal, by namespace and digest."""
+_YOUNG = timedelta(minutes=10)
+"""So long after it was put a blob is safe anyway, and its use is not noted."""
+_SPOOL_AGE = timedelta(days=1)
+_READ_BYTES = 4 << 20
+_PART_BYTES = 5 << 20
+"""Of an upload; object stores take no smaller parts."""
+_CHUNK_BYTES = 1 << 20
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SCHEMES = ("file", "s3", "gs", "azure")
+_REQUEST = timedelta(seconds=15)
+_CONNECT = timedelta(seconds=5)
+_RETRIES = 4
+
+
+def check_url(url: str) -> None:
+    """Raises ValueError, which holds no secret, for what is no place of payloads."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in _SCHEMES:
+        raise ValueError("write file:///FOLDER, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or azure://CONTAINER/PREFIX")
+    if parts.scheme == "file" and (parts.netloc or len(parts.path) < 2):
+        raise ValueError("write file:///FOLDER")
+    if parts.scheme != "file" and not parts.netloc:
+        raise ValueError(f"write {parts.scheme}://BUCKET/PREFIX")
+    if "@" in parts.netloc or parts.query:
+        raise ValueError("credentials and options of payloads come from the environment; write the URL without")
+
+
+class ObjectBlobs:
+    """A `Blobs` at a checked URL, which others may share. Use: `async with ObjectBlobs(url) as blobs`.
+
+    Endpoint, region and credentials come from the variables that obstore knows (AWS_…, GOOGLE_…, AZURE_…).
+    `request`: the deadline of one request; it is tried again for twice as long.
+    """
+
+    def __init__(self, url: str, *, request: timedelta = _REQUEST) -> None:
+        self._url = url
+        self._request = request
+        parts = urlsplit(url)
+        self._folder = Path(unquote(parts.path)) if parts.scheme == "file" else None
+        self._tidied = False
+
+    async def __aenter__(self) -> ObjectBlobs:
+        """Makes the folder if needed, readable by this user only, and clears the spool of what is a day old."""
+        if self._folder is not None:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            oldest = time.time() - _SPOOL_AGE.total_seconds()
+            for left in (self._folder / _SPOOL).glob("*"):
+                with contextlib.suppress(FileNotFoundError):  # another process may share the folder
+                    if left.stat().st_mtime < oldest:
+                        left.unlink()
+            self._tidied = True
+        return self
+
+    @cached_property
+    def _store(self) -> ObjectStore:
+        from obstore.store import LocalStore, from_url
+
+        if self._folder is not None:
+            return LocalStore(self._folder)
+        with _told():
+            return from_url(
+                self._url,
+                client_options={
+                    "timeout": self._request,
+                    "connect_timeout": min(_CONNECT, self._request),
+                    "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",
+                },
+                retry_config={"max_retries": _RETRIES, "retry_timeout": 2 * self._request},
+            )
+
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing is held open."""
+
+    async def put_stream(
+        self, namespace: str, expected_digest: str | None, chunks: AsyncIterator[bytes], limit: int
+    ) -> BlobInfo:
+        """See `Blobs.put_stream`."""
+        if expected_digest is not None:
+            _path(namespace, expected_digest)
+        await self._tidy()
+        spool = f"{_SPOOL}/{uuid4().hex}"
+        content = _Measured(chunks, limit)
+        part = _PART_BYTES if self._folder is None else _CHUNK_BYTES
+        try:
+            with _told():
+                await self._store.put_async(spool, content.chunks(), chunk_size=part, max_concurrency=2)
+            digest = content.digest.hexdigest()
+            if expected_digest not in (None, digest):
+                raise BlobDigestMismatch(f"the content has the digest {digest}, not {expected_digest}")
+            path = _path(namespace, digest)
+            if self._folder is not None:
+                await asyncio.to_thread(_sync, self._folder / spool)
+            with _told():
+                await self._store.rename_async(spool, path)
+            if self._folder is not None:
+                for folder in (self._folder / path).parents[:3]:  # each may have been made just now
+                    await asyncio.to_thread(_sync, folder)
+        except BaseException:
+            with contextlib.suppress(BlobsUnavailable):  # what is left goes with the spool; the reason is told
+                await self._discard(spool)
+            raise
+        return await self.stat(namespace, digest)
+
+    async def get_stream(self, namespace: str, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
+        """See `Blobs.get_stream`."""
+        size = (await self.stat(namespace, digest)).size
+        if not 0 <= offset <= size:
+            raise ValueError(f"offset {offset} is outside of the {size} bytes of {digest}")
+        seen = hashlib.sha256() if offset == 0 else None
+        held = b""
+        for start in range(offset, size, _READ_BYTES):
+            if held:
+                yield held
+            length = min(_READ_BYTES, size - start)
+            with _told(), _not_found(namespace, digest):
+                held = bytes(await self._store.get_range_async(_path(namespace, digest), start=start, length=length))
+            if seen is not None:
+                seen.update(held)
+        if seen is not None and seen.hexdigest() != digest:
+            raise BlobCorrupt(f"namespace {namespace!r} keeps something else as blob {digest}")
+        if held:
+            yield held
+
+    async def stat(self, namespace: str, digest: str) -> BlobInfo:
+        """See `Blobs.stat`."""
+        with _told(), _not_found(namespace, digest):
+            found = await self._store.head_async(_path(namespace, digest))
+        return BlobInfo(digest, found["size"], found["last_modified"])
+
+    async def delete(self, namespace: str, digest: str) -> None:
+        """See `Blobs.delete`."""
+        await self._discard(_path(namespace, digest))
+
+    async def list(self, namespace: str) -> AsyncIterator[BlobInfo]:
+        """See `Blobs.list`."""
+        with _told():
+            async for batch in self._store.list(prefix=_folder(namespace)):
+                for found in batch:
+                    yield BlobInfo(found["path"].rpartition("/")[2], found["size"], found["last_modified"])
+
+    async def use(self, namespace: str, digest: str) -> BlobInfo:
+        """See `Blobs.use`. First the note, then the look: a removal looks for notes after it has hidden the blob, so
+        one of the two sees the other."""
+        found = await self.stat(namespace, digest)
+        if found.modify_time < datetime.now(UTC) - _YOUNG:
+            with _told():
+                await self._store.put_async(f"{_USED}/{_path(namespace, digest)}", b"")
+            found = await self.stat(namespace, digest)
+        return found
+
+    async def all(self) -> AsyncIterator[tuple[str, BlobInfo]]:
+        """See `Blobs.all`. An empty folder is seen to be one without obstore."""
+        if self._folder is not None and not any(name[0] != "." for name in os.listdir(self._folder)):
+            return
+        with _told():
+            async for batch in self._store.list():
+                for found in batch:
+                    folder, *between, digest = found["path"].split("/")
+                    if not folder.startswith(".") and len(between) == 1:
+                        yield unquote(folder), BlobInfo(digest, found["size"], found["last_modified"])
+
+    async def remove_unused(self, namespace: str, digest: str, before: datetime) -> bool:
+        """See `Blobs.remove_unused`. The blob is moved aside, so that nobody can begin to use it, and put back if
+        somebody had begun by then."""
+        path = _path(namespace, digest)
+        hidden, note = f"{_TRASH}/{path}", f"{_USED}/{path}"
+        if await self._time(path, before) >= before or await self._time(note) >= before:
+            return False
+        with _told():
+            try:
+                await self._store.rename_async(path, hidden)
+            except FileNotFoundError:  # another replica removes it
+                return False
+            if await self._time(note) >= before:
+                with contextlib.suppress(FileNotFoundError):  # another replica has put it back
+                    await self._store.rename_async(hidden, path)
+                return False
+        await self._discard(hidden)
+        await self._discard(note)
+        return True
+
+    async def recover(self) -> None:
+        """See `Blobs.recover`. What another replica is just removing comes back as well, for the time being."""
+        if self._folder is not None and not (self._folder / _TRASH).exists():
+            return
+        with _told():
+            async for batch in self._store.list(prefix=_TRASH):
+                for found in batch:
+                    with contextlib.suppress(FileNotFoundError):
+                        await self._store.rename_async(found["path"], found["path"].removeprefix(f"{_TRASH}/"))
+
+    async def _time(self, path: str, absent: datetime = _LONG_AGO) -> datetime:
+        """When an object was written."""
+        with _told():
+            try:
+                time: datetime = (await self._store.head_async(path))["last_modified"]
+            except FileNotFoundError:
+                return absent
+        return time
+
+    async def probe(self) -> str:
+        """See `Blobs.probe`; it need not have been entered, and makes a folder's last part alone."""
+        if self._folder is not None and not self._folder.exists():
+            return f"{self._url}: none yet, made when an orchestrator starts"
+        path, content = f"{_SPOOL}/{uuid4().hex}", os.urandom(16)
+        with _told():
+            await self._store.put_async(path, content)
+            found = bytes(await self._store.get_range_async(path, start=0, length=len(content)))
+            await self._store.delete_async(path)
+        if found != content:
+            raise BlobsUnavailable(f"{self._url} does not give back what was written")
+        return f"{self._url}: can be written and read"
+
+    async def _tidy(self) -> None:
+        """Once, with the first upload: a folder's spool was cleared at the beginning, without obstore."""
+        if self._tidied:
+            return
+        oldest = datetime.now(UTC) - _SPOOL_AGE
+        with _told():
+            async for batch in self._store.list(prefix=_SPOOL):
+                for found in batch:
+                    if found["last_modified"] < oldest:
+                        await self._discard(found["path"])
+        self._tidied = True
+
+    async def _discard(self, path: str) -> None:
+        with _told(), contextlib.suppress(FileNotFoundError):
+            await self._store.delete_async(path)
+
+
+class _Measured:
+    """Passes chunks on, taking their digest and stopping at a limit."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], limit: int) -> None:
+        self._chunks = chunks
+        self._limit = limit
+        self._size = 0
+        self.digest = hashlib.sha256()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        async for chunk in self._chunks:
+            self._size += len(chunk)
+            if self._size > self._limit:
+                raise BlobTooLarge(f"the content is larger than {self._limit} bytes")
+            self.digest.update(chunk)
+            yield chunk
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What obstore raises as BlobsUnavailable, in one line: the rest repeats the request. A bucket that is missing is
+    reported like a blob that is, so that what means a blob has turned it into BlobNotFound before."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except (BaseError, FileNotFoundError, PermissionError) as error:
+        raise BlobsUnavailable(f"payloads cannot be kept or read: {str(error).partition(chr(10))[0]}") from error
+
+
+@contextlib.contextmanager
+def _not_found(namespace: str, digest: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BlobNotFound(f"namespace {namespace!r} has no blob {digest}") from error
+
+
+def _folder(namespace: str) -> str:
+    """One path segment a namespace: never empty, "." or "..", and never the spool."""
+    if not namespace:
+        raise ValueError("a blob needs a namespace")
+    return quote(namespace, safe="").replace(".", "%2E")
+
+
+def _path(namespace: str, digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"{digest!r} is not a SHA-256 digest in lower-case hexadecimal")
+    return f"{_folder(namespace)}/{digest[:2]}/{digest}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
