@@ -172,7 +172,7 @@ async def _answer(client: Client, call: pb.ClientCall) -> pb.ClientAnswer:
         case "submit":
             one = call.submit
             value = json.loads(one.input_json) if one.input_json else None
-            return _run(await client.submit(one.graph, value, wait=one.wait, request_id=one.request_id or None))
+            return _run(await client.submit(one.graph, value, wait=one.wait, request_id=one.request_id))
         case "submit_many":
             return await _submit_many(client, call.submit_many)
         case "get_run":
