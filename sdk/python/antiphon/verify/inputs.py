@@ -244,13 +244,18 @@ class Inputs:
         return (text + "x" * least)[: max(least, most)]
 
     def _number(self, schema: dict[str, Json], *, whole: bool) -> Json:
-        least: float = schema.get("minimum", schema.get("exclusiveMinimum", -1_000))
-        most: float = schema.get("maximum", schema.get("exclusiveMaximum", max(least, 0) + 1_000))
+        least = _first(schema, ("minimum", "exclusiveMinimum"), -1_000)
+        most = _first(schema, ("maximum", "exclusiveMaximum"), max(least, 0) + 1_000)
         step = schema.get("multipleOf")
         value = self._random.uniform(least, most)
         if step:
             return round(value / step) * step
         return round(value) if whole or self._random.random() < 0.5 else round(value, 3)
+
+
+def _first(schema: dict[str, Json], names: tuple[str, ...], default: float) -> float:
+    """The first of some keywords that holds a number."""
+    return next((schema[name] for name in names if isinstance(schema.get(name), int | float)), default)
 
 
 def _merged(one: dict[str, Json], other: Json) -> dict[str, Json]:

@@ -61,8 +61,8 @@ class Ledger:
         attempt = self.attempts[assignment.attempt_id] = Attempt(assignment, case, own_count)
         return attempt
 
-    def heard(self, request: pb.WorkRequest) -> list[pb.CallRequest]:
-        """Take in what the agent says after hello; the calls in it that are to be answered."""
+    def heard(self, request: pb.WorkRequest) -> None:
+        """Take in what the agent says after hello, besides calls and requests to shared context."""
         if request.HasField("hello"):
             self._find("outcomes", "hello came twice on one stream")
         for name in ("results", "progress", "calls", "context_requests"):
@@ -72,7 +72,6 @@ class Ledger:
             self._result(result)
         for update in request.progress:
             self._progress(update)
-        return [call for call in request.calls if self.vouched("a call", call.attempt_id, call.attempt_token)]
 
     def vouched(self, what: str, attempt_id: str, token: bytes) -> Attempt | None:
         """The attempt on whose behalf something is asked; None, and a finding, when that is not proven."""

@@ -13,6 +13,8 @@ from .cases import ALL, Case, Play
 from .cases.case import first_line
 from .stage import Unplayable, Wrong, digest_of
 
+GATES = ("hello", "schemas")
+"""Cases without which no later one can be played."""
 PASSED, FAILED, BROKEN = pb.VERIFY_OUTCOME_PASSED, pb.VERIFY_OUTCOME_FAILED, pb.VERIFY_OUTCOME_BROKEN
 
 
@@ -33,9 +35,9 @@ async def verify(
     begun = time.monotonic()
     try:
         for case in cases:
-            hello = next((one for one in report.cases if one.name == "hello"), None)
-            if hello is not None and hello.outcome != PASSED:
-                done = _result(case, BROKEN, expected="the case can be played", seen="hello failed")
+            shut = next((one.name for one in report.cases if one.name in GATES and one.outcome != PASSED), "")
+            if shut:
+                done = _result(case, BROKEN, expected="the case can be played", seen=f"{shut} did not pass")
             else:
                 done = await _played(play, case)
             report.cases.append(done)

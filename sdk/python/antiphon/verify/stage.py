@@ -219,8 +219,10 @@ class Stage:
 
     def _hear(self, line: Line, request: pb.WorkRequest) -> None:
         response = pb.WorkResponse()
-        for call in self.ledger.heard(request):
-            response.call_results.append(self._answer(call))
+        self.ledger.heard(request)
+        for call in request.calls:
+            known = self.ledger.vouched("a call", call.attempt_id, call.attempt_token)
+            response.call_results.append(self._answer(call) if known else _refused(call))
         for ask in request.context_requests:
             if self.ledger.vouched("a request to shared context", ask.attempt_id, ask.attempt_token):
                 response.context_responses.append(answer_of_context(ask))
@@ -253,6 +255,14 @@ def digest_of(description: registry_pb2.AgentDescription) -> str:
         data = capability.SerializeToString(deterministic=True)
         hashed.update(len(data).to_bytes(4, "big") + data)
     return hashed.hexdigest()
+
+
+def _refused(call: pb.CallRequest) -> pb.CallResponse:
+    """As a sidecar answers a call with a token that is not its attempt's: its handler waits."""
+    response = pb.CallResponse(call_id=call.call_id, attempt_id=call.attempt_id)
+    response.failure.kind = failure_pb2.FAILURE_KIND_PERMANENT
+    response.failure.code, response.failure.message = "ATTEMPT_TOKEN_INVALID", "the token is not its own"
+    return response
 
 
 async def _over(one: Awaitable[object]) -> None:
