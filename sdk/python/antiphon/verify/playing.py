@@ -60,10 +60,12 @@ def passed(report: pb.VerifyReport) -> bool:
 async def _played(play: Play, case: Case) -> pb.VerifiedCase:
     stage = play.stage
     begun = time.monotonic()
-    if case.fresh:
-        await stage.stop()
     stage.case = case.name
     try:
+        if stage.hello is None and case.name != GATES[0]:
+            await stage.line()  # chosen without it, every case begins with a hello
+        if case.fresh:
+            await stage.stop()
         await case.play(play)
         done = _result(case, PASSED)
     except Wrong as wrong:
