@@ -11,7 +11,8 @@ from antiphon.v1 import verify_pb2 as pb
 from .._version import VERSION
 from .cases import ALL, Case, Play
 from .cases.case import first_line
-from .stage import Unplayable, Wrong, digest_of
+from .digest import digest_of
+from .stage import Unplayable, Wrong
 
 GATES = ("hello", "schemas")
 """Cases without which no later one can be played."""
