@@ -1,9 +1,7 @@
 //! An agent without an SDK: generated stubs, a Unix socket, and what protos/antiphon/v1/agent_service.proto says.
 
-use std::{collections::HashSet, time::Duration};
-
 use hyper_util::rt::TokioIo;
-use serde::{Deserialize, Serialize};
+use std::{collections::HashSet, error::Error, time::Duration};
 use tokio::{net::UnixStream, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
@@ -16,7 +14,7 @@ use v1::{agent_service_client::AgentServiceClient, payload::Content, result::Out
 
 const SCHEMA: &str = r#"{"type":"object","properties":{"text":{"type":"string"}},"required":["text"]}"#;
 
-#[derive(Deserialize, Serialize)]
+#[derive(serde::Deserialize, serde::Serialize)]
 struct Text {
     text: String,
 }
@@ -27,28 +25,17 @@ fn shout(input: Text) -> Text {
 }
 
 fn hello() -> WorkRequest {
-    let shout = Capability {
-        name: "text.shout".into(),
-        version: "1".into(),
-        input_schema: SCHEMA.into(),
-        output_schema: SCHEMA.into(),
-        effect: Effect::Pure as i32,
-        idempotent: true,
-        ..Default::default()
-    };
-    let description = AgentDescription {
-        name: "shouter".into(),
-        runtime: "rust".into(),
-        capabilities: vec![shout],
-        concurrency: 8,
-        prefetch: 8,
-        ..Default::default()
-    };
+    let mut shout = Capability { name: "text.shout".into(), version: "1".into(), ..Default::default() };
+    (shout.input_schema, shout.output_schema) = (SCHEMA.into(), SCHEMA.into());
+    shout.effect = Effect::Pure as i32;
+    let mut description = AgentDescription { name: "shouter".into(), ..Default::default() };
+    (description.concurrency, description.prefetch, description.runtime) = (8, 8, "rust".into());
+    description.capabilities.push(shout);
     let hello = AgentHello { description: Some(description), protocol_version: 1 };
     WorkRequest { hello: Some(hello), ..Default::default() }
 }
 
-/// What JSON there is in an assignment that this agent can work on; else the failure that says why not.
+/// The input of an assignment that this agent can work on; else the failure that says why not.
 fn input_of(assignment: Assignment) -> std::result::Result<Text, (FailureKind, String)> {
     if (assignment.capability.as_str(), assignment.version.as_str()) != ("text.shout", "1") {
         return Err((FailureKind::Permanent, "this agent has no such capability".into()));
@@ -66,8 +53,8 @@ fn work(assignment: Assignment) -> v1::Result {
     let attempt_id = assignment.attempt_id.clone();
     let outcome = match input_of(assignment) {
         Ok(input) => {
-            let data = serde_json::to_vec(&shout(input)).expect("a text is JSON");
-            Outcome::Output(Payload { content: Some(Content::Inline(data)), ..Default::default() })
+            let content = Content::Inline(serde_json::to_vec(&shout(input)).expect("a text is JSON"));
+            Outcome::Output(Payload { content: Some(content), ..Default::default() })
         }
         Err((kind, message)) => Outcome::Failure(Failure { kind: kind as i32, message, ..Default::default() }),
     };
@@ -75,10 +62,10 @@ fn work(assignment: Assignment) -> v1::Result {
 }
 
 /// One stream, until it ends or breaks. Work is done as it comes, so there is never anything to cancel.
-async fn attach(path: String) -> std::result::Result<(), Box<dyn std::error::Error>> {
+async fn attach(path: String) -> std::result::Result<(), Box<dyn Error>> {
     let dial = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        let stream = UnixStream::connect(path.clone());
+        async { stream.await.map(TokioIo::new) }
     });
     let channel = Endpoint::from_static("http://localhost").connect_with_connector(dial).await?;
     let (up, requests) = mpsc::channel(16);
