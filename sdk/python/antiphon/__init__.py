@@ -124,6 +124,7 @@ if TYPE_CHECKING:
         StreamReplaced,
         TaskNotFound,
         TokenNotAccepted,
+        VerifyReportNotAccepted,
     )
     from ._schema import (
         Labels,
@@ -230,6 +231,7 @@ __all__ = [
     "TokenNotAccepted",
     "TransientFailure",
     "Unavailable",
+    "VerifyReportNotAccepted",
     "any_of",
     "at_least",
     "current_task",

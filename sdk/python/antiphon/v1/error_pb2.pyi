@@ -134,6 +134,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Where payloads are kept does not answer; values that travel inline go on."""
     ERROR_REASON_PAYLOAD_CORRUPT: _ErrorReason.ValueType  # 171
     """What is kept under the digest is something else: where payloads are kept was damaged."""
+    ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED: _ErrorReason.ValueType  # 180
+    """The report of a verification does not prove the agent: a case did not pass, or not all were played."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, without its prefix, of every status Antiphon sends; ErrorInfo.domain is "antiphon.v1"."""
@@ -244,6 +246,8 @@ ERROR_REASON_PAYLOADS_UNAVAILABLE: ErrorReason.ValueType  # 170
 """Where payloads are kept does not answer; values that travel inline go on."""
 ERROR_REASON_PAYLOAD_CORRUPT: ErrorReason.ValueType  # 171
 """What is kept under the digest is something else: where payloads are kept was damaged."""
+ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED: ErrorReason.ValueType  # 180
+"""The report of a verification does not prove the agent: a case did not pass, or not all were played."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
