@@ -2,7 +2,7 @@
 
 Our own options are taken out with the validation ones: all that a TypeScript program needs of them is the table of
 errors, which is written here. The generator is a development dependency of the SDK, at the version that its lock file
-names; it is a filter from a CodeGeneratorRequest to a CodeGeneratorResponse, so neither protoc nor the network is needed.
+names; it is a filter from a CodeGeneratorRequest to a CodeGeneratorResponse, so protoc is not needed, nor the network.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _bare(full: bytes) -> Iterator[descriptor_pb2.FileDescriptorProto]:
 
 
 def _names(request: plugin_pb2.CodeGeneratorRequest) -> str:
-    """One module with every message, enumeration and service of the public package; each file has helpers of its own."""
+    """One module with every message, enumeration and service of the public package; each file has more than those."""
     lines = ["// Generated from protos/; do not edit."]
     for file in sorted(request.proto_file, key=lambda file: file.name):
         if file.package == "antiphon.v1":
@@ -106,7 +106,7 @@ def _reasons(full: bytes) -> str:
         pool.Add(file)
     # The options are parsed anew, with classes that know the extension.
     options = message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.EnumValueOptions"))
-    extension = pool.FindExtensionByName("antiphon.options.v1.error")
+    extension: Any = pool.FindExtensionByName("antiphon.options.v1.error")
     rows = []
     for value in pool.FindEnumTypeByName("antiphon.v1.ErrorReason").values:
         raw: Any = options.FromString(value.GetOptions().SerializeToString())

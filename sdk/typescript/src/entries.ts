@@ -33,7 +33,7 @@ export interface PutOptions extends ChangeOptions {
 }
 
 /** The scope as the contracts have it. Throws a `TypeError`. */
-export function scopeOf(scope: string = "namespace"): ContextScope {
+export function scopeOf(scope = "namespace"): ContextScope {
   const [kind, name] = partition(scope, ":");
   if (kind === "run") return { kind: { $case: "runId", value: name } };
   if (kind === "graph") return { kind: { $case: "graph", value: name } };

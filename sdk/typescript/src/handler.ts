@@ -79,7 +79,7 @@ export function handlerOf<Input, Output>(
   }
   const { effect, expectedLatency } = options;
   if (effect !== undefined && !Object.hasOwn(EFFECTS, effect)) {
-    throw new TypeError(`effect ${String(effect)} must be one of ${Object.keys(EFFECTS).join(", ")}`);
+    throw new TypeError(`effect ${effect} must be one of ${Object.keys(EFFECTS).join(", ")}`);
   }
   const enveloped = options.input === Payload;
   const input = enveloped ? undefined : (options.input as JsonSchema | undefined);

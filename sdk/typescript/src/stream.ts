@@ -4,7 +4,7 @@
  * The reader decides how a stream ended: only reading tells gRPC's status. A writer that ends, or fails, lets the reader
  * go on for a moment to find out.
  */
-import { type ClientDuplexStream } from "@grpc/grpc-js";
+import { type ClientWritableStream } from "@grpc/grpc-js";
 
 import { TimedOut, within } from "./waiting.js";
 
@@ -37,7 +37,7 @@ export async function talk(
 
 /** Hand one message to the transport, when it has room. Rejects with `TimedOut` when the other side stopped reading. */
 export async function write<Request>(
-  stream: ClientDuplexStream<Request, unknown>,
+  stream: Pick<ClientWritableStream<Request>, "write">,
   message: Request,
   signal: AbortSignal,
 ): Promise<void> {

@@ -7,7 +7,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { Metadata, Server, ServerCredentials, type ServerDuplexStream, type StatusObject } from "@grpc/grpc-js";
+import { Metadata, Server, ServerCredentials, type ServerDuplexStream } from "@grpc/grpc-js";
 import { onTestFinished } from "vitest";
 
 import { ErrorInfo } from "../src/gen/google/rpc/error_details.js";
@@ -193,7 +193,7 @@ export function statusOf(
   reason: keyof typeof REASONS,
   metadata: Record<string, string> = {},
   more: Status["details"] = [],
-): Partial<StatusObject> {
+): { code: number; details: string; metadata: Metadata } {
   const { code } = REASONS[reason];
   const info = ErrorInfo.fromPartial({ reason, domain: "antiphon.v1", metadata });
   const details = [
@@ -201,9 +201,9 @@ export function statusOf(
     ...more,
   ];
   const trailers = new Metadata();
-  const status = Status.fromPartial({ code, message: `refused: ${reason}`, details });
-  trailers.set("grpc-status-details-bin", Buffer.from(Status.encode(status).finish()));
-  return { code, details: status.message, metadata: trailers };
+  const made = Status.fromPartial({ code, message: `refused: ${reason}`, details });
+  trailers.set("grpc-status-details-bin", Buffer.from(Status.encode(made).finish()));
+  return { code, details: made.message, metadata: trailers };
 }
 
 /** An assignment of `capability` (name@version) with JSON input. */
