@@ -48,7 +48,7 @@ def ready(*, build: bool) -> None:
         once(installed, digest(SDK / "package-lock.json"), "npm", "ci", "--ignore-scripts", "--no-progress")
         if build:
             sources = [SDK / name for name in ("package-lock.json", "tsconfig.json", "tsconfig.build.json")]
-            sources += (SDK / "src").rglob("*.ts")
+            sources += [*(SDK / "src").rglob("*.ts"), *(SDK / "conformance").glob("*.*")]
             once(SDK / "dist/antiphon-built", digest(*sources), "npm", "run", "--silent", "build")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,4 +31,9 @@ def _python() -> tuple[str, ...]:
     return (sys.executable, str(ROOT / "sdk/python/conformance.py"))
 
 
-EXECUTORS = {one.sdk: one for one in (Executor("python", _python),)}
+def _typescript() -> tuple[str, ...]:
+    subprocess.run([sys.executable, str(ROOT / "tools/node.py"), "--build"], check=True)
+    return ("node", str(ROOT / "sdk/typescript/conformance/build/executor.js"))
+
+
+EXECUTORS = {one.sdk: one for one in (Executor("python", _python), Executor("typescript", _typescript))}
