@@ -1,13 +1,12 @@
 /** Waiting with a limit, and for whichever comes first; every timer and listener that it makes is taken away again. */
 
-/** Whether `time` milliseconds passed before `promise` settled. Rejects as it does. */
+/** Nothing came within the time there was. */
 export class TimedOut extends Error {
   override readonly name = "TimedOut";
 }
 
 /** What `promise` gives. Rejects with `TimedOut` after `time` milliseconds, and with the signal's reason when it aborts. */
 export async function within<Value>(promise: Promise<Value>, time: number | undefined, signal?: AbortSignal): Promise<Value> {
-  signal?.throwIfAborted();
   return await new Promise<Value>((resolve, reject) => {
     const abort = (): void => {
       done();
@@ -24,8 +23,10 @@ export async function within<Value>(promise: Promise<Value>, time: number | unde
       clearTimeout(timer);
       signal?.removeEventListener("abort", abort);
     };
-    signal?.addEventListener("abort", abort, { once: true });
+    // Listened to in any case: a promise that fails later, with nobody listening, would end the process.
     promise.then(resolve, reject).finally(done);
+    if (signal?.aborted === true) abort();
+    else signal?.addEventListener("abort", abort, { once: true });
   });
 }
 

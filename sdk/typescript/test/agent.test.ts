@@ -314,3 +314,19 @@ test("schemas give types", () => {
   const list: FromSchema<{ type: "array"; items: { enum: ["a", "b"] } }> = ["a", "b"];
   expect([files, wrong.name, either, list]).toEqual([undefined, 1, null, ["a", "b"]]);
 });
+
+test("streams that break while outcomes are on their way end no process and lose nothing", async () => {
+  const { sidecar, line } = await attached();
+  let current = line;
+  for (let n = 0; n < 5; n += 1) {
+    const attemptId = `r/t${String(n)}/0/1`;
+    current.assign(assignment(attemptId, "sample.any@1", n));
+    sidecar.stop();
+    await sidecar.start();
+    const next = await sidecar.line();
+    // Assigned again, as a sidecar does: it is answered by what was worked out before, or worked out now.
+    next.assign(assignment(attemptId, "sample.any@1", n));
+    await eventually(() => next.results.some((one) => one.attemptId === attemptId), "the outcome");
+    current = next;
+  }
+});
