@@ -35,14 +35,8 @@ def compiled(sdk: Path, folder: Path, text: str) -> Path:
     (folder / "package.json").write_text('{"type": "module"}')
     (folder / "program.ts").write_text(text)
     options = ["--strict", "--module", "nodenext", "--target", "es2022", "--skipLibCheck"]
-    run(
-        folder,
-        str(sdk / "node_modules/.bin/tsc"),
-        *options,
-        "--typeRoots",
-        str(sdk / "node_modules/@types"),
-        "program.ts",
-    )
+    options += ["--typeRoots", str(sdk / "node_modules/@types")]
+    run(folder, str(sdk / "node_modules/.bin/tsc"), *options, "program.ts")
     return folder / "program.js"
 
 
@@ -95,7 +89,7 @@ def test_a_new_project_installs_builds_and_is_proven_at_once(typescript: Path, t
     assert "passed; seed" in run(project, ANTIPHON, "verify", "--", "node", "dist/main.js").splitlines()[-1]
 
 
-async def test_an_agent_that_is_not_set_up_says_so_and_exits_2(typescript: Path, tmp_path: Path) -> None:
+def test_an_agent_that_is_not_set_up_says_so_and_exits_2(typescript: Path, tmp_path: Path) -> None:
     script = compiled(typescript, tmp_path / "project", AGENT)
     environment = {name: value for name, value in os.environ.items() if name != "ANTIPHON_SOCKET"}
     done = subprocess.run(["node", str(script)], env=environment, capture_output=True, text=True)

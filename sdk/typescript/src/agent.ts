@@ -89,10 +89,10 @@ export class Agent {
     return this;
   }
 
-  /** What the agent announces. */
+  /** What the agent announces. Throws a `TypeError` for an option that is of another type than declared. */
   describe(): AgentDescription {
     const prefetch = this.#options.prefetch ?? (this.#concurrency >= PREFETCH_FROM ? this.#concurrency : 0);
-    return AgentDescription.fromPartial({
+    const description = AgentDescription.fromPartial({
       name: this.name,
       version: this.#options.version ?? "",
       capabilities: [...this.#handlers.values()].map((handler) => handler.capability),
@@ -101,6 +101,8 @@ export class Agent {
       labels: { ...this.#options.labels },
       runtime: `typescript/${VERSION}`,
     });
+    AgentDescription.encode(description); // now, and not in a stream that would be dialled for ever
+    return description;
   }
 
   /**

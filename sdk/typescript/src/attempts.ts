@@ -1,7 +1,7 @@
 /** The attempts that run in this process: starts handlers, tells them to stop, sees that each ends in one outcome. */
 import { Failure, permanent } from "./failures.js";
-import { type Assignment, type CallRequest, type CallResponse } from "./gen/antiphon/v1/agent_service.js";
-import { type ClaimLoss, type ContextRequest, type ContextResponse } from "./gen/antiphon/v1/context_request.js";
+import { type Assignment, CallRequest, type CallResponse } from "./gen/antiphon/v1/agent_service.js";
+import { type ClaimLoss, ContextRequest, type ContextResponse } from "./gen/antiphon/v1/context_request.js";
 import { type Handler } from "./handler.js";
 import { type Holding } from "./holding.js";
 import { type Logger } from "./log.js";
@@ -90,11 +90,13 @@ export class Attempts implements Line {
   async call(request: CallRequest): Promise<CallResponse> {
     const key = keyOf(request.attemptId, request.callId);
     if (this.#calls.has(key)) throw new TypeError(`callId ${request.callId} is in use by a call that has not ended`);
+    CallRequest.encode(request); // what cannot be encoded would break the stream of all attempts
     return await this.#open(this.#calls, key, request, () => { this.#outbox.call(request); });
   }
 
   async ask(request: ContextRequest): Promise<ContextResponse> {
     const key = keyOf(request.attemptId, request.requestId);
+    ContextRequest.encode(request);
     return await this.#open(this.#asks, key, request, () => { this.#outbox.ask(request); });
   }
 

@@ -109,10 +109,11 @@ export async function once<Request, Response>(
 ): Promise<Response> {
   signal?.throwIfAborted();
   const { path, requestSerialize, responseDeserialize } = method;
+  const bytes = requestSerialize(request); // here a mistake is the caller's TypeError, there a broken call to try again
   return await new Promise<Response>((resolve, reject) => {
     const options = { deadline: Date.now() + time };
     const call = generation.channel.makeUnaryRequest(
-      path, requestSerialize, responseDeserialize, request, headers, options,
+      path, asIs, responseDeserialize, bytes, headers, options,
       (error, response) => {
         signal?.removeEventListener("abort", abort);
         if (error === null && response !== undefined) resolve(response);
@@ -161,10 +162,11 @@ export async function* resume<Request, Response>(
   for (;;) {
     signal?.throwIfAborted();
     const generation = connection.take();
-    const stream = open(generation, method, request());
-    const abort = (): void => { stream.cancel(); };
+    let stream: ClientReadableStream<Response> | undefined;
+    const abort = (): void => { stream?.cancel(); };
     signal?.addEventListener("abort", abort, { once: true });
     try {
+      stream = open(generation, method, request());
       for await (const message of stream as AsyncIterable<Response>) {
         tries.heard();
         yield message;
@@ -175,7 +177,7 @@ export async function* resume<Request, Response>(
       await tries.after(fromServiceError(broken), generation);
     } finally {
       signal?.removeEventListener("abort", abort);
-      stream.cancel();
+      stream?.cancel();
       connection.giveBack(generation);
     }
   }
@@ -188,9 +190,14 @@ function open<Request, Response>(
 ): ClientReadableStream<Response> {
   const { path, requestSerialize, responseDeserialize } = method;
   const { channel } = generation;
-  const stream = channel.makeServerStreamRequest(path, requestSerialize, responseDeserialize, request, metadata());
+  const bytes = requestSerialize(request);
+  const stream = channel.makeServerStreamRequest(path, asIs, responseDeserialize, bytes, metadata());
   stream.on("error", () => undefined); // reading tells; without a listener it would end the process
   return stream;
+}
+
+function asIs(bytes: Buffer): Buffer {
+  return bytes;
 }
 
 function errorOfCall(error: unknown): Error {

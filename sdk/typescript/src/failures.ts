@@ -27,7 +27,7 @@ export interface FailureOptions {
   cause?: unknown;
 }
 
-/** Work did not succeed. */
+/** Work did not succeed. Making one of an unknown kind throws a `TypeError`. */
 export class Failure extends Error {
   override readonly name: string = "Failure";
   readonly code: string;
@@ -40,6 +40,10 @@ export class Failure extends Error {
     options: FailureOptions = {},
   ) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    // Programs in plain JavaScript may say anything.
+    if (kind === ("UNSPECIFIED" as string) || typeof FailureKind[kind] !== "number") {
+      throw new TypeError(`${kind} is not a kind of failure`);
+    }
     this.code = options.code ?? "";
     this.retryable = options.retryable ?? kind === "TRANSIENT";
     this.field = options.field ?? "";
@@ -121,15 +125,15 @@ export function failureOf(thrown: unknown): FailureMessage {
     return FailureMessage.fromPartial({
       kind: FailureKind[thrown.kind],
       message: cut(thrown.message, MESSAGE),
-      code: cut(thrown.code, CODE),
+      code: cut(text(thrown.code), CODE),
       retryable: thrown.retryable,
-      field: cut(thrown.field, FIELD),
+      field: cut(text(thrown.field), FIELD),
       cause: thrown.cause === undefined ? "" : trace(thrown.cause),
     });
   }
   return FailureMessage.fromPartial({
     kind: FailureKind.TRANSIENT,
-    message: cut(thrown instanceof Error ? String(thrown) : `thrown: ${text(thrown)}`, MESSAGE),
+    message: cut(thrown instanceof Error ? text(thrown) : `thrown: ${text(thrown)}`, MESSAGE),
     retryable: true,
     cause: trace(thrown),
   });
@@ -140,18 +144,18 @@ function trace(thrown: unknown): string {
   const parts: string[] = [];
   let one = thrown;
   for (let depth = 0; depth < 8 && one !== undefined; depth += 1) {
-    parts.push(one instanceof Error ? (one.stack ?? String(one)) : text(one));
+    parts.push(one instanceof Error ? (one.stack ?? text(one)) : text(one));
     one = one instanceof Error ? one.cause : undefined;
   }
   return cut(parts.join("\ncaused by "), CAUSE);
 }
 
-/** What somebody threw that is no Error; even its conversion may throw. */
-function text(thrown: unknown): string {
+/** Whatever somebody threw or said, as text; even its conversion may throw. */
+function text(value: unknown): string {
   try {
-    return String(thrown);
+    return String(value);
   } catch {
-    return `a value of type ${typeof thrown}`;
+    return `a value of type ${typeof value}`;
   }
 }
 

@@ -4,10 +4,10 @@
  * Everything that can be wrong with a capability is found when it is declared, before any task arrives.
  */
 import { durationOf } from "./errors.js";
-import { invalidInput, invalidOutput } from "./failures.js";
+import { Failure, invalidInput, invalidOutput } from "./failures.js";
 import { Capability, Effect } from "./gen/antiphon/v1/capability.js";
 import { type Payload as PayloadMessage } from "./gen/antiphon/v1/payload.js";
-import { encode, inlineOf, Payload, valueOf } from "./payload.js";
+import { Payload, payloadOf, valueOf } from "./payload.js";
 import { checkOf, type FromSchema, type JsonSchema, type Mismatch } from "./schema.js";
 import { type Task } from "./task.js";
 
@@ -109,31 +109,32 @@ export function handlerOf<Input, Output>(
 
 function argumentOf(task: Task, fits: Check): unknown {
   let value: unknown;
+  let mismatch: Mismatch | undefined;
   try {
     value = valueOf(task.input.message);
+    mismatch = fits(value);
   } catch (error) {
-    throw invalidInput((error as Error).message);
+    throw invalidInput(error instanceof RangeError ? "the value is nested too deeply" : (error as Error).message);
   }
-  const mismatch = fits(value);
   if (mismatch !== undefined) throw invalidInput(mismatch.message, { field: mismatch.field });
   return value;
 }
 
 function answerOf(result: unknown, limit: number, fits: Check): PayloadMessage {
-  if (result instanceof Payload) {
-    tooLarge(result.data?.length ?? 0, limit);
-    return result.message;
-  }
-  const mismatch = fits(result === undefined ? null : result);
-  if (mismatch !== undefined) throw invalidOutput(mismatch.message, { field: mismatch.field });
-  let data: Buffer;
+  let message: PayloadMessage;
   try {
-    data = encode(result);
+    if (!(result instanceof Payload)) {
+      const mismatch = fits(result === undefined ? null : result);
+      if (mismatch !== undefined) throw invalidOutput(mismatch.message, { field: mismatch.field });
+    }
+    message = payloadOf(result);
   } catch (error) {
+    if (error instanceof Failure) throw error;
     throw invalidOutput(`the output cannot travel: ${(error as Error).message}`);
   }
-  tooLarge(data.length, limit);
-  return inlineOf(data);
+  const { content } = message;
+  tooLarge(content?.$case === "inline" ? content.value.length : 0, limit);
+  return message;
 }
 
 function tooLarge(size: number, limit: number): void {

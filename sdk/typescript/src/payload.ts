@@ -66,10 +66,12 @@ export function encode(value: unknown): Buffer {
   return Buffer.from(text);
 }
 
-/** A value or a payload as a message. Throws a `TypeError` for what JSON cannot hold. */
+/** A value or a payload as a message. Throws a `TypeError` for what JSON cannot hold, or a payload that cannot be sent. */
 export function payloadOf(value: unknown): PayloadMessage {
-  if (value instanceof Payload) return value.message;
-  return inlineOf(encode(value));
+  if (!(value instanceof Payload)) return inlineOf(encode(value));
+  // Made by hand it may hold anything, and what cannot be encoded would break the stream of all attempts.
+  PayloadMessage.encode(value.message);
+  return value.message;
 }
 
 /** JSON bytes as a message. */

@@ -75,6 +75,7 @@ export class Submitter {
    */
   async submit(graph: GraphSource, input?: unknown, options: SubmitOptions = {}): Promise<Submitted> {
     const request = await submission(this.#upload, graph, input, options);
+    RunServiceService.submitRun.requestSerialize(request); // what cannot be encoded would break the stream of all
     await this.#place();
     if (this.#pending.has(request.requestId)) {
       this.#free();

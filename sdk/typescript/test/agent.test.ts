@@ -1,7 +1,7 @@
 /** An agent at a sidecar double's real socket. */
 import { expect, onTestFinished, test } from "vitest";
 
-import { Agent, AntiphonError, type FromSchema, permanent, Payload, transient } from "../src/index.js";
+import { Agent, AntiphonError, Failure, type FromSchema, permanent, Payload, transient } from "../src/index.js";
 import { Effect, FailureKind } from "../src/v1.js";
 import { assignment, eventually, type Line, Sidecar } from "./sidecar.js";
 
@@ -313,6 +313,44 @@ test("schemas give types", () => {
   const either: FromSchema<{ anyOf: [{ type: "string" }, { type: "null" }] }> = null;
   const list: FromSchema<{ type: "array"; items: { enum: ["a", "b"] } }> = ["a", "b"];
   expect([files, wrong.name, either, list]).toEqual([undefined, 1, null, ["a", "b"]]);
+});
+
+test("what cannot be sent fails its own attempt, and no other", async () => {
+  const agent = new Agent("wrong", { logger: quiet });
+  const broken = { content: { $case: "inline", value: "no buffer" } } as unknown as Payload["message"];
+  agent.capability("wrong.payload@1", {}, () => new Payload(broken));
+  agent.capability("wrong.call@1", {}, async (_, task) => await task.call(Symbol("odd") as unknown as string));
+  agent.capability("wrong.kind@1", {}, () => { throw new Failure("ODD" as "PERMANENT", "odd"); });
+  agent.capability("wrong.thrown@1", {}, () => { throw { toString: () => { throw new Error("even this"); } }; }); // eslint-disable-line
+  agent.capability("wrong.big@1", {}, () => 1n);
+  const { line } = await attached(agent);
+  const names = ["payload", "call", "kind", "thrown", "big"];
+  line.assign(...names.map((name) => assignment(`r/${name}/0/1`, `wrong.${name}@1`)));
+  const failures = await Promise.all(names.map((name) => line.failure(`r/${name}/0/1`)));
+  const { INVALID_OUTPUT, TRANSIENT } = FailureKind;
+  expect(failures.map((one) => one.kind)).toEqual([INVALID_OUTPUT, TRANSIENT, TRANSIENT, TRANSIENT, INVALID_OUTPUT]);
+});
+
+test("a claim that is lost aborts what it protects, and says so", async () => {
+  const agent = new Agent("holder", { logger: quiet }).capability("holder.hold@1", {}, async (_, task) => {
+    const { context } = task;
+    return await context.claim("plan", async (claim, signal) => {
+      await new Promise<void>((resolve) => { signal.addEventListener("abort", () => { resolve(); }); });
+      return claim;
+    });
+  });
+  const { line } = await attached(agent);
+  line.assign(assignment("r/a/0/1", "holder.hold@1"));
+  const { requestId, kind, attemptId, attemptToken } = await line.ask();
+  expect(kind).toMatchObject({ $case: "acquire", value: { name: "plan", ttl: { seconds: 30 } } });
+  expect(attemptToken.toString()).toBe("token of r/a/0/1");
+  const claim = { scope: { kind: undefined }, name: "plan", fence: 7 };
+  const outcome = { $case: "acquire" as const, value: { claim: { claim } } };
+  line.send({ contextResponses: [{ requestId, attemptId, outcome }] });
+  line.send({ claimLosses: [{ attemptId, claim: { ...claim, fence: 6 } }, { attemptId, claim }] });
+  const failure = await line.failure("r/a/0/1");
+  expect(failure.message).toContain("claim plan is not held any more");
+  expect(line.asks).toEqual([]); // what is lost is not released
 });
 
 test("streams that break while outcomes are on their way end no process and lose nothing", async () => {

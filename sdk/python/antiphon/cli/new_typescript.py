@@ -128,9 +128,7 @@ def sdk_folder() -> Path:
     """The SDK of this checkout, built. Raises `Problem`."""
     folder = Path(__file__).resolve().parents[3] / "typescript"
     if not (folder / "package.json").exists():
-        raise Problem(
-            "the TypeScript SDK is not here", "run the command from a checkout of Antiphon, with make environment"
-        )
+        raise Problem("the TypeScript SDK is not here", "run the command of a checkout of Antiphon")
     if not (folder / "dist/index.js").exists():
         raise Problem("the TypeScript SDK is not built", f"run: make typescript  in {folder.parents[1]}")
     return folder
