@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 BIN := .venv/bin
 
-.PHONY: help demo test contract check gen bench fmt baseline environment
+.PHONY: help demo test contract check gen typescript bench fmt baseline environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ check: environment ## formats, lint, types, contracts, module boundaries, genera
 
 gen: environment ## generate what is derived from protos/
 	@$(BIN)/python protos/generate.py
+
+typescript: environment ## build the TypeScript SDK, for agents that use it from this checkout
+	@$(BIN)/python tools/node.py --build
 
 bench: environment ## measure speed and memory, and write benchmarks/results/latest.json
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -1,9 +1,10 @@
 """Generates everything that is derived from the contracts; `make gen` runs it, `make check` fails on a difference.
 
 Written: the Python code under sdk/python/antiphon (from an image without the validation options, because a second copy
-of validate.proto in a user's process would be a descriptor-pool error); the servers' full image, which holds the
-validation rules and options; and the reference pages under docs/reference. Nothing is fetched: buf and protoc come from
-Python packages. What has not changed is not written again, so that what runs from this checkout is not disturbed.
+of validate.proto in a user's process would be a descriptor-pool error); the TypeScript code under
+sdk/typescript/src/gen, where Node is there; the servers' full image, which holds the validation rules and options; and
+the reference pages under docs/reference. Nothing is fetched but what lock files name: buf and protoc come from Python
+packages. What has not changed is not written again, so that what runs from this checkout is not disturbed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 import grpc_tools
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from reference import pages
+from typescript import OUT as TYPESCRIPT
+from typescript import compile_typescript
 
 ROOT = Path(__file__).resolve().parent.parent
 SDK = Path("sdk/python")
@@ -72,7 +75,7 @@ def without_validation(image: bytes) -> bytes:
     return stripped
 
 
-def generate(target: Path) -> None:
+def generate(target: Path, *, typescript: bool) -> None:
     """Make the whole of `generated()` under `target`, which is empty. Raises `CalledProcessError`."""
     sdk, image_file = target / SDK, target / IMAGE
     sdk.mkdir(parents=True)
@@ -83,6 +86,8 @@ def generate(target: Path) -> None:
         stripped = Path(scratch) / "stripped.binpb"
         stripped.write_bytes(without_validation(full.read_bytes()))
         compile_python(stripped, sdk)
+        if typescript:
+            compile_typescript(full.read_bytes(), ROOT, target)
         (target / REFERENCE).mkdir(parents=True)
         for name, text in pages(full.read_bytes()).items():
             (target / REFERENCE / name).write_text(text)
@@ -110,19 +115,30 @@ def compile_python(stripped: Path, sdk: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-def generated(root: Path) -> dict[Path, bytes]:
+def generated(root: Path, *, typescript: bool) -> dict[Path, bytes]:
     """Every generated file under `root`, by its path from there."""
     folders = [root / SDK / package for package in PACKAGES]
     found = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".pyi")]
     found += [root / IMAGE, *(root / REFERENCE).glob("*.md")]
+    if typescript:
+        found += (root / TYPESCRIPT).rglob("*.ts")
     return {path.relative_to(root): path.read_bytes() for path in found if path.is_file()}
+
+
+def node_is_there() -> bool:
+    """Whether TypeScript can be generated; else one line has said why not. Raises `CalledProcessError`."""
+    done = subprocess.run([sys.executable, str(ROOT / "tools/node.py")])
+    if done.returncode not in (0, 3):
+        done.check_returncode()
+    return done.returncode == 0
 
 
 def main(arguments: list[str]) -> int:
     """Bring the checkout up to date; with `--check` only say which files are not, and answer 1 when there are any."""
+    typescript = node_is_there()
     with tempfile.TemporaryDirectory() as scratch:
-        generate(Path(scratch) / "new")
-        new, old = generated(Path(scratch) / "new"), generated(ROOT)
+        generate(Path(scratch) / "new", typescript=typescript)
+        new, old = generated(Path(scratch) / "new", typescript=typescript), generated(ROOT, typescript=typescript)
     different = sorted(path for path in {*new, *old} if new.get(path) != old.get(path))
     if "--check" in arguments:
         for path in different:

@@ -6,6 +6,7 @@ All of them run, so that one look shows all there is to mend. `make check` calls
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ SOURCES = (
     "tools",
     "protos/generate.py",
     "protos/reference.py",
+    "protos/typescript.py",
     "benchmarks",
 )
 
@@ -31,9 +33,14 @@ Outcome = tuple[bool, str]
 
 def run(program: str, *arguments: str) -> Outcome:
     """Run a program of the environment at the root; whether it succeeded, and what it printed."""
-    command = [str(Path(sys.executable).with_name(program)), *arguments]
+    code, said = execute(str(Path(sys.executable).with_name(program)), *arguments)
+    return code == 0, said
+
+
+def execute(*command: str) -> tuple[int, str]:
+    """Run a command at the root; its exit code, and what it printed."""
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return done.returncode == 0, done.stdout
+    return done.returncode, done.stdout
 
 
 def types() -> Outcome:
@@ -52,6 +59,17 @@ def breaking() -> Outcome:
     return all(passed for passed, _ in outcomes), "".join(text for _, text in outcomes)
 
 
+def typescript() -> Outcome:
+    """Types and lint of the TypeScript SDK. Without Node they are not run, which in CI is a failure."""
+    ready, said = execute(sys.executable, "tools/node.py", "--build")
+    if ready == 3:
+        return os.environ.get("CI") != "true", said
+    if ready:
+        return False, said
+    code, said = execute("npm", "--prefix", "sdk/typescript", "run", "--silent", "check")
+    return code == 0, said
+
+
 CHECKS: dict[str, Callable[[], Outcome]] = {
     "format": lambda: run("ruff", "format", "--check", "."),
     "lint": lambda: run("ruff", "check", "."),
@@ -60,6 +78,7 @@ CHECKS: dict[str, Callable[[], Outcome]] = {
     "protos-format": lambda: run("buf", "format", "--diff", "--exit-code"),
     "protos-lint": lambda: run("buf", "lint"),
     "protos-breaking": breaking,
+    "typescript": typescript,
     "generated": lambda: run("python", "protos/generate.py", "--check"),
 }
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+NODE, NODE_MISSING = ROOT / "tools/node.py", 3
 KNOWN_FAILING = Path(__file__).with_name("known_failing")
 
 
 @dataclass(frozen=True)
 class Executor:
-    """One SDK. `command` makes what starts its executor, which gets `agent N` or `client`; it may build it first."""
+    """One SDK. `command` makes what starts its executor, which gets `agent N` or `client`; it may build it first.
+
+    `missing` says why it cannot be run here; empty when it can.
+    """
 
     sdk: str
     command: Callable[[], tuple[str, ...]]
+    missing: Callable[[], str] = str
 
     @property
     def known_failing(self) -> frozenset[str]:
@@ -30,4 +36,14 @@ def _python() -> tuple[str, ...]:
     return (sys.executable, str(ROOT / "sdk/python/conformance.py"))
 
 
-EXECUTORS = {one.sdk: one for one in (Executor("python", _python),)}
+def _typescript() -> tuple[str, ...]:
+    subprocess.run([sys.executable, str(NODE), "--build"], check=True)
+    return ("node", str(ROOT / "sdk/typescript/conformance/build/executor.js"))
+
+
+def _no_node() -> str:
+    done = subprocess.run([sys.executable, str(NODE)], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == NODE_MISSING else ""
+
+
+EXECUTORS = {one.sdk: one for one in (Executor("python", _python), Executor("typescript", _typescript, _no_node))}

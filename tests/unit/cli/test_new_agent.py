@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
+from antiphon.cli import new_typescript
 
 from tests.unit.cli.conftest import Command
 
@@ -34,6 +38,33 @@ def test_the_sidecar_configuration_is_right() -> None:
     from antiphon.cli.new import _SIDECAR
 
     assert tomllib.loads(_SIDECAR)["agent"][0]["command"] == ["python", "agent.py"]
+
+
+def test_a_project_in_typescript_depends_on_the_sdk_of_this_checkout(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("antiphon.cli.new_typescript.sdk_folder", lambda: tmp_path / 'a "quoted" folder')
+    shown = command("new", "agent", "--lang", "typescript", "hello-world")
+    assert shown.code == 0
+    package = json.loads(Path("hello-world/package.json").read_text())
+    assert package["dependencies"] == {"@antiphon/sdk": f'file:{tmp_path}/a "quoted" folder'}
+    assert '"hello-world.greet@1"' in Path("hello-world/src/agent.ts").read_text()
+    assert tomllib.loads(Path("hello-world/sidecar.toml").read_text())["agent"][0]["command"] == [
+        "node",
+        "dist/main.js",
+    ]
+    assert command("graph", "validate", "hello-world/graph.yaml").code == 0
+
+
+def test_without_a_checkout_there_is_no_sdk_for_typescript(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_typescript, "__file__", str(tmp_path / "a/b/c/new_typescript.py"))
+    assert "is not here" in command("new", "agent", "--lang", "typescript", "hello").err
+    (tmp_path / "typescript").mkdir()
+    (tmp_path / "typescript/package.json").touch()
+    assert "make typescript" in command("new", "agent", "--lang", "typescript", "hello").err
+    assert not Path("hello").exists()
 
 
 def test_nothing_is_overwritten(command: Command) -> None:

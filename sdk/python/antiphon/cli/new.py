@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from string import Template
@@ -9,13 +10,13 @@ from typing import Annotated
 
 import typer
 
-from . import output
+from . import new_typescript, output
 from .problems import Problem
 
 app = typer.Typer(help="Begin something new.", no_args_is_help=True)
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-LANGUAGES = ("python",)
+LANGUAGES = ("python", "typescript")
 
 _AGENT = '''"""An agent that greets. It offers one capability; its sidecar gives it work."""
 
@@ -111,13 +112,18 @@ def agent(
     if not _NAME.fullmatch(name):
         raise Problem(f"{name!r} is not a name for an agent", "use lowercase letters, digits and inner hyphens")
     folder = Path(name)
-    present = sorted(str(folder / file) for file in _FILES if (folder / file).exists())
+    files, sdk = _FILES, ""
+    if lang == "typescript":
+        files, sdk = {**new_typescript.FILES, "graph.yaml": _GRAPH}, json.dumps(str(new_typescript.sdk_folder()))[1:-1]
+    present = sorted(str(folder / file) for file in files if (folder / file).exists())
     if present:
         raise Problem(f"{', '.join(present)} exists already", "choose another name; nothing is overwritten")
     # A capability is dotted words that begin with a letter.
     capability = f"{name if name[0].isalpha() else f'agent-{name}'}.greet"
     folder.mkdir(parents=True, exist_ok=True)
-    for file, template in _FILES.items():
-        (folder / file).write_text(Template(template).substitute(name=name, capability=capability), "utf-8")
+    for file, template in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        text = Template(template).substitute(name=name, capability=capability, sdk=sdk)
+        (folder / file).write_text(text, "utf-8")
         output.show(str(folder / file))
     output.note(f"Next: cd {name}, and see README.md")

@@ -1,0 +1,193 @@
+/** The attempts that run in this process: starts handlers, tells them to stop, sees that each ends in one outcome. */
+import { Failure, permanent } from "./failures.js";
+import { type Assignment, CallRequest, type CallResponse } from "./gen/antiphon/v1/agent_service.js";
+import { type ClaimLoss, ContextRequest, type ContextResponse } from "./gen/antiphon/v1/context_request.js";
+import { type Handler } from "./handler.js";
+import { type Holding } from "./holding.js";
+import { type Logger } from "./log.js";
+import { type Outbox } from "./outbox.js";
+import { INLINE_LIMIT } from "./payload.js";
+import { inTask, type Line, Task } from "./task.js";
+import { Deferred } from "./waiting.js";
+
+/** A request whose answer somebody waits for, for as long as its attempt has time. */
+interface Open<Request, Answer> {
+  request: Request;
+  answer: Deferred<Answer>;
+}
+
+/** Runs what is assigned and puts each outcome into the outbox. */
+export class Attempts implements Line {
+  readonly #handlers: ReadonlyMap<string, Handler>;
+  readonly #outbox: Outbox;
+  readonly #running = new Map<string, Task>();
+  readonly #calls = new Map<string, Open<CallRequest, CallResponse>>();
+  readonly #asks = new Map<string, Open<ContextRequest, ContextResponse>>();
+  readonly #holdings = new Map<string, Holding>();
+  #idle: Deferred | undefined;
+  /** The largest inline payload in bytes. */
+  inlineLimit = INLINE_LIMIT;
+
+  constructor(
+    handlers: ReadonlyMap<string, Handler>,
+    outbox: Outbox,
+    readonly logger: Logger,
+  ) {
+    this.#handlers = handlers;
+    this.#outbox = outbox;
+  }
+
+  /** How many run. */
+  get size(): number {
+    return this.#running.size;
+  }
+
+  /** Start an attempt; one that runs already goes on undisturbed. `now` is of `performance.now()`. */
+  assign(assignment: Assignment, now: number): void {
+    const { attemptId } = assignment;
+    if (this.#running.has(attemptId)) return;
+    const key = `${assignment.capability}@${assignment.version}`;
+    const handler = this.#handlers.get(key);
+    if (handler === undefined) {
+      this.#outbox.fail(attemptId, permanent(`this agent has no ${key}`, { code: "unknown_capability" }));
+      return;
+    }
+    const task = new Task(assignment, this, now);
+    this.#running.set(attemptId, task);
+    void this.#run(task, handler); // settles by itself, and never rejects
+  }
+
+  /** Tell an attempt to stop; its outcome follows when its handler has ended. */
+  cancel(attemptId: string, reason: string): void {
+    const task = this.#running.get(attemptId);
+    if (task === undefined || task.cancelled !== undefined) return;
+    task.cancel(reason);
+    // What it waits for here is given up; what it asks for from now on, to leave in order, is not.
+    for (const open of [...this.#calls.values(), ...this.#asks.values()]) {
+      if (open.request.attemptId === attemptId) open.answer.reject(task.cancelled);
+    }
+  }
+
+  /** Resolves when nothing runs. */
+  async idle(): Promise<void> {
+    while (this.#running.size > 0) {
+      this.#idle ??= new Deferred();
+      await this.#idle.promise;
+    }
+  }
+
+  /** Tell everything to stop; nobody waits for it. */
+  stop(): void {
+    for (const attemptId of this.#running.keys()) this.cancel(attemptId, "the agent stops");
+  }
+
+  // What tasks ask for
+
+  progress(attemptId: string, fraction: number, message: string): void {
+    if (this.#running.has(attemptId)) this.#outbox.progress(attemptId, { fraction, message });
+  }
+
+  async call(request: CallRequest): Promise<CallResponse> {
+    const key = keyOf(request.attemptId, request.callId);
+    if (this.#calls.has(key)) throw new TypeError(`callId ${request.callId} is in use by a call that has not ended`);
+    CallRequest.encode(request); // what cannot be encoded would break the stream of all attempts
+    return await this.#open(this.#calls, key, request, () => { this.#outbox.call(request); });
+  }
+
+  async ask(request: ContextRequest): Promise<ContextResponse> {
+    const key = keyOf(request.attemptId, request.requestId);
+    ContextRequest.encode(request);
+    return await this.#open(this.#asks, key, request, () => { this.#outbox.ask(request); });
+  }
+
+  holds(attemptId: string, holding: Holding): () => void {
+    const key = keyOf(attemptId, String(holding.fence));
+    this.#holdings.set(key, holding);
+    return () => this.#holdings.delete(key);
+  }
+
+  // What the sidecar answers
+
+  /** Hand the outcome of a call to who waits for it. */
+  answer(response: CallResponse): void {
+    this.#calls.get(keyOf(response.attemptId, response.callId))?.answer.resolve(response);
+  }
+
+  /** Hand an answer of shared context to who waits for it. */
+  told(response: ContextResponse): void {
+    this.#asks.get(keyOf(response.attemptId, response.requestId))?.answer.resolve(response);
+  }
+
+  /** A claim is lost, as the orchestrator says. */
+  claimLost(loss: ClaimLoss): void {
+    this.#holdings.get(keyOf(loss.attemptId, String(loss.claim?.fence ?? 0)))?.lose();
+  }
+
+  /** Send every request without an answer again, on a new stream; the record answers calls that were made. */
+  repeatRequests(): void {
+    for (const { request } of this.#asks.values()) this.#outbox.ask(request);
+    for (const { request } of this.#calls.values()) this.#outbox.call(request);
+  }
+
+  async #open<Request, Answer>(
+    all: Map<string, Open<Request, Answer>>,
+    key: string,
+    request: Request,
+    send: () => void,
+  ): Promise<Answer> {
+    const open = { request, answer: new Deferred<Answer>() };
+    all.set(key, open);
+    send();
+    try {
+      return await open.answer.promise;
+    } finally {
+      all.delete(key);
+    }
+  }
+
+  async #run(task: Task, handler: Handler): Promise<void> {
+    const { attemptId } = task;
+    try {
+      const result = await inTask(task, () => handler.call(task));
+      const output = handler.answer(result, this.inlineLimit);
+      this.#outbox.succeed(attemptId, output);
+    } catch (thrown) {
+      this.#fail(task, thrown); // whatever a handler throws is an outcome, and ends nothing else
+    }
+    this.#running.delete(attemptId);
+    if (this.#running.size === 0) {
+      this.#idle?.resolve();
+      this.#idle = undefined;
+    }
+  }
+
+  #fail(task: Task, thrown: unknown): void {
+    const { cancelled } = task;
+    if (cancelled !== undefined) {
+      const aborted = thrown === cancelled || (thrown instanceof Error && thrown.name === "AbortError");
+      const cause = aborted ? undefined : thrown;
+      this.#outbox.fail(task.attemptId, new Failure("CANCELLED", cancelled.message, { cause }));
+      return;
+    }
+    if (!(thrown instanceof Failure)) {
+      // The text may quote the input, so it goes into the record, which has labels, and not into a log.
+      this.logger.warn(`attempt ${task.attemptId} failed: ${nameOf(thrown)}${placeOf(thrown)}`);
+    }
+    this.#outbox.fail(task.attemptId, thrown);
+  }
+}
+
+function keyOf(attemptId: string, id: string): string {
+  return `${attemptId} ${id}`;
+}
+
+function nameOf(thrown: unknown): string {
+  return thrown instanceof Error ? thrown.name : typeof thrown;
+}
+
+/** Where it was thrown: places alone, no values. */
+function placeOf(thrown: unknown): string {
+  const stack = thrown instanceof Error ? (thrown.stack ?? "") : "";
+  const places = stack.split("\n").filter((line) => /^ {4}at .*:\d+:\d+\)?$/.test(line));
+  return places.slice(0, 3).map((line) => `, ${line.trim()}`).join("");
+}

@@ -1,0 +1,206 @@
+/**
+ * How every call is made: with a deadline, with trace context, and again when the answer says that again is right.
+ *
+ * A RETRY error is repeated after the delay the server asks for, jittered, at most five times and within the deadline of
+ * the whole. Streams that resume by a cursor go by the same rules, but what bounds them is the time since their last
+ * message.
+ */
+import { performance } from "node:perf_hooks";
+
+import { type ClientReadableStream, Metadata } from "@grpc/grpc-js";
+
+import { type Connection, type Generation } from "./connection.js";
+import { AntiphonError, fromServiceError, isServiceError, RetryableError, Unavailable } from "./errors.js";
+import { traceparent } from "./trace.js";
+import { pause } from "./waiting.js";
+
+/** How often a unary call is made again at most. */
+export const RETRIES = 5;
+const BACKOFF_FIRST = 100;
+const BACKOFF_LAST = 2000;
+
+/** A unary method as the generated service definitions describe it. */
+export interface UnaryMethod<Request, Response> {
+  readonly path: string;
+  readonly requestStream: false;
+  readonly responseStream: false;
+  readonly requestSerialize: (value: Request) => Buffer;
+  readonly responseDeserialize: (value: Buffer) => Response;
+}
+
+/** A method that answers with a stream. */
+export interface ServerStreamMethod<Request, Response> {
+  readonly path: string;
+  readonly requestStream: false;
+  readonly responseStream: true;
+  readonly requestSerialize: (value: Request) => Buffer;
+  readonly responseDeserialize: (value: Buffer) => Response;
+}
+
+/** How long one call may take. */
+export interface CallTimes {
+  /** Milliseconds for the whole, tries included; the client's own by default. */
+  timeout?: number;
+  /** Aborted to give the call up. */
+  signal?: AbortSignal;
+}
+
+/** Call metadata: the trace context. */
+export function metadata(trace = traceparent()): Metadata {
+  const made = new Metadata();
+  made.set("traceparent", trace);
+  return made;
+}
+
+/** Milliseconds before the next try: what the server asks for and somewhat more, or a doubling back-off. */
+export function pauseBefore(error: RetryableError, failures: number): number {
+  if (error.retryAfter !== undefined) return error.retryAfter * (1 + Math.random() / 4);
+  return Math.min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** Math.min(failures, 10)) * (0.5 + Math.random() / 2);
+}
+
+/** Whether, when and on which channel to try again. */
+export class Tries {
+  #failures = 0;
+  #end = 0;
+
+  /** `limit` bounds the milliseconds since the last message, or since the beginning; `most` the tries again. */
+  constructor(
+    readonly connection: Connection,
+    readonly limit: number,
+    readonly most = Infinity,
+    readonly signal?: AbortSignal,
+  ) {
+    this.heard();
+  }
+
+  /** There was progress: start counting anew. */
+  heard(): void {
+    this.#failures = 0;
+    this.#end = performance.now() + this.limit;
+  }
+
+  /** Milliseconds left, more than 0. */
+  get left(): number {
+    return Math.max(1, this.#end - performance.now());
+  }
+
+  /** Resolves when it is time for another try. Rejects with `error` when there is to be none. */
+  async after(error: AntiphonError, generation: Generation): Promise<void> {
+    this.signal?.throwIfAborted();
+    if (error instanceof Unavailable) this.connection.unreachable(generation);
+    this.#failures += 1;
+    // Our certificate may have been replaced on disk a moment ago.
+    if (error.reason === "CERTIFICATE_EXPIRED" && this.#failures === 1 && (await this.connection.refresh())) return;
+    if (!(error instanceof RetryableError) || this.#failures > this.most) throw error;
+    const wait = pauseBefore(error, this.#failures - 1);
+    if (performance.now() + wait >= this.#end) throw error;
+    await pause(wait, this.signal);
+  }
+}
+
+/** One unary call, once. Rejects with an `AntiphonError`, or with the signal's reason. */
+export async function once<Request, Response>(
+  generation: Generation,
+  method: UnaryMethod<Request, Response>,
+  request: Request,
+  headers: Metadata,
+  time: number,
+  signal?: AbortSignal,
+): Promise<Response> {
+  signal?.throwIfAborted();
+  const { path, requestSerialize, responseDeserialize } = method;
+  const bytes = requestSerialize(request); // here a mistake is the caller's TypeError, there a broken call to try again
+  return await new Promise<Response>((resolve, reject) => {
+    const options = { deadline: Date.now() + time };
+    const call = generation.channel.makeUnaryRequest(
+      path, asIs, responseDeserialize, bytes, headers, options,
+      (error, response) => {
+        signal?.removeEventListener("abort", abort);
+        if (error === null && response !== undefined) resolve(response);
+        else if (signal?.aborted === true) reject(signal.reason as Error);
+        else reject(errorOfCall(error));
+      },
+    );
+    const abort = (): void => { call.cancel(); };
+    signal?.addEventListener("abort", abort, { once: true });
+  });
+}
+
+/** The answer to one call within `limit` milliseconds, tries and pauses included. Rejects with an `AntiphonError`. */
+export async function call<Response>(
+  connection: Connection,
+  send: (generation: Generation, left: number) => Promise<Response>,
+  limit: number,
+  signal?: AbortSignal,
+): Promise<Response> {
+  const tries = new Tries(connection, limit, RETRIES, signal);
+  for (;;) {
+    const generation = connection.take();
+    try {
+      return await send(generation, tries.left);
+    } catch (error) {
+      if (!(error instanceof AntiphonError)) throw error;
+      await tries.after(error, generation);
+    } finally {
+      connection.giveBack(generation);
+    }
+  }
+}
+
+/**
+ * The messages of a stream that is opened again where it broke (`request` knows where), until it ends whole. Gives up after
+ * `patience` milliseconds without a message. Rejects with an `AntiphonError`, or with the signal's reason.
+ */
+export async function* resume<Request, Response>(
+  connection: Connection,
+  method: ServerStreamMethod<Request, Response>,
+  request: () => Request,
+  patience: number,
+  signal?: AbortSignal,
+): AsyncGenerator<Response, void> {
+  const tries = new Tries(connection, patience, Infinity, signal);
+  for (;;) {
+    signal?.throwIfAborted();
+    const generation = connection.take();
+    let stream: ClientReadableStream<Response> | undefined;
+    const abort = (): void => { stream?.cancel(); };
+    signal?.addEventListener("abort", abort, { once: true });
+    try {
+      stream = open(generation, method, request());
+      for await (const message of stream as AsyncIterable<Response>) {
+        tries.heard();
+        yield message;
+      }
+      return;
+    } catch (broken) {
+      if (!isServiceError(broken)) throw broken;
+      await tries.after(fromServiceError(broken), generation);
+    } finally {
+      signal?.removeEventListener("abort", abort);
+      stream?.cancel();
+      connection.giveBack(generation);
+    }
+  }
+}
+
+function open<Request, Response>(
+  generation: Generation,
+  method: ServerStreamMethod<Request, Response>,
+  request: Request,
+): ClientReadableStream<Response> {
+  const { path, requestSerialize, responseDeserialize } = method;
+  const { channel } = generation;
+  const bytes = requestSerialize(request);
+  const stream = channel.makeServerStreamRequest(path, asIs, responseDeserialize, bytes, metadata());
+  stream.on("error", () => undefined); // reading tells; without a listener it would end the process
+  return stream;
+}
+
+function asIs(bytes: Buffer): Buffer {
+  return bytes;
+}
+
+function errorOfCall(error: unknown): Error {
+  if (isServiceError(error)) return fromServiceError(error);
+  return error instanceof Error ? error : new TypeError("the call ended without an answer");
+}

@@ -1,0 +1,197 @@
+/**
+ * Graphs written in TypeScript.
+ *
+ *     const graph = new Graph("review", { version: "1" });
+ *     const found = graph.task("list", "inventory.list@1", { input: { folder: ref("input.folder") } });
+ *     graph.task("classify", "license.classify@1", { forEach: found.output, input: { package: item } });
+ *
+ * What makes sense (CEL, references, cycles, joins) is for the orchestrator's admission to judge, with every mistake at
+ * once.
+ */
+import { durationOf } from "./errors.js";
+import { type Kind } from "./failures.js";
+import { FailureKind } from "./gen/antiphon/v1/failure.js";
+import { Graph as GraphMessage, GraphTask, Join, OnFailure, RetryRule } from "./gen/antiphon/v1/graph.js";
+import { encode } from "./payload.js";
+import { type JsonSchema } from "./schema.js";
+
+/** A CEL expression to put into an input: alone it keeps the type of its result, within a text it becomes text. */
+export class Ref {
+  constructor(readonly expression: string) {}
+
+  toString(): string {
+    return `\${${this.expression}}`;
+  }
+
+  /** For JSON.stringify: an expression in an input. */
+  toJSON(): string {
+    return this.toString();
+  }
+}
+
+/**
+ * What a CEL expression gives when the task is ready; it may name `input`, `tasks.ID.output`, `item` and `index`.
+ *
+ * In an input: `{ text: ref("tasks.fetch.output.text") }`, or within a text: `Dear ${ref("input.name")}`.
+ */
+export function ref(expression: string): Ref {
+  return new Ref(expression);
+}
+
+/** The item a member of a forEach works on. */
+export const item = new Ref("item");
+/** Its place in the list, counted from 0. */
+export const index = new Ref("index");
+
+/** A task of a graph, to refer to. */
+export class TaskRef {
+  constructor(readonly id: string) {}
+
+  /** Its output. */
+  get output(): Ref {
+    return new Ref(`tasks.${this.id}.output`);
+  }
+
+  /** For JSON.stringify: its output in an input. */
+  toJSON(): string {
+    return this.output.toString();
+  }
+}
+
+/**
+ * How often and how soon failures of some kinds are tried again; the first rule that names the kind applies. The wait before
+ * attempt n+1 is half to all of min(maxBackoff, backoff * multiplier^(n-1)), at random. Times are milliseconds.
+ */
+export interface Retry {
+  on: readonly Kind[];
+  /** In all, the first included; 3 by default. */
+  maxAttempts?: number;
+  backoff?: number;
+  maxBackoff?: number;
+  multiplier?: number;
+}
+
+/** What a graph may say of itself. */
+export interface GraphOptions {
+  /** Needed to register it. */
+  version?: string;
+  description?: string;
+  /** What a run's input must be. */
+  inputSchema?: JsonSchema;
+  /** What a run answers; by default an object with the output of each task that nothing depends on, by task id. */
+  output?: unknown;
+  /** Longest duration of a run in milliseconds. */
+  deadline?: number;
+  labels?: Readonly<Record<string, string>>;
+}
+
+/** What a task may say besides its id and capability. */
+export interface TaskOptions {
+  /** JSON with `ref(…)` in it. */
+  input?: unknown;
+  /** Tasks that come before, besides those that expressions refer to. */
+  needs?: readonly (string | TaskRef)[];
+  /** A condition. */
+  when?: string | Ref;
+  /** A list whose items are worked on each by a member. */
+  forEach?: string | Ref;
+  /** How many of its needs must be done: all (the default), any, or a number. */
+  join?: "all" | "any" | number;
+  retry?: readonly Retry[];
+  /** Milliseconds of one attempt. */
+  timeout?: number;
+  /** Milliseconds from ready to the end. */
+  deadline?: number;
+  /** Milliseconds of waiting for an agent. */
+  scheduleTimeout?: number;
+  priority?: number;
+  onFailure?: "fail" | "skip" | "continue";
+  agentLabels?: Readonly<Record<string, string>>;
+  maxCost?: number;
+  description?: string;
+}
+
+/** A graph under construction. */
+export class Graph {
+  readonly #message: GraphMessage;
+
+  constructor(name: string, options: GraphOptions = {}) {
+    this.#message = GraphMessage.fromPartial({
+      name,
+      version: options.version ?? "",
+      description: options.description ?? "",
+      inputSchema: options.inputSchema === undefined ? "" : JSON.stringify(options.inputSchema),
+      output: template(options.output),
+      deadline: duration(options.deadline),
+      labels: { ...options.labels },
+    });
+  }
+
+  /** Add a task, and return what other tasks refer to it by. Throws a `TypeError` for an input that is not JSON. */
+  task(id: string, capability: string, options: TaskOptions = {}): TaskRef {
+    const { agentLabels, maxCost, onFailure } = options;
+    this.#message.tasks.push(
+      GraphTask.fromPartial({
+        id,
+        capability,
+        description: options.description ?? "",
+        needs: (options.needs ?? []).map((need) => (need instanceof TaskRef ? need.id : need)),
+        when: expression(options.when),
+        forEach: expression(options.forEach),
+        input: template(options.input),
+        join: joinOf(options.join),
+        retry: (options.retry ?? []).map(ruleOf),
+        timeout: duration(options.timeout),
+        deadline: duration(options.deadline),
+        scheduleTimeout: duration(options.scheduleTimeout),
+        priority: options.priority ?? 0,
+        onFailure: onFailure === undefined ? OnFailure.UNSPECIFIED : ON_FAILURE[onFailure],
+        constraints:
+          agentLabels === undefined && maxCost === undefined
+            ? undefined
+            : { agentLabels: { ...agentLabels }, maxCost: maxCost ?? 0 },
+      }),
+    );
+    return new TaskRef(id);
+  }
+
+  /** The graph as a message of its own. */
+  message(): GraphMessage {
+    return GraphMessage.fromPartial(this.#message);
+  }
+}
+
+const ON_FAILURE = { fail: OnFailure.FAIL, skip: OnFailure.SKIP, continue: OnFailure.CONTINUE } as const;
+
+function joinOf(join: TaskOptions["join"]): Join | undefined {
+  if (join === undefined) return undefined;
+  if (typeof join === "number") return Join.fromPartial({ rule: { $case: "atLeast", value: join } });
+  return Join.fromPartial({ rule: { $case: join, value: {} } });
+}
+
+function ruleOf(retry: Retry): RetryRule {
+  return RetryRule.fromPartial({
+    kinds: retry.on.map((kind) => FailureKind[kind]),
+    maxAttempts: retry.maxAttempts ?? 3,
+    initialBackoff: duration(retry.backoff),
+    maxBackoff: duration(retry.maxBackoff),
+    multiplier: retry.multiplier ?? 0,
+  });
+}
+
+/** JSON text whose strings may hold `${CEL}`; empty for nothing. */
+function template(value: unknown): string {
+  return value === undefined || value === null ? "" : encode(value).toString();
+}
+
+/** The CEL in a text that is CEL or one whole `${CEL}`. */
+function expression(value: string | Ref = ""): string {
+  if (value instanceof Ref) return value.expression;
+  const text = value.trim();
+  const whole = text.startsWith("${") && text.endsWith("}") && !text.slice(2).includes("${");
+  return whole ? text.slice(2, -1).trim() : value;
+}
+
+function duration(time: number | undefined): ReturnType<typeof durationOf> | undefined {
+  return time === undefined ? undefined : durationOf(time);
+}

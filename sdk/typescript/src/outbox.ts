@@ -1,0 +1,174 @@
+/**
+ * What an agent has to say to its sidecar, gathered into messages until the one writer can send the next.
+ *
+ * Bounds: a message holds at most 256 items of a kind and about 1 MiB; what is gathered is bounded by the attempts that
+ * run; what is remembered by `REMEMBERED`.
+ */
+import { CallRequest, type Result, WorkRequest } from "./gen/antiphon/v1/agent_service.js";
+import { ContextRequest } from "./gen/antiphon/v1/context_request.js";
+import { type Payload } from "./gen/antiphon/v1/payload.js";
+import { type Progress } from "./gen/antiphon/v1/run.js";
+import { failureOf } from "./failures.js";
+
+const ITEMS = 256;
+const BYTES = 1 << 20;
+const REMEMBERED = 8;
+const OVERHEAD = 256; // of an item besides its content, near enough for a limit that is a fourth of the hard one
+
+/** Gathers; `take` gives the next message. */
+export class Outbox {
+  #results: Result[] = [];
+  #progress = new Map<string, Progress>();
+  #calls: CallRequest[] = [];
+  #asks: ContextRequest[] = [];
+  #drain = false;
+  #closing = false;
+  #wake: (() => void) | undefined;
+  #sent: Result[][] = [];
+
+  /** Add a success. */
+  succeed(attemptId: string, output: Payload): void {
+    this.repeat({ attemptId, outcome: { $case: "output", value: output } });
+  }
+
+  /** Add a failure. */
+  fail(attemptId: string, thrown: unknown): void {
+    this.repeat({ attemptId, outcome: { $case: "failure", value: failureOf(thrown) } });
+  }
+
+  /** Add an outcome as it was sent before. */
+  repeat(result: Result): void {
+    this.#progress.delete(result.attemptId); // out of date
+    this.#results.push(result);
+    this.#something();
+  }
+
+  /** Add progress; an older one of the attempt that was not sent yet is dropped. */
+  progress(attemptId: string, progress: Progress): void {
+    this.#progress.set(attemptId, progress);
+    this.#something();
+  }
+
+  /** Add a call. */
+  call(request: CallRequest): void {
+    this.#calls.push(request);
+    this.#something();
+  }
+
+  /** Add a request to shared context. */
+  ask(request: ContextRequest): void {
+    this.#asks.push(request);
+    this.#something();
+  }
+
+  /** Ask for no more work. */
+  drain(): void {
+    this.#drain = true;
+    this.#something();
+  }
+
+  /** Whether everything was handed to the writer. */
+  get empty(): boolean {
+    return !this.#drain && this.#results.length + this.#progress.size + this.#calls.length + this.#asks.length === 0;
+  }
+
+  /** Nothing will be added for this stream. */
+  close(): void {
+    this.#closing = true;
+    this.#something();
+  }
+
+  /** Let who waits in `take` look at its signal. */
+  stir(): void {
+    this.#something();
+  }
+
+  /**
+   * The next message, as soon as there is something to say; undefined when all is said and the box closed, or the stream has
+   * ended (call `stir` then).
+   */
+  async take(ended: AbortSignal): Promise<WorkRequest | undefined> {
+    while (this.empty) {
+      if (this.#closing || ended.aborted) return undefined;
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+      this.#wake = undefined;
+      // What ends in the same turn of the event loop travels together.
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    const request = WorkRequest.fromPartial({});
+    request.results = within(this.#results, sizeOfResult);
+    for (const [attemptId, progress] of this.#progress) {
+      if (request.progress.length === ITEMS) break;
+      this.#progress.delete(attemptId);
+      request.progress.push({ attemptId, progress });
+    }
+    request.calls = within(this.#calls, (call) => sizeOf(call.input));
+    request.contextRequests = within(this.#asks, sizeOfAsk);
+    if (this.#results.length === 0) {
+      // Drain comes last, so that the sidecar has every outcome before it looks whether anything is left.
+      request.drain = this.#drain;
+      this.#drain = false;
+    }
+    return request;
+  }
+
+  /** A message that could not be sent goes first next time; calls are the business of who waits for them. */
+  putBack(request: WorkRequest): void {
+    this.#results = [...request.results, ...this.#results];
+    for (const { attemptId, progress } of request.progress) {
+      if (progress !== undefined && !this.#progress.has(attemptId)) this.#progress.set(attemptId, progress);
+    }
+  }
+
+  /** Remember the outcomes in a message that was handed to the transport, in case they did not arrive. */
+  sent(request: WorkRequest): void {
+    if (request.results.length === 0) return;
+    this.#sent.push(request.results);
+    if (this.#sent.length > REMEMBERED) this.#sent.shift();
+  }
+
+  /** The newest outcomes handed to a stream that has broken since, by attempt id; forgets all others. */
+  recall(): Map<string, Result> {
+    const recalled = new Map(this.#sent.flat().map((result) => [result.attemptId, result]));
+    this.#sent = [];
+    return recalled;
+  }
+
+  /** Begin a new stream: calls and drain, which concern a stream, are to be said anew. */
+  reopen(): void {
+    this.#calls = [];
+    this.#asks = [];
+    this.#drain = this.#closing = false;
+  }
+
+  #something(): void {
+    this.#wake?.();
+  }
+}
+
+/** Takes the first items, as many as one message may hold; at least one, if there is any. */
+function within<Item>(items: Item[], size: (item: Item) => number): Item[] {
+  let count = 0;
+  let bytes = 0;
+  for (const item of items) {
+    bytes += OVERHEAD + size(item);
+    if (count === ITEMS || (count > 0 && bytes > BYTES)) break;
+    count += 1;
+  }
+  return items.splice(0, count);
+}
+
+function sizeOf(payload: Payload | undefined): number {
+  return payload?.content?.$case === "inline" ? payload.content.value.length : 0;
+}
+
+function sizeOfResult({ outcome }: Result): number {
+  if (outcome?.$case === "output") return sizeOf(outcome.value);
+  return outcome === undefined ? 0 : 3 * (outcome.value.message.length + outcome.value.cause.length);
+}
+
+function sizeOfAsk({ kind }: ContextRequest): number {
+  return kind?.$case === "put" ? sizeOf(kind.value.value) : 0;
+}

@@ -1,0 +1,370 @@
+/** An agent at a sidecar double's real socket. */
+import { expect, onTestFinished, test } from "vitest";
+
+import { Agent, AntiphonError, Failure, type FromSchema, permanent, Payload, transient } from "../src/index.js";
+import { Effect, FailureKind } from "../src/v1.js";
+import { assignment, eventually, type Line, Sidecar } from "./sidecar.js";
+
+const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
+const PACKAGE = {
+  type: "object",
+  properties: { name: { type: "string" }, files: { type: "integer" } },
+  required: ["name"],
+} as const;
+
+function sample(options: ConstructorParameters<typeof Agent>[1] = {}): Agent {
+  const agent = new Agent("sample", { logger: quiet, version: "7", labels: { region: "eu" }, ...options });
+  agent.capability(
+    "sample.judge@1",
+    {
+      description: "Judges a package.",
+      effect: "pure",
+      idempotent: true,
+      clearance: ["pii"],
+      cost: 2.5,
+      expectedLatency: 1500,
+      input: PACKAGE,
+      output: { type: "object", properties: { name: { type: "string" }, fine: { type: "boolean" } } },
+    },
+    (input) => ({ name: input.name, fine: (input.files ?? 0) > 0 }),
+  );
+  agent.capability("sample.echo@1", { input: Payload }, (input) => input);
+  agent.capability("sample.number@1", { output: { type: "integer" } }, (input: number) => input);
+  agent.capability("sample.any@1", {}, (input: unknown) => input);
+  agent.capability("sample.fail@1", {}, (how: string) => {
+    if (how === "transient") throw transient("come back later", { code: "busy" });
+    if (how === "permanent") throw permanent("never", { cause: new Error("behind it") });
+    throw new RangeError(how);
+  });
+  agent.capability("sample.wait@1", {}, async (_, task) => {
+    await new Promise((_resolve, reject) => {
+      task.signal.addEventListener("abort", () => { reject(task.signal.reason as Error); });
+    });
+  });
+  agent.capability("sample.say@1", {}, (_, task) => {
+    task.progress(0.25, "a quarter");
+    task.progress(7, "more than all");
+    return { attempt: task.attemptId, run: task.runId, key: task.idempotencyKey, number: task.number, left: task.remaining };
+  });
+  agent.capability("sample.ask@1", {}, async (input: unknown, task) => {
+    return await task.call("text.summarize@1", input, { returns: { type: "string" }, timeout: 1500 });
+  });
+  return agent;
+}
+
+/** The agent at work, and the line on which it said hello. It stops with the test. */
+async function attached(agent = sample()): Promise<{ sidecar: Sidecar; line: Line; drain: AbortController; life: Promise<boolean> }> {
+  const sidecar = await Sidecar.started();
+  const { drain, life } = working(agent, sidecar);
+  return { sidecar, line: await sidecar.line(), drain, life };
+}
+
+function working(agent: Agent, sidecar: Sidecar, grace = 20_000): { drain: AbortController; life: Promise<boolean> } {
+  const [drain, stop] = [new AbortController(), new AbortController()];
+  const life = agent.serve({ socket: sidecar.path, drain: drain.signal, signal: stop.signal, grace });
+  onTestFinished(async () => {
+    stop.abort(new Error("the test is over"));
+    await life.catch(() => undefined);
+  });
+  return { drain, life };
+}
+
+test("an agent announces what its capabilities say", async () => {
+  const { line } = await attached();
+  const { description, protocolVersion } = line.hello;
+  expect(protocolVersion).toBe(1);
+  expect(description).toMatchObject({ name: "sample", version: "7", labels: { region: "eu" }, concurrency: 32, prefetch: 32 });
+  expect(description?.runtime).toMatch(/^typescript\//);
+  const judge = description?.capabilities[0];
+  expect(judge).toMatchObject({
+    name: "sample.judge",
+    version: "1",
+    description: "Judges a package.",
+    effect: Effect.PURE,
+    idempotent: true,
+    clearance: ["pii"],
+    cost: 2.5,
+    expectedLatency: { seconds: 1, nanos: 500_000_000 },
+  });
+  expect(JSON.parse(judge?.inputSchema ?? "")).toEqual(PACKAGE);
+});
+
+test("batches are answered in batches", async () => {
+  const { line } = await attached();
+  line.assign(...Array.from({ length: 200 }, (_, n) => assignment(`r/t${String(n)}/0/1`, "sample.judge@1", { name: "a", files: n })));
+  expect(await line.output("r/t0/0/1")).toEqual({ name: "a", fine: false });
+  expect(await line.output("r/t199/0/1")).toEqual({ name: "a", fine: true });
+  expect(Math.max(...line.batches)).toBeGreaterThanOrEqual(32);
+});
+
+test.each([
+  ["transient", FailureKind.TRANSIENT, true],
+  ["permanent", FailureKind.PERMANENT, false],
+  ["surprise", FailureKind.TRANSIENT, true],
+])("what a handler throws chooses the kind of failure: %s", async (how, kind, retryable) => {
+  const { line } = await attached();
+  line.assign(assignment("r/t/0/1", "sample.fail@1", how));
+  const failure = await line.failure("r/t/0/1");
+  expect(failure).toMatchObject({ kind, retryable });
+  if (how === "transient") expect(failure).toMatchObject({ code: "busy", message: "come back later", cause: "" });
+  if (how === "permanent") expect(failure.cause).toContain("behind it");
+  if (how === "surprise") {
+    expect(failure.message).toBe("RangeError: surprise");
+    expect(failure.cause).toContain("agent.test.ts");
+  }
+});
+
+test("input that does not fit never reaches the handler, and the message holds no value", async () => {
+  const { line } = await attached();
+  line.assign(assignment("r/a/0/1", "sample.judge@1", { name: 12345 }), assignment("r/b/0/1", "sample.judge@1", {}));
+  const wrong = await line.failure("r/a/0/1");
+  expect(wrong).toMatchObject({ kind: FailureKind.INVALID_INPUT, field: "/name", retryable: false });
+  expect(wrong.message).not.toContain("12345");
+  expect((await line.failure("r/b/0/1")).kind).toBe(FailureKind.INVALID_INPUT);
+});
+
+test("output that does not fit, cannot travel or is too large is a failure", async () => {
+  const { line } = await attached();
+  line.assign(
+    assignment("r/a/0/1", "sample.number@1", "seven"),
+    assignment("r/b/0/1", "sample.any@1", "x".repeat(65535)),
+    assignment("r/c/0/1", "sample.any@1", "x".repeat(65534)),
+  );
+  expect((await line.failure("r/a/0/1")).kind).toBe(FailureKind.INVALID_OUTPUT);
+  expect((await line.failure("r/b/0/1")).message).toContain("65537 bytes");
+  expect(await line.output("r/c/0/1")).toHaveLength(65534);
+});
+
+test("a payload travels as it is, with its media type", async () => {
+  const { line } = await attached();
+  const made = assignment("r/a/0/1", "sample.echo@1");
+  made.input = Payload.inline(Buffer.from([0, 255]), "image/png").message;
+  line.assign(made);
+  const { outcome } = await line.result("r/a/0/1");
+  expect(outcome?.value).toMatchObject({ mediaType: "image/png", content: { value: Buffer.from([0, 255]) } });
+});
+
+test("an unknown capability is a failure of the attempt, not of the stream", async () => {
+  const { line } = await attached();
+  line.assign(assignment("r/a/0/1", "sample.none@1"), assignment("r/b/0/1", "sample.any@1", 1));
+  expect(await line.failure("r/a/0/1")).toMatchObject({ kind: FailureKind.PERMANENT, code: "unknown_capability" });
+  expect(await line.output("r/b/0/1")).toBe(1);
+});
+
+test("a task knows its ids and its time, and the newest progress is told", async () => {
+  const { line } = await attached();
+  line.assign(assignment("run/t/0/2", "sample.say@1", null, 60));
+  const said = await line.output("run/t/0/2");
+  expect(said).toMatchObject({ attempt: "run/t/0/2", run: "run", key: "run/t/0", number: 2 });
+  expect((said as { left: number }).left).toBeGreaterThan(1000);
+  // It ended in the same turn, so its progress is out of date and not sent at all.
+  expect(line.progress).toEqual([]);
+});
+
+test("a cancelled attempt hears of it and ends as cancelled", async () => {
+  const { line } = await attached();
+  line.assign(assignment("r/a/0/1", "sample.wait@1"));
+  line.cancel("r/a/0/1", "deadline");
+  const failure = await line.failure("r/a/0/1");
+  expect(failure).toMatchObject({ kind: FailureKind.CANCELLED, cause: "" });
+  expect(failure.message).toContain("deadline");
+});
+
+test("an attempt that is assigned twice runs once", async () => {
+  const { line } = await attached();
+  line.assign(assignment("r/a/0/1", "sample.wait@1"), assignment("r/a/0/1", "sample.wait@1"));
+  line.cancel("r/a/0/1");
+  await line.failure("r/a/0/1");
+  line.assign(assignment("r/b/0/1", "sample.any@1", 1));
+  await line.output("r/b/0/1");
+  expect(line.results).toHaveLength(2);
+});
+
+test("a call carries the proof of its attempt and gives the answer its schema's type", async () => {
+  const { line } = await attached();
+  line.assign(assignment("r/a/0/1", "sample.ask@1", { text: "long" }));
+  const call = await line.call();
+  expect(call).toMatchObject({ callId: "1", attemptId: "r/a/0/1", capability: "text.summarize@1", timeout: { seconds: 1, nanos: 5e8 } });
+  expect(call.attemptToken.toString()).toBe("token of r/a/0/1");
+  line.send({ callResults: [{ callId: "1", attemptId: "r/a/0/1", outcome: { $case: "output", value: Payload.inline(Buffer.from('"short"')).message } }] });
+  expect(await line.output("r/a/0/1")).toBe("short");
+});
+
+test("the failure of a call fails its caller, as permanent unless another try may help", async () => {
+  const { line } = await attached();
+  for (const [attemptId, kind, retryable] of [["r/a/0/1", FailureKind.INVALID_INPUT, false], ["r/b/0/1", FailureKind.LOST, true]] as const) {
+    line.assign(assignment(attemptId, "sample.ask@1"));
+    await line.call();
+    const failure = { kind, message: "no", code: "c", retryable, cause: "", field: "/x" };
+    line.send({ callResults: [{ callId: "1", attemptId, outcome: { $case: "failure", value: failure } }] });
+  }
+  expect(await line.failure("r/a/0/1")).toMatchObject({ kind: FailureKind.PERMANENT, code: "c", field: "" });
+  expect(await line.failure("r/b/0/1")).toMatchObject({ kind: FailureKind.TRANSIENT, retryable: true });
+});
+
+test("a call without an answer is made again on the next stream", async () => {
+  const { sidecar, line } = await attached();
+  line.assign(assignment("r/a/0/1", "sample.ask@1", 1));
+  const call = await line.call();
+  sidecar.stop();
+  await sidecar.start();
+  const next = await sidecar.line();
+  expect(await next.call()).toEqual(call);
+});
+
+test("an agent that starts before its sidecar attaches once there is one", async () => {
+  const sidecar = new Sidecar();
+  working(sample(), sidecar);
+  await sidecar.start();
+  expect((await sidecar.line()).hello.description?.name).toBe("sample");
+});
+
+test("outcomes that were lost with a stream are repeated, and not worked out again", async () => {
+  let times = 0;
+  const agent = new Agent("once", { logger: quiet }).capability("once.count@1", {}, () => (times += 1));
+  const { sidecar, line } = await attached(agent);
+  line.assign(assignment("r/a/0/1", "once.count@1"));
+  expect(await line.output("r/a/0/1")).toBe(1);
+  sidecar.stop();
+  await sidecar.start();
+  const next = await sidecar.line();
+  next.assign(assignment("r/a/0/1", "once.count@1"));
+  expect(await next.output("r/a/0/1")).toBe(1);
+});
+
+test("an attempt goes on through a broken stream, and its outcome waits for the next", async () => {
+  const go = new AbortController();
+  const agent = new Agent("slow", { logger: quiet }).capability("slow.wait@1", {}, async () => {
+    await eventually(() => go.signal.aborted, "the word to go");
+    return "done";
+  });
+  const { sidecar, line } = await attached(agent);
+  line.assign(assignment("r/a/0/1", "slow.wait@1"));
+  line.assign(assignment("r/b/0/1", "slow.none@1"));
+  await line.failure("r/b/0/1"); // so the first has begun
+  sidecar.stop();
+  go.abort();
+  await sidecar.start();
+  expect(await (await sidecar.line()).output("r/a/0/1")).toBe("done");
+});
+
+test("draining finishes what was assigned, says so, and ends", async () => {
+  const { line, drain, life } = await attached();
+  line.assign(assignment("r/a/0/1", "sample.wait@1"));
+  line.assign(assignment("r/b/0/1", "sample.any@1", 1));
+  await line.output("r/b/0/1");
+  drain.abort();
+  await eventually(() => line.drained, "the agent to drain");
+  line.cancel("r/a/0/1");
+  await line.failure("r/a/0/1");
+  line.stream.end();
+  expect(await life).toBe(true);
+});
+
+test("an agent whose sidecar drains ends the stream when nothing is left, and dials again", async () => {
+  const { sidecar, line } = await attached();
+  line.assign(assignment("r/a/0/1", "sample.wait@1"));
+  line.send({ drain: true });
+  line.cancel("r/a/0/1");
+  await line.failure("r/a/0/1");
+  await eventually(() => line.ended, "the stream to end");
+  await sidecar.line();
+});
+
+test("attempts that outlast the grace are given up", async () => {
+  const sidecar = await Sidecar.started();
+  const { drain, life } = working(sample(), sidecar, 50);
+  const line = await sidecar.line();
+  line.assign(assignment("r/a/0/1", "sample.wait@1"));
+  line.assign(assignment("r/b/0/1", "sample.any@1", 1));
+  await line.output("r/b/0/1");
+  drain.abort();
+  expect(await life).toBe(false);
+});
+
+test("a refusal that another try cannot change ends the agent with its error", async () => {
+  const sidecar = await Sidecar.started();
+  sidecar.refusal = "NOT_GRANTED";
+  const error = await sample().serve({ socket: sidecar.path }).catch((thrown: unknown) => thrown);
+  expect(error).toBeInstanceOf(AntiphonError);
+  expect(error).toMatchObject({ reason: "NOT_GRANTED", remedy: "ASK_OPERATOR" });
+});
+
+test("what cannot be offered is refused when it is declared", () => {
+  const agent = sample();
+  expect(() => new Agent("Not A Name")).toThrow("lowercase");
+  expect(() => new Agent("a", { concurrency: 0 })).toThrow("concurrency");
+  expect(() => agent.capability("nodots", {}, () => null)).toThrow("text.summarize@1");
+  expect(() => agent.capability("sample.any@1", {}, () => null)).toThrow("twice");
+  expect(() => agent.capability("sample.bad@1", { input: { type: "nothing" } }, () => null)).toThrow("JSON Schema");
+});
+
+test("an agent without capabilities or without a socket says what to do", async () => {
+  await expect(new Agent("empty").serve()).rejects.toThrow("offers nothing");
+  await expect(sample().serve({ socket: "" })).rejects.toThrow("ANTIPHON_SOCKET");
+  await expect(sample().serve({ socket: `/${"x".repeat(107)}` })).rejects.toThrow("longer than 107");
+});
+
+test("schemas give types", () => {
+  const value: FromSchema<typeof PACKAGE> = { name: "a" };
+  const files: number | undefined = value.files;
+  // @ts-expect-error a number is no name
+  const wrong: FromSchema<typeof PACKAGE> = { name: 1 };
+  const either: FromSchema<{ anyOf: [{ type: "string" }, { type: "null" }] }> = null;
+  const list: FromSchema<{ type: "array"; items: { enum: ["a", "b"] } }> = ["a", "b"];
+  expect([files, wrong.name, either, list]).toEqual([undefined, 1, null, ["a", "b"]]);
+});
+
+test("what cannot be sent fails its own attempt, and no other", async () => {
+  const agent = new Agent("wrong", { logger: quiet });
+  const broken = { content: { $case: "inline", value: "no buffer" } } as unknown as Payload["message"];
+  agent.capability("wrong.payload@1", {}, () => new Payload(broken));
+  agent.capability("wrong.call@1", {}, async (_, task) => await task.call(Symbol("odd") as unknown as string));
+  agent.capability("wrong.kind@1", {}, () => { throw new Failure("ODD" as "PERMANENT", "odd"); });
+  agent.capability("wrong.thrown@1", {}, () => { throw { toString: () => { throw new Error("even this"); } }; }); // eslint-disable-line
+  agent.capability("wrong.big@1", {}, () => 1n);
+  const { line } = await attached(agent);
+  const names = ["payload", "call", "kind", "thrown", "big"];
+  line.assign(...names.map((name) => assignment(`r/${name}/0/1`, `wrong.${name}@1`)));
+  const failures = await Promise.all(names.map((name) => line.failure(`r/${name}/0/1`)));
+  const { INVALID_OUTPUT, TRANSIENT } = FailureKind;
+  expect(failures.map((one) => one.kind)).toEqual([INVALID_OUTPUT, TRANSIENT, TRANSIENT, TRANSIENT, INVALID_OUTPUT]);
+});
+
+test("a claim that is lost aborts what it protects, and says so", async () => {
+  const agent = new Agent("holder", { logger: quiet }).capability("holder.hold@1", {}, async (_, task) => {
+    const { context } = task;
+    return await context.claim("plan", async (claim, signal) => {
+      await new Promise<void>((resolve) => { signal.addEventListener("abort", () => { resolve(); }); });
+      return claim;
+    });
+  });
+  const { line } = await attached(agent);
+  line.assign(assignment("r/a/0/1", "holder.hold@1"));
+  const { requestId, kind, attemptId, attemptToken } = await line.ask();
+  expect(kind).toMatchObject({ $case: "acquire", value: { name: "plan", ttl: { seconds: 30 } } });
+  expect(attemptToken.toString()).toBe("token of r/a/0/1");
+  const claim = { scope: { kind: undefined }, name: "plan", fence: 7 };
+  const outcome = { $case: "acquire" as const, value: { claim: { claim } } };
+  line.send({ contextResponses: [{ requestId, attemptId, outcome }] });
+  line.send({ claimLosses: [{ attemptId, claim: { ...claim, fence: 6 } }, { attemptId, claim }] });
+  const failure = await line.failure("r/a/0/1");
+  expect(failure.message).toContain("claim plan is not held any more");
+  expect(line.asks).toEqual([]); // what is lost is not released
+});
+
+test("streams that break while outcomes are on their way end no process and lose nothing", async () => {
+  const { sidecar, line } = await attached();
+  let current = line;
+  for (let n = 0; n < 5; n += 1) {
+    const attemptId = `r/t${String(n)}/0/1`;
+    current.assign(assignment(attemptId, "sample.any@1", n));
+    sidecar.stop();
+    await sidecar.start();
+    const next = await sidecar.line();
+    // Assigned again, as a sidecar does: it is answered by what was worked out before, or worked out now.
+    next.assign(assignment(attemptId, "sample.any@1", n));
+    await eventually(() => next.results.some((one) => one.attemptId === attemptId), "the outcome");
+    current = next;
+  }
+});

@@ -1,0 +1,249 @@
+/** The client at an orchestrator double over real mutual TLS, with answers a test decides. */
+import { execFileSync } from "node:child_process";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import { type sendUnaryData, Server, ServerCredentials, type ServerUnaryCall, type ServerWritableStream } from "@grpc/grpc-js";
+import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest";
+
+import { AntiphonError, Client, Credentials, RetryableError, SetupError, StaleError } from "../src/index.js";
+import { RetryInfo } from "../src/gen/google/rpc/error_details.js";
+import { REASONS } from "../src/gen/reasons.js";
+import { type GetRunRequest, GetRunResponse, RunServiceService, RunState, type WatchRunRequest, WatchRunResponse } from "../src/v1.js";
+import { loadProfile } from "../src/credentials.js";
+import { eventually, statusOf } from "./sidecar.js";
+
+const said: string[] = [];
+const logger = {
+  debug: () => undefined,
+  info: () => undefined,
+  warn: (text: string) => { said.push(text); },
+  error: () => undefined,
+};
+let folder: string;
+
+function openssl(...args: string[]): void {
+  execFileSync("openssl", args, { cwd: folder, stdio: "pipe" });
+}
+
+/** Certificates of one authority: that of the server, and one for each client. */
+function certify(name: string, names: string): void {
+  openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", `${name}.key`);
+  openssl("req", "-new", "-key", `${name}.key`, "-subj", `/CN=${name}`, "-out", `${name}.csr`);
+  writeFileSync(join(folder, `${name}.ext`), `subjectAltName=${names}\n`);
+  const authority = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
+  openssl("x509", "-req", "-in", `${name}.csr`, ...authority, "-days", "1", "-extfile", `${name}.ext`, "-out", `${name}.pem`);
+}
+
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), "anti-"));
+  openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "ca.key");
+  openssl("req", "-x509", "-new", "-key", "ca.key", "-subj", "/CN=test", "-days", "1", "-out", "ca.pem");
+  certify("server", "DNS:orchestrator.antiphon.internal,URI:spiffe://mesh.test/ns/system/orchestrator/one");
+  certify("alice", "URI:spiffe://mesh.test/ns/team-a/client/alice");
+  certify("renewed", "URI:spiffe://mesh.test/ns/team-a/client/alice");
+});
+
+afterAll(() => { rmSync(folder, { recursive: true }); });
+
+type Answer = (call: ServerUnaryCall<GetRunRequest, GetRunResponse>, done: sendUnaryData<GetRunResponse>) => void;
+type Watch = (call: ServerWritableStream<WatchRunRequest, WatchRunResponse>) => void;
+
+/** An orchestrator that knows two methods; it ends with the test. */
+async function orchestrator(getRun: Answer, watchRun: Watch = () => undefined): Promise<string> {
+  const server = new Server();
+  const nothing = (): void => undefined;
+  const rest = Object.fromEntries(Object.keys(RunServiceService).map((name) => [name, nothing]));
+  server.addService(RunServiceService, { ...rest, getRun, watchRun });
+  const pem = (name: string): Buffer => readFileSync(join(folder, name));
+  const credentials = ServerCredentials.createSsl(
+    pem("ca.pem"),
+    [{ private_key: pem("server.key"), cert_chain: pem("server.pem") }],
+    true,
+  );
+  const port = await new Promise<number>((resolve, reject) => {
+    server.bindAsync("127.0.0.1:0", credentials, (error, bound) => {
+      if (error) reject(error);
+      else resolve(bound);
+    });
+  });
+  onTestFinished(() => { server.forceShutdown(); });
+  return `127.0.0.1:${String(port)}`;
+}
+
+/** A credential folder with generations, as the commands write it. */
+function credentialFolder(name: string): { path: string; turnTo: (name: string) => void } {
+  const path = mkdtempSync(join(folder, "credential-"));
+  const turnTo = (of: string): void => {
+    const generation = join(path, of);
+    mkdirSync(generation);
+    cpSync(join(folder, `${of}.key`), join(generation, "key.pem"));
+    cpSync(join(folder, `${of}.pem`), join(generation, "cert.pem"));
+    cpSync(join(folder, "ca.pem"), join(generation, "bundle.pem"));
+    symlinkSync(of, join(path, "next"));
+    renameSync(join(path, "next"), join(path, "current"));
+  };
+  turnTo(name);
+  return { path, turnTo };
+}
+
+async function connect(address: string | string[], options: { timeout?: number; patience?: number } = {}): Promise<Client> {
+  const credentials = Credentials.fromFolder(credentialFolder("alice").path);
+  const client = await Client.connect({ address, credentials, logger, ...options });
+  onTestFinished(() => { client.close(); });
+  return client;
+}
+
+const succeed: Answer = (call, done) => { done(null, GetRunResponse.fromPartial({ run: { runId: call.request.runId, state: RunState.SUCCEEDED } })); };
+
+test("every call has a deadline and a trace", async () => {
+  const seen: { left?: number; trace?: string } = {};
+  const address = await orchestrator((call, done) => {
+    seen.left = Number(call.getDeadline()) - Date.now();
+    seen.trace = String(call.metadata.get("traceparent")[0]);
+    succeed(call, done);
+  });
+  const client = await connect(address, { timeout: 5000 });
+  expect((await client.getRun("r")).state).toBe(RunState.SUCCEEDED);
+  expect(seen.left).toBeGreaterThan(0);
+  expect(seen.left).toBeLessThanOrEqual(5000);
+  expect(seen.trace).toMatch(/^00-[0-9a-f]{32}-[0-9a-f]{16}-01$/);
+});
+
+test("a refusal is an error with the registry's reason, remedy, code and variables, and is not repeated", async () => {
+  let calls = 0;
+  const address = await orchestrator((_, done) => {
+    calls += 1;
+    done(statusOf("CURSOR_INVALID", { cursor: "7" }), null);
+  });
+  const client = await connect(address);
+  const error = await client.getRun("r").catch((thrown: unknown) => thrown);
+  expect(error).toBeInstanceOf(StaleError);
+  expect(error).toMatchObject({ reason: "CURSOR_INVALID", code: REASONS.CURSOR_INVALID.code, metadata: { cursor: "7" } });
+  expect(calls).toBe(1);
+});
+
+test("a RETRY refusal is repeated after the delay the server asks for, as often as is right", async () => {
+  let calls = 0;
+  const delay = RetryInfo.fromPartial({ retryDelay: { seconds: 0, nanos: 1_000_000 } });
+  const details = [{ typeUrl: "type.googleapis.com/google.rpc.RetryInfo", value: Buffer.from(RetryInfo.encode(delay).finish()) }];
+  const address = await orchestrator((call, done) => {
+    calls += 1;
+    if (call.request.runId === "soon" && calls === 3) succeed(call, done);
+    else done(statusOf("OVERLOADED", { queue: "q" }, details), null);
+  });
+  const client = await connect(address);
+  expect((await client.getRun("soon")).runId).toBe("soon");
+  calls = 0;
+  const error = await client.getRun("never").catch((thrown: unknown) => thrown);
+  expect(error).toBeInstanceOf(RetryableError);
+  expect(error).toMatchObject({ reason: "OVERLOADED", retryAfter: 1 });
+  expect(calls).toBe(6);
+});
+
+test("a call that is given up ends with the reason of its signal", async () => {
+  const asked = new AbortController();
+  const address = await orchestrator(() => { asked.abort(new Error("enough")); });
+  const client = await connect(address);
+  await expect(client.getRun("r", { signal: asked.signal })).rejects.toThrow("enough");
+});
+
+test("a call without an answer ends with its deadline", async () => {
+  const client = await connect(await orchestrator(() => undefined));
+  const error = await client.getRun("r", { timeout: 200 }).catch((thrown: unknown) => thrown);
+  expect(error).toMatchObject({ reason: "DEADLINE_EXCEEDED" });
+});
+
+test("a watch goes on where it broke, without gap or repeat", async () => {
+  const cursors: number[] = [];
+  const address = await orchestrator(succeed, (call) => {
+    const { cursor } = call.request;
+    cursors.push(cursor);
+    call.write(WatchRunResponse.fromPartial({ events: [{ eventSeq: cursor + 1 }, { eventSeq: cursor + 2 }] }));
+    if (cursor < 4) call.emit("error", statusOf("NOT_SERVING"));
+    else call.end();
+  });
+  const client = await connect(address);
+  const seen: number[] = [];
+  for await (const event of client.watch("r")) seen.push(event.eventSeq);
+  expect(seen).toEqual([1, 2, 3, 4, 5, 6]);
+  expect(cursors).toEqual([0, 2, 4]);
+});
+
+test("leaving a watch ends its stream", async () => {
+  let ended = false;
+  const address = await orchestrator(succeed, (call) => {
+    call.on("cancelled", () => { ended = true; });
+    call.write(WatchRunResponse.fromPartial({ events: [{ eventSeq: 1 }] }));
+  });
+  const client = await connect(address);
+  for await (const event of client.watch("r")) {
+    expect(event.eventSeq).toBe(1);
+    break;
+  }
+  await eventually(() => ended, "the end of the stream");
+});
+
+test("where nobody answers, the next address is tried", async () => {
+  const client = await connect(["127.0.0.1:1", await orchestrator(succeed)]);
+  expect((await client.getRun("r")).runId).toBe("r");
+});
+
+test("a new certificate takes over without a lost call", async () => {
+  const serials = new Set<string>();
+  const address = await orchestrator((call, done) => {
+    const { sslPeerCertificate } = call.getAuthContext();
+    serials.add(String(sslPeerCertificate?.serialNumber));
+    succeed(call, done);
+  });
+  const files = credentialFolder("alice");
+  const client = await Client.connect({ address, credentials: Credentials.fromFolder(files.path), logger });
+  onTestFinished(() => { client.close(); });
+  await client.getRun("r");
+  files.turnTo("renewed");
+  const { connection } = client as unknown as { connection: { refresh(): Promise<boolean> } };
+  const [changed, ...runs] = await Promise.all([connection.refresh(), ...Array.from({ length: 20 }, () => client.getRun("r"))]);
+  expect([changed, runs.length]).toEqual([true, 20]);
+  await client.getRun("r");
+  expect(serials.size).toBe(2);
+  expect(await connection.refresh()).toBe(false);
+});
+
+test("a certificate that cannot be used leaves the one in use", async () => {
+  const files = credentialFolder("alice");
+  const client = await Client.connect({ address: await orchestrator(succeed), credentials: Credentials.fromFolder(files.path), logger });
+  onTestFinished(() => { client.close(); });
+  writeFileSync(join(files.path, "alice/cert.pem"), "no certificate");
+  const { connection } = client as unknown as { connection: { refresh(): Promise<boolean> } };
+  expect(await connection.refresh()).toBe(false);
+  expect(said.at(-1)).toContain("the certificate in use is kept");
+  expect((await client.getRun("r")).runId).toBe("r");
+});
+
+test("a profile is found as the command finds it, and its absence says what to do", async () => {
+  const home = mkdtempSync(join(folder, "home-"));
+  const profile = join(home, "profiles/web");
+  mkdirSync(profile, { recursive: true });
+  writeFileSync(join(profile, "profile.toml"), 'addresses = ["127.0.0.1:7443"]\n');
+  const environ = { ANTIPHON_HOME: home, ANTIPHON_PROFILE: "web" };
+  expect((await loadProfile(undefined, environ)).addresses).toEqual(["127.0.0.1:7443"]);
+  await expect(loadProfile("other", environ)).rejects.toThrow("antiphon dev");
+  await expect(loadProfile("Not A Name", environ)).rejects.toBeInstanceOf(SetupError);
+  writeFileSync(join(profile, "profile.toml"), "addresses = []\n");
+  await expect(loadProfile(undefined, environ)).rejects.toThrow("must be a list of host:port");
+  await expect(Credentials.fromFolder(join(profile, "credential")).read()).rejects.toThrow("there is no certificate");
+});
+
+test("a client that is closed says so", async () => {
+  const client = await connect(await orchestrator(succeed));
+  client.close();
+  await expect(client.getRun("r")).rejects.toThrow("closed");
+});
+
+test("every reason of the registry is known with its remedy", () => {
+  for (const [reason, { code }] of Object.entries(REASONS)) {
+    const error = new AntiphonError("text", { reason });
+    expect([error.reason, error.code]).toEqual([reason, code]);
+  }
+});
