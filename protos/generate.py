@@ -2,9 +2,9 @@
 
 Written: the Python code under sdk/python/antiphon (from an image without the validation options, because a second copy
 of validate.proto in a user's process would be a descriptor-pool error); the servers' full image, which holds the
-validation rules and options; the reference pages under docs/reference; and, where there is a Go toolchain, the Go code of
-sdk/go (`golang.py`). buf and protoc come from Python packages, Go's plugins from its module proxy, once. What has not changed
-is not written again, so that what runs from this checkout is not disturbed.
+validation rules and options; the reference pages under docs/reference; and, where there is a Go toolchain, the Go code
+of sdk/go (`golang.py`). buf and protoc come from Python packages, Go's plugins from its module proxy, once. What has
+not changed is not written again, so that what runs from this checkout is not disturbed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The part of `generate.py` that writes Go: stubs from the same image, and the table of error reasons.
 
-The plugins are pinned in sdk/go/tools/go.mod and built from there by the `go` on the path; without one, Go's files are left
-as they are. Import paths are given here and not in the protos, which know no language.
+The plugins are pinned in sdk/go/tools/go.mod and built from there by the `go` on the path; without one, Go's files are
+left as they are. Import paths are given here and not in the protos, which know no language.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOOLS = (
     "honnef.co/go/tools/cmd/staticcheck",
 )
 
-_HEAD = '''// Code generated from protos/antiphon/v1/error.proto by make gen. DO NOT EDIT.
+_HEAD = """// Code generated from protos/antiphon/v1/error.proto by make gen. DO NOT EDIT.
 
 package antiphon
 
@@ -35,7 +35,7 @@ import "google.golang.org/grpc/codes"
 
 // The reasons of the registry, without their prefix: errors.Is(err, antiphon.RunNotFound).
 const (
-'''
+"""
 _TABLE = """)
 
 // registry is what the contracts say of each reason.

@@ -1,7 +1,8 @@
 """What all rungs of tests share: how a test asks for a program that Python packages do not bring.
 
 The rungs, by folder: unit (one module, no process), store (one suite for every backend), contract (the protos' own
-rules), integration (real processes and sockets), robustness (kills, full disks, bad input), e2e (a browser).
+rules), integration (real processes and sockets), go (the Go SDK's own tests), robustness (kills, full disks, bad
+input), e2e (a browser).
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Protocol
 
 import pytest
+
+GO_SDK = Path(__file__).parents[1] / "sdk/go"
 
 
 class RequireTool(Protocol):
@@ -47,3 +51,22 @@ def install(program: str, package: str) -> str | None:
         except subprocess.TimeoutExpired:
             return None
     return shutil.which(program)
+
+
+@pytest.fixture(scope="session")
+def go_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the programs of the Go SDK's tests, built; without Go not run, and in CI a failure."""
+    require_go()
+    folder = tmp_path_factory.mktemp("go")
+    programs = ("./examples/hello", "./internal/worker", "./internal/journey")
+    subprocess.run(["go", "build", "-o", f"{folder}/", *programs], cwd=GO_SDK, check=True)
+    return folder
+
+
+def require_go() -> None:
+    """Skip the test, or in CI fail it, where there is no Go."""
+    if shutil.which("go") is None:
+        missing = "not run: go is missing; install it from https://go.dev/dl"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
