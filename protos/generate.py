@@ -22,7 +22,7 @@ from reference import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 SDK = Path("sdk/python")
-PACKAGES = ("antiphon/v1", "antiphon/mesh", "antiphon/store", "antiphon/options")
+PACKAGES = ("antiphon/v1", "antiphon/mesh", "antiphon/store", "antiphon/options", "antiphon/conformance")
 IMAGE = Path("orchestrator/antiphon_orchestrator/api/contracts.binpb")
 REFERENCE = Path("docs/reference")
 

@@ -44,10 +44,13 @@ def lines(text: str) -> list[Line]:
 
 @cache
 def messages() -> dict[str, Descriptor]:
-    """Every message of the generated code by full name, nested ones too, entries of maps not."""
+    """Every message of the generated code by full name, nested ones too, entries of maps not.
+
+    Those of antiphon.conformance are left out: no program keeps them, and they change with the cases.
+    """
     found: dict[str, Descriptor] = {}
     for module in walk_packages(antiphon.__path__, "antiphon."):
-        if module.name.endswith("_pb2"):
+        if module.name.endswith("_pb2") and not module.name.startswith("antiphon.conformance."):
             for message in import_module(module.name).DESCRIPTOR.message_types_by_name.values():
                 found |= {nested.full_name: nested for nested in _with_nested(message)}
     return dict(sorted(found.items()))

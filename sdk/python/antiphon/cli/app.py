@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..command import DELEGATED
-from . import agents, audit, certs, context, graphs, new, output, policies, runs
+from . import agents, audit, certs, context, graphs, new, output, policies, runs, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +41,7 @@ app.add_typer(_groups["orchestrator"], name="orchestrator")
 app.add_typer(_groups["sidecar"], name="sidecar")
 app.add_typer(certs.app, name="certs")
 app.add_typer(new.app, name="new")
+app.command("verify")(verify.verify)
 
 
 def _version_alone(wanted: bool) -> None:

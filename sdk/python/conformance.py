@@ -1,0 +1,245 @@
+"""The conformance executor of the Python SDK: `conformance.py agent CONCURRENCY` or `conformance.py client`.
+
+What it must do is said in protos/antiphon/conformance/v1/executor.proto and in sdk/README.md. It uses what users of the
+SDK have, and nothing besides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+from antiphon import (
+    Agent,
+    AntiphonError,
+    BudgetExceeded,
+    CallFailed,
+    Client,
+    Credentials,
+    InvalidInput,
+    InvalidOutput,
+    Payload,
+    PermanentFailure,
+    TaskCancelled,
+    TaskContext,
+    TransientFailure,
+    entry_value,
+    output_of,
+)
+from antiphon.conformance.v1 import executor_pb2 as pb
+from antiphon.v1 import failure_pb2, run_pb2
+from google.protobuf import json_format
+
+_FAILURES = {
+    failure_pb2.FAILURE_KIND_TRANSIENT: TransientFailure,
+    failure_pb2.FAILURE_KIND_PERMANENT: PermanentFailure,
+    failure_pb2.FAILURE_KIND_INVALID_INPUT: InvalidInput,
+    failure_pb2.FAILURE_KIND_INVALID_OUTPUT: InvalidOutput,
+    failure_pb2.FAILURE_KIND_BUDGET: BudgetExceeded,
+    failure_pb2.FAILURE_KIND_CANCELLED: TaskCancelled,
+}
+
+
+# The agent
+
+
+@dataclass
+class Package:
+    name: str
+    files: int = 0
+
+
+@dataclass
+class Verdict:
+    name: str
+    fine: bool
+
+
+def agent(concurrency: int) -> Agent:
+    """The agent that cases are played with."""
+    made = Agent("conformance", concurrency=concurrency)
+    counts: Counter[str] = Counter()
+
+    @made.capability("conformance.script@1", effect="pure", idempotent=True)
+    async def script(value: Any, task: TaskContext) -> Any:
+        result = None
+        for step in json_format.ParseDict(value, pb.Script(), ignore_unknown_fields=True).steps:
+            match step.WhichOneof("kind"):
+                case "output_json":
+                    result = json.loads(step.output_json)
+                case "large":
+                    result = "x" * step.large
+                case "describe":
+                    result = _described(task)
+                case "count":
+                    counts[step.count] += 1
+                    result = counts[step.count]
+                case "progress":
+                    await task.progress(step.progress.fraction, step.progress.message)
+                case "call":
+                    result = await _call(task, step.call)
+                case "fail":
+                    _fail(step.fail)
+                case "crash":
+                    raise RuntimeError(step.crash)
+                case "wait_cancelled":
+                    await asyncio.Event().wait()
+        return result
+
+    @made.capability("conformance.judge@1", effect="pure")
+    async def judge(package: Package) -> Verdict:
+        return Verdict(package.name, package.files > 0)
+
+    @made.capability("conformance.reverse@1")
+    async def reverse(payload: Payload) -> Payload:
+        return Payload(inline=payload.inline[::-1], media_type=payload.media_type)
+
+    return made
+
+
+def _described(task: TaskContext) -> dict[str, Any]:
+    return {
+        "attempt_id": task.attempt_id,
+        "run_id": task.run_id,
+        "number": task.number,
+        "idempotency_key": task.idempotency_key,
+        "capability": task.capability,
+        "namespace": task.namespace,
+        "principal": task.principal,
+        "delegation": list(task.delegation),
+        "traceparent": task.traceparent,
+        "deadline": task.deadline is not None,
+    }
+
+
+async def _call(task: TaskContext, call: pb.ScriptCall) -> Any:
+    try:
+        return await task.call(call.capability, json.loads(call.input_json or "null"), call_id=call.call_id or None)
+    except CallFailed as error:
+        if not call.caught:
+            raise
+        return {"kind": failure_pb2.FailureKind.Name(error.failure.kind), "code": error.failure.code}
+
+
+def _fail(failure: failure_pb2.Failure) -> NoReturn:
+    kind = _FAILURES[failure.kind]
+    if kind is TransientFailure:
+        raise TransientFailure(failure.message, failure.code)
+    raise kind(failure.message, failure.code, retryable=failure.retryable, field=failure.field)
+
+
+# The client
+
+
+async def converse() -> None:
+    """Answer each line of standard input with one on standard output."""
+    client: Client | None = None
+    settings = pb.ClientSettings()
+    try:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            request = json_format.Parse(line, pb.ExecutorRequest())
+            response = pb.ExecutorResponse(id=request.id)
+            try:
+                if client is None or request.client != settings:
+                    if client is not None:
+                        await client.__aexit__(None, None, None)
+                    settings = request.client
+                    client = await _connect(settings).__aenter__()
+                response.answer.CopyFrom(await _answer(client, request.call))
+            except AntiphonError as error:
+                response.error.CopyFrom(_told(error))
+            except Exception as error:
+                response.broken = f"{type(error).__name__}: {error}"
+            print(json_format.MessageToJson(response, indent=None, preserving_proto_field_name=True), flush=True)
+    finally:
+        if client is not None:
+            await client.__aexit__(None, None, None)
+
+
+def _connect(settings: pb.ClientSettings) -> Client:
+    credentials = Credentials.from_files(settings.certificate_file, settings.key_file, settings.bundle_file)
+    timeout = settings.timeout.ToTimedelta() if settings.HasField("timeout") else timedelta(seconds=10)
+    return Client.connect(address=list(settings.addresses), credentials=credentials, timeout=timeout)
+
+
+async def _answer(client: Client, call: pb.ClientCall) -> pb.ClientAnswer:
+    match call.WhichOneof("kind"):
+        case "submit":
+            one = call.submit
+            value = json.loads(one.input_json) if one.input_json else None
+            return _run(await client.submit(one.graph, value, wait=one.wait, request_id=one.request_id))
+        case "submit_many":
+            return await _submit_many(client, call.submit_many)
+        case "get_run":
+            return _run(await client.get_run(call.get_run.run_id))
+        case "wait":
+            return _run(await client.wait(call.wait.run_id))
+        case "watch":
+            return pb.ClientAnswer(event_seqs=[event.event_seq async for event in client.watch(call.watch.run_id)])
+        case "cancel":
+            return _run(await client.cancel(call.cancel.run_id))
+        case "list_runs":
+            runs = client.list_runs(page_size=call.list_runs.page_size)
+            return pb.ClientAnswer(run_ids=[run.run_id async for run in runs])
+        case "list_agents":
+            return pb.ClientAnswer(names=[found.name async for found in client.list_agents()])
+        case "get_entry":
+            entry = await client.get_entry(call.get_entry.key)
+            return pb.ClientAnswer(output_json=json.dumps(entry_value(entry)), revision=entry.revision)
+        case "put_entry":
+            put = call.put_entry
+            expected = put.expected_revision if put.HasField("expected_revision") else None
+            written = await client.put_entry(put.key, json.loads(put.value_json), expected_revision=expected)
+            return pb.ClientAnswer(revision=written.revision)
+    raise ValueError("this executor does not know the call")
+
+
+async def _submit_many(client: Client, many: pb.SubmitManyCall) -> pb.ClientAnswer:
+    async with client.submitter() as submitter:
+        answers = [
+            await submitter.submit(many.graph, wait=True, request_id=f"many-{number}")
+            for number in range(1, many.count + 1)
+        ]
+        return pb.ClientAnswer(run_ids=[run.run_id for run in await asyncio.gather(*answers)])
+
+
+def _run(run: run_pb2.Run) -> pb.ClientAnswer:
+    answer = pb.ClientAnswer(run_id=run.run_id, state=run_pb2.RunState.Name(run.state))
+    if run.state == run_pb2.RUN_STATE_SUCCEEDED:
+        answer.output_json = json.dumps(output_of(run))
+    return answer
+
+
+def _told(error: AntiphonError) -> pb.ClientError:
+    told = pb.ClientError(
+        reason=error.reason,
+        remedy=error.remedy or "",
+        code=error.code.name,
+        metadata=error.metadata,
+        fields=[one.field for one in error.violations],
+    )
+    if error.retry_after is not None:
+        told.retry_after.FromTimedelta(error.retry_after)
+    return told
+
+
+def main(arguments: list[str]) -> int:
+    """Be what the arguments say."""
+    match arguments:
+        case ["agent", concurrency]:
+            agent(int(concurrency)).run()
+        case ["client"]:
+            asyncio.run(converse())
+        case _:
+            print("usage: conformance.py agent CONCURRENCY | conformance.py client", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
