@@ -18,7 +18,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 ROOT = Path(__file__).resolve().parent.parent
 SDK = Path("sdk/go")
 MODULE = "antiphon.dev/antiphon"
-PACKAGES = {"antiphon/v1/": "v1;antiphonv1", "antiphon/options/v1/": "options/v1;optionsv1"}
+PACKAGES = {
+    "antiphon/v1/": "v1;antiphonv1",
+    "antiphon/options/v1/": "options/v1;optionsv1",
+    "antiphon/conformance/v1/": "internal/conformancev1;conformancev1",
+}
 """Folders of protos that the SDK needs, each with the package it becomes."""
 REASONS = SDK / "reasons.go"
 TOOLS = (
