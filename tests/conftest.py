@@ -15,8 +15,6 @@ from typing import Protocol
 
 import pytest
 
-GO_SDK = Path(__file__).parents[1] / "sdk/go"
-
 
 class RequireTool(Protocol):
     """Answers where a program is; without it the test is not run, and in CI it fails."""
@@ -54,19 +52,20 @@ def install(program: str, package: str) -> str | None:
 
 
 @pytest.fixture(scope="session")
-def go_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the programs of the Go SDK's tests, built; without Go not run, and in CI a failure."""
-    require_go()
-    folder = tmp_path_factory.mktemp("go")
-    programs = ("./examples/hello", "./internal/worker", "./internal/journey")
-    subprocess.run(["go", "build", "-o", f"{folder}/", *programs], cwd=GO_SDK, check=True)
-    return folder
-
-
-def require_go() -> None:
-    """Skip the test, or in CI fail it, where there is no Go."""
+def go_sdk() -> Path:
+    """The folder of the Go SDK; without a Go toolchain the test is not run, and in CI it fails."""
     if shutil.which("go") is None:
         missing = "not run: go is missing; install it from https://go.dev/dl"
         if os.environ.get("CI") == "true":
             pytest.fail(missing, pytrace=False)
         pytest.skip(missing)
+    return Path(__file__).parents[1] / "sdk/go"
+
+
+@pytest.fixture(scope="session")
+def go_programs(go_sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the programs of the Go SDK's tests, built."""
+    folder = tmp_path_factory.mktemp("go")
+    programs = ("./examples/hello", "./internal/worker", "./internal/journey")
+    subprocess.run(["go", "build", "-o", f"{folder}/", *programs], cwd=go_sdk, check=True)
+    return folder

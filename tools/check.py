@@ -21,6 +21,7 @@ SOURCES = (
     "sdk/python/antiphon",
     "tools",
     "protos/generate.py",
+    "protos/golang.py",
     "protos/reference.py",
     "benchmarks",
 )
@@ -30,8 +31,11 @@ Outcome = tuple[bool, str]
 
 def run(program: str, *arguments: str) -> Outcome:
     """Run a program of the environment at the root; whether it succeeded, and what it printed."""
-    command = [str(Path(sys.executable).with_name(program)), *arguments]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return _run([str(Path(sys.executable).with_name(program)), *arguments], ROOT)
+
+
+def _run(command: list[str], folder: Path) -> Outcome:
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode == 0, done.stdout
 
 
@@ -51,6 +55,23 @@ def breaking() -> Outcome:
     return all(passed for passed, _ in outcomes), "".join(text for _, text in outcomes)
 
 
+def go() -> Outcome:
+    """Format, vet and staticcheck of the Go SDK, where there is a Go toolchain; in CI there must be one."""
+    sys.path.insert(0, str(ROOT / "protos"))
+    import golang
+
+    try:
+        if not golang.available():
+            return True, "not run: go is not on the PATH"
+        staticcheck = golang.tools() / "staticcheck"
+    except (OSError, subprocess.CalledProcessError) as error:
+        return False, str(error)
+    unformatted = _run(["gofmt", "-l", "."], ROOT / golang.SDK)
+    outcomes = [(unformatted == (True, ""), unformatted[1])]
+    outcomes += [_run(command, ROOT / golang.SDK) for command in (["go", "vet", "./..."], [str(staticcheck), "./..."])]
+    return all(passed for passed, _ in outcomes), "".join(text for _, text in outcomes)
+
+
 CHECKS: dict[str, Callable[[], Outcome]] = {
     "format": lambda: run("ruff", "format", "--check", "."),
     "lint": lambda: run("ruff", "check", "."),
@@ -60,6 +81,7 @@ CHECKS: dict[str, Callable[[], Outcome]] = {
     "protos-lint": lambda: run("buf", "lint"),
     "protos-breaking": breaking,
     "generated": lambda: run("python", "protos/generate.py", "--check"),
+    "go": go,
 }
 
 

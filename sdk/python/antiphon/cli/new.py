@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from . import output
+from . import new_go, output
 from .problems import Problem
 
 app = typer.Typer(help="Begin something new.", no_args_is_help=True)
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-LANGUAGES = ("python",)
+LANGUAGES = ("python", "go")
 
 _AGENT = '''"""An agent that greets. It offers one capability; its sidecar gives it work."""
 
@@ -104,6 +104,7 @@ _FILES = {
 def agent(
     name: Annotated[str, typer.Argument(help="Name of the agent and of its new folder.")],
     lang: Annotated[str, typer.Option("--lang", help=f"One of: {', '.join(LANGUAGES)}.")] = "python",
+    sdk: Annotated[Path | None, typer.Option(help="Folder of the SDK, for Go; that of this checkout.")] = None,
 ) -> None:
     """Write a small, complete agent into a new folder."""
     if lang not in LANGUAGES:
@@ -111,13 +112,14 @@ def agent(
     if not _NAME.fullmatch(name):
         raise Problem(f"{name!r} is not a name for an agent", "use lowercase letters, digits and inner hyphens")
     folder = Path(name)
-    present = sorted(str(folder / file) for file in _FILES if (folder / file).exists())
+    files = new_go.files(sdk) if lang == "go" else _FILES
+    present = sorted(str(folder / file) for file in files if (folder / file).exists())
     if present:
         raise Problem(f"{', '.join(present)} exists already", "choose another name; nothing is overwritten")
     # A capability is dotted words that begin with a letter.
     capability = f"{name if name[0].isalpha() else f'agent-{name}'}.greet"
     folder.mkdir(parents=True, exist_ok=True)
-    for file, template in _FILES.items():
+    for file, template in files.items():
         (folder / file).write_text(Template(template).substitute(name=name, capability=capability), "utf-8")
         output.show(str(folder / file))
     output.note(f"Next: cd {name}, and see README.md")
