@@ -19,6 +19,7 @@ SOURCES = (
     "sidecar/antiphon_sidecar",
     "certs/antiphon_certs",
     "sdk/python/antiphon",
+    "sdk/python/conformance.py",
     "tools",
     "protos/generate.py",
     "protos/golang.py",

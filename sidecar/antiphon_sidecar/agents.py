@@ -32,7 +32,9 @@ from .wire import MOST_BYTES, MOST_ITEMS
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT = 10.0
+PROTOCOL_VERSION = 1
 _OPTIONS = (("grpc.max_receive_message_length", 4 << 20), ("grpc.max_send_message_length", 4 << 20))
+_BATCHES = ("results", "progress", "calls", "context_requests")
 _MOST_CALLS = 256  # unary ones at once, on one socket
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -110,6 +112,9 @@ class _Servicer:
         if not first.hello.HasField("description"):
             where = "hello.description"
             raise Refused(error_pb2.ERROR_REASON_REQUEST_INVALID, violations=[(where, "is required")], field=where)
+        if (spoken := first.hello.protocol_version) != PROTOCOL_VERSION:
+            cause = f"the agent speaks version {spoken} of the contract, this sidecar {PROTOCOL_VERSION}"
+            raise Refused(error_pb2.ERROR_REASON_PROTOCOL_VIOLATION, cause=cause)
         # A client that dies during a write leaves this generator suspended, its `finally` waiting for the collector.
         context.add_done_callback(lambda _: self._end(session))  # type: ignore[arg-type]
         if self._session:
@@ -270,6 +275,10 @@ class _Session:
         inflight, now, limit = node.inflight, node.now(), node.inline_limit
         if request.HasField("hello"):
             raise Refused(error_pb2.ERROR_REASON_PROTOCOL_VIOLATION, cause="hello came twice")
+        for field in _BATCHES:
+            if len(getattr(request, field)) > MOST_ITEMS:
+                cause = f"one message has {len(getattr(request, field))} {field}; at most {MOST_ITEMS} are allowed"
+                raise Refused(error_pb2.ERROR_REASON_PROTOCOL_VIOLATION, cause=cause)
         for result in request.results:
             attempt = seat.running.get(result.attempt_id)
             if attempt is not None and attempt.reads is not None and not result.HasField("failure"):

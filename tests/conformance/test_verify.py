@@ -21,7 +21,7 @@ from antiphon.verify.stage import Stage
 from google.protobuf import json_format
 
 FOLDER = Path(__file__).with_name("broken")
-AT_ONCE = 3
+AT_ONCE = 4
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 
 FAULTS: dict[str, tuple[str, str]] = {
@@ -77,7 +77,8 @@ FAULTS: dict[str, tuple[str, str]] = {
 
 async def _verify(program: Path, gate: asyncio.Semaphore) -> pb.VerifyReport:
     async with gate:
-        stage = Stage([sys.executable, str(program)], patience=3.0, boot=5.0)
+        # Generous: other tests may run at the same time.
+        stage = Stage([sys.executable, str(program)], patience=6.0, boot=10.0)
         return await verify(Play(stage, seed=1), ALL)
 
 

@@ -21,7 +21,7 @@ from google.protobuf.descriptor import Descriptor, EnumValueDescriptor, FieldDes
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 
-PACKAGES = {"antiphon.v1", "antiphon.mesh.v1", "antiphon.store.v1", "antiphon.options.v1"}
+PACKAGES = {f"antiphon.{name}" for name in ("v1", "mesh.v1", "store.v1", "options.v1", "conformance.v1")}
 UNBOUNDED = re.compile(r"(?<!\\)[*+]|\{\d+,\}")
 UNITS = re.compile(r"_(ms|millis|us|micros|ns|nanos|seconds|secs|minutes|hours|bytes|kb|mb)$")
 

@@ -191,6 +191,40 @@ async def test_an_agent_that_breaks_the_protocol_hurts_only_itself(client: Clien
     assert await works(client)
 
 
+async def test_an_agent_that_talks_nonsense_is_told_why_and_cut_off(client: Client, mesh: Mesh) -> None:
+    sidecar = mesh.sidecar("nonsense", command=("sleep", "1000"), granted=("nonsense",))
+    path = sidecar.run_folder / "nonsense.sock"
+    sidecar.wait_for_file(path)
+    hello = agent_service_pb2.WorkRequest()
+    hello.hello.protocol_version = 1
+    hello.hello.description.concurrency = 1
+    hello.hello.description.capabilities.add(name="work.nonsense", version="1")
+    newer = agent_service_pb2.WorkRequest()
+    newer.CopyFrom(hello)
+    newer.hello.protocol_version = 7
+    too_many = agent_service_pb2.WorkRequest()
+    for number in range(257):
+        too_many.results.add(attempt_id=f"a/b/0/{number}")
+    async with grpc.aio.insecure_channel(f"unix:{path}") as raw:
+        stub: Any = agent_service_pb2_grpc.AgentServiceStub(raw)
+        for said, cause in (
+            ([newer], "speaks version 7 of the contract, this sidecar 1"),
+            ([hello, too_many], "257 results; at most 256"),
+            ([hello, hello], "hello came twice"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                async for _ in stub.Work(iter(said)):
+                    pass
+            assert reason_of(refused.value) == "PROTOCOL_VIOLATION"
+            assert cause in str(refused.value.details())
+        garbage = raw.stream_stream("/antiphon.v1.AgentService/Work")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            async for _ in garbage(iter([hello.SerializeToString(), b"\xff" * 40])):
+                pass
+        assert refused.value.code() is grpc.StatusCode.INTERNAL
+    assert await works(client)
+
+
 async def test_kinds_of_identity_may_call_only_what_is_theirs(client: Client, mesh: Mesh) -> None:
     async with mesh.client("spy", kind=Kind.SIDECAR) as spy:
         with pytest.raises(AccessDenied):

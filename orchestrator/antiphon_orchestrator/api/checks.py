@@ -49,6 +49,7 @@ RESOURCES: Mapping[str, tuple[ResourceKind, tuple[str, ...]]] = MappingProxyType
         "/antiphon.v1.RegistryService/DrainAgent": (ResourceKind.AGENT, ("name",)),
         "/antiphon.v1.RegistryService/SuspendAgent": (ResourceKind.AGENT, ("name",)),
         "/antiphon.v1.RegistryService/ResumeAgent": (ResourceKind.AGENT, ("name",)),
+        "/antiphon.v1.RegistryService/PutVerifyReport": (ResourceKind.AGENT, ("report", "agent")),
     }
 )
 

@@ -13,6 +13,7 @@ from antiphon.v1.error_pb2 import ErrorReason
 from ..audit import AuditLog, Fact
 from ..placement.fleet import Fleet
 from ..registry.registry import ACTIVE, DRAINING, SUSPENDED, AgentNotFound, Registry
+from ..registry.verified import NotProven
 from .call import caller
 from .errors import ApiError
 from .paging import decode_token, encode_token
@@ -78,6 +79,19 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
 
     async def ResumeAgent(self, request: api.ResumeAgentRequest, context: Context) -> api.ResumeAgentResponse:
         return api.ResumeAgentResponse(agent=await self._set(request.name, ACTIVE, "resume"))
+
+    async def PutVerifyReport(
+        self, request: api.PutVerifyReportRequest, context: Context
+    ) -> api.PutVerifyReportResponse:
+        report, who = request.report, caller()
+        try:
+            await self._registry.verified.put(who.namespace, who.principal, report)
+        except NotProven as error:
+            raise ApiError(ErrorReason.ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED, cause=str(error)) from error
+        details = {"version": report.version, "capabilities": report.capabilities_digest}
+        resource = f"Agent::{who.namespace}/{report.agent}"
+        await self._audit.write(Fact("put_verify_report", who.namespace, who.principal, resource, details=details))
+        return api.PutVerifyReportResponse()
 
     async def _set(self, name: str, state: registry_pb2.AgentState.ValueType, action: str) -> registry_pb2.Agent:
         self._agent(name)

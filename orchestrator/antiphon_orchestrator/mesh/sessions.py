@@ -246,6 +246,7 @@ class Sessions:
         if not granted_agent:
             raise ApiError(ErrorReason.ERROR_REASON_NOT_GRANTED, what=f"agent {description.name}")
         decision_id = ""
+        verified = await self._registry.verified.holds(who.namespace, description)
         for capability in description.capabilities:
             granted = who.allows_capability(capability.name)
             request = Request.register(
@@ -255,6 +256,7 @@ class Sessions:
                 description.name,
                 capability=capability.name,
                 granted=granted,
+                verified=verified,
             )
             decision = self._policy.decide_batch((request,))[0]
             decision_id = decision.decision_id

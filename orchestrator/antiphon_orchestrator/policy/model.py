@@ -135,10 +135,22 @@ class Request(NamedTuple):
 
     @classmethod
     def register(
-        cls, principal: str, principal_kind: str, namespace: str, agent: str, *, capability: str, granted: bool
+        cls,
+        principal: str,
+        principal_kind: str,
+        namespace: str,
+        agent: str,
+        *,
+        capability: str,
+        granted: bool,
+        verified: bool,
     ) -> Self:
-        """May the sidecar announce that `agent` offers `capability`? `granted`: its certificate covers both names."""
-        facts = (("capability", capability), ("granted", granted))
+        """May the sidecar announce that `agent` offers `capability`?
+
+        `granted`: its certificate covers both names. `verified`: this version of the agent, with these capabilities,
+        has a report of `antiphon verify` in which every case passed.
+        """
+        facts = (("capability", capability), ("granted", granted), ("verified", verified))
         return cls(Action.REGISTER, principal, principal_kind, namespace, ResourceKind.AGENT, agent, facts)
 
     @classmethod

@@ -51,7 +51,7 @@ CONTEXT: Mapping[Action, Mapping[str, object]] = MappingProxyType(
         },
         Action.CALL: {"agent": STRING, "labels": STRINGS},
         Action.RELEASE: {"labels": STRINGS},
-        Action.REGISTER: {"capability": STRING, "granted": BOOL},
+        Action.REGISTER: {"capability": STRING, "granted": BOOL, "verified": BOOL},
         Action.READ_CONTEXT: _ENTRY,
         Action.WRITE_CONTEXT: _ENTRY,
     }
@@ -72,6 +72,7 @@ UNSAID: Mapping[str, Value] = MappingProxyType(
         "own": True,
         "priority": 0,
         "scope": "namespace",
+        "verified": False,
         "version": "1",
     }
 )

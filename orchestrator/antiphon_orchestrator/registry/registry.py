@@ -18,6 +18,7 @@ from ..placement.fleet import Fleet, Instance
 from ..shards.archiver import moment
 from ..store import keys
 from ..store.port import Compare, Put, Store, Target, Txn
+from .verified import Verified
 
 ACTIVE = registry_pb2.AGENT_STATE_ACTIVE
 GONE = registry_pb2.AGENT_STATE_GONE
@@ -52,6 +53,7 @@ class Registry:
         self._fleet = fleet
         self._schemas = schemas
         self._now = now
+        self.verified = Verified(store, now)
         self._records: dict[tuple[str, str], records.AgentRecord] = {}
         self._revisions: dict[tuple[str, str], int] = {}
         self._listeners: set[asyncio.Queue[tuple[str, str]]] = set()

@@ -81,6 +81,11 @@ def agent_prefix(namespace: str) -> bytes:
     return _spell("agent", namespace) + b"/"
 
 
+def verified(namespace: str, name: str) -> bytes:
+    """Which versions of an agent were proven."""
+    return _spell("verified", namespace, name)
+
+
 def alive(namespace: str, name: str, instance: str) -> bytes:
     """Leased, empty marker that an agent instance is attached."""
     return _spell("alive", namespace, name, instance)

@@ -122,6 +122,7 @@ if TYPE_CHECKING:
         StreamReplaced,
         TaskNotFound,
         TokenNotAccepted,
+        VerifyReportNotAccepted,
     )
     from ._schema import (
         Labels,
@@ -226,6 +227,7 @@ __all__ = [
     "TokenNotAccepted",
     "TransientFailure",
     "Unavailable",
+    "VerifyReportNotAccepted",
     "any_of",
     "at_least",
     "current_task",

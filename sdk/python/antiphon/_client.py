@@ -29,6 +29,7 @@ from antiphon.v1 import (
     registry_service_pb2,
     run_pb2,
     run_service_pb2,
+    verify_pb2,
 )
 
 from . import _calls
@@ -281,6 +282,14 @@ class Client(AuditCalls, ContextCalls, PolicyCalls):
         """Give work again to an agent that was drained or suspended. For operators. Raises `AgentNotFound`."""
         request = registry_service_pb2.ResumeAgentRequest(name=name)
         return (await self._ask(lambda to: to.registry.ResumeAgent, request)).agent
+
+    async def put_verify_report(self, report: verify_pb2.VerifyReport) -> None:
+        """Vouch for an agent with the report of `antiphon verify`: policy finds it verified when it registers.
+
+        Raises `VerifyReportNotAccepted` unless every case was played and passed.
+        """
+        request = registry_service_pb2.PutVerifyReportRequest(report=report)
+        await self._ask(lambda to: to.registry.PutVerifyReport, request)
 
     # Identity
 

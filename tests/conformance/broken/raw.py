@@ -40,6 +40,7 @@ class Raw:
         self.calls: dict[str, asyncio.Future[pb.CallResponse]] = {}
         self.draining = False
         self.streams = 0
+        self.attached = False
 
     # What it says
 
@@ -155,6 +156,7 @@ class Raw:
         self.finished()
 
     def hear(self, response: pb.WorkResponse) -> None:
+        self.attached = True
         for assignment in response.assignments:
             self.assigned(assignment)
         for cancel in response.cancels:
@@ -168,8 +170,9 @@ class Raw:
     # Its life
 
     async def requests(self) -> AsyncIterator[pb.WorkRequest]:
+        up = self.up  # of this stream: the next one has its own
         yield self.hello()
-        while (request := await self.up.get()) is not None:
+        while (request := await up.get()) is not None:
             yield request
 
     async def stream(self) -> None:
@@ -187,7 +190,7 @@ class Raw:
             try:
                 await self.stream()
             except grpc.aio.AioRpcError as error:
-                if not self.again:
+                if self.attached and not self.again:
                     sys.exit(f"the stream broke: {error.code().name}")
             if self.draining:
                 return

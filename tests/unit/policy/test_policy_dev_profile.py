@@ -32,7 +32,9 @@ def decide(action: Action, kind: str, *, of: str = "demo", labels: frozenset[str
         case Action.RELEASE:
             request = Request.release(principal, kind, "demo", "text.redact", labels=labels)
         case Action.REGISTER:
-            request = Request.register(principal, kind, "demo", "redactor", capability="text.redact", granted=True)
+            request = Request.register(
+                principal, kind, "demo", "redactor", capability="text.redact", granted=True, verified=False
+            )
         case Action.READ_PAYLOAD | Action.WRITE_PAYLOAD | Action.CHANGE_POLICY | Action.READ_AUDIT:
             request = Request(action, principal, kind, "demo", ResourceKind.NAMESPACE, "demo")
         case Action.OPERATE:
@@ -112,7 +114,9 @@ def test_graphs_are_registered_by_clients_and_operators(kind: str, of: str, allo
 
 def test_a_sidecar_registers_only_what_its_certificate_grants() -> None:
     principal = "spiffe://antiphon.internal/ns/demo/sidecar/x"
-    request = Request.register(principal, "sidecar", "demo", "redactor", capability="text.redact", granted=False)
+    request = Request.register(
+        principal, "sidecar", "demo", "redactor", capability="text.redact", granted=False, verified=True
+    )
     assert not POLICIES.decide_batch([request])[0].allowed
 
 

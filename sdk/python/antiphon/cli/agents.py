@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from google.protobuf import json_format
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from .. import Client
 from ..v1.registry_pb2 import Agent
+from ..v1.verify_pb2 import VerifyReport
 from . import output
 from .connection import first, with_client
 from .options import AsJson, PageLimit, ProfileName
+from .problems import Problem
 from .text import agent_state, spell_moment, spell_proto_duration
 
 app = typer.Typer(help="Agents as the registry knows them.", no_args_is_help=True)
@@ -59,6 +63,24 @@ def suspend(name: AgentName, as_json: AsJson = False, profile: ProfileName = Non
 def resume(name: AgentName, as_json: AsJson = False, profile: ProfileName = None) -> None:
     """Give work again to an agent that was drained or suspended."""
     _change(lambda client: client.resume_agent(name), as_json, profile)
+
+
+reports = typer.Typer(help="Reports of antiphon verify.", no_args_is_help=True)
+app.add_typer(reports, name="verify-report")
+
+
+@reports.command()
+def upload(
+    file: Annotated[Path, typer.Argument(help="What antiphon verify --report has written.", metavar="FILE")],
+    profile: ProfileName = None,
+) -> None:
+    """Vouch for an agent: policy finds this version of it, with these capabilities, verified when it registers."""
+    try:
+        report = json_format.Parse(file.read_text("utf-8"), VerifyReport())
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise Problem(f"{file} is no report: {error}", "write one: antiphon verify --report FILE -- COMMAND") from None
+    with_client(profile, lambda client: client.put_verify_report(report))
+    output.note(f"{report.agent} {report.version or 'without a version'} is verified as announced")
 
 
 def _change(call: Callable[[Client], Awaitable[Agent]], as_json: bool, profile: str | None) -> None:

@@ -130,6 +130,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No such chain of audit records."""
     ERROR_REASON_AUDIT_RECORD_NOT_FOUND: _ErrorReason.ValueType  # 141
     """The chain does not hold that record: it is not written yet, or was removed with the oldest."""
+    ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED: _ErrorReason.ValueType  # 180
+    """The report of a verification does not prove the agent: a case did not pass, or not all were played."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, without its prefix, of every status Antiphon sends; ErrorInfo.domain is "antiphon.v1"."""
@@ -236,6 +238,8 @@ ERROR_REASON_AUDIT_CHAIN_NOT_FOUND: ErrorReason.ValueType  # 140
 """No such chain of audit records."""
 ERROR_REASON_AUDIT_RECORD_NOT_FOUND: ErrorReason.ValueType  # 141
 """The chain does not hold that record: it is not written yet, or was removed with the oldest."""
+ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED: ErrorReason.ValueType  # 180
+"""The report of a verification does not prove the agent: a case did not pass, or not all were played."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

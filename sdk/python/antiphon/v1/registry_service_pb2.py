@@ -26,9 +26,10 @@ from antiphon.options.v1 import options_pb2 as antiphon_dot_options_dot_v1_dot_o
 from antiphon.v1 import capability_pb2 as antiphon_dot_v1_dot_capability__pb2
 from antiphon.v1 import error_pb2 as antiphon_dot_v1_dot_error__pb2
 from antiphon.v1 import registry_pb2 as antiphon_dot_v1_dot_registry__pb2
+from antiphon.v1 import verify_pb2 as antiphon_dot_v1_dot_verify__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"antiphon/v1/registry_service.proto\x12\x0b\x61ntiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x1c\x61ntiphon/v1/capability.proto\x1a\x17\x61ntiphon/v1/error.proto\x1a\x1a\x61ntiphon/v1/registry.proto\"O\n\x11ListAgentsRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"h\n\x12ListAgentsResponse\x12*\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x12.antiphon.v1.AgentR\x06\x61gents\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"%\n\x0fGetAgentRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"<\n\x10GetAgentResponse\x12(\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.AgentR\x05\x61gent\"\x14\n\x12WatchAgentsRequest\"A\n\x13WatchAgentsResponse\x12*\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x12.antiphon.v1.AgentR\x06\x61gents\"U\n\x17ListCapabilitiesRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"\x86\x01\n\x18ListCapabilitiesResponse\x12\x42\n\x0c\x63\x61pabilities\x18\x01 \x03(\x0b\x32\x1e.antiphon.v1.OfferedCapabilityR\x0c\x63\x61pabilities\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8b\x01\n\x11OfferedCapability\x12\x37\n\ncapability\x18\x01 \x01(\x0b\x32\x17.antiphon.v1.CapabilityR\ncapability\x12\x16\n\x06\x61gents\x18\x02 \x03(\tR\x06\x61gents\x12%\n\x0einstance_count\x18\x03 \x01(\rR\rinstanceCount\"\'\n\x11\x44rainAgentRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\">\n\x12\x44rainAgentResponse\x12(\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.AgentR\x05\x61gent\")\n\x13SuspendAgentRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"@\n\x14SuspendAgentResponse\x12(\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.AgentR\x05\x61gent\"(\n\x12ResumeAgentRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"?\n\x13ResumeAgentResponse\x12(\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.AgentR\x05\x61gent2\xf6\x05\n\x0fRegistryService\x12\x64\n\nListAgents\x12\x1e.antiphon.v1.ListAgentsRequest\x1a\x1f.antiphon.v1.ListAgentsResponse\"\x15\xaa\xbb\x18\x0c\n\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x01\x1b\x12^\n\x08GetAgent\x12\x1c.antiphon.v1.GetAgentRequest\x1a\x1d.antiphon.v1.GetAgentResponse\"\x15\xaa\xbb\x18\x0c\n\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x01(\x12\x64\n\x0bWatchAgents\x12\x1f.antiphon.v1.WatchAgentsRequest\x1a .antiphon.v1.WatchAgentsResponse\"\x10\xaa\xbb\x18\x0c\n\x02\x01\x02\x12\x04read \x01\x30\x01\x12v\n\x10ListCapabilities\x12$.antiphon.v1.ListCapabilitiesRequest\x1a%.antiphon.v1.ListCapabilitiesResponse\"\x15\xaa\xbb\x18\x0c\n\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x01\x1b\x12\x66\n\nDrainAgent\x12\x1e.antiphon.v1.DrainAgentRequest\x1a\x1f.antiphon.v1.DrainAgentResponse\"\x17\xaa\xbb\x18\x0e\n\x01\x02\x12\x07operate \x03\xf2\xbb\x18\x01(\x12l\n\x0cSuspendAgent\x12 .antiphon.v1.SuspendAgentRequest\x1a!.antiphon.v1.SuspendAgentResponse\"\x17\xaa\xbb\x18\x0e\n\x01\x02\x12\x07operate \x03\xf2\xbb\x18\x01(\x12i\n\x0bResumeAgent\x12\x1f.antiphon.v1.ResumeAgentRequest\x1a .antiphon.v1.ResumeAgentResponse\"\x17\xaa\xbb\x18\x0e\n\x01\x02\x12\x07operate \x03\xf2\xbb\x18\x01(b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"antiphon/v1/registry_service.proto\x12\x0b\x61ntiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x1c\x61ntiphon/v1/capability.proto\x1a\x17\x61ntiphon/v1/error.proto\x1a\x1a\x61ntiphon/v1/registry.proto\x1a\x18\x61ntiphon/v1/verify.proto\"O\n\x11ListAgentsRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"h\n\x12ListAgentsResponse\x12*\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x12.antiphon.v1.AgentR\x06\x61gents\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"%\n\x0fGetAgentRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"<\n\x10GetAgentResponse\x12(\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.AgentR\x05\x61gent\"\x14\n\x12WatchAgentsRequest\"A\n\x13WatchAgentsResponse\x12*\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x12.antiphon.v1.AgentR\x06\x61gents\"U\n\x17ListCapabilitiesRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"\x86\x01\n\x18ListCapabilitiesResponse\x12\x42\n\x0c\x63\x61pabilities\x18\x01 \x03(\x0b\x32\x1e.antiphon.v1.OfferedCapabilityR\x0c\x63\x61pabilities\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8b\x01\n\x11OfferedCapability\x12\x37\n\ncapability\x18\x01 \x01(\x0b\x32\x17.antiphon.v1.CapabilityR\ncapability\x12\x16\n\x06\x61gents\x18\x02 \x03(\tR\x06\x61gents\x12%\n\x0einstance_count\x18\x03 \x01(\rR\rinstanceCount\"\'\n\x11\x44rainAgentRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\">\n\x12\x44rainAgentResponse\x12(\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.AgentR\x05\x61gent\")\n\x13SuspendAgentRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"@\n\x14SuspendAgentResponse\x12(\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.AgentR\x05\x61gent\"(\n\x12ResumeAgentRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"?\n\x13ResumeAgentResponse\x12(\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.AgentR\x05\x61gent\"K\n\x16PutVerifyReportRequest\x12\x31\n\x06report\x18\x01 \x01(\x0b\x32\x19.antiphon.v1.VerifyReportR\x06report\"\x19\n\x17PutVerifyReportResponse2\xef\x06\n\x0fRegistryService\x12\x64\n\nListAgents\x12\x1e.antiphon.v1.ListAgentsRequest\x1a\x1f.antiphon.v1.ListAgentsResponse\"\x15\xaa\xbb\x18\x0c\n\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x01\x1b\x12^\n\x08GetAgent\x12\x1c.antiphon.v1.GetAgentRequest\x1a\x1d.antiphon.v1.GetAgentResponse\"\x15\xaa\xbb\x18\x0c\n\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x01(\x12\x64\n\x0bWatchAgents\x12\x1f.antiphon.v1.WatchAgentsRequest\x1a .antiphon.v1.WatchAgentsResponse\"\x10\xaa\xbb\x18\x0c\n\x02\x01\x02\x12\x04read \x01\x30\x01\x12v\n\x10ListCapabilities\x12$.antiphon.v1.ListCapabilitiesRequest\x1a%.antiphon.v1.ListCapabilitiesResponse\"\x15\xaa\xbb\x18\x0c\n\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x01\x1b\x12\x66\n\nDrainAgent\x12\x1e.antiphon.v1.DrainAgentRequest\x1a\x1f.antiphon.v1.DrainAgentResponse\"\x17\xaa\xbb\x18\x0e\n\x01\x02\x12\x07operate \x03\xf2\xbb\x18\x01(\x12l\n\x0cSuspendAgent\x12 .antiphon.v1.SuspendAgentRequest\x1a!.antiphon.v1.SuspendAgentResponse\"\x17\xaa\xbb\x18\x0e\n\x01\x02\x12\x07operate \x03\xf2\xbb\x18\x01(\x12i\n\x0bResumeAgent\x12\x1f.antiphon.v1.ResumeAgentRequest\x1a .antiphon.v1.ResumeAgentResponse\"\x17\xaa\xbb\x18\x0e\n\x01\x02\x12\x07operate \x03\xf2\xbb\x18\x01(\x12w\n\x0fPutVerifyReport\x12#.antiphon.v1.PutVerifyReportRequest\x1a$.antiphon.v1.PutVerifyReportResponse\"\x19\xaa\xbb\x18\x0f\n\x02\x01\x02\x12\x07operate \x03\xf2\xbb\x18\x02\xb4\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,36 +50,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRYSERVICE'].methods_by_name['SuspendAgent']._serialized_options = b'\252\273\030\016\n\001\002\022\007operate \003\362\273\030\001('
   _globals['_REGISTRYSERVICE'].methods_by_name['ResumeAgent']._loaded_options = None
   _globals['_REGISTRYSERVICE'].methods_by_name['ResumeAgent']._serialized_options = b'\252\273\030\016\n\001\002\022\007operate \003\362\273\030\001('
-  _globals['_LISTAGENTSREQUEST']._serialized_start=169
-  _globals['_LISTAGENTSREQUEST']._serialized_end=248
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=250
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=354
-  _globals['_GETAGENTREQUEST']._serialized_start=356
-  _globals['_GETAGENTREQUEST']._serialized_end=393
-  _globals['_GETAGENTRESPONSE']._serialized_start=395
-  _globals['_GETAGENTRESPONSE']._serialized_end=455
-  _globals['_WATCHAGENTSREQUEST']._serialized_start=457
-  _globals['_WATCHAGENTSREQUEST']._serialized_end=477
-  _globals['_WATCHAGENTSRESPONSE']._serialized_start=479
-  _globals['_WATCHAGENTSRESPONSE']._serialized_end=544
-  _globals['_LISTCAPABILITIESREQUEST']._serialized_start=546
-  _globals['_LISTCAPABILITIESREQUEST']._serialized_end=631
-  _globals['_LISTCAPABILITIESRESPONSE']._serialized_start=634
-  _globals['_LISTCAPABILITIESRESPONSE']._serialized_end=768
-  _globals['_OFFEREDCAPABILITY']._serialized_start=771
-  _globals['_OFFEREDCAPABILITY']._serialized_end=910
-  _globals['_DRAINAGENTREQUEST']._serialized_start=912
-  _globals['_DRAINAGENTREQUEST']._serialized_end=951
-  _globals['_DRAINAGENTRESPONSE']._serialized_start=953
-  _globals['_DRAINAGENTRESPONSE']._serialized_end=1015
-  _globals['_SUSPENDAGENTREQUEST']._serialized_start=1017
-  _globals['_SUSPENDAGENTREQUEST']._serialized_end=1058
-  _globals['_SUSPENDAGENTRESPONSE']._serialized_start=1060
-  _globals['_SUSPENDAGENTRESPONSE']._serialized_end=1124
-  _globals['_RESUMEAGENTREQUEST']._serialized_start=1126
-  _globals['_RESUMEAGENTREQUEST']._serialized_end=1166
-  _globals['_RESUMEAGENTRESPONSE']._serialized_start=1168
-  _globals['_RESUMEAGENTRESPONSE']._serialized_end=1231
-  _globals['_REGISTRYSERVICE']._serialized_start=1234
-  _globals['_REGISTRYSERVICE']._serialized_end=1992
+  _globals['_REGISTRYSERVICE'].methods_by_name['PutVerifyReport']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['PutVerifyReport']._serialized_options = b'\252\273\030\017\n\002\001\002\022\007operate \003\362\273\030\002\264\001'
+  _globals['_LISTAGENTSREQUEST']._serialized_start=195
+  _globals['_LISTAGENTSREQUEST']._serialized_end=274
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=276
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=380
+  _globals['_GETAGENTREQUEST']._serialized_start=382
+  _globals['_GETAGENTREQUEST']._serialized_end=419
+  _globals['_GETAGENTRESPONSE']._serialized_start=421
+  _globals['_GETAGENTRESPONSE']._serialized_end=481
+  _globals['_WATCHAGENTSREQUEST']._serialized_start=483
+  _globals['_WATCHAGENTSREQUEST']._serialized_end=503
+  _globals['_WATCHAGENTSRESPONSE']._serialized_start=505
+  _globals['_WATCHAGENTSRESPONSE']._serialized_end=570
+  _globals['_LISTCAPABILITIESREQUEST']._serialized_start=572
+  _globals['_LISTCAPABILITIESREQUEST']._serialized_end=657
+  _globals['_LISTCAPABILITIESRESPONSE']._serialized_start=660
+  _globals['_LISTCAPABILITIESRESPONSE']._serialized_end=794
+  _globals['_OFFEREDCAPABILITY']._serialized_start=797
+  _globals['_OFFEREDCAPABILITY']._serialized_end=936
+  _globals['_DRAINAGENTREQUEST']._serialized_start=938
+  _globals['_DRAINAGENTREQUEST']._serialized_end=977
+  _globals['_DRAINAGENTRESPONSE']._serialized_start=979
+  _globals['_DRAINAGENTRESPONSE']._serialized_end=1041
+  _globals['_SUSPENDAGENTREQUEST']._serialized_start=1043
+  _globals['_SUSPENDAGENTREQUEST']._serialized_end=1084
+  _globals['_SUSPENDAGENTRESPONSE']._serialized_start=1086
+  _globals['_SUSPENDAGENTRESPONSE']._serialized_end=1150
+  _globals['_RESUMEAGENTREQUEST']._serialized_start=1152
+  _globals['_RESUMEAGENTREQUEST']._serialized_end=1192
+  _globals['_RESUMEAGENTRESPONSE']._serialized_start=1194
+  _globals['_RESUMEAGENTRESPONSE']._serialized_end=1257
+  _globals['_PUTVERIFYREPORTREQUEST']._serialized_start=1259
+  _globals['_PUTVERIFYREPORTREQUEST']._serialized_end=1334
+  _globals['_PUTVERIFYREPORTRESPONSE']._serialized_start=1336
+  _globals['_PUTVERIFYREPORTRESPONSE']._serialized_end=1361
+  _globals['_REGISTRYSERVICE']._serialized_start=1364
+  _globals['_REGISTRYSERVICE']._serialized_end=2243
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ RegistryService shows agents and takes them out of work."""
 
 from antiphon.v1 import capability_pb2 as _capability_pb2
 from antiphon.v1 import registry_pb2 as _registry_pb2
+from antiphon.v1 import verify_pb2 as _verify_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -386,3 +387,44 @@ class ResumeAgentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeAgentResponse: _TypeAlias = ResumeAgentResponse  # noqa: Y015
+
+@_typing.final
+class PutVerifyReportRequest(_message.Message):
+    """PutVerifyReportRequest holds the report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def report(self) -> _verify_pb2.VerifyReport:
+        """The report of all cases, each of which passed. Its word is the caller's: it is not signed."""
+
+    def __init__(
+        self,
+        *,
+        report: _verify_pb2.VerifyReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutVerifyReportRequest: _TypeAlias = PutVerifyReportRequest  # noqa: Y015
+
+@_typing.final
+class PutVerifyReportResponse(_message.Message):
+    """PutVerifyReportResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutVerifyReportResponse: _TypeAlias = PutVerifyReportResponse  # noqa: Y015

@@ -70,6 +70,11 @@ class RegistryServiceStub(object):
                 request_serializer=antiphon_dot_v1_dot_registry__service__pb2.ResumeAgentRequest.SerializeToString,
                 response_deserializer=antiphon_dot_v1_dot_registry__service__pb2.ResumeAgentResponse.FromString,
                 _registered_method=True)
+        self.PutVerifyReport = channel.unary_unary(
+                '/antiphon.v1.RegistryService/PutVerifyReport',
+                request_serializer=antiphon_dot_v1_dot_registry__service__pb2.PutVerifyReportRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_registry__service__pb2.PutVerifyReportResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer(object):
@@ -125,6 +130,15 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutVerifyReport(self, request, context):
+        """PutVerifyReport keeps the report of `antiphon verify` for an agent, which need not have attached yet. From then on policy
+        finds context.verified true when that agent registers with that version and those capabilities. The last eight
+        versions of an agent are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +176,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ResumeAgent,
                     request_deserializer=antiphon_dot_v1_dot_registry__service__pb2.ResumeAgentRequest.FromString,
                     response_serializer=antiphon_dot_v1_dot_registry__service__pb2.ResumeAgentResponse.SerializeToString,
+            ),
+            'PutVerifyReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutVerifyReport,
+                    request_deserializer=antiphon_dot_v1_dot_registry__service__pb2.PutVerifyReportRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_registry__service__pb2.PutVerifyReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +373,33 @@ class RegistryService(object):
             '/antiphon.v1.RegistryService/ResumeAgent',
             antiphon_dot_v1_dot_registry__service__pb2.ResumeAgentRequest.SerializeToString,
             antiphon_dot_v1_dot_registry__service__pb2.ResumeAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutVerifyReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.RegistryService/PutVerifyReport',
+            antiphon_dot_v1_dot_registry__service__pb2.PutVerifyReportRequest.SerializeToString,
+            antiphon_dot_v1_dot_registry__service__pb2.PutVerifyReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

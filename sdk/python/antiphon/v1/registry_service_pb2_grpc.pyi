@@ -47,6 +47,11 @@ class RegistryServiceStub:
     """SuspendAgent stops new work for an agent until ResumeAgent, across restarts."""
     ResumeAgent: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ResumeAgentRequest, _registry_service_pb2.ResumeAgentResponse]
     """ResumeAgent gives work again to an agent that was drained or suspended."""
+    PutVerifyReport: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.PutVerifyReportRequest, _registry_service_pb2.PutVerifyReportResponse]
+    """PutVerifyReport keeps the report of `antiphon verify` for an agent, which need not have attached yet. From then on policy
+    finds context.verified true when that agent registers with that version and those capabilities. The last eight
+    versions of an agent are kept.
+    """
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
@@ -67,6 +72,11 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """SuspendAgent stops new work for an agent until ResumeAgent, across restarts."""
     ResumeAgent: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ResumeAgentRequest, _registry_service_pb2.ResumeAgentResponse]  # type: ignore[assignment]
     """ResumeAgent gives work again to an agent that was drained or suspended."""
+    PutVerifyReport: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.PutVerifyReportRequest, _registry_service_pb2.PutVerifyReportResponse]  # type: ignore[assignment]
+    """PutVerifyReport keeps the report of `antiphon verify` for an agent, which need not have attached yet. From then on policy
+    finds context.verified true when that agent registers with that version and those capabilities. The last eight
+    versions of an agent are kept.
+    """
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """RegistryService reads the registry of the caller's namespace. Agents get in through MeshService.Attach alone."""
@@ -126,5 +136,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ResumeAgentResponse, _abc.Awaitable[_registry_service_pb2.ResumeAgentResponse]]:
         """ResumeAgent gives work again to an agent that was drained or suspended."""
+
+    @_abc_1.abstractmethod
+    def PutVerifyReport(
+        self,
+        request: _registry_service_pb2.PutVerifyReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.PutVerifyReportResponse, _abc.Awaitable[_registry_service_pb2.PutVerifyReportResponse]]:
+        """PutVerifyReport keeps the report of `antiphon verify` for an agent, which need not have attached yet. From then on policy
+        finds context.verified true when that agent registers with that version and those capabilities. The last eight
+        versions of an agent are kept.
+        """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -8,11 +8,12 @@ forgive. A case that could not be played is as bad as one that failed.
     ledger.py     what was assigned and answered, and what an agent did besides that no agent may do
     process.py    the program
     inputs.py     values made from JSON Schemas, by a seed
+    digest.py     what a report vouches for
     rules.py      what an announcement must keep
     cases/        the cases
     playing.py    plays them and makes the report
     table.py      the report for people
     command.py    the command
 
-Needs jsonschema-rs (`antiphon[verify]`); nothing else of the SDK imports this package.
+Needs jsonschema-rs (`antiphon[verify]`), all but `digest`; nothing else of the SDK imports this package.
 """

@@ -87,14 +87,14 @@ class Inputs:
 
     def valid(self, count: int) -> list[Json]:
         """Up to `count` different valid values; none when nothing that was tried is valid."""
-        found: list[Json] = [value for value in self._given if self._schema.fits(value)]
+        found = {_text(value): value for value in self._given if self._schema.fits(value)}
         for _ in range(_TRIES):
             if len(found) >= count:
                 break
             value = self._make(self._schema.tree, 0)
-            if not _among(value, found) and self._schema.fits(value):
-                found.append(value)
-        return found[:count]
+            if self._schema.fits(value):
+                found.setdefault(_text(value), value)
+        return list(found.values())[:count]
 
     def boundary(self, count: int) -> list[Json]:
         """Up to `count` valid values that have something extreme in one place."""
@@ -105,11 +105,12 @@ class Inputs:
         return self._changed(count, valid=False)
 
     def _changed(self, count: int, *, valid: bool) -> list[Json]:
-        proposals: list[Json] = []
+        found: dict[str, Json] = {}
         for base in self.valid(3):
             for proposal in self._variants(base, valid=valid):
-                if not _among(proposal, proposals) and self._schema.fits(proposal) is valid:
-                    proposals.append(proposal)
+                if self._schema.fits(proposal) is valid:
+                    found.setdefault(_text(proposal), proposal)
+        proposals = list(found.values())
         if len(proposals) > count:  # a sample, in the order they were made
             kept = sorted(self._random.sample(range(len(proposals)), count))
             proposals = [proposals[index] for index in kept]
@@ -285,7 +286,6 @@ def _with(value: Json, path: Path, other: Json) -> Json:
     return made
 
 
-def _among(value: Json, values: list[Json]) -> bool:
-    """Whether it is there already; 1 and true are not the same here."""
-    text = json.dumps(value, sort_keys=True)
-    return any(json.dumps(other, sort_keys=True) == text for other in values)
+def _text(value: Json) -> str:
+    """What makes a value different from others; 1 and true are."""
+    return json.dumps(value, sort_keys=True)

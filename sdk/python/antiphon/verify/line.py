@@ -148,8 +148,6 @@ class Socket(service.AgentServiceServicer):
             first = pb.WorkRequest()
         if self.refusal:
             reason, self.refusal = self.refusal, ""
-            self.lines.append(Line(first, self.changed))
-            await self.notify()
             await abort(context, reason)
         line = Line(first, self.changed)
         reader: asyncio.Task[None] | None = None

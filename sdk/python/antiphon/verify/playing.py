@@ -11,7 +11,8 @@ from antiphon.v1 import verify_pb2 as pb
 from .._version import VERSION
 from .cases import ALL, Case, Play
 from .cases.case import first_line
-from .stage import Unplayable, Wrong, digest_of
+from .digest import digest_of
+from .stage import Unplayable, Wrong
 
 GATES = ("hello", "schemas")
 """Cases without which no later one can be played."""
@@ -60,10 +61,12 @@ def passed(report: pb.VerifyReport) -> bool:
 async def _played(play: Play, case: Case) -> pb.VerifiedCase:
     stage = play.stage
     begun = time.monotonic()
-    if case.fresh:
-        await stage.stop()
     stage.case = case.name
     try:
+        if stage.hello is None and case.name != GATES[0]:
+            await stage.line()  # chosen without it, every case begins with a hello
+        if case.fresh:
+            await stage.stop()
         await case.play(play)
         done = _result(case, PASSED)
     except Wrong as wrong:

@@ -7,9 +7,9 @@ not colour the others. Every wait has a limit, and what did not come in time is 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import secrets
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -65,6 +65,9 @@ class Stage:
         self._socket: Socket | None = None
         self._process: Process | None = None
         self._count = 0
+        self._started = 0.0
+        self.start_up = 0.0
+        """Seconds from the start of the program to its first hello."""
 
     # Its parts
 
@@ -108,6 +111,7 @@ class Stage:
             await self._socket.open()
         self._process = Process(self.command, self._path)
         try:
+            self._started = time.monotonic()
             await self._process.start()
         except OSError as error:
             raise Unplayable(f"{self.command[0]} cannot be started: {error.strerror}") from None
@@ -124,6 +128,7 @@ class Stage:
             return None
         if self.hello is None:
             self.hello = lines[-1].first
+            self.start_up = time.monotonic() - self._started
         return lines[-1]
 
     async def stop(self) -> None:
@@ -246,15 +251,6 @@ class Stage:
             response.failure.kind = failure_pb2.FAILURE_KIND_NO_AGENT
             response.failure.message = f"nobody else is here; say what {name} answers: --answer {name}=JSON"
         return response
-
-
-def digest_of(description: registry_pb2.AgentDescription) -> str:
-    """VerifyReport.capabilities_digest of what an agent announces."""
-    hashed = hashlib.sha256()
-    for capability in sorted(description.capabilities, key=lambda one: (one.name, one.version)):
-        data = capability.SerializeToString(deterministic=True)
-        hashed.update(len(data).to_bytes(4, "big") + data)
-    return hashed.hexdigest()
 
 
 def _refused(call: pb.CallRequest) -> pb.CallResponse:

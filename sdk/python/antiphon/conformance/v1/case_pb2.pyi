@@ -719,7 +719,7 @@ class CaseResult(_message.Message):
     PASSED_FIELD_NUMBER: _builtins.int
     COMPLAINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The case."""
+    """The case, with its mode: agent/cancel."""
     passed: _builtins.bool
     """Whether everything was as it must be. A case that could not run has not passed."""
     complaint: _builtins.str

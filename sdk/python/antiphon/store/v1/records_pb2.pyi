@@ -8,6 +8,7 @@ from antiphon.v1 import graph_pb2 as _graph_pb2
 from antiphon.v1 import payload_pb2 as _payload_pb2
 from antiphon.v1 import policy_pb2 as _policy_pb2
 from antiphon.v1 import registry_pb2 as _registry_pb2
+from antiphon.v1 import verify_pb2 as _verify_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -124,6 +125,62 @@ class AgentRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgentRecord: _TypeAlias = AgentRecord  # noqa: Y015
+
+@_typing.final
+class VerifiedAgent(_message.Message):
+    """VerifiedAgent is the value of verified/NAMESPACE/AGENT: which versions of an agent were proven."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerifiedVersion]:
+        """Newest last; at most eight."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___VerifiedVersion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifiedAgent: _TypeAlias = VerifiedAgent  # noqa: Y015
+
+@_typing.final
+class VerifiedVersion(_message.Message):
+    """VerifiedVersion is one proven version of an agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """SPIFFE id of whoever vouched for it."""
+    create_time: _builtins.int
+    """When; microseconds since 1970."""
+    @_builtins.property
+    def report(self) -> _verify_pb2.VerifyReport:
+        """The report; its version and capabilities_digest say what it is about."""
+
+    def __init__(
+        self,
+        *,
+        report: _verify_pb2.VerifyReport | None = ...,
+        principal: _builtins.str = ...,
+        create_time: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "principal", b"principal", "report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifiedVersion: _TypeAlias = VerifiedVersion  # noqa: Y015
 
 @_typing.final
 class TokenRecord(_message.Message):

@@ -6,12 +6,13 @@ import asyncio
 
 from antiphon.v1 import agent_service_pb2 as pb
 
+from ..digest import digest_of
 from ..line import Line
-from ..stage import Wrong, digest_of
+from ..stage import Wrong
 from .case import SERVICE, Case, Play
 
 _WORK = f"{SERVICE}: Work"
-_LATE = 0.5  # seconds by which the sidecar is late
+_LATE, _LATEST = 0.5, 10.0  # seconds by which the sidecar is late, at least and at most
 _STOP = 5.0
 """Seconds that a sidecar gives a program between SIGTERM and SIGKILL (sidecar/antiphon_sidecar/supervise.py)."""
 
@@ -59,7 +60,8 @@ async def late_sidecar(play: Play) -> None:
     """The program is started before its socket is there."""
     stage = play.stage
     await stage.start(late=True)
-    await asyncio.sleep(_LATE)
+    # Later than the program takes to dial, or nothing would be shown.
+    await asyncio.sleep(min(max(_LATE, 3 * stage.start_up), _LATEST))
     if stage.process.code is None:
         await stage.socket.open()
     if await stage.next_line(0) is None:

@@ -1,0 +1,33 @@
+"""How the executor of each SDK is started, and what it does not pass yet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+KNOWN_FAILING = Path(__file__).with_name("known_failing")
+
+
+@dataclass(frozen=True)
+class Executor:
+    """One SDK. `command` makes what starts its executor, which gets `agent N` or `client`; it may build it first."""
+
+    sdk: str
+    command: Callable[[], tuple[str, ...]]
+
+    @property
+    def known_failing(self) -> frozenset[str]:
+        """Names of cases that it does not pass; one of them that passes fails the run."""
+        path = KNOWN_FAILING / f"{self.sdk}.txt"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+def _python() -> tuple[str, ...]:
+    return (sys.executable, str(ROOT / "sdk/python/conformance.py"))
+
+
+EXECUTORS = {one.sdk: one for one in (Executor("python", _python),)}
