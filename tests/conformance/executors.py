@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +15,14 @@ KNOWN_FAILING = Path(__file__).with_name("known_failing")
 
 @dataclass(frozen=True)
 class Executor:
-    """One SDK. `command` makes what starts its executor, which gets `agent N` or `client`; it may build it first."""
+    """One SDK. `command` makes what starts its executor, which gets `agent N` or `client`; it may build it first.
+
+    `missing` says why it cannot be run here; empty when it can.
+    """
 
     sdk: str
     command: Callable[[], tuple[str, ...]]
+    missing: Callable[[], str] = str
 
     @property
     def known_failing(self) -> frozenset[str]:
@@ -30,4 +36,15 @@ def _python() -> tuple[str, ...]:
     return (sys.executable, str(ROOT / "sdk/python/conformance.py"))
 
 
-EXECUTORS = {one.sdk: one for one in (Executor("python", _python),)}
+def _go() -> tuple[str, ...]:
+    program = ROOT / ".cache/go/conformance"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["go", "build", "-o", str(program), "./conformance"], cwd=ROOT / "sdk/go", check=True)
+    return (str(program),)
+
+
+def _no_go() -> str:
+    return "" if shutil.which("go") else "not run: go is missing; install it from https://go.dev/dl"
+
+
+EXECUTORS = {one.sdk: one for one in (Executor("python", _python), Executor("go", _go, _no_go))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from tests.conformance.matching import mismatch
 from tests.conformance.runner import FOLDER, load, name_of, play
 
 CASES = load()
-SDKS = sorted(EXECUTORS)
+MISSING = {sdk: executor.missing() for sdk, executor in sorted(EXECUTORS.items())}
+SDKS = [sdk for sdk, why in MISSING.items() if not why]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,12 @@ def results() -> dict[tuple[str, str], cases.CaseResult]:
         return [result async for result in play(EXECUTORS[sdk].command(), CASES)]
 
     return {(sdk, result.name): result for sdk in SDKS for result in asyncio.run(of(sdk))}
+
+
+@pytest.mark.parametrize("sdk", sorted(EXECUTORS))
+def test_an_sdk_can_be_run_here(sdk: str) -> None:
+    if MISSING[sdk]:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(MISSING[sdk])
 
 
 @pytest.mark.parametrize("sdk", SDKS)

@@ -45,8 +45,3 @@ def test_its_graph_is_right(project: Path) -> None:
 def test_the_ten_line_example_passes_verify(go_programs: Path) -> None:
     done = antiphon("verify", "--", str(go_programs / "hello"), folder=go_programs)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_a_folder_without_the_sdk_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    done = antiphon("new", "agent", "hello-go", "--lang", "go", "--sdk", str(tmp_path), folder=tmp_path)
-    assert done.returncode == 2 and "--sdk PATH" in done.stderr and not (tmp_path / "hello-go").exists()

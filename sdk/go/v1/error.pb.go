@@ -132,6 +132,8 @@ const (
 	ErrorReason_ERROR_REASON_AUDIT_CHAIN_NOT_FOUND ErrorReason = 140
 	// The chain does not hold that record: it is not written yet, or was removed with the oldest.
 	ErrorReason_ERROR_REASON_AUDIT_RECORD_NOT_FOUND ErrorReason = 141
+	// The report of a verification does not prove the agent: a case did not pass, or not all were played.
+	ErrorReason_ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED ErrorReason = 180
 )
 
 // Enum value maps for ErrorReason.
@@ -188,59 +190,61 @@ var (
 		105: "ERROR_REASON_CLAIM_LOST",
 		140: "ERROR_REASON_AUDIT_CHAIN_NOT_FOUND",
 		141: "ERROR_REASON_AUDIT_RECORD_NOT_FOUND",
+		180: "ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED",
 	}
 	ErrorReason_value = map[string]int32{
-		"ERROR_REASON_UNSPECIFIED":              0,
-		"ERROR_REASON_REQUEST_INVALID":          1,
-		"ERROR_REASON_METHOD_UNKNOWN":           2,
-		"ERROR_REASON_DEADLINE_REQUIRED":        3,
-		"ERROR_REASON_DEADLINE_EXCEEDED":        4,
-		"ERROR_REASON_CERTIFICATE_REQUIRED":     5,
-		"ERROR_REASON_CERTIFICATE_EXPIRED":      6,
-		"ERROR_REASON_CERTIFICATE_NOT_ACCEPTED": 7,
-		"ERROR_REASON_ACCESS_DENIED":            8,
-		"ERROR_REASON_POLICY_DENIED":            9,
-		"ERROR_REASON_MESSAGE_TOO_LARGE":        10,
-		"ERROR_REASON_RATE_LIMITED":             11,
-		"ERROR_REASON_OVERLOADED":               12,
-		"ERROR_REASON_STORE_FULL":               13,
-		"ERROR_REASON_STORE_UNAVAILABLE":        14,
-		"ERROR_REASON_ARCHIVE_UNAVAILABLE":      15,
-		"ERROR_REASON_NOT_SERVING":              16,
-		"ERROR_REASON_INTERNAL":                 17,
-		"ERROR_REASON_REQUEST_ID_REUSED":        20,
-		"ERROR_REASON_GRAPH_INVALID":            21,
-		"ERROR_REASON_GRAPH_VERSION_EXISTS":     22,
-		"ERROR_REASON_GRAPH_NOT_FOUND":          23,
-		"ERROR_REASON_INPUT_INVALID":            24,
-		"ERROR_REASON_RUN_NOT_FOUND":            25,
-		"ERROR_REASON_TASK_NOT_FOUND":           26,
-		"ERROR_REASON_PAGE_TOKEN_INVALID":       27,
-		"ERROR_REASON_CURSOR_INVALID":           28,
-		"ERROR_REASON_AGENT_NOT_FOUND":          40,
-		"ERROR_REASON_NOT_GRANTED":              41,
-		"ERROR_REASON_CAPABILITY_CONFLICT":      42,
-		"ERROR_REASON_STREAM_REPLACED":          43,
-		"ERROR_REASON_PROTOCOL_VIOLATION":       44,
-		"ERROR_REASON_ATTEMPT_NOT_FOUND":        45,
-		"ERROR_REASON_ATTEMPT_TOKEN_INVALID":    46,
-		"ERROR_REASON_CALL_TOO_DEEP":            47,
-		"ERROR_REASON_PAYLOAD_NOT_FOUND":        60,
-		"ERROR_REASON_PAYLOAD_DIGEST_MISMATCH":  61,
-		"ERROR_REASON_TOKEN_NOT_ACCEPTED":       80,
-		"ERROR_REASON_SIGNING_REQUEST_INVALID":  81,
-		"ERROR_REASON_POLICY_INVALID":           120,
-		"ERROR_REASON_POLICY_EPOCH_CHANGED":     121,
-		"ERROR_REASON_POLICY_EPOCH_NOT_FOUND":   122,
-		"ERROR_REASON_POLICY_LOCKS_OUT":         123,
-		"ERROR_REASON_ENTRY_NOT_FOUND":          100,
-		"ERROR_REASON_ENTRY_CONFLICT":           101,
-		"ERROR_REASON_CONTEXT_QUOTA_EXCEEDED":   102,
-		"ERROR_REASON_HISTORY_COMPACTED":        103,
-		"ERROR_REASON_CLAIM_HELD":               104,
-		"ERROR_REASON_CLAIM_LOST":               105,
-		"ERROR_REASON_AUDIT_CHAIN_NOT_FOUND":    140,
-		"ERROR_REASON_AUDIT_RECORD_NOT_FOUND":   141,
+		"ERROR_REASON_UNSPECIFIED":                0,
+		"ERROR_REASON_REQUEST_INVALID":            1,
+		"ERROR_REASON_METHOD_UNKNOWN":             2,
+		"ERROR_REASON_DEADLINE_REQUIRED":          3,
+		"ERROR_REASON_DEADLINE_EXCEEDED":          4,
+		"ERROR_REASON_CERTIFICATE_REQUIRED":       5,
+		"ERROR_REASON_CERTIFICATE_EXPIRED":        6,
+		"ERROR_REASON_CERTIFICATE_NOT_ACCEPTED":   7,
+		"ERROR_REASON_ACCESS_DENIED":              8,
+		"ERROR_REASON_POLICY_DENIED":              9,
+		"ERROR_REASON_MESSAGE_TOO_LARGE":          10,
+		"ERROR_REASON_RATE_LIMITED":               11,
+		"ERROR_REASON_OVERLOADED":                 12,
+		"ERROR_REASON_STORE_FULL":                 13,
+		"ERROR_REASON_STORE_UNAVAILABLE":          14,
+		"ERROR_REASON_ARCHIVE_UNAVAILABLE":        15,
+		"ERROR_REASON_NOT_SERVING":                16,
+		"ERROR_REASON_INTERNAL":                   17,
+		"ERROR_REASON_REQUEST_ID_REUSED":          20,
+		"ERROR_REASON_GRAPH_INVALID":              21,
+		"ERROR_REASON_GRAPH_VERSION_EXISTS":       22,
+		"ERROR_REASON_GRAPH_NOT_FOUND":            23,
+		"ERROR_REASON_INPUT_INVALID":              24,
+		"ERROR_REASON_RUN_NOT_FOUND":              25,
+		"ERROR_REASON_TASK_NOT_FOUND":             26,
+		"ERROR_REASON_PAGE_TOKEN_INVALID":         27,
+		"ERROR_REASON_CURSOR_INVALID":             28,
+		"ERROR_REASON_AGENT_NOT_FOUND":            40,
+		"ERROR_REASON_NOT_GRANTED":                41,
+		"ERROR_REASON_CAPABILITY_CONFLICT":        42,
+		"ERROR_REASON_STREAM_REPLACED":            43,
+		"ERROR_REASON_PROTOCOL_VIOLATION":         44,
+		"ERROR_REASON_ATTEMPT_NOT_FOUND":          45,
+		"ERROR_REASON_ATTEMPT_TOKEN_INVALID":      46,
+		"ERROR_REASON_CALL_TOO_DEEP":              47,
+		"ERROR_REASON_PAYLOAD_NOT_FOUND":          60,
+		"ERROR_REASON_PAYLOAD_DIGEST_MISMATCH":    61,
+		"ERROR_REASON_TOKEN_NOT_ACCEPTED":         80,
+		"ERROR_REASON_SIGNING_REQUEST_INVALID":    81,
+		"ERROR_REASON_POLICY_INVALID":             120,
+		"ERROR_REASON_POLICY_EPOCH_CHANGED":       121,
+		"ERROR_REASON_POLICY_EPOCH_NOT_FOUND":     122,
+		"ERROR_REASON_POLICY_LOCKS_OUT":           123,
+		"ERROR_REASON_ENTRY_NOT_FOUND":            100,
+		"ERROR_REASON_ENTRY_CONFLICT":             101,
+		"ERROR_REASON_CONTEXT_QUOTA_EXCEEDED":     102,
+		"ERROR_REASON_HISTORY_COMPACTED":          103,
+		"ERROR_REASON_CLAIM_HELD":                 104,
+		"ERROR_REASON_CLAIM_LOST":                 105,
+		"ERROR_REASON_AUDIT_CHAIN_NOT_FOUND":      140,
+		"ERROR_REASON_AUDIT_RECORD_NOT_FOUND":     141,
+		"ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED": 180,
 	}
 )
 
@@ -446,7 +450,7 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*\xb4/\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*\xd40\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12s\n" +
 	"\x1cERROR_REASON_REQUEST_INVALID\x10\x01\x1aQ\xba\xbb\x18M\b\x03\x10\x01\x1a\x05field\">{field} breaks a rule of the request; see the field violations(\x01\x12~\n" +
@@ -508,7 +512,8 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x17ERROR_REASON_CLAIM_LOST\x10i\x1a{\xba\xbb\x18w\b\n" +
 	"\x10\x03\x1a\x05claim\x1a\x05fence\"cclaim {claim} with fence {fence} is not held any more; acquire it again, then read what it protects\x12s\n" +
 	"\"ERROR_REASON_AUDIT_CHAIN_NOT_FOUND\x10\x8c\x01\x1aJ\xba\xbb\x18F\b\x05\x10\x01\x1a\x05chain\"9no audit chain {chain}; GetCheckpoint names all there are\x12\x90\x01\n" +
-	"#ERROR_REASON_AUDIT_RECORD_NOT_FOUND\x10\x8d\x01\x1af\xba\xbb\x18b\b\x05\x10\x01\x1a\x05chain\x1a\x03seq\x1a\x05first\x1a\x04last\"Caudit chain {chain} has no record {seq}; it holds {first} to {last}:R\n" +
+	"#ERROR_REASON_AUDIT_RECORD_NOT_FOUND\x10\x8d\x01\x1af\xba\xbb\x18b\b\x05\x10\x01\x1a\x05chain\x1a\x03seq\x1a\x05first\x1a\x04last\"Caudit chain {chain} has no record {seq}; it holds {first} to {last}\x12\x9d\x01\n" +
+	"'ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED\x10\xb4\x01\x1ao\xba\xbb\x18k\b\x03\x10\x01\x1a\x05cause\"^the report proves nothing: {cause}; run antiphon verify without --case until every case passes:R\n" +
 	"\x06errors\x12\x1e.google.protobuf.MethodOptions\x18\xbe\x87\x03 \x03(\x0e2\x18.antiphon.v1.ErrorReasonR\x06errorsb\x06proto3"
 
 var (

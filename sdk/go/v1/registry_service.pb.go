@@ -759,11 +759,94 @@ func (x *ResumeAgentResponse) GetAgent() *Agent {
 	return nil
 }
 
+// PutVerifyReportRequest holds the report.
+type PutVerifyReportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The report of all cases, each of which passed. Its word is the caller's: it is not signed.
+	Report        *VerifyReport `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutVerifyReportRequest) Reset() {
+	*x = PutVerifyReportRequest{}
+	mi := &file_antiphon_v1_registry_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutVerifyReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutVerifyReportRequest) ProtoMessage() {}
+
+func (x *PutVerifyReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_registry_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutVerifyReportRequest.ProtoReflect.Descriptor instead.
+func (*PutVerifyReportRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_registry_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PutVerifyReportRequest) GetReport() *VerifyReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+// PutVerifyReportResponse is empty.
+type PutVerifyReportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutVerifyReportResponse) Reset() {
+	*x = PutVerifyReportResponse{}
+	mi := &file_antiphon_v1_registry_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutVerifyReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutVerifyReportResponse) ProtoMessage() {}
+
+func (x *PutVerifyReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_registry_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutVerifyReportResponse.ProtoReflect.Descriptor instead.
+func (*PutVerifyReportResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_registry_service_proto_rawDescGZIP(), []int{16}
+}
+
 var File_antiphon_v1_registry_service_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_registry_service_proto_rawDesc = "" +
 	"\n" +
-	"\"antiphon/v1/registry_service.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x1cantiphon/v1/capability.proto\x1a\x17antiphon/v1/error.proto\x1a\x1aantiphon/v1/registry.proto\"O\n" +
+	"\"antiphon/v1/registry_service.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x1cantiphon/v1/capability.proto\x1a\x17antiphon/v1/error.proto\x1a\x1aantiphon/v1/registry.proto\x1a\x18antiphon/v1/verify.proto\"O\n" +
 	"\x11ListAgentsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -802,7 +885,10 @@ const file_antiphon_v1_registry_service_proto_rawDesc = "" +
 	"\x12ResumeAgentRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"?\n" +
 	"\x13ResumeAgentResponse\x12(\n" +
-	"\x05agent\x18\x01 \x01(\v2\x12.antiphon.v1.AgentR\x05agent2\xf6\x05\n" +
+	"\x05agent\x18\x01 \x01(\v2\x12.antiphon.v1.AgentR\x05agent\"K\n" +
+	"\x16PutVerifyReportRequest\x121\n" +
+	"\x06report\x18\x01 \x01(\v2\x19.antiphon.v1.VerifyReportR\x06report\"\x19\n" +
+	"\x17PutVerifyReportResponse2\xef\x06\n" +
 	"\x0fRegistryService\x12d\n" +
 	"\n" +
 	"ListAgents\x12\x1e.antiphon.v1.ListAgentsRequest\x1a\x1f.antiphon.v1.ListAgentsResponse\"\x15\xaa\xbb\x18\f\n" +
@@ -819,7 +905,9 @@ const file_antiphon_v1_registry_service_proto_rawDesc = "" +
 	"\fSuspendAgent\x12 .antiphon.v1.SuspendAgentRequest\x1a!.antiphon.v1.SuspendAgentResponse\"\x17\xaa\xbb\x18\x0e\n" +
 	"\x01\x02\x12\aoperate \x03\xf2\xbb\x18\x01(\x12i\n" +
 	"\vResumeAgent\x12\x1f.antiphon.v1.ResumeAgentRequest\x1a .antiphon.v1.ResumeAgentResponse\"\x17\xaa\xbb\x18\x0e\n" +
-	"\x01\x02\x12\aoperate \x03\xf2\xbb\x18\x01(b\x06proto3"
+	"\x01\x02\x12\aoperate \x03\xf2\xbb\x18\x01(\x12w\n" +
+	"\x0fPutVerifyReport\x12#.antiphon.v1.PutVerifyReportRequest\x1a$.antiphon.v1.PutVerifyReportResponse\"\x19\xaa\xbb\x18\x0f\n" +
+	"\x02\x01\x02\x12\aoperate \x03\xf2\xbb\x18\x02\xb4\x01b\x06proto3"
 
 var (
 	file_antiphon_v1_registry_service_proto_rawDescOnce sync.Once
@@ -833,7 +921,7 @@ func file_antiphon_v1_registry_service_proto_rawDescGZIP() []byte {
 	return file_antiphon_v1_registry_service_proto_rawDescData
 }
 
-var file_antiphon_v1_registry_service_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_antiphon_v1_registry_service_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_antiphon_v1_registry_service_proto_goTypes = []any{
 	(*ListAgentsRequest)(nil),        // 0: antiphon.v1.ListAgentsRequest
 	(*ListAgentsResponse)(nil),       // 1: antiphon.v1.ListAgentsResponse
@@ -850,37 +938,43 @@ var file_antiphon_v1_registry_service_proto_goTypes = []any{
 	(*SuspendAgentResponse)(nil),     // 12: antiphon.v1.SuspendAgentResponse
 	(*ResumeAgentRequest)(nil),       // 13: antiphon.v1.ResumeAgentRequest
 	(*ResumeAgentResponse)(nil),      // 14: antiphon.v1.ResumeAgentResponse
-	(*Agent)(nil),                    // 15: antiphon.v1.Agent
-	(*Capability)(nil),               // 16: antiphon.v1.Capability
+	(*PutVerifyReportRequest)(nil),   // 15: antiphon.v1.PutVerifyReportRequest
+	(*PutVerifyReportResponse)(nil),  // 16: antiphon.v1.PutVerifyReportResponse
+	(*Agent)(nil),                    // 17: antiphon.v1.Agent
+	(*Capability)(nil),               // 18: antiphon.v1.Capability
+	(*VerifyReport)(nil),             // 19: antiphon.v1.VerifyReport
 }
 var file_antiphon_v1_registry_service_proto_depIdxs = []int32{
-	15, // 0: antiphon.v1.ListAgentsResponse.agents:type_name -> antiphon.v1.Agent
-	15, // 1: antiphon.v1.GetAgentResponse.agent:type_name -> antiphon.v1.Agent
-	15, // 2: antiphon.v1.WatchAgentsResponse.agents:type_name -> antiphon.v1.Agent
+	17, // 0: antiphon.v1.ListAgentsResponse.agents:type_name -> antiphon.v1.Agent
+	17, // 1: antiphon.v1.GetAgentResponse.agent:type_name -> antiphon.v1.Agent
+	17, // 2: antiphon.v1.WatchAgentsResponse.agents:type_name -> antiphon.v1.Agent
 	8,  // 3: antiphon.v1.ListCapabilitiesResponse.capabilities:type_name -> antiphon.v1.OfferedCapability
-	16, // 4: antiphon.v1.OfferedCapability.capability:type_name -> antiphon.v1.Capability
-	15, // 5: antiphon.v1.DrainAgentResponse.agent:type_name -> antiphon.v1.Agent
-	15, // 6: antiphon.v1.SuspendAgentResponse.agent:type_name -> antiphon.v1.Agent
-	15, // 7: antiphon.v1.ResumeAgentResponse.agent:type_name -> antiphon.v1.Agent
-	0,  // 8: antiphon.v1.RegistryService.ListAgents:input_type -> antiphon.v1.ListAgentsRequest
-	2,  // 9: antiphon.v1.RegistryService.GetAgent:input_type -> antiphon.v1.GetAgentRequest
-	4,  // 10: antiphon.v1.RegistryService.WatchAgents:input_type -> antiphon.v1.WatchAgentsRequest
-	6,  // 11: antiphon.v1.RegistryService.ListCapabilities:input_type -> antiphon.v1.ListCapabilitiesRequest
-	9,  // 12: antiphon.v1.RegistryService.DrainAgent:input_type -> antiphon.v1.DrainAgentRequest
-	11, // 13: antiphon.v1.RegistryService.SuspendAgent:input_type -> antiphon.v1.SuspendAgentRequest
-	13, // 14: antiphon.v1.RegistryService.ResumeAgent:input_type -> antiphon.v1.ResumeAgentRequest
-	1,  // 15: antiphon.v1.RegistryService.ListAgents:output_type -> antiphon.v1.ListAgentsResponse
-	3,  // 16: antiphon.v1.RegistryService.GetAgent:output_type -> antiphon.v1.GetAgentResponse
-	5,  // 17: antiphon.v1.RegistryService.WatchAgents:output_type -> antiphon.v1.WatchAgentsResponse
-	7,  // 18: antiphon.v1.RegistryService.ListCapabilities:output_type -> antiphon.v1.ListCapabilitiesResponse
-	10, // 19: antiphon.v1.RegistryService.DrainAgent:output_type -> antiphon.v1.DrainAgentResponse
-	12, // 20: antiphon.v1.RegistryService.SuspendAgent:output_type -> antiphon.v1.SuspendAgentResponse
-	14, // 21: antiphon.v1.RegistryService.ResumeAgent:output_type -> antiphon.v1.ResumeAgentResponse
-	15, // [15:22] is the sub-list for method output_type
-	8,  // [8:15] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	18, // 4: antiphon.v1.OfferedCapability.capability:type_name -> antiphon.v1.Capability
+	17, // 5: antiphon.v1.DrainAgentResponse.agent:type_name -> antiphon.v1.Agent
+	17, // 6: antiphon.v1.SuspendAgentResponse.agent:type_name -> antiphon.v1.Agent
+	17, // 7: antiphon.v1.ResumeAgentResponse.agent:type_name -> antiphon.v1.Agent
+	19, // 8: antiphon.v1.PutVerifyReportRequest.report:type_name -> antiphon.v1.VerifyReport
+	0,  // 9: antiphon.v1.RegistryService.ListAgents:input_type -> antiphon.v1.ListAgentsRequest
+	2,  // 10: antiphon.v1.RegistryService.GetAgent:input_type -> antiphon.v1.GetAgentRequest
+	4,  // 11: antiphon.v1.RegistryService.WatchAgents:input_type -> antiphon.v1.WatchAgentsRequest
+	6,  // 12: antiphon.v1.RegistryService.ListCapabilities:input_type -> antiphon.v1.ListCapabilitiesRequest
+	9,  // 13: antiphon.v1.RegistryService.DrainAgent:input_type -> antiphon.v1.DrainAgentRequest
+	11, // 14: antiphon.v1.RegistryService.SuspendAgent:input_type -> antiphon.v1.SuspendAgentRequest
+	13, // 15: antiphon.v1.RegistryService.ResumeAgent:input_type -> antiphon.v1.ResumeAgentRequest
+	15, // 16: antiphon.v1.RegistryService.PutVerifyReport:input_type -> antiphon.v1.PutVerifyReportRequest
+	1,  // 17: antiphon.v1.RegistryService.ListAgents:output_type -> antiphon.v1.ListAgentsResponse
+	3,  // 18: antiphon.v1.RegistryService.GetAgent:output_type -> antiphon.v1.GetAgentResponse
+	5,  // 19: antiphon.v1.RegistryService.WatchAgents:output_type -> antiphon.v1.WatchAgentsResponse
+	7,  // 20: antiphon.v1.RegistryService.ListCapabilities:output_type -> antiphon.v1.ListCapabilitiesResponse
+	10, // 21: antiphon.v1.RegistryService.DrainAgent:output_type -> antiphon.v1.DrainAgentResponse
+	12, // 22: antiphon.v1.RegistryService.SuspendAgent:output_type -> antiphon.v1.SuspendAgentResponse
+	14, // 23: antiphon.v1.RegistryService.ResumeAgent:output_type -> antiphon.v1.ResumeAgentResponse
+	16, // 24: antiphon.v1.RegistryService.PutVerifyReport:output_type -> antiphon.v1.PutVerifyReportResponse
+	17, // [17:25] is the sub-list for method output_type
+	9,  // [9:17] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_registry_service_proto_init() }
@@ -891,13 +985,14 @@ func file_antiphon_v1_registry_service_proto_init() {
 	file_antiphon_v1_capability_proto_init()
 	file_antiphon_v1_error_proto_init()
 	file_antiphon_v1_registry_proto_init()
+	file_antiphon_v1_verify_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_registry_service_proto_rawDesc), len(file_antiphon_v1_registry_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

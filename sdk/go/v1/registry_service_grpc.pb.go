@@ -28,6 +28,7 @@ const (
 	RegistryService_DrainAgent_FullMethodName       = "/antiphon.v1.RegistryService/DrainAgent"
 	RegistryService_SuspendAgent_FullMethodName     = "/antiphon.v1.RegistryService/SuspendAgent"
 	RegistryService_ResumeAgent_FullMethodName      = "/antiphon.v1.RegistryService/ResumeAgent"
+	RegistryService_PutVerifyReport_FullMethodName  = "/antiphon.v1.RegistryService/PutVerifyReport"
 )
 
 // RegistryServiceClient is the client API for RegistryService service.
@@ -50,6 +51,10 @@ type RegistryServiceClient interface {
 	SuspendAgent(ctx context.Context, in *SuspendAgentRequest, opts ...grpc.CallOption) (*SuspendAgentResponse, error)
 	// ResumeAgent gives work again to an agent that was drained or suspended.
 	ResumeAgent(ctx context.Context, in *ResumeAgentRequest, opts ...grpc.CallOption) (*ResumeAgentResponse, error)
+	// PutVerifyReport keeps the report of `antiphon verify` for an agent, which need not have attached yet. From then on policy
+	// finds context.verified true when that agent registers with that version and those capabilities. The last eight
+	// versions of an agent are kept.
+	PutVerifyReport(ctx context.Context, in *PutVerifyReportRequest, opts ...grpc.CallOption) (*PutVerifyReportResponse, error)
 }
 
 type registryServiceClient struct {
@@ -139,6 +144,16 @@ func (c *registryServiceClient) ResumeAgent(ctx context.Context, in *ResumeAgent
 	return out, nil
 }
 
+func (c *registryServiceClient) PutVerifyReport(ctx context.Context, in *PutVerifyReportRequest, opts ...grpc.CallOption) (*PutVerifyReportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PutVerifyReportResponse)
+	err := c.cc.Invoke(ctx, RegistryService_PutVerifyReport_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RegistryServiceServer is the server API for RegistryService service.
 // All implementations must embed UnimplementedRegistryServiceServer
 // for forward compatibility.
@@ -159,6 +174,10 @@ type RegistryServiceServer interface {
 	SuspendAgent(context.Context, *SuspendAgentRequest) (*SuspendAgentResponse, error)
 	// ResumeAgent gives work again to an agent that was drained or suspended.
 	ResumeAgent(context.Context, *ResumeAgentRequest) (*ResumeAgentResponse, error)
+	// PutVerifyReport keeps the report of `antiphon verify` for an agent, which need not have attached yet. From then on policy
+	// finds context.verified true when that agent registers with that version and those capabilities. The last eight
+	// versions of an agent are kept.
+	PutVerifyReport(context.Context, *PutVerifyReportRequest) (*PutVerifyReportResponse, error)
 	mustEmbedUnimplementedRegistryServiceServer()
 }
 
@@ -189,6 +208,9 @@ func (UnimplementedRegistryServiceServer) SuspendAgent(context.Context, *Suspend
 }
 func (UnimplementedRegistryServiceServer) ResumeAgent(context.Context, *ResumeAgentRequest) (*ResumeAgentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResumeAgent not implemented")
+}
+func (UnimplementedRegistryServiceServer) PutVerifyReport(context.Context, *PutVerifyReportRequest) (*PutVerifyReportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutVerifyReport not implemented")
 }
 func (UnimplementedRegistryServiceServer) mustEmbedUnimplementedRegistryServiceServer() {}
 func (UnimplementedRegistryServiceServer) testEmbeddedByValue()                         {}
@@ -330,6 +352,24 @@ func _RegistryService_ResumeAgent_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RegistryService_PutVerifyReport_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PutVerifyReportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RegistryServiceServer).PutVerifyReport(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RegistryService_PutVerifyReport_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RegistryServiceServer).PutVerifyReport(ctx, req.(*PutVerifyReportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RegistryService_ServiceDesc is the grpc.ServiceDesc for RegistryService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -360,6 +400,10 @@ var RegistryService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ResumeAgent",
 			Handler:    _RegistryService_ResumeAgent_Handler,
+		},
+		{
+			MethodName: "PutVerifyReport",
+			Handler:    _RegistryService_PutVerifyReport_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -7,6 +7,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+from antiphon.cli import new_go
+
 from tests.unit.cli.conftest import Command
 
 
@@ -34,6 +37,15 @@ def test_the_sidecar_configuration_is_right() -> None:
     from antiphon.cli.new import _SIDECAR
 
     assert tomllib.loads(_SIDECAR)["agent"][0]["command"] == ["python", "agent.py"]
+
+
+def test_without_a_checkout_there_is_no_sdk_for_go(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_go, "__file__", str(tmp_path / "a/b/c/new_go.py"))
+    shown = command("new", "agent", "--lang", "go", "hello")
+    assert shown.code == 2 and "is not here" in shown.err
+    assert not Path("hello").exists()
 
 
 def test_nothing_is_overwritten(command: Command) -> None:

@@ -1470,7 +1470,7 @@ func (x *Refusal) GetViolations() map[string]string {
 // CaseResult is what came of a case.
 type CaseResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The case.
+	// The case, with its mode: agent/cancel.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Whether everything was as it must be. A case that could not run has not passed.
 	Passed bool `protobuf:"varint,2,opt,name=passed,proto3" json:"passed,omitempty"`

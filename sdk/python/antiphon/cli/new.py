@@ -104,7 +104,6 @@ _FILES = {
 def agent(
     name: Annotated[str, typer.Argument(help="Name of the agent and of its new folder.")],
     lang: Annotated[str, typer.Option("--lang", help=f"One of: {', '.join(LANGUAGES)}.")] = "python",
-    sdk: Annotated[Path | None, typer.Option(help="Folder of the SDK, for Go; that of this checkout.")] = None,
 ) -> None:
     """Write a small, complete agent into a new folder."""
     if lang not in LANGUAGES:
@@ -112,7 +111,9 @@ def agent(
     if not _NAME.fullmatch(name):
         raise Problem(f"{name!r} is not a name for an agent", "use lowercase letters, digits and inner hyphens")
     folder = Path(name)
-    files = new_go.files(sdk) if lang == "go" else _FILES
+    files = _FILES
+    if lang == "go":
+        files = {**new_go.files(), "graph.yaml": _GRAPH}
     present = sorted(str(folder / file) for file in files if (folder / file).exists())
     if present:
         raise Problem(f"{', '.join(present)} exists already", "choose another name; nothing is overwritten")

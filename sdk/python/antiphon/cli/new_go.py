@@ -1,15 +1,15 @@
-"""What `antiphon new agent --lang go` writes. The module finds the SDK by a path in its go.mod, and what the SDK needs
-in the versions it was tested with, so that it builds without asking anybody.
+"""What `antiphon new agent --lang go` writes. The module finds the SDK by the path of the checkout that this command
+runs from, and what the SDK needs in the versions it was tested with, so that it builds without asking anybody.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from .problems import Problem
 
 _MODULE = "antiphon.dev/antiphon"
-_CHECKOUT = Path(__file__).resolve().parents[3] / "go"
 
 _AGENT = """// An agent that greets. It offers one capability; its sidecar gives it work.
 package main
@@ -59,15 +59,6 @@ name = "$name"
 command = ["./$name"]
 """
 
-_GRAPH = """name: greet
-version: "1"
-tasks:
-  - id: greet
-    capability: $capability@1
-    input:
-      name: $${input.name}
-"""
-
 _README = """# $name
 
 An Antiphon agent in Go. `main.go` offers `$capability@1`. Where its SDK is says `replace` in `go.mod`.
@@ -86,31 +77,25 @@ antiphon run submit graph.yaml --input '{"name": "Ada"}' --wait    # in a third 
 """
 
 
-def files(sdk: Path | None) -> dict[str, str]:
-    """Templates by file name. `sdk` is the folder of the SDK, the checkout's by default. Raises `Problem`."""
-    home = (sdk or _CHECKOUT).resolve()
+def files() -> dict[str, str]:
+    """Templates by file name, but for the graph. Raises `Problem`."""
+    folder = Path(__file__).resolve().parents[3] / "go"
     try:
-        module, sums = (home / "go.mod").read_text("utf-8"), (home / "go.sum").read_text("utf-8")
-    except OSError as error:
-        raise Problem(
-            f"there is no Go SDK in {home}: {error.strerror}",
-            "give the folder sdk/go of a checkout of Antiphon: --sdk PATH",
-        ) from None
-    if not module.startswith(f"module {_MODULE}\n"):
-        raise Problem(f"{home} holds another module than {_MODULE}", "give the folder sdk/go of a checkout: --sdk PATH")
+        module, sums = (folder / "go.mod").read_text("utf-8"), (folder / "go.sum").read_text("utf-8")
+    except FileNotFoundError:
+        raise Problem("the Go SDK is not here", "run the command from a checkout of Antiphon") from None
     return {
         "main.go": _AGENT,
         "main_test.go": _TEST,
-        "go.mod": _go_mod(home, module),
+        "go.mod": _go_mod(folder, module),
         "go.sum": sums.replace("$", "$$"),
         "sidecar.toml": _SIDECAR,
-        "graph.yaml": _GRAPH,
         "README.md": _README,
         ".gitignore": "/$name\n",
     }
 
 
-def _go_mod(home: Path, module: str) -> str:
+def _go_mod(sdk: Path, module: str) -> str:
     """As `go mod tidy` would write it: what the SDK needs is an indirect need here."""
     lines = [line.strip().removeprefix("require ") for line in module.splitlines()]
     needs = [line.removesuffix("// indirect").strip() for line in lines if " v" in line]
@@ -119,5 +104,5 @@ def _go_mod(home: Path, module: str) -> str:
     # A quoted path may hold blanks; the module's name is that of the program.
     return (
         f"module $name\n\n{version}\n\nrequire {_MODULE} v0.0.0\n\nrequire (\n{indirect})\n\n"
-        f'replace {_MODULE} => "{home.as_posix().replace("$", "$$")}"\n'
+        f"replace {_MODULE} => {json.dumps(sdk.as_posix(), ensure_ascii=False).replace('$', '$$')}\n"
     )
