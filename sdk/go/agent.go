@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"os"
 	"os/signal"
 	"regexp"
@@ -19,6 +20,7 @@ const (
 	socketVariable = "ANTIPHON_SOCKET"
 	socketLimit    = 107 // bytes of a Unix socket's path
 	prefetchFrom   = 8
+	unsaid         = math.MinInt
 )
 
 var namePattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
@@ -68,7 +70,7 @@ func WithLogger(log *slog.Logger) AgentOption { return func(a *Agent) { a.log = 
 // NewAgent makes an agent. The name has 1 to 63 lowercase letters, digits and inner hyphens; mistakes are errors of Run.
 func NewAgent(name string, options ...AgentOption) *Agent {
 	agent := &Agent{
-		name: name, concurrency: 32, prefetch: -1, grace: 30 * time.Second, log: slog.Default(),
+		name: name, concurrency: 32, prefetch: unsaid, grace: 30 * time.Second, log: slog.Default(),
 		handlers: map[capabilityKey]*handler{},
 	}
 	for _, option := range options {
@@ -81,11 +83,14 @@ func NewAgent(name string, options ...AgentOption) *Agent {
 	if agent.concurrency < 1 || agent.concurrency > 10_000 {
 		agent.mistakes = append(agent.mistakes, fmt.Errorf("concurrency %d must be 1 to 10,000", agent.concurrency))
 	}
-	if agent.prefetch < 0 {
+	if agent.prefetch == unsaid {
 		agent.prefetch = 0
 		if agent.concurrency >= prefetchFrom {
 			agent.prefetch = agent.concurrency
 		}
+	}
+	if agent.prefetch < 0 || agent.prefetch > 10_000 {
+		agent.mistakes = append(agent.mistakes, fmt.Errorf("prefetch %d must be 0 to 10,000", agent.prefetch))
 	}
 	return agent
 }

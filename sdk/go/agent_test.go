@@ -59,7 +59,7 @@ func TestAnAgentAnnouncesWhatItIsAndOffers(t *testing.T) {
 }
 
 func TestEveryMistakeOfAnAgentIsToldAtOnceWhenItRuns(t *testing.T) {
-	agent := NewAgent("No", WithConcurrency(0), WithLogger(quiet))
+	agent := NewAgent("No", WithConcurrency(0), WithPrefetch(-1), WithLogger(quiet))
 	Handle(agent, "nothing", func(*Task, int) (int, error) { return 0, nil })
 	Handle(agent, "text.a@1", func(*Task, chan int) (int, error) { return 0, nil })
 	Handle(agent, "text.b@1", func(*Task, int) (map[int]int, error) { return nil, nil })
@@ -70,7 +70,7 @@ func TestEveryMistakeOfAnAgentIsToldAtOnceWhenItRuns(t *testing.T) {
 	if !errors.Is(err, NotSetUp) {
 		t.Fatal(err)
 	}
-	for _, part := range []string{`"No"`, "concurrency 0", "nothing: write", "chan int", "keys must be strings", "offered twice"} {
+	for _, part := range []string{`"No"`, "concurrency 0", "prefetch -1", "nothing: write", "chan int", "keys must be strings", "offered twice"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in: %v", part, err)
 		}
@@ -216,7 +216,7 @@ func TestAnOutcomeThatMayBeLostIsRepeatedAndNotWorkedOutAgain(t *testing.T) {
 	}
 }
 
-func TestWorkGoesOnWhileThereIsNoStreamAndItsOutcomeIsOnTheNext(t *testing.T) {
+func TestWorkThatEndsWhileThereIsNoStreamIsNotDoneAgain(t *testing.T) {
 	agent, begun, gate := holder()
 	at := newSidecar(t).serve()
 	start(t, agent, at)

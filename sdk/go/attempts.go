@@ -69,6 +69,17 @@ func (a *attempts) count() int {
 	return len(a.running)
 }
 
+// holding names the attempts that run or have an outcome that waits to be sent.
+func (a *attempts) holding() map[string]bool {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	held := a.outbox.unsent() // after the lock: an attempt that settles now is in one of the two, or in both
+	for id := range a.running {
+		held[id] = true
+	}
+	return held
+}
+
 func (a *attempts) limit() int {
 	a.mutex.Lock()
 	defer a.mutex.Unlock()

@@ -55,8 +55,8 @@ func RunLabels(labels map[string]string) SubmitOption {
 }
 
 // Priority is added to the priority of each task, 0 to 9.
-func Priority(priority int) SubmitOption {
-	return func(request *antiphonv1.SubmitRunRequest) { request.Priority = uint32(max(priority, 0)) }
+func Priority(priority uint32) SubmitOption {
+	return func(request *antiphonv1.SubmitRunRequest) { request.Priority = priority }
 }
 
 // Wait has the run answered as it ended. Without it the answer is the run as it was committed.
@@ -153,7 +153,7 @@ func (c *Client) ListTasks(ctx context.Context, request *antiphonv1.ListTasksReq
 }
 
 // GetTask reads a task with its payloads; member counts a for_each from 1, 0 is the task itself. Reasons: TaskNotFound.
-func (c *Client) GetTask(ctx context.Context, runID, taskID string, member int) (*antiphonv1.Task, error) {
+func (c *Client) GetTask(ctx context.Context, runID, taskID string, member uint32) (*antiphonv1.Task, error) {
 	answer, err := ask(ctx, c, runs, antiphonv1.RunServiceClient.GetTask,
 		&antiphonv1.GetTaskRequest{RunId: runID, Key: keyOf(taskID, member)})
 	return answer.GetTask(), err
@@ -161,7 +161,7 @@ func (c *Client) GetTask(ctx context.Context, runID, taskID string, member int) 
 
 // ListAttempts gives the attempts of a task, oldest first. Reasons: TaskNotFound.
 func (c *Client) ListAttempts(
-	ctx context.Context, runID, taskID string, member int,
+	ctx context.Context, runID, taskID string, member uint32,
 ) iter.Seq2[*antiphonv1.Attempt, error] {
 	request := &antiphonv1.ListAttemptsRequest{RunId: runID, Key: keyOf(taskID, member)}
 	return pages(func(token string) (*antiphonv1.ListAttemptsResponse, error) {
@@ -235,7 +235,7 @@ func (c *Client) Cancel(ctx context.Context, runID, reason string) (*antiphonv1.
 
 // Explain tells how a task came to be where it is: dependencies, attempts, placements, policy. Reasons: TaskNotFound.
 func (c *Client) Explain(
-	ctx context.Context, runID, taskID string, member int,
+	ctx context.Context, runID, taskID string, member uint32,
 ) (*antiphonv1.ExplainTaskResponse, error) {
 	return ask(ctx, c, runs, antiphonv1.RunServiceClient.ExplainTask,
 		&antiphonv1.ExplainTaskRequest{RunId: runID, Key: keyOf(taskID, member)})
@@ -255,6 +255,6 @@ func OutputOf[T any](run *antiphonv1.Run) (T, error) {
 	return output, err
 }
 
-func keyOf(taskID string, member int) *antiphonv1.TaskKey {
-	return &antiphonv1.TaskKey{TaskId: taskID, Member: uint32(max(member, 0))}
+func keyOf(taskID string, member uint32) *antiphonv1.TaskKey {
+	return &antiphonv1.TaskKey{TaskId: taskID, Member: member}
 }

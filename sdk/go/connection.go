@@ -79,6 +79,8 @@ func (c *connection) dial(pems pems) (*generation, error) {
 		grpc.WithResolvers(known),
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageBytes)),
+		// Which addresses a proxy is not for could not be said: it would be asked about our name for all of them.
+		grpc.WithNoProxy(),
 		// A dead peer is noticed within half a minute, on idle streams too; servers of ours permit it.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 		// We retry with our own back-off; the connection's must not be slower.

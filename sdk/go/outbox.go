@@ -2,6 +2,7 @@ package antiphon
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -183,6 +184,19 @@ func (o *outbox) recall() map[string]*antiphonv1.Result {
 	}
 	o.history = nil
 	return recalled
+}
+
+// unsent names the attempts whose outcomes wait.
+func (o *outbox) unsent() map[string]bool {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	waiting := map[string]bool{}
+	for _, request := range append(slices.Clone(o.full), o.open) {
+		for _, result := range request.Results {
+			waiting[result.GetAttemptId()] = true
+		}
+	}
+	return waiting
 }
 
 // reopen begins a new stream: calls and drain, which concern a stream, are to be said anew.

@@ -31,7 +31,8 @@ const (
 type worker struct {
 	*attempts
 	path     string
-	recalled map[string]*antiphonv1.Result
+	recalled map[string]*antiphonv1.Result // handed to a stream that broke
+	held     map[string]bool               // at work, or with an outcome that waits, when the stream began
 	draining chan struct{}
 }
 
@@ -101,11 +102,12 @@ func (w *worker) stayAttached(life context.Context) error {
 
 // attach is one stream, from hello to its end; nil when the sidecar ended it.
 func (w *worker) attach(life context.Context) *Error {
-	w.recalled = w.outbox.recall()
+	w.recalled, w.held = w.outbox.recall(), w.holding()
 	// A connection of its own dials at once, whatever the back-off of the one before.
 	connection, err := grpc.NewClient("unix:"+w.path,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithAuthority("localhost"),
+		grpc.WithNoProxy(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageBytes)),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: helloLimit}),
 	)
@@ -182,9 +184,13 @@ func (w *worker) read(ctx context.Context, stream antiphonv1.AgentService_WorkCl
 func (w *worker) receive(message *antiphonv1.WorkResponse) {
 	now := time.Now()
 	for _, assignment := range message.GetAssignments() {
-		if known := w.recalled[assignment.GetAttemptId()]; known != nil {
+		id := assignment.GetAttemptId()
+		switch known := w.recalled[id]; {
+		case known != nil:
 			w.outbox.result(known)
-		} else {
+		case w.held[id]:
+			delete(w.held, id) // the outcome will be on this stream, or is by now
+		default:
 			w.assign(assignment, w, now)
 		}
 	}
