@@ -254,8 +254,8 @@ def _assignment(assign: cases.Assign, attempt_id: str) -> pb.Assignment:
     if assign.HasField("script"):
         script = json_format.MessageToDict(assign.script, preserving_proto_field_name=True)
         made.input.inline = json.dumps(script).encode()
-    elif assign.input_bytes:
-        made.input.inline, made.input.media_type = assign.input_bytes, "application/octet-stream"
+    elif assign.input_raw:
+        made.input.inline, made.input.media_type = assign.input_raw, "application/octet-stream"
     elif assign.input_json:
         made.input.inline = assign.input_json.encode()
     if assign.HasField("remaining_timeout"):
@@ -269,9 +269,9 @@ def _wrong_result(result: pb.Result, expected: cases.AwaitResult) -> str:
     if not expected.failure_kind:
         if result.HasField("failure"):
             return f"it failed, {_kind(failure.kind)}: {failure.message}"
-        if expected.output_bytes:
+        if expected.output_raw:
             seen = (result.output.inline, result.output.media_type)
-            return "" if seen == (expected.output_bytes, "application/octet-stream") else f"its output is {seen}"
+            return "" if seen == (expected.output_raw, "application/octet-stream") else f"its output is {seen}"
         return mismatch(json.loads(expected.output_json or "null"), json.loads(result.output.inline or b"null"))
     if not result.HasField("failure"):
         return f"it succeeded with {result.output.inline[:200]!r}"

@@ -37,6 +37,7 @@ FAULTS: dict[str, tuple[str, str]] = {
     "dies_of_input": ("invalid-input", "exit code 3"),
     "draws_lots": ("pure", "different outcomes"),
     "knows_all": ("unknown-capability", "success of verify.nobody-offers-this@1"),
+    "garbage": ("unknown-capability", "it sent bytes that are no message"),
     "ignores_unknown": ("unknown-capability", "2 had none"),
     "small_messages": ("large-payload", "2 had none"),
     "needs_inline": ("unknown-media", "exit code 3"),
@@ -70,6 +71,7 @@ FAULTS: dict[str, tuple[str, str]] = {
     "talks_too_much": ("limits", "300 progress in one message"),
     "answers_too_much": ("limits", "bytes inline"),
     "made_up_token": ("attempt-token", "a token that is not that attempt's"),
+    "unary_token": ("attempt-token", "unary progress"),
     "others_token": ("attempt-token", "a token that is not that attempt's"),
 }
 """What each broken agent must fail, and a part of what is seen."""

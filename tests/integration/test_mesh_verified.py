@@ -93,7 +93,11 @@ def test_the_command_uploads_a_report_and_names_what_is_none(tmp_path: Path) -> 
         for name, path in (("key", credentials.key), ("cert", credentials.cert), ("bundle", credentials.bundle)):
             shutil.copy(path, generation / f"{name}.pem")
         (profile / "credential/current").symlink_to("1")
-        (profile / "profile.toml").write_text(f'addresses = ["{mesh.orchestrator.address}"]\n')
+        at = mesh.orchestrator
+        (profile / "profile.toml").write_text(
+            f'addresses = ["{at.address}"]\njoin_addresses = ["{at.join_address}"]\n'
+            'trust_domain = "mesh.test"\nnamespace = "team-a"\n'
+        )
         verified(tmp_path / "report.json")
         (tmp_path / "none.json").write_text("{}}")
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from antiphon.options.v1 import options_pb2
@@ -24,7 +25,6 @@ from antiphon.v1 import error_pb2
 _OPTIONS = (("grpc.max_receive_message_length", 4 << 20), ("grpc.max_send_message_length", 4 << 20))
 _Context = grpc.aio.ServicerContext[Any, Any]
 Heard = Callable[["Line", pb.WorkRequest], None]
-Hook = Callable[[pb.WorkResponse], None]
 Asked = Callable[[pb.CallRequest], pb.CallResponse | None]
 Reported = Callable[[pb.ReportProgressRequest], bool]
 
@@ -34,12 +34,11 @@ class Line:
 
     def __init__(self, first: pb.WorkRequest, changed: asyncio.Condition) -> None:
         self.first = first
-        self.requests = 0
         self.said_drain = False
         self.closed = False
         """The agent has closed its side, or the stream is gone."""
-        self.broken = ""
-        """Why it broke, when the agent broke it."""
+        self.garbled = False
+        """The agent has sent bytes that are no message, which ends the stream."""
         self.reading = asyncio.Event()
         self.reading.set()
         """Cleared: what the agent says is left in the connection."""
@@ -79,18 +78,19 @@ class Line:
                     request = await anext(requests)
                 except StopAsyncIteration:
                     break
-                self.requests += 1
+                except DecodeError:
+                    self.garbled = True
+                    break
+                except (grpc.RpcError, grpc.aio.BaseError):  # it was broken, by whichever side
+                    break
                 self.said_drain = self.said_drain or request.drain
                 heard(self, request)
                 async with self._changed:
                     self._changed.notify_all()
-        except grpc.RpcError as error:
-            self.broken = str(error)
         finally:
             self.closed = True
-            with suppress(RuntimeError):
-                async with self._changed:
-                    self._changed.notify_all()
+            async with self._changed:
+                self._changed.notify_all()
             self.end()
 
 

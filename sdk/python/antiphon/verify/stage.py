@@ -83,6 +83,11 @@ class Stage:
         assert self._socket is not None, "start it first"
         return self._socket
 
+    def state(self) -> str:
+        """For complaints: the program, and what is wrong with its stream."""
+        garbled = any(line.garbled for line in self.socket.lines)
+        return f"{'it sent bytes that are no message; ' if garbled else ''}{self.process.state()}"
+
     @property
     def description(self) -> registry_pb2.AgentDescription:
         """What the agent announced. Raises `Unplayable` when it has announced nothing."""
@@ -101,7 +106,7 @@ class Stage:
             await self.start()
         line = await self.next_line(0, self._boot)
         if line is None:
-            raise Unplayable(f"no stream with a hello within {self._boot:g} s; {self.process.state()}")
+            raise Unplayable(f"no stream with a hello within {self._boot:g} s; {self.state()}")
         return line
 
     async def start(self, *, late: bool = False) -> None:
@@ -192,7 +197,7 @@ class Stage:
             raise Wrong(
                 f"an outcome of each of {len(attempts)} attempts within {limit:g} s",
                 f"{len(left)} had none, the first {left[0].assignment.attempt_id} of {left[0].capability}; "
-                f"{self.process.state()}",
+                f"{self.state()}",
                 contract,
             )
 
@@ -207,7 +212,7 @@ class Stage:
     async def until(self, condition: Callable[[], bool], expected: str, contract: str) -> None:
         """Return when the condition holds. Raises `Wrong` after the patience, or when the program ends before."""
         if not await self._wait(condition, self.patience):
-            raise Wrong(f"{expected} within {self.patience:g} s", f"it did not come; {self.process.state()}", contract)
+            raise Wrong(f"{expected} within {self.patience:g} s", f"it did not come; {self.state()}", contract)
 
     async def _wait(self, condition: Callable[[], bool], limit: float) -> bool:
         """Whether the condition holds within `limit` seconds; a program that has ended is not waited for."""

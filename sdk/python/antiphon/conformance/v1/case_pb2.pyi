@@ -241,7 +241,7 @@ class Assign(_message.Message):
     CAPABILITY_FIELD_NUMBER: _builtins.int
     SCRIPT_FIELD_NUMBER: _builtins.int
     INPUT_JSON_FIELD_NUMBER: _builtins.int
-    INPUT_BYTES_FIELD_NUMBER: _builtins.int
+    INPUT_RAW_FIELD_NUMBER: _builtins.int
     REMAINING_TIMEOUT_FIELD_NUMBER: _builtins.int
     UNKNOWN_FIELDS_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
@@ -251,7 +251,7 @@ class Assign(_message.Message):
     """Name and version, such as conformance.script@1."""
     input_json: _builtins.str
     """Input as JSON text, for other capabilities; neither means no content."""
-    input_bytes: _builtins.bytes
+    input_raw: _builtins.bytes
     """Input as bytes that are not JSON, with media type application/octet-stream."""
     unknown_fields: _builtins.bool
     """Fields that no contract knows are in the message, too."""
@@ -272,14 +272,14 @@ class Assign(_message.Message):
         capability: _builtins.str = ...,
         script: _executor_pb2.Script | None = ...,
         input_json: _builtins.str = ...,
-        input_bytes: _builtins.bytes = ...,
+        input_raw: _builtins.bytes = ...,
         remaining_timeout: _duration_pb2.Duration | None = ...,
         unknown_fields: _builtins.bool = ...,
         copies: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["remaining_timeout", b"remaining_timeout", "script", b"script"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "capability", b"capability", "copies", b"copies", "input_bytes", b"input_bytes", "input_json", b"input_json", "remaining_timeout", b"remaining_timeout", "script", b"script", "unknown_fields", b"unknown_fields"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "capability", b"capability", "copies", b"copies", "input_json", b"input_json", "input_raw", b"input_raw", "remaining_timeout", b"remaining_timeout", "script", b"script", "unknown_fields", b"unknown_fields"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,7 +353,7 @@ class AwaitResult(_message.Message):
 
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     OUTPUT_JSON_FIELD_NUMBER: _builtins.int
-    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    OUTPUT_RAW_FIELD_NUMBER: _builtins.int
     FAILURE_KIND_FIELD_NUMBER: _builtins.int
     FAILURE_CODE_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_FIELD_NUMBER: _builtins.int
@@ -364,7 +364,7 @@ class AwaitResult(_message.Message):
     """The attempt."""
     output_json: _builtins.str
     """Output as JSON text: equal as JSON, members of objects beyond those named are ignored. Empty when it must fail."""
-    output_bytes: _builtins.bytes
+    output_raw: _builtins.bytes
     """Output as bytes that are not JSON."""
     failure_kind: _failure_pb2.FailureKind.ValueType
     """The kind its failure must have."""
@@ -383,7 +383,7 @@ class AwaitResult(_message.Message):
         *,
         attempt_id: _builtins.str = ...,
         output_json: _builtins.str = ...,
-        output_bytes: _builtins.bytes = ...,
+        output_raw: _builtins.bytes = ...,
         failure_kind: _failure_pb2.FailureKind.ValueType = ...,
         failure_code: _builtins.str = ...,
         failure_field: _builtins.str = ...,
@@ -393,7 +393,7 @@ class AwaitResult(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_retryable", b"_retryable", "retryable", b"retryable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retryable", b"_retryable", "attempt_id", b"attempt_id", "copies", b"copies", "failure_code", b"failure_code", "failure_field", b"failure_field", "failure_kind", b"failure_kind", "message_part", b"message_part", "output_bytes", b"output_bytes", "output_json", b"output_json", "retryable", b"retryable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retryable", b"_retryable", "attempt_id", b"attempt_id", "copies", b"copies", "failure_code", b"failure_code", "failure_field", b"failure_field", "failure_kind", b"failure_kind", "message_part", b"message_part", "output_json", b"output_json", "output_raw", b"output_raw", "retryable", b"retryable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retryable: _TypeAlias = _typing.Literal["retryable"]  # noqa: Y015
     _WhichOneofArgType__retryable: _TypeAlias = _typing.Literal["_retryable", b"_retryable"]  # noqa: Y015

@@ -139,7 +139,7 @@ async def _goes_on(play: Play, line: object, expected: str, contract: str) -> No
     stage = play.stage
     current = await stage.line()
     if current is not line:
-        raise Wrong(expected, f"it opened another stream; {stage.process.state()}", contract)
+        raise Wrong(expected, f"it opened another stream; {stage.state()}", contract)
     (data,) = play.valid(play.offered[0])
     await stage.play(current, [stage.assignment(play.offered[0].name, data)], contract)
 
