@@ -544,7 +544,7 @@ type Assign struct {
 	// Input as JSON text, for other capabilities; neither means no content.
 	InputJson string `protobuf:"bytes,4,opt,name=input_json,json=inputJson,proto3" json:"input_json,omitempty"`
 	// Input as bytes that are not JSON, with media type application/octet-stream.
-	InputBytes []byte `protobuf:"bytes,5,opt,name=input_bytes,json=inputBytes,proto3" json:"input_bytes,omitempty"`
+	InputRaw []byte `protobuf:"bytes,5,opt,name=input_raw,json=inputRaw,proto3" json:"input_raw,omitempty"`
 	// Time left; absent means none is given.
 	RemainingTimeout *durationpb.Duration `protobuf:"bytes,6,opt,name=remaining_timeout,json=remainingTimeout,proto3" json:"remaining_timeout,omitempty"`
 	// Fields that no contract knows are in the message, too.
@@ -613,9 +613,9 @@ func (x *Assign) GetInputJson() string {
 	return ""
 }
 
-func (x *Assign) GetInputBytes() []byte {
+func (x *Assign) GetInputRaw() []byte {
 	if x != nil {
-		return x.InputBytes
+		return x.InputRaw
 	}
 	return nil
 }
@@ -769,7 +769,7 @@ type AwaitResult struct {
 	// Output as JSON text: equal as JSON, members of objects beyond those named are ignored. Empty when it must fail.
 	OutputJson string `protobuf:"bytes,2,opt,name=output_json,json=outputJson,proto3" json:"output_json,omitempty"`
 	// Output as bytes that are not JSON.
-	OutputBytes []byte `protobuf:"bytes,3,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
+	OutputRaw []byte `protobuf:"bytes,3,opt,name=output_raw,json=outputRaw,proto3" json:"output_raw,omitempty"`
 	// The kind its failure must have.
 	FailureKind v1.FailureKind `protobuf:"varint,4,opt,name=failure_kind,json=failureKind,proto3,enum=antiphon.v1.FailureKind" json:"failure_kind,omitempty"`
 	// The code its failure must have; empty means any.
@@ -830,9 +830,9 @@ func (x *AwaitResult) GetOutputJson() string {
 	return ""
 }
 
-func (x *AwaitResult) GetOutputBytes() []byte {
+func (x *AwaitResult) GetOutputRaw() []byte {
 	if x != nil {
-		return x.OutputBytes
+		return x.OutputRaw
 	}
 	return nil
 }
@@ -1560,7 +1560,7 @@ const file_antiphon_conformance_v1_case_proto_rawDesc = "" +
 	"await_exit\x18\t \x01(\v2\".antiphon.conformance.v1.AwaitExitH\x00R\tawaitExit\x12I\n" +
 	"\frefuse_hello\x18\n" +
 	" \x01(\v2$.antiphon.conformance.v1.RefuseHelloH\x00R\vrefuseHelloB\x06\n" +
-	"\x04kind\"\xc7\x02\n" +
+	"\x04kind\"\xc3\x02\n" +
 	"\x06Assign\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1e\n" +
@@ -1569,9 +1569,8 @@ const file_antiphon_conformance_v1_case_proto_rawDesc = "" +
 	"capability\x127\n" +
 	"\x06script\x18\x03 \x01(\v2\x1f.antiphon.conformance.v1.ScriptR\x06script\x12\x1d\n" +
 	"\n" +
-	"input_json\x18\x04 \x01(\tR\tinputJson\x12\x1f\n" +
-	"\vinput_bytes\x18\x05 \x01(\fR\n" +
-	"inputBytes\x12F\n" +
+	"input_json\x18\x04 \x01(\tR\tinputJson\x12\x1b\n" +
+	"\tinput_raw\x18\x05 \x01(\fR\binputRaw\x12F\n" +
 	"\x11remaining_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x10remainingTimeout\x12%\n" +
 	"\x0eunknown_fields\x18\a \x01(\bR\runknownFields\x12\x16\n" +
 	"\x06copies\x18\b \x01(\rR\x06copies\"?\n" +
@@ -1585,13 +1584,14 @@ const file_antiphon_conformance_v1_case_proto_rawDesc = "" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1f\n" +
 	"\voutput_json\x18\x02 \x01(\tR\n" +
 	"outputJson\x12.\n" +
-	"\afailure\x18\x03 \x01(\v2\x14.antiphon.v1.FailureR\afailure\"\xe1\x02\n" +
+	"\afailure\x18\x03 \x01(\v2\x14.antiphon.v1.FailureR\afailure\"\xdd\x02\n" +
 	"\vAwaitResult\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1f\n" +
 	"\voutput_json\x18\x02 \x01(\tR\n" +
-	"outputJson\x12!\n" +
-	"\foutput_bytes\x18\x03 \x01(\fR\voutputBytes\x12;\n" +
+	"outputJson\x12\x1d\n" +
+	"\n" +
+	"output_raw\x18\x03 \x01(\fR\toutputRaw\x12;\n" +
 	"\ffailure_kind\x18\x04 \x01(\x0e2\x18.antiphon.v1.FailureKindR\vfailureKind\x12!\n" +
 	"\ffailure_code\x18\x05 \x01(\tR\vfailureCode\x12#\n" +
 	"\rfailure_field\x18\x06 \x01(\tR\ffailureField\x12!\n" +
