@@ -172,7 +172,12 @@ async def test_a_client_does_all_that_a_client_can_do(client: Client, go_mesh: M
     go_mesh.ca.store(folder / "credential", go_mesh.ca.issue(Kind.CLIENT, "gopher"))
     address = go_mesh.orchestrator.address
     Profile(folder, ("127.0.0.1:9", address), (address,), DOMAIN, NAMESPACE).save()  # nobody listens at the first
-    environ = {**os.environ, "ANTIPHON_HOME": str(home), "ANTIPHON_PROFILE": "journey", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    environ = {
+        **os.environ,
+        "ANTIPHON_HOME": str(home),
+        "ANTIPHON_PROFILE": "journey",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+    }
     program = await asyncio.create_subprocess_exec(go_programs / "journey", env=environ, stdout=PIPE, stderr=PIPE)
     async with asyncio.timeout(90):
         said, complaint = await program.communicate()
