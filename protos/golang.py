@@ -60,7 +60,7 @@ def tools() -> Path:
     """The folder with the pinned programs, built when they are not current. Raises `CalledProcessError`."""
     folder = ROOT / ".cache/go"
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["go", "build", "-o", f"{folder}/", *TOOLS], cwd=ROOT / SDK / "tools", check=True)
+    subprocess.run(["go", "build", "-buildvcs=false", "-o", f"{folder}/", *TOOLS], cwd=ROOT / SDK / "tools", check=True)
     return folder
 
 

@@ -67,5 +67,5 @@ def go_programs(go_sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the programs of the Go SDK's tests, built."""
     folder = tmp_path_factory.mktemp("go")
     programs = ("./examples/hello", "./internal/worker", "./internal/journey")
-    subprocess.run(["go", "build", "-o", f"{folder}/", *programs], cwd=go_sdk, check=True)
+    subprocess.run(["go", "build", "-buildvcs=false", "-o", f"{folder}/", *programs], cwd=go_sdk, check=True)
     return folder
