@@ -31,10 +31,11 @@ typescript: environment ## build the TypeScript SDK, for agents that use it from
 bench: environment ## measure speed and memory, and write benchmarks/results/latest.json
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-fmt: environment ## format Python and protos
+fmt: environment ## format Python, protos, and Go where there is a toolchain
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format .
 	@$(BIN)/buf format --write
+	@! command -v gofmt >/dev/null || gofmt -w sdk/go
 
 baseline: environment ## at a release: keep its contracts, which later ones must not break
 	@$(BIN)/buf build --exclude-source-info -o protos/baseline.binpb

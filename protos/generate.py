@@ -2,9 +2,10 @@
 
 Written: the Python code under sdk/python/antiphon (from an image without the validation options, because a second copy
 of validate.proto in a user's process would be a descriptor-pool error); the TypeScript code under
-sdk/typescript/src/gen, where Node is there; the servers' full image, which holds the validation rules and options; and
-the reference pages under docs/reference. Nothing is fetched but what lock files name: buf and protoc come from Python
-packages. What has not changed is not written again, so that what runs from this checkout is not disturbed.
+sdk/typescript/src/gen, where Node is there, and the Go code of sdk/go, where there is a Go toolchain (`golang.py`); the
+servers' full image, which holds the validation rules and options; and the reference pages under docs/reference. Nothing
+is fetched but what lock files name: buf and protoc come from Python packages, Go's plugins from its module proxy, once.
+What has not changed is not written again, so that what runs from this checkout is not disturbed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import golang
 import grpc_tools
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from reference import pages
@@ -88,6 +90,8 @@ def generate(target: Path, *, typescript: bool) -> None:
         compile_python(stripped, sdk)
         if typescript:
             compile_typescript(full.read_bytes(), ROOT, target)
+        if golang.available():
+            golang.compile_go(stripped, Path(grpc_tools.__file__).parent / "_proto", target)
         (target / REFERENCE).mkdir(parents=True)
         for name, text in pages(full.read_bytes()).items():
             (target / REFERENCE / name).write_text(text)
@@ -122,6 +126,8 @@ def generated(root: Path, *, typescript: bool) -> dict[Path, bytes]:
     found += [root / IMAGE, *(root / REFERENCE).glob("*.md")]
     if typescript:
         found += (root / TYPESCRIPT).rglob("*.ts")
+    if golang.available():
+        found += golang.generated(root)
     return {path.relative_to(root): path.read_bytes() for path in found if path.is_file()}
 
 
@@ -143,6 +149,8 @@ def main(arguments: list[str]) -> int:
     if "--check" in arguments:
         for path in different:
             print(f"{path} is not what protos/ gives; run: make gen")
+        if not golang.available():
+            print("Go's stubs were not looked at: go is not on the PATH")
         return 1 if different else 0
     for path in different:
         if path in new:

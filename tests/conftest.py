@@ -1,7 +1,8 @@
 """What all rungs of tests share: how a test asks for a program that Python packages do not bring.
 
 The rungs, by folder: unit (one module, no process), store (one suite for every backend), contract (the protos' own
-rules), integration (real processes and sockets), robustness (kills, full disks, bad input), e2e (a browser).
+rules), integration (real processes and sockets), go (the Go SDK's own tests), robustness (kills, full disks, bad
+input), e2e (a browser).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -63,3 +65,23 @@ def install(program: str, package: str) -> str | None:
         except subprocess.TimeoutExpired:
             return None
     return found(program)
+
+
+@pytest.fixture(scope="session")
+def go_sdk() -> Path:
+    """The folder of the Go SDK; without a Go toolchain the test is not run, and in CI it fails."""
+    if shutil.which("go") is None:
+        missing = "not run: go is missing; install it from https://go.dev/dl"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
+    return Path(__file__).parents[1] / "sdk/go"
+
+
+@pytest.fixture(scope="session")
+def go_programs(go_sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the programs of the Go SDK's tests, built."""
+    folder = tmp_path_factory.mktemp("go")
+    programs = ("./examples/hello", "./internal/worker", "./internal/journey")
+    subprocess.run(["go", "build", "-buildvcs=false", "-o", f"{folder}/", *programs], cwd=go_sdk, check=True)
+    return folder

@@ -23,6 +23,7 @@ SOURCES = (
     "sdk/python/conformance.py",
     "tools",
     "protos/generate.py",
+    "protos/golang.py",
     "protos/reference.py",
     "protos/typescript.py",
     "benchmarks",
@@ -33,13 +34,13 @@ Outcome = tuple[bool, str]
 
 def run(program: str, *arguments: str) -> Outcome:
     """Run a program of the environment at the root; whether it succeeded, and what it printed."""
-    code, said = execute(str(Path(sys.executable).with_name(program)), *arguments)
+    code, said = execute([str(Path(sys.executable).with_name(program)), *arguments])
     return code == 0, said
 
 
-def execute(*command: str) -> tuple[int, str]:
-    """Run a command at the root; its exit code, and what it printed."""
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def execute(command: list[str], folder: Path = ROOT) -> tuple[int, str]:
+    """Run a command in a folder; its exit code, and what it printed."""
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 
 
@@ -61,13 +62,32 @@ def breaking() -> Outcome:
 
 def typescript() -> Outcome:
     """Types and lint of the TypeScript SDK. Without Node they are not run, which in CI is a failure."""
-    ready, said = execute(sys.executable, "tools/node.py", "--build")
+    ready, said = execute([sys.executable, "tools/node.py", "--build"])
     if ready == 3:
         return os.environ.get("CI") != "true", said
     if ready:
         return False, said
-    code, said = execute("npm", "--prefix", "sdk/typescript", "run", "--silent", "check")
+    code, said = execute(["npm", "--prefix", "sdk/typescript", "run", "--silent", "check"])
     return code == 0, said
+
+
+def go() -> Outcome:
+    """Format, vet and staticcheck of the Go SDK, where there is a Go toolchain; in CI there must be one."""
+    sys.path.insert(0, str(ROOT / "protos"))
+    import golang
+
+    try:
+        if not golang.available():
+            return True, "not run: go is not on the PATH"
+        staticcheck = golang.tools() / "staticcheck"
+    except (OSError, subprocess.CalledProcessError) as error:
+        return False, str(error)
+    unformatted = execute(["gofmt", "-l", "."], ROOT / golang.SDK)
+    outcomes = [(int(unformatted != (0, "")), unformatted[1])]
+    outcomes += [
+        execute(command, ROOT / golang.SDK) for command in (["go", "vet", "./..."], [str(staticcheck), "./..."])
+    ]
+    return not any(failed for failed, _ in outcomes), "".join(text for _, text in outcomes)
 
 
 CHECKS: dict[str, Callable[[], Outcome]] = {
@@ -80,6 +100,7 @@ CHECKS: dict[str, Callable[[], Outcome]] = {
     "protos-breaking": breaking,
     "typescript": typescript,
     "generated": lambda: run("python", "protos/generate.py", "--check"),
+    "go": go,
 }
 
 

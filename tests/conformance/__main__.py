@@ -40,6 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     unexpected = 0
     table = parity.read()
     for sdk in options.sdk or sorted(EXECUTORS):
+        if why := EXECUTORS[sdk].missing():
+            print(f"{sdk}: {why}")
+            unexpected += sdk in (options.sdk or ())
+            continue
         results = asyncio.run(run(EXECUTORS[sdk], chosen))
         known = EXECUTORS[sdk].known_failing
         unexpected += sum(passed is (name in known) for name, passed in results.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,4 +47,23 @@ def _no_node() -> str:
     return done.stdout.strip() if done.returncode == NODE_MISSING else ""
 
 
-EXECUTORS = {one.sdk: one for one in (Executor("python", _python), Executor("typescript", _typescript, _no_node))}
+def _go() -> tuple[str, ...]:
+    program = ROOT / ".cache/go/conformance"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    command = ["go", "build", "-buildvcs=false", "-o", str(program), "./conformance"]
+    subprocess.run(command, cwd=ROOT / "sdk/go", check=True)
+    return (str(program),)
+
+
+def _no_go() -> str:
+    return "" if shutil.which("go") else "not run: go is missing; install it from https://go.dev/dl"
+
+
+EXECUTORS = {
+    one.sdk: one
+    for one in (
+        Executor("python", _python),
+        Executor("typescript", _typescript, _no_node),
+        Executor("go", _go, _no_go),
+    )
+}

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from antiphon.cli import new_typescript
+from antiphon.cli import new_go, new_typescript
 
 from tests.unit.cli.conftest import Command
 
@@ -64,6 +64,14 @@ def test_without_a_checkout_there_is_no_sdk_for_typescript(
     (tmp_path / "typescript").mkdir()
     (tmp_path / "typescript/package.json").touch()
     assert "make typescript" in command("new", "agent", "--lang", "typescript", "hello").err
+
+
+def test_without_a_checkout_there_is_no_sdk_for_go(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_go, "__file__", str(tmp_path / "a/b/c/new_go.py"))
+    shown = command("new", "agent", "--lang", "go", "hello")
+    assert shown.code == 2 and "is not here" in shown.err
     assert not Path("hello").exists()
 
 

@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 
-from . import new_typescript, output
+from . import new_go, new_typescript, output
 from .problems import Problem
 
 app = typer.Typer(help="Begin something new.", no_args_is_help=True)
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-LANGUAGES = ("python", "typescript")
+LANGUAGES = ("python", "typescript", "go")
 
 _AGENT = '''"""An agent that greets. It offers one capability; its sidecar gives it work."""
 
@@ -115,6 +115,8 @@ def agent(
     files, sdk = _FILES, ""
     if lang == "typescript":
         files, sdk = {**new_typescript.FILES, "graph.yaml": _GRAPH}, json.dumps(str(new_typescript.sdk_folder()))[1:-1]
+    elif lang == "go":
+        files = {**new_go.files(), "graph.yaml": _GRAPH}
     present = sorted(str(folder / file) for file in files if (folder / file).exists())
     if present:
         raise Problem(f"{', '.join(present)} exists already", "choose another name; nothing is overwritten")

@@ -102,4 +102,10 @@ export const REASONS = {
   AUDIT_CHAIN_NOT_FOUND: { code: 5, remedy: "FIX_REQUEST" },
   /** audit chain {chain} has no record {seq}; it holds {first} to {last} */
   AUDIT_RECORD_NOT_FOUND: { code: 5, remedy: "FIX_REQUEST" },
+  /** where payloads are kept does not answer */
+  PAYLOADS_UNAVAILABLE: { code: 14, remedy: "RETRY" },
+  /** payload {digest} is damaged where it is kept */
+  PAYLOAD_CORRUPT: { code: 15, remedy: "ASK_OPERATOR" },
+  /** the report proves nothing: {cause}; run antiphon verify without --case until every case passes */
+  VERIFY_REPORT_NOT_ACCEPTED: { code: 3, remedy: "FIX_REQUEST" },
 } as const;

@@ -115,6 +115,12 @@ export enum ErrorReason {
   AUDIT_CHAIN_NOT_FOUND = 140,
   /** AUDIT_RECORD_NOT_FOUND - The chain does not hold that record: it is not written yet, or was removed with the oldest. */
   AUDIT_RECORD_NOT_FOUND = 141,
+  /** PAYLOADS_UNAVAILABLE - Where payloads are kept does not answer; values that travel inline go on. */
+  PAYLOADS_UNAVAILABLE = 170,
+  /** PAYLOAD_CORRUPT - What is kept under the digest is something else: where payloads are kept was damaged. */
+  PAYLOAD_CORRUPT = 171,
+  /** VERIFY_REPORT_NOT_ACCEPTED - The report of a verification does not prove the agent: a case did not pass, or not all were played. */
+  VERIFY_REPORT_NOT_ACCEPTED = 180,
 }
 
 /** Error is the content of an error status, for streams that answer item by item. */

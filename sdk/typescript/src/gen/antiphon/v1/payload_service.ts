@@ -354,7 +354,10 @@ export const DownloadPayloadResponse: MessageFns<DownloadPayloadResponse> = {
   },
 };
 
-/** PayloadService keeps values by digest, scoped by the caller's namespace. They stay until an operator removes them. */
+/**
+ * PayloadService keeps values by digest, scoped by the caller's namespace. One that no run and no entry refers to goes
+ * some time after it was last uploaded or referred to (a week, unless the operator chose otherwise).
+ */
 export type PayloadServiceService = typeof PayloadServiceService;
 export const PayloadServiceService = {
   /**

@@ -6,6 +6,7 @@ import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
 import type { handleServerStreamingCall, handleUnaryCall, UntypedServiceImplementation } from "@grpc/grpc-js";
 import { Capability } from "./capability.js";
 import { Agent } from "./registry.js";
+import { VerifyReport } from "./verify.js";
 
 export const protobufPackage = "antiphon.v1";
 
@@ -127,6 +128,18 @@ export interface ResumeAgentRequest {
 export interface ResumeAgentResponse {
   /** The agent, ACTIVE or GONE. */
   agent: Agent | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** PutVerifyReportRequest holds the report. */
+export interface PutVerifyReportRequest {
+  /** The report of all cases, each of which passed. Its word is the caller's: it is not signed. */
+  report: VerifyReport | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** PutVerifyReportResponse is empty. */
+export interface PutVerifyReportResponse {
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -1257,6 +1270,138 @@ export const ResumeAgentResponse: MessageFns<ResumeAgentResponse> = {
   },
 };
 
+function createBasePutVerifyReportRequest(): PutVerifyReportRequest {
+  return { report: undefined, _unknownFields: {} };
+}
+
+export const PutVerifyReportRequest: MessageFns<PutVerifyReportRequest> = {
+  encode(message: PutVerifyReportRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.report !== undefined) {
+      VerifyReport.encode(message.report, writer.uint32(10).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PutVerifyReportRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePutVerifyReportRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.report = VerifyReport.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<PutVerifyReportRequest>): PutVerifyReportRequest {
+    return PutVerifyReportRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PutVerifyReportRequest>): PutVerifyReportRequest {
+    const message = createBasePutVerifyReportRequest();
+    message.report = (object.report !== undefined && object.report !== null)
+      ? VerifyReport.fromPartial(object.report)
+      : undefined;
+    return message;
+  },
+};
+
+function createBasePutVerifyReportResponse(): PutVerifyReportResponse {
+  return { _unknownFields: {} };
+}
+
+export const PutVerifyReportResponse: MessageFns<PutVerifyReportResponse> = {
+  encode(message: PutVerifyReportResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PutVerifyReportResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePutVerifyReportResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<PutVerifyReportResponse>): PutVerifyReportResponse {
+    return PutVerifyReportResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<PutVerifyReportResponse>): PutVerifyReportResponse {
+    const message = createBasePutVerifyReportResponse();
+    return message;
+  },
+};
+
 /** RegistryService reads the registry of the caller's namespace. Agents get in through MeshService.Attach alone. */
 export type RegistryServiceService = typeof RegistryServiceService;
 export const RegistryServiceService = {
@@ -1333,6 +1478,22 @@ export const RegistryServiceService = {
     responseSerialize: (value: ResumeAgentResponse): Buffer => Buffer.from(ResumeAgentResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ResumeAgentResponse => ResumeAgentResponse.decode(value),
   },
+  /**
+   * PutVerifyReport keeps the report of `antiphon verify` for an agent, which need not have attached yet. From then on policy
+   * finds context.verified true when that agent registers with that version and those capabilities. The last eight
+   * versions of an agent are kept.
+   */
+  putVerifyReport: {
+    path: "/antiphon.v1.RegistryService/PutVerifyReport" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: PutVerifyReportRequest): Buffer =>
+      Buffer.from(PutVerifyReportRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): PutVerifyReportRequest => PutVerifyReportRequest.decode(value),
+    responseSerialize: (value: PutVerifyReportResponse): Buffer =>
+      Buffer.from(PutVerifyReportResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): PutVerifyReportResponse => PutVerifyReportResponse.decode(value),
+  },
 } as const;
 
 export interface RegistryServiceServer extends UntypedServiceImplementation {
@@ -1350,6 +1511,12 @@ export interface RegistryServiceServer extends UntypedServiceImplementation {
   suspendAgent: handleUnaryCall<SuspendAgentRequest, SuspendAgentResponse>;
   /** ResumeAgent gives work again to an agent that was drained or suspended. */
   resumeAgent: handleUnaryCall<ResumeAgentRequest, ResumeAgentResponse>;
+  /**
+   * PutVerifyReport keeps the report of `antiphon verify` for an agent, which need not have attached yet. From then on policy
+   * finds context.verified true when that agent registers with that version and those capabilities. The last eight
+   * versions of an agent are kept.
+   */
+  putVerifyReport: handleUnaryCall<PutVerifyReportRequest, PutVerifyReportResponse>;
 }
 
 type Builtin = Date | Function | Uint8Array | string | number | boolean | undefined;

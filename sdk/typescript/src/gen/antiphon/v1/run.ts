@@ -5,6 +5,7 @@
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
 import { Duration } from "../../google/protobuf/duration.js";
 import { Timestamp } from "../../google/protobuf/timestamp.js";
+import { EntryReference } from "./context.js";
 import { Failure } from "./failure.js";
 import { Payload } from "./payload.js";
 
@@ -122,6 +123,8 @@ export interface Run {
   traceparent: string;
   /** Warnings of admission, such as a capability that nobody offers yet. */
   warnings: string[];
+  /** What the expressions of its output read of shared context, as Task.reads. */
+  outputReads: EntryReference[];
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -201,6 +204,8 @@ export interface Task {
   memberCount: number;
   /** What of its payloads the reader does not get, for people; empty when all is there. */
   withheld: string;
+  /** What its expressions read of shared context, and at which revision; 0 where there was no such entry. */
+  reads: EntryReference[];
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -339,7 +344,11 @@ export interface RunEvent {
   /** Reason, where there is one. */
   reason: string;
   /** The failure, where there is one. */
-  failure: Failure | undefined;
+  failure:
+    | Failure
+    | undefined;
+  /** What the expressions of the task, or of the run's output, were given of shared context; as Task.reads. */
+  reads: EntryReference[];
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -387,6 +396,7 @@ function createBaseRun(): Run {
     parentAttemptId: "",
     traceparent: "",
     warnings: [],
+    outputReads: [],
     _unknownFields: {},
   };
 }
@@ -446,6 +456,9 @@ export const Run: MessageFns<Run> = {
     }
     for (const v of message.warnings) {
       writer.uint32(146).string(v!);
+    }
+    for (const v of message.outputReads) {
+      EntryReference.encode(v!, writer.uint32(154).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -618,6 +631,14 @@ export const Run: MessageFns<Run> = {
             message.warnings.push(reader.string());
             continue;
           }
+          case 19: {
+            if (tag !== 154) {
+              break;
+            }
+
+            message.outputReads.push(EntryReference.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -677,6 +698,7 @@ export const Run: MessageFns<Run> = {
     message.parentAttemptId = object.parentAttemptId ?? "";
     message.traceparent = object.traceparent ?? "";
     message.warnings = object.warnings?.map((e) => e) || [];
+    message.outputReads = object.outputReads?.map((e) => EntryReference.fromPartial(e)) || [];
     return message;
   },
 };
@@ -1039,6 +1061,7 @@ function createBaseTask(): Task {
     endTime: undefined,
     memberCount: 0,
     withheld: "",
+    reads: [],
     _unknownFields: {},
   };
 }
@@ -1080,6 +1103,9 @@ export const Task: MessageFns<Task> = {
     }
     if (message.withheld !== "") {
       writer.uint32(98).string(message.withheld);
+    }
+    for (const v of message.reads) {
+      EntryReference.encode(v!, writer.uint32(106).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1201,6 +1227,14 @@ export const Task: MessageFns<Task> = {
             message.withheld = reader.string();
             continue;
           }
+          case 13: {
+            if (tag !== 106) {
+              break;
+            }
+
+            message.reads.push(EntryReference.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1244,6 +1278,7 @@ export const Task: MessageFns<Task> = {
     message.endTime = object.endTime ?? undefined;
     message.memberCount = object.memberCount ?? 0;
     message.withheld = object.withheld ?? "";
+    message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
     return message;
   },
 };
@@ -2042,6 +2077,7 @@ function createBaseRunEvent(): RunEvent {
     memberCount: 0,
     reason: "",
     failure: undefined,
+    reads: [],
     _unknownFields: {},
   };
 }
@@ -2077,6 +2113,9 @@ export const RunEvent: MessageFns<RunEvent> = {
     }
     if (message.failure !== undefined) {
       Failure.encode(message.failure, writer.uint32(82).fork()).join();
+    }
+    for (const v of message.reads) {
+      EntryReference.encode(v!, writer.uint32(90).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -2182,6 +2221,14 @@ export const RunEvent: MessageFns<RunEvent> = {
             message.failure = Failure.decode(reader, reader.uint32());
             continue;
           }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.reads.push(EntryReference.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2223,6 +2270,7 @@ export const RunEvent: MessageFns<RunEvent> = {
     message.failure = (object.failure !== undefined && object.failure !== null)
       ? Failure.fromPartial(object.failure)
       : undefined;
+    message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
     return message;
   },
 };

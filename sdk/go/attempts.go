@@ -1,0 +1,318 @@
+package antiphon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	antiphonv1 "antiphon.dev/antiphon/v1"
+)
+
+// attempts are what runs in this process: it starts handlers, cancels them, and sees that each ends in exactly one outcome, which
+// goes into the outbox. An attempt is a goroutine. A sidecar never assigns more than the agent's concurrency, but for handlers
+// that wait for a call and give up their slot meanwhile; hence no second bound here, which would make parents wait for children.
+type attempts struct {
+	agent  *Agent
+	outbox *outbox
+	// life is the context of all attempts; stop ends it.
+	life context.Context
+	stop context.CancelCauseFunc
+
+	mutex       sync.Mutex
+	running     map[string]*Task
+	idle        chan struct{} // closed when nothing runs; nil when nobody waits
+	calls       map[requestKey]*pendingCall
+	asks        map[requestKey]*pendingAsk
+	holdings    map[holdingKey]*Claim
+	inlineLimit int
+}
+
+type requestKey struct{ attemptID, id string }
+
+type holdingKey struct {
+	attemptID string
+	fence     int64
+}
+
+type pendingCall struct {
+	request *antiphonv1.CallRequest
+	answer  chan *antiphonv1.CallResponse // of one
+}
+
+type pendingAsk struct {
+	request *antiphonv1.ContextRequest
+	answer  chan *antiphonv1.ContextResponse // of one
+}
+
+var errGivenUp = errors.New("the agent is stopping")
+
+func newAttempts(agent *Agent, outbox *outbox) *attempts {
+	life, stop := context.WithCancelCause(context.Background())
+	return &attempts{
+		agent: agent, outbox: outbox, life: life, stop: stop,
+		running:     map[string]*Task{},
+		calls:       map[requestKey]*pendingCall{},
+		asks:        map[requestKey]*pendingAsk{},
+		holdings:    map[holdingKey]*Claim{},
+		inlineLimit: inlineLimit,
+	}
+}
+
+func (a *attempts) count() int {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	return len(a.running)
+}
+
+// holding names the attempts that run or have an outcome that waits to be sent.
+func (a *attempts) holding() map[string]bool {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	held := a.outbox.unsent() // after the lock: an attempt that settles now is in one of the two, or in both
+	for id := range a.running {
+		held[id] = true
+	}
+	return held
+}
+
+func (a *attempts) limit() int {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	return a.inlineLimit
+}
+
+// assign starts an attempt; one that runs already goes on undisturbed.
+func (a *attempts) assign(assignment *antiphonv1.Assignment, worker *worker, received time.Time) {
+	id := assignment.GetAttemptId()
+	handler := a.agent.handlers[capabilityKey{assignment.GetCapability(), assignment.GetVersion()}]
+	if handler == nil {
+		unknown := Permanent("this agent has no %s@%s", assignment.GetCapability(), assignment.GetVersion())
+		a.outbox.result(failedResult(id, unknown.WithCode("unknown_capability"), ""))
+		return
+	}
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	if _, twice := a.running[id]; twice {
+		return
+	}
+	task := newTask(a.life, assignment, worker, received)
+	a.running[id] = task
+	go a.run(id, task, handler)
+}
+
+// cancel stops an attempt; its outcome follows when its handler has returned.
+func (a *attempts) cancel(attemptID, reason string) {
+	a.mutex.Lock()
+	task := a.running[attemptID]
+	a.mutex.Unlock()
+	if task != nil {
+		task.cancel(Cancelled("the attempt is to stop: %s", reason))
+	}
+}
+
+// whenIdle is closed when nothing runs.
+func (a *attempts) whenIdle() <-chan struct{} {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	if a.idle == nil {
+		a.idle = make(chan struct{})
+	}
+	idle := a.idle
+	a.tellIdle()
+	return idle
+}
+
+func (a *attempts) tellIdle() {
+	if len(a.running) == 0 && a.idle != nil {
+		close(a.idle)
+		a.idle = nil
+	}
+}
+
+func (a *attempts) run(id string, task *Task, handler *handler) {
+	var output *Payload
+	err := error(Transient("the handler ended its goroutine without returning")) // runtime.Goexit
+	stack := ""
+	defer func() {
+		if problem := recover(); problem != nil {
+			err, stack = fmt.Errorf("panic: %v", problem), string(debug.Stack())
+		}
+		a.settle(id, task, output, err, stack)
+	}()
+	if task.Err() != nil {
+		err = Cancelled("cancelled before it began")
+		return
+	}
+	output, err = handler.run(task, a.limit())
+}
+
+func (a *attempts) settle(id string, task *Task, output *Payload, err error, stack string) {
+	over := task.Err()
+	task.cancel(nil)
+	var failure *Failure
+	switch {
+	case err == nil:
+		a.outbox.result(&antiphonv1.Result{AttemptId: id, Outcome: &antiphonv1.Result_Output{Output: output}})
+	case errors.Is(over, context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded):
+		late := &Failure{Kind: antiphonv1.FailureKind_FAILURE_KIND_TIMEOUT, Message: "the time of the attempt is up", Retryable: true}
+		a.outbox.result(failedResult(id, late, ""))
+	case errors.Is(over, context.Canceled) && !isCancelled(err):
+		failure = Cancelled("cancelled while it ran")
+		failure.cause = err
+		a.outbox.result(failedResult(id, failure, stack))
+	default:
+		if !errors.As(err, &failure) {
+			// The text may quote the input, so it goes into the record, which has labels, and not into a log.
+			a.agent.log.Warn("an attempt failed", "attempt_id", id, "error_type", fmt.Sprintf("%T", err), "panic", stack != "")
+		}
+		a.outbox.result(failedResult(id, err, stack))
+	}
+	// Only now: whoever waits for idleness finds every outcome in the outbox.
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	delete(a.running, id)
+	a.tellIdle()
+}
+
+func isCancelled(err error) bool {
+	var failure *Failure
+	return errors.As(err, &failure) && failure.Kind == antiphonv1.FailureKind_FAILURE_KIND_CANCELLED
+}
+
+func failedResult(attemptID string, err error, stack string) *antiphonv1.Result {
+	return &antiphonv1.Result{AttemptId: attemptID, Outcome: &antiphonv1.Result_Failure{Failure: recordOf(err, stack)}}
+}
+
+// What tasks ask for
+
+func (a *attempts) progress(attemptID string, progress *antiphonv1.Progress) {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	if _, runs := a.running[attemptID]; runs {
+		a.outbox.progress(attemptID, progress)
+	}
+}
+
+// call sends a call and waits for its outcome, across broken streams.
+func (a *attempts) call(ctx context.Context, request *antiphonv1.CallRequest) (*antiphonv1.CallResponse, error) {
+	key := requestKey{request.GetAttemptId(), request.GetCallId()}
+	pending := &pendingCall{request, make(chan *antiphonv1.CallResponse, 1)}
+	a.mutex.Lock()
+	if _, used := a.calls[key]; used {
+		a.mutex.Unlock()
+		return nil, fmt.Errorf("call id %q is in use by a call that has not ended", request.GetCallId())
+	}
+	a.calls[key] = pending
+	a.outbox.call(request)
+	a.mutex.Unlock()
+	defer func() {
+		a.mutex.Lock()
+		defer a.mutex.Unlock()
+		delete(a.calls, key)
+	}()
+	select {
+	case response := <-pending.answer:
+		return response, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// ask asks shared context and waits for its answer, across broken streams.
+func (a *attempts) ask(ctx context.Context, request *antiphonv1.ContextRequest) (*antiphonv1.ContextResponse, error) {
+	key := requestKey{request.GetAttemptId(), request.GetRequestId()}
+	pending := &pendingAsk{request, make(chan *antiphonv1.ContextResponse, 1)}
+	a.mutex.Lock()
+	a.asks[key] = pending
+	a.outbox.ask(request)
+	a.mutex.Unlock()
+	defer func() {
+		a.mutex.Lock()
+		defer a.mutex.Unlock()
+		delete(a.asks, key)
+	}()
+	select {
+	case response := <-pending.answer:
+		return response, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// answer hands the outcome of a call to who waits for it.
+func (a *attempts) answer(response *antiphonv1.CallResponse) {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	if pending := a.calls[requestKey{response.GetAttemptId(), response.GetCallId()}]; pending != nil {
+		select {
+		case pending.answer <- response:
+		default: // it has one
+		}
+	}
+}
+
+// told hands an answer of shared context to who waits for it.
+func (a *attempts) told(response *antiphonv1.ContextResponse) {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	if pending := a.asks[requestKey{response.GetAttemptId(), response.GetRequestId()}]; pending != nil {
+		select {
+		case pending.answer <- response:
+		default:
+		}
+	}
+}
+
+// holds notes that an attempt holds a claim from now on; the function returned forgets it.
+func (a *attempts) holds(attemptID string, claim *Claim) func() {
+	key := holdingKey{attemptID, claim.reference.GetFence()}
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	a.holdings[key] = claim
+	return func() {
+		a.mutex.Lock()
+		defer a.mutex.Unlock()
+		delete(a.holdings, key)
+	}
+}
+
+func (a *attempts) claimLost(loss *antiphonv1.ClaimLoss) {
+	a.mutex.Lock()
+	claim := a.holdings[holdingKey{loss.GetAttemptId(), loss.GetClaim().GetFence()}]
+	a.mutex.Unlock()
+	if claim != nil {
+		claim.lose(nil)
+	}
+}
+
+// repeat sends everything that has no answer again, on a new stream; the record answers calls that were made.
+func (a *attempts) repeat() {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	for _, pending := range a.asks {
+		if len(pending.answer) == 0 {
+			a.outbox.ask(pending.request)
+		}
+	}
+	for _, pending := range a.calls {
+		if len(pending.answer) == 0 {
+			a.outbox.call(pending.request)
+		}
+	}
+}
+
+// giveUp tells everything that runs to stop; handlers that do not look are left to themselves.
+func (a *attempts) giveUp() {
+	a.mutex.Lock()
+	left := slices.Sorted(maps.Keys(a.running))
+	a.mutex.Unlock()
+	for _, id := range left {
+		a.agent.log.Warn("an attempt did not end in time and is given up", "attempt_id", id)
+	}
+	a.stop(errGivenUp)
+}

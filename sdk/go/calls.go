@@ -1,0 +1,193 @@
+package antiphon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+)
+
+const (
+	mostRetries = 5
+	retryFirst  = 100 * time.Millisecond
+	retryLast   = 2 * time.Second
+)
+
+// pauseBefore is how long to wait before the next try: what the server asks for and somewhat more, or a doubling back-off.
+func pauseBefore(err *Error, failures int) time.Duration {
+	if err.RetryAfter > 0 {
+		return time.Duration(float64(err.RetryAfter) * (1 + rand.Float64()/4))
+	}
+	pause := min(retryLast, retryFirst<<min(failures, 10))
+	return time.Duration(float64(pause) * (0.5 + rand.Float64()/2))
+}
+
+// tries decide whether and when to try again. A Retry error is repeated after the delay the server asks for, jittered. `limit`
+// bounds the time since the last message, or since the beginning; `most` the tries again, when it is not negative.
+type tries struct {
+	connection *connection
+	limit      time.Duration
+	most       int
+	failures   int
+	end        time.Time
+}
+
+func newTries(connection *connection, limit time.Duration, most int) *tries {
+	t := &tries{connection: connection, limit: limit, most: most}
+	t.heard()
+	return t
+}
+
+// heard says that there was progress: counting starts anew.
+func (t *tries) heard() {
+	t.failures, t.end = 0, time.Now().Add(t.limit)
+}
+
+// after returns nil when it is time for another try, and the error when there is to be none.
+func (t *tries) after(ctx context.Context, err *Error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	t.failures++
+	// Our certificate may have been replaced on disk a moment ago.
+	if err.Reason == CertificateExpired && t.failures == 1 && t.connection.refresh(ctx) {
+		return nil
+	}
+	if err.Remedy != Retry || (t.most >= 0 && t.failures > t.most) {
+		return err
+	}
+	pause := pauseBefore(err, t.failures-1)
+	if !time.Now().Add(pause).Before(t.end) {
+		return err
+	}
+	if sleep(ctx, pause) != nil {
+		return ended(ctx, "the call")
+	}
+	return nil
+}
+
+// failureOf is the Error of a call made under ctx, which is the caller's.
+func failureOf(ctx context.Context, err error) *Error {
+	var known *Error
+	if errors.As(err, &known) {
+		return known
+	}
+	if ctx.Err() != nil {
+		return ended(ctx, "the call")
+	}
+	return fromStatus(err)
+}
+
+// unary makes a call within `limit`, tries and pauses included.
+func unary[Request, Answer any](
+	ctx context.Context, c *connection, limit time.Duration,
+	method func(*generation) func(context.Context, Request, ...grpc.CallOption) (Answer, error), request Request,
+) (Answer, error) {
+	again := newTries(c, limit, mostRetries)
+	traced := withTrace(ctx)
+	for {
+		lent, giveBack, err := c.use()
+		if err != nil {
+			var none Answer
+			return none, err
+		}
+		bounded, end := context.WithDeadline(traced, again.end)
+		answer, err := method(lent)(bounded, request)
+		end()
+		giveBack()
+		if err == nil {
+			return answer, nil
+		}
+		if err := again.after(ctx, failureOf(ctx, err)); err != nil {
+			return answer, err
+		}
+	}
+}
+
+// resume gives the messages of a stream that is opened again where it broke (`open` knows where), until it ends whole. It gives up
+// after `patience` without a message; an error is the last it gives.
+func resume[Item any](
+	ctx context.Context, c *connection, patience time.Duration,
+	open func(context.Context, *generation) (grpc.ServerStreamingClient[Item], error),
+) iter.Seq2[*Item, error] {
+	return func(yield func(*Item, error) bool) {
+		again := newTries(c, patience, -1)
+		for {
+			left, err := follow(ctx, c, again, open, yield)
+			if left || err == nil {
+				return
+			}
+			if err := again.after(ctx, failureOf(ctx, err)); err != nil {
+				yield(nil, err)
+				return
+			}
+		}
+	}
+}
+
+// follow gives the messages of one stream; `left` when nobody wants more, a nil error when it ended whole.
+func follow[Item any](
+	ctx context.Context, c *connection, again *tries,
+	open func(context.Context, *generation) (grpc.ServerStreamingClient[Item], error), yield func(*Item, error) bool,
+) (left bool, err error) {
+	lent, giveBack, err := c.use()
+	if err != nil {
+		yield(nil, err)
+		return true, err
+	}
+	defer giveBack()
+	inner, end := context.WithCancel(withTrace(ctx))
+	defer end()
+	stream, err := open(inner, lent)
+	if err != nil {
+		return false, err
+	}
+	for {
+		message, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		again.heard()
+		if !yield(message, nil) {
+			return true, nil
+		}
+	}
+}
+
+// pages gives the items of a paged list; pages are fetched as needed. An error is the last it gives.
+func pages[Item, Page any](fetch func(token string) (Page, error), read func(Page) ([]Item, string)) iter.Seq2[Item, error] {
+	return func(yield func(Item, error) bool) {
+		token := ""
+		for {
+			page, err := fetch(token)
+			if err != nil {
+				var none Item
+				yield(none, err)
+				return
+			}
+			items, next := read(page)
+			for _, item := range items {
+				if !yield(item, nil) {
+					return
+				}
+			}
+			if next == "" {
+				return
+			}
+			token = next
+		}
+	}
+}
+
+// withTrace adds the trace context to the metadata of a call: that of the task whose context ctx is, or a new one.
+func withTrace(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "traceparent", traceparent(ctx))
+}

@@ -1,0 +1,384 @@
+package antiphon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	antiphonv1 "antiphon.dev/antiphon/v1"
+)
+
+// world is an orchestrator and the credential folder of a client.
+func world(t *testing.T, options ...ClientOption) (*orchestrator, *Client, *authority, string) {
+	t.Helper()
+	authority := newAuthority(t)
+	orchestrator := newOrchestrator(t, authority)
+	folder := t.TempDir()
+	authority.store(folder, "first")
+	client := connect(t, append([]ClientOption{WithAddresses(orchestrator.address), WithCredentials(CredentialFolder(folder))}, options...)...)
+	return orchestrator, client, authority, folder
+}
+
+func connect(t *testing.T, options ...ClientOption) *Client {
+	t.Helper()
+	client, err := Connect(append([]ClientOption{WithClientLogger(quiet)}, options...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return client
+}
+
+func soon() *errdetails.RetryInfo {
+	return &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Millisecond)}
+}
+
+func TestARefusalIsTypedByTheRegistry(t *testing.T) {
+	orchestrator, client, _, _ := world(t)
+	orchestrator.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		return nil, refusalOf(RunNotFound, "no run r", nil)
+	}
+	_, err := client.GetRun(t.Context(), "r")
+	var refusal *Error
+	if !errors.As(err, &refusal) || !errors.Is(err, RunNotFound) || errors.Is(err, TaskNotFound) {
+		t.Fatal(err)
+	}
+	if refusal.Remedy != FixRequest || refusal.Code != codes.NotFound || refusal.Metadata["run_id"] != "r" || refusal.Message != "no run r" {
+		t.Errorf("%+v", refusal)
+	}
+	if calls := orchestrator.seen(); len(calls) != 1 || !calls[0].deadline || calls[0].caller != "first" ||
+		!regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-01$`).MatchString(calls[0].trace) {
+		t.Errorf("%+v", calls)
+	}
+}
+
+func TestOnlyWhatIsToBeRetriedIsRetriedAndNotForEver(t *testing.T) {
+	orchestrator, client, _, _ := world(t)
+	left := 3
+	orchestrator.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		if left--; left >= 0 {
+			return nil, refusalOf(Overloaded, "full", soon())
+		}
+		return &antiphonv1.GetRunResponse{Run: &antiphonv1.Run{RunId: "r"}}, nil
+	}
+	if run, err := client.GetRun(t.Context(), "r"); err != nil || run.GetRunId() != "r" {
+		t.Error(run, err)
+	}
+	left = 1000
+	before := len(orchestrator.seen())
+	if _, err := client.GetRun(t.Context(), "r"); !errors.Is(err, Overloaded) {
+		t.Error(err)
+	}
+	if tries := len(orchestrator.seen()) - before; tries != 1+mostRetries {
+		t.Error(tries)
+	}
+}
+
+func TestADelayThatTheDeadlineForbidsIsNotWaitedFor(t *testing.T) {
+	orchestrator, client, _, _ := world(t)
+	hour := &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Hour)}
+	orchestrator.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		return nil, refusalOf(RateLimited, "slower", hour)
+	}
+	_, err := client.GetRun(t.Context(), "r")
+	var refusal *Error
+	if !errors.As(err, &refusal) || refusal.RetryAfter != time.Hour || len(orchestrator.seen()) != 1 {
+		t.Error(err)
+	}
+}
+
+func TestACallerWhoseContextEndsIsToldSo(t *testing.T) {
+	orchestrator, client, _, _ := world(t)
+	arrived := make(chan struct{}, 1)
+	orchestrator.get = func(ctx context.Context, _ *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		arrived <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	ctx, end := context.WithCancel(t.Context())
+	go func() {
+		<-arrived
+		end()
+	}()
+	if _, err := client.GetRun(ctx, "r"); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	short := connect(t, WithAddresses(orchestrator.address), WithCredentials(client.connection.credentials), WithTimeout(time.Second))
+	orchestrator.get = func(ctx context.Context, _ *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if _, err := short.GetRun(t.Context(), "r"); !errors.Is(err, DeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+func TestNobodyThereIsUnavailableAndAnotherAddressIsTried(t *testing.T) {
+	orchestrator, client, _, _ := world(t, WithTimeout(time.Second))
+	orchestrator.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		return &antiphonv1.GetRunResponse{Run: &antiphonv1.Run{RunId: "r"}}, nil
+	}
+	credentials := WithCredentials(client.connection.credentials)
+	both := connect(t, WithAddresses("127.0.0.1:9", orchestrator.address), credentials)
+	if run, err := both.GetRun(t.Context(), "r"); err != nil || run.GetRunId() != "r" {
+		t.Error(run, err)
+	}
+	_, err := connect(t, WithAddresses("127.0.0.1:9"), credentials, WithTimeout(100*time.Millisecond)).GetRun(t.Context(), "r")
+	var refusal *Error
+	if !errors.Is(err, Unavailable) || !errors.As(err, &refusal) || refusal.Remedy != Retry {
+		t.Error(err)
+	}
+}
+
+func TestWaitingForASubmissionIsTheSameRunHoweverOftenItIsAsked(t *testing.T) {
+	orchestrator, client, _, _ := world(t)
+	ids := map[string]int{}
+	left := 2
+	orchestrator.submit = func(_ context.Context, request *antiphonv1.SubmitRunRequest) (*antiphonv1.SubmitRunResponse, error) {
+		ids[request.GetRequestId()]++
+		switch left--; left {
+		case 1:
+			return nil, status.Error(codes.Unavailable, "broken")
+		case 0:
+			return nil, refusalOf(DeadlineExceeded, "not yet", nil)
+		}
+		run := &antiphonv1.Run{RunId: "r", State: antiphonv1.RunState_RUN_STATE_SUCCEEDED, Output: inline([]byte(`{"a":1}`))}
+		return &antiphonv1.SubmitRunResponse{Run: run}, nil
+	}
+	run, err := client.Submit(t.Context(), Registered("g@2"), person{"Ada"}, Wait(), Priority(2), Deadline(time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(ids) != 1 {
+		t.Error(ids)
+	}
+	if output, err := OutputOf[map[string]int](run); err != nil || output["a"] != 1 {
+		t.Error(output, err)
+	}
+	if _, err := OutputOf[[]int](run); err == nil {
+		t.Error("an object is no list")
+	}
+	run.State, run.Failure = antiphonv1.RunState_RUN_STATE_FAILED, &antiphonv1.Failure{Message: "no"}
+	_, err = OutputOf[any](run)
+	var failed *RunFailed
+	if !errors.As(err, &failed) || err.Error() != "run r is FAILED: no" {
+		t.Error(err)
+	}
+}
+
+func TestAWatchGoesOnWhereItBroke(t *testing.T) {
+	orchestrator, client, _, _ := world(t)
+	cursors := []uint64{}
+	orchestrator.watch = func(request *antiphonv1.WatchRunRequest, stream antiphonv1.RunService_WatchRunServer) error {
+		cursors = append(cursors, request.GetCursor())
+		for seq := request.GetCursor() + 1; seq <= request.GetCursor()+2; seq++ {
+			progress := &antiphonv1.RunEvent{Progress: &antiphonv1.Progress{Message: "p"}}
+			events := []*antiphonv1.RunEvent{{EventSeq: seq}, progress}
+			if err := stream.Send(&antiphonv1.WatchRunResponse{Events: events}); err != nil {
+				return err
+			}
+		}
+		if len(cursors) < 3 {
+			return status.Error(codes.Unavailable, "broken")
+		}
+		return stream.Send(&antiphonv1.WatchRunResponse{Run: &antiphonv1.Run{RunId: "r"}})
+	}
+	seen := []uint64{}
+	for event, err := range client.Watch(t.Context(), "r", 0, true) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if event.GetProgress() == nil {
+			seen = append(seen, event.GetEventSeq())
+		}
+	}
+	if fmt.Sprint(cursors, seen) != "[0 2 4] [1 2 3 4 5 6]" {
+		t.Error(cursors, seen)
+	}
+	cursors = nil
+	for range client.Watch(t.Context(), "r", 0, false) {
+		break // and the stream is let go
+	}
+	cursors = make([]uint64, 2)
+	if run, err := client.WaitForRun(t.Context(), "r"); err != nil || run.GetRunId() != "r" {
+		t.Error(run, err)
+	}
+}
+
+func TestASubmitterSendsAgainWhatABrokenStreamDidNotAnswer(t *testing.T) {
+	orchestrator, client, _, _ := world(t)
+	streams, rested := 0, false
+	orchestrator.many = func(stream antiphonv1.RunService_SubmitRunsServer) error {
+		streams++
+		answered := 0
+		for {
+			request, err := stream.Recv()
+			if err == io.EOF {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if len(request.GetSubmissions()) > batchItems {
+				return status.Error(codes.InvalidArgument, "too many")
+			}
+			for _, one := range request.GetSubmissions() {
+				result := &antiphonv1.SubmitRunResult{RequestId: one.GetRequestId()}
+				switch {
+				case one.GetRegistered().GetName() == "unknown":
+					result.Result = &antiphonv1.SubmitRunResult_Error{Error: &antiphonv1.Error{Reason: antiphonv1.ErrorReason_ERROR_REASON_GRAPH_NOT_FOUND}}
+				case one.GetRequestId() == "7" && !rested:
+					rested = true
+					busy := &antiphonv1.Error{Reason: antiphonv1.ErrorReason_ERROR_REASON_OVERLOADED, RetryDelay: durationpb.New(time.Millisecond)}
+					result.Result = &antiphonv1.SubmitRunResult_Error{Error: busy}
+				default:
+					result.Result = &antiphonv1.SubmitRunResult_Run{Run: &antiphonv1.Run{RunId: "run-" + one.GetRequestId()}}
+				}
+				if answered++; streams == 1 && answered > 10 {
+					return status.Error(codes.Unavailable, "broken")
+				}
+				if err := stream.Send(&antiphonv1.SubmitRunsResponse{Results: []*antiphonv1.SubmitRunResult{result, result}}); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	submitter := client.Submitter(20)
+	pending := []*Submission{}
+	for number := range 100 {
+		one, err := submitter.Submit(t.Context(), Registered("g"), number, RequestID(fmt.Sprint(number)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pending = append(pending, one)
+	}
+	unknown, err := submitter.Submit(t.Context(), Registered("unknown"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for number, one := range pending {
+		if run, err := one.Answer(t.Context()); err != nil || run.GetRunId() != fmt.Sprintf("run-%d", number) {
+			t.Error(run, err)
+		}
+	}
+	if _, err := unknown.Answer(t.Context()); !errors.Is(err, GraphNotFound) {
+		t.Error(err)
+	}
+	if err := submitter.Close(t.Context()); err != nil || streams != 2 {
+		t.Error(err, streams)
+	}
+	if _, err := submitter.Submit(t.Context(), Registered("g"), nil); err == nil {
+		t.Error("it takes submissions when it is closed")
+	}
+}
+
+func TestANewCertificateIsUsedAndNoCallIsLostOverIt(t *testing.T) {
+	orchestrator, client, authority, folder := world(t, func(o *clientOptions) { o.look = time.Millisecond })
+	gate := make(chan struct{})
+	arrived := make(chan struct{}, 1)
+	orchestrator.get = func(_ context.Context, request *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		if request.GetRunId() == "slow" {
+			arrived <- struct{}{}
+			<-gate
+		}
+		return &antiphonv1.GetRunResponse{Run: &antiphonv1.Run{RunId: request.GetRunId()}}, nil
+	}
+	slow := make(chan error, 1)
+	go func() {
+		_, err := client.GetRun(t.Context(), "slow")
+		slow <- err
+	}()
+	receive(t, arrived, "the slow call")
+	authority.store(folder, "second")
+	for used, began := "", time.Now(); used != "second"; {
+		if _, err := client.GetRun(t.Context(), "r"); err != nil {
+			t.Fatal(err)
+		}
+		calls := orchestrator.seen()
+		used = calls[len(calls)-1].caller
+		if time.Since(began) > limit {
+			t.Fatal("the new certificate is not used")
+		}
+	}
+	close(gate)
+	if err := receive(t, slow, "the end of the slow call"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFilesThatCannotBeUsedLeaveTheCertificateInUse(t *testing.T) {
+	orchestrator, client, _, folder := world(t)
+	orchestrator.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		return &antiphonv1.GetRunResponse{}, nil
+	}
+	for _, spoil := range []func() error{
+		func() error { return os.WriteFile(filepath.Join(folder, "first", "key.pem"), []byte("no key"), 0o600) },
+		func() error { return os.Remove(filepath.Join(folder, "current")) },
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		if client.connection.refresh(t.Context()) {
+			t.Error("it changed")
+		}
+		if _, err := client.GetRun(t.Context(), "r"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAnExpiredCertificateThatWasReplacedIsReadAtOnce(t *testing.T) {
+	orchestrator, client, authority, folder := world(t)
+	orchestrator.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		if calls := orchestrator.seen(); calls[len(calls)-1].caller == "first" {
+			return nil, refusalOf(CertificateExpired, "expired", nil)
+		}
+		return &antiphonv1.GetRunResponse{}, nil
+	}
+	if _, err := client.GetRun(t.Context(), "r"); !errors.Is(err, CertificateExpired) {
+		t.Error(err)
+	}
+	authority.store(folder, "second")
+	if _, err := client.GetRun(t.Context(), "r"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAProfileThatCannotBeUsedSaysWhatToDo(t *testing.T) {
+	home := t.TempDir()
+	t.Setenv("ANTIPHON_HOME", home)
+	t.Setenv("ANTIPHON_PROFILE", "")
+	refused := func(part string, options ...ClientOption) {
+		t.Helper()
+		_, err := Connect(options...)
+		if !errors.Is(err, NotSetUp) || !strings.Contains(err.Error(), part) {
+			t.Errorf("%q is not in: %v", part, err)
+		}
+	}
+	refused("there is no profile 'default'")
+	refused(`"No"`, WithProfile("No"))
+	folder := filepath.Join(home, "profiles", "default")
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for text, part := range map[string]string{
+		"addresses = [": "is not a profile", "addresses = []": "'addresses' must be", `addresses = ["a:1"]`: "there is no certificate",
+	} {
+		if err := os.WriteFile(filepath.Join(folder, "profile.toml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		refused(part)
+	}
+}

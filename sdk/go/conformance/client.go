@@ -1,0 +1,221 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+	"unicode"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"antiphon.dev/antiphon"
+	"antiphon.dev/antiphon/internal/conformancev1"
+	antiphonv1 "antiphon.dev/antiphon/v1"
+)
+
+const lineBytes = 4 << 20
+
+// client answers a line for each line, until there are no more.
+func client() {
+	lines := bufio.NewScanner(os.Stdin)
+	lines.Buffer(nil, lineBytes)
+	var connected *antiphon.Client
+	var settings *conformancev1.ClientSettings
+	for lines.Scan() {
+		var request conformancev1.ExecutorRequest
+		response := &conformancev1.ExecutorResponse{}
+		err := protojson.Unmarshal(lines.Bytes(), &request)
+		response.Id = request.GetId()
+		if err == nil && (connected == nil || !proto.Equal(settings, request.GetClient())) {
+			if connected != nil {
+				connected.Close()
+			}
+			settings = request.GetClient()
+			connected, err = connect(settings)
+		}
+		var answer *conformancev1.ClientAnswer
+		if err == nil {
+			answer, err = ask(connected, request.GetCall())
+		}
+		var refusal *antiphon.Error
+		switch {
+		case err == nil:
+			response.Outcome = &conformancev1.ExecutorResponse_Answer{Answer: answer}
+		case errors.As(err, &refusal):
+			response.Outcome = &conformancev1.ExecutorResponse_Error{Error: errorOf(refusal)}
+		default:
+			response.Outcome = &conformancev1.ExecutorResponse_Broken{Broken: err.Error()}
+		}
+		line, err := protojson.Marshal(response)
+		if err != nil {
+			panic(err)
+		}
+		fmt.Println(string(line))
+	}
+	if connected != nil {
+		connected.Close()
+	}
+	if err := lines.Err(); err != nil {
+		panic(err)
+	}
+}
+
+func connect(settings *conformancev1.ClientSettings) (*antiphon.Client, error) {
+	options := []antiphon.ClientOption{
+		antiphon.WithAddresses(settings.GetAddresses()...),
+		antiphon.WithCredentials(antiphon.CredentialFiles(
+			settings.GetCertificateFile(), settings.GetKeyFile(), settings.GetBundleFile())),
+	}
+	if settings.GetTimeout() != nil {
+		options = append(options, antiphon.WithTimeout(settings.GetTimeout().AsDuration()))
+	}
+	return antiphon.Connect(options...)
+}
+
+func errorOf(refusal *antiphon.Error) *conformancev1.ClientError {
+	made := &conformancev1.ClientError{
+		Reason: string(refusal.Reason), Remedy: string(refusal.Remedy), Code: canonical(refusal.Code.String()),
+		Metadata: refusal.Metadata,
+	}
+	if refusal.Reason == antiphon.Unavailable || refusal.Reason == antiphon.NotSetUp {
+		made.Reason = "" // no server said it
+	}
+	for _, violation := range refusal.Violations {
+		made.Fields = append(made.Fields, violation.Field)
+	}
+	if refusal.RetryAfter > 0 {
+		made.RetryAfter = durationpb.New(refusal.RetryAfter)
+	}
+	return made
+}
+
+// canonical spells NotFound as NOT_FOUND.
+func canonical(code string) string {
+	if code == "Canceled" {
+		return "CANCELLED"
+	}
+	var name strings.Builder
+	for at, letter := range code {
+		if at > 0 && unicode.IsUpper(letter) {
+			name.WriteByte('_')
+		}
+		name.WriteRune(unicode.ToUpper(letter))
+	}
+	return name.String()
+}
+
+func ask(client *antiphon.Client, call *conformancev1.ClientCall) (*conformancev1.ClientAnswer, error) {
+	ctx, end := context.WithTimeout(context.Background(), time.Minute)
+	defer end()
+	answer := &conformancev1.ClientAnswer{}
+	switch kind := call.GetKind().(type) {
+	case *conformancev1.ClientCall_Submit:
+		var options []antiphon.SubmitOption
+		if kind.Submit.GetWait() {
+			options = append(options, antiphon.Wait())
+		}
+		if kind.Submit.GetRequestId() != "" {
+			options = append(options, antiphon.RequestID(kind.Submit.GetRequestId()))
+		}
+		var input any
+		if text := kind.Submit.GetInputJson(); text != "" {
+			input = json.RawMessage(text)
+		}
+		return answerOf(client.Submit(ctx, antiphon.Registered(kind.Submit.GetGraph()), input, options...))
+	case *conformancev1.ClientCall_SubmitMany:
+		return submitMany(ctx, client, kind.SubmitMany)
+	case *conformancev1.ClientCall_GetRun:
+		return answerOf(client.GetRun(ctx, kind.GetRun.GetRunId()))
+	case *conformancev1.ClientCall_Wait:
+		return answerOf(client.WaitForRun(ctx, kind.Wait.GetRunId()))
+	case *conformancev1.ClientCall_Watch:
+		for event, err := range client.Watch(ctx, kind.Watch.GetRunId(), 0, false) {
+			if err != nil {
+				return nil, err
+			}
+			answer.EventSeqs = append(answer.EventSeqs, uint32(event.GetEventSeq()))
+		}
+	case *conformancev1.ClientCall_Cancel:
+		return answerOf(client.Cancel(ctx, kind.Cancel.GetRunId(), ""))
+	case *conformancev1.ClientCall_ListRuns:
+		for run, err := range client.ListRuns(ctx, &antiphonv1.ListRunsRequest{PageSize: kind.ListRuns.GetPageSize()}) {
+			if err != nil {
+				return nil, err
+			}
+			answer.RunIds = append(answer.RunIds, run.GetRunId())
+		}
+	case *conformancev1.ClientCall_ListAgents:
+		for agent, err := range client.ListAgents(ctx) {
+			if err != nil {
+				return nil, err
+			}
+			answer.Names = append(answer.Names, agent.GetName())
+		}
+	case *conformancev1.ClientCall_GetEntry:
+		entry, err := client.Shared().Get(ctx, kind.GetEntry.GetKey())
+		if err != nil {
+			return nil, err
+		}
+		value, err := antiphon.EntryValue[json.RawMessage](entry)
+		answer.OutputJson, answer.Revision = string(value), uint32(entry.GetRevision())
+		return answer, err
+	case *conformancev1.ClientCall_PutEntry:
+		var options []antiphon.EntryOption
+		if kind.PutEntry.ExpectedRevision != nil {
+			options = append(options, antiphon.ExpectedRevision(kind.PutEntry.GetExpectedRevision()))
+		}
+		value := json.RawMessage(kind.PutEntry.GetValueJson())
+		revision, err := client.Shared().Put(ctx, kind.PutEntry.GetKey(), value, options...)
+		answer.Revision = uint32(revision)
+		return answer, err
+	default:
+		return nil, errors.New("a call of a kind that this executor does not know")
+	}
+	return answer, nil
+}
+
+func answerOf(run *antiphonv1.Run, err error) (*conformancev1.ClientAnswer, error) {
+	if err != nil {
+		return nil, err
+	}
+	answer := &conformancev1.ClientAnswer{RunId: run.GetRunId(), State: run.GetState().String()}
+	if run.GetOutput() != nil {
+		value, err := antiphon.Decode[json.RawMessage](run.GetOutput())
+		if err != nil {
+			return nil, err
+		}
+		answer.OutputJson = string(value)
+	}
+	return answer, nil
+}
+
+func submitMany(
+	ctx context.Context, client *antiphon.Client, call *conformancev1.SubmitManyCall,
+) (*conformancev1.ClientAnswer, error) {
+	submitter := client.Submitter(1000)
+	var pending []*antiphon.Submission
+	for number := range call.GetCount() {
+		one, err := submitter.Submit(ctx, antiphon.Registered(call.GetGraph()), nil,
+			antiphon.RequestID(fmt.Sprintf("many-%d", number+1)), antiphon.Wait())
+		if err != nil {
+			return nil, err
+		}
+		pending = append(pending, one)
+	}
+	answer := &conformancev1.ClientAnswer{}
+	for _, one := range pending {
+		run, err := one.Answer(ctx)
+		if err != nil {
+			return nil, err
+		}
+		answer.RunIds = append(answer.RunIds, run.GetRunId())
+	}
+	return answer, submitter.Close(ctx)
+}

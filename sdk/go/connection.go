@@ -1,0 +1,180 @@
+package antiphon
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
+)
+
+const (
+	certificateLook  = 10 * time.Second
+	certificateReady = 10 * time.Second
+)
+
+// connection is the way to the orchestrators: generations of mutual-TLS connections, one current at a time. A certificate is
+// checked when a connection is made, so a new one needs a new connection. When the files change, a new generation is made,
+// proven ready, and only then takes over; calls on the old one end in peace, and the last of them closes it. Of several
+// addresses gRPC tries each in turn.
+type connection struct {
+	addresses   []string
+	credentials Credentials
+	logger      *slog.Logger
+	stop        context.CancelFunc
+	watched     chan struct{} // closed when nobody looks at the files any more
+	changing    sync.Mutex    // held by who makes a new generation
+
+	mutex   sync.Mutex
+	current *generation // nil once closed
+	pems    pems
+}
+
+// generation is one connection.
+type generation struct {
+	*grpc.ClientConn
+	users   int
+	retired bool
+}
+
+func open(addresses []string, files Credentials, logger *slog.Logger, look time.Duration) (*connection, error) {
+	c := &connection{addresses: addresses, credentials: files, logger: logger, watched: make(chan struct{})}
+	var err error
+	if c.pems, err = files.read(); err != nil {
+		return nil, err
+	}
+	if c.current, err = c.dial(c.pems); err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	go func() {
+		defer close(c.watched)
+		for sleep(ctx, look) == nil {
+			c.refresh(ctx)
+		}
+	}()
+	return c, nil
+}
+
+func (c *connection) dial(pems pems) (*generation, error) {
+	config, err := pems.tls()
+	if err != nil {
+		return nil, err
+	}
+	addresses := make([]resolver.Address, len(c.addresses))
+	for number, address := range c.addresses {
+		addresses[number] = resolver.Address{Addr: address}
+	}
+	known := manual.NewBuilderWithScheme("antiphon")
+	known.InitialState(resolver.State{Addresses: addresses})
+	made, err := grpc.NewClient("antiphon:///"+serverName,
+		grpc.WithResolvers(known),
+		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageBytes)),
+		// Which addresses a proxy is not for could not be said: it would be asked about our name for all of them.
+		grpc.WithNoProxy(),
+		// A dead peer is noticed within half a minute, on idle streams too; servers of ours permit it.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
+		// We retry with our own back-off; the connection's must not be slower.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{
+				BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second,
+			},
+			MinConnectTimeout: certificateReady,
+		}),
+	)
+	if err != nil {
+		return nil, setupError("%v cannot be dialled: %v", c.addresses, err)
+	}
+	return &generation{ClientConn: made}, nil
+}
+
+// use lends the current generation for one call or stream; the function returned gives it back.
+func (c *connection) use() (*generation, func(), error) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if c.current == nil {
+		return nil, nil, setupError("the client is closed")
+	}
+	lent := c.current
+	lent.users++
+	return lent, func() {
+		c.mutex.Lock()
+		defer c.mutex.Unlock()
+		lent.users--
+		lent.closeUnused()
+	}, nil
+}
+
+// refresh looks at the files now, and says whether there is a new generation. What cannot be used leaves the current one.
+func (c *connection) refresh(ctx context.Context) bool {
+	c.changing.Lock()
+	defer c.changing.Unlock()
+	found, err := c.credentials.read()
+	if err != nil {
+		c.logger.Warn("the certificate in use is kept", "error", err)
+		return false
+	}
+	if found.equal(c.pems) {
+		return false
+	}
+	made, err := c.dial(found)
+	if err == nil && !made.ready(ctx) {
+		// A key and a certificate that were not written at the same moment look like this, too.
+		made.Close()
+		err = setupError("no connection with the new one to %v", c.addresses)
+	}
+	if err != nil {
+		c.logger.Warn("the certificate in use is kept", "error", err)
+		return false
+	}
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if c.current == nil {
+		made.Close()
+		return false
+	}
+	c.pems = found
+	old := c.current
+	c.current = made
+	old.retired = true
+	old.closeUnused()
+	return true
+}
+
+func (c *connection) close() {
+	c.stop()
+	<-c.watched
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if c.current != nil {
+		c.current.Close()
+		c.current = nil
+	}
+}
+
+func (g *generation) closeUnused() {
+	if g.retired && g.users == 0 {
+		g.Close()
+	}
+}
+
+func (g *generation) ready(ctx context.Context) bool {
+	ctx, end := context.WithTimeout(ctx, certificateReady)
+	defer end()
+	g.Connect()
+	for state := g.GetState(); state != connectivity.Ready; state = g.GetState() {
+		if !g.WaitForStateChange(ctx, state) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,226 @@
+package antiphon
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	antiphonv1 "antiphon.dev/antiphon/v1"
+)
+
+const (
+	batchItems = 256
+	batchBytes = 1 << 20
+	remembered = 8 // messages
+)
+
+// outbox holds what an agent has to say to its sidecar, gathered into messages until the one writer can send the next. Bounds: a
+// message holds at most 256 items of a kind and about 1 MiB; what is gathered is bounded by the attempts that run; what is
+// remembered, in case it did not arrive, by a number of messages.
+type outbox struct {
+	mutex     sync.Mutex
+	full      []*antiphonv1.WorkRequest
+	open      *antiphonv1.WorkRequest
+	openBytes int
+	updates   map[string]*antiphonv1.Progress
+	calls     []*antiphonv1.CallRequest
+	asks      []*antiphonv1.ContextRequest
+	draining  bool
+	closing   bool
+	something chan struct{} // holds one mark
+	history   []*antiphonv1.WorkRequest
+}
+
+func newOutbox() *outbox {
+	return &outbox{
+		open: &antiphonv1.WorkRequest{}, updates: map[string]*antiphonv1.Progress{}, something: make(chan struct{}, 1),
+	}
+}
+
+// result adds an outcome; progress of its attempt is out of date then.
+func (o *outbox) result(result *antiphonv1.Result) {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	size := proto.Size(result)
+	if len(o.open.Results) >= batchItems || (o.openBytes+size > batchBytes && len(o.open.Results) > 0) {
+		o.full = append(o.full, o.closeOpen())
+	}
+	o.openBytes += size
+	o.open.Results = append(o.open.Results, result)
+	delete(o.updates, result.GetAttemptId())
+	o.wake()
+}
+
+// progress adds how far an attempt is; an older word of it that was not sent yet is dropped.
+func (o *outbox) progress(attemptID string, progress *antiphonv1.Progress) {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	o.updates[attemptID] = progress
+	o.wake()
+}
+
+func (o *outbox) call(request *antiphonv1.CallRequest) {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	o.calls = append(o.calls, request)
+	o.wake()
+}
+
+func (o *outbox) ask(request *antiphonv1.ContextRequest) {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	o.asks = append(o.asks, request)
+	o.wake()
+}
+
+// drain asks for no more work.
+func (o *outbox) drain() {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	o.draining = true
+	o.wake()
+}
+
+// close says that nothing will be added for this stream.
+func (o *outbox) close() {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	o.closing = true
+	o.wake()
+}
+
+func (o *outbox) empty() bool {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	return o.isEmpty()
+}
+
+// take is the next message, as soon as there is something to say; nil when everything is said and the box closed, or ctx is done.
+func (o *outbox) take(ctx context.Context) *antiphonv1.WorkRequest {
+	for {
+		o.mutex.Lock()
+		if !o.isEmpty() {
+			defer o.mutex.Unlock()
+			return o.next()
+		}
+		closing := o.closing
+		o.mutex.Unlock()
+		if closing {
+			return nil
+		}
+		select {
+		case <-o.something:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (o *outbox) next() *antiphonv1.WorkRequest {
+	var request *antiphonv1.WorkRequest
+	if len(o.full) > 0 {
+		request, o.full = o.full[0], o.full[1:]
+	} else {
+		request = o.closeOpen()
+	}
+	for attemptID, progress := range o.updates {
+		if len(request.Progress) >= batchItems {
+			break
+		}
+		delete(o.updates, attemptID)
+		request.Progress = append(request.Progress, &antiphonv1.ProgressUpdate{AttemptId: attemptID, Progress: progress})
+	}
+	size := 0
+	for len(o.calls) > 0 && len(request.Calls) < batchItems && size < batchBytes {
+		size += proto.Size(o.calls[0])
+		request.Calls, o.calls = append(request.Calls, o.calls[0]), o.calls[1:]
+	}
+	for len(o.asks) > 0 && len(request.ContextRequests) < batchItems && size < batchBytes {
+		size += proto.Size(o.asks[0])
+		request.ContextRequests, o.asks = append(request.ContextRequests, o.asks[0]), o.asks[1:]
+	}
+	if len(o.full) == 0 && len(o.open.Results) == 0 {
+		// Drain comes last, so that the sidecar has every outcome before it looks whether anything is left.
+		request.Drain, o.draining = o.draining, false
+	}
+	return request
+}
+
+// putBack takes a message that could not be sent, to go first next time; calls are the business of who waits for them.
+func (o *outbox) putBack(request *antiphonv1.WorkRequest) {
+	request.Calls, request.ContextRequests, request.Drain = nil, nil, false
+	if len(request.Results) == 0 && len(request.Progress) == 0 {
+		return
+	}
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	o.full = append([]*antiphonv1.WorkRequest{request}, o.full...)
+	o.wake()
+}
+
+// sent remembers the outcomes in a message that was handed to the transport, in case they did not arrive.
+func (o *outbox) sent(request *antiphonv1.WorkRequest) {
+	if len(request.Results) == 0 {
+		return
+	}
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	if o.history = append(o.history, request); len(o.history) > remembered {
+		o.history = o.history[1:]
+	}
+}
+
+// recall gives the newest outcomes handed to a stream that has broken since, by attempt id, and forgets all others.
+func (o *outbox) recall() map[string]*antiphonv1.Result {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	recalled := map[string]*antiphonv1.Result{}
+	for _, request := range o.history {
+		for _, result := range request.Results {
+			recalled[result.GetAttemptId()] = result
+		}
+	}
+	o.history = nil
+	return recalled
+}
+
+// unsent names the attempts whose outcomes wait.
+func (o *outbox) unsent() map[string]bool {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	waiting := map[string]bool{}
+	for _, request := range append(slices.Clone(o.full), o.open) {
+		for _, result := range request.Results {
+			waiting[result.GetAttemptId()] = true
+		}
+	}
+	return waiting
+}
+
+// reopen begins a new stream: calls and drain, which concern a stream, are to be said anew.
+func (o *outbox) reopen() {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	o.calls, o.asks = nil, nil
+	o.draining, o.closing = false, false
+}
+
+func (o *outbox) isEmpty() bool {
+	return len(o.full) == 0 && len(o.open.Results) == 0 && len(o.updates) == 0 && len(o.calls) == 0 &&
+		len(o.asks) == 0 && !o.draining
+}
+
+func (o *outbox) closeOpen() *antiphonv1.WorkRequest {
+	request := o.open
+	o.open, o.openBytes = &antiphonv1.WorkRequest{}, 0
+	return request
+}
+
+func (o *outbox) wake() {
+	select {
+	case o.something <- struct{}{}:
+	default:
+	}
+}

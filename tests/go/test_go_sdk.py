@@ -1,0 +1,29 @@
+"""The Go SDK's own tests, with the race detector; without a Go toolchain not run, and in CI a failure."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+GO_SDK = ROOT / "sdk/go"
+
+
+def test_go_test_passes_with_the_race_detector(go_sdk: Path) -> None:
+    done = subprocess.run(
+        ["go", "test", "-race", "./..."], cwd=go_sdk, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_readme_shows_the_example_that_is_compiled() -> None:
+    blocks = re.findall(r"^```go\n(.*?)^```$", (GO_SDK / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    code = (GO_SDK / "examples/hello/main.go").read_text()
+    assert blocks[0] == code[code.index("package main") :]
+
+
+def test_the_module_has_the_version_of_the_whole() -> None:
+    version = tomllib.loads((ROOT / "sdk/python/pyproject.toml").read_text())["project"]["version"]
+    assert f'const Version = "{version}"' in (GO_SDK / "doc.go").read_text()
