@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import settings
 
 from tests.harness import postgres as harness
+
+# How long an example takes says nothing on a machine that others use; how long a suite takes is seen by all.
+settings.register_profile("antiphon", deadline=None)
+settings.load_profile("antiphon")
 
 
 class RequireTool(Protocol):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from antiphon import Agent
 from antiphon.v1 import error_pb2, failure_pb2
 from antiphon.v1.agent_service_pb2 import CallResponse, WorkResponse
 from antiphon.v1.payload_pb2 import Payload
@@ -270,6 +271,32 @@ async def test_an_outcome_lost_with_a_stream_is_repeated_and_not_worked_out_agai
         again.assign(assignment("r/t/0/1", "sample.count@1", "k"), assignment("r/t/0/2", "sample.count@1", "k"))
         assert output(await again.result("r/t/0/1")) == 1
         assert output(await again.result("r/t/0/2")) == 2
+
+
+async def test_work_that_ends_while_there_is_no_stream_is_not_done_again(tmp_path: Path) -> None:
+    agent, begun, go, times = Agent("held"), asyncio.Event(), asyncio.Event(), []
+
+    @agent.capability("held.once@1")
+    async def once() -> int:
+        times.append(1)
+        begun.set()
+        await go.wait()
+        return len(times)
+
+    path = tmp_path / "a.sock"
+    async with agent_socket(path) as sidecar, asyncio.TaskGroup() as group:
+        working = group.create_task(agent.serve(socket=str(path)))
+        line = await sidecar.line()
+        line.assign(assignment("r/t/0/1", "held.once@1"))
+        await begun.wait()
+        await sidecar.stop()
+        go.set()
+        await sidecar.start()
+        again = await sidecar.line()
+        again.assign(assignment("r/t/0/1", "held.once@1"), assignment("r/t/0/2", "held.once@1"))
+        assert output(await again.result("r/t/0/2")) == 2, "the second attempt's is the second time"
+        assert output(await again.result("r/t/0/1")) == 1
+        working.cancel()
 
 
 async def test_sigterm_drains_finishes_and_exits_0(tmp_path: Path) -> None:

@@ -63,6 +63,13 @@ class Attempts:
     def __len__(self) -> int:
         return len(self._running)
 
+    def __contains__(self, attempt_id: str) -> bool:
+        return attempt_id in self._running
+
+    def running(self) -> frozenset[str]:
+        """Ids of the attempts that have no outcome yet."""
+        return frozenset(self._running)
+
     def assign(self, assignment: Assignment, now: float) -> None:
         """Start an attempt; one that runs already goes on undisturbed. `now` is monotonic."""
         attempt_id = assignment.attempt_id

@@ -126,6 +126,10 @@ class Outbox:
         self._sent.clear()
         return recalled
 
+    def waiting(self) -> frozenset[str]:
+        """Ids of attempts whose outcomes were not sent yet."""
+        return frozenset(result.attempt_id for request in (*self._full, self._open) for result in request.results)
+
     def reopen(self) -> None:
         """Begin a new stream: calls and drain, which concern a stream, are to be said anew."""
         self._calls.clear()

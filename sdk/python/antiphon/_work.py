@@ -48,6 +48,7 @@ class Worker:
         self._outbox = Outbox()
         self._attempts = Attempts(handlers, self._outbox, description.concurrency)
         self._recalled: Mapping[str, Result] = {}
+        self._before: frozenset[str] = frozenset()
         self._draining = asyncio.Event()
 
     async def run(self, grace: timedelta) -> None:
@@ -97,6 +98,7 @@ class Worker:
     async def _attach(self) -> None:
         """One stream, from hello to its end. Raises `AioRpcError`, or `TimeoutError` when the other side is stuck."""
         self._recalled = self._outbox.recall()
+        self._before = self._outbox.waiting() | self._attempts.running()
         async with grpc.aio.insecure_channel(f"unix:{self._path}", _OPTIONS) as channel:
             stream = AgentServiceStub(channel).Work()  # type: ignore[call-arg]  # its types know no write()
             async with asyncio.timeout(_HELLO):
@@ -134,7 +136,8 @@ class Worker:
             known = self._recalled.get(assignment.attempt_id) if self._recalled else None
             if known is not None:
                 self._outbox.repeat(known)
-            else:
+            elif assignment.attempt_id not in self._before or assignment.attempt_id in self._attempts:
+                # Else it was begun before this stream and has ended since: its outcome is on its way.
                 self._attempts.assign(assignment, now)
         for cancel in message.cancels:
             self._attempts.cancel(cancel.attempt_id)

@@ -37,6 +37,16 @@ export class Attempts implements Line {
     this.#outbox = outbox;
   }
 
+  /** Ids of the attempts that have no outcome yet. */
+  running(): Iterable<string> {
+    return this.#running.keys();
+  }
+
+  /** Whether an attempt has no outcome yet. */
+  has(attemptId: string): boolean {
+    return this.#running.has(attemptId);
+  }
+
   /** How many run. */
   get size(): number {
     return this.#running.size;

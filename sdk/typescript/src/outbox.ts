@@ -136,6 +136,11 @@ export class Outbox {
     return recalled;
   }
 
+  /** Ids of attempts whose outcomes were not sent yet. */
+  waiting(): string[] {
+    return this.#results.map((result) => result.attemptId);
+  }
+
   /** Begin a new stream: calls and drain, which concern a stream, are to be said anew. */
   reopen(): void {
     this.#calls = [];

@@ -45,6 +45,7 @@ export class Worker {
   readonly #drained = new Deferred();
   #draining = false;
   #recalled: ReadonlyMap<string, Result> = new Map();
+  #before: ReadonlySet<string> = new Set();
 
   constructor(path: string, description: AgentDescription, handlers: ReadonlyMap<string, Handler>, logger: Logger) {
     this.#path = path;
@@ -109,6 +110,7 @@ export class Worker {
   /** One stream, from hello to its end. Rejects with gRPC's error, or `TimedOut` when the other side is stuck. */
   async #attach(stop: AbortSignal): Promise<void> {
     this.#recalled = this.#outbox.recall();
+    this.#before = new Set([...this.#outbox.waiting(), ...this.#attempts.running()]);
     const channel = new Channel(`unix:${this.#path}`, credentials.createInsecure(), OPTIONS);
     const { path, requestSerialize, responseDeserialize } = AgentServiceService.work;
     const stream = channel.makeBidiStreamRequest(path, requestSerialize, responseDeserialize, new Metadata());
@@ -148,8 +150,11 @@ export class Worker {
     const now = performance.now();
     for (const assignment of message.assignments) {
       const known = this.#recalled.get(assignment.attemptId);
-      if (known === undefined) this.#attempts.assign(assignment, now);
-      else this.#outbox.repeat(known);
+      if (known !== undefined) this.#outbox.repeat(known);
+      // What was begun before this stream and has ended since has its outcome on its way.
+      else if (!this.#before.has(assignment.attemptId) || this.#attempts.has(assignment.attemptId)) {
+        this.#attempts.assign(assignment, now);
+      }
     }
     for (const { attemptId, reason } of message.cancels) this.#attempts.cancel(attemptId, reason);
     for (const response of message.callResults) this.#attempts.answer(response);

@@ -248,6 +248,28 @@ test("an attempt goes on through a broken stream, and its outcome waits for the 
   expect(await (await sidecar.line()).output("r/a/0/1")).toBe("done");
 });
 
+test("work that ends while there is no stream is not done again", async () => {
+  const go = new AbortController();
+  let times = 0;
+  const agent = new Agent("once", { logger: quiet }).capability("once.count@1", {}, async () => {
+    times += 1;
+    const mine = times;
+    await eventually(() => go.signal.aborted, "the word to go");
+    return mine;
+  });
+  const { sidecar, line } = await attached(agent);
+  line.assign(assignment("r/a/0/1", "once.count@1"));
+  await eventually(() => times === 1, "the handler");
+  sidecar.stop();
+  go.abort();
+  await sidecar.start();
+  const next = await sidecar.line();
+  next.assign(assignment("r/a/0/1", "once.count@1"));
+  next.assign(assignment("r/a/0/2", "once.count@1"));
+  expect(await next.output("r/a/0/2")).toBe(2);
+  expect(await next.output("r/a/0/1")).toBe(1);
+});
+
 test("draining finishes what was assigned, says so, and ends", async () => {
   const { line, drain, life } = await attached();
   line.assign(assignment("r/a/0/1", "sample.wait@1"));
