@@ -8,7 +8,7 @@ import { Failure, invalidInput, invalidOutput } from "./failures.js";
 import { Capability, Effect } from "./gen/antiphon/v1/capability.js";
 import { type Payload as PayloadMessage } from "./gen/antiphon/v1/payload.js";
 import { Payload, payloadOf, valueOf } from "./payload.js";
-import { checkOf, type FromSchema, type JsonSchema, type Mismatch } from "./schema.js";
+import { type Check, checkOf, type FromSchema, type JsonSchema, type Mismatch } from "./schema.js";
 import { type Task } from "./task.js";
 
 const CAPABILITY = /^([a-z][a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63}){0,7})@([0-9]{1,6}(?:\.[0-9]{1,6}){0,2})$/;
@@ -53,8 +53,6 @@ export type HandlerFunction<Input, Output> = (
   input: InputOf<Input>,
   task: Task,
 ) => OutputOf<Output> | Promise<OutputOf<Output>>;
-
-type Check = (value: unknown) => Mismatch | undefined;
 
 /** One capability and the function behind it. */
 export interface Handler {

@@ -58,10 +58,29 @@ export interface Mismatch {
 // Vocabulary of others, such as x-antiphon-labels, is theirs to judge; formats are annotations, as the draft has it.
 const ajv = new Ajv2020({ strict: false, validateFormats: false, addUsedSchema: false });
 
-/** A check of values. Throws an `Error` for a schema that is none, or refers to something outside of itself. */
-export function checkOf(schema: JsonSchema): (value: unknown) => Mismatch | undefined {
-  const validate: ValidateFunction = ajv.compile(schema);
-  return (value) => (validate(value) ? undefined : mismatchOf(validate.errors?.[0]));
+/** Whether a value fits. */
+export type Check = (value: unknown) => Mismatch | undefined;
+
+const checks = new WeakMap<object, Check>();
+
+/**
+ * A check of values. Throws an `Error` for a schema that is none, or refers to something outside of itself. Compiling takes
+ * milliseconds, once for each object: keep schemas as constants.
+ */
+export function checkOf(schema: JsonSchema): Check {
+  if (typeof schema === "boolean") return compiled(schema);
+  const known = checks.get(schema) ?? compiled(schema);
+  checks.set(schema, known);
+  return known;
+}
+
+function compiled(schema: JsonSchema): Check {
+  try {
+    const validate: ValidateFunction = ajv.compile(schema);
+    return (value) => (validate(value) ? undefined : mismatchOf(validate.errors?.[0]));
+  } finally {
+    if (typeof schema !== "boolean") ajv.removeSchema(schema); // its own memory has no bound
+  }
 }
 
 function mismatchOf(error: ErrorObject | undefined): Mismatch {

@@ -341,7 +341,7 @@ test("what cannot be sent fails its own attempt, and no other", async () => {
   const agent = new Agent("wrong", { logger: quiet });
   const broken = { content: { $case: "inline", value: "no buffer" } } as unknown as Payload["message"];
   agent.capability("wrong.payload@1", {}, () => new Payload(broken));
-  agent.capability("wrong.call@1", {}, async (_, task) => await task.call(Symbol("odd") as unknown as string));
+  agent.capability("wrong.call@1", {}, async (_, task) => await task.call("a.b@1", null, { timeout: NaN }));
   agent.capability("wrong.kind@1", {}, () => { throw new Failure("ODD" as "PERMANENT", "odd"); });
   agent.capability("wrong.thrown@1", {}, () => { throw { toString: () => { throw new Error("even this"); } }; }); // eslint-disable-line
   agent.capability("wrong.big@1", {}, () => 1n);
