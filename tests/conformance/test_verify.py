@@ -192,6 +192,16 @@ def test_a_command_that_is_written_wrongly_says_what_to_write(words: list[str], 
     assert done.returncode == 2 and said in done.stderr, done.stderr
 
 
+def test_without_what_it_needs_the_command_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['jsonschema_rs'] = None\n"
+        "from antiphon.cli.main import main; sys.exit(main(['verify', '--', 'true']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == 'antiphon: jsonschema-rs is not installed; run: pip install "antiphon[verify]"\n'
+
+
 def test_the_cases_are_listed_with_their_meaning() -> None:
     listed = run("verify", "--list").stdout
     assert all(case.name in listed and case.meaning in listed for case in ALL)

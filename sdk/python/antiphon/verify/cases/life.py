@@ -95,7 +95,7 @@ async def terminate(play: Play) -> None:
         async with asyncio.timeout(_STOP):
             ended = asyncio.ensure_future(stage.process.ended())
             while not ended.done():
-                await asyncio.wait((ended, asyncio.ensure_future(asyncio.sleep(0.02))), return_when="FIRST_COMPLETED")
+                await asyncio.wait((ended,), timeout=0.02)
                 if line.said_drain and not any(not stage.attempt(one).results for one in made):
                     line.end()  # as a sidecar does when nothing is left
     except TimeoutError:
