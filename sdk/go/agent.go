@@ -70,7 +70,7 @@ func WithLogger(log *slog.Logger) AgentOption { return func(a *Agent) { a.log = 
 // NewAgent makes an agent. The name has 1 to 63 lowercase letters, digits and inner hyphens; mistakes are errors of Run.
 func NewAgent(name string, options ...AgentOption) *Agent {
 	agent := &Agent{
-		name: name, concurrency: 32, prefetch: unsaid, grace: 30 * time.Second, log: slog.Default(),
+		name: name, concurrency: 32, prefetch: unsaid, grace: 30 * time.Second,
 		handlers: map[capabilityKey]*handler{},
 	}
 	for _, option := range options {
@@ -128,6 +128,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	if len(path) > socketLimit {
 		return setupError("the socket path %s is longer than %d bytes; choose a shorter folder", path, socketLimit)
+	}
+	if a.log == nil {
+		a.log = slog.Default()
 	}
 	return newWorker(path, a).run(ctx)
 }

@@ -90,6 +90,7 @@ func unary[Request, Answer any](
 ) (Answer, error) {
 	again := newTries(c, limit, mostRetries)
 	traced := withTrace(ctx)
+	var last *Error
 	for {
 		lent, giveBack, err := c.use()
 		if err != nil {
@@ -103,7 +104,12 @@ func unary[Request, Answer any](
 		if err == nil {
 			return answer, nil
 		}
-		if err := again.after(ctx, failureOf(ctx, err)); err != nil {
+		failure := failureOf(ctx, err)
+		if last != nil && failure.Reason == DeadlineExceeded && !time.Now().Before(again.end) {
+			return answer, last // it tells why there was no answer in all that time
+		}
+		last = failure
+		if err := again.after(ctx, failure); err != nil {
 			return answer, err
 		}
 	}

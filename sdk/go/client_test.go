@@ -135,7 +135,7 @@ func TestNobodyThereIsUnavailableAndAnotherAddressIsTried(t *testing.T) {
 	if run, err := both.GetRun(t.Context(), "r"); err != nil || run.GetRunId() != "r" {
 		t.Error(run, err)
 	}
-	_, err := connect(t, WithAddresses("127.0.0.1:9"), credentials, WithTimeout(100*time.Millisecond)).GetRun(t.Context(), "r")
+	_, err := connect(t, WithAddresses("127.0.0.1:9"), credentials, WithTimeout(time.Second)).GetRun(t.Context(), "r")
 	var refusal *Error
 	if !errors.Is(err, Unavailable) || !errors.As(err, &refusal) || refusal.Remedy != Retry {
 		t.Error(err)

@@ -55,7 +55,7 @@ func (f *Failure) WithField(pointer string) *Failure {
 	return f
 }
 
-// Transient: it may succeed when tried again; a dependency was away, a rate limit. The message is formatted as by fmt.Errorf;
+// Transient says that it may succeed when tried again: a dependency was away, a rate limit. The message is formatted as by fmt.Errorf;
 // an error named with %w becomes the cause.
 func Transient(format string, arguments ...any) *Failure {
 	failure := failed(antiphonv1.FailureKind_FAILURE_KIND_TRANSIENT, fmt.Errorf(format, arguments...))
@@ -63,27 +63,27 @@ func Transient(format string, arguments ...any) *Failure {
 	return failure
 }
 
-// Permanent: it will fail again with the same input. The message is formatted as by fmt.Errorf.
+// Permanent says that it will fail again with the same input. The message is formatted as by fmt.Errorf.
 func Permanent(format string, arguments ...any) *Failure {
 	return failed(antiphonv1.FailureKind_FAILURE_KIND_PERMANENT, fmt.Errorf(format, arguments...))
 }
 
-// InvalidInput: the input does not fit; WithField says where. The message is formatted as by fmt.Errorf.
+// InvalidInput says that the input does not fit; WithField says where. The message is formatted as by fmt.Errorf.
 func InvalidInput(format string, arguments ...any) *Failure {
 	return failed(antiphonv1.FailureKind_FAILURE_KIND_INVALID_INPUT, fmt.Errorf(format, arguments...))
 }
 
-// InvalidOutput: the output does not fit; WithField says where. The message is formatted as by fmt.Errorf.
+// InvalidOutput says that the output does not fit; WithField says where. The message is formatted as by fmt.Errorf.
 func InvalidOutput(format string, arguments ...any) *Failure {
 	return failed(antiphonv1.FailureKind_FAILURE_KIND_INVALID_OUTPUT, fmt.Errorf(format, arguments...))
 }
 
-// BudgetExceeded: a budget of cost or work is used up. The message is formatted as by fmt.Errorf.
+// BudgetExceeded says that a budget of cost or work is used up. The message is formatted as by fmt.Errorf.
 func BudgetExceeded(format string, arguments ...any) *Failure {
 	return failed(antiphonv1.FailureKind_FAILURE_KIND_BUDGET, fmt.Errorf(format, arguments...))
 }
 
-// Cancelled: the attempt was cancelled. The message is formatted as by fmt.Errorf.
+// Cancelled says that the attempt was cancelled. The message is formatted as by fmt.Errorf.
 func Cancelled(format string, arguments ...any) *Failure {
 	return failed(antiphonv1.FailureKind_FAILURE_KIND_CANCELLED, fmt.Errorf(format, arguments...))
 }
