@@ -127,8 +127,14 @@ class Postgres:
             os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """Gone, and its files as well."""
-        self.kill9()
+        """Gone, and its files as well; by itself, since one that is killed leaves its shared memory to the system."""
+        if self._server is not None and self._server.poll() is None:
+            self.resume()
+            self._server.send_signal(signal.SIGQUIT)
+            try:
+                self._server.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill9()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _everyone(self) -> list[int]:

@@ -130,8 +130,11 @@ class ObjectBlobs:
             path = _path(namespace, digest)
             if self._folder is not None:
                 await asyncio.to_thread(_sync, self._folder / spool)
+            again = await self._time(path) != _LONG_AGO
             with _told():
                 await self._store.rename_async(spool, path)
+                if again:  # it may be just the one under removal
+                    await self._store.put_async(f"{_USED}/{path}", b"")
             if self._folder is not None:
                 for folder in (self._folder / path).parents[:3]:  # each may have been made just now
                     await asyncio.to_thread(_sync, folder)
@@ -139,7 +142,10 @@ class ObjectBlobs:
             with contextlib.suppress(BlobsUnavailable):  # what is left goes with the spool; the reason is told
                 await self._discard(spool)
             raise
-        return await self.stat(namespace, digest)
+        try:
+            return await self.stat(namespace, digest)
+        except BlobNotFound as error:
+            raise BlobsUnavailable(f"blob {digest} was being removed at the very moment: send it again") from error
 
     async def get_stream(self, namespace: str, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
         """See `Blobs.get_stream`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +16,7 @@ from antiphon.v1 import payload_pb2
 from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.archive import ArchivedRun, ArchiveUnavailable, EventChunk
 from antiphon_orchestrator.archive.sqlite import SqliteArchive
-from antiphon_orchestrator.blobs import BlobNotFound, ObjectBlobs
+from antiphon_orchestrator.blobs import BlobNotFound, BlobsUnavailable, ObjectBlobs
 from antiphon_orchestrator.runs.collection import PayloadCollector
 from antiphon_orchestrator.store import Put, SqliteStore, Txn
 
@@ -154,27 +155,43 @@ class Stepping:
         return call
 
 
-async def test_a_payload_that_is_used_at_any_moment_of_its_removal_stays_or_is_said_to_be_gone(place: Place) -> None:
-    kept = gone = 0
+async def use(blobs: ObjectBlobs, content: bytes) -> None:
+    await blobs.use("default", hashlib.sha256(content).hexdigest())
+
+
+async def upload(blobs: ObjectBlobs, content: bytes) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield content
+
+    await blobs.put_stream("default", None, chunks(), LIMIT)
+
+
+@pytest.mark.parametrize("way", [use, upload])
+async def test_a_payload_that_is_wanted_at_any_moment_of_its_removal_stays_or_its_user_is_told(
+    place: Place, way: Callable[[ObjectBlobs, bytes], Awaitable[None]]
+) -> None:
+    kept = refused = 0
     for step in range(1, 10):
-        digest = await place.payload(b"content %d" % step)
+        content = b"content %d" % step
+        digest = await place.payload(content)
         told: list[bool] = []
 
-        async def use(digest: str = digest, told: list[bool] = told) -> None:
+        async def want(content: bytes = content, told: list[bool] = told) -> None:
             try:
-                await ObjectBlobs(place.folder.as_uri()).use("default", digest)
-            except BlobNotFound:
+                await way(ObjectBlobs(place.folder.as_uri()), content)
+            except (BlobNotFound, BlobsUnavailable):
                 told.append(False)
             else:
                 told.append(True)
 
-        place.blobs.__dict__["_store"] = Stepping(ObjectBlobs(place.folder.as_uri())._store, step, use)
+        place.blobs.__dict__["_store"] = Stepping(ObjectBlobs(place.folder.as_uri())._store, step, want)
         await place.collector.sweep()
         there = digest in await place.left()
         assert there or told != [True], step
         kept += there
-        gone += not there
-    assert kept and gone
+        refused += told == [False]
+    assert kept
+    assert refused or way is upload
 
 
 async def test_what_a_crash_left_half_removed_comes_back(place: Place) -> None:
