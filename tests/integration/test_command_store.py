@@ -15,8 +15,6 @@ from antiphon_orchestrator.config import load
 from tests.harness import Ca
 from tests.harness.etcd import Etcd, StartEtcd
 
-pytest_plugins = ("tests.harness.etcd_fixtures",)
-
 PAGE = Path(__file__).resolve().parents[2] / "docs/store.md"
 
 
