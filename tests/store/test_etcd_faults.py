@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from antiphon_orchestrator.shards.log import settle
@@ -104,6 +105,21 @@ async def test_eight_thousand_events_across_two_crashes_come_all_and_once(start_
     assert all(first.kv.mod_revision < second.kv.mod_revision for first, second in pairwise(events))
 
 
+async def test_a_watch_that_is_still_catching_up_when_its_member_crashes_misses_nothing(start_etcd: StartEtcd) -> None:
+    """etcd tells a thousand revisions at a time then, under the header of a store that is far ahead of them."""
+    etcd, count = start_etcd(), 4000
+    async with EtcdStore(etcd.address()) as store:
+        keys = [b"k/%04d" % n for n in range(count)]
+        for n in range(0, count, 200):
+            await asyncio.gather(*(store.commit(create(key, b"v" * 500)) for key in keys[n : n + 200]))
+        watch = store.watch(b"k/", 1)
+        first = await anext(watch)
+        assert len(first.events) < count
+        await asyncio.to_thread(etcd.restart, 0)
+        rest = await take(watch, count - len(first.events))
+        assert sorted(event.kv.key for event in [*first.events, *rest]) == keys
+
+
 async def test_a_watch_and_its_writer_go_on_at_other_members_when_theirs_dies(etcd_three: Etcd) -> None:
     async with EtcdStore(etcd_three.address("failover")) as store:
         watch = store.watch(b"k/")
@@ -152,6 +168,41 @@ async def test_a_lease_lives_on_while_members_die(etcd_three: Etcd) -> None:
             await store.keep_alive(lease)
             await asyncio.to_thread(etcd_three.restart, n)
         assert await is_there(store, b"replica/1")
+
+
+async def test_a_watch_leaves_a_member_that_stalls(etcd_three: Etcd) -> None:
+    async with EtcdStore(etcd_three.address("stalled")) as store:
+        watch = store.watch(b"k/")
+        await store.commit(create(b"k/1", b""))
+        await anext(watch)
+        etcd_three.stop(0)  # the first endpoint, which all begin with
+        try:
+            written = await settle(store, create(b"k/2", b""))
+            async with asyncio.timeout(30):  # without pings it would wait for as long as the member does
+                assert (await anext(watch)).revision == written.revision
+        finally:
+            etcd_three.cont(0)
+
+
+async def test_commits_watches_and_leases_share_no_connection(start_etcd: StartEtcd) -> None:
+    etcd = start_etcd()
+    async with EtcdStore(etcd.address()) as store:
+        waiting = asyncio.ensure_future(anext(store.watch(b"k")))
+        await store.keep_alive(await store.grant(10))
+        await store.commit(Txn(ops=(Put(b"k", b""),)))
+        await waiting
+        assert connections(etcd) == 3
+
+
+def connections(etcd: Etcd) -> int:
+    """Established ones to the first member, by their client's end."""
+    port = f":{int(etcd.endpoints[0].rpartition(':')[2]):04X}"
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
+    ]
+    return sum(row[2].endswith(port) and row[3] == "01" for row in rows)
 
 
 async def test_a_range_is_of_one_moment_however_large_its_values_are(etcd_current: Etcd) -> None:
