@@ -68,7 +68,7 @@ Answer = TypeVar("Answer", bound=Message)
 Result = TypeVar("Result")
 
 
-class AnswerTooLarge(Exception):
+class AnswerTooLarge(StoreError):
     """An answer has more than MOST_RECEIVED bytes: ask for less."""
 
 
