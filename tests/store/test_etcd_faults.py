@@ -49,35 +49,44 @@ async def take(watch: AsyncIterator[WatchBatch], count: int) -> list[WatchEvent]
     return events
 
 
-@pytest.mark.parametrize("attempt", range(2))
-async def test_a_commit_that_lands_after_it_was_read_as_absent_has_exactly_one_effect(
-    etcd_three: Etcd, attempt: int
-) -> None:
+async def test_a_commit_that_lands_after_it_was_read_as_absent_has_exactly_one_effect(etcd_three: Etcd) -> None:
     """It waits at a follower for a leader that has stalled; its caller gives up; the others, who have elected another,
     say that there is no such key; then the old leader wakes up and hands it on to the new one."""
-    leader = etcd_three.leader()
+    for attempt in range(5):  # nearly every one lands late, and whichever does not must be right as well
+        if await landed_late(etcd_three, create(b"late/%d" % attempt, b"nonce")):
+            return
+    raise AssertionError("no commit landed late")
+
+
+async def landed_late(etcd: Etcd, txn: Txn) -> bool:
+    key = txn.otherwise_get[0]
+    leader = etcd.leader()
     follower, other = (n for n in range(3) if n != leader)
-    key, value = b"late/%d" % attempt, b"nonce"
-    txn = create(key, value)
-    async with (
-        EtcdStore(etcd_three.address(only=follower)) as store,
-        EtcdStore(etcd_three.address(only=other)) as beside,
-    ):
+    async with EtcdStore(etcd.address(only=follower)) as store, EtcdStore(etcd.address(only=other)) as beside:
         before = (await store.commit(Txn(ops=(Put(b"count", b""),)))).revision
-        etcd_three.stop(leader)
+        etcd.stop(leader)
         try:
-            with pytest.raises(StoreUnavailable):
-                await store.commit(txn)
-            assert not await is_there(beside, key)
+            try:
+                assert (await store.commit(txn)).succeeded
+                return False  # another leader was elected before it had been on its way to this one
+            except StoreUnavailable:
+                if await is_there(beside, key):
+                    return False
         finally:
-            etcd_three.cont(leader)
-        await eventually(lambda: is_there(beside, key))
+            etcd.cont(leader)
+        late = True
+        try:
+            await eventually(lambda: is_there(beside, key), limit=5)
+        except AssertionError:
+            late = False
         result = await settle(store, txn)
-        found = result.observed[key]
-        assert not result.succeeded
-        assert found is not None and (found.value, found.version) == (value, 1)
-        assert found.mod_revision == before + 1
-        assert (await store.range(key)).revision == before + 1
+        assert not (late and result.succeeded)
+        if not result.succeeded:
+            found = result.observed[key]
+            assert found is not None and found.value == b"nonce"
+        kvs = (await beside.range(key)).kvs
+        assert [(kv.value, kv.version, kv.mod_revision) for kv in kvs] == [(b"nonce", 1, before + 1)]
+        return late
 
 
 async def test_eight_thousand_events_across_two_crashes_come_all_and_once(start_etcd: StartEtcd) -> None:
