@@ -23,6 +23,9 @@ from tests.harness import postgres as harness
 settings.register_profile("antiphon", deadline=None)
 settings.load_profile("antiphon")
 
+# Only the outermost conftest may name plugins.
+pytest_plugins = ("tests.harness.etcd_fixtures",)
+
 
 class RequireTool(Protocol):
     """Answers where a program is; without it the test is not run, and in CI it fails."""

@@ -1,6 +1,6 @@
 """Fixtures for tests on etcd: one member of each release for all tests of a session, or a cluster of one's own.
 
-pytest_plugins = ("tests.harness.etcd_fixtures",)
+They are there for all tests (tests/conftest.py).
 """
 
 from __future__ import annotations

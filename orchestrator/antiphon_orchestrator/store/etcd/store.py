@@ -93,7 +93,12 @@ class EtcdStore:
             members = await look(self._others.endpoints, self._address)
             self._quota = require_usable(members)
             self.max_bytes = min(self._quota, self.max_bytes or self._quota)
-            self._revision = await self._newest()
+            try:
+                await self._newest()
+            except StoreUnavailable as error:
+                raise StoreUnavailable(
+                    f"etcd decides nothing without most of its members: start them ({error})"
+                ) from error
         except BaseException:
             await self.close()
             raise
