@@ -1,4 +1,4 @@
-"""An agent that reads what is installed: the packages of a folder, their metadata and licences; and adds up a review.
+"""An agent that reads what is installed: the packages of a folder, their metadata and licences.
 
 It reads only what a folder's *.dist-info and *.egg-info say, and never imports a package.
 """
@@ -6,7 +6,6 @@ It reads only what a folder's *.dist-info and *.egg-info say, and never imports 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from email import message_from_string
@@ -15,13 +14,12 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Annotated
 
-from antiphon import Agent, InvalidInput, Labels, TaskContext
+from antiphon import Agent, InvalidInput, Labels
 
 DESCRIPTION = 5_000
 LICENSE_TEXT = 3_000
 SHORT = 300
 MOST_PACKAGES = 1_000
-MOST_ATTENTION = 200
 METADATA = ("METADATA", "PKG-INFO", "")  # the last for metadata that is a file, not a folder
 
 agent = Agent("inventory", concurrency=4)
@@ -60,34 +58,6 @@ class Package:
     license_text: str
     description: str
     contacts: Annotated[str, "Names and addresses of who made it.", Labels("pii")]
-
-
-@dataclass
-class Review:
-    """The parts of the members' outputs that count, each in the order of `packages`."""
-
-    packages: list[str]
-    kinds: list[str]
-    doubts: list[str]
-    redactions: list[int]
-
-
-@dataclass
-class Attention:
-    package: str
-    why: str
-
-
-@dataclass
-class Totals:
-    packages: int
-    by_kind: dict[str, int]
-    redactions: int
-    attention: list[Attention]
-
-
-TOTALS = "compliance/totals"
-"""Where shared context keeps the totals of the latest review, for whoever in the namespace asks."""
 
 
 @agent.capability("package.list@1", effect="read", idempotent=True)
@@ -131,29 +101,6 @@ def read_package(place: Place) -> Package:
             : 2 * SHORT
         ],
     )
-
-
-# Numbers only; but one of them was counted in personal data, and what is made of a labelled value carries its label.
-@agent.capability("report.write@1", effect="write", idempotent=True, clearance=["pii"])
-async def write_report(review: Review, ctx: TaskContext) -> Totals:
-    """Totals of a review, and which packages a person should look at, most serious first."""
-    note("report.write", "")
-    order = ["proprietary", "strong-copyleft", "unknown", "weak-copyleft", "permissive"]
-    flagged = sorted(
-        (order.index(kind), package, doubt)
-        for package, kind, doubt in zip(review.packages, review.kinds, review.doubts, strict=True)
-        if doubt
-    )
-    totals = Totals(
-        packages=len(review.packages),
-        by_kind=dict(Counter(review.kinds)),
-        redactions=sum(review.redactions),
-        attention=[Attention(package, doubt) for _, package, doubt in flagged[:MOST_ATTENTION]],
-    )
-    shared = {"packages": totals.packages, "by_kind": totals.by_kind, "redactions": totals.redactions}
-    # Every attempt of the task has the same key, so that however often it is tried, the entry is written once.
-    await ctx.context.put(TOTALS, shared, request_id=ctx.idempotency_key)
-    return totals
 
 
 def note(capability: str, subject: str) -> None:
