@@ -7,15 +7,17 @@ import asyncio
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tools import wheel
+from tools import agents, wheel
 
-from . import fsync, identity, mesh, policy, profiling, r, report, w1, w2, w3, w4, w5
+from . import fsync, identity, mesh, policy, profiling, r, report, w1, w2, w3, w4, w5, workload
 from .process import ProcessFailed, cpu
 
+AGENTS = Path(__file__).parent / "agents"
+SOURCES = {"go": "echo-go.go", "typescript": "echo-typescript.mts"}
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 NAMES = ("R", "fsync", "W1", "W2", "W2_unary", "W3", "W4", "W5", "policy")
 PROCESSES = ("orchestrator", "sidecar", "agent")
@@ -30,6 +32,8 @@ class Plan:
     seconds: float = 6.0
     sequential: int = 1000
     levels: tuple[int, ...] = w2.LEVELS
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Commands of the agents in other languages, by language; W1 and W2 are measured with each of them, too."""
 
 
 async def measure(plan: Plan, folder: Path) -> report.Results:
@@ -42,7 +46,7 @@ async def measure(plan: Plan, folder: Path) -> report.Results:
     if "fsync" in plan.only:
         results["fsync_p50_ms"] = fsync.measure(folder, plan.sequential)
     if plan.only & {"W1", "W2", "W2_unary", "W3", "W4", "W5", "policy"}:
-        async with mesh.running(folder, plan.environ) as product:
+        async with mesh.running(folder, plan.environ, plan.others) as product:
             results |= await _measure_product(plan, product, folder)
             product.check()
     if "R" in plan.only:
@@ -61,6 +65,9 @@ async def _measure_product(plan: Plan, product: mesh.Mesh, folder: Path) -> repo
     if "W1" in plan.only:
         _say("W1")
         results["W1"] = await w1.measure(product, plan.sequential)
+        for language in plan.others:
+            _say(f"W1 {language}")
+            results["W1"][language] = await w1.measure(product, plan.sequential, workload.OTHERS[language])
     submitters: tuple[tuple[str, Callable[[mesh.Mesh, int, float], Coroutine[Any, Any, dict[str, float]]]], ...] = (
         ("W2", w2.by_stream),
         ("W2_unary", w2.by_calls),
@@ -70,6 +77,10 @@ async def _measure_product(plan: Plan, product: mesh.Mesh, folder: Path) -> repo
             for level in plan.levels:
                 _say(f"{name} {level}")
                 results.setdefault(name, {})[str(level)] = await submit(product, level, plan.seconds)
+                for language in plan.others if name == "W2" else ():
+                    _say(f"W2 {language} {level}")
+                    found = await w2.by_stream(product, level, plan.seconds, workload.OTHERS[language])
+                    results[name].setdefault(language, {})[str(level)] = found
     if "W3" in plan.only:
         _say("W3")
         results["W3"] = await w3.measure(product, plan.seconds)
@@ -116,13 +127,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         product = None if given.pure else _wheel()
         environ = product.environ() if product else {}
         plan = Plan(only, environ, 0.4, 20, (1, 32)) if given.quick else Plan(only, environ)
+        if only & {"W1", "W2"} and not given.profile:
+            plan = replace(plan, others=_others())
         with tempfile.TemporaryDirectory(prefix="antiphon-bench-") as folder:
             if given.profile:
                 asyncio.run(profile(given.profile, Path(folder), profiling.SECONDS + 1.0, environ))
                 return 0
             results: report.Results = {"compiled": product is not None and product.compiled}
             results |= asyncio.run(measure(plan, Path(folder)))
-    except (ProcessFailed, wheel.BuildFailed, OSError) as error:
+    except (ProcessFailed, wheel.BuildFailed, agents.BuildFailed, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     report.write(given.output, results)
@@ -138,6 +151,18 @@ def _wheel() -> wheel.Wheel:
     if not product.compiled:
         print("no C compiler: the wheel is pure Python, and slower", file=sys.stderr, flush=True)
     return product
+
+
+def _others() -> dict[str, list[str]]:
+    """Commands of the agents in other languages, by language; those whose toolchain is missing are left out."""
+    found = {}
+    for language, source in SOURCES.items():
+        print(f"building the agent in {language}, unless it is there already …", file=sys.stderr, flush=True)
+        try:
+            found[language] = agents.built(AGENTS / source)
+        except agents.Missing as error:
+            print(f"W1.{language} and W2.{language} are not measured: {error}", file=sys.stderr, flush=True)
+    return found
 
 
 def _say(what: str) -> None:

@@ -38,7 +38,7 @@ def make(folder: Path) -> None:
     for name, kind in _KINDS.items():
         identity = Identity(workload.TRUST_DOMAIN, workload.NAMESPACE, kind, "bench")
         key, request = new_key_and_csr(identity)
-        grants = Grants(("bench",), ("echo",)) if kind is Kind.SIDECAR else None
+        grants = Grants(("bench", "bench-*"), ("echo", "echo-*")) if kind is Kind.SIDECAR else None
         target = files(folder, name)
         target.key.parent.mkdir(mode=0o700)
         target.key.write_bytes(key)

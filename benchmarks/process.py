@@ -55,12 +55,16 @@ class Child:
 
 @asynccontextmanager
 async def child(
-    name: str, arguments: Sequence[str], output: Path, environ: Mapping[str, str] | None = None
+    name: str,
+    arguments: Sequence[str],
+    output: Path,
+    environ: Mapping[str, str] | None = None,
+    program: str = sys.executable,
 ) -> AsyncIterator[Child]:
-    """Runs `python ARGUMENTS` for as long as the block; then SIGTERM, and SIGKILL for one that does not end."""
+    """Runs `PROGRAM ARGUMENTS` for as long as the block; then SIGTERM, and SIGKILL for one that does not end."""
     with output.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, *arguments, stdout=sink, stderr=sink, env={**os.environ, **(environ or {})}
+            program, *arguments, stdout=sink, stderr=sink, env={**os.environ, **(environ or {})}
         )
     try:
         yield Child(name, process, output)

@@ -9,9 +9,9 @@ from .mesh import Mesh
 from .statistic import percentile_ms
 
 
-async def measure(mesh: Mesh, runs: int) -> dict[str, float]:
+async def measure(mesh: Mesh, runs: int, capability: str = workload.PYTHON) -> dict[str, float]:
     """Keys p50_ms and p99_ms."""
-    graph = workload.reference(workload.chain(1))
+    graph = workload.reference(workload.chain(1, capability))
     samples = []
     for number in range(runs + runs // 10):
         begun = time.perf_counter()

@@ -51,9 +51,9 @@ def _window(seconds: float) -> _Window:
     return _Window(now + seconds * _WARM_UP, now + seconds * (1 + _WARM_UP))
 
 
-async def by_stream(mesh: Mesh, in_flight: int, seconds: float) -> dict[str, float]:
+async def by_stream(mesh: Mesh, in_flight: int, seconds: float, capability: str = workload.PYTHON) -> dict[str, float]:
     """Through `Client.submitter`, as many callers as runs in flight."""
-    graph = workload.reference(workload.chain())
+    graph = workload.reference(workload.chain(capability=capability))
     window = _window(seconds)
     async with mesh.client.submitter(in_flight) as submitter:
 

@@ -37,6 +37,13 @@ def principal(kind: str) -> str:
     return f"spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/{kind}/bench"
 
 
+PYTHON = "echo"
+"""The capability of the agent in Python; those of the others have the names of `OTHERS`."""
+
+OTHERS = {"go": "echo-go", "typescript": "echo-typescript"}
+"""By language the capability of an agent that does the same; its agent is bench-LANGUAGE."""
+
+
 def capability() -> capability_pb2.Capability:
     """echo@1, as the agent announces it."""
     schema = json.dumps(_SCHEMA)
@@ -48,12 +55,12 @@ def _mapping(source: str) -> str:
     return json.dumps({"text": "${" + source + ".text}"})
 
 
-def chain(length: int = CHAIN) -> graph_pb2.Graph:
+def chain(length: int = CHAIN, capability: str = PYTHON) -> graph_pb2.Graph:
     """Tasks one after another, each fed by a mapping from the one before."""
-    graph = graph_pb2.Graph(name=f"bench-chain-{length}", version="1", input_schema=json.dumps(_SCHEMA))
+    graph = graph_pb2.Graph(name=f"bench-{capability}-{length}", version="1", input_schema=json.dumps(_SCHEMA))
     for number in range(length):
         source = f"tasks.s{number - 1}.output" if number else "input"
-        graph.tasks.add(id=f"s{number}", capability="echo@1", input=_mapping(source))
+        graph.tasks.add(id=f"s{number}", capability=f"{capability}@1", input=_mapping(source))
     graph.output = _mapping(f"tasks.s{length - 1}.output")
     return graph
 

@@ -1,9 +1,9 @@
-"""Builds single-file agents in Go and TypeScript with the SDKs of this checkout: those of the demo and of the benchmarks.
+"""Builds single-file agents in Go and TypeScript with the SDKs of this checkout: those of the demo and the benchmarks.
 
-`built(source)` answers the command that runs one; it is built into `.cache/agents` when it, or its SDK, has changed, and
-needs a network only until the toolchain has what the SDK depends on. As a program it prints the command as JSON and
-answers 0, 3 with one line when the toolchain is missing (which is for the caller to judge), 1 when the build failed.
-Standard library only.
+`built(source)` answers the command that runs one. It is built into `.cache/agents` when it or its SDK has changed, and
+needs a network only until the toolchain has what the SDK depends on. `python -m tools.agents SOURCE`, at the root,
+prints the command as JSON and answers 0, 3 with one line when the toolchain is missing (which is for the caller to
+judge), 1 when the build failed. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__:
-    from . import node
-else:
-    import node
+from tools import node
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache/agents"
@@ -76,7 +73,7 @@ def _run(command: Sequence[str], folder: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
-        print("usage: tools/agents.py SOURCE", file=sys.stderr)
+        print("usage: python -m tools.agents SOURCE", file=sys.stderr)
         return 2
     try:
         print(json.dumps(built(Path(arguments[0]))))

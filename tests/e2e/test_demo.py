@@ -9,18 +9,25 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.harness.waiting import eventually
+
+pytest_plugins = ("tests.harness.built",)
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 LIMIT = 60.0
 
 
-def demo(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+def demo(*words: str, code: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
     """One demo, to its end; never a traceback."""
-    done = subprocess.run([ANTIPHON, "demo", *words], capture_output=True, text=True, timeout=LIMIT)
+    environment = {**os.environ, **environ}
+    done = subprocess.run([ANTIPHON, "demo", *words], capture_output=True, text=True, timeout=LIMIT, env=environment)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == code, done.stdout + done.stderr
     return done
@@ -40,8 +47,54 @@ def processes_in(folder: Path) -> list[str]:
     return found
 
 
-def test_the_environment_is_reviewed_while_an_agent_and_the_orchestrator_are_killed(tmp_path: Path) -> None:
-    facts = json.loads(demo("--json", "--out", str(tmp_path / "out")).stdout)
+def languages_of(facts: dict[str, Any]) -> dict[str, str]:
+    """By agent, what it is written in, or how its sidecar fronts it."""
+    return {agent: runtime.partition("/")[0] for agent, runtime in facts["agents"].items()}
+
+
+@pytest.fixture
+def twins(built: Callable[[str], list[str]]) -> None:
+    """Agents in other languages, built before the clock of a demo runs."""
+    for source in ("classify.mts", "report.go"):
+        built(f"examples/compliance/{source}")
+
+
+PYTHON = {
+    "inventory": "python",
+    "classifier": "python",
+    "reporter": "python",
+    "summarizer": "http",
+    "redactor": "exec",
+}
+ALL = {**PYTHON, "classifier": "typescript", "reporter": "go"}
+
+
+@pytest.mark.usefixtures("twins")
+def test_the_environment_is_reviewed_in_three_languages_amid_kills(tmp_path: Path) -> None:
+    killed_and_reviewed(json.loads(demo("--json", "--out", str(tmp_path / "out")).stdout), ALL)
+
+
+def test_the_environment_is_reviewed_in_python_alone_amid_kills(tmp_path: Path) -> None:
+    facts = json.loads(demo("--json", "--languages", "python", "--out", str(tmp_path / "out")).stdout)
+    assert facts["not_built"] == {}
+    killed_and_reviewed(facts, PYTHON)
+
+
+def test_without_toolchains_the_agents_run_in_python_and_a_line_says_why(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "python3").symlink_to(sys.executable)
+    words = ("--json", "--no-chaos", "--input", str(small_site(tmp_path)), "--out", str(tmp_path))
+    facts = json.loads(demo(*words, PATH=str(tools)).stdout)
+    assert languages_of(facts) == PYTHON
+    assert facts["not_built"].keys() == {"classifier", "reporter"}
+    assert "Node" in facts["not_built"]["classifier"] and "\n" not in facts["not_built"]["classifier"]
+    assert "go is missing" in facts["not_built"]["reporter"]
+
+
+def killed_and_reviewed(facts: dict[str, Any], languages: dict[str, str]) -> None:
+    """What must hold of every demo whose agent and orchestrator were killed."""
+    assert languages_of(facts) == languages
 
     installed = {path.name for path in Path(facts["folder"]).glob("*.dist-info")}
     assert facts["packages"] == len(installed) > 50
@@ -75,7 +128,7 @@ def test_the_environment_is_reviewed_while_an_agent_and_the_orchestrator_are_kil
     entry = facts["context"]
     assert entry["key"] == "compliance/totals" and entry["revision"] > 0
     assert entry["value"]["by_kind"] == facts["by_kind"] and entry["value"]["packages"] == facts["packages"]
-    assert (entry["run_id"], entry["agent"]) == (facts["run_id"], "inventory")
+    assert (entry["run_id"], entry["agent"]) == (facts["run_id"], "reporter")
     assert entry["attempt_id"].startswith(f"{facts['run_id']}/report/0/")
 
     markdown, data = (Path(path) for path in facts["report"])
@@ -91,17 +144,22 @@ def test_the_environment_is_reviewed_while_an_agent_and_the_orchestrator_are_kil
     assert "MPL-2.0: changes to it must stay open" in text
 
 
-def test_another_folder_is_reviewed_and_broken_metadata_does_not_stop_it(tmp_path: Path) -> None:
-    good, broken = tmp_path / "site/lib-1.0.dist-info", tmp_path / "site/broken-2.dist-info"
+def small_site(folder: Path) -> Path:
+    """A site-packages folder with a package, and one whose metadata is broken."""
+    good, broken = folder / "site/lib-1.0.dist-info", folder / "site/broken-2.dist-info"
     good.mkdir(parents=True)
     broken.mkdir()
     contact = "Ann <ann@example.org>, +49 30 1234567"
     (good / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: lib\nVersion: 1.0\nLicense: GPLv3\nAuthor: {contact}\n"
     )
-    words = ("--json", "--no-chaos", "--input", str(tmp_path / "site"), "--out", str(tmp_path))
+    return folder / "site"
 
-    facts = json.loads(demo(*words).stdout)
+
+def test_another_folder_is_reviewed_and_broken_metadata_does_not_stop_it(tmp_path: Path) -> None:
+    words = ("--languages", "python", "--input", str(small_site(tmp_path)), "--out", str(tmp_path))
+
+    facts = json.loads(demo("--json", "--no-chaos", *words).stdout)
 
     assert facts["by_kind"] == {"strong-copyleft": 1, "unknown": 1}
     assert facts["crash"] is None
@@ -118,7 +176,7 @@ def test_a_folder_without_packages_is_refused_in_one_line(tmp_path: Path) -> Non
 
 
 def test_ctrl_c_stops_everything_that_was_started(tmp_path: Path) -> None:
-    command = [ANTIPHON, "demo", "--keep", "--out", str(tmp_path)]
+    command = [ANTIPHON, "demo", "--keep", "--languages", "python", "--out", str(tmp_path)]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -129,7 +187,7 @@ def test_ctrl_c_stops_everything_that_was_started(tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
-    while "four agents" not in process.stdout.readline():
+    while "five agents" not in process.stdout.readline():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=LIMIT)

@@ -1,4 +1,4 @@
-"""Single-file agents in Go and TypeScript, built; tests that ask for one are not run without its toolchain, and in CI fail."""
+"""Agents in Go and TypeScript, built; tests that ask for one are not run without its toolchain, and in CI fail."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import pytest
 from antiphon import Graph, ref
 from antiphon.v1 import payload_pb2, run_pb2
 from antiphon_orchestrator.demo.report import report_of, write
@@ -41,12 +40,12 @@ SAID = [
     {"license": "éMIT"},
     {"license": "MITé"},
     {"license": "mit_license"},
-    {"license": "the ＭＩＴ licence"},
-    {"license": "𝔘" * 200},
-    {"license": "𝔘" * 100 + " ISC " + "ß" * 100},
+    {"license": "the \uff2d\uff29\uff34 licence"},
+    {"license": "\U0001d518" * 200},
+    {"license": "\U0001d518" * 100 + " ISC " + "ß" * 100},
     {"classifiers": ["License :: OSI Approved :: BSD License", "License :: Public Domain"]},
     {"classifiers": None, "license": "all rights reserved"},
-    {"license": "Zope Public License", "text": "𝔘" * 2000 + " apache license version 2"},
+    {"license": "Zope Public License", "text": "\U0001d518" * 2000 + " apache license version 2"},
 ]
 
 
@@ -64,7 +63,7 @@ def documents() -> list[dict[str, Any]]:
 REVIEWS: list[dict[str, Any]] = [
     {"packages": [], "kinds": [], "doubts": [], "redactions": []},
     {
-        "packages": ["b", "ä", "a<b>&", "\uffee", "𝔘", "z"],
+        "packages": ["b", "ä", "a<b>&", "\uffee", "\U0001d518", "z"],
         "kinds": ["permissive", "unknown", "proprietary", "unknown", "unknown", "proprietary"],
         "doubts": ["", "why", 'quoted "so"', "no", "no", "see"],
         "redactions": [0, 3, 0, 1, 0, 0],
@@ -97,8 +96,10 @@ async def answers(agent: str, capability: str, command: Sequence[str], inputs: S
         "agent": (said.name, said.concurrency, said.prefetch),
         "runtime": said.runtime.partition("/")[0],
         "capabilities": [
-            (one.name, one.description, one.effect, one.idempotent, list(one.clearance))
-            + (json.loads(one.input_schema), json.loads(one.output_schema))
+            (
+                *(one.name, one.description, one.effect, one.idempotent, list(one.clearance)),
+                *(json.loads(one.input_schema), json.loads(one.output_schema)),
+            )
             for one in said.capabilities
         ],
         "outputs": [run.output.inline or (run.failure.kind, run.failure.message) for run in runs],

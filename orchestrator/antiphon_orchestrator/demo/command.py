@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from antiphon.cli.main import INTERRUPTED
 from antiphon.cli.problems import FAILED, Problem, describe
 from antiphon.cli.text import run_state
 
+from . import languages
 from .governance import Governance, denied, entry, withheld
 from .mesh import Mesh
 from .proof import read_journal
@@ -31,6 +32,9 @@ from .screen import Screen
 PROGRAMS = Path(__file__).parent / "compliance"
 
 
+Agents = Mapping[str, languages.Choice]
+
+
 @dataclass(frozen=True, slots=True)
 class _Options:
     input: Path
@@ -38,6 +42,7 @@ class _Options:
     keep: bool
     json: bool
     chaos: bool
+    languages: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,6 +86,13 @@ def _options(arguments: Sequence[str] | None) -> _Options:
     parser.add_argument("--keep", action="store_true", help="keep the temporary folder: logs, store, certificates")
     parser.add_argument("--json", action="store_true", help="print facts as JSON, and nothing else")
     parser.add_argument("--no-chaos", dest="chaos", action="store_false", help="kill nothing")
+    parser.add_argument(
+        "--languages",
+        choices=("all", "python"),
+        default="all",
+        help="all: agents in TypeScript and Go where those are there, which the first time takes a minute to build; "
+        "python: nothing but Python (default: %(default)s)",
+    )
     return _Options(**vars(parser.parse_args(arguments)))
 
 
@@ -96,12 +108,19 @@ async def _run(options: _Options, folder: Path) -> int:
     screen = Screen(output.silent() if options.json else output.data())
     with screen:
         async with Mesh(folder, PROGRAMS) as mesh:
-            done, governed = await _show(mesh, site, options.chaos, screen)
+            agents = await _agents(options.languages, folder, screen)
+            done, governed, runtimes = await _show(mesh, site, options.chaos, agents, screen)
             report = report_of(site, done.run, done.tasks)
     paths = [str(path.resolve()) for path in write(report, options.out)]
     seconds = time.monotonic() - began
     if options.json:
-        output.show_json(_facts(done, governed, report, paths, seconds))
+        output.show_json(
+            {
+                **_facts(done, governed, report, paths, seconds),
+                "agents": runtimes,
+                "not_built": {agent: choice.why_not for agent, choice in agents.items() if choice.why_not},
+            }
+        )
     else:
         screen.tell(done, governed, report, paths)
     if done.proof is not None and done.proof.ran_again:
@@ -109,20 +128,37 @@ async def _run(options: _Options, folder: Path) -> int:
     return 0
 
 
-async def _show(mesh: Mesh, site: Path, chaos: bool, screen: Screen) -> tuple[Review, Governance]:
+async def _agents(wanted: str, folder: Path, screen: Screen) -> Agents:
+    """How each agent that its sidecar starts is started."""
+    if wanted == "python":
+        return languages.python(PROGRAMS)
+    names = " and ".join(f"{agent} in {language}" for agent, (language, _) in languages.TWINS.items())
+    screen.say(f"{names}: building what is not built yet (a minute, the first time)", "…", "cyan")
+    chosen = await languages.choose(PROGRAMS, folder)
+    for agent, choice in chosen.items():
+        if choice.why_not:
+            screen.say(f"{agent} runs in Python, not {languages.TWINS[agent][0]}: {choice.why_not}", "!", "yellow")
+    return chosen
+
+
+async def _show(
+    mesh: Mesh, site: Path, chaos: bool, agents: Agents, screen: Screen
+) -> tuple[Review, Governance, dict[str, str]]:
     mesh.certify()
     screen.say("a certificate authority: root, intermediate, and certificates for one hour each")
     await mesh.serve()
     screen.say(f"an orchestrator with its store, process {mesh.orchestrator.pid}; mutual TLS everywhere")
-    agents: list[str] = []
-    await mesh.attach(agents.append)
-    screen.say(f"four agents, each behind a sidecar that joined with a token: {', '.join(agents)}")
+    runtimes: dict[str, str] = {}
+    await mesh.attach({agent: choice.command for agent, choice in agents.items()}, runtimes.__setitem__)
+    told = ", ".join(f"{agent} ({runtime})" for agent, runtime in runtimes.items())
+    screen.say(f"five agents, each behind a sidecar that joined with a token: {told}")
     async with mesh.client() as client:
         done = await review(mesh, client, PROGRAMS, site, chaos, screen)
         refused = await denied(client)
         screen.say("a text labelled restricted was submitted: policy denied it, and its run failed")
         journal = read_journal(mesh.journal.read_text("utf-8"))
-        return done, Governance(withheld(done.attempts, done.subjects, journal), refused, await entry(client))
+        governed = Governance(withheld(done.attempts, done.subjects, journal), refused, await entry(client))
+        return done, governed, runtimes
 
 
 def _facts(done: Review, governed: Governance, report: Report, paths: Sequence[str], seconds: float) -> dict[str, Any]:

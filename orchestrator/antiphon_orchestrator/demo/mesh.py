@@ -1,4 +1,4 @@
-"""A whole mesh in one folder: authority, orchestrator, four sidecars and what they front; real processes, mutual TLS.
+"""A whole mesh in one folder: authority, orchestrator, five sidecars and what they front; real processes, mutual TLS.
 
 The orchestrator listens on ports of the system's choice, and on the same ones when it is started again after a crash,
 because the sidecars know them.
@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,14 +26,13 @@ NAMESPACE = "demo"
 _READY = 20.0
 _GRACE = 5.0
 _SIDECARS = {
-    "inventory": ("inventory", "package.*", "report.*"),
+    "inventory": ("inventory", "package.*"),
     "classifier": ("classifier", "license.*"),
     "summarizer": ("summarizer", "text.summarize"),
     "redactor": ("redactor", "text.redact"),
+    "reporter": ("reporter", "report.*"),
 }
 """Sidecar: the agent it may speak for, and the capabilities that agent may offer."""
-_PROGRAMS = {"inventory": "inventory.py", "classifier": "classify.py"}
-"""Agents that their sidecar starts; the others it fronts as they are, by a table of its configuration."""
 _POLICIES = "policies"
 
 
@@ -97,8 +96,11 @@ class Mesh:
         await self.orchestrator.until(serves, _READY)
         self._address, self._join_address = str(served["address"]), str(served["join_address"])
 
-    async def attach(self, told: Callable[[str], None]) -> None:
-        """Start the sidecars and what stands behind them; `told` hears the name of each agent that has registered."""
+    async def attach(self, commands: Mapping[str, Sequence[str]], told: Callable[[str, str], None]) -> None:
+        """Start the sidecars and what stands behind them; `told` hears name and runtime of each agent that registers.
+
+        `commands` are those of the agents that their sidecar starts; the others it fronts by a table of the examples.
+        """
         port = await self._summarizer()
         tables = {
             "summarizer": self._table("summarizer.toml", "127.0.0.1:9000", f"127.0.0.1:{port}"),
@@ -112,7 +114,7 @@ class Mesh:
                 if name in tables:
                     command += ["--config", str(tables[name])]
                 else:
-                    command += ["--", sys.executable, str(self._programs / _PROGRAMS[name])]
+                    command += ["--", *commands[name]]
                 # The token is no argument: arguments are shown to everyone on the machine.
                 environ = {"ANTIPHON_TOKEN": token.token}
                 self._sidecars.append(await self._start(f"sidecar of {name}", command, self._programs, environ))
@@ -121,7 +123,7 @@ class Mesh:
                 async for found in operator.watch_agents():
                     if found.instances and found.name in waiting:
                         waiting.discard(found.name)
-                        told(found.name)
+                        told(found.name, found.description.runtime)
                     if not waiting:
                         return
 
