@@ -2,6 +2,7 @@ package antiphon
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -14,6 +15,8 @@ const (
 	batchItems = 256
 	batchBytes = 1 << 20
 	remembered = 8 // messages
+	// quietRounds is how often every other goroutine was let run without a further result; some microseconds in all.
+	quietRounds = 16
 )
 
 // outbox holds what an agent has to say to its sidecar, gathered into messages until the one writer can send the next. Bounds: a
@@ -97,9 +100,27 @@ func (o *outbox) empty() bool {
 	return o.isEmpty()
 }
 
+// gather lets handlers that are about to return do so first. To send is to hand over to the transport, which never waits for the
+// other side: without this each result would travel alone, and a message costs its readers more than what is in it.
+func (o *outbox) gather() {
+	for gathered, quiet := o.results(), 0; 0 < gathered && gathered < batchItems && quiet < quietRounds; quiet++ {
+		runtime.Gosched()
+		if now := o.results(); now > gathered {
+			gathered, quiet = now, 0
+		}
+	}
+}
+
+func (o *outbox) results() int {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	return len(o.full)*batchItems + len(o.open.Results)
+}
+
 // take is the next message, as soon as there is something to say; nil when everything is said and the box closed, or ctx is done.
 func (o *outbox) take(ctx context.Context) *antiphonv1.WorkRequest {
 	for {
+		o.gather()
 		o.mutex.Lock()
 		if !o.isEmpty() {
 			defer o.mutex.Unlock()
