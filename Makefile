@@ -35,7 +35,7 @@ fmt: environment ## format Python, protos, and Go where there is a toolchain
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format .
 	@$(BIN)/buf format --write
-	@! command -v gofmt >/dev/null || gofmt -w sdk/go
+	@! command -v gofmt >/dev/null || gofmt -w sdk/go examples/compliance benchmarks/agents
 
 baseline: environment ## at a release: keep its contracts, which later ones must not break
 	@$(BIN)/buf build --exclude-source-info -o protos/baseline.binpb

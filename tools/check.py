@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "protos/baseline.binpb"
+AGENTS = ("examples/compliance", "benchmarks/agents")
+"""Where there are agents in Go and TypeScript, a file each."""
 SOURCES = (
     "orchestrator/antiphon_orchestrator",
     "sidecar/antiphon_sidecar",
@@ -61,18 +63,20 @@ def breaking() -> Outcome:
 
 
 def typescript() -> Outcome:
-    """Types and lint of the TypeScript SDK. Without Node they are not run, which in CI is a failure."""
+    """Types and lint of the TypeScript SDK, types of the agents that use it. Without Node not run, in CI a failure."""
     ready, said = execute([sys.executable, "tools/node.py", "--build"])
     if ready == 3:
         return os.environ.get("CI") != "true", said
     if ready:
         return False, said
-    code, said = execute(["npm", "--prefix", "sdk/typescript", "run", "--silent", "check"])
-    return code == 0, said
+    compiler = "sdk/typescript/node_modules/typescript/bin/tsc"
+    outcomes = [execute(["npm", "--prefix", "sdk/typescript", "run", "--silent", "check"])]
+    outcomes += [execute(["node", compiler, "--noEmit", "--project", folder]) for folder in AGENTS]
+    return not any(failed for failed, _ in outcomes), "".join(text for _, text in outcomes)
 
 
 def go() -> Outcome:
-    """Format, vet and staticcheck of the Go SDK, where there is a Go toolchain; in CI there must be one."""
+    """Format, vet and staticcheck of the Go SDK and the agents that use it, where Go is there, as it must be in CI."""
     sys.path.insert(0, str(ROOT / "protos"))
     import golang
 
@@ -82,10 +86,14 @@ def go() -> Outcome:
         staticcheck = golang.tools() / "staticcheck"
     except (OSError, subprocess.CalledProcessError) as error:
         return False, str(error)
-    unformatted = execute(["gofmt", "-l", "."], ROOT / golang.SDK)
+    # Each of them is a program of its own, and the SDK's folder is where Go finds what it imports.
+    programs = [str(path) for folder in AGENTS for path in sorted((ROOT / folder).glob("*.go"))]
+    unformatted = execute(["gofmt", "-l", ".", *programs], ROOT / golang.SDK)
     outcomes = [(int(unformatted != (0, "")), unformatted[1])]
     outcomes += [
-        execute(command, ROOT / golang.SDK) for command in (["go", "vet", "./..."], [str(staticcheck), "./..."])
+        execute([*command, what], ROOT / golang.SDK)
+        for command in (["go", "vet"], [str(staticcheck)])
+        for what in ("./...", *programs)
     ]
     return not any(failed for failed, _ in outcomes), "".join(text for _, text in outcomes)
 
