@@ -1,0 +1,140 @@
+"""Finds the replica that answers a call: the owner of the shard that the call is about.
+
+A call that comes to another replica is passed on by it, once. While a shard changes hands the call waits a little,
+since the next owner is there in a moment; all calls that are routed may be made twice (they read, or carry a request
+id).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any
+
+from antiphon.v1.error_pb2 import ErrorReason
+
+from ..api.call import Caller
+from ..api.errors import ApiError
+from ..shards.host import Host
+from ..shards.payloads import request_key
+from .assignment import Member
+from .membership import Membership
+from .peers import Peers, Relayed
+
+_RUNS = "/antiphon.v1.RunService/"
+
+# How the shard is found in a request, by method. What has no row is answered by any replica.
+BY_RUN = frozenset(
+    _RUNS + name for name in ("GetRun", "ListTasks", "GetTask", "ListAttempts", "CancelRun", "ExplainTask", "WatchRun")
+)
+SUBMIT = _RUNS + "SubmitRun"
+
+PATIENCE = 4.0
+"""Seconds a call waits for the next owner of its shard."""
+
+PAUSE = 0.1
+"""Seconds between two looks when nothing is heard of the owner."""
+
+AGAIN = timedelta(milliseconds=400)
+"""What a caller is told to wait that has come in vain."""
+
+Ask = Callable[[Any, Caller], int | None]
+
+
+class Routing:
+    """Implements api.interceptor.Router."""
+
+    def __init__(self, host: Host, membership: Membership, peers: Peers) -> None:
+        self._host = host
+        self._membership = membership
+        self._peers = peers
+        self.stopping = False
+        """Whether this replica is about to end: whoever waits is told at once to ask another."""
+        self._kinds: Mapping[str, Ask] = MappingProxyType(
+            {**dict.fromkeys(BY_RUN, self._of_run), SUBMIT: self._of_submission}
+        )
+
+    def shard(self, path: str, message: Any, who: Caller) -> int | None:
+        """The shard a call is about, when it is to be asked elsewhere perhaps; None: it is answered here."""
+        if self._host.complete:
+            return None
+        find = self._kinds.get(path)
+        return find(message, who) if find is not None else None
+
+    def _of_run(self, message: Any, who: Caller) -> int | None:
+        return self._host.shard_of_run(message.run_id)
+
+    def _of_submission(self, message: Any, who: Caller) -> int | None:
+        return self._host.shard_of(request_key(who.principal, message.request_id))
+
+    async def unary(
+        self, path: str, shard: int, request: bytes, who: Caller, here: Callable[[], Awaitable[Any]],
+        remaining: Callable[[], float | None],
+    ) -> Any:  # fmt: skip
+        """The answer of the owner, of this replica perhaps. Raises ApiError, Relayed."""
+        trouble: float | None = None
+        while True:
+            seen, began = self._membership.changes, time.monotonic()
+            try:
+                if self._host.holds(shard):
+                    return await here()
+                owner = self._owner(shard, who)
+                return await self._peers.unary(owner.address, path, request, who, remaining())
+            except ApiError as error:
+                if error.reason != ErrorReason.ERROR_REASON_SHARD_MOVED:
+                    raise
+            except Relayed as error:
+                if not error.passing:
+                    raise
+            moment = time.monotonic()
+            if trouble is None or moment - began > PATIENCE:
+                trouble = moment  # what was waited for until now was the answer
+            if who.forwarded or self.stopping or moment - trouble > PATIENCE:
+                raise moved(shard)
+            await self._membership.change(seen, PAUSE)
+
+    async def stream(
+        self, path: str, shard: int, request: bytes, who: Caller, here: Callable[[], AsyncIterator[Any]]
+    ) -> AsyncGenerator[Any, None]:
+        """The messages of the owner's stream. Raises ApiError, Relayed."""
+        owner = await self.owner(shard, who)
+        if owner is None:
+            async for response in here():
+                yield response
+            return
+        try:
+            async for response in self._peers.stream(owner.address, path, request, who):
+                yield response
+        except Relayed as error:
+            if error.passing:
+                # The owner may be gone without anybody knowing yet: whoever comes back at once would meet it again.
+                await asyncio.sleep(PAUSE)
+                raise moved(shard) from error
+            raise
+
+    async def owner(self, shard: int, who: Caller) -> Member | None:
+        """The replica that answers for a shard, waited for if need be; None: this one. Raises ApiError."""
+        until = time.monotonic() + PATIENCE
+        while not self._host.holds(shard):
+            seen = self._membership.changes
+            try:
+                return self._owner(shard, who)
+            except ApiError:
+                if who.forwarded or self.stopping or time.monotonic() > until:
+                    raise
+            await self._membership.change(seen, PAUSE)
+        return None
+
+    def _owner(self, shard: int, who: Caller) -> Member:
+        owner = self._membership.claimant(shard)
+        if who.forwarded or owner is None or owner.replica_id == self._membership.replica_id:
+            raise moved(shard)
+        return owner
+
+
+def moved(shard: int) -> ApiError:
+    """The refusal of a call whose shard is not here, and not to be found."""
+    return ApiError(ErrorReason.ERROR_REASON_SHARD_MOVED, retry_after=AGAIN, shard=shard)
