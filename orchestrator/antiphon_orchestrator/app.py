@@ -67,8 +67,12 @@ from .runs.submit import Submissions
 from .shards.archiver import Archiver
 from .shards.host import Host, now
 from .shards.log import shard_count
-from .store import SqliteStore, StoreError
+from .store import SqliteStore, Store, StoreError
+from .store.etcd import EtcdStore
 from .tracing import Tracing
+
+CLUSTER_SHARDS = 32
+"""Of a store that several replicas share, unless it is told otherwise."""
 
 LEAVING = 10.0
 """Seconds in which other replicas have to take what this one hands over when it ends."""
@@ -89,13 +93,20 @@ class Orchestrator:
         config = self.config
         config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         async with (
-            SqliteStore(config.data / "store.db", max_bytes=config.store_max_bytes) as store,
+            self._store() as store,
             SqlArchive(f"sqlite:///{config.data / 'archive.db'}") as archive,
             FolderBlobs(config.data / "payloads") as blobs,
         ):
             await self._serve(store, archive, blobs)
 
-    async def _serve(self, store: SqliteStore, archive: SqlArchive, blobs: FolderBlobs) -> None:
+    def _store(self) -> contextlib.AbstractAsyncContextManager[Store]:
+        """In the cluster that is configured, or in a file."""
+        limit = self.config.store_max_bytes
+        if (address := self.config.etcd) is not None:
+            return EtcdStore(address, max_bytes=limit)
+        return SqliteStore(self.config.data / "store.db", max_bytes=limit)
+
+    async def _serve(self, store: Store, archive: SqlArchive, blobs: FolderBlobs) -> None:
         config = self.config
         metrics = telemetry.Metrics()
         clock = SystemClock()
@@ -120,7 +131,7 @@ class Orchestrator:
         desk = ContextDesk(context, tokens)
         sessions = Sessions(MeshSettings(replica_id), fleet, registry, policy, audit, tokens, calls, desk, now)
         book.changed = sessions.policy_changed
-        shards = await shard_count(store, config.shards)
+        shards = await shard_count(store, config.shards, 1 if config.etcd is None else CLUSTER_SHARDS)
         host = Host(
             store,
             fleet,
@@ -135,7 +146,7 @@ class Orchestrator:
         sessions.bind(host)
         membership = Membership(store, replica_id, version("antiphon-server"), now())
         steward = Steward(host, membership, lambda: sessions.replicas_changed(_topology(membership)))
-        room = StoreRoom(store, config.data, config.store_max_bytes)
+        room = StoreRoom(store, config.data, store.max_bytes or config.store_max_bytes)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
         peers = Peers(lambda: certificate.credential, lambda: membership.others)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from .api.server import ServerOptions
 from .context.rules import Quota
+from .store.etcd import EtcdAddress, TlsFiles, parse
 
 PREFIX = "ANTIPHON_ORCHESTRATOR_"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -88,7 +89,15 @@ class Config:
     one process writes all of it, and a turn of one shard costs less than eight small ones."""
     inbox_limit: int = 8192
     """Inputs that may wait for one shard."""
+    store: str = ""
+    """`etcd://host1:2379,host2:2379/prefix`: the store is in this cluster. Absent: in a file of `data`."""
+    store_ca: Path | None = None
+    """PEM: who may sign the cluster's certificates; turns TLS on."""
+    store_cert: Path | None = None
+    """PEM: our certificate for the cluster, with `store_key`; its common name is the user there."""
+    store_key: Path | None = None
     store_max_bytes: int = 8 << 30
+    """Of the store; of a cluster no more than its quota."""
     audit_max_records: int = 1_000_000
     """Of each audit chain; the oldest go first. Some 600 bytes each."""
     payload_limit: int = 1 << 30
@@ -107,6 +116,20 @@ class Config:
     telemetry: Telemetry = field(default_factory=Telemetry)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Where each value that is not a default came from, by key."""
+
+    @property
+    def etcd(self) -> EtcdAddress | None:
+        """The cluster that holds the store; None: a file does. Raises ValueError, which `load` has ruled out."""
+        if not self.store:
+            if self.store_ca or self.store_cert or self.store_key:
+                raise ValueError("store_ca, store_cert and store_key are for a store in a cluster; give store")
+            return None
+        if (self.store_cert is None) != (self.store_key is None):
+            raise ValueError("store_cert and store_key belong together; give both or none")
+        if self.store_ca is None and self.store_cert is not None:
+            raise ValueError("store_cert and store_key are for TLS; give store_ca, too")
+        tls = TlsFiles(self.store_ca, self.store_cert, self.store_key) if self.store_ca is not None else None
+        return parse(self.store, tls)
 
     @property
     def advertised(self) -> str:
@@ -149,6 +172,10 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
         reading.mistakes.append("policy_folder and policy_profile exclude each other; give one of them")
     if len({config.certificate is None, config.private_key is None, config.trust_bundle is None}) > 1:
         reading.mistakes.append("certificate, private_key and trust_bundle belong together; give all three or none")
+    try:
+        _ = config.etcd
+    except ValueError as error:
+        reading.mistakes.append(f"store: {error}")
     if config.advertised_host in _EVERYWHERE:
         reading.mistakes.append(f"others cannot dial {config.advertised_host}; give advertise, such as HOST:7443")
     if reading.mistakes:

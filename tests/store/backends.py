@@ -5,9 +5,13 @@ from __future__ import annotations
 import sqlite3
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Protocol
 
 from antiphon_orchestrator.store import SqliteStore, Store
+from antiphon_orchestrator.store.etcd import EtcdStore
+
+from tests.harness.etcd import Etcd
 
 
 class ManualClock:
@@ -21,22 +25,45 @@ class ManualClock:
 
 
 class Backend(Protocol):
-    """One place where a store keeps its data. Opening it again finds what was there; `clock` drives its leases."""
+    """One place where a store keeps its data. Opening it again finds what was there."""
 
-    clock: ManualClock
+    first: int
+    """Its history begins at this revision, or earlier."""
 
     def open(self, **options: Any) -> AbstractAsyncContextManager[Store]: ...
+
+    def let_pass(self, seconds: float) -> None:
+        """Lets time pass for leases; where it is real it passes by itself."""
 
 
 class SqliteBackend:
     """The embedded store in a file."""
 
+    first = 1
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.clock = ManualClock()
 
+    def let_pass(self, seconds: float) -> None:
+        self.clock.seconds += seconds
+
     def open(self, **options: Any) -> SqliteStore:
         return SqliteStore(self.path, **{"clock": self.clock, **options})
+
+
+class EtcdBackend:
+    """A prefix of its own in a cluster that many tests use, one after the other."""
+
+    def __init__(self, etcd: Etcd) -> None:
+        self._address = etcd.address(token_hex(4))
+        self.first = etcd.revision() + 1
+
+    def let_pass(self, seconds: float) -> None:
+        pass
+
+    def open(self, **options: Any) -> EtcdStore:
+        return EtcdStore(self._address, **options)
 
 
 class FailingFile(sqlite3.Connection):

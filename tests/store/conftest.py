@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from backends import Backend, SqliteBackend
+from backends import Backend, EtcdBackend, SqliteBackend
+
+from tests.harness.etcd import Etcd
+
+pytest_plugins = ("tests.harness.etcd_fixtures",)
 
 
-@pytest.fixture(params=[SqliteBackend])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+@pytest.fixture
+def embedded(tmp_path: Path) -> SqliteBackend:
+    """An empty place of the embedded store, for what it alone does."""
+    return SqliteBackend(tmp_path / "store.db")
+
+
+@pytest.fixture(params=["sqlite", "etcd-debian", "etcd-current"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """An empty store's place."""
-    made: Backend = request.param(tmp_path / "store.db")
-    return made
+    kind: str = request.param
+    if kind == "sqlite":
+        yield request.getfixturevalue("embedded")
+        return
+    etcd: Etcd = request.getfixturevalue(kind.replace("-", "_"))
+    yield EtcdBackend(etcd)

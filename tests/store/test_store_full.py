@@ -20,7 +20,7 @@ from antiphon_orchestrator.store import (
     Txn,
     prefix_end,
 )
-from backends import Backend, FailingFiles
+from backends import FailingFiles, SqliteBackend
 
 LIMIT = 4_000_000
 
@@ -40,20 +40,20 @@ async def fill(store: Store, seq: int = 0) -> int:
         seq += 1
 
 
-async def test_a_full_store_refuses_puts_and_keeps_what_it_has(backend: Backend) -> None:
-    async with backend.open(max_bytes=LIMIT) as store:
+async def test_a_full_store_refuses_puts_and_keeps_what_it_has(embedded: SqliteBackend) -> None:
+    async with embedded.open(max_bytes=LIMIT) as store:
         count = await fill(store)
         before = await store.range(b"\0", UP_TO_LAST)
         with pytest.raises(StoreFull):
             await store.commit(append(count))
         assert await store.range(b"\0", UP_TO_LAST) == before
         assert await store.size() <= LIMIT
-    async with backend.open(max_bytes=LIMIT) as store:
+    async with embedded.open(max_bytes=LIMIT) as store:
         assert await store.range(b"\0", UP_TO_LAST) == before
 
 
-async def test_a_full_store_accepts_deletes_and_then_the_identical_put(backend: Backend) -> None:
-    async with backend.open(max_bytes=LIMIT) as store:
+async def test_a_full_store_accepts_deletes_and_then_the_identical_put(embedded: SqliteBackend) -> None:
+    async with embedded.open(max_bytes=LIMIT) as store:
         count = await fill(store)
         for _ in range(3):
             fenced = Compare(b"watched", Target.VALUE, b"%d" % (count - 1))
@@ -63,8 +63,8 @@ async def test_a_full_store_accepts_deletes_and_then_the_identical_put(backend: 
             count = await fill(store, count + 1)
 
 
-async def test_deletes_that_free_no_page_still_have_room_for_their_history(backend: Backend) -> None:
-    async with backend.open(max_bytes=LIMIT) as store:
+async def test_deletes_that_free_no_page_still_have_room_for_their_history(embedded: SqliteBackend) -> None:
+    async with embedded.open(max_bytes=LIMIT) as store:
         keys: list[bytes] = []
         while True:
             some = [b"context/%06d/" % (len(keys) + i) + b"k" * 100 for i in range(100)]
@@ -80,8 +80,8 @@ async def test_deletes_that_free_no_page_still_have_room_for_their_history(backe
         assert {kv.key for kv in left.kvs} == set(keys) - set(scattered)
 
 
-async def test_deletes_go_through_in_a_group_with_puts_that_do_not_fit(backend: Backend) -> None:
-    async with backend.open(max_bytes=LIMIT) as store:
+async def test_deletes_go_through_in_a_group_with_puts_that_do_not_fit(embedded: SqliteBackend) -> None:
+    async with embedded.open(max_bytes=LIMIT) as store:
         count = await fill(store)
         big = Txn(ops=(Put(b"log/big", b"x" * 1_000_000),))
         small = Txn(ops=(Delete(b"log/0001"),))
@@ -93,12 +93,12 @@ async def test_deletes_go_through_in_a_group_with_puts_that_do_not_fit(backend: 
         assert not (await store.range(b"log/0001")).kvs
 
 
-async def test_a_lease_ends_on_a_full_store(backend: Backend) -> None:
-    async with backend.open(max_bytes=LIMIT) as store:
+async def test_a_lease_ends_on_a_full_store(embedded: SqliteBackend) -> None:
+    async with embedded.open(max_bytes=LIMIT) as store:
         lease = await store.grant(10)
         await store.commit(Txn(ops=(Put(b"alive/1", b"", lease),)))
         await fill(store)
-        backend.clock.seconds += 10
+        embedded.clock.seconds += 10
         assert not (await store.range(b"alive/1")).kvs
 
 

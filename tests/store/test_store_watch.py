@@ -21,7 +21,7 @@ from antiphon_orchestrator.store import (
     WatchEvent,
     prefix_end,
 )
-from backends import Backend
+from backends import Backend, SqliteBackend
 
 
 async def take(watch: AsyncIterator[WatchBatch], count: int) -> list[WatchEvent]:
@@ -66,7 +66,7 @@ async def test_a_waiting_watch_is_woken_by_a_change(backend: Backend) -> None:
 async def test_a_watch_resumes_over_reopening_with_no_loss_and_no_repeat(backend: Backend) -> None:
     revisions: list[int] = []
     seen: list[int] = []
-    resume = 1
+    resume = backend.first
     for round_number in range(4):
         async with backend.open() as store:
             revisions += [await put(store, b"a/%d" % i) for i in range(3)]
@@ -84,9 +84,9 @@ async def test_a_watch_resumes_over_reopening_with_no_loss_and_no_repeat(backend
 async def test_a_revision_is_never_split_over_batches(backend: Backend) -> None:
     async with backend.open() as store:
         for i in range(30):
-            await put(store, *(b"a/%d/%d" % (i, j) for j in range(120)))
+            await put(store, *(b"a/%d/%d" % (i, j) for j in range(120)), value=b"v" * 3000)
         deleted = (await store.commit(Txn(ops=(Delete(b"a/", prefix_end(b"a/")),)))).revision
-        watch = store.watch(b"a/", 1)
+        watch = store.watch(b"a/", backend.first)
         batches: list[WatchBatch] = []
         while not batches or batches[-1].revision < deleted:
             batches.append(await anext(watch))
@@ -123,8 +123,8 @@ async def test_compacted_history_is_refused_with_the_revision_to_go_on_from(back
             await anext(store.watch(b"a/", revisions[2]))
 
 
-async def test_history_keeps_the_last_revisions_and_not_much_more(backend: Backend) -> None:
-    async with backend.open(history_revisions=100) as store:
+async def test_history_keeps_the_last_revisions_and_not_much_more(embedded: SqliteBackend) -> None:
+    async with embedded.open(history_revisions=100) as store:
         revisions = [await put(store, b"a/1") for _ in range(400)]
         assert len(await take(store.watch(b"a/", revisions[-100]), 100)) == 100
         with pytest.raises(Compacted) as refused:
@@ -132,8 +132,8 @@ async def test_history_keeps_the_last_revisions_and_not_much_more(backend: Backe
         assert revisions[-100] >= refused.value.revision > revisions[-120]
 
 
-async def test_history_is_bounded_in_bytes(backend: Backend) -> None:
-    async with backend.open(history_bytes=1_000_000) as store:
+async def test_history_is_bounded_in_bytes(embedded: SqliteBackend) -> None:
+    async with embedded.open(history_bytes=1_000_000) as store:
         first = await put(store, b"a/1")
         for _ in range(40):
             await put(store, b"a/1", value=b"x" * 100_000)
@@ -142,8 +142,8 @@ async def test_history_is_bounded_in_bytes(backend: Backend) -> None:
         assert await store.size() < 3_000_000
 
 
-async def test_journal_writes_do_not_use_history_up(backend: Backend) -> None:
-    async with backend.open(history_revisions=10) as store:
+async def test_journal_writes_do_not_use_history_up(embedded: SqliteBackend) -> None:
+    async with embedded.open(history_revisions=10) as store:
         first = await put(store, b"a/1")
         for i in range(100):
             await put(store, b"log/%d" % i)
@@ -151,8 +151,8 @@ async def test_journal_writes_do_not_use_history_up(backend: Backend) -> None:
         assert len(await take(store.watch(b"a/", first), 2)) == 2
 
 
-async def test_compaction_does_not_overtake_a_watch_that_missed_nothing(backend: Backend) -> None:
-    async with backend.open(history_revisions=10) as store:
+async def test_compaction_does_not_overtake_a_watch_that_missed_nothing(embedded: SqliteBackend) -> None:
+    async with embedded.open(history_revisions=10) as store:
         watch = store.watch(b"quiet/")
         waiting = asyncio.ensure_future(take(watch, 1))
         for _ in range(100):

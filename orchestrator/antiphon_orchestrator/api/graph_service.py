@@ -113,11 +113,10 @@ class GraphService(graph_service_pb2_grpc.GraphServiceServicer):
         prefix = keys.request_prefix(principal)
         kept = await self._store.range(prefix, prefix_end(prefix), limit=_CHUNK)
         oldest = record.create_time - REQUEST_KEPT
-        old = tuple(
-            Delete(item.key) for item in kept.kvs if records_pb2.GraphRecord.FromString(item.value).create_time < oldest
-        )
+        old = [item for item in kept.kvs if records_pb2.GraphRecord.FromString(item.value).create_time < oldest]
         if old:
-            await settle(self._store, Txn((), old))
+            unchanged = tuple(Compare(item.key, Target.MOD_REVISION, item.mod_revision) for item in old)
+            await settle(self._store, Txn(unchanged, tuple(Delete(item.key) for item in old)))
 
     async def GetGraph(
         self, request: graph_service_pb2.GetGraphRequest, _context: Any

@@ -160,7 +160,8 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             now=self._clock.now(),
         )
         key = keys.token(record.token_id)
-        await settle(self._store, Txn((), (Put(key, _encode(record)),)))
+        # Were it not compared, an attempt that lands late could make a used token new.
+        await settle(self._store, Txn((Compare(key, Target.VERSION, 0),), (Put(key, _encode(record)),)))
         await self._prune(key)
         details = {
             "token_id": record.token_id,

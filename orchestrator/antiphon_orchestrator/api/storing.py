@@ -11,8 +11,10 @@ import random
 
 from antiphon_orchestrator.store.port import CommitResult, Store, StoreUnavailable, Txn
 
-_ATTEMPTS = 5
+_ATTEMPTS = 9
 _FIRST_WAIT = 0.02
+_LONGEST_WAIT = 1.0
+"""Together some three seconds: longer than a cluster takes to elect another leader."""
 
 
 async def settle(store: Store, txn: Txn) -> CommitResult:
@@ -24,5 +26,5 @@ async def settle(store: Store, txn: Txn) -> CommitResult:
         try:
             return await store.commit(txn)
         except StoreUnavailable:
-            await asyncio.sleep(_FIRST_WAIT * (1 << attempt) * random.uniform(0.5, 1))
+            await asyncio.sleep(min(_FIRST_WAIT * (1 << attempt), _LONGEST_WAIT) * random.uniform(0.5, 1))
     return await store.commit(txn)

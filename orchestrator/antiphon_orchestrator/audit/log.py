@@ -146,7 +146,14 @@ class AuditLog:
         """Whether the records are in the chain now; False when another replica wrote first. Raises StoreFull."""
         first = self._chain.last_seq + 1
         raw = [self._chain.add(waiting.fact, waiting.time) for waiting in batch]
-        return await self._put_with_head(Put(keys.audit(CALLS, first), page(raw)))
+        put = Put(keys.audit(CALLS, first), page(raw))
+        if await self._put_with_head(put):
+            return True
+        found = (await self._store.range(put.key)).kvs
+        if not found or found[0].value != put.value:
+            return False
+        await self._catch_up()  # ours, of a commit whose answer was lost, and another replica wrote on since
+        return True
 
     async def _put_with_head(self, operation: Put | Delete) -> bool:
         key = keys.audit_head(CALLS)

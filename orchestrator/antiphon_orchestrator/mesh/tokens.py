@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import secrets
 
+from ..shards.log import settle
 from ..store import keys
 from ..store.port import Compare, Put, Store, Target, Txn
 
@@ -25,7 +26,7 @@ class AttemptTokens:
         """The tokens of this installation; makes their key when there is none."""
         made = secrets.token_bytes(32)
         txn = Txn((Compare(_KEY, Target.CREATE_REVISION, 0),), (Put(_KEY, made),), (_KEY,))
-        result = await store.commit(txn)
+        result = await settle(store, txn)
         found = None if result.succeeded else result.observed[_KEY]
         return cls(found.value if found else made)
 

@@ -16,6 +16,7 @@ from antiphon.v1 import capability_pb2, registry_pb2
 
 from .. import telemetry
 from ..admission import SchemaInvalid, SchemaSet, difference
+from ..api.storing import settle
 from ..placement.fleet import Fleet, Instance
 from ..shards.archiver import moment
 from ..store import keys
@@ -161,24 +162,27 @@ class Registry:
 
     async def _write(self, namespace: str, name: str, record: records.AgentRecord, *, keep_state: bool) -> None:
         """`keep_state`: the record is about what the agent is, not about what an operator has decided on it."""
-        key = keys.agent(namespace, name, RECORD)
+        key, value = keys.agent(namespace, name, RECORD), record.SerializeToString()
         compare = Compare(key, Target.MOD_REVISION, self._revisions.get((namespace, name), 0))
-        result = await self._store.commit(Txn((compare,), (Put(key, record.SerializeToString()),), (key,)))
-        if not result.succeeded:
-            found = result.observed[key]
-            assert found is not None
-            there = records.AgentRecord.FromString(found.value)
-            self._note(found)
-            if there.description == record.description and there.sidecar == record.sidecar and keep_state:
-                return  # every replica is told of an attach; one of the others was quicker to write it down
-            # Another replica wrote the record first; ours comes after it.
-            self._revisions[namespace, name] = found.mod_revision
-            if keep_state:
-                record.state, record.create_time = there.state, there.create_time
-            return await self._write(namespace, name, record, keep_state=keep_state)
-        self._records[namespace, name] = record
-        self._revisions[namespace, name] = result.revision
-        self.changed(namespace, name)
+        result = await settle(self._store, Txn((compare,), (Put(key, value),), (key,)))
+        if result.succeeded:
+            self._records[namespace, name] = record
+            self._revisions[namespace, name] = result.revision
+            self.changed(namespace, name)
+            return
+        found = result.observed[key]
+        assert found is not None
+        self._note(found)
+        there = records.AgentRecord.FromString(found.value)
+        if keep_state and there.description == record.description and there.sidecar == record.sidecar:
+            return  # every replica is told of an attach; one of the others was quicker to write it down
+        if found.value == value:
+            return
+        # Another replica wrote the record first; ours comes after it.
+        self._revisions[namespace, name] = found.mod_revision
+        if keep_state:
+            record.state, record.create_time = there.state, there.create_time
+        await self._write(namespace, name, record, keep_state=keep_state)
 
     async def set_state(self, namespace: str, name: str, state: registry_pb2.AgentState.ValueType) -> None:
         """ACTIVE, DRAINING or SUSPENDED, for all instances. Raises AgentNotFound."""

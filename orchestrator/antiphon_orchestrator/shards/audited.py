@@ -9,6 +9,7 @@ found in the log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from antiphon.store.v1 import journal_pb2 as journal
 
@@ -17,7 +18,7 @@ from ..audit import reading
 from ..audit.chain import HASH, START, Chain, follow, page
 from ..audit.log import look_at, trim_point, trimming
 from ..store import keys
-from ..store.port import Put, Store
+from ..store.port import Put, Store, StoreFull
 from .log import ShardLog
 
 log = telemetry.logger("audit")
@@ -42,6 +43,7 @@ class AuditPages:
         self._max_records = max_records
         # Where the pages end; the shard's own chain is ahead by what waits here and by the present turn.
         self._written = Chain(name)
+        self._revision = 0  # of the head
         self._waiting: list[bytes] = []
         self._turn = asyncio.Lock()
         self.due: int | None = None
@@ -52,6 +54,7 @@ class AuditPages:
         found = await reading.head(self._store, chain.name)
         if found is not None:
             self._written.load(found[0])
+            self._revision = found[1]
             chain.load(found[0])
         await look_at(self._store, chain)
 
@@ -88,7 +91,9 @@ class AuditPages:
                 after = Chain(chain.name)
                 after.load(chain.head(self._writer))
                 after.last_seq, after.last_hash = chain.last_seq + count, raw[-1][:HASH]
-                await self._log.put_both(put, self._head(after), wait_for_space=wait_for_space)
+                self._revision = await self._log.replace(
+                    self._head(after), self._revision, put, wait_for_space=wait_for_space
+                )
                 self._written = after
                 del self._waiting[:count]
             self.due = None
@@ -100,7 +105,9 @@ class AuditPages:
             while await trim_point(self._store, self._written, self._max_records):
                 found = True
             if found:
-                await self._log.try_both(trimming(self._written), self._head(self._written))
+                with contextlib.suppress(StoreFull):
+                    head, delete = self._head(self._written), trimming(self._written)
+                    self._revision = await self._log.replace(head, self._revision, delete, wait_for_space=False)
 
     def _head(self, chain: Chain) -> Put:
         return Put(keys.audit_head(chain.name), chain.head(self._writer).SerializeToString())

@@ -8,7 +8,6 @@ the head of a segment tells our own commit from a stranger's.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import secrets
 from collections.abc import Sequence
@@ -113,18 +112,30 @@ class ShardLog:
         for number in numbers:
             await self._fenced(Delete(keys.requests(self.shard, number)))
 
-    async def try_both(self, delete: Delete, put: Put) -> None:
-        """Deletes and puts at once if the store has room now; else nothing happens. Raises Fenced."""
-        with contextlib.suppress(StoreFull):
-            await self._fenced(delete, put, wait_for_space=False)
+    async def replace(self, put: Put, revision: int, beside: Put | Delete, *, wait_for_space: bool) -> int:
+        """Puts a key that stands at `revision` (0: absent), with another operation at once; returns its new revision.
 
-    async def put_both(self, one: Put, other: Put, *, wait_for_space: bool) -> None:
-        """Puts two keys at once. Raises Fenced, and StoreFull unless it is to wait for space."""
-        await self._fenced(one, other, wait_for_space=wait_for_space)
-
-    async def _fenced(self, *operations: Put | Delete, wait_for_space: bool = True) -> None:
+        The compare keeps an attempt that lands late, after its repetition and what followed, from taking effect again.
+        Raises Fenced, and StoreFull unless it is to wait for space.
+        """
         assert self._owned is not None
-        result = await settle(self._store, Txn((self._owned,), operations), wait_for_space=wait_for_space)
+        while True:
+            there = Compare(put.key, Target.MOD_REVISION, revision)
+            txn = Txn((self._owned, there), (beside, put), (self._owner_key, put.key))
+            result = await settle(self._store, txn, wait_for_space=wait_for_space)
+            if result.succeeded:
+                return result.revision
+            owner = result.observed[self._owner_key]
+            if owner is None or owner.value != self._owned.value:
+                raise Fenced(f"shard {self.shard}: epoch {self.epoch} is over")
+            found = result.observed[put.key]
+            revision = found.mod_revision if found is not None else 0
+            if found is not None and found.value == put.value:
+                return revision  # ours, of a commit whose answer was lost
+
+    async def _fenced(self, *operations: Put | Delete) -> None:
+        assert self._owned is not None
+        result = await settle(self._store, Txn((self._owned,), operations))
         if not result.succeeded:
             raise Fenced(f"shard {self.shard}: epoch {self.epoch} is over")
 

@@ -25,6 +25,9 @@ CLAIMS = b"claim/"
 CONTEXT_REQUESTS = b"context-request/"
 SECRETS = b"secret/"
 
+STORE_MARK = b"store/mark"
+"""What replicas put to mark a revision that history may be forgotten before."""
+
 
 def replica(replica_id: str) -> bytes:
     """Leased marker and addresses of a live orchestrator replica."""

@@ -11,7 +11,8 @@ would refuse.
     ├── Compacted         the history asked for is gone: list again, then watch from the list's revision + 1
     ├── UnwatchedPrefix   this store keeps no history for the prefix
     ├── LeaseNotFound     the lease ended: grant a new one
-    └── StoreLocked       another process has the embedded store open
+    ├── StoreLocked       another process has the embedded store open
+    └── StoreRefused      the store will not have us: its version, our credentials or the address are wrong
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ class LeaseNotFound(StoreError):
 
 class StoreLocked(StoreError):
     """Another process has the embedded store open."""
+
+
+class StoreRefused(StoreError):
+    """Something must be set right before this store can be used; the text says what. Nothing was changed."""
 
 
 class Target(Enum):
@@ -180,6 +185,9 @@ class WatchBatch:
 class Store(Protocol):
     """What every backend offers. Each method may raise StoreUnavailable."""
 
+    max_bytes: int | None
+    """Bytes that `size` may reach; None: as far as there is room."""
+
     async def commit(self, txn: Txn) -> CommitResult:
         """Applies a transaction atomically and durably. Raises InvalidTxn, StoreFull, LeaseNotFound."""
 
@@ -204,6 +212,10 @@ class Store(Protocol):
 
     async def size(self) -> int:
         """Bytes in use, without what freed pages could take."""
+
+    async def run(self) -> None:
+        """Does what the store needs beside its callers; for the task group. Returns when it is closed, and raises
+        StoreUnavailable when it can serve nobody any more."""
 
     async def close(self) -> None:
         """Settles what was accepted, then stops. Calls after it raise StoreUnavailable."""

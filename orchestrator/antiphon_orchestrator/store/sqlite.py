@@ -91,7 +91,7 @@ class SqliteStore:
     ) -> None:
         self._path = path
         self._unwatched = unwatched
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._history_revisions = history_revisions
         self._history_bytes = history_bytes
         self._clock = clock
@@ -115,7 +115,7 @@ class SqliteStore:
             unwatched=self._unwatched,
             history_revisions=self._history_revisions,
             history_bytes=self._history_bytes,
-            max_bytes=self._max_bytes,
+            max_bytes=self.max_bytes,
         )
         self._leases = Leases(self._clock)
         self._refusal = None

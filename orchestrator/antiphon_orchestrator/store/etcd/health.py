@@ -1,0 +1,135 @@
+"""How the members of a cluster are, and whether they can be used.
+
+Refused are releases that lack what the port needs (before 3.4) and those that lose committed data after a crash (3.5.0
+to 3.5.2). What cannot be reached is looked at once more, by hand, for a reason that gRPC does not tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from antiphon.etcd.v3 import rpc_pb2
+
+from ..port import StoreError, StoreRefused, StoreUnavailable
+from .address import EtcdAddress
+from .wire import Endpoint
+
+DEFAULT_QUOTA = 2 << 30
+"""Bytes of a database when --quota-backend-bytes is not given; members before 3.6 do not tell theirs."""
+
+_SECONDS = 3.0
+_OLDEST = (3, 4)
+_LOSES_DATA = ((3, 5, 0), (3, 5, 1), (3, 5, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What one endpoint says. Without `version` it could not be asked, for the reason in `trouble`.
+
+    `size`: bytes of the database file, which the quota bounds; `in_use`: without its free pages. `quota`: 0 if it does
+    not tell. `trouble`: what is wrong, if anything.
+    """
+
+    endpoint: str
+    version: str = ""
+    size: int = 0
+    in_use: int = 0
+    quota: int = 0
+    leads: bool = False
+    trouble: str = ""
+
+
+async def look(endpoints: Sequence[Endpoint], address: EtcdAddress) -> list[Member]:
+    """All members, asked at once, in order."""
+    return await asyncio.gather(*(_ask(endpoint, address) for endpoint in endpoints))
+
+
+def require_usable(members: Sequence[Member]) -> int:
+    """The smallest quota. Raises StoreRefused for releases that must not be used, StoreUnavailable without any."""
+    for member in members:
+        if reason := unusable(member.version):
+            raise StoreRefused(f"etcd at {member.endpoint} is {member.version}, {reason}")
+    answering = [member for member in members if member.version]
+    if not answering:
+        raise StoreUnavailable("etcd cannot be reached: " + "; ".join(f"{m.endpoint} {m.trouble}" for m in members))
+    return min(member.quota or DEFAULT_QUOTA for member in answering)
+
+
+def unusable(version: str) -> str:
+    """Why a release must not be used; empty when it may, or is unknown."""
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    if match is None:
+        return ""
+    numbers = (int(match[1]), int(match[2]), int(match[3]))
+    if numbers < _OLDEST:
+        return "which is too old: it needs 3.4 or newer"
+    if numbers in _LOSES_DATA:
+        return "which can lose committed data when it crashes: upgrade it to 3.5.3 or newer"
+    return ""
+
+
+async def _ask(endpoint: Endpoint, address: EtcdAddress) -> Member:
+    try:
+        status = await endpoint.call("Maintenance/Status", rpc_pb2.StatusRequest(), rpc_pb2.StatusResponse, _SECONDS)
+    except StoreUnavailable as error:
+        return Member(endpoint.target, trouble=await _why(endpoint.target, address) or str(error))
+    except StoreError as error:
+        return Member(endpoint.target, trouble=str(error))
+    return Member(
+        endpoint.target,
+        status.version,
+        status.dbSize,
+        status.dbSizeInUse,
+        status.dbSizeQuota,
+        status.leader == status.header.member_id,
+        "; ".join(status.errors),
+    )
+
+
+async def _why(target: str, address: EtcdAddress) -> str:
+    """Why an endpoint cannot be used, with a remedy; empty when a connection by hand shows nothing."""
+    host, _, port = target.rpartition(":")
+    try:
+        async with asyncio.timeout(_SECONDS):
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=_context(address))
+            try:
+                if address.tls is not None:
+                    # With TLS 1.3 a server refuses a client's certificate after the handshake, if it does.
+                    await reader.read(1)
+            finally:
+                writer.transport.abort()
+    except TimeoutError:
+        return "does not answer: its process hangs, or something on the way swallows what is sent"
+    except ssl.SSLError as error:
+        return _tls_trouble(error)
+    except OSError as error:
+        return f"cannot be reached ({error.strerror or error}): start etcd there, or mend the address"
+    return "" if address.tls is not None else "ends connections in plain text: give store_ca if it speaks TLS"
+
+
+def _context(address: EtcdAddress) -> ssl.SSLContext | None:
+    tls = address.tls
+    if tls is None:
+        return None
+    context = ssl.create_default_context(cafile=str(tls.ca))
+    if tls.certificate is not None and tls.private_key is not None:
+        context.load_cert_chain(tls.certificate, tls.private_key)
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _tls_trouble(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"shows a certificate that store_ca does not vouch for, or of another name ({error.verify_message})"
+    reason = str(error.reason or error)
+    if reason == "WRONG_VERSION_NUMBER":
+        return "speaks plain text: leave store_ca out, or start etcd with --cert-file and --key-file"
+    if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+        return "demands a client certificate: give store_cert and store_key"
+    if "ALERT" in reason:
+        return f"does not accept the certificate in store_cert ({reason}): have its --trusted-ca-file sign one"
+    return f"cannot be reached by TLS ({reason}): look at store_ca, store_cert and store_key"

@@ -1,0 +1,90 @@
+"""One watch of an etcd cluster, over as many streams as it takes.
+
+A stream that breaks is opened anew, at the next endpoint, from the revision after the last event that was handed on:
+never from a header's, and never from a notice of progress, which old members (before 3.4.25 and 3.5.8) may send
+ahead of events. What etcd tells in fragments is handed on in whole revisions. Nothing is queued: while a batch is not
+taken, gRPC's flow control holds etcd back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+
+from antiphon.etcd.v3 import rpc_pb2
+
+from ..port import Compacted, StoreRefused, StoreUnavailable, WatchBatch, WatchEvent, prefix_end
+from .codec import Keyspace
+from .wire import CALL_SECONDS, Line, Stream
+
+_FIRST_WAIT = 0.05
+_LONGEST_WAIT = 2.0
+
+
+class Watch:
+    """Every change below `prefix` from `revision` on. Iterate `batches` once; closing it ends the stream."""
+
+    def __init__(self, line: Line, keyspace: Keyspace, prefix: bytes, revision: int) -> None:
+        self._line = line
+        self._keyspace = keyspace
+        self._prefix = prefix
+        self._next = revision
+        self._wait = _FIRST_WAIT
+
+    async def batches(self) -> AsyncGenerator[WatchBatch, None]:
+        """Raises Compacted; StoreRefused when etcd will not let us read there; StoreUnavailable once it is closed."""
+        while True:
+            endpoint = self._line.current()
+            try:
+                async with endpoint.stream("Watch/Watch", rpc_pb2.WatchResponse) as stream:
+                    await self._begin(stream)
+                    fresh: list[WatchEvent] = []
+                    while True:
+                        response = _checked(await stream.read())
+                        fresh += map(self._keyspace.event, response.events)
+                        whole = _whole(fresh, response.fragment)
+                        if whole:
+                            self._wait = _FIRST_WAIT
+                            revision = whole[-1].kv.mod_revision
+                            self._next = revision + 1
+                            yield WatchBatch(tuple(whole), revision)
+            except StoreUnavailable:
+                self._line.leave(endpoint)
+            await asyncio.sleep(self._wait * random.uniform(0.5, 1.5))
+            self._wait = min(self._wait * 2, _LONGEST_WAIT)
+
+    async def _begin(self, stream: Stream[rpc_pb2.WatchResponse]) -> None:
+        create = rpc_pb2.WatchCreateRequest(
+            key=self._keyspace.key(self._prefix),
+            range_end=self._keyspace.end(prefix_end(self._prefix)),
+            start_revision=self._next,
+            fragment=True,
+        )
+        await stream.write(rpc_pb2.WatchRequest(create_request=create), CALL_SECONDS)
+        response = _checked(await stream.read(CALL_SECONDS))
+        if not response.created:
+            raise StoreUnavailable("etcd has not begun the watch")
+
+
+def _checked(response: rpc_pb2.WatchResponse) -> rpc_pb2.WatchResponse:
+    """Raises what the end of a watch means."""
+    if response.compact_revision:
+        raise Compacted(response.compact_revision)
+    if response.canceled:
+        if "permission denied" in response.cancel_reason:
+            raise StoreRefused(f"etcd lets its user watch nothing below our prefix: {response.cancel_reason}")
+        raise StoreUnavailable(f"etcd has ended the watch: {response.cancel_reason}")
+    return response
+
+
+def _whole(fresh: list[WatchEvent], more: bool) -> list[WatchEvent]:
+    """Takes the revisions that are complete out of `fresh`; with `more` to come the last one may not be."""
+    count = len(fresh)
+    if more and fresh:
+        last = fresh[-1].kv.mod_revision
+        while count and fresh[count - 1].kv.mod_revision == last:
+            count -= 1
+    whole = fresh[:count]
+    del fresh[:count]
+    return whole

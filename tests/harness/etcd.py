@@ -1,0 +1,208 @@
+"""Real etcd clusters of one or three members, with or without TLS, on ports of the system's choice.
+
+    with Etcd.start(nodes=3, tls=True) as etcd:
+        store = EtcdStore(etcd.address("prefix"))
+
+Members are numbered from 0 and are processes of ours alone: Debian's service is never used. Data lies in a folder that
+goes with the cluster.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from antiphon.etcd.v3 import rpc_pb2
+from antiphon_orchestrator.store.etcd import EtcdAddress, TlsFiles
+
+from .etcd_binary import binary
+from .etcd_tls import Pki
+from .process import Process
+from .waiting import LIMIT
+
+HOST = "127.0.0.1"
+_PAUSE = 0.02
+
+
+class Etcd:
+    """A cluster. Make it with `start`; use it as a context, or `close` it."""
+
+    def __init__(self, folder: Path, program: str, nodes: int, pki: Pki | None, arguments: tuple[str, ...]) -> None:
+        self._folder = folder
+        self._program = program
+        self._pki = pki
+        self._arguments = arguments
+        ports = _free_ports(2 * nodes)
+        self.endpoints = tuple(f"{HOST}:{port}" for port in ports[:nodes])
+        self._peers = tuple(f"{HOST}:{port}" for port in ports[nodes:])
+        self.members = [Process(f"etcd-{n}", folder) for n in range(nodes)]
+
+    @classmethod
+    def start(
+        cls,
+        nodes: int = 1,
+        *,
+        tls: bool = True,
+        version: str = "current",
+        fsync: bool = False,
+        quota: int | None = None,
+        arguments: tuple[str, ...] = (),
+    ) -> Etcd:
+        """A cluster that answers. `version`: `current`, or `debian` for the oldest that is supported. `fsync`: whether
+        what it acknowledges must outlive a crash of the machine; 3.4 always does. Raises EtcdMissing."""
+        program = binary(version)
+        folder = Path(tempfile.mkdtemp(prefix="antiphon-etcd-"))
+        given = list(arguments)
+        if nodes == 1:
+            # An election of one takes no time; leases may then be as short as a second.
+            given += ["--heartbeat-interval=20", "--election-timeout=200"]
+        if quota is not None:
+            given.append(f"--quota-backend-bytes={quota}")
+        if not fsync and version != "debian":
+            given.append("--unsafe-no-fsync")
+        cluster = cls(folder, program, nodes, Pki(folder / "tls", HOST) if tls else None, tuple(given))
+        try:
+            for n in range(nodes):
+                cluster._spawn(n)
+            for n in range(nodes):
+                cluster.wait_for(n)
+        except BaseException:
+            cluster.close()
+            raise
+        return cluster
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files for a client whose certificate names the user `antiphon`; None for a cluster without TLS."""
+        return self._pki.client("antiphon") if self._pki is not None else None
+
+    def address(self, prefix: str = "antiphon", *, only: int | None = None) -> EtcdAddress:
+        """Of all members, or of one, with everything below `prefix`."""
+        endpoints = self.endpoints if only is None else (self.endpoints[only],)
+        return EtcdAddress(endpoints, prefix.encode() + b"/", self.tls)
+
+    def url(self, prefix: str = "antiphon") -> str:
+        """As the setting `store` has it."""
+        return f"etcd://{','.join(self.endpoints)}/{prefix}"
+
+    def leader(self) -> int:
+        """Which member leads, by what the running ones say; waits until one does."""
+        end = time.monotonic() + LIMIT
+        while time.monotonic() < end:
+            for n in range(len(self.members)):
+                status = self._status(n)
+                if status is not None and status.leader == status.header.member_id:
+                    return n
+            time.sleep(_PAUSE)
+        raise AssertionError("no member of the cluster leads")
+
+    def revision(self) -> int:
+        """Where the store stands."""
+        status = self._status(0)
+        assert status is not None
+        return status.header.revision
+
+    def kill(self, n: int) -> None:
+        """Ends a member as a crash would."""
+        self.members[n].kill9()
+
+    def stop(self, n: int) -> None:
+        """Stalls a member: its connections stay, and it answers nothing."""
+        self.members[n].send(signal.SIGSTOP)
+
+    def cont(self, n: int) -> None:
+        """Lets a stalled member go on."""
+        self.members[n].send(signal.SIGCONT)
+
+    def restart(self, n: int, *, wait: bool = True) -> None:
+        """Starts a member anew on its data, killing it first if it runs; returns when it answers."""
+        self.members[n].kill9()
+        self._spawn(n)
+        if wait:
+            self.wait_for(n)
+
+    def wait_for(self, n: int) -> None:
+        """Returns when a member answers and knows a leader."""
+        end = time.monotonic() + LIMIT
+        while True:
+            status = self._status(n)
+            if status is not None and status.leader:
+                return
+            if not self.members[n].alive or time.monotonic() > end:
+                raise AssertionError(f"etcd does not answer\n{self.members[n].said()[-4000:]}")
+            time.sleep(_PAUSE)
+
+    def close(self) -> None:
+        """Ends every member and removes what it had."""
+        for member in self.members:
+            member.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Etcd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _spawn(self, n: int) -> None:
+        scheme = "https" if self._pki is not None else "http"
+        client, peer = f"{scheme}://{self.endpoints[n]}", f"{scheme}://{self._peers[n]}"
+        command = [
+            self._program,
+            f"--name=m{n}",
+            f"--data-dir={self._folder / f'data-{n}'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            "--initial-cluster=" + ",".join(f"m{i}={scheme}://{address}" for i, address in enumerate(self._peers)),
+            "--log-level=warn",
+            *self._arguments,
+        ]
+        if self._pki is not None:
+            command += self._pki.server_flags()
+        self.members[n].spawn(command, {})
+
+    def _status(self, n: int) -> rpc_pb2.StatusResponse | None:
+        """What a member says of itself, or None."""
+        with self._channel(n) as channel:
+            ask = channel.unary_unary(
+                "/etcdserverpb.Maintenance/Status",
+                request_serializer=rpc_pb2.StatusRequest.SerializeToString,
+                response_deserializer=rpc_pb2.StatusResponse.FromString,
+            )
+            try:
+                status: rpc_pb2.StatusResponse = ask(rpc_pb2.StatusRequest(), timeout=1)
+                return status
+            except grpc.RpcError:
+                return None
+
+    def _channel(self, n: int) -> grpc.Channel:
+        if self._pki is None:
+            return grpc.insecure_channel(self.endpoints[n])
+        files = self._pki.client("antiphon")
+        assert files.certificate is not None and files.private_key is not None
+        pem = (files.ca.read_bytes(), files.private_key.read_bytes(), files.certificate.read_bytes())
+        return grpc.secure_channel(self.endpoints[n], grpc.ssl_channel_credentials(*pem))
+
+
+StartEtcd = Callable[..., Etcd]
+"""`Etcd.start`, with an end that somebody else sees to."""
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody has now; held together, so that none comes twice."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind((HOST, 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
