@@ -187,7 +187,7 @@ class Orchestrator:
             lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
         ]
         if authority is not None:
-            identities = IdentityService(authority, store, policy, clock, self._endpoints, audit)
+            identities = IdentityService(authority, store, policy, clock, lambda: self._all(membership), audit)
             services.append(lambda s: identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, s))
         server = ApiServer(
             parts,
@@ -266,6 +266,11 @@ class Orchestrator:
         if self.config.policy_folder is not None:
             return load_folder(self.config.policy_folder), FOLDER
         return (dev_profile(), PROFILE) if self.config.policy_profile == "dev" else (None, "")
+
+    def _all(self, membership: Membership) -> Endpoints:
+        """Where who joins may turn: here first, and for calls to every other replica, too."""
+        here = self._endpoints()
+        return Endpoints((*here.mutual_tls, *(other.address for other in membership.others)), here.join)
 
     def _endpoints(self) -> Endpoints:
         """As others reach them: the advertised host with the ports that are really bound."""

@@ -22,10 +22,10 @@ class Replicas:
         self.credential = credential
         self._node = node
         self._seeds = tuple(addresses)
-        self._directory = Directory(self._found)
+        self._news = asyncio.Event()
+        self._directory = Directory(self._found, self._news.set)
         self._upstreams: dict[str, tuple[Upstream, asyncio.Task[None]]] = {}
         self._known: list[tuple[str, str]] = []
-        self._news = asyncio.Event()
 
     @property
     def attached(self) -> int:
