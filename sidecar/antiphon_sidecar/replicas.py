@@ -56,6 +56,9 @@ class Replicas:
             self._news.set()
 
     def _follow(self, group: asyncio.TaskGroup) -> None:
+        there = {replica_id for replica_id, _ in self._known}
+        for upstream, _ in self._upstreams.values():
+            upstream.announced(not there or upstream.replica_id in there)
         wanted: dict[str, str] = {address: "" for address in self._seeds}
         for replica_id, address in self._known:
             served = self._directory.serving.get(replica_id)

@@ -98,6 +98,11 @@ class Upstream:
         """Whether a stream is welcomed."""
         return self._current is not None
 
+    def announced(self, there: bool) -> None:
+        """Whether the replica that is attached is among those that the replicas say are there."""
+        if self._link is not None and self.attached:
+            self.node.inflight.slots.away(self._link, not there)
+
     def redial(self) -> None:
         """The certificate has changed: make a new stream before the present one is dropped."""
         if self._newest:

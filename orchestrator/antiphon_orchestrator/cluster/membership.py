@@ -188,7 +188,7 @@ class Membership:
         seen = known.seen if known is not None else clock()
         self.members[name] = Member(name, record.address, record.version, record.start_time, record.leaving, seen)
         if known is None:
-            log.info("replica_came", replica=name, address=record.address)
+            log.info("replica_came", replica_id=name, address=record.address)
         self._tell()
 
     def _note_owner(self, kv: KeyValue) -> None:
@@ -205,7 +205,7 @@ class Membership:
     def _note_gone(self, kv: KeyValue) -> None:
         parts = keys.parts(kv.key)
         if parts[0] == "replica" and self.members.pop(parts[1], None) is not None:
-            log.info("replica_went", replica=parts[1])
+            log.info("replica_went", replica_id=parts[1])
             self._tell()
 
     def _tell(self) -> None:

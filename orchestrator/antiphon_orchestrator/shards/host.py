@@ -227,7 +227,7 @@ class Host:
             seat.ready = True
             self.taken(number)
             await self._drive(seat)
-            log.info("shard_handed_over", shard=number, epoch=shard.epoch, replica=seat.successor_id)
+            log.info("shard_handed_over", shard=number, epoch=shard.epoch, replica_id=seat.successor_id)
         except Fenced as error:
             log.warning("shard_not_ours", shard=number, cause=str(error))
         finally:
