@@ -145,12 +145,17 @@ class Orchestrator:
         )
         sessions.bind(host)
         membership = Membership(store, replica_id, version("antiphon-server"), now())
-        steward = Steward(host, membership, lambda: sessions.replicas_changed(_topology(membership)))
         room = StoreRoom(store, config.data, store.max_bytes or config.store_max_bytes)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
         peers = Peers(lambda: certificate.credential, lambda: membership.others)
         routing = Routing(host, membership, peers)
+
+        def cluster_changed() -> None:
+            sessions.replicas_changed(_topology(membership))
+            routing.look()
+
+        steward = Steward(host, membership, cluster_changed)
         image = Image.load()
         tracing = None
         if config.telemetry.tracing:

@@ -131,6 +131,8 @@ class Sidecar:
             inflight.offer(link, AGENT, attempt_id, shard, epoch, None, b"", 1, timeout, now)
         for agent, generation in message.get("window_acks", ()):
             inflight.slots.acknowledged(link, agent, generation)
+        for agent, wanted in message.get("demands", ()):
+            inflight.slots.demanded(link, agent, wanted)
         return True
 
     def send(self) -> bool:

@@ -111,6 +111,7 @@ class Session:
     sidecar: str
     before: dict[int, frozenset[str]] = field(default_factory=dict)
     claimed: dict[int, int] = field(default_factory=dict)
+    demanded: int = 0
     held: dict[int, set[str]] = field(default_factory=dict)
     control: dict[str, list[Any]] = field(default_factory=dict)
     verdicts: list[tuple[str, str]] = field(default_factory=list)
@@ -437,4 +438,16 @@ class Replica:
             del self.absent[incarnation]
             for n in self.seats:
                 self.put(n, i.SidecarGone(incarnation))
-        return bool(over) or bool(gone)
+        return self._demand() or bool(over) or bool(gone)
+
+    def _demand(self) -> bool:
+        """Says what could be used: more than there is again and again, less only once."""
+        said = False
+        for instance in self.fleet.instances("demo"):
+            session = self.sessions[instance.incarnation]
+            wanted = self.fleet.demand(instance)
+            if wanted > instance.slots or wanted < session.demanded:
+                said |= wanted != session.demanded
+                session.demanded = wanted
+                session.add("demands", (instance.agent, wanted))
+        return said

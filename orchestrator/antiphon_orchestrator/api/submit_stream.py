@@ -17,6 +17,7 @@ import grpc
 from antiphon.v1 import run_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 
+from ..cluster.assignment import Member
 from ..cluster.peers import Peers
 from ..cluster.routing import PATIENCE, PAUSE, Routing, moved
 from ..engine.run import Run
@@ -140,7 +141,7 @@ class SubmitStream:
             return
         line = self._lines.get(owner.address)
         if line is None or line.over:
-            line = self._lines[owner.address] = _Line(self, self._peers, owner.address, self._who)
+            line = self._lines[owner.address] = _Line(self, self._peers, self._routing, owner, self._who)
             self._group.create_task(line.run())
         line.send(waiting)
 
@@ -161,10 +162,11 @@ class SubmitStream:
 class _Line:
     """The stream to one other replica."""
 
-    def __init__(self, stream: SubmitStream, peers: Peers, address: str, who: Caller) -> None:
+    def __init__(self, stream: SubmitStream, peers: Peers, routing: Routing, owner: Member, who: Caller) -> None:
         self._stream = stream
         self._peers = peers
-        self._address = address
+        self._routing = routing
+        self._owner = owner
         self._who = who
         self._unsent: deque[_Waiting] = deque()
         self._pending: dict[str, _Waiting] = {}
@@ -183,14 +185,19 @@ class _Line:
 
     async def run(self) -> None:
         """Until all is answered after `end`, or the stream breaks; what has no answer then is tried again."""
-        call = self._peers.both_ways(self._address, _PATH, self._who)
+        call = self._peers.both_ways(self._owner.address, _PATH, self._who)
         writer = asyncio.create_task(self._write(call))
         try:
-            while isinstance(raw := await call.read(), bytes):
-                for result in api.SubmitRunsResponse.FromString(raw).results:
-                    self._answered(result)
+            with self._routing.abroad(call, self._owner.replica_id):
+                while isinstance(raw := await call.read(), bytes):
+                    for result in api.SubmitRunsResponse.FromString(raw).results:
+                        self._answered(result)
         except grpc.aio.AioRpcError:
             pass  # what it means for each submission is found out below
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
         finally:
             self.over = True
             writer.cancel()

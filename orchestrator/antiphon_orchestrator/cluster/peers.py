@@ -8,7 +8,7 @@ call that was passed on is never passed on again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,16 +102,12 @@ class Peers:
             raise Relayed(error) from error
         return answer
 
-    async def stream(self, address: str, path: str, request: bytes, who: Caller) -> AsyncIterator[bytes]:
-        """The messages of a stream that is asked for once. Raises Relayed."""
-        call = self._channel(address).unary_stream(path, None, None)(request, metadata=_metadata(who))
-        try:
-            async for answer in call:
-                yield answer
-        except grpc.aio.AioRpcError as error:
-            raise Relayed(error) from error
-        finally:
-            call.cancel()
+    def stream(self, address: str, path: str, request: bytes, who: Caller) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
+        """A stream that is asked for once; raises grpc's own errors."""
+        call: grpc.aio.UnaryStreamCall[bytes, bytes] = self._channel(address).unary_stream(path, None, None)(
+            request, metadata=_metadata(who)
+        )
+        return call
 
     def both_ways(self, address: str, path: str, who: Caller) -> grpc.aio.StreamStreamCall[bytes, bytes]:
         """A stream of messages both ways; raises grpc's own errors."""

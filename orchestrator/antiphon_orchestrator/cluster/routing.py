@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
+import grpc
 from antiphon.v1.error_pb2 import ErrorReason
 
 from ..api.call import Caller
@@ -44,6 +46,12 @@ AGAIN = timedelta(milliseconds=400)
 Ask = Callable[[Any, Caller], int | None]
 
 
+class Cancellable(Protocol):
+    """A call under way."""
+
+    def cancel(self) -> bool: ...
+
+
 class Routing:
     """Implements api.interceptor.Router."""
 
@@ -53,6 +61,7 @@ class Routing:
         self._peers = peers
         self.stopping = False
         """Whether this replica is about to end: whoever waits is told at once to ask another."""
+        self._abroad: dict[Cancellable, tuple[str, int | None]] = {}
         self._kinds: Mapping[str, Ask] = MappingProxyType(
             {**dict.fromkeys(BY_RUN, self._of_run), SUBMIT: self._of_submission}
         )
@@ -82,7 +91,7 @@ class Routing:
                 if self._host.holds(shard):
                     return await here()
                 owner = self._owner(shard, who)
-                return await self._peers.unary(owner.address, path, request, who, remaining())
+                return await self._ask(shard, owner, self._peers.unary(owner.address, path, request, who, remaining()))
             except ApiError as error:
                 if error.reason != ErrorReason.ERROR_REASON_SHARD_MOVED:
                     raise
@@ -105,15 +114,55 @@ class Routing:
             async for response in here():
                 yield response
             return
+        call = self._peers.stream(owner.address, path, request, who)
         try:
-            async for response in self._peers.stream(owner.address, path, request, who):
-                yield response
-        except Relayed as error:
-            if error.passing:
-                # The owner may be gone without anybody knowing yet: whoever comes back at once would meet it again.
-                await asyncio.sleep(PAUSE)
-                raise moved(shard) from error
-            raise
+            with self.abroad(call, owner.replica_id, shard):
+                async for response in call:
+                    yield response
+        except grpc.aio.AioRpcError as broken:
+            error = Relayed(broken)
+            if not error.passing:
+                raise error from broken
+            # The owner may be gone without anybody knowing yet: whoever comes back at once would meet it again.
+            await asyncio.sleep(PAUSE)
+            raise moved(shard) from broken
+        except asyncio.CancelledError:
+            if _cancelled():
+                raise
+            raise moved(shard) from None
+        finally:
+            call.cancel()
+
+    async def _ask(self, shard: int, owner: Member, call: Coroutine[Any, Any, bytes]) -> bytes:
+        """The answer of the owner, for as long as it is the owner. Raises Relayed, ApiError."""
+        asking = asyncio.ensure_future(call)
+        try:
+            with self.abroad(asking, owner.replica_id, shard):
+                return await asking
+        except asyncio.CancelledError:
+            if _cancelled():
+                raise
+            raise moved(shard) from None
+
+    @contextmanager
+    def abroad(self, call: Cancellable, replica_id: str, shard: int | None = None) -> Iterator[None]:
+        """Inside, a call to another replica is cancelled when that one is gone, or does not own the shard any more.
+
+        One that is stalled answers nothing and keeps its connection: nothing else would end the call for a minute.
+        """
+        self._abroad[call] = (replica_id, shard)
+        try:
+            yield
+        finally:
+            del self._abroad[call]
+
+    def look(self) -> None:
+        """The membership has changed."""
+        for call, (replica_id, shard) in list(self._abroad.items()):
+            claimant = self._membership.claimant(shard) if shard is not None else None
+            lost = claimant is not None and claimant.replica_id != replica_id
+            if lost or replica_id not in self._membership.members:
+                call.cancel()
 
     async def owner(self, shard: int, who: Caller) -> Member | None:
         """The replica that answers for a shard, waited for if need be; None: this one. Raises ApiError."""
@@ -133,6 +182,12 @@ class Routing:
         if who.forwarded or owner is None or owner.replica_id == self._membership.replica_id:
             raise moved(shard)
         return owner
+
+
+def _cancelled() -> bool:
+    """Whether whoever awaits has been cancelled, and not only the call that it awaited."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def moved(shard: int) -> ApiError:
