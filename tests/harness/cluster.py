@@ -75,7 +75,7 @@ class Cluster(Mesh):
     ) -> Client:
         """A client that knows every replica which lives, or those of `address`."""
         credentials = self.ca.client(name, kind=kind, namespace=namespace)
-        options.setdefault("address", self.addresses)
+        options.setdefault("address", ",".join(self.addresses))
         return Client.connect(credentials=credentials, **options)
 
     async def status(self, address: str = "") -> cluster_service_pb2.GetClusterResponse:

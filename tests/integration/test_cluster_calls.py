@@ -27,7 +27,7 @@ PATIENCE = timedelta(seconds=60)
 @pytest.fixture(scope="module")
 def cluster(etcd_current: Etcd) -> Iterator[Cluster]:
     with Cluster(etcd_current, 2) as cluster:
-        cluster.sidecar(concurrency=8)
+        cluster.sidecar(concurrency=8, prefetch=0)
         asyncio.run(cluster.settled(2))
         yield cluster
         cluster.show()

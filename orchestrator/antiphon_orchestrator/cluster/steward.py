@@ -42,6 +42,8 @@ class Steward:
             while True:
                 seen = membership.changes
                 self._changed()
+                for shard, owner in membership.owners.items():
+                    host.told(shard, owner.epoch)
                 held = self._trying.union(host.held)
                 moves = decide(
                     membership.replica_id, host.shard_count, membership.members, membership.owners, held, clock()

@@ -86,6 +86,8 @@ class _Seat:
         """What is being committed."""
         self.successor_id = ""
         """Whom it is to be handed over to, as soon as the present turn is over."""
+        self.over = False
+        """Whether it is known to be another's, although nothing was refused yet."""
 
 
 class Host:
@@ -245,6 +247,14 @@ class Host:
             seat.successor_id = successor_id
             seat.wake.set()
 
+    def told(self, number: int, epoch: int) -> None:
+        """The store names an owner with that epoch: a shard of an older one is let go of, also when it has nothing to
+        write that would be refused."""
+        seat = self._seats[number]
+        if seat is not None and seat.ready and seat.shard.epoch < epoch:
+            seat.over = True
+            seat.wake.set()
+
     async def _recover_seat(self, seat: _Seat) -> None:
         shard = seat.shard
         await seat.log.take()
@@ -297,6 +307,8 @@ class Host:
         shard = seat.shard
         while True:
             moment = now()
+            if seat.over:
+                raise Fenced(f"shard {shard.index}: epoch {shard.epoch} is over")
             if seat.successor_id:
                 # What has no page yet is in the log, where the next owner finds it.
                 with contextlib.suppress(StoreFull):
@@ -333,7 +345,7 @@ class Host:
     async def _idle(self, seat: _Seat, moment: int) -> None:
         """Waits for an input, a timer, or the time to write request ids or audit records."""
         seat.wake.clear()
-        if seat.successor_id:
+        if seat.successor_id or seat.over:
             return
         times = (seat.shard.next_due(), seat.retain_due if seat.shard.retain else None, seat.audit.due)
         due = [time for time in times if time is not None]
