@@ -97,7 +97,7 @@ class Routing:
                     raise
             except Relayed as error:
                 if not error.passing:
-                    raise
+                    raise _said(error, path, shard) from error
             moment = time.monotonic()
             if trouble is None or moment - began > PATIENCE:
                 trouble = moment  # what was waited for until now was the answer
@@ -122,7 +122,7 @@ class Routing:
         except grpc.aio.AioRpcError as broken:
             error = Relayed(broken)
             if not error.passing:
-                raise error from broken
+                raise _said(error, path, shard) from broken
             # The owner may be gone without anybody knowing yet: whoever comes back at once would meet it again.
             await asyncio.sleep(PAUSE)
             raise moved(shard) from broken
@@ -182,6 +182,15 @@ class Routing:
         if who.forwarded or owner is None or owner.replica_id == self._membership.replica_id:
             raise moved(shard)
         return owner
+
+
+def _said(error: Relayed, path: str, shard: int) -> Exception:
+    """What the owner has refused, as it said it; or what it means when it was not the owner that ended the call."""
+    if error.details is not None:
+        return error
+    if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return ApiError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, method=path)
+    return moved(shard)
 
 
 def _cancelled() -> bool:
