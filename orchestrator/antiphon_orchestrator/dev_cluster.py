@@ -63,6 +63,7 @@ class DevCluster:
                 return child
 
             etcd = await start("etcd", self._etcd_command(program), self._etcd)
+            # One after the other: the first one makes the archive's file, which several at once would quarrel about.
             replicas = [
                 await start(f"orchestrator-{n}", self._command(address, join), join)
                 for n, (address, join) in enumerate(zip(self.addresses, self.join_addresses, strict=True), 1)

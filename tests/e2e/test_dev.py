@@ -43,7 +43,7 @@ def dev(home: Path, *words: str, **environ: str) -> Iterator[None]:
             assert process.poll() is None, log.read_text()
             return "Ctrl-C stops it" in log.read_text()
 
-        asyncio.run(eventually(serves))
+        asyncio.run(eventually(serves, limit=90.0))
         yield
     finally:
         process.send_signal(signal.SIGINT)
