@@ -33,6 +33,7 @@ class Steward:
         self._membership = membership
         self._changed = changed
         self._trying: set[int] = set()
+        self._first: set[int] | None = None
         self.begun = asyncio.Event()
 
     async def run(self) -> None:
@@ -53,8 +54,11 @@ class Steward:
                     shards.create_task(self._own(shard), name=f"shard-{shard}")
                 for shard, successor in moves.give:
                     host.hand_over(shard, successor)
-                if not self.begun.is_set() and len(host.shards) == len(held.union(moves.take)):
-                    self.begun.set()
+                if not self.begun.is_set():
+                    self._first = set(moves.take) if self._first is None else self._first
+                    self._first.difference_update(shard.index for shard in host.shards)
+                    if not self._first:
+                        self.begun.set()
                 await membership.change(seen, LOOK if self.begun.is_set() else 0.01)
 
     async def left(self) -> None:
@@ -66,14 +70,22 @@ class Steward:
     async def _own(self, shard: int) -> None:
         try:
             await self._host.own(shard)
+            self._begun_without(shard)
             await self._membership.refresh(shard)
         except RecoveryFailed as error:
             if not self._membership.others:
                 raise
+            self._begun_without(shard)
             log.error("shard_not_rebuilt", shard=shard, cause=str(error))
             await asyncio.sleep(PAUSE * (0.5 + random.random()))
         except StoreUnavailable as error:
+            self._begun_without(shard)
             log.warning("shard_let_go", shard=shard, cause=str(error))
             await asyncio.sleep(PAUSE * (0.5 + random.random()))
         finally:
             self._trying.discard(shard)
+
+    def _begun_without(self, shard: int) -> None:
+        """One that is another's, or cannot be rebuilt now, holds up no other."""
+        if self._first is not None:
+            self._first.discard(shard)
