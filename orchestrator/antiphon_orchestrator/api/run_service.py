@@ -98,7 +98,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     async def SubmitRuns(
         self, request_iterator: AsyncIterator[api.SubmitRunsRequest], context: Context
     ) -> AsyncIterator[api.SubmitRunsResponse]:
-        stream = SubmitStream(self._host, self._submissions, self._routing, self._peers)
+        stream = SubmitStream(self._host, self._submissions, self._routing, self._peers, caller())
         reader = asyncio.create_task(stream.run(request_iterator))
         reader.add_done_callback(lambda _: stream.wake.set())
         try:

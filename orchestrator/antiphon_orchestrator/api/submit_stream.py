@@ -26,7 +26,7 @@ from ..runs.submit import Submissions
 from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.payloads import request_key
-from .call import Caller, caller
+from .call import Caller
 from .errors import ApiError
 
 OUTSTANDING = 20_000
@@ -51,12 +51,12 @@ class _Waiting:
 class SubmitStream:
     """`run` reads until the client is done; `answers` are (request id, message, run id or refusal), `wake` tells."""
 
-    def __init__(self, host: Host, submissions: Submissions, routing: Routing, peers: Peers) -> None:
+    def __init__(self, host: Host, submissions: Submissions, routing: Routing, peers: Peers, who: Caller) -> None:
         self._host = host
         self._submissions = submissions
         self._routing = routing
         self._peers = peers
-        self._who = caller()
+        self._who = who
         self._lines: dict[str, _Line] = {}
         self._again: set[asyncio.Task[None]] = set()
         self.answers: deque[tuple[str, Any]] = deque()
@@ -85,14 +85,15 @@ class SubmitStream:
                 self.outstanding += 1
                 shard = 0 if self._host.complete else self._shard(submission)
                 if self._host.complete or self._host.holds(shard):
-                    await self._submit(submission)
+                    await self.submit(submission)
                 else:
                     await self._pass_on(_Waiting(submission, shard))
 
     def _shard(self, submission: api.SubmitRunRequest) -> int:
         return self._host.shard_of(request_key(self._who.principal, submission.request_id))
 
-    async def _submit(self, submission: api.SubmitRunRequest) -> None:
+    async def submit(self, submission: api.SubmitRunRequest) -> None:
+        """Hands a submission to its shard here."""
         who = self._who
         # Admission changes what it looks at. One who has all shards has nobody to ask when one goes.
         as_it_came = b"" if self._host.complete else submission.SerializeToString()
@@ -137,7 +138,7 @@ class SubmitStream:
             self.answer(waiting.request.request_id, error)
             return
         if owner is None:
-            await self._submit(waiting.request)
+            await self.submit(waiting.request)
             return
         line = self._lines.get(owner.address)
         if line is None or line.over:
