@@ -13,6 +13,9 @@ from typing import Protocol
 
 import pytest
 
+# Only the outermost conftest may name plugins.
+pytest_plugins = ("tests.harness.etcd_fixtures",)
+
 
 class RequireTool(Protocol):
     """Answers where a program is; without it the test is not run, and in CI it fails."""

@@ -27,7 +27,8 @@ from .config import Config, ConfigError, flags, load
 from .policy import PolicyBundle, PolicyError, compile_bundle, dev_profile, load_folder
 from .shards.host import RecoveryFailed
 from .shards.log import ShardsFixed
-from .store import StoreError
+from .store import StoreError, StoreFull
+from .store.etcd import EtcdStore
 from .tracing import TracingUnavailable
 
 ENDPOINTS = "endpoints.json"
@@ -147,6 +148,7 @@ def _check(config: Config, as_json: bool) -> int:
     facts = {
         "authority": f"{config.authority}: {authority.trust_domain}, until {authority.not_after:%Y-%m-%d}",
         "policies": policies,
+        **asyncio.run(_look_at_store(config)),
     }
     if as_json:
         settings = {s.key: {"value": s.value, "source": s.source} for s in config.describe()}
@@ -157,6 +159,28 @@ def _check(config: Config, as_json: bool) -> int:
     for name, fact in facts.items():
         print(f"{name:32} {fact}")
     return 0
+
+
+async def _look_at_store(config: Config) -> dict[str, str]:
+    """What there is to say of the store, or of each member of its cluster. Raises StoreError when it cannot be used."""
+    address = config.etcd
+    if address is None:
+        path = config.data / "store.db"
+        return {"store": f"{path}: {_mebibytes(path.stat().st_size)}" if path.exists() else f"{path}: not made yet"}
+    facts = {}
+    async with EtcdStore(address) as store:
+        for member in await store.members():
+            if "NOSPACE" in member.trouble:
+                raise StoreFull(f"etcd at {member.endpoint} has reached its quota; docs/store.md says how to make room")
+            quota = _mebibytes(member.quota) if member.quota else "a quota that it does not tell"
+            used = f"{_mebibytes(member.in_use)} in use, {_mebibytes(member.size)} of {quota}"
+            said = [f"etcd {member.version}", used, "leads" if member.leads else ""] if member.version else []
+            facts[f"store {member.endpoint}"] = ", ".join(filter(None, (*said, member.trouble)))
+    return facts
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
 
 
 def _count(bundle: PolicyBundle) -> str:

@@ -77,15 +77,29 @@ class Etcd:
             raise
         return cluster
 
+    def files(self, user: str) -> TlsFiles:
+        """The files of a client whose certificate names this user; the cluster must have TLS."""
+        assert self._pki is not None
+        return self._pki.client(user)
+
     @property
     def tls(self) -> TlsFiles | None:
         """The files for a client whose certificate names the user `antiphon`; None for a cluster without TLS."""
-        return self._pki.client("antiphon") if self._pki is not None else None
+        return self.files("antiphon") if self._pki is not None else None
 
     def address(self, prefix: str = "antiphon", *, only: int | None = None) -> EtcdAddress:
         """Of all members, or of one, with everything below `prefix`."""
         endpoints = self.endpoints if only is None else (self.endpoints[only],)
         return EtcdAddress(endpoints, prefix.encode() + b"/", self.tls)
+
+    def channel(self, n: int, user: str = "antiphon") -> grpc.Channel:
+        """A connection to one member, for what the product does not do."""
+        if self._pki is None:
+            return grpc.insecure_channel(self.endpoints[n])
+        files = self.files(user)
+        assert files.certificate is not None and files.private_key is not None
+        pem = (files.ca.read_bytes(), files.private_key.read_bytes(), files.certificate.read_bytes())
+        return grpc.secure_channel(self.endpoints[n], grpc.ssl_channel_credentials(*pem))
 
     def url(self, prefix: str = "antiphon") -> str:
         """As the setting `store` has it."""
@@ -171,7 +185,7 @@ class Etcd:
 
     def _status(self, n: int) -> rpc_pb2.StatusResponse | None:
         """What a member says of itself, or None."""
-        with self._channel(n) as channel:
+        with self.channel(n) as channel:
             ask = channel.unary_unary(
                 "/etcdserverpb.Maintenance/Status",
                 request_serializer=rpc_pb2.StatusRequest.SerializeToString,
@@ -182,14 +196,6 @@ class Etcd:
                 return status
             except grpc.RpcError:
                 return None
-
-    def _channel(self, n: int) -> grpc.Channel:
-        if self._pki is None:
-            return grpc.insecure_channel(self.endpoints[n])
-        files = self._pki.client("antiphon")
-        assert files.certificate is not None and files.private_key is not None
-        pem = (files.ca.read_bytes(), files.private_key.read_bytes(), files.certificate.read_bytes())
-        return grpc.secure_channel(self.endpoints[n], grpc.ssl_channel_credentials(*pem))
 
 
 StartEtcd = Callable[..., Etcd]

@@ -1,6 +1,6 @@
 """Fixtures for tests on etcd: one member of each release for all tests of a session, or a cluster of one's own.
 
-pytest_plugins = ("tests.harness.etcd_fixtures",)
+They are there for all tests (tests/conftest.py).
 """
 
 from __future__ import annotations
@@ -36,6 +36,13 @@ def etcd_debian() -> Iterator[Etcd]:
 def etcd_current() -> Iterator[Etcd]:
     """One member of the newest release, by TLS with client certificates."""
     with start() as etcd:
+        yield etcd
+
+
+@pytest.fixture(scope="module")
+def etcd_three() -> Iterator[Etcd]:
+    """Three members of the newest release by TLS, for a module whose tests leave them running."""
+    with start(nodes=3) as etcd:
         yield etcd
 
 

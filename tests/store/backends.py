@@ -27,6 +27,8 @@ class ManualClock:
 class Backend(Protocol):
     """One place where a store keeps its data. Opening it again finds what was there."""
 
+    revision: int
+    """Where it stands at the beginning."""
     first: int
     """Its history begins at this revision, or earlier."""
 
@@ -39,6 +41,7 @@ class Backend(Protocol):
 class SqliteBackend:
     """The embedded store in a file."""
 
+    revision = 1
     first = 1
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +60,8 @@ class EtcdBackend:
 
     def __init__(self, etcd: Etcd) -> None:
         self._address = etcd.address(token_hex(4))
-        self.first = etcd.revision() + 1
+        self.revision = etcd.revision()
+        self.first = self.revision + 1
 
     def let_pass(self, seconds: float) -> None:
         pass

@@ -10,8 +10,6 @@ from backends import Backend, EtcdBackend, SqliteBackend
 
 from tests.harness.etcd import Etcd
 
-pytest_plugins = ("tests.harness.etcd_fixtures",)
-
 
 @pytest.fixture
 def embedded(tmp_path: Path) -> SqliteBackend:

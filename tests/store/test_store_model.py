@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from antiphon_orchestrator.store import (
     UP_TO_LAST,
     CommitResult,
@@ -20,8 +21,8 @@ from antiphon_orchestrator.store import (
     Txn,
     WatchEvent,
 )
-from backends import SqliteBackend
-from hypothesis import given, settings
+from backends import Backend, EtcdBackend, SqliteBackend
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 KEYS = st.sampled_from([b"a", b"b", b"b/1", b"c", b"log/1", b"log/2"])
@@ -31,8 +32,8 @@ VALUES = st.sampled_from([b"", b"x", b"y" * 600])
 class Model:
     """The rules of the port over a dictionary, with no thought for speed."""
 
-    def __init__(self) -> None:
-        self.revision = 1
+    def __init__(self, revision: int) -> None:
+        self.revision = revision
         self.keys: dict[bytes, KeyValue] = {}
         self.events: list[WatchEvent] = []
 
@@ -98,28 +99,49 @@ def txns(draw: st.DrawFn) -> Txn:
     return Txn(tuple(conditions), tuple(ops), tuple(draw(st.lists(KEYS, max_size=2))))
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.lists(txns(), min_size=1, max_size=8), min_size=1, max_size=6), st.integers(0, 6))
-def test_grouped_transactions_do_what_single_ones_would(groups: list[list[Txn]], reopen_at: int) -> None:
-    async def run(folder: Path) -> None:
-        backend, model = SqliteBackend(folder / "store.db"), Model()
-        for part in (groups[:reopen_at], groups[reopen_at:]):
-            # What is watched here has one-letter keys, beside which the defaults are prefixes without history.
-            async with backend.open(unwatched=()) as store:
-                for group in part:
-                    results = await asyncio.gather(*map(store.commit, group))
-                    assert list(results) == [model.commit(txn) for txn in group]
-                found = await store.range(b"\0", UP_TO_LAST)
-                assert found.revision == model.revision
-                assert list(found.kvs) == [model.keys[key] for key in sorted(model.keys)]
-                seen: list[WatchEvent] = []
-                watch = store.watch(b"a", 1), store.watch(b"b", 1), store.watch(b"c", 1)
-                for prefix, one in zip((b"a", b"b", b"c"), watch, strict=True):
-                    expected = [event for event in model.events if event.kv.key.startswith(prefix)]
-                    if expected:
-                        assert list((await anext(one)).events) == expected
-                        seen += expected
-                assert len(seen) == len(model.events)
+GROUPS = st.lists(st.lists(txns(), min_size=1, max_size=8), min_size=1, max_size=6)
 
+
+async def follow(backend: Backend, groups: list[list[Txn]], reopen_at: int, *, together: bool) -> None:
+    """Holds a new store to the model. `together`: a group's transactions are sent at once, and keep their order."""
+    model = Model(backend.revision)
+    for part in (groups[:reopen_at], groups[reopen_at:]):
+        # What is watched here has one-letter keys, beside which the defaults are prefixes without history.
+        async with backend.open(unwatched=()) as store:
+            for group in part:
+                if together:
+                    results = await asyncio.gather(*map(store.commit, group))
+                else:
+                    results = [await store.commit(txn) for txn in group]
+                assert list(results) == [model.commit(txn) for txn in group]
+            found = await store.range(b"\0", UP_TO_LAST)
+            assert found.revision == model.revision
+            assert list(found.kvs) == [model.keys[key] for key in sorted(model.keys)]
+            seen: list[WatchEvent] = []
+            for prefix in (b"a", b"b", b"c"):
+                watch = store.watch(prefix, backend.first)
+                expected = [event for event in model.events if event.kv.key.startswith(prefix)]
+                told: list[WatchEvent] = []
+                while len(told) < len(expected):
+                    told += (await anext(watch)).events
+                assert told == expected
+                await watch.aclose()
+                seen += expected
+            assert len(seen) == len(model.events)
+
+
+@settings(max_examples=150, deadline=None)
+@given(GROUPS, st.integers(0, 6))
+def test_grouped_transactions_do_what_single_ones_would(groups: list[list[Txn]], reopen_at: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(run(Path(folder)))
+        asyncio.run(follow(SqliteBackend(Path(folder) / "store.db"), groups, reopen_at, together=True))
+
+
+@pytest.mark.parametrize("version", ["debian", "current"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(groups=GROUPS, reopen_at=st.integers(0, 6))
+def test_etcd_does_with_any_transactions_what_the_embedded_store_does(
+    request: pytest.FixtureRequest, version: str, groups: list[list[Txn]], reopen_at: int
+) -> None:
+    backend = EtcdBackend(request.getfixturevalue(f"etcd_{version}"))
+    asyncio.run(follow(backend, groups, reopen_at, together=False))

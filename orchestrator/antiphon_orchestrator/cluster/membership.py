@@ -19,6 +19,7 @@ from ..shards.log import settle
 from ..store import keys
 from ..store.port import (
     Compacted,
+    Compare,
     EventType,
     KeyValue,
     LeaseNotFound,
@@ -26,6 +27,7 @@ from ..store.port import (
     Store,
     StoreError,
     StoreUnavailable,
+    Target,
     Txn,
     prefix_end,
 )
@@ -55,6 +57,7 @@ class Membership:
         self.replica_id = replica_id
         self._record = records.ReplicaRecord(version=version, start_time=start_time)
         self._lease = 0
+        self._revision = 0
         self.members: dict[str, Member] = {}
         self.owners: dict[int, Owner] = {}
         self.changes = 0
@@ -125,8 +128,18 @@ class Membership:
         await self._put()
 
     async def _put(self) -> None:
-        value = self._record.SerializeToString()
-        await settle(self._store, Txn(ops=(Put(keys.replica(self.replica_id), value, self._lease),)))
+        key, value = keys.replica(self.replica_id), self._record.SerializeToString()
+        while True:
+            # The compare keeps an earlier one that lands late from undoing what came after it.
+            compare = Compare(key, Target.MOD_REVISION, self._revision)
+            result = await settle(self._store, Txn((compare,), (Put(key, value, self._lease),), (key,)))
+            if result.succeeded:
+                self._revision = result.revision
+                return
+            found = result.observed[key]
+            self._revision = found.mod_revision if found is not None else 0
+            if found is not None and (found.value, found.lease) == (value, self._lease):
+                return
 
     async def _renew(self) -> None:
         while True:

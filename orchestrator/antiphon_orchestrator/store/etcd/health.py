@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from antiphon.etcd.v3 import rpc_pb2
 
 from ..port import StoreError, StoreRefused, StoreUnavailable
-from .address import EtcdAddress
+from .address import EtcdAddress, TlsFiles
 from .wire import Endpoint
 
 DEFAULT_QUOTA = 2 << 30
@@ -76,7 +76,7 @@ async def _ask(endpoint: Endpoint, address: EtcdAddress) -> Member:
     try:
         status = await endpoint.call("Maintenance/Status", rpc_pb2.StatusRequest(), rpc_pb2.StatusResponse, _SECONDS)
     except StoreUnavailable as error:
-        return Member(endpoint.target, trouble=await _why(endpoint.target, address) or str(error))
+        return Member(endpoint.target, trouble=await _why(endpoint.target, address.tls) or str(error))
     except StoreError as error:
         return Member(endpoint.target, trouble=str(error))
     return Member(
@@ -90,46 +90,56 @@ async def _ask(endpoint: Endpoint, address: EtcdAddress) -> Member:
     )
 
 
-async def _why(target: str, address: EtcdAddress) -> str:
+async def _why(target: str, tls: TlsFiles | None) -> str:
     """Why an endpoint cannot be used, with a remedy; empty when a connection by hand shows nothing."""
     host, _, port = target.rpartition(":")
     try:
         async with asyncio.timeout(_SECONDS):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=_context(address))
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
             try:
-                if address.tls is not None:
-                    # With TLS 1.3 a server refuses a client's certificate after the handshake, if it does.
-                    await reader.read(1)
+                # With TLS 1.3 a server refuses a client's certificate after the handshake, if it does.
+                await writer.start_tls(_context(tls), server_hostname=host.strip("[]"))
+                await reader.read(1)
             finally:
                 writer.transport.abort()
     except TimeoutError:
         return "does not answer: its process hangs, or something on the way swallows what is sent"
     except ssl.SSLError as error:
-        return _tls_trouble(error)
+        return _tls_trouble(error, tls)
+    except ConnectionError as error:
+        if isinstance(error, ConnectionRefusedError):
+            return "cannot be reached (connection refused): start etcd there, or mend the address"
+        return "" if tls is None else "does not speak TLS: leave store_ca out, or start etcd with --cert-file"
     except OSError as error:
-        return f"cannot be reached ({error.strerror or error}): start etcd there, or mend the address"
-    return "" if address.tls is not None else "ends connections in plain text: give store_ca if it speaks TLS"
+        return f"cannot be reached ({error.strerror or error}): mend the address or the network"
+    return "" if tls is not None else _SPEAKS_TLS
 
 
-def _context(address: EtcdAddress) -> ssl.SSLContext | None:
-    tls = address.tls
-    if tls is None:
-        return None
-    context = ssl.create_default_context(cafile=str(tls.ca))
-    if tls.certificate is not None and tls.private_key is not None:
-        context.load_cert_chain(tls.certificate, tls.private_key)
+_SPEAKS_TLS = "speaks TLS: give store_ca, and store_cert with store_key if it asks for a certificate"
+
+
+def _context(tls: TlsFiles | None) -> ssl.SSLContext:
+    """As gRPC connects; without files only to see whether the other side speaks TLS at all."""
+    context = ssl.create_default_context(cafile=str(tls.ca) if tls is not None else None)
     context.set_alpn_protocols(["h2"])
+    if tls is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif tls.certificate is not None and tls.private_key is not None:
+        context.load_cert_chain(tls.certificate, tls.private_key)
     return context
 
 
-def _tls_trouble(error: ssl.SSLError) -> str:
+def _tls_trouble(error: ssl.SSLError, tls: TlsFiles | None) -> str:
+    reason = str(error.reason or error)
+    if tls is None:
+        return "" if reason == "WRONG_VERSION_NUMBER" else _SPEAKS_TLS
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"shows a certificate that store_ca does not vouch for, or of another name ({error.verify_message})"
-    reason = str(error.reason or error)
     if reason == "WRONG_VERSION_NUMBER":
-        return "speaks plain text: leave store_ca out, or start etcd with --cert-file and --key-file"
-    if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+        return "does not speak TLS: leave store_ca out, or start etcd with --cert-file"
+    if "ALERT" in reason and tls.certificate is None:
         return "demands a client certificate: give store_cert and store_key"
     if "ALERT" in reason:
-        return f"does not accept the certificate in store_cert ({reason}): have its --trusted-ca-file sign one"
+        return f"does not accept the certificate in store_cert ({reason}): its --trusted-ca-file must vouch for it"
     return f"cannot be reached by TLS ({reason}): look at store_ca, store_cert and store_key"

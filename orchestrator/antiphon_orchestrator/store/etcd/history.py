@@ -8,20 +8,12 @@ longer is told so, and lists again.
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
 from collections import deque
 from collections.abc import Callable
 
-from ... import telemetry
 from .. import keys
-from ..port import Compare, Put, Store, StoreError, Target, Txn
-
-log = telemetry.logger("store")
-
-PERIOD = 5.0
-"""Seconds between two marks, more or less."""
+from ..port import Compare, Put, Store, Target, Txn
 
 KEPT = ((0.1, 600.0), (0.25, 60.0))
 """Seconds of history that are kept while no more than this share of the quota is in use."""
@@ -31,7 +23,7 @@ LEAST_KEPT = 10.0
 
 
 class History:
-    """Keeps the history of a store within bounds; `run` it beside its users. `clock`: monotonic seconds."""
+    """Keeps the history of a store within bounds. `quota`: its bytes. `clock`: monotonic seconds."""
 
     def __init__(self, store: Store, quota: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -39,19 +31,6 @@ class History:
         self._clock = clock
         self._marks: deque[tuple[float, int]] = deque()
         self._forgotten = 0
-        self._in_trouble = False
-
-    async def run(self) -> None:
-        """Never ends by itself. What goes wrong is logged once, and tried again."""
-        while True:
-            try:
-                await self.look()
-                self._in_trouble = False
-            except StoreError as error:
-                if not self._in_trouble:
-                    log.warning("store_history_not_bounded", cause=str(error))
-                self._in_trouble = True
-            await asyncio.sleep(PERIOD * random.uniform(0.8, 1.2))
 
     async def look(self) -> None:
         """Sets a mark if there is something to mark, and forgets what is too old. Raises StoreError."""
@@ -61,11 +40,14 @@ class History:
             self._marks.append((now, mark))
         oldest_kept = now - self._kept(await self._store.size())
         forget = 0
-        while self._marks and self._marks[0][0] <= oldest_kept:
-            forget = self._marks.popleft()[1]
+        for moment, mark in self._marks:
+            if moment <= oldest_kept:
+                forget = mark
         if forget > self._forgotten:
             await self._store.compact(forget)
             self._forgotten = forget
+        while self._marks[0][1] < self._forgotten:
+            self._marks.popleft()
 
     async def _mark(self) -> int:
         """The newest mark; a new one if anything was written since, and by nobody else since we looked last."""

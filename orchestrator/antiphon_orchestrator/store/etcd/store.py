@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import secrets
 from collections.abc import AsyncGenerator
 
 from antiphon.etcd.v3 import rpc_pb2
 
+from ... import telemetry
 from .. import keys
 from ..port import (
     CommitResult,
     Compacted,
+    Delete,
     InvalidTxn,
     KeyValue,
     LeaseNotFound,
     RangeResult,
+    StoreError,
+    StoreFull,
+    StoreRefused,
     StoreUnavailable,
     Txn,
     UnwatchedPrefix,
@@ -32,8 +38,17 @@ from .address import EtcdAddress
 from .codec import Keyspace
 from .health import Member, look, require_usable
 from .history import History
+from .room import make_room
 from .watching import Watch
 from .wire import CALL_SECONDS, AnswerTooLarge, Line, credentials
+
+log = telemetry.logger("store")
+
+PERIOD = 5.0
+"""Seconds between two looks at history and room, more or less."""
+
+_LONGEST_WAIT = 600.0
+"""Seconds between two attempts to make room where there is none."""
 
 _FIRST_PAGE = 64
 _LARGEST_PAGE = 4096
@@ -67,6 +82,7 @@ class EtcdStore:
         self._leases: set[int] = set()
         self._stopped = asyncio.Event()
         self._open = False
+        self._full = asyncio.Event()  # the quota was reached
 
     async def open(self) -> None:
         """Dials the cluster; once per object. Raises StoreRefused or StoreUnavailable, each with a remedy."""
@@ -104,19 +120,23 @@ class EtcdStore:
         await self.close()
 
     async def run(self) -> None:
-        """See `Store.run`: bounds the history of the cluster."""
+        """See `Store.run`: bounds the history of the cluster, and makes room when its quota is reached."""
         async with asyncio.TaskGroup() as group:
-            bounding = group.create_task(History(self, self._quota).run())
+            keeping = group.create_task(self._keep())
             await self._stopped.wait()
-            bounding.cancel()
+            keeping.cancel()
 
     async def commit(self, txn: Txn) -> CommitResult:
         """See `Store.commit`."""
         check(txn)
         request = self._keyspace.txn(txn)
         self._require_open()
-        async with self._slots:
-            response = await self._commits.once("KV/Txn", request, rpc_pb2.TxnResponse)
+        try:
+            async with self._slots:
+                response = await self._commits.once("KV/Txn", request, rpc_pb2.TxnResponse)
+        except StoreFull:
+            self._full.set()
+            raise
         self._seen(response.header)
         return self._keyspace.result(txn, response)
 
@@ -192,6 +212,11 @@ class EtcdStore:
             await self._others.again(lambda: self._others.once("KV/Compact", request, rpc_pb2.CompactionResponse))
         except Compacted:
             return  # by whomever
+        except StoreRefused as refused:
+            raise StoreRefused(
+                "etcd lets nobody but root compact: give our user the role root, or start etcd with "
+                "--auto-compaction-mode=periodic --auto-compaction-retention=10m"
+            ) from refused
 
     async def size(self) -> int:
         """See `Store.size`: of the member that is asked."""
@@ -206,6 +231,34 @@ class EtcdStore:
         """How every endpoint is."""
         self._require_open()
         return await look(self._others.endpoints, self._address)
+
+    async def _keep(self) -> None:
+        """Never ends by itself. What goes wrong is logged once, and tried again."""
+        history = History(self, self._quota)
+        in_trouble = False
+        wait = PERIOD
+        while True:
+            try:
+                if self._full.is_set():
+                    # Marks cannot be set now; the revision of one's deletion does as well, since nobody watches them.
+                    unmarked = await self.commit(Txn(ops=(Delete(keys.STORE_MARK),)))
+                    await self.compact(unmarked.revision)
+                    if await make_room(self._others, self._address):
+                        self._full.clear()
+                        wait = PERIOD
+                await history.look()
+                in_trouble = False
+            except StoreError as error:
+                if not in_trouble:
+                    log.warning("store_not_kept", cause=str(error))
+                in_trouble = True
+            if self._full.is_set():
+                await asyncio.sleep(wait * random.uniform(0.5, 1))
+                wait = min(wait * 2, _LONGEST_WAIT)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PERIOD * random.uniform(0.8, 1.2)):
+                        await self._full.wait()
 
     async def _range(self, start: bytes, end: bytes, limit: int) -> RangeResult:
         request = rpc_pb2.RangeRequest(key=self._keyspace.key(start), range_end=self._keyspace.end(end))

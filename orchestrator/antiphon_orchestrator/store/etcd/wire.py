@@ -33,9 +33,12 @@ MOST_RECEIVED = 64 * 1024 * 1024
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MOST_RECEIVED),
-    # etcd closes connections that are pinged more often than every 5 s.
-    ("grpc.keepalive_time_ms", 10_000),
+    # A watch has no deadline: pings tell a member that hangs. etcd closes connections that are pinged more often than
+    # every 5 s, and gRPC stops pinging a quiet connection unless it is told not to.
+    ("grpc.keepalive_time_ms", 6_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt to connect may take

@@ -12,8 +12,6 @@ from antiphon import Client, Graph, Retry, output_of, ref
 from tests.harness import Mesh, journal_of
 from tests.harness.etcd import Etcd, StartEtcd
 
-pytest_plugins = ("tests.harness.etcd_fixtures",)
-
 PATIENCE = timedelta(seconds=60)
 RULE = Retry(["LOST", "TRANSIENT"], max_attempts=20, backoff=timedelta(milliseconds=20))
 
