@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import typer
 from rich.console import RenderableType
 
-from ..v1.cluster_service_pb2 import GetClusterResponse, Replica, Shard
+from ..v1.cluster_service_pb2 import GetClusterResponse, ReplicaStatus, Shard
 from . import output
 from .connection import with_client
 from .options import AsJson, ProfileName
@@ -37,7 +37,7 @@ def status(as_json: AsJson = False, profile: ProfileName = None) -> None:
         output.show(line)
 
 
-def _row(replica: Replica, shards: Iterable[Shard]) -> list[RenderableType]:
+def _row(replica: ReplicaStatus, shards: Iterable[Shard]) -> list[RenderableType]:
     load = replica.load if replica.HasField("load") else None
     owned = [shard.shard for shard in shards if shard.replica_id == replica.replica_id and not shard.successor_id]
     return [

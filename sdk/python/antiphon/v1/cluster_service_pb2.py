@@ -26,7 +26,7 @@ from antiphon.options.v1 import options_pb2 as antiphon_dot_options_dot_v1_dot_o
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!antiphon/v1/cluster_service.proto\x12\x0b\x61ntiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11GetClusterRequest\"\x91\x01\n\x12GetClusterResponse\x12\x30\n\x08replicas\x18\x01 \x03(\x0b\x32\x14.antiphon.v1.ReplicaR\x08replicas\x12*\n\x06shards\x18\x02 \x03(\x0b\x32\x12.antiphon.v1.ShardR\x06shards\x12\x1d\n\nstore_size\x18\x03 \x01(\x03R\tstoreSize\"\xdf\x01\n\x07Replica\x12\x1d\n\nreplica_id\x18\x01 \x01(\tR\treplicaId\x12\x18\n\x07\x61\x64\x64ress\x18\x02 \x01(\tR\x07\x61\x64\x64ress\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x39\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x18\n\x07leaving\x18\x05 \x01(\x08R\x07leaving\x12,\n\x04load\x18\x06 \x01(\x0b\x32\x18.antiphon.v1.ReplicaLoadR\x04load\"\x8f\x01\n\x0bReplicaLoad\x12#\n\rsidecar_count\x18\x01 \x01(\x05R\x0csidecarCount\x12\x1b\n\trun_count\x18\x02 \x01(\x05R\x08runCount\x12\x1d\n\ninbox_size\x18\x03 \x01(\x05R\tinboxSize\x12\x1f\n\x0b\x61rchive_lag\x18\x04 \x01(\x05R\narchiveLag\"u\n\x05Shard\x12\x14\n\x05shard\x18\x01 \x01(\x05R\x05shard\x12\x1d\n\nreplica_id\x18\x02 \x01(\tR\treplicaId\x12\x14\n\x05\x65poch\x18\x03 \x01(\x03R\x05\x65poch\x12!\n\x0csuccessor_id\x18\x04 \x01(\tR\x0bsuccessorId2q\n\x0e\x43lusterService\x12_\n\nGetCluster\x12\x1e.antiphon.v1.GetClusterRequest\x1a\x1f.antiphon.v1.GetClusterResponse\"\x10\xaa\xbb\x18\x0c\n\x02\x01\x02\x12\x04read \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!antiphon/v1/cluster_service.proto\x12\x0b\x61ntiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11GetClusterRequest\"\x97\x01\n\x12GetClusterResponse\x12\x36\n\x08replicas\x18\x01 \x03(\x0b\x32\x1a.antiphon.v1.ReplicaStatusR\x08replicas\x12*\n\x06shards\x18\x02 \x03(\x0b\x32\x12.antiphon.v1.ShardR\x06shards\x12\x1d\n\nstore_size\x18\x03 \x01(\x03R\tstoreSize\"\xe5\x01\n\rReplicaStatus\x12\x1d\n\nreplica_id\x18\x01 \x01(\tR\treplicaId\x12\x18\n\x07\x61\x64\x64ress\x18\x02 \x01(\tR\x07\x61\x64\x64ress\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x39\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x18\n\x07leaving\x18\x05 \x01(\x08R\x07leaving\x12,\n\x04load\x18\x06 \x01(\x0b\x32\x18.antiphon.v1.ReplicaLoadR\x04load\"\x8f\x01\n\x0bReplicaLoad\x12#\n\rsidecar_count\x18\x01 \x01(\x05R\x0csidecarCount\x12\x1b\n\trun_count\x18\x02 \x01(\x05R\x08runCount\x12\x1d\n\ninbox_size\x18\x03 \x01(\x05R\tinboxSize\x12\x1f\n\x0b\x61rchive_lag\x18\x04 \x01(\x05R\narchiveLag\"u\n\x05Shard\x12\x14\n\x05shard\x18\x01 \x01(\x05R\x05shard\x12\x1d\n\nreplica_id\x18\x02 \x01(\tR\treplicaId\x12\x14\n\x05\x65poch\x18\x03 \x01(\x03R\x05\x65poch\x12!\n\x0csuccessor_id\x18\x04 \x01(\tR\x0bsuccessorId2q\n\x0e\x43lusterService\x12_\n\nGetCluster\x12\x1e.antiphon.v1.GetClusterRequest\x1a\x1f.antiphon.v1.GetClusterResponse\"\x10\xaa\xbb\x18\x0c\n\x02\x01\x02\x12\x04read \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,13 +38,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCLUSTERREQUEST']._serialized_start=118
   _globals['_GETCLUSTERREQUEST']._serialized_end=137
   _globals['_GETCLUSTERRESPONSE']._serialized_start=140
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=285
-  _globals['_REPLICA']._serialized_start=288
-  _globals['_REPLICA']._serialized_end=511
-  _globals['_REPLICALOAD']._serialized_start=514
-  _globals['_REPLICALOAD']._serialized_end=657
-  _globals['_SHARD']._serialized_start=659
-  _globals['_SHARD']._serialized_end=776
-  _globals['_CLUSTERSERVICE']._serialized_start=778
-  _globals['_CLUSTERSERVICE']._serialized_end=891
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=291
+  _globals['_REPLICASTATUS']._serialized_start=294
+  _globals['_REPLICASTATUS']._serialized_end=523
+  _globals['_REPLICALOAD']._serialized_start=526
+  _globals['_REPLICALOAD']._serialized_end=669
+  _globals['_SHARD']._serialized_start=671
+  _globals['_SHARD']._serialized_end=788
+  _globals['_CLUSTERSERVICE']._serialized_start=790
+  _globals['_CLUSTERSERVICE']._serialized_end=903
 # @@protoc_insertion_point(module_scope)

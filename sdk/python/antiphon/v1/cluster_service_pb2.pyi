@@ -48,7 +48,7 @@ class GetClusterResponse(_message.Message):
     store_size: _builtins.int
     """Bytes that the store has in use."""
     @_builtins.property
-    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaStatus]:
         """The live replicas, in order of their start."""
 
     @_builtins.property
@@ -58,7 +58,7 @@ class GetClusterResponse(_message.Message):
     def __init__(
         self,
         *,
-        replicas: _abc.Iterable[Global___Replica] | None = ...,
+        replicas: _abc.Iterable[Global___ReplicaStatus] | None = ...,
         shards: _abc.Iterable[Global___Shard] | None = ...,
         store_size: _builtins.int = ...,
     ) -> None: ...
@@ -71,8 +71,8 @@ class GetClusterResponse(_message.Message):
 Global___GetClusterResponse: _TypeAlias = GetClusterResponse  # noqa: Y015
 
 @_typing.final
-class Replica(_message.Message):
-    """Replica is one orchestrator process."""
+class ReplicaStatus(_message.Message):
+    """ReplicaStatus is one orchestrator process, as it is now."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -114,7 +114,7 @@ class Replica(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Replica: _TypeAlias = Replica  # noqa: Y015
+Global___ReplicaStatus: _TypeAlias = ReplicaStatus  # noqa: Y015
 
 @_typing.final
 class ReplicaLoad(_message.Message):
