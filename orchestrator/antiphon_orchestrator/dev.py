@@ -169,9 +169,9 @@ async def _serve_alone(config: Config, ready: asyncio.Future[_Addresses]) -> Non
 async def _serve_several(config: Config, port: int, replicas: int, ready: asyncio.Future[_Addresses]) -> None:
     """Replicas in processes of their own."""
     cluster = DevCluster(config, port, replicas)
-    async with cluster.running() as children:
+    async with cluster.running() as (etcd, orchestrators):
         ready.set_result(_Addresses(cluster.addresses, cluster.join_addresses))
-        await watch(children)
+        await watch(etcd, orchestrators)
 
 
 class _Addresses(NamedTuple):

@@ -10,7 +10,7 @@ import asyncio
 import shutil
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -50,8 +50,8 @@ class DevCluster:
         self._folder = config.data.parent
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[list[Child]]:
-        """All processes, once all replicas serve. Raises Problem."""
+    async def running(self) -> AsyncIterator[tuple[Child, list[Child]]]:
+        """etcd and the replicas, once all of them serve. Raises Problem."""
         program = etcd_program()
         self._config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         async with AsyncExitStack() as stack:
@@ -68,7 +68,7 @@ class DevCluster:
                 await start(f"orchestrator-{n}", self._command(address, join), join)
                 for n, (address, join) in enumerate(zip(self.addresses, self.join_addresses, strict=True), 1)
             ]
-            yield [etcd, *replicas]
+            yield etcd, replicas
 
     def _etcd_command(self, program: str) -> list[str]:
         return [
@@ -94,15 +94,20 @@ class DevCluster:
         ]
 
 
-async def watch(children: list[Child]) -> None:
-    """Returns never; raises Problem as soon as one of the processes has ended."""
-    ended = [asyncio.create_task(child.ended()) for child in children]
+async def watch(etcd: Child, replicas: Sequence[Child]) -> None:
+    """Says which replica has ended: the others go on. Returns never; raises Problem when etcd or all replicas have."""
+    left = {asyncio.create_task(child.ended()): child for child in (etcd, *replicas)}
     try:
-        done, _ = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
-        name = next(child.name for child, task in zip(children, ended, strict=True) if task in done)
-        raise Problem(f"the {name} has ended", f"its log is beside the data: {name}.log", exit_code=FAILED)
+        while True:
+            done, _ = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            ended = [left.pop(task) for task in done]
+            if etcd in ended or not set(left.values()) - {etcd}:
+                name = etcd.name if etcd in ended else "last orchestrator"
+                raise Problem(f"the {name} has ended", f"its log: {ended[0].log}", exit_code=FAILED)
+            for child in ended:
+                print(f"{child.name} has ended, and the others go on; its log: {child.log}", flush=True)
     finally:
-        for task in ended:
+        for task in left:
             task.cancel()
 
 

@@ -96,7 +96,7 @@ def test_a_profile_of_another_mesh_is_left_alone(tmp_path: Path) -> None:
     assert not (home / "dev").exists()
 
 
-def test_several_replicas_share_an_etcd_that_is_started_with_them(tmp_path: Path) -> None:
+def test_several_replicas_share_an_etcd_and_go_on_when_one_is_killed(tmp_path: Path) -> None:
     home = tmp_path / "home"
     try:
         etcd = Path(binary("current")).parent
@@ -110,7 +110,25 @@ def test_several_replicas_share_an_etcd_that_is_started_with_them(tmp_path: Path
         assert len(cluster["replicas"]) == 2 and len(cluster["shards"]) == 32
         table = antiphon(home, "cluster", "status").stdout
         assert all(replica["replica_id"] in table for replica in cluster["replicas"])
+        victim = cluster["replicas"][0]["address"]
+        (pid,) = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if serves_at(path, victim)]
+        os.kill(pid, signal.SIGKILL)
+
+        def taken() -> bool:
+            shown = json.loads(antiphon(home, "cluster", "status", "--json").stdout)
+            (left,) = shown["replicas"] if len(shown["replicas"]) == 1 else [{"replica_id": ""}]
+            return {shard["replica_id"] for shard in shown["shards"]} == {left["replica_id"]}
+
+        asyncio.run(eventually(taken, limit=60.0))
         assert json.loads(antiphon(home, "run", "get", run_id, "--json").stdout)
+
+
+def serves_at(command_line: Path, address: str) -> bool:
+    try:
+        words = command_line.read_bytes().split(b"\0")
+    except OSError:
+        return False  # it has ended
+    return b"serve" in words and address.encode() in words
 
 
 def test_a_number_of_replicas_that_makes_no_sense_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -75,8 +75,9 @@ class Cluster(Mesh):
     ) -> Client:
         """A client that knows every replica which lives, or those of `address`."""
         credentials = self.ca.client(name, kind=kind, namespace=namespace)
-        options.setdefault("address", ",".join(self.addresses))
-        return Client.connect(credentials=credentials, **options)
+        if "address" in options:
+            return Client.connect(credentials=credentials, **options)
+        return Client.connect(",".join(self.addresses), credentials=credentials, **options)
 
     async def status(self, address: str = "") -> cluster_service_pb2.GetClusterResponse:
         """What a replica says of the cluster."""
