@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 from antiphon_orchestrator.cluster.assignment import REST, Member, Moves, Owner, assigned, decide
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 SHARDS = 32
 NOW = 10 * REST
+
+QUIET = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 names = st.text("0123456789abcdef", min_size=16, max_size=16)
 groups = st.sets(names, min_size=1, max_size=8)
@@ -55,6 +57,7 @@ class Replicas:
         return {shard: owner.claimant for shard, owner in self.owners.items()}
 
 
+@QUIET
 @given(groups, names)
 def test_one_that_comes_takes_from_all_and_nothing_else_moves(replicas: set[str], newcomer: str) -> None:
     before, after = layout(replicas), layout(replicas | {newcomer})
@@ -62,6 +65,7 @@ def test_one_that_comes_takes_from_all_and_nothing_else_moves(replicas: set[str]
     assert {after[shard] for shard in moved} <= {newcomer}
 
 
+@QUIET
 @given(groups, st.data())
 def test_one_that_goes_leaves_its_shards_and_nothing_else_moves(replicas: set[str], data: st.DataObject) -> None:
     leaver = data.draw(st.sampled_from(sorted(replicas)))
@@ -69,6 +73,7 @@ def test_one_that_goes_leaves_its_shards_and_nothing_else_moves(replicas: set[st
     assert all(before[shard] in (leaver, after[shard]) for shard in before)
 
 
+@QUIET
 @given(st.sets(names, min_size=2, max_size=6))
 def test_shards_are_spread_over_all(replicas: set[str]) -> None:
     spread = Counter(assigned(shard, replicas) for shard in range(4096))
@@ -76,11 +81,13 @@ def test_shards_are_spread_over_all(replicas: set[str]) -> None:
     assert all(0.7 * fair < spread[name] < 1.3 * fair for name in replicas)
 
 
+@QUIET
 @given(st.sets(names, min_size=1, max_size=5))
 def test_whoever_is_there_comes_to_one_layout_in_which_every_shard_is_owned(replicas: set[str]) -> None:
     assert Replicas(*replicas).settle() == layout(replicas)
 
 
+@QUIET
 @given(st.sets(names, min_size=2, max_size=5), st.data())
 def test_the_shards_of_one_that_died_are_taken_and_all_others_stay(replicas: set[str], data: st.DataObject) -> None:
     cluster = Replicas(*replicas)
@@ -92,6 +99,7 @@ def test_the_shards_of_one_that_died_are_taken_and_all_others_stay(replicas: set
     assert all(after[shard] == before[shard] for shard in before if before[shard] != dead)
 
 
+@QUIET
 @given(st.sets(names, min_size=2, max_size=5), st.data())
 def test_one_that_leaves_gives_everything_away_and_takes_nothing(replicas: set[str], data: st.DataObject) -> None:
     cluster = Replicas(*replicas)
@@ -103,6 +111,7 @@ def test_one_that_leaves_gives_everything_away_and_takes_nothing(replicas: set[s
     assert after == layout(replicas - {leaver})
 
 
+@QUIET
 @given(groups, names)
 def test_one_that_has_just_come_is_given_nothing_of_live_owners(replicas: set[str], newcomer: str) -> None:
     cluster = Replicas(*replicas)
