@@ -149,11 +149,12 @@ class Orchestrator:
             shard_count=shards,
             inbox_limit=config.inbox_limit,
             audit_max_records=config.audit_max_records,
+            metrics=metrics,
         )
         sessions.bind(host)
         reads.answer = host.put
         membership = Membership(store, replica_id, version("antiphon-server"), now())
-        room = StoreRoom(store, config.data, store.max_bytes or config.store_max_bytes)
+        room = StoreRoom(store, config.data, store.max_bytes or config.store_max_bytes, metrics, host.keep_short)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
         peers = Peers(lambda: certificate.credential, lambda: membership.others)

@@ -48,6 +48,9 @@ RETAIN_DELAY = 2_000_000
 LONG_LOG = 4_096
 """Segments after which the runs that hold the oldest are moved to the head of the log."""
 
+SHORT_LOG = 256
+"""The same while the store is filling up."""
+
 
 class NoPlan(Exception):
     """What a PlanLoader raises for a graph that is not there, or does not compile."""
@@ -107,6 +110,7 @@ class Host:
         shard_count: int,
         inbox_limit: int,
         audit_max_records: int,
+        metrics: telemetry.Metrics,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -115,6 +119,8 @@ class Host:
         self._replica_id = replica_id
         self._inbox_limit = inbox_limit
         self._audit_max_records = audit_max_records
+        self._metrics = metrics
+        self._long_log = LONG_LOG
         self._archiver = archiver
         self._reader = reader
         self._seats: list[_Seat | None] = [None] * shard_count
@@ -322,7 +328,14 @@ class Host:
                 continue
             first_audited = shard.audit.chain.last_seq + 1
             turn = seat.turn = shard.take_turn(moment)
-            seq = await seat.log.append(turn.records, turn.audit, first_audited) if turn.records else 0
+            seq = 0
+            if turn.records:
+                began = time.monotonic()
+                seq = await seat.log.append(turn.records, turn.audit, first_audited)
+                self._metrics.commit_duration.observe(time.monotonic() - began)
+            self._metrics.turn_inputs.observe(turn.inputs)
+            for entry in turn.ended:
+                self._metrics.count_run(entry.run.state.name)
             if turn.audit:
                 seat.audit.committed(turn.audit, moment)
             seat.turn = None
@@ -336,6 +349,13 @@ class Host:
                 await self._forget_archived(seat, moment)
             if seat.audit.due is not None and moment >= seat.audit.due:
                 await seat.audit.write()
+
+    def keep_short(self, short: bool) -> None:
+        """Whether runs that hold old segments are moved sooner than their number alone would ask for."""
+        self._long_log = SHORT_LOG if short else LONG_LOG
+        for seat in self._seats:
+            if seat is not None:
+                seat.trim_at = min(seat.trim_at, seat.log.next_seq + self._long_log // 4)
 
     async def write_audit(self) -> None:
         """Gives all audit records of these shards that are in their logs a page; for whoever wants to read them."""
@@ -393,7 +413,7 @@ class Host:
             await seat.audit.write()  # they are nowhere else
             await seat.log.trim(below)
             seat.trimmed_below = below
-        seat.trim_at = seat.log.next_seq + LONG_LOG // 4
+        seat.trim_at = seat.log.next_seq + self._long_log // 4
         self._move_long_runs(seat)
         await seat.audit.trim()
 
@@ -401,7 +421,7 @@ class Host:
         """Archives what a long run has done so far; the answer makes its shard snapshot it at the head of the log."""
         seat.moving = {run_id: first for run_id, first in seat.moving.items() if run_id in seat.shard.runs}
         for run_id, first in list(seat.shard.pinned.items()):
-            if seat.log.next_seq - first < LONG_LOG:
+            if seat.log.next_seq - first < self._long_log:
                 return
             entry = seat.shard.runs.get(run_id)
             if entry is not None and entry.run.state is RunState.RUNNING and seat.moving.get(run_id) != first:
