@@ -38,6 +38,15 @@ class Steward:
 
     async def run(self) -> None:
         """Until cancelled. Raises RecoveryFailed when no other replica could rebuild the shard either."""
+        try:
+            await self._steer()
+        except ExceptionGroup as group:
+            failed = group.subgroup(RecoveryFailed)
+            if failed is None:
+                raise
+            raise failed.exceptions[0] from group  # one line for people, whatever the others were doing
+
+    async def _steer(self) -> None:
         membership, host = self._membership, self._host
         async with asyncio.TaskGroup() as shards:
             while True:
