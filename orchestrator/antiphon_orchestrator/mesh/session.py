@@ -113,6 +113,10 @@ class Session:
         self._verdicts.append((attempt_id, kind))
         self._wake.set()
 
+    def no_verdict(self) -> None:
+        self.unanswered -= 1
+        self._room.set()
+
     def offer(self, offer: PendingOffer) -> None:
         self._offers.append(offer)
         self._wake.set()

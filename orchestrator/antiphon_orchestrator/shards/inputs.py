@@ -23,6 +23,10 @@ class Reporter(Protocol):
 
     def verdict(self, attempt_id: str, kind: str) -> None: ...
 
+    def no_verdict(self) -> None:
+        """A report gets its verdict elsewhere, if at all."""
+        ...
+
 
 class Watcher(Protocol):
     """Takes the serialised records of one run, in order; `ended` follows the last one."""

@@ -26,8 +26,11 @@ def abandon(shard: Shard, fleet: Fleet, turn: Turn | None) -> None:
         for task in run.all_tasks():
             if (attempt := task.live) is not None:
                 fleet.give_back(attempt.instance)
-    for sink, _ in turn.replies if turn is not None else ():
-        sink(moved)
+    if turn is not None:
+        for sink, _ in turn.replies:
+            sink(moved)
+        for reporter, _, _ in turn.verdicts:
+            reporter.no_verdict()
     for entry in shard.runs.values():
         for sink in entry.waiters:
             sink(moved)
@@ -41,5 +44,7 @@ def turn_away(shard: int, fleet: Fleet, item: i.Input) -> None:
     """Answers an input of a shard that is not here. What it was to be told is asked for anew by its new owner."""
     if isinstance(item, i.Reserved):
         fleet.give_back(item.offered.instance.instance_id)
+    elif isinstance(item, i.Report):
+        item.reporter.no_verdict()
     elif isinstance(item, i.Submit | i.Call | i.Cancel | i.Read | i.Survey | i.Watch):
         item.sink(i.Moved(shard))
