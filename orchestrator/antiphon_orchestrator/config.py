@@ -118,7 +118,8 @@ class Config:
     store_max_bytes: int = 8 << 30
     """Of the store; of a cluster no more than its quota."""
     audit_max_records: int = 1_000_000
-    """Of each audit chain; the oldest go first. Some 600 bytes each."""
+    """Of the audit chains of all shards together, and of the one for what belongs to none; the oldest go first. Some
+    600 bytes each."""
     payload_limit: int = 1 << 30
     """One payload of PayloadService."""
     context: Quota = field(default_factory=Quota)

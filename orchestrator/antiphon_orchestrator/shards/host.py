@@ -48,6 +48,9 @@ RETAIN_DELAY = 2_000_000
 LONG_LOG = 4_096
 """Segments after which the runs that hold the oldest are moved to the head of the log."""
 
+LEAST_AUDITED = 100
+"""Audit records that each shard keeps, however many shards there are."""
+
 SHORT_LOG = 256
 """The same while the store is filling up."""
 
@@ -94,8 +97,8 @@ class _Seat:
 
 
 class Host:
-    """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard, `audit_max_records` its
-    audit chain. `taken` is told each shard once it is rebuilt, `lost` each that was and is not here any more."""
+    """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard, `audit_max_records` the
+    audit chains of all shards together. `taken` is told each shard once it is rebuilt, `lost` each that was and is not here any more."""
 
     def __init__(
         self,
@@ -118,7 +121,7 @@ class Host:
         self._load_plan = load_plan
         self._replica_id = replica_id
         self._inbox_limit = inbox_limit
-        self._audit_max_records = audit_max_records
+        self._audit_max_records = max(LEAST_AUDITED, audit_max_records // shard_count)
         self._metrics = metrics
         self._long_log = LONG_LOG
         self._archiver = archiver
