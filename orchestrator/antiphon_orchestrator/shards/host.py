@@ -98,7 +98,8 @@ class _Seat:
 
 class Host:
     """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard, `audit_max_records` the
-    audit chains of all shards together. `taken` is told each shard once it is rebuilt, `lost` each that was and is not here any more."""
+    audit chains of all shards together. `taken` is told each shard once it is rebuilt, `lost` each that was and is not
+    here any more."""
 
     def __init__(
         self,
