@@ -1,7 +1,8 @@
 """The composition root: the only file that knows every part and joins them; one task group.
 
-Start: open the store, load records, recover the shards, listen, then adopt. Stop: announce it to sidecars, refuse new
-streams, let calls under way end, close the store last.
+Start: open the store, load records, listen, say that we are there, take the shards that fall to us. Stop: hand them
+over to other replicas where there are any, announce it to sidecars, refuse new streams, let calls under way end, close
+the store last.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from importlib.metadata import version
 
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon.v1 import (
     audit_service_pb2_grpc,
+    cluster_service_pb2_grpc,
     context_service_pb2_grpc,
     graph_service_pb2_grpc,
     identity_service_pb2_grpc,
@@ -27,6 +30,7 @@ from . import telemetry
 from .admission import SchemaSet, Values
 from .api.audit_service import AuditService
 from .api.certificate import IssuedHere, LiveCertificate
+from .api.cluster_service import ClusterService
 from .api.context_service import ContextService
 from .api.graph_service import GraphService
 from .api.identity_service import Endpoints, IdentityService
@@ -41,6 +45,10 @@ from .api.server import ApiServer, Parts, Register
 from .archive import Archive, archive_at
 from .audit import AuditLog, Fact
 from .blobs import Blobs, ObjectBlobs
+from .cluster.membership import Membership
+from .cluster.peers import Peers
+from .cluster.routing import Routing
+from .cluster.steward import Steward
 from .config import Config
 from .context import SharedContext
 from .mesh.calls import Calls
@@ -62,9 +70,15 @@ from .runs.submit import Submissions
 from .shards.archiver import Archiver
 from .shards.host import Host, now
 from .shards.log import shard_count
-from .store import SqliteStore, Store
+from .store import SqliteStore, Store, StoreError
 from .store.etcd import EtcdStore
 from .tracing import Tracing
+
+CLUSTER_SHARDS = 32
+"""Of a store that several replicas share, unless it is told otherwise."""
+
+LEAVING = 10.0
+"""Seconds in which other replicas have to take what this one hands over when it ends."""
 
 
 class Orchestrator:
@@ -123,7 +137,7 @@ class Orchestrator:
         reads = ContextReads(context, clock, now)
         sessions = Sessions(MeshSettings(replica_id), fleet, registry, policy, audit, tokens, calls, desk, now)
         book.changed = sessions.policy_changed
-        shards = await shard_count(store, config.shards)
+        shards = await shard_count(store, config.shards, 1 if config.etcd is None else CLUSTER_SHARDS)
         host = Host(
             store,
             fleet,
@@ -135,12 +149,22 @@ class Orchestrator:
             shard_count=shards,
             inbox_limit=config.inbox_limit,
             audit_max_records=config.audit_max_records,
+            metrics=metrics,
         )
         sessions.bind(host)
         reads.answer = host.put
-        room = StoreRoom(store, config.data, store.max_bytes or config.store_max_bytes)
+        membership = Membership(store, replica_id, version("antiphon-server"), now())
+        room = StoreRoom(store, config.data, store.max_bytes or config.store_max_bytes, metrics, host.keep_short)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
+        peers = Peers(lambda: certificate.credential, lambda: membership.others)
+        routing = Routing(host, membership, peers)
+
+        def cluster_changed() -> None:
+            sessions.replicas_changed(_topology(membership))
+            routing.look()
+
+        steward = Steward(host, membership, cluster_changed)
         image = Image.load()
         tracing = None
         if config.telemetry.tracing:
@@ -155,26 +179,29 @@ class Orchestrator:
             config.development,
             clock,
             tracing.interceptors if tracing is not None else (),
+            routing,
         )
-        runs = RunService(host, submissions, archived, RunListing(host, archive), fleet)
+        runs = RunService(host, submissions, archived, RunListing(host, archive), fleet, routing, peers)
         payloads = PayloadService(blobs, limit=config.payload_limit)
         graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
         policies = PolicyService(book, policy, fleet, audit)
-        audits = AuditService(store, host.write_audit, archived, clock, lambda: certificate.credential)
+        audits = AuditService(store, host.write_audit, archived, clock, lambda: certificate.credential, peers)
+        cluster = ClusterService(membership, peers, store, host, sessions, archiver)
         services: list[Register] = [
             lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
             lambda s: graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, s),
             lambda s: registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
-                RegistryService(registry, fleet, audit), s
+                RegistryService(registry, fleet, audit, peers), s
             ),
             lambda s: context_service_pb2_grpc.add_ContextServiceServicer_to_server(ContextService(context), s),
             lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, s),
             lambda s: policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policies, s),
             lambda s: audit_service_pb2_grpc.add_AuditServiceServicer_to_server(audits, s),
+            lambda s: cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(cluster, s),
             lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
         ]
         if authority is not None:
-            identities = IdentityService(authority, store, policy, clock, self._endpoints, audit)
+            identities = IdentityService(authority, store, policy, clock, lambda: self._all(membership), audit)
             services.append(lambda s: identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, s))
         server = ApiServer(
             parts,
@@ -190,7 +217,6 @@ class Orchestrator:
         audit.note(_policies_loaded(certificate.credential.identity, policy), now())
         await server.start()
         self._bound = server
-        sessions.address = self._endpoints().mutual_tls[0]
         try:
             async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
                 if config.telemetry.metrics_port is not None:
@@ -204,9 +230,13 @@ class Orchestrator:
                 group.create_task(book.run(), name="policies")
                 await room.look()
                 group.create_task(room.run(), name="room")
-                await host.recover()
-                group.create_task(host.run(), name="shards")
-                sessions.adopt()
+                group.create_task(registry.run(), name="registry")
+                group.create_task(archiver.run(), name="archiver")
+                await membership.join(self._endpoints().mutual_tls[0])
+                group.create_task(membership.run(), name="membership")
+                group.create_task(peers.run(), name="peers")
+                group.create_task(steward.run(), name="shards")
+                await steward.begun.wait()
                 group.create_task(sessions.run(), name="sessions")
                 group.create_task(calls.run(), name="calls")
                 group.create_task(context.run(), name="context")
@@ -220,10 +250,21 @@ class Orchestrator:
                 await server.set_serving(True)
                 self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
                 self.ready.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    routing.stopping = True
+                    if membership.others:
+                        with contextlib.suppress(TimeoutError, StoreError):
+                            async with asyncio.timeout(LEAVING):
+                                await membership.leave()
+                                await steward.left()
         finally:
             sessions.drain()
+            await peers.close()
             await server.stop()
             await audit.close()
+            await membership.gone()
             if tracing is not None:
                 tracing.close()
 
@@ -246,10 +287,21 @@ class Orchestrator:
             return load_folder(self.config.policy_folder), FOLDER
         return (dev_profile(), PROFILE) if self.config.policy_profile == "dev" else (None, "")
 
+    def _all(self, membership: Membership) -> Endpoints:
+        """Where who joins may turn: here first, and for calls to every other replica, too."""
+        here = self._endpoints()
+        return Endpoints((*here.mutual_tls, *(other.address for other in membership.others)), here.join)
+
     def _endpoints(self) -> Endpoints:
         """As others reach them: the advertised host with the ports that are really bound."""
         host = self.config.advertised_host
         return Endpoints((f"{host}:{self._bound.mutual_tls.port}",), (f"{host}:{self._bound.join.port}",))
+
+
+def _topology(membership: Membership) -> tuple[tuple[str, str], ...]:
+    """Where sidecars are to attach: every replica that is not about to end."""
+    staying = (member for member in membership.members.values() if not member.leaving)
+    return tuple(sorted((member.replica_id, member.address) for member in staying))
 
 
 def _policies_loaded(who: Identity, policy: CedarPolicies) -> Fact:

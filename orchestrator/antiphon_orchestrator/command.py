@@ -120,7 +120,7 @@ async def _serve(config: Config) -> int:
         telemetry.logger("orchestrator").info("stopped")
     finally:
         ready.cancel()
-        if orchestrator.ready.is_set():  # else the file, if there is one, is that of whoever has the store open
+        if orchestrator.ready.is_set() and _written_by_us(endpoints):  # else it is that of another one on this data
             endpoints.unlink(missing_ok=True)
     return 0
 
@@ -130,6 +130,13 @@ def _write(path: Path, content: dict[str, object]) -> None:
     scratch = path.with_suffix(".new")
     scratch.write_text(json.dumps(content))
     scratch.replace(path)
+
+
+def _written_by_us(endpoints: Path) -> bool:
+    try:
+        return bool(json.loads(endpoints.read_text())["pid"] == os.getpid())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 async def _check(config: Config, as_json: bool) -> int:

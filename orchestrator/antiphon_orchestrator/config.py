@@ -118,7 +118,8 @@ class Config:
     store_max_bytes: int = 8 << 30
     """Of the store; of a cluster no more than its quota."""
     audit_max_records: int = 1_000_000
-    """Of each audit chain; the oldest go first. Some 600 bytes each."""
+    """Of the audit chains of all shards together, and of the one for what belongs to none; the oldest go first. Some
+    600 bytes each."""
     payload_limit: int = 1 << 30
     """One payload of PayloadService."""
     context: Quota = field(default_factory=Quota)
@@ -202,14 +203,31 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
     if len({config.certificate is None, config.private_key is None, config.trust_bundle is None}) > 1:
         reading.mistakes.append("certificate, private_key and trust_bundle belong together; give all three or none")
     try:
-        _ = config.etcd
+        cluster = config.etcd
     except ValueError as error:
         reading.mistakes.append(f"store: {error}")
+    else:
+        if cluster is not None and not cluster.local:
+            reading.mistakes += _not_shared(config)
     if config.advertised_host in _EVERYWHERE:
         reading.mistakes.append(f"others cannot dial {config.advertised_host}; give advertise, such as HOST:7443")
     if reading.mistakes:
         raise ConfigError(reading.mistakes)
     return replace(config, sources=reading.sources)
+
+
+def _not_shared(config: Config) -> list[str]:
+    """What would be each machine's own beside a store that machines share: runs that had ended would be found on one
+    of them only, and payloads collected whose references the others have."""
+    mistakes = []
+    if config.archive_url.startswith("sqlite:"):
+        mistakes.append(
+            "archive: the store is shared between machines, a file is not; give --archive postgresql://USER@HOST/DATABASE"
+        )
+    if not config.payloads:
+        shared = "--payloads s3://BUCKET/PREFIX, or file:///FOLDER on a file system that all share"
+        mistakes.append(f"payloads: the store is shared between machines, a folder in data is not; give {shared}")
+    return mistakes
 
 
 class _Reading:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from antiphon.cli.problems import FAILED, Problem, describe
 from antiphon_certs import (
@@ -39,6 +40,7 @@ from .api.server import AddressNotFree
 from .app import Orchestrator
 from .archive import ArchiveError
 from .config import Config, ConfigError, load
+from .dev_cluster import MOST, DevCluster, watch
 from .policy import PolicyError
 from .store import StoreError
 
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGINT or SIGTERM; 0 then, 2 when it cannot be run here."""
     options = _parser().parse_args(arguments)
     try:
-        return asyncio.run(_run(_config(options)))
+        return asyncio.run(_run(_config(options), options.port, options.replicas))
     except AddressNotFree as error:
         cause = str(error).partition(";")[0]
         told = describe(Problem(cause, "give other ports with --port, or any free ones with --port 0"))
@@ -88,6 +90,14 @@ def _parser() -> argparse.ArgumentParser:
         default=7443,
         help="of the orchestrator; joining is on the next one; 0: any free (%(default)s)",
     )
+    parser.add_argument(
+        "--replicas",
+        type=int,
+        default=1,
+        metavar="N",
+        help="so many orchestrators, each a process, on an etcd that is started with them; two ports for each and two "
+        "for etcd (%(default)s)",
+    )
     parser.add_argument("--log-level", default="warning", help="debug, info, warning or error (%(default)s)")
     return parser
 
@@ -96,6 +106,8 @@ def _config(options: argparse.Namespace) -> Config:
     data: Path = (options.data or profile_folder("default").parent.parent / "dev").absolute()
     if not 0 <= options.port < 65_535:
         raise Problem(f"there is no port {options.port}", "give --port 1 to 65534, or 0 for any free one")
+    if not 1 <= options.replicas <= MOST:
+        raise Problem(f"there are no {options.replicas} replicas", f"give --replicas 1 to {MOST}")
     flags = {
         "data": str(data / "orchestrator"),
         "authority": str(data / "ca"),
@@ -108,17 +120,18 @@ def _config(options: argparse.Namespace) -> Config:
     return load(flags, os.environ)
 
 
-async def _run(config: Config) -> int:
+async def _run(config: Config, port: int, replicas: int) -> int:
     telemetry.configure_logging(config.telemetry.log_level)
     members = [_Member(name, kind) for name, kind in _PROFILES.items()]
     new = not config.authority.exists()
     authority = Authority.init(config.authority, TRUST_DOMAIN) if new else Authority.load(config.authority)
-    orchestrator = Orchestrator(config)
-    serving = asyncio.create_task(orchestrator.run())
+    ready: asyncio.Future[_Addresses] = asyncio.get_running_loop().create_future()
+    serve = _serve_alone(config, ready) if replicas == 1 else _serve_several(config, port, replicas, ready)
+    serving = asyncio.create_task(serve)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
-    following = asyncio.create_task(_follow(orchestrator, authority, members, config.data.parent))
+    following = asyncio.create_task(_follow(ready, authority, members, config.data.parent))
     try:
         # Whichever ends first has failed, or was told to stop.
         await asyncio.wait({serving, following}, return_when=asyncio.FIRST_COMPLETED)
@@ -137,15 +150,50 @@ async def _run(config: Config) -> int:
     return 0
 
 
-async def _follow(orchestrator: Orchestrator, authority: Authority, members: Sequence[_Member], data: Path) -> None:
+async def _serve_alone(config: Config, ready: asyncio.Future[_Addresses]) -> None:
+    """One replica, in this process."""
+    orchestrator = Orchestrator(config)
+
+    async def tell() -> None:
+        await orchestrator.ready.wait()
+        address, join_address = orchestrator.addresses
+        ready.set_result(_Addresses((address,), (join_address,)))
+
+    telling = asyncio.create_task(tell())
+    try:
+        await orchestrator.run()
+    finally:
+        telling.cancel()
+
+
+async def _serve_several(config: Config, port: int, replicas: int, ready: asyncio.Future[_Addresses]) -> None:
+    """Replicas in processes of their own."""
+    cluster = DevCluster(config, port, replicas)
+    async with cluster.running() as (etcd, orchestrators):
+        ready.set_result(_Addresses(cluster.addresses, cluster.join_addresses))
+        await watch(etcd, orchestrators)
+
+
+class _Addresses(NamedTuple):
+    """Where orchestrators are, for calls and for joining."""
+
+    calls: tuple[str, ...]
+    joining: tuple[str, ...]
+
+
+async def _follow(
+    ready: asyncio.Future[_Addresses], authority: Authority, members: Sequence[_Member], data: Path
+) -> None:
     """Once it serves: write the profiles, say what there is, and keep the certificates fresh."""
-    await orchestrator.ready.wait()
-    address, join_address = orchestrator.addresses
+    addresses = await ready
     async with asyncio.TaskGroup() as group:
         for member in members:
-            member.save(authority, address, join_address)
+            member.save(authority, addresses)
             group.create_task(member.keep_fresh(authority))
-        print(f"An orchestrator serves at {address}; profiles: {', '.join(_PROFILES)} (in {members[0].home}).")
+        several = len(addresses.calls) > 1
+        what = f"{len(addresses.calls)} orchestrators serve" if several else "An orchestrator serves"
+        where = ", ".join(addresses.calls)
+        print(f"{what} at {where}; profiles: {', '.join(_PROFILES)} (in {members[0].home}).")
         print(f"{_NEXT}{data}.", flush=True)
 
 
@@ -174,9 +222,9 @@ class _Member:
     def home(self) -> Path:
         return profile_folder(self.name).parent
 
-    def save(self, authority: Authority, address: str, join_address: str) -> None:
+    def save(self, authority: Authority, addresses: _Addresses) -> None:
         """Write the profile with a new certificate."""
-        profile = Profile(profile_folder(self.name), (address,), (join_address,), TRUST_DOMAIN, NAMESPACE)
+        profile = Profile(profile_folder(self.name), addresses.calls, addresses.joining, TRUST_DOMAIN, NAMESPACE)
         self._certify(authority, profile.credential)
         profile.save()
 

@@ -38,6 +38,7 @@ FIELDS = frozenset(
         "incarnation",
         "key",
         "level",
+        "limit",
         "listener",
         "method",
         "namespace",
@@ -142,21 +143,22 @@ class Metrics:
         self.payload_bytes_collected = Counter(
             "antiphon_payload_bytes_collected", "Bytes of the payloads that went", registry=self.registry
         )
+        self.store_bytes = Gauge("antiphon_store_bytes", "Bytes that the store has in use", registry=self.registry)
+        self.store_limit_bytes = Gauge(
+            "antiphon_store_limit_bytes", "Bytes that the store may have in use", registry=self.registry
+        )
+        self.store_level = Gauge(
+            "antiphon_store_level", "0 roomy, 1 filling, 2 tight, 3 full: no new runs", registry=self.registry
+        )
         self._runs = Counter("antiphon_runs", "Runs that ended, by state", ["state"], registry=self.registry)
-        self._tasks = Counter("antiphon_tasks", "Tasks that ended, by state", ["state"], registry=self.registry)
         # `labels` takes a lock and builds a key: 2 µs. Methods, codes and states are few and known.
         self._call: Callable[[str, str], Counter] = lru_cache(1024)(self._calls.labels)
         self._run: Callable[[str], Counter] = lru_cache(64)(self._runs.labels)
-        self._task: Callable[[str], Counter] = lru_cache(64)(self._tasks.labels)
 
     def count_call(self, method: str, code: str) -> None:
         """A call ended with this status code."""
         self._call(method, code).inc()
 
-    def count_runs(self, state: str, count: int = 1) -> None:
-        """Runs ended in this state."""
-        self._run(state).inc(count)
-
-    def count_tasks(self, state: str, count: int = 1) -> None:
-        """Tasks ended in this state."""
-        self._task(state).inc(count)
+    def count_run(self, state: str) -> None:
+        """A run ended in this state."""
+        self._run(state).inc()

@@ -106,6 +106,10 @@ const (
 	AuditChainNotFound Reason = "AUDIT_CHAIN_NOT_FOUND"
 	// AuditRecordNotFound: audit chain {chain} has no record {seq}; it holds {first} to {last}.
 	AuditRecordNotFound Reason = "AUDIT_RECORD_NOT_FOUND"
+	// ShardMoved: shard {shard} is changing hands; ask again in a moment, of any replica.
+	ShardMoved Reason = "SHARD_MOVED"
+	// ReplicaUnavailable: replica {replica} does not answer, and without it the answer would not be whole.
+	ReplicaUnavailable Reason = "REPLICA_UNAVAILABLE"
 	// PayloadsUnavailable: where payloads are kept does not answer.
 	PayloadsUnavailable Reason = "PAYLOADS_UNAVAILABLE"
 	// PayloadCorrupt: payload {digest} is damaged where it is kept.
@@ -166,6 +170,8 @@ var registry = map[Reason]reasonSpec{
 	ClaimLost:               {codes.Code(10), Reread},
 	AuditChainNotFound:      {codes.Code(5), FixRequest},
 	AuditRecordNotFound:     {codes.Code(5), FixRequest},
+	ShardMoved:              {codes.Code(14), Retry},
+	ReplicaUnavailable:      {codes.Code(14), Retry},
 	PayloadsUnavailable:     {codes.Code(14), Retry},
 	PayloadCorrupt:          {codes.Code(15), AskOperator},
 	VerifyReportNotAccepted: {codes.Code(3), FixRequest},

@@ -42,6 +42,8 @@ class Link:
     def __init__(self, wake: Callable[[], None]) -> None:
         self.wake = wake
         self.grants: dict[str, Grant] = {}
+        self.away = False
+        """The other replicas say that this one is gone, although its stream is there: it gets no slots."""
         self.clear()
 
     def clear(self) -> None:

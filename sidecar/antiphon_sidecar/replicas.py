@@ -22,10 +22,10 @@ class Replicas:
         self.credential = credential
         self._node = node
         self._seeds = tuple(addresses)
-        self._directory = Directory(self._found)
+        self._news = asyncio.Event()
+        self._directory = Directory(self._found, self._news.set)
         self._upstreams: dict[str, tuple[Upstream, asyncio.Task[None]]] = {}
         self._known: list[tuple[str, str]] = []
-        self._news = asyncio.Event()
 
     @property
     def attached(self) -> int:
@@ -56,6 +56,9 @@ class Replicas:
             self._news.set()
 
     def _follow(self, group: asyncio.TaskGroup) -> None:
+        there = {replica_id for replica_id, _ in self._known}
+        for upstream, _ in self._upstreams.values():
+            upstream.announced(not there or upstream.replica_id in there)
         wanted: dict[str, str] = {address: "" for address in self._seeds}
         for replica_id, address in self._known:
             served = self._directory.serving.get(replica_id)

@@ -64,7 +64,7 @@ class Slots:
     def give_turns(self) -> None:
         """Where replicas want more than there is, let the remainder go round; call once a second."""
         for seat in self._seats.values():
-            grants = self._grants(seat)
+            grants = [self.grant(link, seat.name) for link in self._present()]
             if len(grants) > 1 and sum(grant.wanted for grant in grants) > self._capacity(seat):
                 seat.turn += 1
                 self.settle(seat)
@@ -76,14 +76,12 @@ class Slots:
 
     def settle(self, seat: Seat) -> None:
         """Send the windows of an agent that are due."""
-        grants, capacity = self._grants(seat), self._capacity(seat)
+        links = self._present()
+        grants, capacity = [self.grant(link, seat.name) for link in links], self._capacity(seat)
         if not grants:
             return
         for index, slots in settle(grants, capacity, seat.turn):
-            self._windows_sent += 1
-            grants[index].generation = self._windows_sent
-            self.links[index].windows[seat.name] = (self._windows_sent, slots)
-            self.links[index].wake()
+            self._send(links[index], seat, grants[index], slots)
         seat.unsettled = not settled(grants, capacity, seat.turn)
 
     def settle_all(self) -> None:
@@ -91,13 +89,32 @@ class Slots:
         for seat in self._seats.values():
             self.settle(seat)
 
-    def _grants(self, seat: Seat) -> list[Grant]:
-        return [self.grant(link, seat.name) for link in self.links]
+    def away(self, link: Link, away: bool) -> None:
+        """Whether a replica is gone, as the others say. One that is stalled would never acknowledge a smaller window:
+        its slots are taken from it at once, and what it offers nevertheless comes back."""
+        if link.away == away:
+            return
+        link.away = away
+        for seat in self._seats.values():
+            grant = self.grant(link, seat.name)
+            if away and max(grant.slots, grant.allowed):
+                grant.slots = grant.allowed = grant.wanted = 0
+                self._send(link, seat, grant, 0)
+        self.settle_all()
+
+    def _send(self, link: Link, seat: Seat, grant: Grant, slots: int) -> None:
+        self._windows_sent += 1
+        grant.generation = self._windows_sent
+        link.windows[seat.name] = (grant.generation, slots)
+        link.wake()
+
+    def _present(self) -> list[Link]:
+        return [link for link in self.links if not link.away]
 
     def _capacity(self, seat: Seat) -> int:
         """Slots to divide: places, prefetch and what waits for its own calls, less what belongs to no replica now."""
         if not seat.present or seat.draining or self.closed:
             return 0
         held = len(seat.running) + seat.queued
-        orphans = max(held - sum(grant.out for grant in self._grants(seat)), 0)
+        orphans = max(held - sum(self.grant(link, seat.name).out for link in self._present()), 0)
         return max(seat.concurrency + seat.prefetch + seat.waiting - orphans, 0)

@@ -70,9 +70,11 @@ def backoff(failures: int) -> float:
 class Directory:
     """Which replicas there are, and which upstream serves which: one replica may be known by two addresses."""
 
-    def __init__(self, found: Callable[[list[tuple[str, str]]], None]) -> None:
+    def __init__(self, found: Callable[[list[tuple[str, str]]], None], left: Callable[[], None]) -> None:
         self.found = found
         """Told every topology: (replica id, address)."""
+        self.left = left
+        """Told when a replica is not attached to any more."""
         self.serving: dict[str, Upstream] = {}
 
 
@@ -95,6 +97,11 @@ class Upstream:
     def attached(self) -> bool:
         """Whether a stream is welcomed."""
         return self._current is not None
+
+    def announced(self, there: bool) -> None:
+        """Whether the replica that is attached is among those that the replicas say are there."""
+        if self._link is not None and self.attached:
+            self.node.inflight.slots.away(self._link, not there)
 
     def redial(self) -> None:
         """The certificate has changed: make a new stream before the present one is dropped."""
@@ -182,6 +189,7 @@ class Upstream:
         self._current = None
         if self._directory.serving.get(self.replica_id) is self:
             del self._directory.serving[self.replica_id]
+            self._directory.left()
         if self._link is not None:
             self.node.inflight.detach(self._link)
             self._link = None

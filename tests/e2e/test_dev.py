@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from tests.harness.etcd_binary import EtcdMissing, binary
 from tests.harness.waiting import eventually
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
@@ -28,19 +31,19 @@ def antiphon(home: Path, *words: str, code: int = 0) -> subprocess.CompletedProc
 
 
 @contextmanager
-def dev(home: Path) -> Iterator[None]:
+def dev(home: Path, *words: str, **environ: str) -> Iterator[None]:
     """A mesh that serves inside of the block; leaving it is Ctrl-C."""
     log = home.with_suffix(".log")
     with log.open("wb") as output:
-        environ = {**os.environ, "ANTIPHON_HOME": str(home)}
-        process = subprocess.Popen([ANTIPHON, "dev", "--port", "0"], env=environ, stdout=output, stderr=output)
+        environ = {**os.environ, "ANTIPHON_HOME": str(home), **environ}
+        process = subprocess.Popen([ANTIPHON, "dev", "--port", "0", *words], env=environ, stdout=output, stderr=output)
     try:
 
         def serves() -> bool:
             assert process.poll() is None, log.read_text()
             return "Ctrl-C stops it" in log.read_text()
 
-        asyncio.run(eventually(serves))
+        asyncio.run(eventually(serves, limit=90.0))
         yield
     finally:
         process.send_signal(signal.SIGINT)
@@ -91,3 +94,43 @@ def test_a_profile_of_another_mesh_is_left_alone(tmp_path: Path) -> None:
     assert "belongs to the mesh mesh.example" in said and "ANTIPHON_HOME" in said
     assert "mesh.example:7443" in profile.read_text()
     assert not (home / "dev").exists()
+
+
+def test_several_replicas_share_an_etcd_and_go_on_when_one_is_killed(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    try:
+        etcd = Path(binary("current")).parent
+    except EtcdMissing as missing:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"not run: {missing}")
+    with dev(home, "--replicas", "2", PATH=f"{etcd}{os.pathsep}{os.environ['PATH']}"):
+        run_id = antiphon(home, "run", "submit", str(GRAPH), "--input", '{"name": "Ada"}').stdout.strip()
+        cluster = json.loads(antiphon(home, "cluster", "status", "--json").stdout)
+        assert len(cluster["replicas"]) == 2 and len(cluster["shards"]) == 32
+        table = antiphon(home, "cluster", "status").stdout
+        assert all(replica["replica_id"] in table for replica in cluster["replicas"])
+        victim = cluster["replicas"][0]["address"]
+        (pid,) = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if serves_at(path, victim)]
+        os.kill(pid, signal.SIGKILL)
+
+        def taken() -> bool:
+            shown = json.loads(antiphon(home, "cluster", "status", "--json").stdout)
+            (left,) = shown["replicas"] if len(shown["replicas"]) == 1 else [{"replica_id": ""}]
+            return {shard["replica_id"] for shard in shown["shards"]} == {left["replica_id"]}
+
+        asyncio.run(eventually(taken, limit=60.0))
+        assert json.loads(antiphon(home, "run", "get", run_id, "--json").stdout)
+
+
+def serves_at(command_line: Path, address: str) -> bool:
+    try:
+        words = command_line.read_bytes().split(b"\0")
+    except OSError:
+        return False  # it has ended
+    return b"serve" in words and address.encode() in words
+
+
+def test_a_number_of_replicas_that_makes_no_sense_is_refused_in_one_line(tmp_path: Path) -> None:
+    said = antiphon(tmp_path / "home", "dev", "--replicas", "0", code=2).stderr
+    assert said.count("\n") == 1 and "--replicas 1 to 9" in said

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from antiphon.store.v1 import journal_pb2
 from antiphon_orchestrator.engine.decide import Outcome
@@ -23,7 +23,7 @@ from antiphon_sidecar.boxes import Link
 from antiphon_sidecar.inflight import Inflight
 
 from tests.fakes.plans import CLIENT, payload, submitted
-from tests.simulation.model import AGENT, SECOND, SHARDS, Replica, Stream
+from tests.simulation.model import AGENT, SECOND, SHARDS, Stream
 
 RETURNED = (End.TOO_LATE, End.AGENT_GONE, End.DRAINING, End.NO_SLOT, End.STALE_EPOCH)
 
@@ -55,6 +55,16 @@ class History:
         self.replies.setdefault(request_id, []).append((run_id, state))
 
 
+@dataclass(eq=False)
+class Line:
+    """A sidecar's way to one replica: the newest stream, the one that was welcomed last, and the link they share."""
+
+    stream: Stream | None = None
+    current: Stream | None = None
+    said: dict[str, tuple[int, int]] = field(default_factory=dict)
+    link: Link | None = None
+
+
 class Sidecar:
     """A sidecar process by the real rules, with an agent that succeeds, fails and dies. A restart is a new one."""
 
@@ -65,47 +75,49 @@ class Sidecar:
         self.rng = rng
         self.inflight = Inflight()
         self.seat = self.inflight.add_seat(AGENT, lambda: None)
-        self.stream: Stream | None = None
-        self.current: Stream | None = None
-        self.said: dict[str, tuple[int, int]] = {}
+        self.lines: dict[int, Line] = {}
         self.generation = 0
-        self.link: Link | None = None
         self.inflight.agent_came(self.seat, 2, rng.choice([0, 1, 4]), 0.0)
 
-    def connect(self) -> Stream:
+    def line(self, peer: int) -> Line:
+        return self.lines.setdefault(peer, Line())
+
+    def connect(self, peer: int) -> Stream:
         """A new stream; the one before stays until this one is welcomed, if it was not broken."""
         self.generation += 1
-        self.stream = Stream(self.incarnation, self.generation)
-        self.said = self.inflight.hello(self._linked())
-        self.stream.up.append({"hello": {"sidecar": self.name, "windows": self.said}})
-        return self.stream
+        line = self.line(peer)
+        line.stream = Stream(peer, self.incarnation, self.generation)
+        line.said = self.inflight.hello(self._linked(line))
+        line.stream.up.append({"hello": {"sidecar": self.name, "windows": line.said}})
+        return line.stream
 
-    def _linked(self) -> Link:
+    def _linked(self, line: Line) -> Link:
         """The link, which outlives its streams while one follows another."""
-        if self.link is None:
-            self.link = self.inflight.attach(lambda: None)
-        return self.link
+        if line.link is None:
+            line.link = self.inflight.attach(lambda: None)
+        return line.link
 
     def broken(self, stream: Stream) -> None:
-        if stream is self.stream:
-            self.stream = None
-        if stream is self.current or self.current is None:
-            self.current = None
-            if self.link is not None:
-                self.inflight.detach(self.link)
-                self.link = None
+        line = self.line(stream.peer)
+        if stream is line.stream:
+            line.stream = None
+        if stream is line.current or line.current is None:
+            line.current = None
+            if line.link is not None:
+                self.inflight.detach(line.link)
+                line.link = None
 
     def receive(self, stream: Stream, now: float) -> bool:
         if not stream.down:
             return False
         message = stream.down.popleft()
-        inflight = self.inflight
-        if "welcome" in message and stream is self.stream:
-            self.current = stream
-            inflight.welcomed(self._linked(), self.said)
-        if stream is not self.current:
+        inflight, line = self.inflight, self.line(stream.peer)
+        if "welcome" in message and stream is line.stream:
+            line.current = stream
+            inflight.welcomed(self._linked(line), line.said)
+        if stream is not line.current:
             return True
-        link = self._linked()
+        link = self._linked(line)
         if "claims" in message:
             inflight.claim(link, message["claims"])
         for attempt_id, kind in message.get("verdicts", ()):
@@ -119,18 +131,26 @@ class Sidecar:
             inflight.offer(link, AGENT, attempt_id, shard, epoch, None, b"", 1, timeout, now)
         for agent, generation in message.get("window_acks", ()):
             inflight.slots.acknowledged(link, agent, generation)
+        for agent, wanted in message.get("demands", ()):
+            inflight.slots.demanded(link, agent, wanted)
         return True
 
     def send(self) -> bool:
-        """Writes one message with what waits, as wire.next_request does."""
-        link, stream = self.link, self.current
+        """Writes one message with what waits to one replica, to whichever has something."""
+        lines = list(self.lines.values())
+        self.rng.shuffle(lines)
+        return any(self._send(line) for line in lines)
+
+    def _send(self, line: Line) -> bool:
+        """As wire.next_request does."""
+        link, stream = line.link, line.current
         if stream is None or link is None or not stream.open:
             return False
         message: dict[str, Any] = {}
         if link.inventories:
             page = link.inventories.popleft()
             held = [*page.attempt_ids, *page.reported_attempt_ids]
-            message["inventories"] = [(page.shard, held, page.last)]
+            message["inventories"] = [(page.shard, page.epoch, held, page.last)]
         if not link.inventories:
             reports: list[tuple[int, str, Outcome | None]] = []
             while link.started:
@@ -186,6 +206,15 @@ def outcome_of(attempt: Attempt) -> Outcome:
     return Outcome(AttemptState.FAILED, failure=Failure(kind, end.name))
 
 
+class Door(Protocol):
+    """Where clients come in: whatever replica they find there."""
+
+    def put(self, shard: int, item: i.Input) -> None: ...
+
+    def at(self, shard: int) -> Callable[[int, i.Input], None]:
+        """One of those whom `put` may meet."""
+
+
 class Watching:
     """A watcher that checks what it is given: every event once, in order, the same as ever."""
 
@@ -208,6 +237,9 @@ class Watching:
     def progress(self, task_id: str, member: int, progress: Any) -> None:
         raise AssertionError("no agent of the model reports progress")
 
+    def moved(self) -> None:
+        """Whoever asks again goes on from the cursor."""
+
     def ended(self, run: Run) -> None:
         assert run.state is not RunState.RUNNING
         assert self.cursor == run.event_seq, "a watcher was told the end before the last event"
@@ -225,7 +257,7 @@ class Client:
         self.answered: dict[str, str] = {}
         self.count = 0
 
-    def submit(self, replica: Replica, request_id: str | None = None) -> None:
+    def submit(self, door: Door, request_id: str | None = None) -> None:
         """A new submission, or the same one again."""
         if request_id is None:
             self.count += 1
@@ -242,9 +274,9 @@ class Client:
         def sink(answer: Any) -> None:
             self._replied(request_id, answer)
 
-        replica.put(shard, i.Submit(run_id, self.plans[graph], event, key, wait, sink))
+        door.put(shard, i.Submit(run_id, self.plans[graph], event, key, wait, sink))
 
-    def submit_other_content(self, replica: Replica, request_id: str) -> None:
+    def submit_other_content(self, door: Door, request_id: str) -> None:
         """The same request id with something else: never accepted once the first was answered."""
         event = submitted(request_id, deadline_time=self.wall() + 900 * SECOND)
         event.graph_name, event.request_digest = "chain", b"other"
@@ -252,14 +284,19 @@ class Client:
         answers: list[Any] = []
         shard = key[0] % SHARDS
         run_id = f"r{shard:04x}{self.rng.getrandbits(48):012x}"
-        replica.put(shard, i.Submit(run_id, self.plans["chain"], event, key, False, answers.append))
-        replica.put(shard, i.Read(run_id, lambda run: run, lambda run: self._refused(answers, run)))
+        put = door.at(shard)
+        put(shard, i.Submit(run_id, self.plans["chain"], event, key, False, answers.append))
+        put(shard, i.Read(run_id, lambda run: run, lambda run: self._refused(answers, run)))
 
     def _refused(self, answers: list[Any], run: Run | None) -> None:
+        if isinstance(run, i.Moved) or any(isinstance(answer, i.Moved) for answer in answers):
+            return
         assert [type(answer) for answer in answers] == [RequestIdReused]
         assert run is None
 
     def _replied(self, request_id: str, answer: Any) -> None:
+        if isinstance(answer, i.Moved):
+            return  # it comes again
         if isinstance(answer, str):
             self.history.replied(request_id, answer, "ARCHIVED")
             self.answered[request_id] = answer
@@ -268,19 +305,19 @@ class Client:
         self.history.replied(request_id, answer.run_id, answer.state.name)
         self.answered[request_id] = answer.run_id
 
-    def cancel(self, replica: Replica, request_id: str) -> None:
+    def cancel(self, door: Door, request_id: str) -> None:
         run_id = self.answered[request_id]
 
-        def sink(answer: Run | None) -> None:
-            if answer is not None:
+        def sink(answer: Any) -> None:
+            if isinstance(answer, Run):
                 assert answer.state is not RunState.RUNNING
                 self.history.replied(request_id, run_id, answer.state.name)
 
-        replica.put(int(run_id[1:5], 16), i.Cancel(run_id, CLIENT, "no longer needed", sink))
+        door.put(int(run_id[1:5], 16), i.Cancel(run_id, CLIENT, "no longer needed", sink))
 
-    def watch(self, replica: Replica, request_id: str) -> None:
+    def watch(self, door: Door, request_id: str) -> None:
         """Watches from where the last one stopped."""
         run_id = self.answered[request_id]
         watcher = Watching(run_id, self.history.watched.setdefault(run_id, {}))
 
-        replica.put(int(run_id[1:5], 16), i.Watch(run_id, watcher.cursor, watcher, lambda answer: None))
+        door.put(int(run_id[1:5], 16), i.Watch(run_id, watcher.cursor, watcher, lambda answer: None))

@@ -1,8 +1,9 @@
-"""One orchestrator without sockets, disk or clock: real shards, fleet, codec and policy over models of what they need.
+"""Orchestrators without sockets, disk or clock: real shards, fleet, codec and policy over models of what they need.
 
-`Disk` is what survives: logs, request ids, the archive. `Replica` is one process: it mirrors the order of shards.host
-and mesh.sessions step by step, but the scheduler of the simulation decides when each step happens, and whether the
-process is still there for the next. What clients and agents see is written down by them, not here.
+`Disk` is what survives: who owns what, logs, request ids, the archive. `Replica` is one process: it mirrors the order
+of shards.host and mesh.sessions step by step, but the scheduler of the simulation decides when each step happens,
+whether the process is still there for the next, and whether the others believe it is. What clients and agents see is
+written down by them, not here.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from antiphon_orchestrator.engine.states import ATTEMPT_LIVE, RunState
 from antiphon_orchestrator.placement.fleet import Fleet, Instance, Offered, Waiter
 from antiphon_orchestrator.policy import CedarPolicies, dev_profile
 from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards.leaving import abandon, turn_away
 from antiphon_orchestrator.shards.recovery import recover_record
 from antiphon_orchestrator.shards.shard import Shard
 from antiphon_orchestrator.shards.turn import Turn
@@ -40,21 +42,48 @@ AGENT = "worker"
 POLICY = CedarPolicies(dev_profile())
 
 
+@dataclass(slots=True)
+class Owner:
+    """Who owns a shard: the number of a replica, 0 for nobody yet. `heir`: who was named to take it, 0 for nobody."""
+
+    replica: int = 0
+    epoch: int = 0
+    heir: int = 0
+
+
 @dataclass
 class Disk:
-    """What outlives a process. An append is refused when the epoch is not the owner's, or the number is taken."""
+    """What outlives a process. A write is refused when the epoch is not the owner's; no number is written twice."""
 
-    epochs: list[int] = field(default_factory=lambda: [0] * SHARDS)
+    owners: list[Owner] = field(default_factory=lambda: [Owner() for _ in range(SHARDS)])
     logs: list[dict[int, list[bytes]]] = field(default_factory=lambda: [{} for _ in range(SHARDS)])
     retained: list[dict[int, journal_pb2.RequestsRetained]] = field(default_factory=lambda: [{} for _ in range(SHARDS)])
     archive: dict[str, dict[int, bytes]] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
     changes: int = 0
 
-    def append(self, shard: int, epoch: int, seq: int, records: list[bytes]) -> None:
-        assert epoch == self.epochs[shard], "the model has one replica at a time"
+    def take(self, shard: int, replica: int) -> int:
+        """The epoch of the new owner."""
+        epoch = self.owners[shard].epoch + 1
+        self.owners[shard] = Owner(replica, epoch)
+        return epoch
+
+    def hand_over(self, shard: int, epoch: int, heir: int) -> bool:
+        if not self.owned(shard, epoch):
+            return False
+        self.owners[shard].heir = heir
+        return True
+
+    def owned(self, shard: int, epoch: int) -> bool:
+        """Whether a write of that epoch is accepted."""
+        return self.owners[shard].epoch == epoch and not self.owners[shard].heir
+
+    def append(self, shard: int, epoch: int, seq: int, records: list[bytes]) -> bool:
+        if not self.owned(shard, epoch):
+            return False
         assert self.logs[shard].setdefault(seq, records) is records, "a segment was written twice"
         assert sum(map(len, records)) + 16 * len(records) < MAX_TXN_BYTES, "the store would refuse this segment"
+        return True
 
     def keep(self, run: Run, state: RunState, first: int, records: Sequence[bytes]) -> None:
         """An idempotent write into the archive."""
@@ -67,8 +96,9 @@ class Disk:
 
 @dataclass(eq=False)
 class Stream:
-    """Both directions of one Attach stream, in order. A message is a dict of lists, as on the wire."""
+    """Both directions of an Attach stream to replica `peer`, in order. A message is a dict of lists, as on the wire."""
 
+    peer: int
     incarnation: str
     generation: int
     up: deque[dict[str, Any]] = field(default_factory=deque)
@@ -84,10 +114,15 @@ class Session:
     stream: Stream
     sidecar: str
     before: dict[int, frozenset[str]] = field(default_factory=dict)
+    claimed: dict[int, int] = field(default_factory=dict)
+    demanded: int = 0
     held: dict[int, set[str]] = field(default_factory=dict)
     control: dict[str, list[Any]] = field(default_factory=dict)
     verdicts: list[tuple[str, str]] = field(default_factory=list)
     offers: list[tuple[int, int, Run, Task, int]] = field(default_factory=list)
+
+    def no_verdict(self) -> None:
+        """Its sidecar keeps the outcome, and sends it to the new owner."""
 
     def verdict(self, attempt_id: str, kind: str) -> None:
         self.verdicts.append((attempt_id, kind))
@@ -139,7 +174,10 @@ class Archiving:
 class Replica:
     """One process of an orchestrator. Implements shards.turn.Outbox."""
 
-    def __init__(self, disk: Disk, plans: dict[str, Plan], rng: random.Random, wall: Callable[[], int]) -> None:
+    def __init__(
+        self, number: int, disk: Disk, plans: dict[str, Plan], rng: random.Random, wall: Callable[[], int]
+    ) -> None:
+        self.number = number
         self.disk = disk
         self.plans = plans
         self.rng = rng
@@ -147,46 +185,52 @@ class Replica:
         self.fleet = Fleet(POLICY, SchemaSet(Values()))
         self.fleet.deliver = self._deliver
         self.archiver = Archiving()
-        self.seats = [Seat(Shard(n, self.fleet, self, self.archiver, self, rng.random)) for n in range(SHARDS)]
+        self.seats: dict[int, Seat] = {}
         self.sessions: dict[str, Session] = {}
         self.absent: dict[str, int] = {}
-        self.adopting_until = 0
+        self.adopting: dict[int, tuple[int, frozenset[str]]] = {}
         self.reading: deque[tuple[int, Run, Sequence[int]]] = deque()
-        self.recover()
 
     def put(self, shard: int, item: i.Input) -> None:
-        self.seats[shard].shard.inbox.append(item)
+        seat = self.seats.get(shard)
+        if seat is None:
+            turn_away(shard, self.fleet, item)
+        else:
+            seat.shard.inbox.append(item)
 
     def _deliver(self, waiter: Waiter, offered: Offered) -> None:
         self.put(waiter.shard, i.Reserved(waiter, offered))
 
-    # Recovery, as shards.host and mesh.sessions do it.
+    # Taking a shard and letting go of it, as shards.host and mesh.sessions do it.
 
-    def recover(self) -> None:
-        moment = self.wall()
-        for seat in self.seats:
-            shard, disk, n = seat.shard, self.disk, seat.shard.index
-            disk.epochs[n] += 1
-            shard.epoch = disk.epochs[n]
-            shard.timers_held = True
-            for number, kept in sorted(disk.retained[n].items()):
-                for request in kept.requests:
-                    if request.expire_time > moment:
-                        shard.kept[request.key] = (request.run_id, request.digest, request.expire_time)
-                seat.next_retained = number + 1
-            archived = {run_id for run_id, _, _ in shard.kept.values()}
-            for seq, records in sorted(disk.logs[n].items()):
-                seat.trimmed_below = seat.trimmed_below or seq
-                seat.next_seq = seq + 1
-                for raw in records:
-                    record = journal_pb2.Record.FromString(raw)
-                    if record.run_id not in archived:
-                        recover_record(shard, seq, raw, record, self._plan_of)
-        for seat in self.seats:
-            seat.shard.resume()
-        known = set[str]().union(*(seat.shard.incarnations() for seat in self.seats))
-        self.adopting_until = moment + ADOPTION
-        self.absent = dict.fromkeys(known, self.adopting_until)
+    def take(self, n: int) -> None:
+        """Becomes the owner, whoever was."""
+        disk, moment = self.disk, self.wall()
+        seat = Seat(Shard(n, self.fleet, self, self.archiver, self, self.rng.random))
+        shard = seat.shard
+        shard.epoch = disk.take(n, self.number)
+        shard.timers_held = True
+        for number, kept in sorted(disk.retained[n].items()):
+            for request in kept.requests:
+                if request.expire_time > moment:
+                    shard.kept[request.key] = (request.run_id, request.digest, request.expire_time)
+            seat.next_retained = number + 1
+        archived = {run_id for run_id, _, _ in shard.kept.values()}
+        for seq, records in sorted(disk.logs[n].items()):
+            seat.trimmed_below = seat.trimmed_below or seq
+            seat.next_seq = seq + 1
+            for raw in records:
+                record = journal_pb2.Record.FromString(raw)
+                if record.run_id not in archived:
+                    recover_record(shard, seq, raw, record, self._plan_of)
+        shard.resume()
+        self.seats[n] = seat
+        for session in self.sessions.values():
+            self._claim(session, shard)
+        absent = frozenset(shard.incarnations() - self.sessions.keys())
+        for incarnation in absent:
+            self.absent[incarnation] = max(moment + ADOPTION, self.absent.get(incarnation, 0))
+        self.adopting[n] = (moment + ADOPTION, absent)
         self.look_at_absences()
 
     def _plan_of(self, submitted: RunSubmitted) -> Plan:
@@ -211,6 +255,34 @@ class Replica:
         self.put(shard, i.ContextFound(run.run_id, found))
         return True
 
+    def _claim(self, session: Session, shard: Shard) -> None:
+        session.add("claims", (shard.index, shard.epoch))
+        session.claimed[shard.index] = shard.epoch
+        session.held.pop(shard.index, None)
+        session.before[shard.index] = shard.live_ids(session.stream.incarnation)
+
+    def let_go(self, n: int) -> None:
+        """The shard is another's: nothing of it is kept."""
+        seat = self.seats.pop(n)
+        self.adopting.pop(n, None)
+        for session in self.sessions.values():
+            session.offers = [offer for offer in session.offers if offer[0] != n]
+        abandon(seat.shard, self.fleet, seat.pending)
+
+    def hand_over(self, n: int, heir: int) -> bool:
+        """Between two turns: gives the shard to another, or finds out that it is another's already."""
+        if self.seats[n].pending is not None:
+            return False
+        self.disk.hand_over(n, self.seats[n].shard.epoch, heir)
+        self.let_go(n)
+        return True
+
+    def told(self) -> None:
+        """The watch of the store tells who owns what: what is lost is let go of, whatever was under way."""
+        for n, seat in list(self.seats.items()):
+            if not self.disk.owned(n, seat.shard.epoch):
+                self.let_go(n)
+
     # The loop of a shard, one step at a time.
 
     def turn(self, seat: Seat, clock: Callable[[], float]) -> bool:
@@ -226,11 +298,13 @@ class Replica:
         return True
 
     def land(self, seat: Seat) -> bool:
-        """The store takes the segment; its answer is still on the way."""
+        """The store takes the segment, and its answer is still on the way; or it refuses it, and the shard is lost."""
         if seat.pending is None or seat.landed:
             return False
-        self.disk.append(seat.shard.index, seat.shard.epoch, seat.next_seq, seat.pending.records)
-        seat.landed = True
+        if self.disk.append(seat.shard.index, seat.shard.epoch, seat.next_seq, seat.pending.records):
+            seat.landed = True
+        else:
+            self.let_go(seat.shard.index)
         return True
 
     def release(self, seat: Seat) -> bool:
@@ -260,6 +334,9 @@ class Replica:
         shard, n = seat.shard, seat.shard.index
         if seat.pending is not None:
             return False
+        if not self.disk.owned(n, shard.epoch):
+            self.let_go(n)
+            return True
         moment = self.wall()
         if shard.retain:
             batch, shard.retain = shard.retain[:3], shard.retain[3:]
@@ -311,9 +388,8 @@ class Replica:
         self.sessions[stream.incarnation] = session
         self.absent.pop(stream.incarnation, None)
         session.add("welcome", hello["windows"])
-        for seat in self.seats:
-            session.add("claims", (seat.shard.index, seat.shard.epoch))
-            session.before[seat.shard.index] = seat.shard.live_ids(stream.incarnation)
+        for seat in self.seats.values():
+            self._claim(session, seat.shard)
         for agent, (generation, slots) in hello["windows"].items():
             self._attach(session, agent, generation, slots)
 
@@ -338,7 +414,9 @@ class Replica:
             return True
         session = stream.session
         assert session is not None
-        for shard, held, last in message.get("inventories", ()):
+        for shard, epoch, held, last in message.get("inventories", ()):
+            if epoch != session.claimed[shard]:
+                continue
             session.held.setdefault(shard, set()).update(held)
             if last:
                 before, session.before[shard] = session.before[shard], frozenset()
@@ -378,14 +456,25 @@ class Replica:
     def look_at_absences(self) -> bool:
         """The clockwork of mesh.sessions: the end of the adoption window, and incarnations that stay away."""
         moment = self.wall()
-        released = bool(self.adopting_until) and (moment >= self.adopting_until or not self.absent)
-        if released:
-            self.adopting_until = 0
-            for seat in self.seats:
-                seat.shard.timers_held = False
+        over = [n for n, (until, absent) in self.adopting.items() if moment >= until or absent.isdisjoint(self.absent)]
+        for n in over:
+            del self.adopting[n]
+            self.seats[n].shard.timers_held = False
         gone = [incarnation for incarnation, until in self.absent.items() if moment >= until]
         for incarnation in gone:
             del self.absent[incarnation]
-            for seat in self.seats:
-                self.put(seat.shard.index, i.SidecarGone(incarnation))
-        return released or bool(gone)
+            for n in self.seats:
+                self.put(n, i.SidecarGone(incarnation))
+        return self._demand() or bool(over) or bool(gone)
+
+    def _demand(self) -> bool:
+        """Says what could be used: more than there is again and again, less only once."""
+        said = False
+        for instance in self.fleet.instances("demo"):
+            session = self.sessions[instance.incarnation]
+            wanted = self.fleet.demand(instance)
+            if wanted > instance.slots or wanted < session.demanded:
+                said |= wanted != session.demanded
+                session.demanded = wanted
+                session.add("demands", (instance.agent, wanted))
+        return said

@@ -11,10 +11,11 @@ from antiphon_orchestrator.engine.plan import OnFailure
 from antiphon_orchestrator.engine.run import apply, start
 from antiphon_orchestrator.engine.states import RunState
 from antiphon_orchestrator.shards import codec
+from antiphon_orchestrator.shards import inputs as i
 
 from tests.fakes.plans import Node, plan, retry
 from tests.simulation.actors import Client, History, Sidecar
-from tests.simulation.model import SECOND, Disk, Replica, Stream
+from tests.simulation.model import SECOND, SHARDS, Disk, Replica, Seat, Stream
 
 START = 1_700_000_000 * SECOND
 AGAIN = retry(4, FailureKind.TRANSIENT, FailureKind.LOST, FailureKind.TIMEOUT)
@@ -50,8 +51,14 @@ class World:
         self.peace = START
         self.history = History()
         self.disk = Disk()
-        self.replica = Replica(self.disk, PLANS, self.rng, self.wall)
+        self.born = 0
+        self.replicas: list[Replica] = []
+        self.most_replicas = self.rng.choice([1, 2, 2, 3])
+        self.presumed_dead: set[int] = set()
         self.streams: list[Stream] = []
+        self.join()
+        for n in range(SHARDS):
+            self.replicas[0].take(n)
         self.started = 0
         self.sidecars = [self._sidecar(f"s{n}") for n in range(2)]
         self.client = Client(PLANS, self.history, self.rng, self.wall)
@@ -86,6 +93,8 @@ class World:
             (self.absences, 4),
             (self.pass_time, 10),
             (self.submit, 6),
+            (self.take, 6),
+            (self.join, 1),
         ]
         trouble: list[tuple[Callable[[], object], float]] = [
             (self.crash, self.rng.choice([0, 0.3, 1])),
@@ -99,12 +108,20 @@ class World:
             (self.contradict, 0.5),
             (self.cancel, 0.7),
             (self.watch, 1.5),
+            (self.hand_over, self.rng.choice([0, 1, 3])),
+            (self.stall, self.rng.choice([0, 0.4])),
+            (self.wake, 1),
         ]
         moves, weights = zip(*usual, *trouble, strict=True)
         for move in self.rng.choices(moves, weights, k=steps):
             move()
         self.settle(steps)
         self.judge()
+
+    def _seat(self) -> tuple[Replica, Seat] | None:
+        """One of all seats there are."""
+        seats = [(replica, seat) for replica in self.replicas for seat in replica.seats.values()]
+        return self.rng.choice(seats) if seats else None
 
     def turn(self) -> bool:
         tick = self.rng.choice([0.0, 0.0005, 0.003])
@@ -114,16 +131,26 @@ class World:
             time[0] += tick
             return time[0]
 
-        return self.replica.turn(self.rng.choice(self.replica.seats), clock)
+        found = self._seat()
+        return found is not None and found[0].turn(found[1], clock)
 
     def land(self) -> bool:
-        return self.replica.land(self.rng.choice(self.replica.seats))
+        found = self._seat()
+        return found is not None and found[0].land(found[1])
 
     def release(self) -> bool:
-        return self.replica.release(self.rng.choice(self.replica.seats))
+        found = self._seat()
+        return found is not None and found[0].release(found[1])
+
+    def _peer(self, stream: Stream) -> Replica | None:
+        return next((replica for replica in self.replicas if replica.number == stream.peer), None)
 
     def up(self) -> bool:
-        return bool(self.streams) and self.replica.receive(self.rng.choice(self.streams))
+        if not self.streams:
+            return False
+        stream = self.rng.choice(self.streams)
+        replica = self._peer(stream)
+        return replica is not None and replica.receive(stream)
 
     def down(self) -> bool:
         sidecar = self.rng.choice(self.sidecars)
@@ -131,7 +158,7 @@ class World:
         return bool(mine) and sidecar.receive(self.rng.choice(mine), self.seconds())
 
     def write(self) -> bool:
-        sessions = list(self.replica.sessions.values())
+        sessions = [session for replica in self.replicas for session in replica.sessions.values()]
         return bool(sessions) and self.rng.choice(sessions).write(self.wall())
 
     def send(self) -> bool:
@@ -142,9 +169,10 @@ class World:
 
     def connect(self) -> bool:
         for sidecar in self.sidecars:
-            if sidecar.stream is None:
-                self.streams.append(sidecar.connect())
-                return True
+            for replica in self.replicas:
+                if sidecar.line(replica.number).stream is None:
+                    self.streams.append(sidecar.connect(replica.number))
+                    return True
         return self._drop_closed()
 
     def _drop_closed(self) -> bool:
@@ -160,19 +188,76 @@ class World:
         for sidecar in self.sidecars:
             if sidecar.incarnation == stream.incarnation:
                 sidecar.broken(stream)
-        self.replica.close(stream)
+        replica = self._peer(stream)
+        if replica is not None:
+            replica.close(stream)
 
     def archive(self) -> bool:
-        return self.replica.archive(self.rng.choice([1, 100]))
+        return self.rng.choice(self.replicas).archive(self.rng.choice([1, 100]))
 
     def forget(self) -> bool:
-        return self.replica.forget(self.rng.choice(self.replica.seats), lambda: self.rng.random() < 0.1)
+        found = self._seat()
+        return found is not None and found[0].forget(found[1], lambda: self.rng.random() < 0.1)
 
     def find(self) -> bool:
-        return self.replica.find()
+        return self.rng.choice(self.replicas).find()
 
     def absences(self) -> bool:
-        return self.replica.look_at_absences()
+        return self.rng.choice(self.replicas).look_at_absences()
+
+    # Who owns what.
+
+    def put(self, shard: int, item: i.Input) -> None:
+        """What a client asks comes to a replica that believes it owns the shard, if there is one."""
+        self.at(shard)(shard, item)
+
+    def at(self, shard: int) -> Callable[[int, i.Input], None]:
+        """One of those; anybody if there is none."""
+        believers = [replica for replica in self.replicas if shard in replica.seats]
+        return self.rng.choice(believers or self.replicas).put
+
+    def join(self) -> None:
+        """One more replica, which has nothing yet."""
+        if len(self.replicas) < self.most_replicas:
+            self.born += 1
+            self.replicas.append(Replica(self.born, self.disk, PLANS, self.rng, self.wall))
+
+    def _seen(self) -> list[Replica]:
+        """Those that the others believe to be there."""
+        return [replica for replica in self.replicas if replica.number not in self.presumed_dead]
+
+    def take(self) -> bool:
+        """A shard that was handed over is taken by its heir; one whose owner, or heir, seems to be gone by anybody."""
+        seen = {replica.number: replica for replica in self._seen()}
+        for n in self.rng.sample(range(SHARDS), SHARDS):
+            owner = self.disk.owners[n]
+            claimant = owner.heir or owner.replica
+            takers = [seen[claimant]] if claimant in seen and owner.heir else []
+            if claimant not in seen:
+                takers = [replica for replica in seen.values() if n not in replica.seats]
+            if takers:
+                self.rng.choice(takers).take(n)
+                return True
+        return False
+
+    def hand_over(self) -> None:
+        found = self._seat()
+        others = [replica for replica in self._seen() if found is not None and replica is not found[0]]
+        if found is not None and others:
+            found[0].hand_over(found[1].shard.index, self.rng.choice(others).number)
+
+    def stall(self) -> None:
+        """A replica is not heard of; it goes on, and does not know that it is not."""
+        if len(self._seen()) > 1:
+            self.presumed_dead.add(self.rng.choice(self._seen()).number)
+
+    def wake(self) -> None:
+        """It is heard of again, and told what it has lost meanwhile, or finds out by its next write."""
+        for number in list(self.presumed_dead):
+            self.presumed_dead.discard(number)
+            for replica in self.replicas:
+                if replica.number == number and self.rng.random() < 0.5:
+                    replica.told()
 
     def pass_time(self) -> bool:
         self.mono += self.rng.choice([1_000, 20_000, 300_000, 3 * SECOND])
@@ -180,37 +265,43 @@ class World:
 
     def submit(self) -> None:
         if self.client.count < 12:
-            self.client.submit(self.replica)
+            self.client.submit(self)
 
     def repeat(self) -> None:
         if self.client.wanted:
-            self.client.submit(self.replica, self.rng.choice(sorted(self.client.wanted)))
+            self.client.submit(self, self.rng.choice(sorted(self.client.wanted)))
 
     def contradict(self) -> None:
         if self.client.answered:
-            self.client.submit_other_content(self.replica, self.rng.choice(sorted(self.client.answered)))
+            self.client.submit_other_content(self, self.rng.choice(sorted(self.client.answered)))
 
     def cancel(self) -> None:
         if self.client.answered:
-            self.client.cancel(self.replica, self.rng.choice(sorted(self.client.answered)))
+            self.client.cancel(self, self.rng.choice(sorted(self.client.answered)))
 
     def watch(self) -> None:
         if self.client.answered:
-            self.client.watch(self.replica, self.rng.choice(sorted(self.client.answered)))
+            self.client.watch(self, self.rng.choice(sorted(self.client.answered)))
 
     def suspend(self) -> None:
-        self.replica.fleet.suspend("demo", "worker", self.rng.random() < 0.3)
+        suspended = self.rng.random() < 0.3
+        for replica in self.replicas:
+            replica.fleet.suspend("demo", "worker", suspended)
 
     # What may break.
 
     def crash(self) -> None:
-        """The process ends; commits under way land, or do not."""
-        for seat in self.replica.seats:
+        """A process ends; commits under way land, or do not. Its place is taken by a new one, sooner or later."""
+        victim = self.rng.choice(self.replicas)
+        for seat in list(victim.seats.values()):
             if self.rng.random() < 0.5:
-                self.replica.land(seat)
-        for stream in list(self.streams):
+                victim.land(seat)
+        for stream in [stream for stream in self.streams if stream.peer == victim.number]:
             self._end(stream)
-        self.replica = Replica(self.disk, PLANS, self.rng, self.wall)
+        self.replicas.remove(victim)
+        self.presumed_dead.discard(victim.number)
+        if not self.replicas or self.rng.random() < 0.3:
+            self.join()
 
     def break_stream(self) -> None:
         if self.streams:
@@ -219,8 +310,10 @@ class World:
     def succeed_stream(self) -> None:
         """A new stream before the old one is broken, as before a certificate expires."""
         sidecar = self.rng.choice(self.sidecars)
-        if sidecar.stream is not None and sidecar.stream is sidecar.current:
-            self.streams.append(sidecar.connect())
+        peer = self.rng.choice(self.replicas).number
+        line = sidecar.line(peer)
+        if line.stream is not None and line.stream is line.current:
+            self.streams.append(sidecar.connect(peer))
 
     def restart_sidecar(self) -> None:
         place = self.rng.randrange(len(self.sidecars))
@@ -244,10 +337,15 @@ class World:
 
     def settle(self, steps: int) -> None:
         """All is well from now on: everything has to come to its end."""
-        self.replica.fleet.suspend("demo", "worker", False)
+        self.presumed_dead.clear()
+        for replica in self.replicas:
+            replica.fleet.suspend("demo", "worker", False)
+            replica.told()
+        while self.take():
+            pass
         self.peace = max(self.peace, self.wall())
         for request_id in self.client.wanted.keys() - self.client.answered.keys():
-            self.client.submit(self.replica, request_id)
+            self.client.submit(self, request_id)
         for _ in range(4000):
             if not self._once():
                 if self._over():
@@ -256,17 +354,19 @@ class World:
         raise AssertionError(f"it does not come to rest: {self._left()}")
 
     def _once(self) -> bool:
-        replica, moved = self.replica, False
-        for seat in replica.seats:
-            moved |= replica.turn(seat, lambda: 0.0)
-            moved |= replica.land(seat)
-            moved |= replica.release(seat)
-            moved |= replica.forget(seat, lambda: False)
+        moved = False
+        for replica in self.replicas:
+            for seat in list(replica.seats.values()):
+                moved |= replica.turn(seat, lambda: 0.0)
+                moved |= replica.land(seat)
+                moved |= replica.release(seat)
+                moved |= replica.forget(seat, lambda: False)
         moved |= self.connect()
         for stream in list(self.streams):
-            while replica.receive(stream):
+            peer = self._peer(stream)
+            while peer is not None and peer.receive(stream):
                 moved = True
-        for session in list(replica.sessions.values()):
+        for session in [session for replica in self.replicas for session in replica.sessions.values()]:
             moved |= session.write(self.wall())
         for sidecar in self.sidecars:
             for stream in [s for s in self.streams if s.incarnation == sidecar.incarnation]:
@@ -274,21 +374,25 @@ class World:
                     moved = True
             moved |= sidecar.work(self.seconds(), healthy=True)
             moved |= sidecar.send()
-        moved |= replica.archive(100) | replica.find()
-        return moved | replica.look_at_absences()
+        for replica in self.replicas:
+            moved |= replica.archive(100) | replica.find()
+            moved |= replica.look_at_absences()
+        return moved
 
     def _over(self) -> bool:
-        idle = all(not seat.shard.runs and seat.pending is None for seat in self.replica.seats)
+        seats = [seat for replica in self.replicas for seat in replica.seats.values()]
+        idle = all(not seat.shard.runs and seat.pending is None for seat in seats)
         return idle and all(not sidecar.inflight.held for sidecar in self.sidecars)
 
     def _left(self) -> str:
         runs = [
             (run_id, [(t.plan.id, t.member, t.state.name) for t in entry.run.all_tasks() if not t.ended])
-            for seat in self.replica.seats
+            for replica in self.replicas
+            for seat in replica.seats.values()
             for run_id, entry in seat.shard.runs.items()
         ]
         held = [(attempt.attempt_id, attempt.state.name) for s in self.sidecars for attempt in s.inflight.held.values()]
-        fleet = [(n.instance_id, n.slots, n.in_use) for n in self.replica.fleet.instances()]
+        fleet = [(n.instance_id, n.slots, n.in_use) for r in self.replicas for n in r.fleet.instances()]
         return f"runs {runs[:3]}, held {held[:3]}, fleet {fleet}"
 
     # The verdict.
@@ -311,7 +415,7 @@ class World:
         for run_id, watched in history.watched.items():
             for seq, raw in watched.items():
                 assert disk.archive[run_id][seq] == raw, "a watcher saw what is not on record"
-        for instance in self.replica.fleet.instances():
+        for instance in [instance for replica in self.replicas for instance in replica.fleet.instances()]:
             assert instance.in_use == 0, f"{instance.instance_id} has {instance.in_use} slots that nobody uses"
 
     def _judge_run(self, run_id: str, events: dict[int, bytes]) -> None:

@@ -16,6 +16,7 @@ from antiphon_certs import Clock, Credential, sign
 from ..archive import ArchiveUnavailable
 from ..audit import reading, signed_content
 from ..audit.chain import HASH, START
+from ..cluster.peers import Peers
 from ..runs.archived import ArchivedRuns
 from ..store.port import Store
 from .call import caller
@@ -49,12 +50,14 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
         archived: ArchivedRuns,
         clock: Clock,
         credential: Callable[[], Credential],
+        peers: Peers,
     ) -> None:
         self._store = store
         self._write = write
         self._archived = archived
         self._clock = clock
         self._credential = credential
+        self._peers = peers
 
     async def ListRecords(self, request: api.ListRecordsRequest, context: Context) -> api.ListRecordsResponse:
         head = await self._head(request.chain)
@@ -96,6 +99,11 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
             last = start - 1
 
     async def GetCheckpoint(self, request: api.GetCheckpointRequest, context: Context) -> api.GetCheckpointResponse:
+        who = caller()
+        if not who.forwarded:
+            # Each replica writes its own shards' pages first: what all of them have committed is to be in the heads.
+            path = "/antiphon.v1.AuditService/GetCheckpoint"
+            await self._peers.everyone(path, request.SerializeToString(), who)
         await self._write()
         checkpoint = audit_pb2.AuditCheckpoint()
         for chain, head in sorted((await reading.heads(self._store)).items()):

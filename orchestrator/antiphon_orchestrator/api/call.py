@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from antiphon_certs import Grants, Identity, Peer
 
+FORWARDED = "antiphon-forwarded-bin"
+"""Metadata of a call that a replica passes on: a mesh.v1.ForwardedCall."""
+
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -24,10 +27,12 @@ class Caller:
     grants: Grants
     traceparent: str
     principal: str
+    forwarded: bool = False
+    """Whether another replica passed the call on, for what this one owns."""
 
     @classmethod
-    def of(cls, peer: Peer, traceparent: str) -> Caller:
-        return cls(peer.identity, peer.grants, traceparent, peer.identity.uri)
+    def of(cls, peer: Peer, traceparent: str, forwarded: bool = False) -> Caller:
+        return cls(peer.identity, peer.grants, traceparent, peer.identity.uri, forwarded)
 
     @property
     def namespace(self) -> str:
@@ -59,6 +64,14 @@ def traceparent(metadata: Iterable[tuple[str, str | bytes]]) -> str:
             return value
     fresh = os.urandom(24).hex()
     return f"00-{fresh[:32]}-{fresh[32:]}-01"
+
+
+def forwarded(metadata: Iterable[tuple[str, str | bytes]]) -> bytes | None:
+    """What a replica says of the call that it passes on, unchecked; None for a call that comes from its caller."""
+    for key, value in metadata:
+        if key == FORWARDED:
+            return value if isinstance(value, bytes) else b""
+    return None
 
 
 def trace_id(traceparent: str) -> str:

@@ -17,10 +17,11 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
+from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.options.v1 import options_pb2
 from antiphon.v1.error_pb2 import ErrorReason
-from antiphon_certs import Kind, Peer, PeerError, PeerReason, PeerVerifier
-from google.protobuf.message import Message
+from antiphon_certs import Grants, Identity, InvalidName, Kind, Peer, PeerError, PeerReason, PeerVerifier
+from google.protobuf.message import DecodeError, Message
 
 from antiphon_orchestrator.policy import Action, Decision, PolicyPort, Request, ResourceKind
 
@@ -64,7 +65,8 @@ class Call:
     certificate     the client's, PEM; None on the listener that asks for none
     address         peer address without its port: what a nameless caller is limited by
     request         the one request, serialised; None when the client streams
-    message         the same, parsed and valid
+    forwarded       whose call it is, when it comes from another replica: a mesh.v1.ForwardedCall; None otherwise
+    message         the same as request, parsed and valid
     """
 
     path: str
@@ -74,6 +76,7 @@ class Call:
     address: str
     request: bytes | None
     traceparent: str
+    forwarded: bytes | None = None
     peer: Peer | None = None
     message: Any = None
 
@@ -142,6 +145,20 @@ class Checks:
         if self._listener == options_pb2.LISTENER_JOIN and call.known.listener == options_pb2.LISTENER_JOIN:
             return
         call.peer = self.verified(call.certificate)
+        if call.forwarded is not None:
+            call.peer = self._original(call, call.peer, call.forwarded)
+
+    def _original(self, call: Call, replica: Peer, forwarded: bytes) -> Peer:
+        """Whose call another replica passes on. Only orchestrators are believed, and only of clients and operators."""
+        try:
+            identity = Identity.parse(mesh.ForwardedCall.FromString(forwarded).caller)
+        except (InvalidName, DecodeError) as error:
+            raise ApiError(ErrorReason.ERROR_REASON_CERTIFICATE_NOT_ACCEPTED, cause="nobody is named") from error
+        believed = replica.identity.kind is Kind.ORCHESTRATOR and identity.kind in (Kind.CLIENT, Kind.OPERATOR)
+        if not believed or identity.trust_domain != replica.identity.trust_domain:
+            kind = replica.identity.kind.value
+            raise ApiError(ErrorReason.ERROR_REASON_ACCESS_DENIED, kind=kind, method=call.path)
+        return Peer(identity, Grants(), replica.not_after, replica.serial)
 
     def verified(self, certificate: bytes | None) -> Peer:
         """Who shows this certificate now. Raises `ApiError`."""
@@ -159,6 +176,8 @@ class Checks:
     def size_and_rate(self, call: Call) -> None:
         """A stream counts once; what it carries is limited by its own flow control."""
         self.small_enough(call.request)
+        if call.forwarded is not None:
+            return  # it was counted where it came in
         wait = self._buckets.take(call.peer.identity.uri if call.peer else call.address)
         if wait:
             after = max(timedelta(seconds=wait), _SHORTEST_WAIT)

@@ -12,11 +12,11 @@ that the image does not know are refused, but for the services named as open (he
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
 from antiphon.v1.error_pb2 import ErrorReason
@@ -24,7 +24,7 @@ from antiphon_certs import Clock
 
 from antiphon_orchestrator import telemetry
 
-from .call import Caller, set_caller, trace_id, traceparent
+from .call import Caller, forwarded, set_caller, trace_id, traceparent
 from .checks import Call, Checks
 from .errors import ApiError, refusal
 from .image import Image, Method
@@ -38,6 +38,33 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler = Any
 
 
+class Refusal(Exception):
+    """The refusal of another replica, passed on as it is. `details`: a serialised google.rpc.Status, if it sent one."""
+
+    code: grpc.StatusCode
+    details: bytes | None
+
+
+class Router(Protocol):
+    """Knows which replica answers a call; see cluster.routing."""
+
+    def shard(self, path: str, message: Any, who: Caller) -> int | None: ...
+
+    async def unary(
+        self,
+        path: str,
+        shard: int,
+        request: bytes,
+        who: Caller,
+        here: Callable[[], Awaitable[Any]],
+        remaining: Callable[[], float | None],
+    ) -> Any: ...
+
+    def stream(
+        self, path: str, shard: int, request: bytes, who: Caller, here: Callable[[], AsyncIterator[Any]]
+    ) -> AsyncGenerator[Any, None]: ...
+
+
 @dataclass(slots=True, eq=False)
 class _OpenStream:
     task: asyncio.Task[Any]
@@ -46,12 +73,19 @@ class _OpenStream:
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """`open_services` are reached without any check but TLS itself."""
+    """`open_services` are reached without any check but TLS itself. Without a `router` every call is answered here."""
 
     def __init__(
-        self, image: Image, checks: Checks, clock: Clock, metrics: telemetry.Metrics, open_services: frozenset[str]
+        self,
+        image: Image,
+        checks: Checks,
+        clock: Clock,
+        metrics: telemetry.Metrics,
+        open_services: frozenset[str],
+        router: Router | None,
     ) -> None:
         self._image = image
+        self._router = router
         self._checks = checks
         self._clock = clock
         self._metrics = metrics
@@ -116,7 +150,9 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
             streams = method.request_streaming
             make = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_stream_rpc_method_handler
             guard = self._stream(method, inner)
-        return make(guard, response_serializer=inner.response_serializer)
+        serialize = inner.response_serializer
+        # What another replica has answered is passed on as it came.
+        return make(guard, response_serializer=lambda answer: answer if type(answer) is bytes else serialize(answer))
 
     def _unary(self, method: Method, inner: Handler) -> Callable[[bytes, Context], Awaitable[Any]]:
         behaviour, parse = inner.unary_unary, inner.request_deserializer
@@ -124,8 +160,16 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         async def unary(request: bytes, context: Context) -> Any:
             call = _call(method.path, method, context, request)
             try:
-                self._admit(call)
-                response = await behaviour(parse(request), context)
+                who = self._admit(call)
+                shard = self._shard(call, who)
+                if shard is None:
+                    response = await behaviour(parse(request), context)
+                else:
+                    assert self._router is not None and who is not None
+                    response = await self._router.unary(
+                        method.path, shard, request, who, lambda: behaviour(parse(request), context),
+                        context.time_remaining,
+                    )  # fmt: skip
             except Exception as error:
                 await self._refuse(context, call, error)
             self._metrics.count_call(method.path, "OK")
@@ -156,14 +200,22 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         async def stream(received: Any, context: Context) -> None:
             call = _call(method.path, method, context, None if method.request_streaming else received)
             try:
-                self._admit(call)
+                who = self._admit(call)
                 requests = (
                     self._checked(method, inner, received)
                     if method.request_streaming
                     else inner.request_deserializer(received)
                 )
+                shard = self._shard(call, who)
+                if shard is None:
+                    answers = behaviour(requests, context)
+                else:
+                    assert self._router is not None and who is not None
+                    answers = self._router.stream(
+                        method.path, shard, received, who, lambda: behaviour(requests, context)
+                    )
                 with self._watched(call):
-                    async with aclosing(behaviour(requests, context)) as responses:
+                    async with aclosing(answers) as responses:
                         async for response in responses:
                             await context.write(response)
             except Exception as error:
@@ -177,10 +229,19 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         async for request in requests:
             yield self._checks.stream_message(method, parse, request)
 
-    def _admit(self, call: Call) -> None:
+    def _admit(self, call: Call) -> Caller | None:
         self._checks.run(call)
-        if call.peer is not None:
-            set_caller(Caller.of(call.peer, call.traceparent))
+        if call.peer is None:
+            return None
+        who = Caller.of(call.peer, call.traceparent, call.forwarded is not None)
+        set_caller(who)
+        return who
+
+    def _shard(self, call: Call, who: Caller | None) -> int | None:
+        """The shard that another replica may have to be asked about; None: the call is answered here."""
+        if self._router is None or who is None:
+            return None
+        return self._router.shard(call.path, call.message, who)
 
     @contextmanager
     def _watched(self, call: Call) -> Iterator[None]:
@@ -205,6 +266,10 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         """Ends the call with the status for an exception."""
         if isinstance(error, grpc.aio.BaseError) and (context.done() or isinstance(error, grpc.aio.AbortError)):
             raise error  # the peer is gone, or the status has been sent: there is nobody to tell
+        if isinstance(error, Refusal):
+            self._metrics.count_call(call.path, error.code.name)
+            trailers = ((_DETAILS, error.details),) if error.details is not None else ()
+            await context.abort(error.code, str(error), trailers)
         refused = refusal(error)
         if refused is None and isinstance(error, TimeoutError) and context.time_remaining() == 0:
             refused = ApiError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, method=call.path)
@@ -219,6 +284,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
 
 def _call(path: str, method: Method | None, context: Context, request: bytes | None) -> Call:
     certificates: Any = context.auth_context().get("x509_pem_cert")
+    metadata = context.invocation_metadata() or ()
     return Call(
         path,
         method,
@@ -226,5 +292,6 @@ def _call(path: str, method: Method | None, context: Context, request: bytes | N
         certificates[0] if certificates else None,
         context.peer().rpartition(":")[0],
         request,
-        traceparent(context.invocation_metadata() or ()),
+        traceparent(metadata),
+        forwarded(metadata),
     )

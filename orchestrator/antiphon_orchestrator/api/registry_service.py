@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import grpc
 from antiphon.v1 import registry_pb2, registry_service_pb2_grpc
 from antiphon.v1 import registry_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
+from google.protobuf.message import Message
 
 from ..audit import AuditLog, Fact
+from ..cluster.peers import Peers
 from ..placement.fleet import Fleet
-from ..registry.registry import ACTIVE, DRAINING, SUSPENDED, AgentNotFound, Registry
+from ..registry.registry import ACTIVE, DRAINING, GONE, SUSPENDED, AgentNotFound, Registry
 from ..registry.verified import NotProven
 from .call import caller
 from .errors import ApiError
@@ -22,7 +24,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
-    def __init__(self, registry: Registry, fleet: Fleet, audit: AuditLog) -> None:
+    """Records are the same on every replica. Instances are attached to all of them, and each has its own part of their
+    slots: what is shown is the sum over those that answer."""
+
+    def __init__(self, registry: Registry, fleet: Fleet, audit: AuditLog, peers: Peers) -> None:
+        self._peers = peers
         self._registry = registry
         self._audit = audit
         self._fleet = fleet
@@ -31,10 +37,26 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
         namespace = caller().namespace
         names, token = _page(request, self._registry.names(namespace))
         agents = [self._registry.agent(namespace, name) for name in names]
+        for raw in await self._elsewhere("ListAgents", request):
+            known = {agent.name: agent for agent in api.ListAgentsResponse.FromString(raw).agents}
+            for agent in agents:
+                if agent.name in known:
+                    add_instances(agent, known[agent.name])
         return api.ListAgentsResponse(agents=agents, next_page_token=token)
 
     async def GetAgent(self, request: api.GetAgentRequest, context: Context) -> api.GetAgentResponse:
-        return api.GetAgentResponse(agent=self._agent(request.name))
+        agent = self._agent(request.name)
+        for raw in await self._elsewhere("GetAgent", request):
+            add_instances(agent, api.GetAgentResponse.FromString(raw).agent)
+        return api.GetAgentResponse(agent=agent)
+
+    async def _elsewhere(self, method: str, request: Message) -> Iterable[bytes]:
+        """What the other replicas that do answer say to the same request."""
+        who = caller()
+        if who.forwarded:
+            return ()
+        path = f"/antiphon.v1.RegistryService/{method}"
+        return (await self._peers.whoever(path, request.SerializeToString(), who)).values()
 
     async def WatchAgents(
         self, request: api.WatchAgentsRequest, context: Context
@@ -105,6 +127,22 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
             return self._registry.agent(caller().namespace, name)
         except AgentNotFound as error:
             raise ApiError(ErrorReason.ERROR_REASON_AGENT_NOT_FOUND, agent=name) from error
+
+
+def add_instances(agent: registry_pb2.Agent, elsewhere: registry_pb2.Agent) -> None:
+    """Adds what another replica knows of an agent's instances."""
+    known = {instance.instance_id: instance for instance in agent.instances}
+    for other in elsewhere.instances:
+        mine = known.get(other.instance_id)
+        if mine is None:
+            agent.instances.add().CopyFrom(other)
+            continue
+        mine.slots += other.slots
+        mine.in_use += other.in_use
+        mine.completed += other.completed
+        mine.failed += other.failed
+    if elsewhere.instances and agent.state == GONE:
+        agent.state = ACTIVE
 
 
 def _page(

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
-from antiphon.v1 import run_pb2, run_service_pb2_grpc
+from antiphon.v1 import error_pb2, run_pb2, run_service_pb2_grpc
 from antiphon.v1 import run_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 
 from ..archive import ArchiveUnavailable
+from ..cluster.peers import Peers
+from ..cluster.routing import Routing, moved
 from ..engine.run import Run, Task
 from ..placement.fleet import Fleet
 from ..runs import views
@@ -25,12 +27,10 @@ from ..shards.inputs import RequestIdReused
 from .call import caller
 from .errors import ApiError
 from .paging import decode_token, encode_token
+from .submit_stream import SubmitStream
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
-
-OUTSTANDING = 20_000
-"""Submissions of one stream whose answers are not out yet; the stream is not read further above it."""
 
 RESULTS = 256
 """Answers in one message of SubmitRuns."""
@@ -47,13 +47,22 @@ ATTEMPTS_EXPLAINED = 20
 
 class RunService(run_service_pb2_grpc.RunServiceServicer):
     def __init__(
-        self, host: Host, submissions: Submissions, archived: ArchivedRuns, listing: RunListing, fleet: Fleet
+        self,
+        host: Host,
+        submissions: Submissions,
+        archived: ArchivedRuns,
+        listing: RunListing,
+        fleet: Fleet,
+        routing: Routing,
+        peers: Peers,
     ) -> None:
         self._host = host
         self._submissions = submissions
         self._archived = archived
         self._listing = listing
         self._fleet = fleet
+        self._routing = routing
+        self._peers = peers
 
     async def SubmitRun(self, request: api.SubmitRunRequest, context: Context) -> api.SubmitRunResponse:
         who = caller()
@@ -89,8 +98,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     async def SubmitRuns(
         self, request_iterator: AsyncIterator[api.SubmitRunsRequest], context: Context
     ) -> AsyncIterator[api.SubmitRunsResponse]:
-        stream = _SubmitStream(self._host, self._submissions)
-        reader = asyncio.create_task(stream.read(request_iterator))
+        stream = SubmitStream(self._host, self._submissions, self._routing, self._peers, caller())
+        reader = asyncio.create_task(stream.run(request_iterator))
         reader.add_done_callback(lambda _: stream.wake.set())
         try:
             while True:
@@ -105,7 +114,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             stream.closed = True
             reader.cancel()
 
-    async def _batch(self, stream: _SubmitStream) -> api.SubmitRunsResponse:
+    async def _batch(self, stream: SubmitStream) -> api.SubmitRunsResponse:
         response = api.SubmitRunsResponse()
         size = 0
         while stream.answers and len(response.results) < RESULTS and size < MESSAGE_BYTES:
@@ -114,6 +123,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             try:
                 if isinstance(value, ApiError):
                     raise value
+                if isinstance(value, error_pb2.Error):
+                    result.error.CopyFrom(value)
+                    continue
                 result.run.CopyFrom(await self._answer(value, request_id))
             except ApiError as error:
                 result.error.CopyFrom(error.to_error())
@@ -172,8 +184,14 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         return await self._ask(request.run_id, question)
 
     async def ListRuns(self, request: api.ListRunsRequest, context: Context) -> api.ListRunsResponse:
+        who = caller()
         try:
-            return await self._listing.page(caller().namespace, request)
+            if who.forwarded:
+                return api.ListRunsResponse(runs=await self._listing.here(who.namespace, request))
+            path = "/antiphon.v1.RunService/ListRuns"
+            parts = await self._peers.everyone(path, request.SerializeToString(), who)
+            elsewhere = [run for part in parts for run in api.ListRunsResponse.FromString(part).runs]
+            return await self._listing.page(who.namespace, request, elsewhere)
         except InvalidToken as error:
             raise ApiError(ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID) from error
         except ArchiveUnavailable as error:
@@ -281,50 +299,6 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             raise ApiError(ErrorReason.ERROR_REASON_ARCHIVE_UNAVAILABLE) from error
 
 
-class _SubmitStream:
-    """One SubmitRuns call: what was read and what is to be answered."""
-
-    def __init__(self, host: Host, submissions: Submissions) -> None:
-        self._host = host
-        self._submissions = submissions
-        self.answers: deque[tuple[str, Any]] = deque()
-        self.outstanding = 0
-        self.closed = False
-        self.wake = asyncio.Event()
-        self._room = asyncio.Event()
-
-    async def read(self, requests: AsyncIterator[api.SubmitRunsRequest]) -> None:
-        who = caller()
-        async for batch in requests:
-            for submission in batch.submissions:
-                while self.outstanding >= OUTSTANDING:
-                    self._room.clear()
-                    await self._room.wait()
-                self.outstanding += 1
-                await self._submit(submission, who.principal, who.namespace, who.traceparent)
-
-    async def _submit(self, submission: api.SubmitRunRequest, principal: str, namespace: str, trace: str) -> None:
-        request_id = submission.request_id
-
-        def sink(value: Any) -> None:
-            if self.closed:
-                return  # a run that somebody waited for goes on; its answer is not kept for nobody
-            self.answers.append((request_id, views.run_message(value) if isinstance(value, Run) else value))
-            self.wake.set()
-
-        try:
-            shard, item = await self._submissions.prepare(submission, principal, namespace, trace, sink)
-        except ApiError as error:
-            sink(error)
-            return
-        await self._host.room(shard)
-        self._host.put(shard, item)
-
-    def answered(self, count: int) -> None:
-        self.outstanding -= count
-        self._room.set()
-
-
 class _Watcher:
     """Implements shards.inputs.Watcher: keeps what a slow reader has not taken, as references to the run's records."""
 
@@ -333,6 +307,7 @@ class _Watcher:
         self._records: deque[bytes] = deque()
         self._progress: dict[tuple[str, int], Any] = {}
         self._ended: run_pb2.Run | None = None
+        self._moved = False
         self._wake = asyncio.Event()
 
     def records(self, records: list[bytes]) -> None:
@@ -346,6 +321,10 @@ class _Watcher:
 
     def ended(self, run: Run) -> None:
         self._ended = views.run_message(run)
+        self._wake.set()
+
+    def moved(self) -> None:
+        self._moved = True
         self._wake.set()
 
     async def responses(self, run: Run) -> AsyncIterator[api.WatchRunResponse]:
@@ -367,6 +346,8 @@ class _Watcher:
             if self._ended is not None:
                 yield api.WatchRunResponse(run=self._ended)
                 return
+            if self._moved:
+                raise moved(int(run.run_id[1:5], 16))
 
 
 def _sink(future: asyncio.Future[Any], convert: Callable[[Any], Any]) -> i.Sink:
@@ -377,6 +358,8 @@ def _sink(future: asyncio.Future[Any], convert: Callable[[Any], Any]) -> i.Sink:
             return  # the caller went away
         known = value is None or isinstance(value, str | Exception)
         try:
+            if isinstance(value, i.Moved):
+                raise moved(value.shard)
             future.set_result(value if known else convert(value))
         except Exception as error:  # the shard's loop calls: what cannot be shown is the caller's trouble alone
             future.set_exception(error)

@@ -27,7 +27,7 @@ from .call import trace_id
 from .certificate import LiveCertificate
 from .checks import Call, Checks, policy_request
 from .image import Image
-from .interceptor import Interceptor
+from .interceptor import Interceptor, Router
 from .rate import TokenBuckets
 
 HEALTH = "grpc.health.v1.Health"
@@ -98,6 +98,8 @@ class Parts:
     clock: Clock = field(default_factory=SystemClock)
     outer: tuple[grpc.aio.ServerInterceptor[Any, Any], ...] = ()
     """Interceptors around ours, for tracing."""
+    router: Router | None = None
+    """Finds the replica that answers a call, when this one may not."""
 
 
 class Listener:
@@ -129,7 +131,9 @@ class Listener:
             used=self._used,
         )
         open_services = {HEALTH, REFLECTION} if parts.development else {HEALTH}
-        self._interceptor = Interceptor(parts.image, checks, parts.clock, parts.metrics, frozenset(open_services))
+        self._interceptor = Interceptor(
+            parts.image, checks, parts.clock, parts.metrics, frozenset(open_services), parts.router
+        )
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None
         self.port = 0

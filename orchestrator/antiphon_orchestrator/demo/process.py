@@ -54,6 +54,10 @@ class Child:
         except TimeoutError:
             raise Problem(f"the {self.name} is not ready after {within:.0f} s", f"its log: {self.log}") from None
 
+    async def ended(self) -> None:
+        """Return when it has ended, for whatever reason."""
+        await self._process.wait()
+
     async def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         if self._process.returncode is None:

@@ -86,6 +86,8 @@ class Calls:
                 )
             elif isinstance(value, i.CallDenied):
                 refuse(Kind.FAILURE_KIND_POLICY, str(value), value.decision_id)
+            elif isinstance(value, i.Moved):
+                return  # the sidecar asks whoever claims the shard, and finds the same run
             else:
                 code = "CALL_TOO_DEEP" if value.depth else "ATTEMPT_NOT_FOUND"
                 refuse(Kind.FAILURE_KIND_PERMANENT, str(value), code)

@@ -118,6 +118,8 @@ class ContextDesk:
             kind = request.WhichOneof("kind")
             assert kind is not None
             answer = await self._kinds[kind](who, getattr(request, kind))
+        except i.Moved:
+            return  # the sidecar asks whoever claims the shard
         except Exception as error:
             refused = refusal(error)
             if refused is None:  # a bug hurts its own request alone; the log has it
@@ -149,7 +151,7 @@ class ContextDesk:
         return replace(who, reads=request.reads)
 
     async def _read(self, attempt_id: str, question: Callable[[Run], Any]) -> Any:
-        """What the shard of an attempt's run says at release; None where the run is not here."""
+        """What the shard of an attempt's run says at release; None where there is no such run. Raises Moved."""
         assert self._host is not None
         run_id = attempt_id.partition("/")[0]
         shard = self._host.shard_of_run(run_id)
@@ -158,14 +160,21 @@ class ContextDesk:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def sink(value: Any) -> None:
-            if not answer.done():
+            if answer.done():
+                return
+            if isinstance(value, i.Moved):
+                answer.set_exception(value)
+            else:
                 answer.set_result(value)
 
         self._host.put(shard, i.Read(run_id, question, sink))
         return await answer
 
     async def _ended(self, attempt_id: str) -> bool:
-        return not await self._read(attempt_id, lambda run: _running(run, attempt_id) is not None)
+        try:
+            return not await self._read(attempt_id, lambda run: _running(run, attempt_id) is not None)
+        except i.Moved:
+            return False  # its owner knows
 
     def _lost(self, loss: asked.ClaimLoss) -> None:
         """Tells the holder, where it still works."""
@@ -180,7 +189,7 @@ class ContextDesk:
             return found[1].instance.split("/")[1] if found is not None else None
 
         def sink(incarnation: Any) -> None:
-            if incarnation is not None:
+            if isinstance(incarnation, str):
                 self.lose(incarnation, loss)
 
         self._host.put(shard, i.Read(run_id, question, sink))

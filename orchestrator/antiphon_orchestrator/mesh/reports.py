@@ -27,15 +27,18 @@ def take(
 ) -> None:
     """Hands each report to its shard. Raises ApiError for a shard beyond the `shards` there are.
 
-    Outputs are made known to `values`, for whoever looks into them: they are parsed here already.
+    The session counts those that are answered by a verdict. Outputs are made known to `values`, for whoever looks into
+    them: they are parsed here already.
     """
     source, principal = session.source, session.principal
+    answered = 0
     for report in reports:
         shard, attempt_id = report.shard, report.attempt_id
         if shard >= shards:
             raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=f"there is no shard {shard}")
         kind = report.WhichOneof("kind")
         if kind == "output":
+            answered += 1
             output = report.output
             output.origin_attempt_id = attempt_id
             for label in output.labels:
@@ -45,6 +48,7 @@ def take(
             outcome = Outcome(AttemptState.SUCCEEDED, data, None, report.busy)
             put(shard, i.Report(session, source, attempt_id, outcome))
         elif kind == "failure":
+            answered += 1
             lost = report.failure.kind == failure_pb2.FAILURE_KIND_LOST
             state = AttemptState.LOST if lost else AttemptState.FAILED
             outcome = Outcome(state, b"", codec.get_failure(report.failure), report.busy)
@@ -52,8 +56,10 @@ def take(
         elif kind == "started":
             put(shard, i.Started(source, attempt_id))
         elif kind == "returned":
+            answered += 1
             reason = mesh.ReturnReason.Name(report.returned.reason).removeprefix("RETURN_REASON_")
             failure = Failure(FailureKind.TRANSIENT, f"came back before it began: {reason}")
             put(shard, i.Report(session, source, attempt_id, Outcome(AttemptState.RETURNED, b"", failure)))
         else:
             put(shard, i.Progress(source, attempt_id, report.progress))
+    session.unanswered += answered

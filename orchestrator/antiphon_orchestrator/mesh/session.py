@@ -67,6 +67,10 @@ class Session:
         self.generation = generation
         self.source = f"{namespace}/{sidecar}"
         self.before: dict[int, frozenset[str]] = {}
+        self.claimed: dict[int, int] = {}
+        """By shard, the epoch it was last claimed with."""
+        self.demanded: dict[str, int] = {}
+        """By agent, the slots that were last asked for."""
         self.held: dict[int, set[str]] = {}
         self.last_seen = now()
         self.since = now()
@@ -109,9 +113,17 @@ class Session:
         self._verdicts.append((attempt_id, kind))
         self._wake.set()
 
+    def no_verdict(self) -> None:
+        self.unanswered -= 1
+        self._room.set()
+
     def offer(self, offer: PendingOffer) -> None:
         self._offers.append(offer)
         self._wake.set()
+
+    def drop_offers(self, shard: int) -> None:
+        """Forgets what waits to be offered for a shard that is not this replica's any more."""
+        self._offers = deque(offer for offer in self._offers if offer.shard != shard)
 
     def cancel(self, attempt_id: str, reason: str) -> None:
         self._cancels.append((attempt_id, reason[:256]))

@@ -1,8 +1,8 @@
 """All sidecars attached to this replica: who is there, what they offer, when they are gone for good.
 
 A stream that breaks takes its instances out of placement at once, but its attempts go on: only when the same
-incarnation has not come back within the grace are they declared lost. After a start, incarnations known from the log
-get the adoption window for it (protocol.md §5).
+incarnation has not come back within the grace are they declared lost. A shard that is taken is claimed on every stream;
+incarnations known from its log that have none get the adoption window for it (protocol.md §5).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ..registry.registry import Conflict, InvalidSchema, Registry
 from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.payloads import assert_labels
+from ..shards.shard import Shard
 from . import reports
 from .calls import Calls
 from .context import ContextDesk
@@ -97,19 +98,20 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._absent: dict[str, int] = {}
         self._host: Host | None = None
-        self._adopting_until = 0
+        self._adopting: dict[int, tuple[int, frozenset[str]]] = {}
+        self._replicas: tuple[tuple[str, str], ...] = ()
         self._calls = calls
         calls.answer = self._call_result
         self._context = context
         context.answer = self._context_response
         context.lose = self._claim_lost
         self.draining = False
-        self.address = ""
-        """host:port by which sidecars reach this replica; set once it is bound."""
 
     def bind(self, host: Host) -> None:
         """Joins the two halves; once, before anything runs."""
         self._host = host
+        host.taken = self._took
+        host.lost = self._lost
         self._calls.bind(host)
         self._context.bind(host)
 
@@ -132,6 +134,11 @@ class Sessions:
     def host(self) -> Host:
         assert self._host is not None
         return self._host
+
+    @property
+    def count(self) -> int:
+        """Sidecars that are attached."""
+        return len(self._sessions)
 
     # Outbox.
 
@@ -170,8 +177,6 @@ class Sessions:
         control.welcome.replica_id = settings.replica_id
         control.welcome.inline_limit = settings.inline_limit
         control.welcome.liveness_timeout.FromTimedelta(settings.liveness_timeout)
-        control.topology.replicas.add(replica_id=settings.replica_id, address=self.address)
-        await self.host.recovered.wait()
         instances = []
         for description in hello.agents:
             instance = await self._admit(session, who, description, windows.get(description.name))
@@ -188,9 +193,9 @@ class Sessions:
         self._absent.pop(session.incarnation, None)
         # Only now: it may have changed while the agents were looked at.
         session.policy_epoch = control.policy_epoch = self._policy.epoch
+        self._announce(session)
         for shard in self.host.shards:
-            control.claims.add(shard=shard.index, epoch=shard.epoch)
-            session.before[shard.index] = shard.live_ids(session.incarnation)
+            self._claim(session, shard)
         for instance in instances:
             self._fleet.attach(instance)
             control.window_acks.add(
@@ -211,6 +216,50 @@ class Sessions:
         if former is not None:
             return former.generation >= session.generation or former.principal != session.principal
         return any(shard.holders(session.incarnation) - {session.source} for shard in self.host.shards)
+
+    def _claim(self, session: Session, shard: Shard) -> None:
+        session.control.claims.add(shard=shard.index, epoch=shard.epoch)
+        session.claimed[shard.index] = shard.epoch
+        session.held.pop(shard.index, None)
+        session.before[shard.index] = shard.live_ids(session.incarnation)
+
+    def _took(self, number: int) -> None:
+        """A shard has been rebuilt here: it is claimed on every stream, its absent sidecars have a while to come."""
+        shard = self.host.shard(number)
+        for session in list(self._sessions.values()):
+            if shard.holders(session.incarnation) - {session.source}:
+                session.end(ApiError(ErrorReason.ERROR_REASON_STREAM_REPLACED))
+                continue
+            self._claim(session, shard)
+            session.wake()
+        absent = frozenset(shard.incarnations() - self._sessions.keys())
+        until = self._now() + _micros(self.settings.adoption_window)
+        for incarnation in absent:
+            self._absent[incarnation] = max(until, self._absent.get(incarnation, 0))
+        if absent:
+            self._adopting[number] = (until, absent)
+        else:
+            self.host.release_timers(number)
+
+    def _lost(self, number: int) -> None:
+        """A shard is another replica's: what was to be offered for it is offered by that one, if it still is."""
+        self._adopting.pop(number, None)
+        for session in self._sessions.values():
+            session.drop_offers(number)
+
+    def replicas_changed(self, replicas: tuple[tuple[str, str], ...]) -> None:
+        """Tells every sidecar which replicas there are: (replica id, address)."""
+        if replicas != self._replicas:
+            self._replicas = replicas
+            for session in self._sessions.values():
+                self._announce(session)
+                session.wake()
+
+    def _announce(self, session: Session) -> None:
+        topology = session.control.topology
+        del topology.replicas[:]
+        for replica_id, address in self._replicas:
+            topology.replicas.add(replica_id=replica_id, address=address)
 
     async def _admit(
         self,
@@ -302,7 +351,7 @@ class Sessions:
         for page in message.inventories:
             self._inventory(session, page)
         if message.reports:
-            reports.take(session, message.reports, len(self.host.shards), self.host.put, self._fleet.values)
+            reports.take(session, message.reports, self.host.shard_count, self.host.put, self._fleet.values)
         for window in message.windows:
             self._window(session, window)
         for call in message.calls:
@@ -334,6 +383,8 @@ class Sessions:
     def _inventory(self, session: Session, page: mesh.ShardInventory) -> None:
         if page.shard not in session.before:
             raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=f"shard {page.shard} was never claimed")
+        if page.epoch != session.claimed[page.shard]:
+            return  # of an earlier claim: the shard went away and came back
         held = session.held.setdefault(page.shard, set())
         held.update(page.attempt_ids)
         held.update(page.reported_attempt_ids)
@@ -384,16 +435,6 @@ class Sessions:
 
     # Time.
 
-    def adopt(self) -> None:
-        """Starts the adoption window for the attempts that recovery found; call once, when listening."""
-        self._adopting_until = self._now() + _micros(self.settings.adoption_window)
-        known = set().union(*(shard.incarnations() for shard in self.host.shards))
-        for incarnation in known - self._sessions.keys():
-            self._absent[incarnation] = self._adopting_until
-        if not known:
-            self._adopting_until = 0
-            self.host.release_timers()
-
     async def run(self) -> None:
         """Looks after streams once a second, and after absences four times as often."""
         ticks = 0
@@ -403,9 +444,10 @@ class Sessions:
             before, moment = moment, self._now()
             if abs(gap := moment - before - int(_TICK * 1e6)) > _STALL:
                 self.extend(gap)
-            if self._adopting_until and (moment >= self._adopting_until or not self._absent):
-                self._adopting_until = 0
-                self.host.release_timers()
+            for number, (until, absent) in list(self._adopting.items()):
+                if moment >= until or absent.isdisjoint(self._absent):
+                    del self._adopting[number]
+                    self.host.release_timers(number)
             for incarnation, until in list(self._absent.items()):
                 if moment >= until:
                     del self._absent[incarnation]
@@ -425,7 +467,7 @@ class Sessions:
             session.last_seen += gap
             session.since += gap
         self._absent = {incarnation: until + gap for incarnation, until in self._absent.items()}
-        self._adopting_until += gap if self._adopting_until else 0
+        self._adopting = {number: (until + gap, absent) for number, (until, absent) in self._adopting.items()}
 
     def _look_after(self, session: Session, moment: int) -> None:
         settings = self.settings
@@ -436,8 +478,10 @@ class Sessions:
         if not session.going_away and moment - session.since > _micros(settings.go_away_after):
             self._go_away(session, "connection_age", timedelta(seconds=60))
         for instance in self._instances(session):
-            wanted = self._fleet.demand(instance)
-            if wanted > instance.slots:
+            wanted, told = self._fleet.demand(instance), session.demanded.get(instance.agent, 0)
+            # One that wants more than it has says so again and again, one that wants less only once.
+            if wanted > instance.slots or wanted < told:
+                session.demanded[instance.agent] = wanted
                 session.control.demands.add(agent=instance.agent, wanted=wanted)
                 session.wake()
 

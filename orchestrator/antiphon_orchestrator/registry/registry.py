@@ -9,17 +9,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
 
 from antiphon.store.v1 import records_pb2 as records
 from antiphon.v1 import capability_pb2, registry_pb2
 
+from .. import telemetry
 from ..admission import SchemaInvalid, SchemaSet, difference
 from ..api.storing import settle
 from ..placement.fleet import Fleet, Instance
 from ..shards.archiver import moment
 from ..store import keys
-from ..store.port import Compare, Put, Store, Target, Txn
+from ..store.port import (
+    Compacted,
+    Compare,
+    EventType,
+    KeyValue,
+    Put,
+    Store,
+    StoreUnavailable,
+    Target,
+    Txn,
+    prefix_end,
+)
 from .verified import Verified
+
+log = telemetry.logger("registry")
+
+_RETRY = 0.25
+"""Seconds before the store is followed again that has not answered."""
 
 ACTIVE = registry_pb2.AGENT_STATE_ACTIVE
 GONE = registry_pb2.AGENT_STATE_GONE
@@ -58,21 +76,54 @@ class Registry:
         self._records: dict[tuple[str, str], records.AgentRecord] = {}
         self._revisions: dict[tuple[str, str], int] = {}
         self._listeners: set[asyncio.Queue[tuple[str, str]]] = set()
+        self._followed = 0
 
     async def load(self) -> None:
         """Reads all records; call once, before anything attaches."""
-        start, end = keys.AGENTS, keys.AGENTS[:-1] + bytes([keys.AGENTS[-1] + 1])
-        found = await self._store.range(start, end)
+        found = await self._store.range(keys.AGENTS, prefix_end(keys.AGENTS))
         for kv in found.kvs:
-            _, namespace, name, _ = keys.parts(kv.key)
-            record = records.AgentRecord.FromString(kv.value)
-            self._records[namespace, name] = record
-            self._revisions[namespace, name] = kv.mod_revision
-            if record.state in (SUSPENDED, DRAINING):
-                self._fleet.suspend(namespace, name, True)
-            for capability in record.description.capabilities:
-                label = f"{capability.name}@{capability.version}"
-                self._fleet.declare(namespace, label, capability.output_schema)
+            self._note(kv)
+        self._followed = found.revision + 1
+
+    async def run(self) -> None:
+        """Follows what other replicas write, until cancelled."""
+        while True:
+            try:
+                async with aclosing(self._store.watch(keys.AGENTS, self._followed)) as changes:
+                    async for batch in changes:
+                        for event in batch.events:
+                            if event.type is EventType.PUT:
+                                self._note(event.kv)
+                        self._followed = batch.revision + 1
+            except Compacted:
+                await self._load_again()
+            except StoreUnavailable as error:
+                log.warning("agents_not_followed", cause=str(error))
+                await asyncio.sleep(_RETRY)
+
+    async def _load_again(self) -> None:
+        try:
+            await self.load()
+        except StoreUnavailable as error:
+            log.warning("agents_not_followed", cause=str(error))
+            await asyncio.sleep(_RETRY)
+
+    def _note(self, kv: KeyValue) -> None:
+        """What the store says of an agent, unless something newer is known."""
+        _, namespace, name, _ = keys.parts(kv.key)
+        if self._revisions.get((namespace, name), 0) >= kv.mod_revision:
+            return
+        record = records.AgentRecord.FromString(kv.value)
+        former = self._records.get((namespace, name))
+        self._records[namespace, name] = record
+        self._revisions[namespace, name] = kv.mod_revision
+        stopped = record.state in (SUSPENDED, DRAINING)
+        if stopped or (former is not None and former.state != record.state):
+            self._fleet.suspend(namespace, name, stopped)
+        for capability in record.description.capabilities:
+            label = f"{capability.name}@{capability.version}"
+            self._fleet.declare(namespace, label, capability.output_schema)
+        self.changed(namespace, name)
 
     async def announce(self, namespace: str, sidecar: str, description: registry_pb2.AgentDescription) -> None:
         """Checks and records what a sidecar says of an agent. Raises Conflict, InvalidSchema."""
@@ -94,7 +145,7 @@ class Registry:
             update_time=self._now(),
             sidecar=sidecar,
         )
-        await self._write(namespace, description.name, record)
+        await self._write(namespace, description.name, record, keep_state=True)
 
     def _check_conflict(self, namespace: str, agent: str, capability: capability_pb2.Capability) -> None:
         for (other_namespace, other), record in self._records.items():
@@ -111,21 +162,29 @@ class Registry:
                     if found:
                         raise Conflict(f"{held.name}@{held.version}", other, f"{side} schema: {found}")
 
-    async def _write(self, namespace: str, name: str, record: records.AgentRecord) -> None:
+    async def _write(self, namespace: str, name: str, record: records.AgentRecord, *, keep_state: bool) -> None:
+        """`keep_state`: the record is about what the agent is, not about what an operator has decided on it."""
         key, value = keys.agent(namespace, name, RECORD), record.SerializeToString()
         compare = Compare(key, Target.MOD_REVISION, self._revisions.get((namespace, name), 0))
         result = await settle(self._store, Txn((compare,), (Put(key, value),), (key,)))
-        if not result.succeeded:
-            found = result.observed[key]
-            assert found is not None
-            self._revisions[namespace, name] = found.mod_revision
-            if found.value != value:
-                # Another replica wrote the record first; ours comes after it.
-                return await self._write(namespace, name, record)
-        else:
+        if result.succeeded:
+            self._records[namespace, name] = record
             self._revisions[namespace, name] = result.revision
-        self._records[namespace, name] = record
-        self.changed(namespace, name)
+            self.changed(namespace, name)
+            return
+        found = result.observed[key]
+        assert found is not None
+        self._note(found)
+        there = records.AgentRecord.FromString(found.value)
+        if keep_state and there.description == record.description and there.sidecar == record.sidecar:
+            return  # every replica is told of an attach; one of the others was quicker to write it down
+        if found.value == value:
+            return
+        # Another replica wrote the record first; ours comes after it.
+        self._revisions[namespace, name] = found.mod_revision
+        if keep_state:
+            record.state, record.create_time = there.state, there.create_time
+        await self._write(namespace, name, record, keep_state=keep_state)
 
     async def set_state(self, namespace: str, name: str, state: registry_pb2.AgentState.ValueType) -> None:
         """ACTIVE, DRAINING or SUSPENDED, for all instances. Raises AgentNotFound."""
@@ -136,7 +195,7 @@ class Registry:
             record = records.AgentRecord()
             record.CopyFrom(former)
             record.state, record.update_time = state, self._now()
-            await self._write(namespace, name, record)
+            await self._write(namespace, name, record, keep_state=False)
         self._fleet.suspend(namespace, name, state != ACTIVE)
 
     def changed(self, namespace: str, name: str) -> None:

@@ -10,12 +10,14 @@ import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from antiphon.v1 import run_pb2
 from antiphon.v1 import run_service_pb2 as api
+from antiphon.v1.error_pb2 import ErrorReason
 
+from ..api.errors import ApiError
 from ..archive import Archive, ArchivedRun, RunFilter
 from ..archive.model import to_micros
 from ..engine.run import Run
@@ -39,20 +41,30 @@ class RunListing:
         self._host = host
         self._archive = archive
 
-    async def page(self, namespace: str, request: api.ListRunsRequest) -> api.ListRunsResponse:
-        """One page. Raises InvalidToken, ArchiveUnavailable."""
+    async def page(
+        self, namespace: str, request: api.ListRunsRequest, elsewhere: Sequence[run_pb2.Run] = ()
+    ) -> api.ListRunsResponse:
+        """One page, of what is archived, what lives here, and what other replicas said lives there.
+
+        Raises InvalidToken, ArchiveUnavailable, ApiError.
+        """
         size = request.page_size or 50
         before = _parse(request.page_token, _digest(namespace, request))
         found: dict[str, tuple[Key, run_pb2.Run]] = {}
         for summary in await self._archived(namespace, request, before, size):
             found[summary.run_id] = ((to_micros(summary.create_time), summary.run_id), _message(summary))
-        for message in await self._live(namespace, request, before, size):
+        for message in (*elsewhere, *await self._live(namespace, request, before, size)):
             found[message.run_id] = ((message.create_time.ToMicroseconds(), message.run_id), message)
         newest = sorted(found.values(), key=lambda pair: pair[0], reverse=True)
         response = api.ListRunsResponse(runs=[message for _, message in newest[:size]])
         if len(newest) > size:
             response.next_page_token = _token(newest[size - 1][0], _digest(namespace, request))
         return response
+
+    async def here(self, namespace: str, request: api.ListRunsRequest) -> list[run_pb2.Run]:
+        """What lives in the shards of this replica and belongs to a page. Raises InvalidToken, ApiError."""
+        before = _parse(request.page_token, _digest(namespace, request))
+        return await self._live(namespace, request, before, request.page_size or 50)
 
     async def _archived(
         self, namespace: str, request: api.ListRunsRequest, before: Key | None, size: int
@@ -81,16 +93,20 @@ class RunListing:
 
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Any]] = []
-        for shard in self._host.shards:
+        for shard in self._host.held:
             future: asyncio.Future[Any] = loop.create_future()
             futures.append(future)
-            self._host.put(shard.index, i.Survey(question, _sink(future)))
+            self._host.put(shard, i.Survey(question, _sink(future)))
         return [message for part in await asyncio.gather(*futures) for message in part]
 
 
 def _sink(future: asyncio.Future[Any]) -> i.Sink:
     def sink(value: Any) -> None:
-        if not future.done():  # else the caller went away
+        if future.done():
+            return  # the caller went away
+        if isinstance(value, i.Moved):
+            future.set_exception(ApiError(ErrorReason.ERROR_REASON_SHARD_MOVED, shard=value.shard))
+        else:
             future.set_result(value)
 
     return sink

@@ -1,13 +1,16 @@
-"""Whether the store has room for new runs.
+"""Whether the store has room for new runs, and what is done before it has not.
 
 What is full can neither end what it has accepted nor forget what has ended: both are written first. So new runs are
-refused at a watermark, and what lies above it belongs to those that are there, to the archive's progress and to trims.
+refused at the last watermark, and what lies above it belongs to those that are there, to the archive's progress and to
+trims. At the watermarks below it the store is kept smaller than it needs to be, and operators are told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
 
 from .. import telemetry
@@ -15,8 +18,21 @@ from ..store.port import Store, StoreError
 
 log = telemetry.logger("store")
 
-SHARE = 0.8
-"""Of the store's limit that runs may fill before no more are taken."""
+
+class Level(IntEnum):
+    """How full the store is; the number is what the metric says."""
+
+    ROOMY = 0
+    FILLING = 1
+    TIGHT = 2
+    FULL = 3
+
+
+WATERMARKS = {Level.FILLING: 0.6, Level.TIGHT: 0.7, Level.FULL: 0.8}
+"""Share of the store's limit at which each level begins."""
+
+SLACK = 0.02
+"""Share below its watermark at which a level ends: what goes up and down at a mark is told once."""
 
 DISK_RESERVE = 64 * 1024 * 1024
 """Bytes that must be free on the store's disk, whatever its own limit."""
@@ -27,15 +43,25 @@ _PERIOD = 0.25
 class StoreRoom:
     """`admit` is asked for every new run; `look` finds out how much there is, `run` keeps looking.
 
-    `folder` lies on the store's disk. Between two looks the runs that were admitted are counted instead.
+    `folder` lies on the store's disk. Between two looks the runs that were admitted are counted instead. `relieve` is
+    told whether the log is to be kept short, at the cost of more snapshots: from the first watermark on.
     """
 
-    def __init__(self, store: Store, folder: Path, max_bytes: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        max_bytes: int,
+        metrics: telemetry.Metrics,
+        relieve: Callable[[bool], None],
+    ) -> None:
         self._store = store
         self._folder = folder
-        self._watermark = int(max_bytes * SHARE)
-        self._left = self._watermark
-        self._full = False
+        self._max_bytes = max_bytes
+        self._metrics = metrics
+        self._relieve = relieve
+        self._left = int(max_bytes * WATERMARKS[Level.FULL])
+        self.level = Level.ROOMY
 
     def admit(self, size: int) -> bool:
         """Whether a run with a submission of so many bytes may be taken; if so, its room is gone."""
@@ -45,14 +71,19 @@ class StoreRoom:
         return True
 
     async def look(self) -> None:
-        """Brings the picture up to date and logs when runs are refused or taken again. Raises StoreError."""
+        """Brings the picture up to date, and logs and counts each change of level. Raises StoreError."""
         size = await self._store.size()
         free = shutil.disk_usage(self._folder).free - DISK_RESERVE
-        self._left = min(self._watermark - size, free)
-        full = self._left <= 0
-        if full != self._full:
-            self._full = full
-            (log.error if full else log.info)("store_refuses_runs" if full else "store_takes_runs_again", bytes=size)
+        self._left = min(int(self._max_bytes * WATERMARKS[Level.FULL]) - size, free)
+        self._metrics.store_bytes.set(size)
+        self._metrics.store_limit_bytes.set(self._max_bytes)
+        level = Level.FULL if self._left <= 0 else level_of(size / self._max_bytes, self.level)
+        if level is not self.level:
+            tell = log.info if level < self.level else log.error if level is Level.FULL else log.warning
+            tell("store_level", state=level.name, bytes=size, limit=self._max_bytes)
+            self.level = level
+            self._relieve(level is not Level.ROOMY)
+        self._metrics.store_level.set(level)
 
     async def run(self) -> None:
         while True:
@@ -61,3 +92,12 @@ class StoreRoom:
                 await self.look()
             except StoreError as error:
                 log.warning("store_size_unknown", cause=str(error))
+
+
+def level_of(share: float, before: Level) -> Level:
+    """The level at a share of the limit, after another level. Pure."""
+    level = Level.ROOMY
+    for next_level, mark in WATERMARKS.items():
+        if share >= mark - (SLACK if before >= next_level else 0):
+            level = next_level
+    return level

@@ -1,4 +1,7 @@
-"""Runs the shards of one replica: ownership, recovery, the live loop, trimming.
+"""Runs the shards that this replica owns: each is taken, rebuilt, driven, and let go of, apart from all others.
+
+Which shards those are is decided elsewhere (cluster/). One that another replica has fenced off, or that is handed over,
+leaves nothing behind (`leaving.py`); the process goes on.
 
 Order of a run's end, each step safe to repeat: its end is committed → it is upserted into the archive → its request id
 is written beside the log → the log below the oldest run still needed is deleted. A crash between two steps repeats the
@@ -28,10 +31,11 @@ from . import codec, reading
 from . import inputs as i
 from .archiver import Archiver
 from .audited import AuditPages
+from .leaving import abandon, turn_away
 from .log import Fenced, ShardLog
 from .recovery import recover_record
 from .shard import REQUEST_KEPT, REQUESTS_KEPT, Shard
-from .turn import Outbox, Reader
+from .turn import Outbox, Reader, Turn
 
 log = telemetry.logger("shards")
 
@@ -43,6 +47,12 @@ RETAIN_DELAY = 2_000_000
 
 LONG_LOG = 4_096
 """Segments after which the runs that hold the oldest are moved to the head of the log."""
+
+LEAST_AUDITED = 100
+"""Audit records that each shard keeps, however many shards there are."""
+
+SHORT_LOG = 256
+"""The same while the store is filling up."""
 
 
 class NoPlan(Exception):
@@ -77,11 +87,19 @@ class _Seat:
         self.trimmed_below = 0
         self.trim_at = LONG_LOG
         self.moving: dict[str, int] = {}
+        self.ready = False
+        self.turn: Turn | None = None
+        """What is being committed."""
+        self.successor_id = ""
+        """Whom it is to be handed over to, as soon as the present turn is over."""
+        self.over = False
+        """Whether it is known to be another's, although nothing was refused yet."""
 
 
 class Host:
-    """All shards of one replica. `inbox_limit` bounds what submitters may queue in one shard, `audit_max_records` its
-    audit chain."""
+    """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard, `audit_max_records` the
+    audit chains of all shards together. `taken` is told each shard once it is rebuilt, `lost` each that was and is not
+    here any more."""
 
     def __init__(
         self,
@@ -96,24 +114,55 @@ class Host:
         shard_count: int,
         inbox_limit: int,
         audit_max_records: int,
+        metrics: telemetry.Metrics,
     ) -> None:
         self._store = store
+        self._fleet = fleet
+        self._outbox = outbox
         self._load_plan = load_plan
+        self._replica_id = replica_id
         self._inbox_limit = inbox_limit
+        self._audit_max_records = max(LEAST_AUDITED, audit_max_records // shard_count)
+        self._metrics = metrics
+        self._long_log = LONG_LOG
         self._archiver = archiver
-        self._seats = []
-        for n in range(shard_count):
-            shard = Shard(n, fleet, outbox, archiver, reader, random.random, REQUESTS_KEPT // shard_count)
-            shard_log = ShardLog(store, n, replica_id)
-            audit = AuditPages(store, shard_log, shard.audit.chain.name, replica_id, audit_max_records)
-            self._seats.append(_Seat(shard, shard_log, audit))
+        self._reader = reader
+        self._seats: list[_Seat | None] = [None] * shard_count
+        self._count = 0
         archiver.answer = self.put
         fleet.deliver = self._deliver
-        self.recovered = asyncio.Event()
+        self.taken: Callable[[int], None] = _nobody
+        self.lost: Callable[[int], None] = _nobody
+
+    @property
+    def shard_count(self) -> int:
+        """How many shards there are, here and elsewhere."""
+        return len(self._seats)
 
     @property
     def shards(self) -> list[Shard]:
-        return [seat.shard for seat in self._seats]
+        """Those that are here and rebuilt."""
+        return [seat.shard for seat in self._seats if seat is not None and seat.ready]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is here, as on an embedded store."""
+        return self._count == len(self._seats)
+
+    @property
+    def held(self) -> list[int]:
+        """The numbers of those that are here, or about to be."""
+        return [n for n, seat in enumerate(self._seats) if seat is not None]
+
+    def holds(self, shard: int) -> bool:
+        """Whether a shard is here, or about to be: what it is asked waits for it."""
+        return self._seats[shard] is not None
+
+    def shard(self, number: int) -> Shard:
+        """A shard that is here."""
+        seat = self._seats[number]
+        assert seat is not None
+        return seat.shard
 
     def shard_of(self, key: bytes) -> int:
         """The shard of a request (protocol.md §2)."""
@@ -121,7 +170,8 @@ class Host:
 
     def knows(self, shard: int, key: bytes) -> bool:
         """Whether a request was accepted before, so that its repetition needs no room."""
-        return key in self._seats[shard].shard.requests or key in self._seats[shard].shard.kept
+        seat = self._seats[shard]
+        return seat is not None and (key in seat.shard.requests or key in seat.shard.kept)
 
     def shard_of_run(self, run_id: str) -> int | None:
         """The shard in a run id, or None when it is not one of ours."""
@@ -133,44 +183,89 @@ class Host:
 
     def need(self, run: Run, task: Task) -> Need:
         """What a task asks of an agent."""
-        return self._seats[0].shard.need(run, task)
+        number = self.shard_of_run(run.run_id)
+        assert number is not None
+        return self.shard(number).need(run, task)
 
     def put(self, shard: int, item: i.Input) -> None:
-        """Hands an input to a shard. Inputs that come of accepted work are never refused; their number is bounded."""
+        """Hands an input to a shard. Inputs that come of accepted work are never refused; their number is bounded.
+
+        A shard that is not here answers Moved.
+        """
         seat = self._seats[shard]
+        if seat is None:
+            turn_away(shard, self._fleet, item)
+            return
         seat.shard.inbox.append(item)
         seat.wake.set()
 
     async def room(self, shard: int) -> None:
         """Waits until submitters may add to a shard: the back-pressure of streams."""
-        seat = self._seats[shard]
-        while len(seat.shard.inbox) >= self._inbox_limit:
+        while (seat := self._seats[shard]) is not None and len(seat.shard.inbox) >= self._inbox_limit:
             seat.room.clear()
             await seat.room.wait()
 
     def full(self, shard: int) -> bool:
         """Whether unary submitters are to be refused."""
-        return len(self._seats[shard].shard.inbox) >= self._inbox_limit
+        seat = self._seats[shard]
+        return seat is not None and len(seat.shard.inbox) >= self._inbox_limit
 
     def _deliver(self, waiter: Waiter, offered: Offered) -> None:
         self.put(waiter.shard, i.Reserved(waiter, offered))
 
-    def release_timers(self) -> None:
-        """Ends the adoption window: from now on time may fail what nobody claimed."""
-        for seat in self._seats:
+    def release_timers(self, shard: int) -> None:
+        """Ends the adoption window of a shard: from now on time may fail what nobody claimed."""
+        seat = self._seats[shard]
+        if seat is not None:
             seat.shard.timers_held = False
             seat.wake.set()
 
-    async def recover(self) -> None:
-        """Takes every shard and rebuilds it from its log."""
+    async def own(self, number: int) -> None:
+        """Takes a shard, rebuilds it from its log and drives it, until it is another's or this is cancelled.
+
+        Raises RecoveryFailed.
+        """
+        assert self._seats[number] is None
         started = time.monotonic()
-        for seat in self._seats:
+        requests_kept = REQUESTS_KEPT // len(self._seats)
+        shard = Shard(number, self._fleet, self._outbox, self._archiver, self._reader, random.random, requests_kept)
+        shard_log = ShardLog(self._store, number, self._replica_id)
+        audit = AuditPages(self._store, shard_log, shard.audit.chain.name, self._replica_id, self._audit_max_records)
+        seat = self._seats[number] = _Seat(shard, shard_log, audit)
+        self._count += 1
+        try:
             await self._recover_seat(seat)
-        runs = sum(len(shard.runs) for shard in self.shards)
-        log.info("shards_recovered", count=runs, duration=round(time.monotonic() - started, 3))
-        for seat in self._seats:
-            seat.shard.resume()
-        self.recovered.set()
+            took = round(time.monotonic() - started, 3)
+            log.info("shard_taken", shard=number, epoch=shard.epoch, count=len(shard.runs), duration=took)
+            shard.resume()
+            seat.ready = True
+            self.taken(number)
+            await self._drive(seat)
+            log.info("shard_handed_over", shard=number, epoch=shard.epoch, replica_id=seat.successor_id)
+        except Fenced as error:
+            log.warning("shard_not_ours", shard=number, cause=str(error))
+        finally:
+            self._seats[number] = None
+            self._count -= 1
+            if seat.ready:
+                self.lost(number)
+            abandon(shard, self._fleet, seat.turn)
+            seat.room.set()
+
+    def hand_over(self, number: int, successor_id: str) -> None:
+        """Gives a shard to another replica, as soon as its present turn is over."""
+        seat = self._seats[number]
+        if seat is not None:
+            seat.successor_id = successor_id
+            seat.wake.set()
+
+    def told(self, number: int, epoch: int) -> None:
+        """The store names an owner with that epoch: a shard of an older one is let go of, also when it has nothing to
+        write that would be refused."""
+        seat = self._seats[number]
+        if seat is not None and seat.ready and seat.shard.epoch < epoch:
+            seat.over = True
+            seat.wake.set()
 
     async def _recover_seat(self, seat: _Seat) -> None:
         shard = seat.shard
@@ -219,25 +314,35 @@ class Host:
                 " nothing is lost: start the version that took it, let the run end or cancel it, then start this one"
             ) from error
 
-    async def run(self) -> None:
-        """Drives all shards until cancelled. Call after `recover`."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._archiver.run(), name="archiver")
-            for seat in self._seats:
-                group.create_task(self._drive(seat), name=f"shard-{seat.shard.index}")
-
     async def _drive(self, seat: _Seat) -> None:
+        """The loop of a shard, until it is handed over. Raises Fenced."""
         shard = seat.shard
         while True:
             moment = now()
+            if seat.over:
+                raise Fenced(f"shard {shard.index}: epoch {shard.epoch} is over")
+            if seat.successor_id:
+                # What has no page yet is in the log, where the next owner finds it.
+                with contextlib.suppress(StoreFull):
+                    await seat.audit.write(wait_for_space=False)
+                await seat.log.hand_over(seat.successor_id)
+                return
             if not shard.has_work(moment):
                 await self._idle(seat, moment)
                 continue
             first_audited = shard.audit.chain.last_seq + 1
-            turn = shard.take_turn(moment)
-            seq = await seat.log.append(turn.records, turn.audit, first_audited) if turn.records else 0
+            turn = seat.turn = shard.take_turn(moment)
+            seq = 0
+            if turn.records:
+                began = time.monotonic()
+                seq = await seat.log.append(turn.records, turn.audit, first_audited)
+                self._metrics.commit_duration.observe(time.monotonic() - began)
+            self._metrics.turn_inputs.observe(turn.inputs)
+            for entry in turn.ended:
+                self._metrics.count_run(entry.run.state.name)
             if turn.audit:
                 seat.audit.committed(turn.audit, moment)
+            seat.turn = None
             shard.release(turn, seq)
             await asyncio.sleep(0)  # what was released leaves before the next turn is worked out
             if not seat.room.is_set() and len(shard.inbox) < self._inbox_limit:
@@ -249,9 +354,16 @@ class Host:
             if seat.audit.due is not None and moment >= seat.audit.due:
                 await seat.audit.write()
 
+    def keep_short(self, short: bool) -> None:
+        """Whether runs that hold old segments are moved sooner than their number alone would ask for."""
+        self._long_log = SHORT_LOG if short else LONG_LOG
+        for seat in self._seats:
+            if seat is not None:
+                seat.trim_at = min(seat.trim_at, seat.log.next_seq + self._long_log // 4)
+
     async def write_audit(self) -> None:
         """Gives all audit records of these shards that are in their logs a page; for whoever wants to read them."""
-        for seat in self._seats:
+        for seat in [seat for seat in self._seats if seat is not None and seat.ready]:
             # The shard's own loop finds out in its time that it is fenced off, or waits for space.
             with contextlib.suppress(Fenced, StoreFull):
                 await seat.audit.write(wait_for_space=False)
@@ -259,6 +371,8 @@ class Host:
     async def _idle(self, seat: _Seat, moment: int) -> None:
         """Waits for an input, a timer, or the time to write request ids or audit records."""
         seat.wake.clear()
+        if seat.successor_id or seat.over:
+            return
         times = (seat.shard.next_due(), seat.retain_due if seat.shard.retain else None, seat.audit.due)
         due = [time for time in times if time is not None]
         if not due:
@@ -303,7 +417,7 @@ class Host:
             await seat.audit.write()  # they are nowhere else
             await seat.log.trim(below)
             seat.trimmed_below = below
-        seat.trim_at = seat.log.next_seq + LONG_LOG // 4
+        seat.trim_at = seat.log.next_seq + self._long_log // 4
         self._move_long_runs(seat)
         await seat.audit.trim()
 
@@ -311,12 +425,16 @@ class Host:
         """Archives what a long run has done so far; the answer makes its shard snapshot it at the head of the log."""
         seat.moving = {run_id: first for run_id, first in seat.moving.items() if run_id in seat.shard.runs}
         for run_id, first in list(seat.shard.pinned.items()):
-            if seat.log.next_seq - first < LONG_LOG:
+            if seat.log.next_seq - first < self._long_log:
                 return
             entry = seat.shard.runs.get(run_id)
             if entry is not None and entry.run.state is RunState.RUNNING and seat.moving.get(run_id) != first:
                 seat.moving[run_id] = first
                 self._archiver.put(seat.shard.index, entry.run, entry.key, entry.first_seq, tuple(entry.records))
+
+
+def _nobody(shard: int) -> None:
+    """Nobody wants to know."""
 
 
 def _graph_of(submitted: RunSubmitted) -> tuple[str, str, str]:

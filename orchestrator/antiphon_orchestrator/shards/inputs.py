@@ -14,13 +14,18 @@ from ..engine.run import Run
 from ..placement.fleet import Offered, Waiter
 
 Sink: TypeAlias = Callable[[Any], None]
-"""Takes the answer to an input, or the exception that is the answer. Must not raise and must not wait."""
+"""Takes the answer to an input, or the exception that is the answer: Moved, for any input, when the shard went away
+before it answered. Must not raise and must not wait."""
 
 
 class Reporter(Protocol):
     """Whoever reports outcomes and waits for verdicts: one stream of a sidecar."""
 
     def verdict(self, attempt_id: str, kind: str) -> None: ...
+
+    def no_verdict(self) -> None:
+        """A report gets its verdict elsewhere, if at all."""
+        ...
 
 
 class Watcher(Protocol):
@@ -31,6 +36,17 @@ class Watcher(Protocol):
     def progress(self, task_id: str, member: int, progress: Any) -> None: ...
 
     def ended(self, run: Run) -> None: ...
+
+    def moved(self) -> None:
+        """The shard is not this replica's any more; nothing follows."""
+
+
+class Moved(Exception):
+    """The answer of a shard that is not, or not any more, this replica's: ask its owner."""
+
+    def __init__(self, shard: int) -> None:
+        super().__init__(f"shard {shard} is not here")
+        self.shard = shard
 
 
 @dataclass(slots=True)

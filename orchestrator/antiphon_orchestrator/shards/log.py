@@ -41,22 +41,26 @@ class ShardLog:
         self.next_seq = 1
 
     async def take(self) -> None:
-        """Becomes the owner with the next epoch. Raises Fenced when another replica was quicker."""
+        """Becomes the owner with the next epoch.
+
+        Raises Fenced when another replica was quicker, or when the one that owns the shard, or that it was handed over
+        to, is still there.
+        """
         found = await self._store.range(self._owner_key)
         former = found.kvs[0] if found.kvs else None
-        epoch = records.ShardOwner.FromString(former.value).epoch + 1 if former else 1
+        owner = records.ShardOwner.FromString(former.value) if former else records.ShardOwner()
+        epoch = owner.epoch + 1
         value = records.ShardOwner(replica_id=self._replica_id, epoch=epoch).SerializeToString()
-        revision = former.mod_revision if former else 0
-        txn = Txn(
-            (Compare(self._owner_key, Target.MOD_REVISION, revision),),
-            (Put(self._owner_key, value),),
-            (self._owner_key,),
-        )
+        compares = [Compare(self._owner_key, Target.MOD_REVISION, former.mod_revision if former else 0)]
+        claimant = owner.successor_id or owner.replica_id
+        if claimant not in ("", self._replica_id):
+            compares.append(Compare(keys.replica(claimant), Target.CREATE_REVISION, 0))
+        txn = Txn(tuple(compares), (Put(self._owner_key, value),), (self._owner_key,))
         result = await settle(self._store, txn)
         if not result.succeeded:
-            owner = result.observed[self._owner_key]
-            if owner is None or owner.value != value:
-                raise Fenced(f"shard {self.shard} was taken by another replica")
+            present = result.observed[self._owner_key]
+            if present is None or present.value != value:
+                raise Fenced(f"shard {self.shard} is another replica's")
         self.epoch = epoch
         self._owned = Compare(self._owner_key, Target.VALUE, value)
 
@@ -83,6 +87,17 @@ class ShardLog:
                 raise Fenced(f"shard {self.shard}: epoch {self.epoch} is over")
         self.next_seq = seq + 1
         return seq
+
+    async def hand_over(self, successor_id: str) -> None:
+        """Gives the shard to another replica: from now on nothing of ours is accepted any more. Raises Fenced."""
+        assert self._owned is not None
+        owner = records.ShardOwner(replica_id=self._replica_id, epoch=self.epoch, successor_id=successor_id)
+        value = owner.SerializeToString()
+        result = await settle(self._store, Txn((self._owned,), (Put(self._owner_key, value),), (self._owner_key,)))
+        if not result.succeeded:
+            present = result.observed[self._owner_key]
+            if present is None or present.value != value:
+                raise Fenced(f"shard {self.shard}: epoch {self.epoch} is over")
 
     async def trim(self, below: int) -> None:
         """Deletes the segments below a number; only deletes, so that a full store accepts it. Raises Fenced."""
@@ -129,13 +144,14 @@ class ShardsFixed(Exception):
     """The store is divided into another number of shards than was asked for."""
 
 
-async def shard_count(store: Store, wanted: int | None) -> int:
-    """The number of shards of a store, settled when it is new: `wanted`, or one. Raises ShardsFixed."""
+async def shard_count(store: Store, wanted: int | None, default: int = 1) -> int:
+    """The number of shards of a store, settled when it is new: `wanted`, or the default. Raises ShardsFixed."""
     key = keys.shard_count()
-    txn = Txn((Compare(key, Target.CREATE_REVISION, 0),), (Put(key, b"%d" % (wanted or 1)),), (key,))
+    new = wanted or default
+    txn = Txn((Compare(key, Target.CREATE_REVISION, 0),), (Put(key, b"%d" % new),), (key,))
     result = await settle(store, txn)
     found = None if result.succeeded else result.observed[key]
-    count = int(found.value) if found is not None else wanted or 1
+    count = int(found.value) if found is not None else new
     if wanted not in (None, count):
         raise ShardsFixed(f"the store has {count} shards, which is fixed for its life; start with --shards {count}")
     return count

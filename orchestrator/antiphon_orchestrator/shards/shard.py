@@ -121,6 +121,7 @@ class Shard:
             item = self.inbox.popleft()
             taken += 1
             self._handlers[type(item)](turn, item)
+        turn.inputs = taken
         # After the inbox: an outcome that waited in it was in time, however late this turn comes.
         if not self.timers_held:
             for _ in range(MAX_INPUTS):

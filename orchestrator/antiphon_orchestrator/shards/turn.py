@@ -41,6 +41,7 @@ class Turn:
     now: int
     records: list[bytes] = field(default_factory=list)
     size: int = 0
+    inputs: int = 0
     full: bool = False
     touched: list[Entry] = field(default_factory=list)
     offers: list[tuple[Entry, Task]] = field(default_factory=list)

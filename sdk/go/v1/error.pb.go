@@ -132,6 +132,10 @@ const (
 	ErrorReason_ERROR_REASON_AUDIT_CHAIN_NOT_FOUND ErrorReason = 140
 	// The chain does not hold that record: it is not written yet, or was removed with the oldest.
 	ErrorReason_ERROR_REASON_AUDIT_RECORD_NOT_FOUND ErrorReason = 141
+	// The shard of the run, or of the request, is changing hands between replicas. Its new owner answers in a moment.
+	ErrorReason_ERROR_REASON_SHARD_MOVED ErrorReason = 160
+	// Another replica, which is needed for a whole answer, does not answer.
+	ErrorReason_ERROR_REASON_REPLICA_UNAVAILABLE ErrorReason = 161
 	// Where payloads are kept does not answer; values that travel inline go on.
 	ErrorReason_ERROR_REASON_PAYLOADS_UNAVAILABLE ErrorReason = 170
 	// What is kept under the digest is something else: where payloads are kept was damaged.
@@ -194,6 +198,8 @@ var (
 		105: "ERROR_REASON_CLAIM_LOST",
 		140: "ERROR_REASON_AUDIT_CHAIN_NOT_FOUND",
 		141: "ERROR_REASON_AUDIT_RECORD_NOT_FOUND",
+		160: "ERROR_REASON_SHARD_MOVED",
+		161: "ERROR_REASON_REPLICA_UNAVAILABLE",
 		170: "ERROR_REASON_PAYLOADS_UNAVAILABLE",
 		171: "ERROR_REASON_PAYLOAD_CORRUPT",
 		180: "ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED",
@@ -250,6 +256,8 @@ var (
 		"ERROR_REASON_CLAIM_LOST":                 105,
 		"ERROR_REASON_AUDIT_CHAIN_NOT_FOUND":      140,
 		"ERROR_REASON_AUDIT_RECORD_NOT_FOUND":     141,
+		"ERROR_REASON_SHARD_MOVED":                160,
+		"ERROR_REASON_REPLICA_UNAVAILABLE":        161,
 		"ERROR_REASON_PAYLOADS_UNAVAILABLE":       170,
 		"ERROR_REASON_PAYLOAD_CORRUPT":            171,
 		"ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED": 180,
@@ -458,7 +466,7 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*\x922\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*\x9a4\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12s\n" +
 	"\x1cERROR_REASON_REQUEST_INVALID\x10\x01\x1aQ\xba\xbb\x18M\b\x03\x10\x01\x1a\x05field\">{field} breaks a rule of the request; see the field violations(\x01\x12~\n" +
@@ -520,7 +528,9 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x17ERROR_REASON_CLAIM_LOST\x10i\x1a{\xba\xbb\x18w\b\n" +
 	"\x10\x03\x1a\x05claim\x1a\x05fence\"cclaim {claim} with fence {fence} is not held any more; acquire it again, then read what it protects\x12s\n" +
 	"\"ERROR_REASON_AUDIT_CHAIN_NOT_FOUND\x10\x8c\x01\x1aJ\xba\xbb\x18F\b\x05\x10\x01\x1a\x05chain\"9no audit chain {chain}; GetCheckpoint names all there are\x12\x90\x01\n" +
-	"#ERROR_REASON_AUDIT_RECORD_NOT_FOUND\x10\x8d\x01\x1af\xba\xbb\x18b\b\x05\x10\x01\x1a\x05chain\x1a\x03seq\x1a\x05first\x1a\x04last\"Caudit chain {chain} has no record {seq}; it holds {first} to {last}\x12Y\n" +
+	"#ERROR_REASON_AUDIT_RECORD_NOT_FOUND\x10\x8d\x01\x1af\xba\xbb\x18b\b\x05\x10\x01\x1a\x05chain\x1a\x03seq\x1a\x05first\x1a\x04last\"Caudit chain {chain} has no record {seq}; it holds {first} to {last}\x12x\n" +
+	"\x18ERROR_REASON_SHARD_MOVED\x10\xa0\x01\x1aY\xba\xbb\x18U\b\x0e\x10\x02\x1a\x05shard\"Fshard {shard} is changing hands; ask again in a moment, of any replica(\x01\x12\x8b\x01\n" +
+	" ERROR_REASON_REPLICA_UNAVAILABLE\x10\xa1\x01\x1ad\xba\xbb\x18`\b\x0e\x10\x02\x1a\areplica\"Oreplica {replica} does not answer, and without it the answer would not be whole(\x01\x12Y\n" +
 	"!ERROR_REASON_PAYLOADS_UNAVAILABLE\x10\xaa\x01\x1a1\xba\xbb\x18-\b\x0e\x10\x02\"'where payloads are kept does not answer\x12a\n" +
 	"\x1cERROR_REASON_PAYLOAD_CORRUPT\x10\xab\x01\x1a>\xba\xbb\x18:\b\x0f\x10\x04\x1a\x06digest\",payload {digest} is damaged where it is kept\x12\x9d\x01\n" +
 	"'ERROR_REASON_VERIFY_REPORT_NOT_ACCEPTED\x10\xb4\x01\x1ao\xba\xbb\x18k\b\x03\x10\x01\x1a\x05cause\"^the report proves nothing: {cause}; run antiphon verify without --case until every case passes:R\n" +

@@ -18,7 +18,7 @@ import grpc
 
 from ._connection import Connection, Generation
 from ._errors import AntiphonError, RetryableError, Unavailable, from_rpc_error
-from ._reasons import CertificateExpired
+from ._reasons import CertificateExpired, NotServing
 from ._trace import traceparent
 
 Item = TypeVar("Item")
@@ -61,7 +61,7 @@ class Tries:
 
     async def after(self, error: AntiphonError, generation: Generation) -> None:
         """Return when it is time for another try. Raises `error` when there is to be none."""
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable | NotServing):
             await self._connection.unreachable(generation)
         self._failures += 1
         # Our certificate may have been replaced on disk a moment ago.

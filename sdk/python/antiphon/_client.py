@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import grpc
 
 from antiphon.v1 import (
+    cluster_service_pb2,
     graph_pb2,
     graph_service_pb2,
     identity_service_pb2,
@@ -69,13 +70,18 @@ class Client(AuditCalls, ContextCalls, PolicyCalls):
     ) -> Self:
         """A client that connects in `async with`.
 
-        By a profile (`ANTIPHON_PROFILE` or `default` when not named), or by `address` (host:port, or several) and
-        `credentials`; one of them overrides the profile's. Changed certificate files are noticed within seconds.
+        By a profile (`ANTIPHON_PROFILE` or `default` when not named), or by `address` (host:port) and `credentials`;
+        one of them overrides the profile's. Several addresses, in a list or with commas, are replicas of one cluster,
+        of which any will do; `Client.connect("a:7443,b:7443")` calls them with the default profile's certificate.
+        Changed certificate files are noticed within seconds.
         `renew` is awaited before the first call and then every ten seconds, for whoever can renew: it decides whether a
         renewal is due (antiphon_certs.is_due) and writes the files. `timeout` is the deadline of each unary call, tries
         included; `patience` how long a stream is dialled again before its error is raised. Raises `SetupError`.
         """
-        addresses = (address,) if isinstance(address, str) else tuple(address or ())
+        if profile is not None and ":" in profile:  # which no name of a profile holds
+            profile, address = None, address or profile
+        several = address.split(",") if isinstance(address, str) else address or ()
+        addresses = tuple(one.strip() for one in several if one.strip())
         if not addresses or credentials is None:
             found = load_profile(profile)
             addresses, credentials = addresses or found.addresses, credentials or found.credentials
@@ -290,6 +296,12 @@ class Client(AuditCalls, ContextCalls, PolicyCalls):
         """
         request = registry_service_pb2.PutVerifyReportRequest(report=report)
         await self._ask(lambda to: to.registry.PutVerifyReport, request)
+
+    # The cluster
+
+    async def get_cluster(self) -> cluster_service_pb2.GetClusterResponse:
+        """The orchestrator replicas that are there, and who owns which shard."""
+        return await self._ask(lambda to: to.cluster.GetCluster, cluster_service_pb2.GetClusterRequest())
 
     # Identity
 

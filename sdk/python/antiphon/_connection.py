@@ -2,7 +2,8 @@
 
 A certificate is checked when a connection is made, so a new one needs a new channel. When the files change, a new
 generation is made, proven ready, and only then takes over (make before break); calls on the old one end in peace, and
-the last of them closes it. The next address, where there are several, is a new generation too.
+the last of them closes it. The next address, where there are several, is a new generation too; to those it was told at
+the start come the replicas that are there, which the one in use is asked for now and then.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from contextlib import asynccontextmanager
 import grpc
 
 from antiphon.v1.audit_service_pb2_grpc import AuditServiceStub
+from antiphon.v1.cluster_service_pb2 import GetClusterRequest
+from antiphon.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from antiphon.v1.context_service_pb2_grpc import ContextServiceStub
 from antiphon.v1.graph_service_pb2_grpc import GraphServiceStub
 from antiphon.v1.identity_service_pb2_grpc import IdentityServiceStub
@@ -30,6 +33,7 @@ Renew = Callable[[], Awaitable[None]]
 
 _LOOK = 10.0
 _READY = 10.0
+_LEARN = 5.0
 _OPTIONS = (
     ("grpc.ssl_target_name_override", SERVER_NAME),
     ("grpc.max_receive_message_length", 4 << 20),
@@ -58,6 +62,7 @@ class Generation:
         self.identity = IdentityServiceStub(self.channel)
         self.context = ContextServiceStub(self.channel)
         self.audit = AuditServiceStub(self.channel)
+        self.cluster = ClusterServiceStub(self.channel)
         self.payloads = PayloadServiceStub(self.channel)
         self.policies = PolicyServiceStub(self.channel)
         self.users = 0
@@ -68,6 +73,7 @@ class Connection:
     """Opens with `open`, ends with `close`; `use` lends the current generation for one call or stream."""
 
     def __init__(self, addresses: tuple[str, ...], credentials: Credentials, renew: Renew | None) -> None:
+        self._seeds = addresses
         self._addresses = addresses
         self._credentials = credentials
         self._renew = renew
@@ -169,3 +175,18 @@ class Connection:
                 except Exception as error:  # the hook raises what it likes; the certificate in use may last
                     _log.warning("the certificate was not renewed: %s", error)
             await self.refresh()
+            await self._learn()
+
+    async def _learn(self) -> None:
+        """Where else to turn, should the replica in use go away. One that cannot tell changes nothing."""
+        async with self.use() as generation:
+            try:
+                found = await generation.cluster.GetCluster(GetClusterRequest(), timeout=_LEARN)
+            except grpc.aio.AioRpcError as error:
+                _log.debug("the replicas are not known: %s", error.details())
+                return
+        current = self._address
+        there = [replica.address for replica in found.replicas if not replica.leaving]
+        # The one in use stays the first, so that learning moves nobody.
+        self._addresses = tuple(dict.fromkeys((current, *self._seeds, *there)))
+        self._place = 0

@@ -6,7 +6,10 @@ from typing import Any, cast
 
 import pytest
 from antiphon.v1 import run_service_pb2 as api
+from antiphon_certs import Grants, Identity, Kind
 from antiphon_orchestrator.api import run_service
+from antiphon_orchestrator.api.call import Caller
+from antiphon_orchestrator.api.submit_stream import SubmitStream
 from antiphon_orchestrator.archive import Archive
 from antiphon_orchestrator.engine import events as e
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
@@ -24,13 +27,14 @@ class Desk:
     """Stands for the host: keeps what shards are asked."""
 
     def __init__(self, shards: int) -> None:
-        self.shards = [SimpleNamespace(index=index) for index in range(shards)]
+        self.held = list(range(shards))
+        self.complete = True
         self.asked: list[Any] = []
         self.all_asked = asyncio.Event()
 
     def put(self, shard: int, item: i.Input) -> None:
         self.asked.append(item)
-        if len(self.asked) == len(self.shards):
+        if len(self.asked) == len(self.held):
             self.all_asked.set()
 
     async def room(self, shard: int) -> None:
@@ -68,20 +72,25 @@ async def test_what_cannot_be_shown_is_the_callers_trouble() -> None:
         await future
 
 
+def a_stream() -> SubmitStream:
+    who = Caller(Identity("mesh.test", "demo", Kind.CLIENT, "p"), Grants(), "", "p")
+    return SubmitStream(cast(Host, Desk(1)), cast(Any, Immediate()), cast(Any, None), cast(Any, None), who)
+
+
 async def test_a_stream_that_is_over_keeps_no_answers() -> None:
-    stream = run_service._SubmitStream(cast(Host, Desk(1)), cast(Any, Immediate()))
-    await stream._submit(api.SubmitRunRequest(request_id="1"), "p", "demo", "")
+    stream = a_stream()
+    await stream.submit(api.SubmitRunRequest(request_id="1"))
     stream.closed = True
     stream._host.asked[0].sink(a_run(60_000))  # type: ignore[attr-defined]
     assert not stream.answers
 
 
 async def test_large_answers_come_in_messages_that_clients_accept() -> None:
-    service = run_service.RunService(*[cast(Any, None)] * 5)
-    stream = run_service._SubmitStream(cast(Host, Desk(1)), cast(Any, Immediate()))
+    service = run_service.RunService(*[cast(Any, None)] * 7)
+    stream = a_stream()
     for number in range(200):
         stream.outstanding += 1
-        await stream._submit(api.SubmitRunRequest(request_id=str(number)), "p", "demo", "")
+        await stream.submit(api.SubmitRunRequest(request_id=str(number)))
         stream._host.asked[-1].sink(a_run(60_000))  # type: ignore[attr-defined]
     sizes = []
     while stream.answers:
@@ -107,7 +116,7 @@ class Immediate:
 
 async def test_a_caller_who_leaves_before_the_end_of_a_run_tells_the_shard() -> None:
     desk = Desk(1)
-    service = run_service.RunService(cast(Host, desk), *[cast(Any, None)] * 4)
+    service = run_service.RunService(cast(Host, desk), *[cast(Any, None)] * 6)
     leave = i.Leave("r0000", b"", lambda answer: None)
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     call = asyncio.create_task(service._answered(future, 0, leave))

@@ -160,3 +160,16 @@ def test_archive_and_payloads_are_in_the_data_folder_unless_said_otherwise() -> 
         load({"archive_retention": "1m"}, {})
     with pytest.raises(ConfigError, match="--payloads: write file:///FOLDER, s3://"):
         load({"payloads": "bucket"}, {})
+
+
+def test_beside_a_store_that_machines_share_nothing_may_lie_on_one_of_them() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load({"store": "etcd+plaintext://10.0.0.1:2379"}, {})
+    archive, payloads = refused.value.mistakes
+    assert "--archive postgresql://" in archive and "--payloads s3://" in payloads
+    elsewhere = {"archive": "postgresql://a@db.example/a?sslmode=verify-full", "payloads": "file:///srv/shared"}
+    assert load({"store": "etcd+plaintext://10.0.0.1:2379", **elsewhere}, {}).etcd is not None
+
+
+def test_an_etcd_on_this_machine_may_have_files_beside_it() -> None:
+    assert load({"store": "etcd://127.0.0.1:2379,[::1]:2379"}, {}).archive_url.startswith("sqlite:")

@@ -60,6 +60,7 @@ class Rig:
         self.offers: list[str] = []
         self.cancels: list[str] = []
         self.verdicts: list[tuple[str, str]] = []
+        self.unanswered = 0
         self.archived: list[tuple[str, int, int]] = []
         self.turns: list[Turn] = []
         self.reads: list[tuple[str, list[int]]] = []
@@ -77,6 +78,9 @@ class Rig:
 
     def put(self, shard: int, run: Run, key: bytes, first_seq: int, records: Sequence[bytes]) -> None:
         self.archived.append((run.run_id, first_seq, first_seq + len(records) - 1))
+
+    def no_verdict(self) -> None:
+        self.unanswered += 1
 
     def verdict(self, attempt_id: str, kind: str) -> None:
         self.verdicts.append((attempt_id, kind))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from antiphon_sidecar.attempts import End
+from antiphon_sidecar.inflight import Inflight
 from antiphon_sidecar.windows import Grant, divide, settle, settled
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,3 +86,23 @@ def test_replicas_never_believe_in_more_than_the_capacity_while_it_does_not_fall
         go()
     assert settled(grants, capacity, turn)
     assert sum(grant.slots for grant in grants) == capacity
+
+
+def test_slots_of_a_replica_that_the_others_report_gone_are_given_to_them_without_its_word() -> None:
+    core = Inflight()
+    seat = core.add_seat("echo", lambda: None)
+    core.agent_came(seat, 1, 0, 0.0)
+    gone, other = core.attach(lambda: None), core.attach(lambda: None)
+    assert (gone.grants["echo"].slots, other.grants["echo"].slots) == (1, 0)
+    core.slots.demanded(other, "echo", 5)
+    assert other.grants["echo"].slots == 0, "the one that has the slot has not acknowledged that it goes"
+    core.slots.away(gone, True)
+    assert (gone.windows["echo"][1], other.windows["echo"][1]) == (0, 1)
+    core.offer(gone, "echo", "r/t/0/1", 0, 1, None, b"", 1, 5.0, 0.0)
+    core.offer(other, "echo", "r/t/0/2", 1, 1, None, b"", 1, 5.0, 0.0)
+    assert [(report.attempt_id, report.end) for report in gone.reports] == [("r/t/0/1", End.NO_SLOT)]
+    assert [attempt.attempt_id for attempt in core.take(seat, 0.0, 10, 1 << 20)] == ["r/t/0/2"]
+    core.slots.away(gone, False)
+    core.slots.demanded(gone, "echo", 5)
+    core.slots.give_turns()
+    assert gone.grants["echo"].slots == 0, "the one slot is in use"

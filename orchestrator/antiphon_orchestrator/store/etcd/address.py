@@ -43,6 +43,11 @@ class EtcdAddress:
     def __str__(self) -> str:
         return ",".join(self.endpoints)
 
+    @property
+    def local(self) -> bool:
+        """Whether all of it is on this machine."""
+        return all(map(_is_loopback, self.endpoints))
+
 
 def parse(text: str, tls: TlsFiles | None) -> EtcdAddress:
     """The address that a setting spells. Raises ValueError, which says what to write instead."""
@@ -60,12 +65,13 @@ def parse(text: str, tls: TlsFiles | None) -> EtcdAddress:
     trusted = scheme == "etcd+plaintext"
     if trusted and tls is not None:
         raise ValueError("etcd+plaintext:// and store_ca exclude each other; write etcd:// for TLS")
-    if tls is None and not trusted and not all(map(_is_loopback, endpoints)):
+    address = EtcdAddress(endpoints, prefix.encode() + b"/", tls)
+    if tls is None and not trusted and not address.local:
         raise ValueError(
             "give store_ca, so that the cluster is reached by TLS; only on this machine may it be plain text, "
             "or with etcd+plaintext:// on a network that nobody else can reach"
         )
-    return EtcdAddress(endpoints, prefix.encode() + b"/", tls)
+    return address
 
 
 def _endpoint(text: str) -> str:

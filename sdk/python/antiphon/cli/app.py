@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..command import DELEGATED
-from . import agents, audit, certs, context, graphs, new, output, policies, runs, verify
+from . import agents, audit, certs, cluster, context, graphs, new, output, policies, runs, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +34,7 @@ for _words, (_, _help) in DELEGATED.items():
 app.add_typer(runs.app, name="run")
 app.add_typer(graphs.app, name="graph")
 app.add_typer(agents.app, name="agent")
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(policies.app, name="policy")
 app.add_typer(context.app, name="context")
 app.add_typer(audit.app, name="audit")

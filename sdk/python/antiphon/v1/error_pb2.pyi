@@ -130,6 +130,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No such chain of audit records."""
     ERROR_REASON_AUDIT_RECORD_NOT_FOUND: _ErrorReason.ValueType  # 141
     """The chain does not hold that record: it is not written yet, or was removed with the oldest."""
+    ERROR_REASON_SHARD_MOVED: _ErrorReason.ValueType  # 160
+    """The shard of the run, or of the request, is changing hands between replicas. Its new owner answers in a moment."""
+    ERROR_REASON_REPLICA_UNAVAILABLE: _ErrorReason.ValueType  # 161
+    """Another replica, which is needed for a whole answer, does not answer."""
     ERROR_REASON_PAYLOADS_UNAVAILABLE: _ErrorReason.ValueType  # 170
     """Where payloads are kept does not answer; values that travel inline go on."""
     ERROR_REASON_PAYLOAD_CORRUPT: _ErrorReason.ValueType  # 171
@@ -242,6 +246,10 @@ ERROR_REASON_AUDIT_CHAIN_NOT_FOUND: ErrorReason.ValueType  # 140
 """No such chain of audit records."""
 ERROR_REASON_AUDIT_RECORD_NOT_FOUND: ErrorReason.ValueType  # 141
 """The chain does not hold that record: it is not written yet, or was removed with the oldest."""
+ERROR_REASON_SHARD_MOVED: ErrorReason.ValueType  # 160
+"""The shard of the run, or of the request, is changing hands between replicas. Its new owner answers in a moment."""
+ERROR_REASON_REPLICA_UNAVAILABLE: ErrorReason.ValueType  # 161
+"""Another replica, which is needed for a whole answer, does not answer."""
 ERROR_REASON_PAYLOADS_UNAVAILABLE: ErrorReason.ValueType  # 170
 """Where payloads are kept does not answer; values that travel inline go on."""
 ERROR_REASON_PAYLOAD_CORRUPT: ErrorReason.ValueType  # 171

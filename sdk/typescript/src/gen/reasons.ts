@@ -102,6 +102,10 @@ export const REASONS = {
   AUDIT_CHAIN_NOT_FOUND: { code: 5, remedy: "FIX_REQUEST" },
   /** audit chain {chain} has no record {seq}; it holds {first} to {last} */
   AUDIT_RECORD_NOT_FOUND: { code: 5, remedy: "FIX_REQUEST" },
+  /** shard {shard} is changing hands; ask again in a moment, of any replica */
+  SHARD_MOVED: { code: 14, remedy: "RETRY" },
+  /** replica {replica} does not answer, and without it the answer would not be whole */
+  REPLICA_UNAVAILABLE: { code: 14, remedy: "RETRY" },
   /** where payloads are kept does not answer */
   PAYLOADS_UNAVAILABLE: { code: 14, remedy: "RETRY" },
   /** payload {digest} is damaged where it is kept */

@@ -3,6 +3,7 @@ export { AgentHello, AgentServiceService, AgentWelcome, Assignment, AttemptCance
 export { AuditCheckpoint, AuditHead, AuditOutcome, AuditRecord, RunDigest } from "./antiphon/v1/audit.js";
 export { AuditServiceService, DigestRunsRequest, DigestRunsResponse, GetCheckpointRequest, GetCheckpointResponse, GetProofRequest, GetProofResponse, ListRecordsRequest, ListRecordsResponse } from "./antiphon/v1/audit_service.js";
 export { Capability, Effect } from "./antiphon/v1/capability.js";
+export { ClusterServiceService, GetClusterRequest, GetClusterResponse, ReplicaLoad, ReplicaStatus, Shard } from "./antiphon/v1/cluster_service.js";
 export { Claim, ClaimReference, ContextScope, Entry, EntryDeletion, EntryEvent, EntryReference, Provenance } from "./antiphon/v1/context.js";
 export { ClaimLoss, ContextReads, ContextRequest, ContextResponse } from "./antiphon/v1/context_request.js";
 export { AcquireClaimRequest, AcquireClaimResponse, ContextServiceService, DeleteEntryRequest, DeleteEntryResponse, GetEntryRequest, GetEntryResponse, GetLineageRequest, GetLineageResponse, LineageNode, ListEntriesRequest, ListEntriesResponse, PutEntryRequest, PutEntryResponse, ReleaseClaimRequest, ReleaseClaimResponse, RenewClaimRequest, RenewClaimResponse, WatchEntriesRequest, WatchEntriesResponse } from "./antiphon/v1/context_service.js";

@@ -102,6 +102,31 @@ VERDICT_KIND_GONE: VerdictKind.ValueType  # 4
 Global___VerdictKind: _TypeAlias = VerdictKind  # noqa: Y015
 
 @_typing.final
+class ForwardedCall(_message.Message):
+    """ForwardedCall travels as the metadata antiphon-forwarded-bin of a call that one replica passes on to another: to the
+    owner of a shard, or to all for an answer of all. It is believed of orchestrators of the own trust domain only, and
+    such a call is never passed on again. Deadline and traceparent travel as they do with any call.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: _builtins.int
+    caller: _builtins.str
+    """SPIFFE id of the client or operator that made the call."""
+    def __init__(
+        self,
+        *,
+        caller: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardedCall: _TypeAlias = ForwardedCall  # noqa: Y015
+
+@_typing.final
 class AttachRequest(_message.Message):
     """AttachRequest is what a sidecar sends. The first message holds hello; any later one may hold all the others."""
 

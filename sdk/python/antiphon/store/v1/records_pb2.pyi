@@ -32,23 +32,61 @@ class ShardOwner(_message.Message):
 
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    SUCCESSOR_ID_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Replica that owns the shard."""
     epoch: _builtins.int
     """Its epoch, one more than that of the owner before."""
+    successor_id: _builtins.str
+    """Replica that it was handed over to: the owner is nobody any more, and this one takes it. Empty while it is owned."""
     def __init__(
         self,
         *,
         replica_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        successor_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "replica_id", b"replica_id", "successor_id", b"successor_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardOwner: _TypeAlias = ShardOwner  # noqa: Y015
+
+@_typing.final
+class ReplicaRecord(_message.Message):
+    """ReplicaRecord is the value of replica/ID, which is there for as long as the replica renews its lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port of its mutual TLS listener, as others reach it."""
+    version: _builtins.str
+    """Version of the program."""
+    start_time: _builtins.int
+    """When it started; microseconds since 1970."""
+    leaving: _builtins.bool
+    """True once it hands over what it has, to end."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        version: _builtins.str = ...,
+        start_time: _builtins.int = ...,
+        leaving: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "leaving", b"leaving", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaRecord: _TypeAlias = ReplicaRecord  # noqa: Y015
 
 @_typing.final
 class GraphRecord(_message.Message):

@@ -115,6 +115,10 @@ export enum ErrorReason {
   AUDIT_CHAIN_NOT_FOUND = 140,
   /** AUDIT_RECORD_NOT_FOUND - The chain does not hold that record: it is not written yet, or was removed with the oldest. */
   AUDIT_RECORD_NOT_FOUND = 141,
+  /** SHARD_MOVED - The shard of the run, or of the request, is changing hands between replicas. Its new owner answers in a moment. */
+  SHARD_MOVED = 160,
+  /** REPLICA_UNAVAILABLE - Another replica, which is needed for a whole answer, does not answer. */
+  REPLICA_UNAVAILABLE = 161,
   /** PAYLOADS_UNAVAILABLE - Where payloads are kept does not answer; values that travel inline go on. */
   PAYLOADS_UNAVAILABLE = 170,
   /** PAYLOAD_CORRUPT - What is kept under the digest is something else: where payloads are kept was damaged. */

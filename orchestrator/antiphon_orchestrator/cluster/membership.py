@@ -1,0 +1,227 @@
+"""Which replicas are there and who owns which shard, as the store says; and that we are there.
+
+`replica/<id>` stands under the lease of this process for as long as that is renewed, on the event loop that does the
+work: a loop that is stuck loses its lease. The marker decides when others try to take over, never who owns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from dataclasses import replace
+
+from antiphon.store.v1 import records_pb2 as records
+
+from .. import telemetry
+from ..shards.log import settle
+from ..store import keys
+from ..store.port import (
+    Compacted,
+    Compare,
+    EventType,
+    KeyValue,
+    LeaseNotFound,
+    Put,
+    Store,
+    StoreError,
+    StoreUnavailable,
+    Target,
+    Txn,
+    prefix_end,
+)
+from .assignment import REST, Member, Owner
+
+log = telemetry.logger("cluster")
+
+LEASE = 5
+"""Seconds without a renewal after which this replica counts as gone."""
+
+RENEWAL = 1.25
+"""Seconds between renewals, and the time one may take."""
+
+_RETRY = 0.25
+
+
+def clock() -> int:
+    """Microseconds that only grow: what `Member.seen` is measured by."""
+    return time.monotonic_ns() // 1000
+
+
+class Membership:
+    """`join`, then `run` in the task group; `leave` and `gone` before the store is closed."""
+
+    def __init__(self, store: Store, replica_id: str, version: str, start_time: int) -> None:
+        self._store = store
+        self.replica_id = replica_id
+        self._record = records.ReplicaRecord(version=version, start_time=start_time)
+        self._lease = 0
+        self._revision = 0
+        self.members: dict[str, Member] = {}
+        self.owners: dict[int, Owner] = {}
+        self.changes = 0
+        """Grows with every change."""
+        self._news = asyncio.Event()
+        self._followed: dict[bytes, int] = {}
+
+    @property
+    def others(self) -> list[Member]:
+        """The live replicas besides this one."""
+        return [member for member in self.members.values() if member.replica_id != self.replica_id]
+
+    @property
+    def leaving(self) -> bool:
+        return self._record.leaving
+
+    def claimant(self, shard: int) -> Member | None:
+        """The live replica that answers for a shard, or is about to; None while there is none."""
+        owner = self.owners.get(shard)
+        return self.members.get(owner.claimant) if owner is not None else None
+
+    async def join(self, address: str) -> None:
+        """Says that this replica is there, at that address, and reads who else is."""
+        self._record.address = address
+        await self._appear()
+        for prefix, note in self._kinds():
+            await self._read(prefix, note)
+        # Whoever was there before us has rested.
+        self.members = {name: replace(member, seen=member.seen - REST) for name, member in self.members.items()}
+
+    async def leave(self) -> None:
+        """Says that this replica is about to end: nobody gives it anything any more."""
+        self._record.leaving = True
+        await self._put()
+
+    async def gone(self) -> None:
+        """Takes the marker away, so that nobody waits for the lease to end."""
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(RENEWAL):
+                await self._store.revoke(self._lease)
+
+    async def refresh(self, shard: int) -> None:
+        """Reads who owns a shard, without waiting for the watch to tell."""
+        for kv in (await self._store.range(keys.shard_owner(shard))).kvs:
+            self._note_owner(kv)
+
+    async def run(self) -> None:
+        """Renews the lease and follows the store, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._renew(), name="lease")
+            for prefix, note in self._kinds():
+                group.create_task(self._follow(prefix, note), name=f"cluster {prefix.decode()}")
+
+    def _kinds(self) -> tuple[tuple[bytes, Callable[[KeyValue], None]], ...]:
+        return (keys.REPLICAS, self._note_replica), (keys.SHARDS, self._note_owner)
+
+    async def change(self, since: int, limit: float) -> None:
+        """Returns when `changes` is not `since` any more, or after `limit` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                while self.changes == since:
+                    await self._news.wait()
+
+    # Being there.
+
+    async def _appear(self) -> None:
+        self._lease = await self._store.grant(LEASE)
+        await self._put()
+
+    async def _put(self) -> None:
+        key, value = keys.replica(self.replica_id), self._record.SerializeToString()
+        while True:
+            # The compare keeps an earlier one that lands late from undoing what came after it.
+            compare = Compare(key, Target.MOD_REVISION, self._revision)
+            result = await settle(self._store, Txn((compare,), (Put(key, value, self._lease),), (key,)))
+            if result.succeeded:
+                self._revision = result.revision
+                return
+            found = result.observed[key]
+            self._revision = found.mod_revision if found is not None else 0
+            if found is not None and (found.value, found.lease) == (value, self._lease):
+                return
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL)
+            try:
+                async with asyncio.timeout(RENEWAL):
+                    await self._store.keep_alive(self._lease)
+            except LeaseNotFound:
+                log.warning("lease_lost", cause="others may have taken our shards; we are there again")
+                await self._reappear()
+            except (StoreUnavailable, TimeoutError) as error:
+                log.warning("lease_not_renewed", cause=str(error) or "the store does not answer in time")
+
+    async def _reappear(self) -> None:
+        try:
+            await self._appear()
+        except StoreError as error:
+            log.warning("lease_not_renewed", cause=str(error))
+
+    # Following.
+
+    async def _follow(self, prefix: bytes, note: Callable[[KeyValue], None]) -> None:
+        while True:
+            try:
+                async with aclosing(self._store.watch(prefix, self._followed[prefix])) as changes:
+                    async for batch in changes:
+                        for event in batch.events:
+                            if event.type is EventType.PUT:
+                                note(event.kv)
+                            else:
+                                self._note_gone(event.kv)
+                        self._followed[prefix] = batch.revision + 1
+            except Compacted:
+                await self._read_again(prefix, note)
+            except StoreUnavailable as error:
+                log.warning("cluster_not_followed", cause=str(error))
+                await asyncio.sleep(_RETRY)
+
+    async def _read_again(self, prefix: bytes, note: Callable[[KeyValue], None]) -> None:
+        try:
+            await self._read(prefix, note)
+        except StoreUnavailable as error:
+            log.warning("cluster_not_followed", cause=str(error))
+            await asyncio.sleep(_RETRY)
+
+    async def _read(self, prefix: bytes, note: Callable[[KeyValue], None]) -> None:
+        found = await self._store.range(prefix, prefix_end(prefix))
+        if prefix == keys.REPLICAS:
+            there = {keys.parts(kv.key)[1] for kv in found.kvs}
+            self.members = {name: member for name, member in self.members.items() if name in there}
+        for kv in found.kvs:
+            note(kv)
+        self._followed[prefix] = found.revision + 1
+
+    def _note_replica(self, kv: KeyValue) -> None:
+        name = keys.parts(kv.key)[1]
+        record = records.ReplicaRecord.FromString(kv.value)
+        known = self.members.get(name)
+        seen = known.seen if known is not None else clock()
+        self.members[name] = Member(name, record.address, record.version, record.start_time, record.leaving, seen)
+        if known is None:
+            log.info("replica_came", replica_id=name, address=record.address)
+        self._tell()
+
+    def _note_owner(self, kv: KeyValue) -> None:
+        _, number, *rest = keys.parts(kv.key)
+        if rest != ["owner"]:
+            return
+        record = records.ShardOwner.FromString(kv.value)
+        shard = int(number, 16)
+        known = self.owners.get(shard)
+        if known is None or known.revision < kv.mod_revision:
+            self.owners[shard] = Owner(record.replica_id, record.epoch, record.successor_id, kv.mod_revision)
+            self._tell()
+
+    def _note_gone(self, kv: KeyValue) -> None:
+        parts = keys.parts(kv.key)
+        if parts[0] == "replica" and self.members.pop(parts[1], None) is not None:
+            log.info("replica_went", replica_id=parts[1])
+            self._tell()
+
+    def _tell(self) -> None:
+        self.changes += 1
+        news, self._news = self._news, asyncio.Event()
+        news.set()

@@ -1,0 +1,50 @@
+"""What becomes of a shard's memory when the shard is another replica's: nothing is kept, nobody is left waiting.
+
+Whoever waits for an answer is told to ask the new owner. Attempts that are out stay with their sidecars, which the new
+owner asks about them; reports get no verdict here, so that sidecars keep the outcomes and send them there.
+"""
+
+from __future__ import annotations
+
+from ..engine.states import RunState, TaskState
+from ..placement.fleet import Fleet
+from . import inputs as i
+from .shard import Shard
+from .turn import Turn
+
+
+def abandon(shard: Shard, fleet: Fleet, turn: Turn | None) -> None:
+    """Lets go of everything. `turn`: one that was worked out and never released."""
+    moved = i.Moved(shard.index)
+    live = [entry.run for entry in shard.runs.values() if entry.run.state is RunState.RUNNING]
+    # First those who wait, so that no slot which comes free below is given to one of them.
+    for run in live:
+        for task in run.all_tasks():
+            if task.state is TaskState.READY:
+                fleet.leave(run.run_id, task.plan.index, task.member)
+    for run in live:
+        for task in run.all_tasks():
+            if (attempt := task.live) is not None:
+                fleet.give_back(attempt.instance)
+    if turn is not None:
+        for sink, _ in turn.replies:
+            sink(moved)
+        for reporter, _, _ in turn.verdicts:
+            reporter.no_verdict()
+    for entry in shard.runs.values():
+        for sink in entry.waiters:
+            sink(moved)
+        for watcher in entry.watchers:
+            watcher.moved()
+    while shard.inbox:
+        turn_away(shard.index, fleet, shard.inbox.popleft())
+
+
+def turn_away(shard: int, fleet: Fleet, item: i.Input) -> None:
+    """Answers an input of a shard that is not here. What it was to be told is asked for anew by its new owner."""
+    if isinstance(item, i.Reserved):
+        fleet.give_back(item.offered.instance.instance_id)
+    elif isinstance(item, i.Report):
+        item.reporter.no_verdict()
+    elif isinstance(item, i.Submit | i.Call | i.Cancel | i.Read | i.Survey | i.Watch):
+        item.sink(i.Moved(shard))

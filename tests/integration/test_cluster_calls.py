@@ -1,0 +1,209 @@
+"""Two replicas: whichever one is called, the answer is that of the whole; and nobody is believed to be a replica who is
+none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+
+import grpc
+import pytest
+from antiphon import Client, Graph, RunNotFound, output_of, ref
+from antiphon.mesh.v1 import mesh_service_pb2
+from antiphon.v1 import registry_pb2, run_pb2, run_service_pb2
+from antiphon_certs import ORCHESTRATOR_DNS_NAME, Kind
+
+from tests.harness import eventually, journal_of
+from tests.harness.authority import DOMAIN, Ca
+from tests.harness.cluster import Cluster
+from tests.harness.etcd import Etcd
+
+pytest_plugins = ("tests.harness.etcd_fixtures",)
+
+PATIENCE = timedelta(seconds=60)
+
+
+@pytest.fixture(scope="module")
+def cluster(etcd_current: Etcd) -> Iterator[Cluster]:
+    with Cluster(etcd_current, 2) as cluster:
+        cluster.sidecar(concurrency=8, prefetch=0)
+        asyncio.run(cluster.settled(2))
+        yield cluster
+        cluster.show()
+
+
+def echo(capability: str = "work.echo@1") -> Graph:
+    graph = Graph("echo", output=ref("tasks.t.output"))
+    graph.task("t", capability, input=ref("input"))
+    return graph
+
+
+def each(cluster: Cluster) -> tuple[Client, Client]:
+    one, other = (cluster.client(address=replica.address) for replica in cluster.replicas)
+    return one, other
+
+
+async def test_what_one_replica_was_told_every_replica_knows(cluster: Cluster) -> None:
+    one, other = each(cluster)
+    async with one, other:
+        await cluster.attached(one)
+        submitted = [await one.submit(echo(), n, labels={"of": "calls"}) for n in range(12)]
+        for run in submitted:
+            for client in (one, other):
+                ended = await client.wait(run.run_id, timeout=PATIENCE)
+                assert ended.state == run_pb2.RUN_STATE_SUCCEEDED
+                assert (await client.get_run(run.run_id)).event_seq == ended.event_seq
+                assert (await client.explain(run.run_id, "t")).task.key.task_id == "t"
+                assert [task.key.task_id async for task in client.list_tasks(run.run_id)] == ["t"]
+                assert len([attempt async for attempt in client.list_attempts(run.run_id, "t")]) == 1
+        wanted = {run.run_id for run in submitted}
+        for client in (one, other):
+            listed = [run.run_id async for run in client.list_runs(labels={"of": "calls"}, page_size=5)]
+            assert len(listed) == len(set(listed)) == 12 and set(listed) == wanted
+
+
+async def test_the_same_request_at_two_replicas_at_once_is_one_run(cluster: Cluster) -> None:
+    one, other = each(cluster)
+    async with one, other:
+        for n in range(8):
+            runs = await asyncio.gather(
+                *(c.submit(echo(), n, request_id=f"twice-{n}", wait=True) for c in (one, other))
+            )
+            assert len({run.run_id for run in runs}) == 1
+            assert [output_of(run) for run in runs] == [n, n]
+
+
+async def test_a_stream_of_submissions_reaches_the_shards_of_both(cluster: Cluster) -> None:
+    shards = await cluster.settled(2)
+    for client in each(cluster):
+        async with client, client.submitter() as submitter:
+            answers = [await submitter.submit(echo(), n, wait=True) for n in range(100)]
+            runs = await asyncio.gather(*answers)
+            assert [output_of(run) for run in runs] == list(range(100))
+            assert {cluster.owner(shards, run.run_id).address for run in runs} == set(shards)
+
+
+async def test_a_run_is_cancelled_through_the_replica_that_does_not_own_it(cluster: Cluster) -> None:
+    shards = await cluster.settled(2)
+    one, other = each(cluster)
+    async with one, other:
+        run = await one.submit(echo("nobody.offers@1"), 1)
+        stranger = one if cluster.owner(shards, run.run_id) is cluster.replicas[1] else other
+        assert (await stranger.cancel(run.run_id)).state == run_pb2.RUN_STATE_CANCELLED
+
+
+async def test_a_run_of_another_namespace_is_not_shown_across_replicas_either(cluster: Cluster) -> None:
+    one, _ = each(cluster)
+    async with one:
+        runs = [await one.submit(echo(), n) for n in range(4)]
+    for replica in cluster.replicas:
+        async with cluster.client(namespace="team-b", address=replica.address) as stranger:
+            for run in runs:
+                with pytest.raises(RunNotFound):
+                    await stranger.get_run(run.run_id)
+
+
+async def test_an_agent_that_one_replica_suspends_gets_no_work_of_the_other(cluster: Cluster) -> None:
+    async with cluster.client(kind=Kind.OPERATOR, address=cluster.replicas[0].address) as operator:
+        one, other = each(cluster)
+        async with one, other:
+            await operator.suspend_agent("worker")
+            try:
+
+                async def seen() -> bool:
+                    agent = await other.get_agent("worker")
+                    return agent.state == registry_pb2.AGENT_STATE_SUSPENDED
+
+                await eventually(seen)
+                runs = [await other.submit(echo("work.pid@1"), n) for n in range(6)]
+                states = {(await one.get_run(run.run_id)).totals.running for run in runs}
+                assert states == {0}
+            finally:
+                await operator.resume_agent("worker")
+            for run in runs:
+                await one.cancel(run.run_id)
+
+
+async def test_an_agent_shows_the_slots_of_all_replicas(cluster: Cluster) -> None:
+    for client in each(cluster):
+        async with client:
+
+            async def whole() -> bool:
+                agent = await client.get_agent("worker")  # noqa: B023 - awaited before the next one
+                return [instance.slots for instance in agent.instances] == [8]
+
+            await eventually(whole)
+
+
+async def test_an_audit_checkpoint_covers_what_every_replica_has_committed(cluster: Cluster) -> None:
+    async with cluster.client(kind=Kind.OPERATOR, namespace="system", address=cluster.replicas[0].address) as auditor:
+        before = {head.chain: head.last_seq for head in (await auditor.get_audit_checkpoint()).heads}
+        one, _ = each(cluster)
+        async with one:
+            runs = [await one.submit(echo(), n, wait=True) for n in range(16)]
+        after = {head.chain: head.last_seq for head in (await auditor.get_audit_checkpoint()).heads}
+        for run in runs:
+            chain = f"shard-{run.run_id[1:5]}"
+            assert after[chain] >= before.get(chain, 0) + 2
+
+
+async def call(
+    cluster: Cluster, pem: tuple[bytes, bytes, bytes], caller: str, run_id: str, replica: int = 0
+) -> grpc.StatusCode:
+    """The status of GetRun that claims to be passed on."""
+    key, chain, bundle = pem
+    options = [("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME)]
+    credentials = grpc.ssl_channel_credentials(bundle, key, chain)
+    forwarded = mesh_service_pb2.ForwardedCall(caller=caller).SerializeToString()
+    async with grpc.aio.secure_channel(cluster.replicas[replica].address, credentials, options) as channel:
+        ask = channel.unary_unary("/antiphon.v1.RunService/GetRun", None, None)
+        request = run_service_pb2.GetRunRequest(run_id=run_id).SerializeToString()
+        try:
+            await ask(request, timeout=10, metadata=(("antiphon-forwarded-bin", forwarded),))
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+async def test_only_an_orchestrator_is_believed_whose_call_it_passes_on(cluster: Cluster) -> None:
+    shards = await cluster.settled(2)
+    async with each(cluster)[0] as client:
+        run = await client.submit(echo(), 1, wait=True)
+    owner = cluster.replicas.index(cluster.owner(shards, run.run_id))
+    alice = f"spiffe://{DOMAIN}/ns/team-a/client/alice"
+    replica = cluster.ca.issue(Kind.ORCHESTRATOR, "replica", namespace="system")
+    assert await call(cluster, replica, alice, run.run_id, owner) is grpc.StatusCode.OK
+    # Passed on once already, so the other one does not pass it on again.
+    assert await call(cluster, replica, alice, run.run_id, 1 - owner) is grpc.StatusCode.UNAVAILABLE
+    for kind in (Kind.CLIENT, Kind.OPERATOR, Kind.SIDECAR):
+        pem = cluster.ca.issue(kind, "mallory")
+        assert await call(cluster, pem, alice, run.run_id, owner) is grpc.StatusCode.PERMISSION_DENIED
+    for nobody in (
+        f"spiffe://{DOMAIN}/ns/team-a/sidecar/s1",
+        f"spiffe://{DOMAIN}/ns/system/orchestrator/other",
+        "spiffe://elsewhere.test/ns/team-a/client/alice",
+    ):
+        assert await call(cluster, replica, nobody, run.run_id, owner) is grpc.StatusCode.PERMISSION_DENIED
+    assert await call(cluster, replica, "alice", run.run_id, owner) is grpc.StatusCode.UNAUTHENTICATED
+    foreign = Ca(cluster.path("foreign")).issue(Kind.ORCHESTRATOR, "replica", namespace="system")
+    refused = await call(cluster, (foreign[0], foreign[1], replica[2]), alice, run.run_id, owner)
+    assert refused is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_agent_that_works_on_one_thing_at_a_time_serves_all_replicas_and_never_two_at_once(
+    cluster: Cluster,
+) -> None:
+    shards = await cluster.settled(2)
+    cluster.sidecar("single", concurrency=1, prefetch=0, version="7")
+    graph = echo("work.echo@7")
+    async with each(cluster)[0] as client:
+        runs = [await client.submit(graph, n) for n in range(20)]
+        assert {cluster.owner(shards, run.run_id).address for run in runs} == set(shards)
+        for run in runs:
+            assert (await client.wait(run.run_id, timeout=PATIENCE)).state == run_pb2.RUN_STATE_SUCCEEDED
+    running = 0
+    for entry in journal_of(cluster.journal):
+        if entry.agent == "single":
+            running += 1 if entry.event == "begun" else -1
+            assert running <= 1, "two at once"

@@ -1,0 +1,158 @@
+"""Which shards move, and when: properties of the pure part of the cluster."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from antiphon_orchestrator.cluster.assignment import REST, Member, Moves, Owner, assigned, decide
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+SHARDS = 32
+NOW = 10 * REST
+
+QUIET = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+names = st.text("0123456789abcdef", min_size=16, max_size=16)
+groups = st.sets(names, min_size=1, max_size=8)
+
+
+def members(*there: str, seen: int = 0, leaving: tuple[str, ...] = ()) -> dict[str, Member]:
+    return {name: Member(name, f"{name}:7443", "1", 0, name in leaving, seen) for name in there}
+
+
+def owned(by: dict[int, str], revision: int = 1) -> dict[int, Owner]:
+    return {shard: Owner(name, 1, "", revision) for shard, name in by.items()}
+
+
+def layout(replicas: set[str]) -> dict[int, str]:
+    return {shard: str(assigned(shard, replicas)) for shard in range(SHARDS)}
+
+
+def held_by(name: str, by: dict[int, str]) -> list[int]:
+    return [shard for shard, owner in by.items() if owner == name]
+
+
+class Replicas:
+    """All replicas deciding in turns on one store, as the store would have it."""
+
+    def __init__(self, *there: str) -> None:
+        self.members = members(*there)
+        self.owners: dict[int, Owner] = {}
+        self.now = NOW
+
+    def turn(self, me: str) -> Moves:
+        held = [shard for shard, owner in self.owners.items() if owner.claimant == owner.replica_id == me]
+        moves = decide(me, SHARDS, self.members, self.owners, held, self.now)
+        for shard in moves.take:
+            former = self.owners.get(shard)
+            self.owners[shard] = Owner(me, former.epoch + 1 if former else 1, "", 1)
+        for shard, heir in moves.give:
+            self.owners[shard] = Owner(me, self.owners[shard].epoch, heir, 1)
+        return moves
+
+    def settle(self) -> dict[int, str]:
+        while any([self.turn(name) != Moves() for name in sorted(self.members)]):
+            pass
+        return {shard: owner.claimant for shard, owner in self.owners.items()}
+
+
+@QUIET
+@given(groups, names)
+def test_one_that_comes_takes_from_all_and_nothing_else_moves(replicas: set[str], newcomer: str) -> None:
+    before, after = layout(replicas), layout(replicas | {newcomer})
+    moved = {shard for shard in before if before[shard] != after[shard]}
+    assert {after[shard] for shard in moved} <= {newcomer}
+
+
+@QUIET
+@given(groups, st.data())
+def test_one_that_goes_leaves_its_shards_and_nothing_else_moves(replicas: set[str], data: st.DataObject) -> None:
+    leaver = data.draw(st.sampled_from(sorted(replicas)))
+    before, after = layout(replicas), layout(replicas - {leaver})
+    assert all(before[shard] in (leaver, after[shard]) for shard in before)
+
+
+@QUIET
+@given(st.sets(names, min_size=2, max_size=6))
+def test_shards_are_spread_over_all(replicas: set[str]) -> None:
+    spread = Counter(assigned(shard, replicas) for shard in range(4096))
+    fair = 4096 / len(replicas)
+    assert all(0.7 * fair < spread[name] < 1.3 * fair for name in replicas)
+
+
+@QUIET
+@given(st.sets(names, min_size=1, max_size=5))
+def test_whoever_is_there_comes_to_one_layout_in_which_every_shard_is_owned(replicas: set[str]) -> None:
+    assert Replicas(*replicas).settle() == layout(replicas)
+
+
+@QUIET
+@given(st.sets(names, min_size=2, max_size=5), st.data())
+def test_the_shards_of_one_that_died_are_taken_and_all_others_stay(replicas: set[str], data: st.DataObject) -> None:
+    cluster = Replicas(*replicas)
+    before = cluster.settle()
+    dead = data.draw(st.sampled_from(sorted(replicas)))
+    del cluster.members[dead]
+    after = cluster.settle()
+    assert after == layout(replicas - {dead})
+    assert all(after[shard] == before[shard] for shard in before if before[shard] != dead)
+
+
+@QUIET
+@given(st.sets(names, min_size=2, max_size=5), st.data())
+def test_one_that_leaves_gives_everything_away_and_takes_nothing(replicas: set[str], data: st.DataObject) -> None:
+    cluster = Replicas(*replicas)
+    cluster.settle()
+    leaver = data.draw(st.sampled_from(sorted(replicas)))
+    cluster.members.update(members(leaver, leaving=(leaver,)))
+    after = cluster.settle()
+    assert leaver not in after.values()
+    assert after == layout(replicas - {leaver})
+
+
+@QUIET
+@given(groups, names)
+def test_one_that_has_just_come_is_given_nothing_of_live_owners(replicas: set[str], newcomer: str) -> None:
+    cluster = Replicas(*replicas)
+    before = cluster.settle()
+    if newcomer in replicas:
+        return
+    cluster.members.update(members(newcomer, seen=cluster.now))
+    assert cluster.settle() == before
+    cluster.now += REST - 1
+    del cluster.members[newcomer]  # it flaps: whoever stays must not have noticed
+    assert cluster.settle() == before
+
+
+def test_a_live_owner_gives_one_shard_at_a_time() -> None:
+    there = members("a", "b")
+    by = dict.fromkeys(range(SHARDS), "a")
+    owners = owned(by)
+    first = decide("a", SHARDS, there, owners, by, NOW)
+    assert len(first.give) == 1
+    shard, heir = first.give[0]
+    owners[shard] = Owner("a", 1, heir, 2)
+    held = [n for n in by if n != shard]
+    assert decide("a", SHARDS, there, owners, held, NOW) == Moves()
+    owners[shard] = Owner(heir, 2, "", 3)
+    assert len(decide("a", SHARDS, there, owners, held, NOW).give) == 1
+
+
+def test_a_shard_that_was_handed_over_is_taken_by_its_successor_alone_while_that_one_is_there() -> None:
+    owners = {0: Owner("a", 1, "b", 5)}
+    three = members("a", "b", "c")
+    assert 0 in decide("b", 1, three, owners, (), NOW).take
+    assert decide("c", 1, three, owners, (), NOW) == Moves()
+    del three["b"]
+    takers = [name for name in three if 0 in decide(name, 1, three, owners, (), NOW).take]
+    assert takers == [assigned(0, three)]
+
+
+def test_one_whose_marker_is_gone_does_nothing() -> None:
+    assert decide("a", SHARDS, members("b"), owned(dict.fromkeys(range(SHARDS), "a")), range(4), NOW) == Moves()
+
+
+def test_a_shard_whose_log_cannot_be_read_here_is_not_given_before_it_is_owned() -> None:
+    # It is held, since it is being taken, but the store does not name us yet.
+    assert decide("a", 1, members("a", "b"), {}, (0,), NOW) == Moves()

@@ -1,0 +1,74 @@
+"""What replicas learn of each other from the store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from antiphon_orchestrator.cluster.membership import Membership
+from antiphon_orchestrator.shards.log import ShardLog
+from antiphon_orchestrator.store import SqliteStore, keys
+
+from tests.harness.waiting import eventually
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    async with SqliteStore(tmp_path / "store.db") as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def joined(store: SqliteStore, name: str) -> AsyncIterator[Membership]:
+    """A replica that is there, and gone afterwards."""
+    membership = Membership(store, name, "1.0", 0)
+    await membership.join(f"{name}:7443")
+    running = asyncio.create_task(membership.run())
+    try:
+        yield membership
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        await membership.gone()
+
+
+async def test_replicas_notice_who_comes_and_who_goes(store: SqliteStore) -> None:
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(joined(store, "a"))
+        async with joined(store, "b") as second:
+            assert {member.address for member in second.others} == {"a:7443"}
+            await eventually(lambda: {member.address for member in first.others} == {"b:7443"})
+            await second.leave()
+            await eventually(lambda: first.members["b"].leaving)
+        await eventually(lambda: not first.others)
+
+
+async def test_one_that_was_there_before_has_rested_and_one_that_comes_later_has_not(store: SqliteStore) -> None:
+    async with joined(store, "a") as first, joined(store, "b") as second:
+        await eventually(lambda: "b" in first.members)
+        assert second.members["a"].seen < first.members["b"].seen
+
+
+async def test_a_replica_whose_lease_has_ended_is_there_again(store: SqliteStore) -> None:
+    async with joined(store, "a") as first, joined(store, "b") as second:
+        (marker,) = (await store.range(keys.replica("b"))).kvs
+        await store.revoke(marker.lease)
+        await eventually(lambda: "b" not in first.members)
+        await eventually(lambda: "b" in first.members and "b" in second.members)
+
+
+async def test_the_claimant_of_a_shard_is_its_owner_or_whom_it_was_handed_over_to(store: SqliteStore) -> None:
+    async with joined(store, "a") as first, joined(store, "b"):
+        await eventually(lambda: "b" in first.members)
+        log = ShardLog(store, 3, "a")
+        await log.take()
+        await eventually(lambda: (owner := first.claimant(3)) is not None and owner.replica_id == "a")
+        await log.hand_over("b")
+        await first.refresh(3)
+        owner = first.claimant(3)
+        assert owner is not None and owner.replica_id == "b"
+        assert first.claimant(4) is None

@@ -1,0 +1,69 @@
+"""How full the store is, and what follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from antiphon_orchestrator.runs.room import Level, StoreRoom, level_of
+from antiphon_orchestrator.telemetry import Metrics
+from hypothesis import given
+from hypothesis import strategies as st
+
+LIMIT = 1 << 20
+
+
+class Sized:
+    """A store of which nothing but its size matters."""
+
+    def __init__(self) -> None:
+        self.share = 0.0
+
+    async def size(self) -> int:
+        return int(LIMIT * self.share)
+
+
+async def test_each_watermark_is_told_once_and_the_last_refuses_new_runs(tmp_path: Path) -> None:
+    store: Any = Sized()
+    metrics, short = Metrics(), list[bool]()
+    room = StoreRoom(store, tmp_path, LIMIT, metrics, short.append)
+    seen = []
+    for store.share in (0.1, 0.61, 0.65, 0.71, 0.79, 0.81, 0.79, 0.61, 0.59, 0.5):
+        await room.look()
+        seen.append((room.level.name, room.admit(1)))
+    assert seen == [
+        ("ROOMY", True),
+        ("FILLING", True),
+        ("FILLING", True),
+        ("TIGHT", True),
+        ("TIGHT", True),
+        ("FULL", False),
+        ("FULL", True),  # what was refused is taken as soon as it fits; the alarm stays until there is some slack
+        ("FILLING", True),
+        ("FILLING", True),
+        ("ROOMY", True),
+    ]
+    assert short == [True, True, True, True, False]
+    value = metrics.registry.get_sample_value
+    assert (value("antiphon_store_level"), value("antiphon_store_bytes")) == (0, LIMIT // 2)
+    assert value("antiphon_store_limit_bytes") == LIMIT
+
+
+async def test_runs_that_were_admitted_since_the_last_look_count(tmp_path: Path) -> None:
+    store: Any = Sized()
+    room = StoreRoom(store, tmp_path, LIMIT, Metrics(), lambda short: None)
+    await room.look()
+    assert room.admit(LIMIT // 2) and not room.admit(LIMIT // 2)
+
+
+@given(st.floats(0, 2), st.sampled_from(Level))
+def test_a_level_is_that_of_its_watermark_or_of_the_one_it_has_hardly_left(share: float, before: Level) -> None:
+    fresh, level = level_of(share, Level.ROOMY), level_of(share, before)
+    assert fresh <= level <= max(fresh, before)
+    assert level == level_of(share, level)
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.59, "ROOMY"), (0.6, "FILLING"), (0.7, "TIGHT"), (0.8, "FULL")])
+def test_the_watermarks_are_where_they_are_said_to_be(share: float, level: str) -> None:
+    assert level_of(share, Level.ROOMY).name == level
