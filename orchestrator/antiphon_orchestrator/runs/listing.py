@@ -1,7 +1,8 @@
 """Live and archived runs in one list, newest first.
 
 Both sides are cut at the same key, (create time, run id), so that a run which moves into the archive between two pages
-is neither shown twice nor missed.
+is neither shown twice nor missed. Within a page it may move as well: it is archived before it is forgotten, so what
+lives is read first.
 """
 
 from __future__ import annotations
@@ -19,15 +20,12 @@ from antiphon.v1.error_pb2 import ErrorReason
 
 from ..api.errors import ApiError
 from ..archive import Archive, ArchivedRun, RunFilter
-from ..archive.model import to_micros
+from ..archive.model import make_page_token, to_micros
 from ..engine.run import Run
 from ..shards import inputs as i
 from ..shards.archiver import moment
 from ..shards.host import Host
 from . import views
-
-TIES = 32
-"""Runs asked for beyond a page, for those that were created in the same microsecond as the last one shown."""
 
 Key = tuple[int, str]
 
@@ -51,10 +49,10 @@ class RunListing:
         size = request.page_size or 50
         before = _parse(request.page_token, _digest(namespace, request))
         found: dict[str, tuple[Key, run_pb2.Run]] = {}
-        for summary in await self._archived(namespace, request, before, size):
-            found[summary.run_id] = ((to_micros(summary.create_time), summary.run_id), _message(summary))
         for message in (*elsewhere, *await self._live(namespace, request, before, size)):
             found[message.run_id] = ((message.create_time.ToMicroseconds(), message.run_id), message)
+        for summary in await self._archived(namespace, request, before, size):
+            found[summary.run_id] = ((to_micros(summary.create_time), summary.run_id), _message(summary))
         newest = sorted(found.values(), key=lambda pair: pair[0], reverse=True)
         response = api.ListRunsResponse(runs=[message for _, message in newest[:size]])
         if len(newest) > size:
@@ -69,19 +67,19 @@ class RunListing:
     async def _archived(
         self, namespace: str, request: api.ListRunsRequest, before: Key | None, size: int
     ) -> list[ArchivedRun]:
-        until = request.created_before.ToMicroseconds() if request.HasField("created_before") else None
-        if before is not None:
-            until = min(before[0] + 1, until) if until is not None else before[0] + 1
         wanted = RunFilter(
             namespace,
             graph_name=request.graph_name or None,
             states=tuple(run_pb2.RunState.Name(s).removeprefix("RUN_STATE_") for s in request.states),
             created_after=moment(request.created_after.ToMicroseconds()) if request.HasField("created_after") else None,
-            created_before=moment(until) if until is not None else None,
+            created_before=(
+                moment(request.created_before.ToMicroseconds()) if request.HasField("created_before") else None
+            ),
             labels=tuple(sorted(request.labels.items())),
         )
-        rows, _ = await self._archive.list_runs(wanted, size + TIES)
-        return [row for row in rows if before is None or (to_micros(row.create_time), row.run_id) < before]
+        # From the very run on: those of one turn have the same time, and there may be more than a page of them.
+        rows, _ = await self._archive.list_runs(wanted, size + 1, make_page_token(wanted, *before) if before else "")
+        return rows
 
     async def _live(
         self, namespace: str, request: api.ListRunsRequest, before: Key | None, size: int

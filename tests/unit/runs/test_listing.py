@@ -1,0 +1,79 @@
+"""Live and archived runs in one list: each once, whatever moves meanwhile, however many have the same time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+from antiphon.v1 import run_service_pb2 as api
+from antiphon_orchestrator.archive import Archive, ArchivedRun, EventChunk
+from antiphon_orchestrator.archive.sqlite import SqliteArchive
+from antiphon_orchestrator.engine.run import Run
+from antiphon_orchestrator.runs.listing import RunListing
+from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards.host import Host
+
+from tests.fakes.plans import Node, plan, submitted
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+MICROS = int(START.timestamp()) * 1_000_000
+
+
+def archived(number: int) -> ArchivedRun:
+    return ArchivedRun(f"r{number:04}", "demo", "g", "", "SUCCEEDED", "me", b"", b"", START, 1, START)
+
+
+class OneShard:
+    """Stands for the host: one shard with these runs, which answers at once."""
+
+    def __init__(self, *runs: Run) -> None:
+        self.held = [0]
+        self.runs = list(runs)
+
+    def put(self, shard: int, item: i.Input) -> None:
+        assert isinstance(item, i.Survey)
+        item.sink(item.question(self.runs))
+
+
+@pytest_asyncio.fixture
+async def archive(tmp_path: Path) -> AsyncIterator[SqliteArchive]:
+    async with SqliteArchive(f"sqlite:///{tmp_path / 'archive.db'}") as archive:
+        yield archive
+
+
+async def listed(listing: RunListing, size: int) -> list[str]:
+    found, token = list[str](), ""
+    while True:
+        page = await listing.page("demo", api.ListRunsRequest(page_size=size, page_token=token))
+        assert len(page.runs) <= size
+        found += [run.run_id for run in page.runs]
+        if not (token := page.next_page_token):
+            return found
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1000])
+async def test_runs_of_one_moment_are_listed_once_each(archive: SqliteArchive, size: int) -> None:
+    runs = [archived(number) for number in range(150)]
+    await archive.write(runs, [EventChunk(run.run_id, 1, 1, b"") for run in runs])
+    live = [Run(f"r{number:04}", plan(Node()), submitted(f"q{number}"), MICROS) for number in range(140, 160)]
+    listing = RunListing(cast(Host, OneShard(*live)), cast(Archive, archive))
+    assert await listed(listing, size) == [f"r{number:04}" for number in reversed(range(160))]
+
+
+async def test_a_run_that_is_archived_while_a_page_is_made_is_on_it(archive: SqliteArchive) -> None:
+    class Ending(SqliteArchive):
+        """Whoever asks it, the run has just been archived, and its shard has forgotten it."""
+
+        async def list_runs(self, *given: Any) -> Any:
+            if host.runs:
+                host.runs.clear()
+                await archive.write([archived(1)], [EventChunk("r0001", 1, 1, b"")])
+            return await archive.list_runs(*given)
+
+    host = OneShard(Run("r0001", plan(Node()), submitted("q"), MICROS))
+    ending = cast(Archive, Ending("sqlite://"))
+    assert await listed(RunListing(cast(Host, host), ending), 10) == ["r0001"]
