@@ -95,7 +95,12 @@ class Postgres:
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
             self._server = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **self._as_account()
+                [*self._as_account(), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.folder,
             )
         end = time.monotonic() + _START
         while subprocess.run([_program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]).returncode:
@@ -145,15 +150,18 @@ class Postgres:
         return [pid, *map(int, children)]
 
     def _run(self, program: str, *arguments: str) -> str:
-        done = subprocess.run([_program(program), *arguments], capture_output=True, text=True, **self._as_account())
+        command = [*self._as_account(), _program(program), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
-    def _as_account(self) -> dict[str, object]:
+    def _as_account(self) -> list[str]:
+        """What makes a command another user's. A program does it, since Popen's `user` forks this process, and a fork
+        of one with gRPC's threads may crash."""
         if self._account is None:
-            return {"cwd": self.folder}
+            return []
         user, group = self._account
-        return {"cwd": self.folder, "user": user, "group": group, "extra_groups": []}
+        return ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "--"]
 
 
 def _program(name: str) -> str:
