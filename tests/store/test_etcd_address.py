@@ -50,8 +50,9 @@ def test_what_is_no_address_is_told_what_to_write(text: str, tls: TlsFiles | Non
 
 def test_the_settings_of_a_cluster_come_from_flags_and_file(tmp_path: Path) -> None:
     file = tmp_path / "orchestrator.toml"
-    file.write_text('store = "etcd://a:1,b:2/x"\nstore_ca = "ca.pem"\n')
-    config = load({"config": str(file), "store_cert": "/c.pem", "store_key": "/k.pem"}, {})
+    file.write_text('store = "etcd://a:1,b:2/x"\nstore_ca = "ca.pem"\npayloads = "s3://p"\n')
+    archive = "postgresql://a@db/a?sslmode=verify-full"
+    config = load({"config": str(file), "store_cert": "/c.pem", "store_key": "/k.pem", "archive": archive}, {})
     tls = TlsFiles(tmp_path / "ca.pem", Path("/c.pem"), Path("/k.pem"))
     assert config.etcd == EtcdAddress(("a:1", "b:2"), b"x/", tls)
 
