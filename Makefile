@@ -14,7 +14,7 @@ demo: environment ## the main job: review the packages of this environment, with
 	@$(BIN)/antiphon demo $(ARGS)
 
 test: environment ## all tests; ARGS="tests/unit -x" runs some of them
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q $(or $(ARGS),--numprocesses=auto --dist=loadfile)
 
 contract: environment ## every RPC against its contract on a real mesh, golden bytes, planted faults
 	@$(BIN)/python -m pytest -q tests/contract $(ARGS)

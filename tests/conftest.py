@@ -7,6 +7,7 @@ input), e2e (a browser).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -25,6 +26,11 @@ settings.load_profile("antiphon")
 
 # Only the outermost conftest may name plugins.
 pytest_plugins = ("tests.harness.etcd_fixtures",)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `make test`: one more than there are processors, because much of what tests do is to wait."""
+    return (os.cpu_count() or 1) + 1
 
 
 class RequireTool(Protocol):
@@ -67,11 +73,15 @@ def install(program: str, package: str) -> str | None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return None
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", package]):
-        try:
-            subprocess.run(["apt-get", *arguments], env=environ, capture_output=True, timeout=300, check=False)
-        except subprocess.TimeoutExpired:
-            return None
+    with Path(__file__).open() as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # two workers at once: the second waits, and finds it installed
+        for arguments in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", package]):
+            if found(program):
+                break
+            try:
+                subprocess.run(["apt-get", *arguments], env=environ, capture_output=True, timeout=300, check=False)
+            except subprocess.TimeoutExpired:
+                return None
     return found(program)
 
 
