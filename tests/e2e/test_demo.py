@@ -21,7 +21,7 @@ from tests.harness.waiting import eventually
 pytest_plugins = ("tests.harness.built",)
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
-LIMIT = 60.0
+LIMIT = 120.0
 
 
 def demo(*words: str, code: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:

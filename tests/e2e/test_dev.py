@@ -20,7 +20,7 @@ from tests.harness.waiting import eventually
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 GRAPH = Path(__file__).resolve().parents[2] / "examples/hello_agent/graph.yaml"
-LIMIT = 30.0
+LIMIT = 90.0
 
 
 def antiphon(home: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -32,7 +32,7 @@ from tests.harness.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```console( stays)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LIMIT = 60.0
+LIMIT = 120.0
 PORTS = {"8080": "http.server in service.py", "9000": "http.server in counter.py"}
 MESH = "antiphon dev"
 SERVE = "antiphon orchestrator serve"

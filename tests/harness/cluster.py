@@ -86,7 +86,7 @@ class Cluster(Mesh):
         options = [("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME)]
         async with aio.secure_channel(address or self.addresses[0], credentials, options) as channel:
             stub = cluster_service_pb2_grpc.ClusterServiceStub(channel)
-            return await stub.GetCluster(cluster_service_pb2.GetClusterRequest(), timeout=10)
+            return await stub.GetCluster(cluster_service_pb2.GetClusterRequest(), timeout=30)
 
     async def settled(self, replicas: int, address: str = "") -> dict[str, list[int]]:
         """The shards of each live replica by its address, once there are so many and each has what falls to it."""

@@ -32,7 +32,7 @@ def require_users(etcd: Etcd, user: str, prefix: bytes) -> None:
 
 
 def _call(channel: grpc.Channel, method: str, request: bytes) -> None:
-    channel.unary_unary(f"/etcdserverpb.Auth/{method}")(request, timeout=10)
+    channel.unary_unary(f"/etcdserverpb.Auth/{method}")(request, timeout=30)
 
 
 def _field(number: int, value: bytes) -> bytes:

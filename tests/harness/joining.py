@@ -27,6 +27,6 @@ async def join(mesh: Mesh, token: JoinToken, *, secret: bytes | None = None) -> 
             identity_service_pb2.JoinRequest(
                 token_id=token.token_id, secret=(secret or token.secret).hex(), signing_request=request.decode()
             ),
-            timeout=10,
+            timeout=30,
         )
         return answer

@@ -58,7 +58,7 @@ class S3Server:
         self._buckets += 1
         name = f"bucket-{self._buckets}"
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/{name}", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=30).close()
         return f"s3://{name}/mesh/payloads"
 
     def pause(self) -> None:

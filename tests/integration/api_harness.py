@@ -45,8 +45,10 @@ from antiphon_orchestrator.telemetry import Metrics
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from tests.harness import eventually
+
 DOMAIN = "mesh.test"
-TIMEOUT = 10
+TIMEOUT = 30
 IMAGE = Image.load()
 
 
@@ -73,6 +75,12 @@ class SteppedClock:
             if not future.done():
                 future.set_result(None)
 
+    async def settle(self, duration: timedelta) -> None:
+        """Advance, and return when whoever woke has done its work and sleeps again."""
+        asleep = len(self._sleepers)
+        self.advance(duration)
+        await eventually(lambda: len(self._sleepers) == asleep)
+
 
 class EchoRuns(run_service_pb2_grpc.RunServiceServicer):
     """Handlers that show what the framework hands them, and fail in the ways handlers fail."""
@@ -81,6 +89,7 @@ class EchoRuns(run_service_pb2_grpc.RunServiceServicer):
         self.fail: BaseException | None = None
         self.wait: asyncio.Event | None = None
         self.flood = False
+        self.written = 0
         self.entered = asyncio.Event()
         self.stream_ended = asyncio.Event()
 
@@ -111,6 +120,7 @@ class EchoRuns(run_service_pb2_grpc.RunServiceServicer):
         try:
             yield run_service_pb2.WatchRunResponse()
             while self.flood:
+                self.written += 1
                 yield run_service_pb2.WatchRunResponse(run=run_pb2.Run(run_id="x" * 60_000))
             await asyncio.Event().wait()
         finally:

@@ -21,6 +21,8 @@ from antiphon_orchestrator.policy import CedarPolicies, PolicyBundle, PolicyFile
 from api_harness import TIMEOUT, Running, details, reason_of, serving, status_of
 from google.rpc import error_details_pb2
 
+from tests.harness import eventually
+
 RUN_NOT_FOUND = error_pb2.ERROR_REASON_RUN_NOT_FOUND
 Stub: Any = run_service_pb2_grpc.RunServiceStub
 
@@ -194,8 +196,7 @@ async def test_a_client_that_goes_away_ends_the_handler_of_its_stream(api: Runni
 async def test_a_stream_ends_when_its_certificate_expires(api: Running) -> None:
     call = Stub(api.dial()).WatchRun(run_service_pb2.WatchRunRequest(run_id="r1"))
     await call.read()
-    api.clock.advance(timedelta(minutes=59))
-    await asyncio.sleep(0)
+    await api.clock.settle(timedelta(minutes=59))
     assert not call.done()
     api.clock.advance(timedelta(minutes=2))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -210,8 +211,7 @@ async def test_a_stream_ends_when_policy_comes_to_deny_it(authority: Authority) 
     async with serving(authority, policy=policies) as api:
         call = Stub(api.dial()).WatchRun(run_service_pb2.WatchRunRequest(run_id="r1"))
         await call.read()
-        api.clock.advance(RECHECK)
-        await asyncio.sleep(0)
+        await api.clock.settle(RECHECK)
         assert not call.done()
         nobody = '@id("nobody") @reason("closed") forbid (principal, action, resource);'
         policies.activate(PolicyBundle.of(2, [PolicyFile("a.cedar", nobody)]))
@@ -221,16 +221,26 @@ async def test_a_stream_ends_when_policy_comes_to_deny_it(authority: Authority) 
         assert reason_of(caught.value) == "POLICY_DENIED" and "closed" in (caught.value.details() or "")
 
 
-async def test_a_stream_whose_reader_is_stuck_ends_all_the_same(api: Running) -> None:
+async def test_a_slow_reader_is_told_why_its_stream_ended_once_it_reads_on(api: Running) -> None:
     api.runs.flood = True
     call = Stub(api.dial()).WatchRun(run_service_pb2.WatchRunRequest(run_id="r1"))
-    await call.read()  # and no more: the server's writes come to wait for the reader
-    api.clock.advance(timedelta(minutes=61))
-    await asyncio.wait_for(api.runs.stream_ended.wait(), TIMEOUT)
+    await call.read()
+    before = -1
+
+    def stands() -> bool:
+        nonlocal before
+        before, since = api.runs.written, before
+        return 0 < before == since
+
+    await eventually(stands)
+    await api.clock.settle(timedelta(minutes=61))
+    await api.clock.settle(RECHECK)
+    written = api.runs.written
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        while await call.read():
+        while await asyncio.wait_for(call.read(), TIMEOUT):
             pass
     assert reason_of(caught.value) == "CERTIFICATE_EXPIRED"
+    assert api.runs.stream_ended.is_set() and api.runs.written == written
 
 
 async def test_a_client_that_breaks_off_is_not_a_bug(api: Running) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
-LIMIT = 30.0
+LIMIT = 90.0
 
 
 class Home:

@@ -189,7 +189,7 @@ class Books:
     def antiphon(self, *words: str) -> tuple[int, str]:
         """Exit code and output of the command, as an operator."""
         environ = {**os.environ, "ANTIPHON_HOME": str(self.home), "ANTIPHON_PROFILE": "operator"}
-        done = subprocess.run([ANTIPHON, *words], env=environ, capture_output=True, text=True, timeout=30)
+        done = subprocess.run([ANTIPHON, *words], env=environ, capture_output=True, text=True, timeout=90)
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stdout + done.stderr
 

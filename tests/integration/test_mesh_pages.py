@@ -25,18 +25,18 @@ async def test_pages_of_tasks_are_whole_and_a_token_of_another_query_is_refused(
             members, token = [], ""
             while True:
                 request = run_service_pb2.ListTasksRequest(run_id=run, page_size=size, page_token=token)
-                page = await runs.ListTasks(request, timeout=10)
+                page = await runs.ListTasks(request, timeout=30)
                 members += [task.key.member for task in page.tasks]
                 assert len(page.tasks) <= size and len(members) <= MEMBERS + 1
                 token = page.next_page_token
                 if not token:
                     break
             assert members == list(range(MEMBERS + 1))
-        first = await runs.ListTasks(run_service_pb2.ListTasksRequest(run_id=run, page_size=1), timeout=10)
+        first = await runs.ListTasks(run_service_pb2.ListTasksRequest(run_id=run, page_size=1), timeout=30)
         other = run_service_pb2.ListTasksRequest(run_id=run, states=[2], page_token=first.next_page_token)
         for wrong in (other, run_service_pb2.ListTasksRequest(run_id=run, page_token="nonsense")):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await runs.ListTasks(wrong, timeout=10)
+                await runs.ListTasks(wrong, timeout=30)
             assert reason_of(caught.value) == "PAGE_TOKEN_INVALID"
 
 

@@ -43,7 +43,7 @@ async def refusal(address: str, pem: Pem | None, *, bundle: bytes = b"") -> grpc
     async with channel(address, pem, bundle=bundle) as raw:
         stub: Any = run_service_pb2_grpc.RunServiceStub(raw)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.GetRun(run_service_pb2.GetRunRequest(run_id="r0000"), timeout=10)
+            await stub.GetRun(run_service_pb2.GetRunRequest(run_id="r0000"), timeout=30)
         return refused.value
 
 
@@ -63,7 +63,7 @@ async def test_plaintext_is_not_spoken(client: Client, mesh: Mesh) -> None:
     async with grpc.aio.insecure_channel(mesh.orchestrator.address) as raw:
         stub: Any = run_service_pb2_grpc.RunServiceStub(raw)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.GetRun(run_service_pb2.GetRunRequest(run_id="r0000"), timeout=10)
+            await stub.GetRun(run_service_pb2.GetRunRequest(run_id="r0000"), timeout=30)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -84,14 +84,14 @@ async def test_a_certificate_that_expires_on_a_live_connection_ends_calls_and_st
     async with channel(mesh.orchestrator.address, pem) as raw:
         stub: Any = run_service_pb2_grpc.RunServiceStub(raw)
         request = run_service_pb2.GetRunRequest(run_id=run.run_id)
-        assert (await stub.GetRun(request, timeout=10)).run.run_id == run.run_id
+        assert (await stub.GetRun(request, timeout=30)).run.run_id == run.run_id
         watching = stub.WatchRun(run_service_pb2.WatchRunRequest(run_id=run.run_id))
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             async for _ in watching:
                 pass
         assert reason_of(ended.value) == "CERTIFICATE_EXPIRED"
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.GetRun(request, timeout=10)
+            await stub.GetRun(request, timeout=30)
         assert reason_of(refused.value) == "CERTIFICATE_EXPIRED"
     await client.cancel(run.run_id)
 
@@ -169,7 +169,7 @@ async def test_a_sidecar_never_gives_its_secret_to_a_stranger(client: Client, me
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             async with channel(impostor.join_address, None, bundle=token.root_pem) as raw:
                 stub: Any = identity_service_pb2_grpc.IdentityServiceStub(raw)
-                await stub.GetTrustBundle(identity_service_pb2.GetTrustBundleRequest(), timeout=10)
+                await stub.GetTrustBundle(identity_service_pb2.GetTrustBundleRequest(), timeout=30)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     finally:
         impostor.close()
@@ -319,7 +319,7 @@ def test_an_orchestrator_without_a_usable_authority_says_so(
         [*command, "--data", str(tmp_path / "data"), "--authority", str(tmp_path / "ca")],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
         check=False,
     )
     assert done.returncode == 2

@@ -67,9 +67,12 @@ class Router(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _OpenStream:
+    """`ended`: why it is to end. `writing`: a message is under way, until whose end gRPC takes no status."""
+
     task: asyncio.Task[Any]
     call: Call
     ended: ApiError | None = None
+    writing: bool = False
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
@@ -95,7 +98,11 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._log = telemetry.logger("api")
 
     async def run(self) -> None:
-        """Ends streams whose certificate has expired, or which policy denies by now; cancel to stop."""
+        """Ends streams whose certificate has expired, or which policy denies by now; cancel to stop.
+
+        One whose reader is slow ends after the message that is under way, and without a reader at all with its
+        connection, which has an age: while a message is under way gRPC takes no status, and cannot reset a stream.
+        """
         while True:
             await self._clock.sleep(RECHECK)
             for stream in tuple(self._streams):
@@ -106,7 +113,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
                     self._checks.access_allowed(stream.call)
                 except ApiError as error:
                     stream.ended = error
-                    stream.task.cancel()
+                    if not stream.writing:
+                        stream.task.cancel()
 
     async def intercept_service(
         self,
@@ -214,10 +222,14 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
                     answers = self._router.stream(
                         method.path, shard, received, who, lambda: behaviour(requests, context)
                     )
-                with self._watched(call):
+                with self._watched(call) as open_stream:
                     async with aclosing(answers) as responses:
                         async for response in responses:
+                            open_stream.writing = True
                             await context.write(response)
+                            open_stream.writing = False
+                            if open_stream.ended is not None:
+                                raise open_stream.ended
             except Exception as error:
                 await self._refuse(context, call, error)
             self._metrics.count_call(method.path, "OK")
@@ -244,7 +256,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         return self._router.shard(call.path, call.message, who)
 
     @contextmanager
-    def _watched(self, call: Call) -> Iterator[None]:
+    def _watched(self, call: Call) -> Iterator[_OpenStream]:
         """While open, a stream can be ended by `run`: a cancellation from there becomes its refusal."""
         task = asyncio.current_task()
         assert task is not None
@@ -252,7 +264,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._streams.add(stream)
         self._metrics.streams.inc()
         try:
-            yield
+            yield stream
         except asyncio.CancelledError:
             if stream.ended is None:
                 raise
