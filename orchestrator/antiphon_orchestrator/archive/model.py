@@ -72,6 +72,18 @@ class EventChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Records `first_seq` to `last_seq` of an audit chain, both included, the newest of `last_time`. `data`: as in the
+    store, opaque here."""
+
+    chain: str
+    first_seq: int
+    last_seq: int
+    last_time: datetime
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class RunFilter:
     """Which runs of a namespace to list; what is left out does not restrict.
 
