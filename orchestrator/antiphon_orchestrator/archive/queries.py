@@ -9,7 +9,16 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Delete, Row, Select, delete, func, literal, select, tuple_
 
-from .model import ArchivedRun, AuditPage, EventChunk, RunFilter, from_micros, make_page_token, read_page_token, to_micros
+from .model import (
+    ArchivedRun,
+    AuditPage,
+    EventChunk,
+    RunFilter,
+    from_micros,
+    make_page_token,
+    read_page_token,
+    to_micros,
+)
 from .tables import audit_pages, contains_text, encode_labels, run_events, runs
 
 HasLabel = Callable[[str, str], ColumnElement[bool]]

@@ -48,9 +48,6 @@ RETAIN_DELAY = 2_000_000
 LONG_LOG = 4_096
 """Segments after which the runs that hold the oldest are moved to the head of the log."""
 
-LEAST_AUDITED = 100
-"""Audit records that each shard keeps, however many shards there are."""
-
 SHORT_LOG = 256
 """The same while the store is filling up."""
 
@@ -97,9 +94,8 @@ class _Seat:
 
 
 class Host:
-    """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard, `audit_max_records` the
-    audit chains of all shards together. `taken` is told each shard once it is rebuilt, `lost` each that was and is not
-    here any more."""
+    """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard. `taken` is told each
+    shard once it is rebuilt, `lost` each that was and is not here any more."""
 
     def __init__(
         self,
@@ -113,7 +109,6 @@ class Host:
         replica_id: str,
         shard_count: int,
         inbox_limit: int,
-        audit_max_records: int,
         metrics: telemetry.Metrics,
     ) -> None:
         self._store = store
@@ -122,7 +117,6 @@ class Host:
         self._load_plan = load_plan
         self._replica_id = replica_id
         self._inbox_limit = inbox_limit
-        self._audit_max_records = max(LEAST_AUDITED, audit_max_records // shard_count)
         self._metrics = metrics
         self._long_log = LONG_LOG
         self._archiver = archiver
@@ -143,6 +137,11 @@ class Host:
     def shards(self) -> list[Shard]:
         """Those that are here and rebuilt."""
         return [seat.shard for seat in self._seats if seat is not None and seat.ready]
+
+    @property
+    def audit(self) -> list[AuditPages]:
+        """The audit chains of those shards."""
+        return [seat.audit for seat in self._seats if seat is not None and seat.ready]
 
     @property
     def complete(self) -> bool:
@@ -230,7 +229,7 @@ class Host:
         requests_kept = REQUESTS_KEPT // len(self._seats)
         shard = Shard(number, self._fleet, self._outbox, self._archiver, self._reader, random.random, requests_kept)
         shard_log = ShardLog(self._store, number, self._replica_id)
-        audit = AuditPages(self._store, shard_log, shard.audit.chain.name, self._replica_id, self._audit_max_records)
+        audit = AuditPages(self._store, shard_log, shard.audit.chain.name, self._replica_id)
         seat = self._seats[number] = _Seat(shard, shard_log, audit)
         self._count += 1
         try:
@@ -419,7 +418,6 @@ class Host:
             seat.trimmed_below = below
         seat.trim_at = seat.log.next_seq + self._long_log // 4
         self._move_long_runs(seat)
-        await seat.audit.trim()
 
     def _move_long_runs(self, seat: _Seat) -> None:
         """Archives what a long run has done so far; the answer makes its shard snapshot it at the head of the log."""

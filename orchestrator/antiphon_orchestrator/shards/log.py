@@ -133,6 +133,10 @@ class ShardLog:
             if found is not None and found.value == put.value:
                 return revision  # ours, of a commit whose answer was lost
 
+    async def delete(self, what: Delete) -> None:
+        """Deletes what lies beside the log; a full store accepts it. Raises Fenced."""
+        await self._fenced(what)
+
     async def _fenced(self, *operations: Put | Delete) -> None:
         assert self._owned is not None
         result = await settle(self._store, Txn((self._owned,), operations))
