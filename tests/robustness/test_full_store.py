@@ -78,6 +78,23 @@ async def test_runs_that_need_more_than_there_is_wait_and_end_when_the_limit_is_
                 assert (await client.get_task(run_id, "t")).attempt_count == 1
 
 
+async def test_work_that_fills_the_store_to_its_last_page_makes_room_by_what_has_ended() -> None:
+    with Mesh("--store-max-bytes", str(LIMIT), "--shards", "1") as mesh, shown(mesh):
+        async with mesh.client(timeout=timedelta(seconds=5)) as client:
+            graph = Graph("large")
+            graph.task("after", "work.echo@1", input="${input}")
+            accepted = await fill(client, graph)
+            mesh.sidecar(concurrency=10)
+            for run_id in accepted:  # what they put out is more than there is room for
+                ended = await client.wait(run_id, timeout=timedelta(seconds=60))
+                assert output_of(ended) == {"after": "x" * 20_000}
+            mesh.orchestrator.restart()
+            again = await client.submit(graph, "again", wait=True, timeout=timedelta(seconds=60))
+            assert output_of(again) == {"after": "again"}
+            known = await client.submit(graph, "x" * 20_000, request_id="0")
+            assert known.run_id == accepted[0]
+
+
 async def submit(client: Client, graph: Graph, request_id: str) -> str:
     """A submission that is given up soon when it is refused."""
     run = await client.submit(graph, "x" * 20_000, request_id=request_id, timeout=timedelta(seconds=3))

@@ -334,7 +334,7 @@ class Host:
             seq = 0
             if turn.records:
                 began = time.monotonic()
-                seq = await seat.log.append(turn.records, turn.audit, first_audited)
+                seq = await self._append(seat, turn, first_audited)
                 self._metrics.commit_duration.observe(time.monotonic() - began)
             self._metrics.turn_inputs.observe(turn.inputs)
             for entry in turn.ended:
@@ -352,6 +352,22 @@ class Host:
                 await self._forget_archived(seat, moment)
             if seat.audit.due is not None and moment >= seat.audit.due:
                 await seat.audit.write()
+
+    async def _append(self, seat: _Seat, turn: Turn, first_audited: int) -> int:
+        """Commits what a turn decided. In a full store it makes what room it can, and tries again; raises Fenced."""
+        wait = 0.01
+        while True:
+            try:
+                return await seat.log.append(turn.records, turn.audit, first_audited)
+            except StoreFull as error:
+                if wait >= 1.0:
+                    log.error("store_takes_no_writes", shard=seat.shard.index, cause=str(error))
+                moment = now()
+                seat.shard.let_archived_go(moment)
+                while seat.shard.retain:
+                    await self._forget_archived(seat, moment)
+                await asyncio.sleep(wait * (0.5 + random.random()))
+                wait = min(wait * 2, 1.0)
 
     def keep_short(self, short: bool) -> None:
         """Whether runs that hold old segments are moved sooner than their number alone would ask for."""
