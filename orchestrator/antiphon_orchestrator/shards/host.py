@@ -16,6 +16,7 @@ import contextlib
 import random
 import time
 import zlib
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from antiphon.store.v1 import journal_pb2 as journal
@@ -79,7 +80,8 @@ class _Seat:
         self.room = asyncio.Event()
         self.room.set()
         self.retain_due = 0
-        self.retained: list[tuple[int, int]] = []
+        self.retained: deque[tuple[int, int, int]] = deque()
+        """What the store holds of request ids: number of the value, when its last may be forgotten, how many."""
         self.next_retained = 1
         self.trimmed_below = 0
         self.trim_at = LONG_LOG
@@ -279,7 +281,7 @@ class Host:
                 latest = max(latest, request.expire_time)
                 if request.expire_time > moment:
                     shard.kept[request.key] = (request.run_id, request.digest, request.expire_time)
-            seat.retained.append((n, latest))
+            seat.retained.append((n, latest, len(kept.requests)))
             seat.next_retained = n + 1
         archived = {run_id for run_id, _, _ in shard.kept.values()}
         plans: dict[tuple[str, str, str], Plan] = {}
@@ -415,13 +417,12 @@ class Host:
             if (known := shard.kept.get(key)) is not None:
                 kept.requests.add(key=key, run_id=known[0], digest=known[1], expire_time=known[2])
         await seat.log.retain(seat.next_retained, kept)
-        seat.retained.append((seat.next_retained, moment + REQUEST_KEPT))
+        seat.retained.append((seat.next_retained, moment + REQUEST_KEPT, len(kept.requests)))
         seat.next_retained += 1
         shard.settle_retained(batch, moment)
-        expired = [n for n, latest in seat.retained if latest <= moment]
-        if expired:
-            await seat.log.drop_retained(expired)
-            seat.retained = [(n, latest) for n, latest in seat.retained if latest > moment]
+        upto = outlived(seat.retained, shard.requests_kept, moment)
+        if upto:
+            await seat.log.drop_retained(upto)
         await self._trim(seat)
 
     async def _trim(self, seat: _Seat) -> None:
@@ -445,6 +446,18 @@ class Host:
             if entry is not None and entry.run.state is RunState.RUNNING and seat.moving.get(run_id) != first:
                 seat.moving[run_id] = first
                 self._archiver.put(seat.shard.index, entry.run, entry.key, entry.first_seq, tuple(entry.records))
+
+
+def outlived(retained: deque[tuple[int, int, int]], most: int, moment: int) -> int:
+    """Takes the oldest values of request ids out: those that are too old, and those beyond which there are `most` ids.
+
+    Returns the number of the last one, or 0.
+    """
+    upto, left = 0, sum(count for _, _, count in retained)
+    while retained and (retained[0][1] <= moment or left - retained[0][2] >= most):
+        upto, _, count = retained.popleft()
+        left -= count
+    return upto
 
 
 def _nobody(shard: int) -> None:

@@ -107,10 +107,9 @@ class ShardLog:
         """Keeps request ids beside the log. Raises Fenced."""
         await self._fenced(Put(keys.requests(self.shard, number), requests.SerializeToString()), spare=True)
 
-    async def drop_retained(self, numbers: Sequence[int]) -> None:
-        """Deletes request ids that have expired. Raises Fenced."""
-        for number in numbers:
-            await self._fenced(Delete(keys.requests(self.shard, number)))
+    async def drop_retained(self, upto: int) -> None:
+        """Deletes request ids, up to the value of a number. Raises Fenced."""
+        await self._fenced(Delete(keys.requests(self.shard, 0), keys.requests(self.shard, upto + 1)))
 
     async def replace(self, put: Put, revision: int, beside: Put | Delete, *, wait_for_space: bool) -> int:
         """Puts a key that stands at `revision` (0: absent), with another operation at once; returns its new revision.
