@@ -71,6 +71,7 @@ from .runs.submit import Submissions
 from .shards.archiver import Archiver
 from .shards.host import Host, now
 from .shards.log import shard_count
+from .shards.remembering import Remembering
 from .store import SqliteStore, Store, StoreError
 from .store.etcd import EtcdStore
 from .tracing import Tracing
@@ -235,6 +236,7 @@ class Orchestrator:
                 group.create_task(registry.run(), name="registry")
                 group.create_task(archiver.run(), name="archiver")
                 group.create_task(mover.run(), name="audit records to the archive")
+                group.create_task(Remembering(archive, host, clock).run(), name="request ids from the archive")
                 await membership.join(self._endpoints().mutual_tls[0])
                 group.create_task(membership.run(), name="membership")
                 group.create_task(peers.run(), name="peers")

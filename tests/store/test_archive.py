@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from antiphon_orchestrator.archive import (
     Archive,
+    ArchivedRequest,
     ArchivedRun,
     AuditPage,
     EventChunk,
@@ -294,3 +295,15 @@ async def test_the_oldest_pages_of_one_chain_go_some_at_a_time(place: Place) -> 
         assert await archive.delete_audit("calls", 45, 3) == 0
         assert await archive.audit_pages("calls", 1, 100, 10) == pages[4:]
         assert await archive.audit_pages("shard-0000", 1, 100, 10) == [other]
+
+
+async def test_requests_of_ended_runs_are_read_in_the_order_of_their_end(place: Place) -> None:
+    ended = [run(n, request_key=b"%d" % n, end_time=START + timedelta(seconds=n // 2)) for n in (5, 3, 2, 4, 1)]
+    async with place() as archive:
+        await archive.write([*ended, run(9, end_time=None)], [])
+        found = await archive.requests((START - timedelta(days=1), ""), 3)
+        assert [one.request_key for one in found] == [b"1", b"2", b"3"]
+        assert found[0] == ArchivedRequest("run-001", b"1", b"\xffdigest", START)
+        rest = await archive.requests((found[-1].end_time, found[-1].run_id), 3)
+        assert [one.request_key for one in rest] == [b"4", b"5"]
+        assert await archive.requests((START + timedelta(seconds=9), ""), 3) == []

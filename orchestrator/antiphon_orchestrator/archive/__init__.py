@@ -1,6 +1,7 @@
 """The archive: finished runs, their events, and the search over them. Knows nothing of the journal or the wire."""
 
 from .model import (
+    ArchivedRequest,
     ArchivedRun,
     ArchiveError,
     ArchiveIncompatible,
@@ -20,6 +21,7 @@ __all__ = [
     "ArchiveIncompatible",
     "ArchiveRefused",
     "ArchiveUnavailable",
+    "ArchivedRequest",
     "ArchivedRun",
     "AuditPage",
     "EventChunk",

@@ -62,6 +62,16 @@ class ArchivedRun:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchivedRequest:
+    """The request that a run came of; `end_time`: when that run ended."""
+
+    run_id: str
+    request_key: bytes
+    request_digest: bytes
+    end_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class EventChunk:
     """Events `first_seq` to `last_seq` of a run, both included. `data`: length-delimited records, opaque here."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
-from .model import ArchivedRun, AuditPage, EventChunk, RunFilter
+from .model import ArchivedRequest, ArchivedRun, AuditPage, EventChunk, RunFilter
 
 
 class Archive(Protocol):
@@ -47,6 +47,9 @@ class Archive(Protocol):
 
     async def delete_before(self, time: datetime, limit: int) -> int:
         """Deletes up to `limit` runs that ended before `time`, oldest first, with their events. Returns how many."""
+
+    async def requests(self, after: tuple[datetime, str], limit: int) -> list[ArchivedRequest]:
+        """Up to `limit` requests of ended runs, in the order of (end_time, run_id), behind a position."""
 
     async def write_audit(self, pages: Sequence[AuditPage]) -> None:
         """Adds pages of audit chains in one transaction; durable when it returns.

@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from .. import telemetry
 from . import queries, schema
 from .model import (
+    ArchivedRequest,
     ArchivedRun,
     ArchiveIncompatible,
     ArchiveRefused,
@@ -159,6 +160,15 @@ class PostgresArchive:
             await connection.execute(delete(run_events).where(run_events.c.run_id.in_(run_ids)))
             await connection.execute(delete(runs).where(runs.c.run_id.in_(run_ids)))
             return len(run_ids)
+
+        return await self._do(self._reading, work)
+
+    async def requests(self, after: tuple[datetime, str], limit: int) -> list[ArchivedRequest]:
+        """See `Archive.requests`."""
+        query = queries.select_requests(after, limit)
+
+        async def work(connection: AsyncConnection) -> list[ArchivedRequest]:
+            return [queries.request_of(row) for row in (await connection.execute(query)).all()]
 
         return await self._do(self._reading, work)
 

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Delete, Row, Select, delete, func, literal, select, tuple_
 
 from .model import (
+    ArchivedRequest,
     ArchivedRun,
     AuditPage,
     EventChunk,
@@ -116,6 +117,19 @@ def select_behind(after: tuple[str, int], limit: int) -> Select[Any]:
 def select_ended(time: datetime, limit: int) -> Select[Any]:
     """Ids of the oldest runs that ended before `time`."""
     return select(runs.c.run_id).where(runs.c.end_time < to_micros(time)).order_by(runs.c.end_time).limit(limit)
+
+
+def select_requests(after: tuple[datetime, str], limit: int) -> Select[Any]:
+    """Requests of ended runs, behind a position in the order of their end."""
+    key = tuple_(runs.c.end_time, runs.c.run_id)
+    behind = key > tuple_(literal(to_micros(after[0])), literal(after[1]))
+    some = select(runs.c.run_id, runs.c.request_key, runs.c.request_digest, runs.c.end_time).where(behind)
+    return some.order_by(runs.c.end_time, runs.c.run_id).limit(limit)
+
+
+def request_of(row: Row[Any]) -> ArchivedRequest:
+    """A row of `select_requests`."""
+    return ArchivedRequest(row.run_id, row.request_key, row.request_digest, from_micros(row.end_time))
 
 
 def audit_row(page: AuditPage) -> dict[str, Any]:

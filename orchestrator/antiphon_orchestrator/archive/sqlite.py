@@ -23,7 +23,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from . import queries, schema
-from .model import ArchivedRun, ArchiveUnavailable, AuditPage, EventChunk, RunFilter
+from .model import ArchivedRequest, ArchivedRun, ArchiveUnavailable, AuditPage, EventChunk, RunFilter
 from .tables import Upsert, audit_pages, has_label, run_events, runs
 
 T = TypeVar("T")
@@ -81,6 +81,10 @@ class SqliteArchive:
         """See `Archive.delete_before`."""
         return await self._lane.do(self._delete_before, time, limit)
 
+    async def requests(self, after: tuple[datetime, str], limit: int) -> list[ArchivedRequest]:
+        """See `Archive.requests`."""
+        return await self._lane.do(self._requests, after, limit)
+
     async def write_audit(self, pages: Sequence[AuditPage]) -> None:
         """See `Archive.write_audit`."""
         await self._writing.do(self._write_audit, pages)
@@ -131,6 +135,10 @@ class SqliteArchive:
             connection.execute(delete(run_events).where(run_events.c.run_id.in_(run_ids)))
             connection.execute(delete(runs).where(runs.c.run_id.in_(run_ids)))
         return len(run_ids)
+
+    def _requests(self, after: tuple[datetime, str], limit: int) -> list[ArchivedRequest]:
+        with self._engine.connect() as connection:
+            return [queries.request_of(row) for row in connection.execute(queries.select_requests(after, limit))]
 
     def _write_audit(self, pages: Sequence[AuditPage]) -> None:
         with self._engine.begin() as connection:

@@ -34,7 +34,7 @@ from .archiver import Archiver
 from .audited import AuditPages
 from .leaving import abandon, turn_away
 from .log import Fenced, ShardLog
-from .recovery import recover_record
+from .recovery import recover_record, remember_requests
 from .shard import REQUEST_KEPT, REQUESTS_KEPT, Shard
 from .turn import Outbox, Reader, Turn
 
@@ -45,6 +45,10 @@ RETAIN_BATCH = 1_000
 
 RETAIN_DELAY = 2_000_000
 """Microseconds after which a smaller batch is written as well."""
+
+REQUESTS_STORED = 1 << 15
+"""Most request ids of archived runs that the store keeps for all shards together, give or take a batch of each; some
+100 bytes each. Older ones are in the archive (`remembering.py`)."""
 
 LONG_LOG = 4_096
 """Segments after which the runs that hold the oldest are moved to the head of the log."""
@@ -87,6 +91,8 @@ class _Seat:
         self.trim_at = LONG_LOG
         self.moving: dict[str, int] = {}
         self.ready = False
+        self.remembers = False
+        """Whether the request ids of a whole day are here."""
         self.turn: Turn | None = None
         """What is being committed."""
         self.successor_id = ""
@@ -144,6 +150,17 @@ class Host:
     def audit(self) -> list[AuditPages]:
         """The audit chains of those shards."""
         return [seat.audit for seat in self._seats if seat is not None and seat.ready]
+
+    def forgetful(self) -> list[int]:
+        """Those of them that know the newest request ids only."""
+        return [n for n, seat in enumerate(self._seats) if seat is not None and seat.ready and not seat.remembers]
+
+    def remember(self, shard: int, older: dict[bytes, tuple[str, bytes, int]]) -> None:
+        """Adds request ids, the oldest first, to a shard that is still here."""
+        seat = self._seats[shard]
+        if seat is not None and seat.ready:
+            remember_requests(seat.shard, older)
+            seat.remembers = True
 
     @property
     def complete(self) -> bool:
@@ -420,7 +437,7 @@ class Host:
         seat.retained.append((seat.next_retained, moment + REQUEST_KEPT, len(kept.requests)))
         seat.next_retained += 1
         shard.settle_retained(batch, moment)
-        upto = outlived(seat.retained, shard.requests_kept, moment)
+        upto = outlived(seat.retained, REQUESTS_STORED // len(self._seats), moment)
         if upto:
             await seat.log.drop_retained(upto)
         await self._trim(seat)
