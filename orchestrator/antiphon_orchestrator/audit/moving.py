@@ -8,6 +8,7 @@ so. From the archive the oldest go by age, after the head of their chain says wh
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from itertools import takewhile
@@ -16,7 +17,7 @@ from typing import Protocol
 from antiphon_certs import Clock
 
 from .. import telemetry
-from ..archive import Archive, ArchiveUnavailable
+from ..archive import Archive, ArchiveUnavailable, AuditPage
 from ..shards.log import Fenced
 from ..store import keys
 from ..store.port import Store, StoreError
@@ -24,11 +25,14 @@ from . import reading
 
 log = telemetry.logger("audit")
 
-BATCH = 500
-"""Records of a chain that are moved together; no page has more."""
+LEAST = 50
+"""Records of a chain that are moved together, unless a page has more."""
 
 PAGES = 16
-"""Pages in one write to the archive; at most 768 KiB each, and mostly far less."""
+"""Pages of one chain in a write to the archive; at most 768 KiB each, and mostly far less."""
+
+BYTES = 4 << 20
+"""Of a write, beyond which no further chain takes part."""
 
 EVERY = timedelta(seconds=1)
 
@@ -105,34 +109,45 @@ class AuditMover:
 
         Raises ArchiveUnavailable and StoreError.
         """
-        for chain in self._chains():
-            try:
-                await self._move(chain)
-            except Fenced:
-                continue  # whoever has it now moves it
+        await self._move()
         now = self._clock.now()
         if self._retention_due is not None and now < self._retention_due:
             return
         for chain in self._chains():
-            try:
+            with contextlib.suppress(Fenced):
                 await self._forget(chain, now - self._keep)
-            except Fenced:
-                continue
         self._retention_due = now + RETENTION
 
-    async def _move(self, chain: MovableChain) -> None:
-        while (upto := chain.movable_seq) - chain.moved_seq >= BATCH:
-            start, end = keys.audit(chain.name, 0), keys.audit(chain.name, upto + 1)
-            found = await self._store.range(start, end, limit=PAGES)
+    async def _move(self) -> None:
+        """All chains in one write to the archive, as often as it takes."""
+        while taken := await self._taken():
+            await self._archive.write_audit([page for _, pages in taken for page in pages])
+            if not self.available:
+                self.available = True
+                log.info("audit_archived_again", count=self.waiting)
+            for chain, pages in taken:
+                try:
+                    await chain.drop(pages[-1].last_seq)
+                    chain.moved_seq = pages[-1].last_seq
+                except Fenced:
+                    chain.moved_seq = chain.movable_seq  # whoever has it now moves the rest
+
+    async def _taken(self) -> list[tuple[MovableChain, list[AuditPage]]]:
+        """The oldest pages of the chains that have many to move, as far as one write takes them."""
+        taken: list[tuple[MovableChain, list[AuditPage]]] = []
+        size = 0
+        for chain in self._chains():
+            upto = chain.movable_seq
+            if upto - chain.moved_seq < LEAST or size >= BYTES:
+                continue
+            found = await self._store.range(keys.audit(chain.name, 0), keys.audit(chain.name, upto + 1), limit=PAGES)
             pages = [reading.archivable(kv, chain.name, self._clock.now()) for kv in found.kvs]
-            whole = [page for page in pages if page.last_seq <= upto]
-            if whole:
-                await self._archive.write_audit(whole)
-                if not self.available:
-                    self.available = True
-                    log.info("audit_archived_again", count=self.waiting)
-                await chain.drop(whole[-1].last_seq)
-            chain.moved_seq = whole[-1].last_seq if found.more and whole else upto
+            if whole := [page for page in pages if page.last_seq <= upto]:
+                taken.append((chain, whole))
+                size += sum(len(page.data) for page in whole)
+            else:
+                chain.moved_seq = pages[0].first_seq - 1 if pages else upto
+        return taken
 
     async def _forget(self, chain: MovableChain, before: datetime) -> None:
         """Page by page from the oldest, so that one with a wrong time takes no younger ones with it."""

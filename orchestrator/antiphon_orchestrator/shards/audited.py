@@ -32,7 +32,7 @@ PAGE_BYTES = 768 * 1024
 """Bytes at which a page is full."""
 
 
-STAYING = 100
+STAYING = 50
 """Newest records that stay in the store."""
 
 

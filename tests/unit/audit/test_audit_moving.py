@@ -18,12 +18,14 @@ from antiphon_orchestrator.audit import CALLS, Chain, Fact, reading
 from antiphon_orchestrator.audit.chain import START
 from antiphon_orchestrator.audit.log import STAYING as STAYING_CALLS
 from antiphon_orchestrator.audit.log import AuditLog
-from antiphon_orchestrator.audit.moving import AWAY, BATCH, EVERY, RETENTION, AuditMover
+from antiphon_orchestrator.audit.moving import AWAY, EVERY, RETENTION, AuditMover
 from antiphon_orchestrator.shards.audited import STAYING, AuditPages
 from antiphon_orchestrator.shards.log import ShardLog
 from antiphon_orchestrator.store import Put, SqliteStore, StoreFull, Txn, keys
 
 NAME = "shard-0000"
+BATCH = 500
+"""Records, in pages of 50: more than stay in the store."""
 DAY = timedelta(days=1)
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
