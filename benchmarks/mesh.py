@@ -57,19 +57,22 @@ def _sidecar_config(folder: Path, agents: Sequence[str]) -> Path:
 
 @asynccontextmanager
 async def running(
-    folder: Path, environ: Mapping[str, str], others: Mapping[str, Sequence[str]] | None = None
+    folder: Path,
+    environ: Mapping[str, str],
+    others: Mapping[str, Sequence[str]] | None = None,
+    settings: Sequence[str] = (),
 ) -> AsyncIterator[Mesh]:
     """Everything up, the agents known to the orchestrator, all graphs registered. `folder`: as of `identity.make`.
 
     `environ` of the servers decides whether they run from the wheel or from the source. `others` are commands of agents
-    in other languages, by language.
+    in other languages, by language. `settings` are further flags of the orchestrator.
     """
     others = others or {}
     names = ["bench", *(f"bench-{language}" for language in others)]
     data = folder / "data"
     serve = ["-m", "antiphon_orchestrator", "serve", "--data", str(data), "--authority", str(folder / "ca")]
     serve += ["--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0", "--policy-profile", "dev"]
-    serve += ["--api-calls-per-second", "1000000", "--api-call-burst", "1000000"]
+    serve += ["--api-calls-per-second", "1000000", "--api-call-burst", "1000000", *settings]
     endpoints = data / "endpoints.json"
     async with child("orchestrator", serve, folder / "orchestrator.log", environ) as orchestrator:
         await orchestrator.until(endpoints.exists, "it does not serve")

@@ -44,6 +44,7 @@ from .api.run_service import RunService
 from .api.server import ApiServer, Parts, Register
 from .archive import Archive, archive_at
 from .audit import AuditLog, Fact
+from .audit.moving import AuditMover
 from .blobs import Blobs, ObjectBlobs
 from .cluster.membership import Membership
 from .cluster.peers import Peers
@@ -70,6 +71,7 @@ from .runs.submit import Submissions
 from .shards.archiver import Archiver
 from .shards.host import Host, now
 from .shards.log import shard_count
+from .shards.remembering import Remembering
 from .store import SqliteStore, Store, StoreError
 from .store.etcd import EtcdStore
 from .tracing import Tracing
@@ -123,12 +125,10 @@ class Orchestrator:
         values = Values()
         schemas = SchemaSet(values)
         fleet = Fleet(policy, schemas)
-        audit = AuditLog(store, replica_id, now, config.audit_max_records)
+        audit = AuditLog(store, replica_id, now)
         registry = Registry(store, fleet, schemas, now)
         catalog = Catalog(store, values)
         archiver = Archiver(archive)
-        metrics.archive_waiting.set_function(lambda: archiver.lag)
-        metrics.archive_available.set_function(lambda: archiver.available)
         tokens = await AttemptTokens.load(store)
         archived = ArchivedRuns(archive, catalog)
         calls = Calls(catalog, archived, tokens, now)
@@ -148,10 +148,13 @@ class Orchestrator:
             replica_id=replica_id,
             shard_count=shards,
             inbox_limit=config.inbox_limit,
-            audit_max_records=config.audit_max_records,
             metrics=metrics,
         )
         sessions.bind(host)
+        mover = AuditMover(store, archive, lambda: [audit, *host.audit], config.audit_retention, clock)
+        metrics.archive_waiting.set_function(lambda: archiver.lag)
+        metrics.audit_waiting.set_function(lambda: mover.waiting)
+        metrics.archive_available.set_function(lambda: archiver.available and mover.available)
         reads.answer = host.put
         membership = Membership(store, replica_id, version("antiphon-server"), now())
         room = StoreRoom(store, config.data, store.max_bytes or config.store_max_bytes, metrics, host.keep_short)
@@ -185,7 +188,7 @@ class Orchestrator:
         payloads = PayloadService(blobs, limit=config.payload_limit)
         graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
         policies = PolicyService(book, policy, fleet, audit)
-        audits = AuditService(store, host.write_audit, archived, clock, lambda: certificate.credential, peers)
+        audits = AuditService(store, archive, host.write_audit, archived, clock, lambda: certificate.credential, peers)
         cluster = ClusterService(membership, peers, store, host, sessions, archiver)
         services: list[Register] = [
             lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
@@ -232,6 +235,8 @@ class Orchestrator:
                 group.create_task(room.run(), name="room")
                 group.create_task(registry.run(), name="registry")
                 group.create_task(archiver.run(), name="archiver")
+                group.create_task(mover.run(), name="audit records to the archive")
+                group.create_task(Remembering(archive, host, clock).run(), name="request ids from the archive")
                 await membership.join(self._endpoints().mutual_tls[0])
                 group.create_task(membership.run(), name="membership")
                 group.create_task(peers.run(), name="peers")

@@ -30,8 +30,8 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BOUNDS = {
     "shards": (1, 1024),
     "telemetry.metrics_port": (1, 65535),
-    "audit_max_records": (100, 100_000_000),
     "archive_retention": (3600, 3_000_000_000),
+    "audit_retention": (3600, 3_000_000_000),
     "payload_grace": (3600, 3_000_000_000),
 }
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
@@ -85,6 +85,8 @@ class Config:
     """Holds the password of a PostgreSQL archive, and is read for every connection."""
     archive_retention: timedelta | None = None
     """Runs that ended longer ago are deleted, events and all. Absent: they are kept."""
+    audit_retention: timedelta = timedelta(days=365)
+    """Audit records that are older leave the archive, oldest first."""
     payloads: str = ""
     """Where large payloads are: `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://…`, `azure://…`; a folder in `data` by
     default. Endpoint, region and credentials come from the environment."""
@@ -117,9 +119,6 @@ class Config:
     store_key: Path | None = None
     store_max_bytes: int = 8 << 30
     """Of the store; of a cluster no more than its quota."""
-    audit_max_records: int = 1_000_000
-    """Of the audit chains of all shards together, and of the one for what belongs to none; the oldest go first. Some
-    600 bytes each."""
     payload_limit: int = 1 << 30
     """One payload of PayloadService."""
     context: Quota = field(default_factory=Quota)

@@ -134,6 +134,9 @@ class Metrics:
         self.archive_waiting = Gauge(
             "antiphon_archive_waiting_runs", "Ended runs that the archive does not have yet", registry=self.registry
         )
+        self.audit_waiting = Gauge(
+            "antiphon_audit_waiting_records", "Audit records that are to leave for the archive", registry=self.registry
+        )
         self.archive_available = Gauge(
             "antiphon_archive_available", "0 while the archive cannot be written, else 1", registry=self.registry
         )

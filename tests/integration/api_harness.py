@@ -208,7 +208,7 @@ async def serving(
     certificate = LiveCertificate(source, source.renew, clock, metrics)
     policies = policy or CedarPolicies(dev_profile())
     # Without a store its queue is never emptied.
-    audit = AuditLog(cast(Store, store), "one", lambda: int(clock.now().timestamp() * 1e6), 1000)
+    audit = AuditLog(cast(Store, store), "one", lambda: int(clock.now().timestamp() * 1e6))
     parts = Parts(IMAGE, certificate, policies, audit, metrics, DOMAIN, development, clock, outer)
     limits = options or ServerOptions(shutdown_grace=timedelta(0))
 

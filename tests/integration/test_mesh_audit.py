@@ -181,6 +181,10 @@ class Books:
             for _ in range(9):  # so that one of four shards gets three
                 self.run_id = (await client.submit(one_task(), wait=True)).run_id
                 await operator.get_audit_checkpoint()  # whoever reads has what waits written: a page for each run
+        self.sign_in()
+
+    def sign_in(self) -> None:
+        """Gives the command a profile."""
         folder = self.home / "profiles" / "operator"
         CertificateFiles(folder / "credential").store(*self.mesh.ca.issue(Kind.OPERATOR, "olga"))
         address = (self.mesh.orchestrator.address,)
@@ -342,22 +346,38 @@ async def test_an_export_is_verified_without_the_service_and_a_forged_checkpoint
 
 
 @pytest.fixture
-def short() -> Iterator[Mesh]:
-    """A mesh that keeps a hundred records of each chain."""
-    with Mesh("--audit-max-records", "100") as mesh:
-        mesh.sidecar()
+def long() -> Iterator[Mesh]:
+    """A mesh of one shard, whose chain grows long."""
+    with Mesh("--shards", "1") as mesh:
+        mesh.sidecar(concurrency=100)
         yield mesh
         mesh.show()
 
 
-async def test_a_chain_is_trimmed_from_its_beginning_and_stays_whole(short: Mesh) -> None:
-    async with short.client() as client, short.operator() as operator:
-        await short.attached(client)
-        for _ in range(120):
-            await operator.suspend_agent("worker")
-        (head,) = [one for one in (await operator.get_audit_checkpoint()).heads if one.chain == "calls"]
-        assert head.first_seq > 1 and head.last_seq - head.first_seq < 110
+def archived_pages(mesh: Mesh) -> int:
+    with closing(sqlite3.connect(mesh.orchestrator.data / "archive.db")) as connection:
+        (count,) = connection.execute("SELECT count(*) FROM audit_pages").fetchone()
+    return int(count)
+
+
+async def test_old_records_are_in_the_archive_and_are_listed_proven_and_verified_with_the_new_ones(long: Mesh) -> None:
+    books = Books(long)
+    async with long.client() as client, long.operator() as operator:
+        await long.attached(client)
+        async with client.submitter() as submitter:
+            await asyncio.gather(*[await submitter.submit(one_task(), wait=True) for _ in range(400)])
+        await operator.get_audit_checkpoint()  # whoever reads has what waits written
+        await eventually(lambda: archived_pages(long) > 0, limit=30)
         await whole(operator)
-        short.orchestrator.restart()
-        await whole(operator)
-        assert "audit_chain_broken" not in short.orchestrator.said()
+        (head,) = [one for one in (await operator.get_audit_checkpoint()).heads if one.chain == "shard-0000"]
+        assert head.first_seq == 1 and head.last_seq == 800
+        (first,) = [one async for one in operator.list_audit_records(head.chain, page_size=500) if one.seq == 1]
+        back = [one.seq async for one in operator.list_audit_records(head.chain, newest_first=True)]
+        assert back == list(range(800, 0, -1))
+        proof = await operator.get_audit_proof(head.chain, 1, head.last_seq)
+        assert proof.record == first and verify_audit_proof(proof) == head.last_hash
+    books.sign_in()
+    assert books.findings("--no-runs") == []
+    books.change("archive.db", lambda archive: archive.execute("DELETE FROM audit_pages WHERE first_seq = 1") and None)
+    assert (Tampering.DELETED, "shard-0000", 1) in books.findings("--no-runs")
+    assert "audit_chain_broken" not in long.orchestrator.said()

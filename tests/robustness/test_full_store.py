@@ -7,10 +7,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
-from antiphon import Client, Graph, StoreFull, output_of
+from antiphon import Client, DeadlineExceeded, Graph, StoreFull, output_of
 from antiphon.v1 import run_pb2
+from antiphon_orchestrator.store import Put, Txn
+from antiphon_orchestrator.store import StoreFull as NoSpace
+from antiphon_orchestrator.store.etcd import EtcdStore
 
 from tests.harness import Mesh, eventually
+from tests.harness.etcd import StartEtcd
 
 LIMIT = 6 << 20
 
@@ -76,6 +80,51 @@ async def test_runs_that_need_more_than_there_is_wait_and_end_when_the_limit_is_
                 ended = await client.wait(run_id, timeout=timedelta(seconds=30))
                 assert output_of(ended) == {"after": "x" * 20_000}
                 assert (await client.get_task(run_id, "t")).attempt_count == 1
+
+
+async def test_work_that_fills_the_store_to_its_last_page_makes_room_by_what_has_ended() -> None:
+    with Mesh("--store-max-bytes", str(LIMIT), "--shards", "1") as mesh, shown(mesh):
+        async with mesh.client(timeout=timedelta(seconds=5)) as client:
+            graph = Graph("large")
+            graph.task("after", "work.echo@1", input="${input}")
+            accepted = await fill(client, graph)
+            mesh.sidecar(concurrency=10)
+            for run_id in accepted:  # what they put out is more than there is room for
+                ended = await client.wait(run_id, timeout=timedelta(seconds=60))
+                assert output_of(ended) == {"after": "x" * 20_000}
+            mesh.orchestrator.restart()
+            again = await client.submit(graph, "again", wait=True, timeout=timedelta(seconds=60))
+            assert output_of(again) == {"after": "again"}
+            known = await client.submit(graph, "x" * 20_000, request_id="0")
+            assert known.run_id == accepted[0]
+
+
+async def test_at_the_quota_of_etcd_runs_end_and_room_comes_back_without_an_operator(start_etcd: StartEtcd) -> None:
+    etcd = start_etcd(tls=False, quota=24 << 20)
+    with Mesh("--store", etcd.url("test/full")) as mesh, shown(mesh):
+        mesh.sidecar(concurrency=1000)
+        async with mesh.client(timeout=timedelta(seconds=5)) as client:
+            await mesh.attached(client)
+            gate = mesh.path("gate")
+            accepted = [await submit(client, held(str(gate), "fine"), str(number)) for number in range(20)]
+            async with EtcdStore(etcd.address("somebody-else")) as other:
+                with pytest.raises(NoSpace):
+                    for number in range(200):  # its history fills the database, and etcd takes nothing more from anyone
+                        await other.commit(Txn(ops=(Put(b"key", b"%d" % number * 300_000),)))
+            gate.touch()
+            for run_id in accepted:
+                ended = await client.wait(run_id, timeout=timedelta(seconds=120))
+                assert output_of(ended) == {"after": "fine"}
+                assert (await client.get_task(run_id, "t")).attempt_count == 1
+
+            async def accepts() -> bool:
+                try:
+                    run = await client.submit(held(str(gate), "again"), "again", wait=True)
+                except (StoreFull, DeadlineExceeded):
+                    return False
+                return bool(output_of(run) == {"after": "again"})
+
+            await eventually(accepts)
 
 
 async def submit(client: Client, graph: Graph, request_id: str) -> str:

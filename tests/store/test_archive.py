@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from antiphon_orchestrator.archive import (
     Archive,
+    ArchivedRequest,
     ArchivedRun,
+    AuditPage,
     EventChunk,
     InvalidPageToken,
     RunFilter,
@@ -249,7 +251,59 @@ async def test_two_writers_of_the_same_runs_do_not_disturb_each_other(place: Pla
 
 async def test_the_state_says_where_it_is_and_at_which_migration_and_changes_nothing(place: Place) -> None:
     for _ in range(2):
-        assert "none yet, migration 0002 when it is first used" in await place().state()
+        assert "none yet, migration 0003 when it is first used" in await place().state()
     async with place():
         pass
-    assert (await place().state()).endswith("at migration 0002")
+    assert (await place().state()).endswith("at migration 0003")
+
+
+def audit_page(first: int, last: int, chain: str = "calls", **values: Any) -> AuditPage:
+    made = AuditPage(chain, first, last, START + timedelta(seconds=last), b"\0page %d" % first)
+    return replace(made, **values)
+
+
+async def test_pages_of_audit_chains_are_found_by_any_record_of_theirs(place: Place) -> None:
+    pages = [audit_page(1, 3), audit_page(4, 4), audit_page(5, 90), audit_page(91, 92)]
+    async with place() as archive:
+        await archive.write_audit([pages[3], pages[1], audit_page(1, 60, "shard-0000"), pages[0]])
+        await archive.write_audit([pages[2]])
+        await archive.write_audit([])
+    async with place() as archive:
+        assert await archive.audit_pages("calls", 1, 1000, 10) == pages
+        assert await archive.audit_pages("calls", 1, 1000, 2) == pages[:2]
+        assert await archive.audit_pages("calls", 3, 4, 10) == pages[:2]
+        assert await archive.audit_pages("calls", 50, 90, 10) == [pages[2]]
+        assert await archive.audit_pages("calls", 93, 1000, 10) == []
+        assert await archive.audit_pages("shard-0001", 1, 1000, 10) == []
+
+
+async def test_a_page_that_is_archived_is_never_replaced(place: Place) -> None:
+    page, forged = audit_page(1, 3), audit_page(1, 30, data=b"forged")
+    async with place() as archive:
+        for pages in ([page], [page, page], [forged]):
+            await archive.write_audit(pages)
+        assert await archive.audit_pages("calls", 1, 100, 10) == [page]
+
+
+async def test_the_oldest_pages_of_one_chain_go_some_at_a_time(place: Place) -> None:
+    pages = [audit_page(first, first + 9) for first in range(1, 60, 10)]
+    other = audit_page(1, 10, "shard-0000")
+    async with place() as archive:
+        await archive.write_audit([*pages, other])
+        assert await archive.delete_audit("calls", 45, 3) == 3
+        assert await archive.delete_audit("calls", 45, 3) == 1
+        assert await archive.delete_audit("calls", 45, 3) == 0
+        assert await archive.audit_pages("calls", 1, 100, 10) == pages[4:]
+        assert await archive.audit_pages("shard-0000", 1, 100, 10) == [other]
+
+
+async def test_requests_of_ended_runs_are_read_in_the_order_of_their_end(place: Place) -> None:
+    ended = [run(n, request_key=b"%d" % n, end_time=START + timedelta(seconds=n // 2)) for n in (5, 3, 2, 4, 1)]
+    async with place() as archive:
+        await archive.write([*ended, run(9, end_time=None)], [])
+        found = await archive.requests((START - timedelta(days=1), ""), 3)
+        assert [one.request_key for one in found] == [b"1", b"2", b"3"]
+        assert found[0] == ArchivedRequest("run-001", b"1", b"\xffdigest", START)
+        rest = await archive.requests((found[-1].end_time, found[-1].run_id), 3)
+        assert [one.request_key for one in rest] == [b"4", b"5"]
+        assert await archive.requests((START + timedelta(seconds=9), ""), 3) == []

@@ -74,7 +74,7 @@ async def test_an_act_is_once_in_the_chain_although_another_replica_wrote_before
 ) -> None:
     async with embedded.open() as store:
         late = LateStore(store)
-        mine, other = (AuditLog(of, name, lambda: 1, 1000) for of, name in ((late, "a"), (store, "b")))  # type: ignore[arg-type]
+        mine, other = (AuditLog(of, name, lambda: 1) for of, name in ((late, "a"), (store, "b")))  # type: ignore[arg-type]
         for one in (mine, other):
             await one.load()
 

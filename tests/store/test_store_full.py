@@ -63,6 +63,41 @@ async def test_a_full_store_accepts_deletes_and_then_the_identical_put(embedded:
             count = await fill(store, count + 1)
 
 
+async def test_what_comes_before_a_deletion_has_room_of_its_own_that_nothing_else_takes(
+    embedded: SqliteBackend,
+) -> None:
+    async with embedded.open(max_bytes=LIMIT) as store:
+        for round in range(3):
+            count = await fill(store, 1000 * round)
+            spare = Txn(ops=(Put(b"requests/%d" % round, b"x" * 300_000),), spare=True)
+            assert (await store.commit(spare)).succeeded
+            with pytest.raises(StoreFull):
+                await store.commit(append(count))
+            assert (
+                await store.commit(Txn(ops=(Delete(b"requests/%d" % round), Put(b"head", b"")), spare=True))
+            ).succeeded
+            # The file has grown by what was put beyond the limit, and what is freed there again is still no room.
+            with pytest.raises(StoreFull):
+                await store.commit(append(count))
+            assert (await store.commit(Txn(ops=(Delete(b"log/", prefix_end(b"log/")),)))).succeeded
+            assert await store.size() < LIMIT
+    async with embedded.open(max_bytes=LIMIT) as store:
+        await fill(store, 9000)
+        assert await store.size() <= LIMIT
+        assert (await store.commit(spare)).succeeded
+
+
+async def test_the_room_for_what_comes_before_deletions_ends_too_and_deletions_still_go_through(
+    embedded: SqliteBackend,
+) -> None:
+    async with embedded.open(max_bytes=LIMIT) as store:
+        await fill(store)
+        with pytest.raises(StoreFull):
+            for number in range(100):
+                await store.commit(Txn(ops=(Put(b"requests/%d" % number, b"x" * 300_000),), spare=True))
+        assert (await store.commit(Txn(ops=(Delete(b"log/", prefix_end(b"log/")),)))).succeeded
+
+
 async def test_deletes_that_free_no_page_still_have_room_for_their_history(embedded: SqliteBackend) -> None:
     async with embedded.open(max_bytes=LIMIT) as store:
         keys: list[bytes] = []

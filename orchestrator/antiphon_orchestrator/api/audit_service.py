@@ -1,4 +1,4 @@
-"""AuditService: see protos/antiphon/v1/audit_service.proto. All is read from the store, so any replica answers."""
+"""AuditService: see protos/antiphon/v1/audit_service.proto. All is read from store and archive: any replica answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from antiphon.v1 import audit_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 from antiphon_certs import Clock, Credential, sign
 
-from ..archive import ArchiveUnavailable
+from ..archive import Archive, ArchiveUnavailable
 from ..audit import reading, signed_content
 from ..audit.chain import HASH, START
 from ..cluster.peers import Peers
@@ -46,6 +46,7 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
     def __init__(
         self,
         store: Store,
+        archive: Archive,
         write: Callable[[], Awaitable[None]],
         archived: ArchivedRuns,
         clock: Clock,
@@ -53,6 +54,7 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
         peers: Peers,
     ) -> None:
         self._store = store
+        self._archive = archive
         self._write = write
         self._archived = archived
         self._clock = clock
@@ -86,17 +88,24 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
         return response
 
     async def _rows(self, request: api.ListRecordsRequest, first: int, last: int) -> AsyncIterator[tuple[int, bytes]]:
-        async for page in reading.pages(self._store, request.chain, first, last):
+        async for page in self._pages(request.chain, first, last):
             for row in page:
                 yield row
 
     async def _backwards(self, chain: str, first: int, last: int) -> AsyncIterator[tuple[int, bytes]]:
         while last >= first:
             start = max(first, last - WINDOW + 1)
-            window = [row async for page in reading.pages(self._store, chain, start, last) for row in page]
+            window = [row async for page in self._pages(chain, start, last) for row in page]
             for row in reversed(window):
                 yield row
             last = start - 1
+
+    async def _pages(self, chain: str, first: int, last: int) -> AsyncIterator[list[tuple[int, bytes]]]:
+        try:
+            async for page in reading.pages(self._store, self._archive, chain, first, last):
+                yield page
+        except ArchiveUnavailable as error:
+            raise ApiError(ErrorReason.ERROR_REASON_ARCHIVE_UNAVAILABLE) from error
 
     async def GetCheckpoint(self, request: api.GetCheckpointRequest, context: Context) -> api.GetCheckpointResponse:
         who = caller()
@@ -129,7 +138,7 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
         first = max(head.trimmed_seq + 1, seq - 1)
         prev = head.trimmed_hash or START if first == seq else b""
         response: api.GetProofResponse | None = None
-        async for page in reading.pages(self._store, chain, first, min(upto, seq + PROOF - 1)):
+        async for page in self._pages(chain, first, min(upto, seq + PROOF - 1)):
             for number, raw in page:
                 if number < seq:
                     prev = raw[:HASH]

@@ -1,11 +1,13 @@
 """The archive: finished runs, their events, and the search over them. Knows nothing of the journal or the wire."""
 
 from .model import (
+    ArchivedRequest,
     ArchivedRun,
     ArchiveError,
     ArchiveIncompatible,
     ArchiveRefused,
     ArchiveUnavailable,
+    AuditPage,
     EventChunk,
     InvalidPageToken,
     RunFilter,
@@ -19,7 +21,9 @@ __all__ = [
     "ArchiveIncompatible",
     "ArchiveRefused",
     "ArchiveUnavailable",
+    "ArchivedRequest",
     "ArchivedRun",
+    "AuditPage",
     "EventChunk",
     "InvalidPageToken",
     "RunFilter",

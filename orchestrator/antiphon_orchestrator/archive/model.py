@@ -62,12 +62,34 @@ class ArchivedRun:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchivedRequest:
+    """The request that a run came of; `end_time`: when that run ended."""
+
+    run_id: str
+    request_key: bytes
+    request_digest: bytes
+    end_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class EventChunk:
     """Events `first_seq` to `last_seq` of a run, both included. `data`: length-delimited records, opaque here."""
 
     run_id: str
     first_seq: int
     last_seq: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Records `first_seq` to `last_seq` of an audit chain, both included, the newest of `last_time`. `data`: as in the
+    store, opaque here."""
+
+    chain: str
+    first_seq: int
+    last_seq: int
+    last_time: datetime
     data: bytes
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
-from .model import ArchivedRun, EventChunk, RunFilter
+from .model import ArchivedRequest, ArchivedRun, AuditPage, EventChunk, RunFilter
 
 
 class Archive(Protocol):
@@ -47,6 +47,21 @@ class Archive(Protocol):
 
     async def delete_before(self, time: datetime, limit: int) -> int:
         """Deletes up to `limit` runs that ended before `time`, oldest first, with their events. Returns how many."""
+
+    async def requests(self, after: tuple[datetime, str], limit: int) -> list[ArchivedRequest]:
+        """Up to `limit` requests of ended runs, in the order of (end_time, run_id), behind a position."""
+
+    async def write_audit(self, pages: Sequence[AuditPage]) -> None:
+        """Adds pages of audit chains in one transaction; durable when it returns.
+
+        A page that is there stays as it is, whatever comes under its first number later: records never change.
+        """
+
+    async def audit_pages(self, chain: str, first: int, last: int, limit: int) -> list[AuditPage]:
+        """Up to `limit` pages that hold any of the records `first` to `last` of a chain, in order."""
+
+    async def delete_audit(self, chain: str, last: int, limit: int) -> int:
+        """Deletes up to `limit` pages, oldest first, that hold no record after `last`. Returns how many."""
 
     async def state(self) -> str:
         """Where it is and at which migration, for people; changes nothing. Raises ArchiveIncompatible as well."""

@@ -28,9 +28,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from .. import telemetry
 from . import queries, schema
-from .model import ArchivedRun, ArchiveIncompatible, ArchiveRefused, ArchiveUnavailable, EventChunk, RunFilter
+from .model import (
+    ArchivedRequest,
+    ArchivedRun,
+    ArchiveIncompatible,
+    ArchiveRefused,
+    ArchiveUnavailable,
+    AuditPage,
+    EventChunk,
+    RunFilter,
+)
 from .place import proving, root_file, shown_url
-from .tables import Row, encode_labels, newest, run_events, runs
+from .tables import Row, audit_pages, encode_labels, newest, run_events, runs
 
 T = TypeVar("T")
 log = telemetry.logger("archive")
@@ -154,6 +163,41 @@ class PostgresArchive:
 
         return await self._do(self._reading, work)
 
+    async def requests(self, after: tuple[datetime, str], limit: int) -> list[ArchivedRequest]:
+        """See `Archive.requests`."""
+        query = queries.select_requests(after, limit)
+
+        async def work(connection: AsyncConnection) -> list[ArchivedRequest]:
+            return [queries.request_of(row) for row in (await connection.execute(query)).all()]
+
+        return await self._do(self._reading, work)
+
+    async def write_audit(self, pages: Sequence[AuditPage]) -> None:
+        """See `Archive.write_audit`."""
+
+        async def work(connection: AsyncConnection) -> None:
+            for rows in _AUDIT.batches([queries.audit_row(page) for page in pages]):
+                await connection.exec_driver_sql(_AUDIT.statement, rows)
+
+        await self._do(self._writing, work, sum(len(page.data) for page in pages) / _SLOWEST)
+
+    async def audit_pages(self, chain: str, first: int, last: int, limit: int) -> list[AuditPage]:
+        """See `Archive.audit_pages`."""
+        query = queries.select_audit(chain, first, last, limit)
+
+        async def work(connection: AsyncConnection) -> list[AuditPage]:
+            return [queries.audit_page_of(row) for row in (await connection.execute(query)).all()]
+
+        return await self._do(self._reading, work)
+
+    async def delete_audit(self, chain: str, last: int, limit: int) -> int:
+        """See `Archive.delete_audit`."""
+
+        async def work(connection: AsyncConnection) -> int:
+            return (await connection.execute(queries.delete_audit(chain, last, limit))).rowcount
+
+        return await self._do(self._reading, work)
+
     async def state(self) -> str:
         """See `Archive.state`; it need not have been entered."""
         try:
@@ -260,19 +304,22 @@ class _Broken(ArchiveUnavailable):
 
 
 class _Upsert:
-    """Inserts or replaces rows by primary key, unless the stored row is newer by the column `newer_by`."""
+    """Inserts or replaces rows by primary key, unless the stored row is newer by the column `newer_by`.
 
-    def __init__(self, table: Table, newer_by: str) -> None:
+    `final`: a stored row is never replaced.
+    """
+
+    def __init__(self, table: Table, newer_by: str, *, final: bool = False) -> None:
         self._columns: list[Column[Any]] = list(table.columns)
         self._keys = [column.name for column in table.primary_key.columns]
         self._newer_by = newer_by
         names = [column.name for column in self._columns]
         arrays = ", ".join(f"${n}::{_kind(column)}[]" for n, column in enumerate(self._columns, 1))
         replace = ", ".join(f"{name} = excluded.{name}" for name in names if name not in self._keys)
+        update = f"UPDATE SET {replace} WHERE excluded.{newer_by} >= {table.name}.{newer_by}"
         self.statement = (
             f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM unnest({arrays})"
-            f" ON CONFLICT ({', '.join(self._keys)}) DO UPDATE SET {replace}"
-            f" WHERE excluded.{newer_by} >= {table.name}.{newer_by}"
+            f" ON CONFLICT ({', '.join(self._keys)}) DO {'NOTHING' if final else update}"
         )
 
     def batches(self, rows: list[Row]) -> list[tuple[list[Any], ...]]:
@@ -296,6 +343,7 @@ def _kind(column: Column[Any]) -> str:
 
 _RUNS = _Upsert(runs, newer_by="last_event_seq")
 _CHUNKS = _Upsert(run_events, newer_by="last_seq")
+_AUDIT = _Upsert(audit_pages, newer_by="last_seq", final=True)
 
 
 def _run_row(run: ArchivedRun) -> Row:

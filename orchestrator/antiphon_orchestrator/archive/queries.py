@@ -7,10 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, literal, select, tuple_
+from sqlalchemy import ColumnElement, Delete, Row, Select, delete, func, literal, select, tuple_
 
-from .model import ArchivedRun, EventChunk, RunFilter, from_micros, make_page_token, read_page_token, to_micros
-from .tables import contains_text, encode_labels, run_events, runs
+from .model import (
+    ArchivedRequest,
+    ArchivedRun,
+    AuditPage,
+    EventChunk,
+    RunFilter,
+    from_micros,
+    make_page_token,
+    read_page_token,
+    to_micros,
+)
+from .tables import audit_pages, contains_text, encode_labels, run_events, runs
 
 HasLabel = Callable[[str, str], ColumnElement[bool]]
 
@@ -107,6 +117,51 @@ def select_behind(after: tuple[str, int], limit: int) -> Select[Any]:
 def select_ended(time: datetime, limit: int) -> Select[Any]:
     """Ids of the oldest runs that ended before `time`."""
     return select(runs.c.run_id).where(runs.c.end_time < to_micros(time)).order_by(runs.c.end_time).limit(limit)
+
+
+def select_requests(after: tuple[datetime, str], limit: int) -> Select[Any]:
+    """Requests of ended runs, behind a position in the order of their end."""
+    key = tuple_(runs.c.end_time, runs.c.run_id)
+    behind = key > tuple_(literal(to_micros(after[0])), literal(after[1]))
+    some = select(runs.c.run_id, runs.c.request_key, runs.c.request_digest, runs.c.end_time).where(behind)
+    return some.order_by(runs.c.end_time, runs.c.run_id).limit(limit)
+
+
+def request_of(row: Row[Any]) -> ArchivedRequest:
+    """A row of `select_requests`."""
+    return ArchivedRequest(row.run_id, row.request_key, row.request_digest, from_micros(row.end_time))
+
+
+def audit_row(page: AuditPage) -> dict[str, Any]:
+    """A page as a row of `audit_pages`."""
+    return {
+        "chain": page.chain,
+        "first_seq": page.first_seq,
+        "last_seq": page.last_seq,
+        "last_time": to_micros(page.last_time),
+        "data": page.data,
+    }
+
+
+def audit_page_of(row: Row[Any]) -> AuditPage:
+    """The inverse of `audit_row`."""
+    return AuditPage(row.chain, row.first_seq, row.last_seq, from_micros(row.last_time), row.data)
+
+
+def select_audit(chain: str, first: int, last: int, limit: int) -> Select[Any]:
+    """Pages that hold any of the records `first` to `last`. The first such is found by its key, not by looking at all
+    that are older."""
+    key, of_chain = audit_pages.c.first_seq, audit_pages.c.chain == chain
+    begins = select(func.coalesce(func.max(key), 0)).where(of_chain, key <= first).scalar_subquery()
+    some = select(audit_pages).where(of_chain, key >= begins, key <= last, audit_pages.c.last_seq >= first)
+    return some.order_by(key).limit(limit)
+
+
+def delete_audit(chain: str, last: int, limit: int) -> Delete:
+    """Deletes the oldest pages of a chain that hold no record after `last`."""
+    key, of_chain = audit_pages.c.first_seq, audit_pages.c.chain == chain
+    oldest = select(key).where(of_chain, key <= last, audit_pages.c.last_seq <= last).order_by(key).limit(limit)
+    return delete(audit_pages).where(of_chain, key.in_(oldest.scalar_subquery()))
 
 
 def _conditions(filter: RunFilter, has_label: HasLabel) -> Iterator[ColumnElement[bool]]:

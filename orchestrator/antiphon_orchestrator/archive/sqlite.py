@@ -23,8 +23,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from . import queries, schema
-from .model import ArchivedRun, ArchiveUnavailable, EventChunk, RunFilter
-from .tables import Upsert, has_label, run_events, runs
+from .model import ArchivedRequest, ArchivedRun, ArchiveUnavailable, AuditPage, EventChunk, RunFilter
+from .tables import Upsert, audit_pages, has_label, run_events, runs
 
 T = TypeVar("T")
 
@@ -39,6 +39,7 @@ class SqliteArchive:
         event.listen(self._engine, "connect", _make_durable)
         self._upsert_runs = Upsert(runs, newer_by="last_event_seq")
         self._upsert_chunks = Upsert(run_events, newer_by="last_seq")
+        self._add_audit = Upsert(audit_pages, newer_by="last_seq", final=True)
         self._lane = _Lane("archive")
         self._writing = _Lane("archive-writer")
 
@@ -80,6 +81,22 @@ class SqliteArchive:
         """See `Archive.delete_before`."""
         return await self._lane.do(self._delete_before, time, limit)
 
+    async def requests(self, after: tuple[datetime, str], limit: int) -> list[ArchivedRequest]:
+        """See `Archive.requests`."""
+        return await self._lane.do(self._requests, after, limit)
+
+    async def write_audit(self, pages: Sequence[AuditPage]) -> None:
+        """See `Archive.write_audit`."""
+        await self._writing.do(self._write_audit, pages)
+
+    async def audit_pages(self, chain: str, first: int, last: int, limit: int) -> list[AuditPage]:
+        """See `Archive.audit_pages`."""
+        return await self._lane.do(self._audit_pages, chain, first, last, limit)
+
+    async def delete_audit(self, chain: str, last: int, limit: int) -> int:
+        """See `Archive.delete_audit`."""
+        return await self._lane.do(self._delete_audit, chain, last, limit)
+
     async def state(self) -> str:
         """See `Archive.state`; it need not have been entered."""
         try:
@@ -118,6 +135,23 @@ class SqliteArchive:
             connection.execute(delete(run_events).where(run_events.c.run_id.in_(run_ids)))
             connection.execute(delete(runs).where(runs.c.run_id.in_(run_ids)))
         return len(run_ids)
+
+    def _requests(self, after: tuple[datetime, str], limit: int) -> list[ArchivedRequest]:
+        with self._engine.connect() as connection:
+            return [queries.request_of(row) for row in connection.execute(queries.select_requests(after, limit))]
+
+    def _write_audit(self, pages: Sequence[AuditPage]) -> None:
+        with self._engine.begin() as connection:
+            self._add_audit.execute(connection, map(queries.audit_row, pages))
+
+    def _audit_pages(self, chain: str, first: int, last: int, limit: int) -> list[AuditPage]:
+        with self._engine.connect() as connection:
+            rows = connection.execute(queries.select_audit(chain, first, last, limit)).all()
+        return [queries.audit_page_of(row) for row in rows]
+
+    def _delete_audit(self, chain: str, last: int, limit: int) -> int:
+        with self._engine.begin() as connection:
+            return connection.execute(queries.delete_audit(chain, last, limit)).rowcount
 
     def _state(self) -> str:
         path = self._engine.url.database

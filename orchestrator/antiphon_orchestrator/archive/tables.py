@@ -77,6 +77,16 @@ run_events = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
+audit_pages = Table(
+    "audit_pages",
+    metadata,
+    Column("chain", _text(128), primary_key=True),
+    Column("first_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("last_time", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
 
 def newest(rows: Iterable[Row], keys: Sequence[str], newer_by: str) -> list[Row]:
     """One row a key, of several the newest."""
@@ -87,20 +97,22 @@ def newest(rows: Iterable[Row], keys: Sequence[str], newer_by: str) -> list[Row]
 class Upsert:
     """Inserts or replaces rows by primary key, unless the stored row is newer by the column `newer_by`. For SQLite.
 
+    `final`: a stored row is never replaced.
+
     SQLAlchemy batches no insert that has ON CONFLICT, so the text is made here. Many rows go in one statement: a thread
     then gives up the interpreter lock once for all of them, where one statement a row has to win it back for each.
     """
 
-    def __init__(self, table: Table, newer_by: str) -> None:
+    def __init__(self, table: Table, newer_by: str, *, final: bool = False) -> None:
         self._columns = columns = [column.name for column in table.columns]
         self._keys = [column.name for column in table.primary_key.columns]
         self._newer_by = newer_by
         replace = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in self._keys)
+        update = f"UPDATE SET {replace} WHERE excluded.{newer_by} >= {table.name}.{newer_by}"
         row = f"({', '.join('?' for _ in columns)})"
         self._statements = {
             count: f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES {', '.join([row] * count)}"
-            f" ON CONFLICT ({', '.join(self._keys)}) DO UPDATE SET {replace}"
-            f" WHERE excluded.{newer_by} >= {table.name}.{newer_by}"
+            f" ON CONFLICT ({', '.join(self._keys)}) DO {'NOTHING' if final else update}"
             for count in ROWS_AT_ONCE
         }
 

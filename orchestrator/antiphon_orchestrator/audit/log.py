@@ -34,8 +34,9 @@ BEYOND_POLICY = "permitted by policy, but not granted by the certificate, or on 
 CLOSING = 2.0
 """Seconds that the end of a process waits for its last records."""
 
-_SPARE = 20
-"""A chain is trimmed when it is longer by a twentieth than it should be, so that trimming is rare."""
+STAYING = 1000
+"""Newest records that stay in the store: whoever must find out whether its own page was written, of a commit whose
+answer was lost, finds it there although others wrote on."""
 
 
 class _Waiting(NamedTuple):
@@ -45,14 +46,17 @@ class _Waiting(NamedTuple):
 
 
 class AuditLog:
-    """`load` first, then `run`; `close` writes what is left. `writer`: the replica. Some `max_records` are kept."""
+    """`load` first, then `run`; `close` writes what is left. `writer`: the replica. A chain that is moved, too."""
 
-    def __init__(self, store: Store, writer: str, now: Callable[[], int], max_records: int) -> None:
+    name = CALLS
+
+    def __init__(self, store: Store, writer: str, now: Callable[[], int]) -> None:
         self._store = store
         self._writer = writer
         self._now = now
-        self._max_records = max_records
         self._chain = Chain(CALLS)
+        self._turn = asyncio.Lock()
+        self.moved_seq = 0
         self._revision = 0
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(QUEUE)
         self._denials = Denials()
@@ -104,7 +108,24 @@ class AuditLog:
             for fact in self._denials.due(moment):
                 self.note(fact, moment)
             await self._commit(self._taken(batch))
-            await self._trim()
+
+    @property
+    def movable_seq(self) -> int:
+        """See `MovableChain.movable_seq`."""
+        return self._chain.last_seq - STAYING
+
+    async def drop(self, upto: int) -> None:
+        """See `MovableChain.drop`. It compares nothing: what is deleted is in the archive, whoever wrote since."""
+        await settle(self._store, Txn(ops=(dropping(self.name, upto),)))
+
+    async def begin_after(self, seq: int, hash: bytes) -> None:
+        """See `MovableChain.begin_after`."""
+        async with self._turn:
+            await self._catch_up()
+            while self._chain.trimmed_seq < seq:
+                self._chain.trimmed_seq, self._chain.trimmed_hash = seq, hash
+                if not await self._put_with_head(dropping(self.name, seq)):
+                    await self._catch_up()
 
     async def close(self) -> None:
         """Writes what is left; once, when `run` has ended and nobody adds any more."""
@@ -128,10 +149,14 @@ class AuditLog:
         if not batch:
             return
         try:
-            while not await self._append(batch):
-                await self._catch_up()
+            async with self._turn:
+                try:
+                    while not await self._append(batch):
+                        await self._catch_up()
+                except StoreFull:
+                    await self._catch_up()
+                    raise
         except StoreFull as full:
-            await self._catch_up()
             for waiting in batch:
                 if waiting.done is None:
                     _log_lost(waiting.fact)
@@ -178,31 +203,10 @@ class AuditLog:
             self._chain.load(found[0])
             self._revision = found[1]
 
-    async def _trim(self) -> None:
-        if await trim_point(self._store, self._chain, self._max_records):
-            try:
-                trimmed = await self._put_with_head(trimming(self._chain))
-            except StoreFull:
-                trimmed = False
-            if not trimmed:
-                await self._catch_up()
 
-
-async def trim_point(store: Store, chain: Chain, max_records: int) -> bool:
-    """Moves the beginning of a chain that is too long, in memory; whether there is anything to delete now."""
-    if chain.last_seq - chain.trimmed_seq <= max_records + max_records // _SPARE:
-        return False
-    point = await reading.oldest(store, chain.name, chain.trimmed_seq, chain.last_seq - max_records + 1)
-    if point is None:
-        return False
-    chain.trimmed_seq, chain.trimmed_hash = point
-    log.info("audit_trimmed", key=chain.name, seq=chain.trimmed_seq)
-    return True
-
-
-def trimming(chain: Chain) -> Delete:
-    """Deletes what lies before the beginning of a chain."""
-    return Delete(keys.audit(chain.name, 0), keys.audit(chain.name, chain.trimmed_seq + 1))
+def dropping(chain: str, upto: int) -> Delete:
+    """What deletes the pages of a chain up to a record."""
+    return Delete(keys.audit(chain, 0), keys.audit(chain, upto + 1))
 
 
 async def look_at(store: Store, chain: Chain) -> None:

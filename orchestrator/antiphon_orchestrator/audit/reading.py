@@ -1,8 +1,8 @@
 """Reads chains back: pages, records, heads; and looks at the end of a chain. Nothing read here is trusted.
 
-A page's key is the number of its first record. A page that cannot be read is as good as one that is not there, and a
-record whose content is not what a writer writes is shown as a hidden one: its hash will not fit, and the verifier says
-so.
+The newest pages are in the store, all before them in the archive (`moving.py`). A page's key is the number of its first
+record. A page that cannot be read is as good as one that is not there, and a record whose content is not what a writer
+writes is shown as a hidden one: its hash will not fit, and the verifier says so.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 from antiphon.store.v1 import records_pb2 as records
 from antiphon.v1 import audit_pb2
 from google.protobuf.message import DecodeError
 
+from ..archive import Archive, AuditPage
 from ..store import keys
 from ..store.port import KeyValue, Store, prefix_end
 from .chain import HASH, START, follow
@@ -48,10 +50,45 @@ def _head(kv: KeyValue) -> records.AuditHead:
         return records.AuditHead()
 
 
-async def pages(store: Store, chain: str, first: int, last: int) -> AsyncIterator[list[tuple[int, bytes]]]:
-    """The stored records from number `first` to `last` with their numbers, some at a time, in order."""
-    start = await _page_of(store, chain, first)
-    end = keys.audit(chain, last + 1)
+async def pages(
+    store: Store, archive: Archive, chain: str, first: int, last: int
+) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """The records from number `first` to `last` with their numbers, some at a time, in order, wherever they are.
+
+    The store is asked first: what has left it by then is in the archive. Raises ArchiveUnavailable.
+    """
+    start, end = await _page_of(store, chain, first), keys.audit(chain, last + 1)
+    while True:
+        found = await store.range(start, end, limit=PAGES)
+        for kv in found.kvs:
+            async for rows in _archived(archive, chain, first, min(_first(kv) - 1, last)):
+                first = rows[-1][0] + 1
+                yield rows
+            if rows := [(seq, raw) for seq, raw in numbered(kv) if first <= seq <= last]:
+                first = rows[-1][0] + 1
+                yield rows
+        if not found.more:
+            break
+        start = found.kvs[-1].key + b"\0"
+    async for rows in _archived(archive, chain, first, last):
+        yield rows
+
+
+async def _archived(archive: Archive, chain: str, first: int, last: int) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """Those of the records from number `first` to `last` that are in the archive."""
+    while first <= last:
+        found = await archive.audit_pages(chain, first, last, PAGES)
+        for page in found:
+            if rows := [(seq, raw) for seq, raw in _records(page.first_seq, page.data) if first <= seq <= last]:
+                yield rows
+            first = max(first, page.last_seq + 1)
+        if len(found) < PAGES:
+            return
+
+
+async def stored(store: Store, chain: str, first: int, last: int) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """Those of the records from number `first` to `last` that are in the store, some at a time, in order."""
+    start, end = await _page_of(store, chain, first), keys.audit(chain, last + 1)
     while True:
         found = await store.range(start, end, limit=PAGES)
         for kv in found.kvs:
@@ -74,9 +111,31 @@ async def _page_of(store: Store, chain: str, seq: int) -> bytes:
 
 def numbered(kv: KeyValue) -> list[tuple[int, bytes]]:
     """The records of a page with their numbers."""
-    first = int(keys.parts(kv.key)[-1], 16)
+    return _records(_first(kv), kv.value)
+
+
+def archivable(kv: KeyValue, chain: str, now: datetime) -> AuditPage:
+    """A page as the archive takes it; `now` stands for a time that cannot be read."""
+    rows = numbered(kv)
+    last, raw = rows[-1] if rows else (_first(kv), b"")
+    shown = record(chain, last, raw)
+    time = now if shown.hidden else shown.time.ToDatetime(UTC)
+    return AuditPage(chain, _first(kv), last, time, kv.value)
+
+
+def end_of(page: AuditPage) -> bytes:
+    """The hash of the last record of an archived page; empty when it cannot be read."""
+    rows = _records(page.first_seq, page.data)
+    return rows[-1][1][:HASH] if rows else b""
+
+
+def _first(kv: KeyValue) -> int:
+    return int(keys.parts(kv.key)[-1], 16)
+
+
+def _records(first: int, data: bytes) -> list[tuple[int, bytes]]:
     try:
-        return list(enumerate(records.AuditPage.FromString(kv.value).records, first))
+        return list(enumerate(records.AuditPage.FromString(data).records, first))
     except DecodeError:
         return []
 
@@ -115,31 +174,26 @@ def record(chain: str, seq: int, raw: bytes) -> audit_pb2.AuditRecord:
 
 
 async def broken_at(store: Store, chain: str, head: records.AuditHead) -> tuple[int, str] | None:
-    """The first of the last records that is not what it was, and what is wrong with it."""
+    """The first of the last records in the store that is not what it was, and what is wrong with it.
+
+    The archive is not asked, since a start must not wait for it. The newest records never leave the store.
+    """
     first = max(head.trimmed_seq + 1, head.last_seq - TAIL + 1)
-    prev = head.trimmed_hash or START if first == head.trimmed_seq + 1 else None
-    expected = first
-    async for rows in pages(store, chain, first, head.last_seq):
+    expected = 0
+    prev: bytes | None = None
+    async for rows in stored(store, chain, first, head.last_seq):
         for seq, raw in rows:
+            if expected == 0:
+                expected = seq
+                prev = head.trimmed_hash or START if seq == head.trimmed_seq + 1 else None
             if seq != expected:
                 return expected, "it is missing"
             if prev is not None and follow(prev, raw[HASH:]) != raw[:HASH]:
                 return seq, "its hash does not follow from the record before"
             prev, expected = raw[:HASH], seq + 1
+    expected = expected or first
     if expected != head.last_seq + 1:
         return expected, "it is missing"
     if head.last_seq > head.trimmed_seq and prev != head.last_hash:
         return head.last_seq, "its hash is not that of the head"
     return None
-
-
-async def oldest(store: Store, chain: str, trimmed_seq: int, keep_from: int) -> tuple[int, bytes] | None:
-    """Number and hash of the last record that can go so that `keep_from` and later ones stay; None when none can."""
-    found = await store.range(keys.audit(chain, trimmed_seq + 1), keys.audit(chain, keep_from), limit=4 * PAGES)
-    result = None
-    for kv in found.kvs:
-        rows = numbered(kv)
-        if not rows or rows[-1][0] >= keep_from:
-            break
-        result = rows[-1][0], rows[-1][1][:HASH]
-    return result

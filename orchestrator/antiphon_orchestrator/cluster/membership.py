@@ -132,7 +132,7 @@ class Membership:
         while True:
             # The compare keeps an earlier one that lands late from undoing what came after it.
             compare = Compare(key, Target.MOD_REVISION, self._revision)
-            result = await settle(self._store, Txn((compare,), (Put(key, value, self._lease),), (key,)))
+            result = await settle(self._store, Txn((compare,), (Put(key, value, self._lease),), (key,), spare=True))
             if result.succeeded:
                 self._revision = result.revision
                 return

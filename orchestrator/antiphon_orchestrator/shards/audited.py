@@ -3,22 +3,21 @@
 A turn's records are durable with its log segment, in the same value, which costs nearly nothing; pages of their own for
 every turn would cost more than the turn's own commit does. So pages are written in batches: a second after, when many
 wait, when somebody wants to read, and before the log is trimmed. After a crash the records that have no page yet are
-found in the log.
+found in the log. Older pages leave for the archive (`audit/moving.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from antiphon.store.v1 import journal_pb2 as journal
 
 from .. import telemetry
 from ..audit import reading
 from ..audit.chain import HASH, START, Chain, follow, page
-from ..audit.log import look_at, trim_point, trimming
+from ..audit.log import dropping, look_at
 from ..store import keys
-from ..store.port import Put, Store, StoreFull
+from ..store.port import Put, Store
 from .log import ShardLog
 
 log = telemetry.logger("audit")
@@ -33,14 +32,19 @@ PAGE_BYTES = 768 * 1024
 """Bytes at which a page is full."""
 
 
+STAYING = 50
+"""Newest records that stay in the store."""
+
+
 class AuditPages:
     """One shard's. `load`, then `recover` for each segment of its log in order; then `committed` after each turn."""
 
-    def __init__(self, store: Store, shard_log: ShardLog, name: str, writer: str, max_records: int) -> None:
+    def __init__(self, store: Store, shard_log: ShardLog, name: str, writer: str) -> None:
         self._store = store
         self._log = shard_log
         self._writer = writer
-        self._max_records = max_records
+        self.name = name
+        self.moved_seq = 0
         # Where the pages end; the shard's own chain is ahead by what waits here and by the present turn.
         self._written = Chain(name)
         self._revision = 0  # of the head
@@ -98,16 +102,25 @@ class AuditPages:
                 del self._waiting[:count]
             self.due = None
 
-    async def trim(self) -> None:
-        """Shortens a chain that is too long. What a full store refuses now is deleted the next time."""
+    @property
+    def movable_seq(self) -> int:
+        """See `MovableChain.movable_seq`."""
+        return self._written.last_seq - STAYING
+
+    async def drop(self, upto: int) -> None:
+        """See `MovableChain.drop`. Raises Fenced."""
+        await self._log.delete(dropping(self.name, upto))
+
+    async def begin_after(self, seq: int, hash: bytes) -> None:
+        """See `MovableChain.begin_after`. Raises Fenced and StoreFull."""
         async with self._turn:
-            found = False
-            while await trim_point(self._store, self._written, self._max_records):
-                found = True
-            if found:
-                with contextlib.suppress(StoreFull):
-                    head, delete = self._head(self._written), trimming(self._written)
-                    self._revision = await self._log.replace(head, self._revision, delete, wait_for_space=False)
+            after = Chain(self.name)
+            after.load(self._written.head(self._writer))
+            after.trimmed_seq, after.trimmed_hash = seq, hash
+            self._revision = await self._log.replace(
+                self._head(after), self._revision, dropping(self.name, seq), wait_for_space=False
+            )
+            self._written = after
 
     def _head(self, chain: Chain) -> Put:
         return Put(keys.audit_head(chain.name), chain.head(self._writer).SerializeToString())

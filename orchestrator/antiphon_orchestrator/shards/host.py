@@ -16,6 +16,7 @@ import contextlib
 import random
 import time
 import zlib
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from antiphon.store.v1 import journal_pb2 as journal
@@ -33,7 +34,7 @@ from .archiver import Archiver
 from .audited import AuditPages
 from .leaving import abandon, turn_away
 from .log import Fenced, ShardLog
-from .recovery import recover_record
+from .recovery import recover_record, remember_requests
 from .shard import REQUEST_KEPT, REQUESTS_KEPT, Shard
 from .turn import Outbox, Reader, Turn
 
@@ -45,11 +46,12 @@ RETAIN_BATCH = 1_000
 RETAIN_DELAY = 2_000_000
 """Microseconds after which a smaller batch is written as well."""
 
+REQUESTS_STORED = 1 << 15
+"""Most request ids of archived runs that the store keeps for all shards together, give or take a batch of each; some
+100 bytes each. Older ones are in the archive (`remembering.py`)."""
+
 LONG_LOG = 4_096
 """Segments after which the runs that hold the oldest are moved to the head of the log."""
-
-LEAST_AUDITED = 100
-"""Audit records that each shard keeps, however many shards there are."""
 
 SHORT_LOG = 256
 """The same while the store is filling up."""
@@ -82,12 +84,15 @@ class _Seat:
         self.room = asyncio.Event()
         self.room.set()
         self.retain_due = 0
-        self.retained: list[tuple[int, int]] = []
+        self.retained: deque[tuple[int, int, int]] = deque()
+        """What the store holds of request ids: number of the value, when its last may be forgotten, how many."""
         self.next_retained = 1
         self.trimmed_below = 0
         self.trim_at = LONG_LOG
         self.moving: dict[str, int] = {}
         self.ready = False
+        self.remembers = False
+        """Whether the request ids of a whole day are here."""
         self.turn: Turn | None = None
         """What is being committed."""
         self.successor_id = ""
@@ -97,9 +102,8 @@ class _Seat:
 
 
 class Host:
-    """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard, `audit_max_records` the
-    audit chains of all shards together. `taken` is told each shard once it is rebuilt, `lost` each that was and is not
-    here any more."""
+    """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard. `taken` is told each
+    shard once it is rebuilt, `lost` each that was and is not here any more."""
 
     def __init__(
         self,
@@ -113,7 +117,6 @@ class Host:
         replica_id: str,
         shard_count: int,
         inbox_limit: int,
-        audit_max_records: int,
         metrics: telemetry.Metrics,
     ) -> None:
         self._store = store
@@ -122,7 +125,6 @@ class Host:
         self._load_plan = load_plan
         self._replica_id = replica_id
         self._inbox_limit = inbox_limit
-        self._audit_max_records = max(LEAST_AUDITED, audit_max_records // shard_count)
         self._metrics = metrics
         self._long_log = LONG_LOG
         self._archiver = archiver
@@ -143,6 +145,22 @@ class Host:
     def shards(self) -> list[Shard]:
         """Those that are here and rebuilt."""
         return [seat.shard for seat in self._seats if seat is not None and seat.ready]
+
+    @property
+    def audit(self) -> list[AuditPages]:
+        """The audit chains of those shards."""
+        return [seat.audit for seat in self._seats if seat is not None and seat.ready]
+
+    def forgetful(self) -> list[int]:
+        """Those of them that know the newest request ids only."""
+        return [n for n, seat in enumerate(self._seats) if seat is not None and seat.ready and not seat.remembers]
+
+    def remember(self, shard: int, older: dict[bytes, tuple[str, bytes, int]]) -> None:
+        """Adds request ids, the oldest first, to a shard that is still here."""
+        seat = self._seats[shard]
+        if seat is not None and seat.ready:
+            remember_requests(seat.shard, older)
+            seat.remembers = True
 
     @property
     def complete(self) -> bool:
@@ -230,7 +248,7 @@ class Host:
         requests_kept = REQUESTS_KEPT // len(self._seats)
         shard = Shard(number, self._fleet, self._outbox, self._archiver, self._reader, random.random, requests_kept)
         shard_log = ShardLog(self._store, number, self._replica_id)
-        audit = AuditPages(self._store, shard_log, shard.audit.chain.name, self._replica_id, self._audit_max_records)
+        audit = AuditPages(self._store, shard_log, shard.audit.chain.name, self._replica_id)
         seat = self._seats[number] = _Seat(shard, shard_log, audit)
         self._count += 1
         try:
@@ -280,7 +298,7 @@ class Host:
                 latest = max(latest, request.expire_time)
                 if request.expire_time > moment:
                     shard.kept[request.key] = (request.run_id, request.digest, request.expire_time)
-            seat.retained.append((n, latest))
+            seat.retained.append((n, latest, len(kept.requests)))
             seat.next_retained = n + 1
         archived = {run_id for run_id, _, _ in shard.kept.values()}
         plans: dict[tuple[str, str, str], Plan] = {}
@@ -335,7 +353,7 @@ class Host:
             seq = 0
             if turn.records:
                 began = time.monotonic()
-                seq = await seat.log.append(turn.records, turn.audit, first_audited)
+                seq = await self._append(seat, turn, first_audited)
                 self._metrics.commit_duration.observe(time.monotonic() - began)
             self._metrics.turn_inputs.observe(turn.inputs)
             for entry in turn.ended:
@@ -353,6 +371,22 @@ class Host:
                 await self._forget_archived(seat, moment)
             if seat.audit.due is not None and moment >= seat.audit.due:
                 await seat.audit.write()
+
+    async def _append(self, seat: _Seat, turn: Turn, first_audited: int) -> int:
+        """Commits what a turn decided. In a full store it makes what room it can, and tries again; raises Fenced."""
+        wait = 0.01
+        while True:
+            try:
+                return await seat.log.append(turn.records, turn.audit, first_audited)
+            except StoreFull as error:
+                if wait >= 1.0:
+                    log.error("store_takes_no_writes", shard=seat.shard.index, cause=str(error))
+                moment = now()
+                seat.shard.let_archived_go(moment)
+                while seat.shard.retain:
+                    await self._forget_archived(seat, moment)
+                await asyncio.sleep(wait * (0.5 + random.random()))
+                wait = min(wait * 2, 1.0)
 
     def keep_short(self, short: bool) -> None:
         """Whether runs that hold old segments are moved sooner than their number alone would ask for."""
@@ -400,13 +434,12 @@ class Host:
             if (known := shard.kept.get(key)) is not None:
                 kept.requests.add(key=key, run_id=known[0], digest=known[1], expire_time=known[2])
         await seat.log.retain(seat.next_retained, kept)
-        seat.retained.append((seat.next_retained, moment + REQUEST_KEPT))
+        seat.retained.append((seat.next_retained, moment + REQUEST_KEPT, len(kept.requests)))
         seat.next_retained += 1
         shard.settle_retained(batch, moment)
-        expired = [n for n, latest in seat.retained if latest <= moment]
-        if expired:
-            await seat.log.drop_retained(expired)
-            seat.retained = [(n, latest) for n, latest in seat.retained if latest > moment]
+        upto = outlived(seat.retained, REQUESTS_STORED // len(self._seats), moment)
+        if upto:
+            await seat.log.drop_retained(upto)
         await self._trim(seat)
 
     async def _trim(self, seat: _Seat) -> None:
@@ -419,7 +452,6 @@ class Host:
             seat.trimmed_below = below
         seat.trim_at = seat.log.next_seq + self._long_log // 4
         self._move_long_runs(seat)
-        await seat.audit.trim()
 
     def _move_long_runs(self, seat: _Seat) -> None:
         """Archives what a long run has done so far; the answer makes its shard snapshot it at the head of the log."""
@@ -431,6 +463,18 @@ class Host:
             if entry is not None and entry.run.state is RunState.RUNNING and seat.moving.get(run_id) != first:
                 seat.moving[run_id] = first
                 self._archiver.put(seat.shard.index, entry.run, entry.key, entry.first_seq, tuple(entry.records))
+
+
+def outlived(retained: deque[tuple[int, int, int]], most: int, moment: int) -> int:
+    """Takes the oldest values of request ids out: those that are too old, and those beyond which there are `most` ids.
+
+    Returns the number of the last one, or 0.
+    """
+    upto, left = 0, sum(count for _, _, count in retained)
+    while retained and (retained[0][1] <= moment or left - retained[0][2] >= most):
+        upto, _, count = retained.popleft()
+        left -= count
+    return upto
 
 
 def _nobody(shard: int) -> None:

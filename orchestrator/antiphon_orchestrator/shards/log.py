@@ -55,7 +55,7 @@ class ShardLog:
         claimant = owner.successor_id or owner.replica_id
         if claimant not in ("", self._replica_id):
             compares.append(Compare(keys.replica(claimant), Target.CREATE_REVISION, 0))
-        txn = Txn(tuple(compares), (Put(self._owner_key, value),), (self._owner_key,))
+        txn = Txn(tuple(compares), (Put(self._owner_key, value),), (self._owner_key,), spare=True)
         result = await settle(self._store, txn)
         if not result.succeeded:
             present = result.observed[self._owner_key]
@@ -67,7 +67,7 @@ class ShardLog:
     async def append(self, segment: Sequence[bytes], audit: Sequence[bytes] = (), audit_first_seq: int = 0) -> int:
         """Commits one segment of records, with the audit records of the turn, and returns its number.
 
-        Raises Fenced; waits while the store cannot write.
+        Raises Fenced and StoreFull, and then it is to be called again with the same; waits while the store is away.
         """
         assert self._owned is not None
         seq = self.next_seq
@@ -80,7 +80,7 @@ class ShardLog:
             (Put(key, value),),
             (self._owner_key, key),
         )
-        result = await settle(self._store, txn)
+        result = await settle(self._store, txn, wait_for_space=False)
         if not result.succeeded:
             mine = result.observed[key]
             if mine is None or mine.value != value:
@@ -105,12 +105,11 @@ class ShardLog:
 
     async def retain(self, number: int, requests: journal.RequestsRetained) -> None:
         """Keeps request ids beside the log. Raises Fenced."""
-        await self._fenced(Put(keys.requests(self.shard, number), requests.SerializeToString()))
+        await self._fenced(Put(keys.requests(self.shard, number), requests.SerializeToString()), spare=True)
 
-    async def drop_retained(self, numbers: Sequence[int]) -> None:
-        """Deletes request ids that have expired. Raises Fenced."""
-        for number in numbers:
-            await self._fenced(Delete(keys.requests(self.shard, number)))
+    async def drop_retained(self, upto: int) -> None:
+        """Deletes request ids, up to the value of a number. Raises Fenced."""
+        await self._fenced(Delete(keys.requests(self.shard, 0), keys.requests(self.shard, upto + 1)))
 
     async def replace(self, put: Put, revision: int, beside: Put | Delete, *, wait_for_space: bool) -> int:
         """Puts a key that stands at `revision` (0: absent), with another operation at once; returns its new revision.
@@ -121,7 +120,7 @@ class ShardLog:
         assert self._owned is not None
         while True:
             there = Compare(put.key, Target.MOD_REVISION, revision)
-            txn = Txn((self._owned, there), (beside, put), (self._owner_key, put.key))
+            txn = Txn((self._owned, there), (beside, put), (self._owner_key, put.key), spare=True)
             result = await settle(self._store, txn, wait_for_space=wait_for_space)
             if result.succeeded:
                 return result.revision
@@ -133,9 +132,13 @@ class ShardLog:
             if found is not None and found.value == put.value:
                 return revision  # ours, of a commit whose answer was lost
 
-    async def _fenced(self, *operations: Put | Delete) -> None:
+    async def delete(self, what: Delete) -> None:
+        """Deletes what lies beside the log; a full store accepts it. Raises Fenced."""
+        await self._fenced(what)
+
+    async def _fenced(self, *operations: Put | Delete, spare: bool = False) -> None:
         assert self._owned is not None
-        result = await settle(self._store, Txn((self._owned,), operations))
+        result = await settle(self._store, Txn((self._owned,), operations, spare=spare))
         if not result.succeeded:
             raise Fenced(f"shard {self.shard}: epoch {self.epoch} is over")
 

@@ -41,6 +41,16 @@ def recover_record(
         entry.records.append(raw)
 
 
+def remember_requests(shard: Shard, older: dict[bytes, tuple[str, bytes, int]]) -> None:
+    """Adds request ids of archived runs that are older than those the shard has; of too many the newest stay."""
+    known = {key: value for key, value in older.items() if key not in shard.kept and key not in shard.requests}
+    room = max(0, shard.requests_kept - len(shard.kept))
+    for key in list(known)[: max(0, len(known) - room)]:
+        del known[key]
+    known.update(shard.kept)
+    shard.kept = known
+
+
 def _remember(shard: Shard, entry: Entry, seq: int) -> None:
     run = entry.run
     shard.runs[run.run_id] = entry

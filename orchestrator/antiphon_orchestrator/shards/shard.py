@@ -567,11 +567,27 @@ class Shard:
                     self._put_back(turn, i.Archived(left))
                     return
             elif entry is not None and upto >= entry.run.event_seq:
-                del self.runs[run_id]
-                run_id, digest = self.requests.pop(entry.key)
-                self.kept[entry.key] = (run_id, digest, turn.now + REQUEST_KEPT)
-                self.retain.append(entry.key)
+                self._let_go(entry, turn.now)
             del left[run_id]
+
+    def _let_go(self, entry: Entry, now: int) -> None:
+        del self.runs[entry.run.run_id]
+        run_id, digest = self.requests.pop(entry.key)
+        self.kept[entry.key] = (run_id, digest, now + REQUEST_KEPT)
+        self.retain.append(entry.key)
+
+    def let_archived_go(self, now: int) -> None:
+        """Takes ended runs that are archived out of memory without a turn, for a store that takes no turn until the log
+        is shorter. Those that the present turn has touched wait for it."""
+        for item in self.inbox:
+            if isinstance(item, i.Archived):
+                for run_id, upto in list(item.upto.items()):
+                    entry = self.runs.get(run_id)
+                    if entry is None or entry.mark >= 0 or entry.run.state is RunState.RUNNING:
+                        continue
+                    if upto >= entry.run.event_seq:
+                        self._let_go(entry, now)
+                    del item.upto[run_id]
 
     def _move_to_head(self, turn: Turn, entry: Entry, upto: int) -> bool:
         """Snapshots a long run: its archived events leave memory and its old segments may go. False: in another turn.

@@ -14,6 +14,10 @@ AUDIT = b"audit/"
 """Prefix of the records of all audit chains, which nobody watches either."""
 
 AUDIT_HEADS = b"audit-head/"
+
+REQUESTS = b"requests/"
+"""Prefix of the request ids of archived runs of all shards; nobody watches them."""
+
 AGENTS = b"agent/"
 ALIVE = b"alive/"
 REPLICAS = b"replica/"

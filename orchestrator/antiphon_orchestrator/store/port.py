@@ -122,11 +122,15 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Txn:
-    """All of `ops` if all `compares` hold; otherwise only the reading of `otherwise_get`, at the same instant."""
+    """All of `ops` if all `compares` hold; otherwise only the reading of `otherwise_get`, at the same instant.
+
+    `spare`: it is small and comes before a deletion, so that it may use the last room of a full store, if there is any.
+    """
 
     compares: tuple[Compare, ...] = ()
     ops: tuple[Put | Delete, ...] = ()
     otherwise_get: tuple[bytes, ...] = ()
+    spare: bool = False
 
 
 @dataclass(frozen=True, slots=True)

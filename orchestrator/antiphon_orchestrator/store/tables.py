@@ -49,6 +49,7 @@ _MAX_KNOWN = 32_768
 _BATCH_EVENTS = 1000
 _BATCH_BYTES = 1_048_576
 _RESERVE_BYTES = 4_194_304
+_NO_SPACE = "the store has no space left; trim it or raise its limit"
 
 _OPERATORS: dict[Operator, Callable[[Any, Any], bool]] = {
     Operator.EQUAL: operator.eq,
@@ -63,8 +64,8 @@ class Tables:
     """State of the store in one open connection, whose transactions it begins and ends.
 
     `unwatched`: prefixes without history. History keeps the last `history_revisions` revisions that hold events, and
-    no more than about `history_bytes` of their values. `max_bytes`: size limit of the file; only transactions that
-    just delete may exceed it, by a small reserve.
+    no more than about `history_bytes` of their values. `max_bytes`: size limit of what is in use; only transactions
+    that just delete may exceed it, by a small reserve, and those that say so by half of that.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Tables:
         (self._page_size,) = connection.execute("PRAGMA page_size").fetchone()
         self._max_pages = max_bytes // self._page_size if max_bytes is not None else None
         self._limit_pages(0)
+        self._reserving = False
         (self.revision,) = connection.execute("SELECT mod_revision FROM kv WHERE key = x''").fetchone()
         (self._first_revision,) = connection.execute("SELECT first_revision FROM history").fetchone()
         self._known: dict[bytes, _Row | None] = {}
@@ -173,14 +175,19 @@ class Tables:
     def _commit_alone(
         self, txn: Txn, require_lease: Callable[[int], None]
     ) -> tuple[list[CommitResult | StoreError], list[bytes]]:
-        only_deletes = all(isinstance(op, Delete) for op in txn.ops)
+        if all(isinstance(op, Delete) for op in txn.ops):
+            reserve = _RESERVE_BYTES
+        elif txn.spare:
+            reserve = _RESERVE_BYTES // 2
+        else:
+            return self._commit((txn,), require_lease)
+        self._reserving = True
         try:
-            if only_deletes:
-                self._limit_pages(_RESERVE_BYTES)
+            self._limit_pages(reserve)
             return self._commit((txn,), require_lease)
         finally:
-            if only_deletes:
-                self._limit_pages(0)
+            self._reserving = False
+            self._limit_pages(0)
 
     def _commit(
         self, txns: Sequence[Txn], require_lease: Callable[[int], None]
@@ -194,6 +201,7 @@ class Tables:
                 self._writes[_REVISION_KEY] = (_REVISION_KEY, b"", 1, self.revision, 1, 0)
                 self._flush()
                 self._bound_history()
+                self._leave_reserve()
         for key in self._fleeting:
             self._known.pop(key, None)
         self._fleeting.clear()
@@ -325,7 +333,7 @@ class Tables:
             yield
             if self._sql.in_transaction:
                 self._sql.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, StoreFull) as error:
             if self._sql.in_transaction:
                 self._sql.execute("ROLLBACK")
             self.revision, self._first_revision = before
@@ -334,7 +342,7 @@ class Tables:
             self._writes.clear()
             self._events.clear()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
-                raise StoreFull("the store has no space left; trim it or raise its limit") from error
+                raise StoreFull(_NO_SPACE) from error
             raise
 
     def _begin(self) -> None:
@@ -342,9 +350,17 @@ class Tables:
             self._sql.execute("BEGIN IMMEDIATE")
 
     def _limit_pages(self, reserve_bytes: int) -> None:
+        """Bounds the file's pages. `_limited`: what SQLite made of it, which is no less than there are."""
         if self._max_pages is not None:
             pages = self._max_pages + reserve_bytes // self._page_size
-            self._sql.execute(f"PRAGMA max_page_count = {pages}").fetchone()
+            (self._limited,) = self._sql.execute(f"PRAGMA max_page_count = {pages}").fetchone()
+
+    def _leave_reserve(self) -> None:
+        """Keeps what may not use the reserve off the pages that a use of it has added to the file. Raises StoreFull."""
+        if self._max_pages is None or self._reserving or self._limited <= self._max_pages:
+            return
+        if self.size() > self._max_pages * self._page_size:
+            raise StoreFull(_NO_SPACE)
 
 
 def _inside(start: bytes, end: bytes, prefix: bytes) -> bool:

@@ -579,17 +579,17 @@ const file_antiphon_v1_audit_service_proto_rawDesc = "" +
 	"\x11DigestRunsRequest\x12*\n" +
 	"\x04runs\x18\x01 \x03(\v2\x16.antiphon.v1.RunDigestR\x04runs\"@\n" +
 	"\x12DigestRunsResponse\x12*\n" +
-	"\x04runs\x18\x01 \x03(\v2\x16.antiphon.v1.RunDigestR\x04runs2\xc0\x03\n" +
-	"\fAuditService\x12n\n" +
-	"\vListRecords\x12\x1f.antiphon.v1.ListRecordsRequest\x1a .antiphon.v1.ListRecordsResponse\"\x1c\xaa\xbb\x18\x11\n" +
+	"\x04runs\x18\x01 \x03(\v2\x16.antiphon.v1.RunDigestR\x04runs2\xc2\x03\n" +
+	"\fAuditService\x12o\n" +
+	"\vListRecords\x12\x1f.antiphon.v1.ListRecordsRequest\x1a .antiphon.v1.ListRecordsResponse\"\x1d\xaa\xbb\x18\x11\n" +
 	"\x01\x02\x12\n" +
-	"read_audit \x01\xf2\xbb\x18\x03\x1b\x8c\x01\x12m\n" +
+	"read_audit \x01\xf2\xbb\x18\x04\x1b\x8c\x01\x0f\x12m\n" +
 	"\rGetCheckpoint\x12!.antiphon.v1.GetCheckpointRequest\x1a\".antiphon.v1.GetCheckpointResponse\"\x15\xaa\xbb\x18\x11\n" +
 	"\x01\x02\x12\n" +
-	"read_audit \x01\x12f\n" +
-	"\bGetProof\x12\x1c.antiphon.v1.GetProofRequest\x1a\x1d.antiphon.v1.GetProofResponse\"\x1d\xaa\xbb\x18\x11\n" +
+	"read_audit \x01\x12g\n" +
+	"\bGetProof\x12\x1c.antiphon.v1.GetProofRequest\x1a\x1d.antiphon.v1.GetProofResponse\"\x1e\xaa\xbb\x18\x11\n" +
 	"\x01\x02\x12\n" +
-	"read_audit \x01\xf2\xbb\x18\x04\x8c\x01\x8d\x01\x12i\n" +
+	"read_audit \x01\xf2\xbb\x18\x05\x8c\x01\x8d\x01\x0f\x12i\n" +
 	"\n" +
 	"DigestRuns\x12\x1e.antiphon.v1.DigestRunsRequest\x1a\x1f.antiphon.v1.DigestRunsResponse\"\x1a\xaa\xbb\x18\x11\n" +
 	"\x01\x02\x12\n" +

@@ -1,4 +1,4 @@
-"""The chain of calls over a real store: durable before it is answered, shared by replicas, trimmed, bounded."""
+"""The chain of calls over a real store: durable before it is answered, shared by replicas, bounded."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 
 
 @asynccontextmanager
-async def writing(store: Store, writer: str = "one", max_records: int = 1000) -> AsyncIterator[AuditLog]:
+async def writing(store: Store, writer: str = "one") -> AsyncIterator[AuditLog]:
     """A log whose writer runs, and which is closed as a process closes it."""
-    log = AuditLog(store, writer, lambda: NOW, max_records)
+    log = AuditLog(store, writer, lambda: NOW)
     await log.load()
     task = asyncio.create_task(log.run())
     try:
@@ -51,7 +51,7 @@ async def kept(store: Store) -> tuple[AuditHead, list[AuditRecord]]:
     head, _ = found
     records = [
         reading.record(CALLS, seq, raw)
-        async for page in reading.pages(store, CALLS, head.trimmed_seq + 1, head.last_seq)
+        async for page in reading.stored(store, CALLS, head.trimmed_seq + 1, head.last_seq)
         for seq, raw in page
     ]
     shown = AuditHead(
@@ -144,15 +144,6 @@ async def test_with_a_full_store_an_act_is_refused_and_the_chain_goes_on_later(s
     assert await resources(store) == ["before", "after"]
 
 
-async def test_the_oldest_records_go_and_the_rest_is_whole(store: SqliteStore) -> None:
-    async with writing(store, max_records=20) as log:
-        for number in range(50):
-            await log.write(fact(str(number)))
-    found = await resources(store)
-    assert found[-1] == "49" and 20 <= len(found) <= 22
-    assert len((await store.range(keys.audit_prefix(CALLS), keys.audit(CALLS, 1 << 40))).kvs) == len(found)
-
-
 @pytest.mark.parametrize("damage", ["edit", "delete"])
 async def test_a_broken_end_is_an_alarm_and_the_chain_goes_on(
     damage: str, store: SqliteStore, capsys: pytest.CaptureFixture[str]
@@ -183,5 +174,5 @@ async def test_records_are_found_wherever_their_page_begins(store: SqliteStore) 
             await asyncio.gather(*(log.write(fact(str(size))) for _ in range(size)))
     _, every = await kept(store)
     for first in range(1, len(every) + 1, 7):
-        found = [seq async for page in reading.pages(store, CALLS, first, first + 2) for seq, _ in page]
+        found = [seq async for page in reading.stored(store, CALLS, first, first + 2) for seq, _ in page]
         assert found == [seq for seq in range(first, first + 3) if seq <= len(every)]

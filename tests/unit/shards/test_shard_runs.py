@@ -264,3 +264,20 @@ def test_a_watcher_that_comes_and_goes_within_one_turn_does_not_stay() -> None:
     rig.tell(rig.submit("r1", plan(Node())))
     rig.tell(i.Watch("r1", 0, watcher, lambda found: None), i.Unwatch("r1", watcher))
     assert rig.shard.runs["r1"].watchers == []
+
+
+def test_in_a_store_that_takes_no_turn_archived_runs_are_let_go_of_but_for_those_of_the_turn() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance(slots=10))
+    rig.tell(*(rig.submit(f"r{n}", plan(Node())) for n in range(3)))
+    rig.tell(*(rig.report(offer) for offer in rig.offers[:2]))
+    rig.shard.inbox.append(rig.report(rig.offers[1]))
+    turn = rig.shard.take_turn(rig.now, lambda: 0.0)  # is being committed: a second, stale report of r1
+    rig.shard.inbox.append(i.Archived({"r0": 100, "r1": 3, "r2": 1}))
+    rig.shard.let_archived_go(rig.now)
+    assert set(rig.shard.runs) == {"r1", "r2"} and len(rig.shard.retain) == 1
+    rig.shard.release(turn, 9)
+    rig.tell()
+    assert set(rig.shard.runs) == {"r1", "r2"}
+    rig.tell(i.Archived({"r1": rig.run("r1").event_seq}))
+    assert set(rig.shard.runs) == {"r2"} and len(rig.shard.retain) == 2

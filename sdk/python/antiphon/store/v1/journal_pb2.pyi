@@ -910,7 +910,7 @@ Global___AttemptSnapshot: _TypeAlias = AttemptSnapshot  # noqa: Y015
 
 @_typing.final
 class RequestsRetained(_message.Message):
-    """RequestsRetained is the value of requests/SHARD/SEQ: request ids that outlive the log of their runs by 24 h."""
+    """RequestsRetained is the value of requests/SHARD/SEQ: request ids that outlive the log of their runs, by 24 h at most."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
