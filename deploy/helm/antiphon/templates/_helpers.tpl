@@ -17,6 +17,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- /* Every setting as a variable: a change of one is a change of the pods, and `check` in a pod shows what holds. */}}
 {{- define "antiphon.environment" -}}
+{{- if and .Values.policies .Values.policyProfile }}{{ fail "policies and policyProfile exclude each other; give one of them" }}{{ end }}
+{{- if and (hasPrefix "file:" .Values.payloads.url) (not .Values.payloads.existingClaim) }}{{ fail "payloads.url is a folder; give payloads.existingClaim, which all replicas share" }}{{ end }}
 {{- $settings := dict
   "data" "/var/lib/antiphon"
   "authority" "/etc/antiphon/authority"
