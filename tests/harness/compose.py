@@ -25,7 +25,7 @@ from .postgres import find
 from .process import Process
 
 _PATH = "/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin"
-_SECONDS = 60
+_SECONDS = 300
 _MEMORY = Path("/dev/shm")
 
 
@@ -138,18 +138,25 @@ class Compose:
         return process
 
     def finish(self, name: str, *command: str) -> str:
-        """Run a service once, with another command if one is given, to a good end; what it printed."""
+        """Run a service, with another command if one is given, to a good end; what it printed.
+
+        One that fails is run again as often as the file says. Raises AssertionError when none of its lives ended well.
+        """
         words = [*self._image(name).entrypoint, *command] if command else self._words(name)
-        done = subprocess.run(
-            self._command(name, words),
-            env=self._environ(name),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-        )
-        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
-        return done.stdout
+        _, _, more = str(self.services[name].get("restart", "")).partition("on-failure:")
+        for _ in range(1 + int(more or 0)):
+            done = subprocess.run(
+                self._command(name, words),
+                env=self._environ(name),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+            )
+            if done.returncode == 0:
+                return done.stdout
+            print(f"{name}: {done.stdout}{done.stderr}")
+        raise AssertionError(f"{name}: {done.stdout}{done.stderr}")
 
     def healthy(self, name: str) -> bool:
         """Whether the health check of a running service passes."""
@@ -202,7 +209,7 @@ class Compose:
         for target, outside in (seeing or {}).items():
             lines += self._bind(outside, f"{root}{target}", False)
         if service.get("read_only"):
-            lines += [f"mount -o remount,ro {root}"]
+            lines += [f"mount -o remount,ro {root}", f"mount -o remount,ro {root}/usr/local"]
         lines += [f"exec {shlex.join(self._confined(name, words))}"]
         space = ["ip", "netns", "exec", self._network.space(name)] if name in self._network.addresses else []
         alone = [] if space else ["--net"]

@@ -173,15 +173,15 @@ def _copy_path(source: Path, place: Path) -> None:
 
 def mounts(image: Image, upper: Path, root: Path) -> list[str]:
     """Shell lines that mount an image with a writable layer at `root`; for a shell with a mount space of its own."""
-    work = upper.with_name(f"{upper.name}.work")
-    for folder in (upper, work, root):
+    work, ours, our_work = (upper.with_name(f"{upper.name}.{word}") for word in ("work", "python", "python.work"))
+    for folder in (upper, work, ours, our_work, root):
         folder.mkdir(parents=True, exist_ok=True)
     lower = ":".join([*(str(layer) for layer in image.layers if layer != upper), "/"])
     return [
         "set -eu",
         "mount --make-rprivate /",
         f"mount -t overlay overlay -o lowerdir={lower},upperdir={upper},workdir={work} {root}",
-        f"mount --bind {PYTHON} {root}/usr/local",
+        f"mount -t overlay overlay -o lowerdir={PYTHON},upperdir={ours},workdir={our_work} {root}/usr/local",
         f"mount --rbind /proc {root}/proc",
         f"mount --rbind /dev {root}/dev",
     ]
