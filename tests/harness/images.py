@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-_LIMIT = 1200
+_LIMIT = 3600
 PYTHON = Path(sys.base_prefix)
 
 
