@@ -17,7 +17,7 @@ mkdir -p "$folder"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-key() { openssl genpkey -quiet -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$1"; }
+key() { openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$1"; }
 
 if [ ! -e "$folder/ca.pem" ]; then
   key "$folder/ca.key"
@@ -45,5 +45,5 @@ for word in "$@"; do
   key "$folder/$name.key"
   openssl req -new -key "$folder/$name.key" -subj "/O=Antiphon/CN=$name" -out "$scratch/request"
   openssl x509 -req -in "$scratch/request" -CA "$folder/ca.pem" -CAkey "$folder/ca.key" -days "$days" \
-    -extfile "$scratch/extensions" -out "$folder/$name.pem" 2>"$scratch/said" || { cat "$scratch/said" >&2; exit 1; }
+    -set_serial "0x$(openssl rand -hex 16)" -extfile "$scratch/extensions" -out "$folder/$name.pem" 2>"$scratch/said" || { cat "$scratch/said" >&2; exit 1; }
 done

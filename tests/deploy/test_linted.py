@@ -36,6 +36,21 @@ def test_systemd_takes_the_units(units: Path, require_tool: RequireTool) -> None
     assert passes(analyze, "verify", "--man=no", *instances) == ""
 
 
+def test_systemd_makes_the_users_that_the_units_name(tmp_path: Path, require_tool: RequireTool) -> None:
+    sysusers = require_tool("systemd-sysusers", package="systemd")
+    (tmp_path / "etc").mkdir()
+    passes(sysusers, f"--root={tmp_path}", str(DEPLOY / "systemd/antiphon.conf"))
+    users = {line.partition(":")[0] for line in (tmp_path / "etc/passwd").read_text().splitlines()}
+    groups = {line.partition(":")[0]: line for line in (tmp_path / "etc/group").read_text().splitlines()}
+    named = {line.partition("=")[2] for name in UNITS for line in unit_lines(name) if line.startswith("User=")}
+    assert named == users == {"antiphon", "antiphon-sidecar"}
+    assert groups["antiphon-agents"].endswith(":antiphon-sidecar")
+
+
+def unit_lines(name: str) -> list[str]:
+    return (DEPLOY / "systemd" / name).read_text().splitlines()
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_units_leave_little_to_whoever_breaks_in(unit: str, units: Path, require_tool: RequireTool) -> None:
     """The score is systemd's: 0 is everything closed, 10 nothing; times ten here."""
