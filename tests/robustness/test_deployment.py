@@ -32,9 +32,18 @@ TARGETS = ("orchestrator", "sidecar", "hello")
 REPLICAS = ("orchestrator-1", "orchestrator-2", "orchestrator-3")
 GRAPH = "/examples/hello_agent/graph.yaml"
 TRAFFIC = """
-import asyncio, json, pathlib
+import asyncio, json, pathlib, socket, ssl
 from datetime import timedelta
 from antiphon import Client, Graph, output_of, ref
+
+def metrics(host):
+    own = pathlib.Path("/var/lib/antiphon/profiles/default/credential/current")
+    context = ssl.create_default_context(cafile=own / "bundle.pem")
+    context.load_cert_chain(own / "cert.pem", own / "key.pem")
+    with socket.create_connection((host, 9464), 60) as plain:
+        with context.wrap_socket(plain, server_hostname="orchestrator.antiphon.internal") as secure:
+            secure.sendall(b"GET /metrics HTTP/1.0\\r\\n\\r\\n")
+            return secure.makefile().read()
 
 async def main():
     graph = Graph("greeting", output=ref("tasks.greet.output"))
@@ -50,6 +59,7 @@ async def main():
             count += 1
             (here / "new").write_text(json.dumps({"count": count, "wrong": wrong}))
             (here / "new").rename(here / "facts")
+    (here / "metrics").write_text(metrics("orchestrator-2"))
 
 asyncio.run(main())
 """
@@ -81,6 +91,7 @@ class Traffic:
     def end(self) -> dict[str, Any]:
         (self._folder / "stop").touch()
         assert self._process.end(PATIENCE) == 0, self._process.said()
+        assert "\nantiphon_store_level 0.0\n" in (self._folder / "metrics").read_text()
         found: dict[str, Any] = json.loads((self._folder / "facts").read_text())
         return found
 
