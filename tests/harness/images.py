@@ -95,6 +95,7 @@ class Builder:
         layer = self._folder / stage.name
         layer.mkdir(parents=True)
         image = replace(image, layers=(layer, *image.layers))
+        _open_way(layer, PYTHON)  # the interpreter finds its library where it was built
         if self._installed is not None:
             image = replace(image, needs=(self._context,))
         for word, rest in stage.steps:
@@ -130,7 +131,10 @@ class Builder:
         if words[0].startswith("--from="):
             _, source, target = words
             if self._installed is not None:
-                self._link(layer, layer / target.lstrip("/"), self._installed)
+                place = layer / target.lstrip("/")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(self._installed)
+                _open_way(layer, self._installed)
                 return
             found = self.build(words[0].removeprefix("--from=")).find(source)
             assert found is not None, f"no stage has {source}"
@@ -149,18 +153,17 @@ class Builder:
                 return
         assert (layer / target.lstrip("/")).exists(), f"{source} is not sent to a build: .dockerignore leaves it out"
 
-    def _link(self, layer: Path, place: Path, environment: Path) -> None:
-        """The environment in its place, which any user can then reach."""
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(environment)
-        for folder in {*environment.parents, *PYTHON.parents}:
-            if not folder.stat().st_mode & 0o001:
-                (layer / str(folder).lstrip("/")).mkdir(mode=0o755, parents=True, exist_ok=True)
-
     def _sent(self) -> list[str]:
         lines = [line for line in self._ignore.splitlines() if line and not line.startswith("#")]
         assert lines[0] == "*", "what is sent is what is named"
         return [line[1:] for line in lines if line.startswith("!")]
+
+
+def _open_way(layer: Path, path: Path) -> None:
+    """Any user reaches a path of this machine, whoever may on the machine itself."""
+    for folder in path.parents:
+        if not folder.stat().st_mode & 0o001:
+            (layer / str(folder).lstrip("/")).mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
 def _copy_path(source: Path, place: Path) -> None:
