@@ -275,7 +275,13 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _issuer_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    """By the name that the issuer's certificate has for its key; one that others made may have none."""
+    try:
+        identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        public_key = issuer.public_key()
+        assert isinstance(public_key, ec.EllipticCurvePublicKey)  # `load` has compared it with our own key
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key)
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
 
 

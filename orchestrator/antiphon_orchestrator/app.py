@@ -223,8 +223,8 @@ class Orchestrator:
         try:
             async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
                 if config.telemetry.metrics_port is not None:
-                    port = config.telemetry.metrics_port
-                    shown = stack.enter_context(MetricsServer("127.0.0.1", port, metrics, certificate, clock))
+                    at, port = config.telemetry.metrics_host, config.telemetry.metrics_port
+                    shown = stack.enter_context(MetricsServer(at, port, metrics, certificate, clock))
                     group.create_task(shown.run(), name="metrics")
                 group.create_task(store.run(), name="store")
                 group.create_task(server.run(), name="api")

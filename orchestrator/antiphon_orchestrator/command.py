@@ -12,11 +12,11 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
-from antiphon_certs import ORCHESTRATOR_DNS_NAME, Authority, CertsError
+from antiphon_certs import ORCHESTRATOR_DNS_NAME, Authority, CertsError, ExternalFiles
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from . import telemetry
@@ -33,7 +33,11 @@ from .store.etcd import EtcdStore
 from .tracing import TracingUnavailable
 
 ENDPOINTS = "endpoints.json"
-"""In the data folder while an orchestrator serves: the addresses it really listens on, and its process id."""
+"""In the data folder while an orchestrator serves: the addresses it really listens on, where its health can be asked
+for on this machine, and its process id."""
+
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+"""What to dial for a listener on all addresses."""
 
 EXPECTED = (
     CertsError,
@@ -113,7 +117,9 @@ async def _serve(config: Config) -> int:
         await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
             address, join_address = orchestrator.addresses
-            _write(endpoints, {"address": address, "join_address": join_address, "pid": os.getpid()})
+            here = _from_here(config.join_listen, join_address)
+            facts = {"address": address, "join_address": join_address, "health_address": here, "pid": os.getpid()}
+            _write(endpoints, facts)
             telemetry.logger("orchestrator").info("serving", address=address)
         await serving
     except asyncio.CancelledError:
@@ -125,7 +131,13 @@ async def _serve(config: Config) -> int:
     return 0
 
 
-def _write(path: Path, content: dict[str, object]) -> None:
+def _from_here(listen: str, advertised: str) -> str:
+    """Where this machine reaches a listener without asking for a name: at the host it listens on, at its real port."""
+    host = listen.rpartition(":")[0]
+    return f"{_LOOPBACK.get(host, host)}:{advertised.rpartition(':')[2]}"
+
+
+def _write(path: Path, content: Mapping[str, object]) -> None:
     """Whoever waits for the file reads all of it, or none."""
     scratch = path.with_suffix(".new")
     scratch.write_text(json.dumps(content))
@@ -139,8 +151,28 @@ def _written_by_us(endpoints: Path) -> bool:
         return False
 
 
-async def _check(config: Config, as_json: bool) -> int:
+def _files_of_another(config: Config) -> ExternalFiles | None:
+    """Our certificate where another authority issues it."""
+    if config.private_key is None or config.certificate is None or config.trust_bundle is None:
+        return None
+    return ExternalFiles(config.private_key, config.certificate, config.trust_bundle)
+
+
+def _who_certifies(config: Config) -> dict[str, str]:
+    """Authority and certificate, as the start will find them. Raises CertsError."""
+    files = _files_of_another(config)
+    facts = {}
+    if files is not None:
+        ours = files.load()
+        facts["certificate"] = f"{files.cert}: {ours.identity}, until {ours.not_after:%Y-%m-%d %H:%M:%S} UTC"
+    if files is not None and not config.authority.exists():
+        return facts | {"authority": "none, so nobody can join here"}
     authority = Authority.load(config.authority)
+    return facts | {"authority": f"{config.authority}: {authority.trust_domain}, until {authority.not_after:%Y-%m-%d}"}
+
+
+async def _check(config: Config, as_json: bool) -> int:
+    certified = _who_certifies(config)
     if config.policy_folder is not None:
         policies = f"{config.policy_folder}: {_count(load_folder(config.policy_folder))}"
     elif config.policy_profile:
@@ -148,7 +180,7 @@ async def _check(config: Config, as_json: bool) -> int:
     else:
         policies = "none for a store without any, which denies all; give policy_folder, or policy_profile dev"
     facts = {
-        "authority": f"{config.authority}: {authority.trust_domain}, until {authority.not_after:%Y-%m-%d}",
+        **certified,
         "policies": policies,
         **await _look_at_store(config),
         "archive": await archive_at(config.archive_url, config.archive_password_file).state(),
@@ -195,10 +227,11 @@ def _count(bundle: PolicyBundle) -> str:
 async def _health(config: Config, as_json: bool) -> int:
     """Asks the join listener, which needs no certificate of ours."""
     try:
-        address = json.loads((config.data / ENDPOINTS).read_text())["join_address"]
+        address = json.loads((config.data / ENDPOINTS).read_text())["health_address"]
     except (OSError, ValueError, KeyError):
-        address = config.join_listen
-    roots = Authority.load(config.authority).bundle_pem
+        address = _from_here(config.join_listen, config.join_listen)
+    files = _files_of_another(config)
+    roots = files.load().bundle_pem if files is not None else Authority.load(config.authority).bundle_pem
     options = [("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME)]
     async with grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(roots), options=options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

@@ -69,6 +69,8 @@ class Telemetry:
     tracing: bool = False
     tracing_endpoint: str = "http://127.0.0.1:4317"
     metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    """Whence metrics may be fetched: an address of this machine, `0.0.0.0` for all of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,12 @@ To put a sidecar beside an agent, begun with: antiphon new agent hello && cd hel
   antiphon sidecar run --config sidecar.toml
 To run a graph:
   antiphon run submit hello/graph.yaml --input '{"name": "Ada"}' --wait
-Ctrl-C stops it; the data stays in """
+"""
+_NEXT_OF_SEVERAL = """\
+To see who has what, and then who has it when one of them is killed:
+  antiphon cluster status
+  kill -9 {pid}
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,7 +175,7 @@ async def _serve_several(config: Config, port: int, replicas: int, ready: asynci
     """Replicas in processes of their own."""
     cluster = DevCluster(config, port, replicas)
     async with cluster.running() as (etcd, orchestrators):
-        ready.set_result(_Addresses(cluster.addresses, cluster.join_addresses))
+        ready.set_result(_Addresses(cluster.addresses, cluster.join_addresses, cluster.pids(orchestrators)))
         await watch(etcd, orchestrators)
 
 
@@ -179,6 +184,8 @@ class _Addresses(NamedTuple):
 
     calls: tuple[str, ...]
     joining: tuple[str, ...]
+    pids: tuple[int, ...] = ()
+    """Of the processes at these addresses, when there are several."""
 
 
 async def _follow(
@@ -194,7 +201,13 @@ async def _follow(
         what = f"{len(addresses.calls)} orchestrators serve" if several else "An orchestrator serves"
         where = ", ".join(addresses.calls)
         print(f"{what} at {where}; profiles: {', '.join(_PROFILES)} (in {members[0].home}).")
-        print(f"{_NEXT}{data}.", flush=True)
+        for number, (address, pid) in enumerate(zip(addresses.calls, addresses.pids, strict=False), 1):
+            log = data / f"orchestrator-{number}.log"
+            print(f"  orchestrator-{number} at {address} is process {pid}; its log: {log}")
+        print(_NEXT, end="")
+        if several:
+            print(_NEXT_OF_SEVERAL.format(pid=addresses.pids[0]), end="")
+        print(f"Ctrl-C stops it; the data stays in {data}.", flush=True)
 
 
 @dataclass(frozen=True, slots=True)

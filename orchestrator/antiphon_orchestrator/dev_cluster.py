@@ -70,6 +70,10 @@ class DevCluster:
             ]
             yield etcd, replicas
 
+    def pids(self, replicas: Sequence[Child]) -> tuple[int, ...]:
+        """Of the replicas' processes, in the order of `addresses`."""
+        return tuple(child.pid for child in replicas)
+
     def _etcd_command(self, program: str) -> list[str]:
         return [
             program,
@@ -105,7 +109,8 @@ async def watch(etcd: Child, replicas: Sequence[Child]) -> None:
                 name = etcd.name if etcd in ended else "last orchestrator"
                 raise Problem(f"the {name} has ended", f"its log: {ended[0].log}", exit_code=FAILED)
             for child in ended:
-                print(f"{child.name} has ended, and the others go on; its log: {child.log}", flush=True)
+                told = "has ended, and the others go on; a new start of all brings it back; its log:"
+                print(f"{child.name} {told} {child.log}", flush=True)
     finally:
         for task in left:
             task.cancel()
