@@ -45,6 +45,7 @@ from .api.server import ApiServer, Parts, Register
 from .archive import Archive, archive_at
 from .audit import AuditLog, Fact
 from .blobs import Blobs, ObjectBlobs
+from .cluster.gathering import Gathering
 from .cluster.membership import Membership
 from .cluster.peers import Peers
 from .cluster.routing import Routing
@@ -181,11 +182,12 @@ class Orchestrator:
             tracing.interceptors if tracing is not None else (),
             routing,
         )
-        runs = RunService(host, submissions, archived, RunListing(host, archive), fleet, routing, peers)
+        gathering = Gathering(host, membership, peers, routing)
+        runs = RunService(host, submissions, archived, RunListing(host, archive), fleet, routing, peers, gathering)
         payloads = PayloadService(blobs, limit=config.payload_limit)
         graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
         policies = PolicyService(book, policy, fleet, audit)
-        audits = AuditService(store, host.write_audit, archived, clock, lambda: certificate.credential, peers)
+        audits = AuditService(store, host.write_audit, archived, clock, lambda: certificate.credential, gathering)
         cluster = ClusterService(membership, peers, store, host, sessions, archiver)
         services: list[Register] = [
             lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
