@@ -186,14 +186,14 @@ class Orchestrator:
         runs = RunService(host, submissions, archived, RunListing(host, archive), fleet, routing, peers, gathering)
         payloads = PayloadService(blobs, limit=config.payload_limit)
         graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
-        policies = PolicyService(book, policy, fleet, audit)
+        policies = PolicyService(book, policy, fleet, audit, peers)
         audits = AuditService(store, host.write_audit, archived, clock, lambda: certificate.credential, gathering)
         cluster = ClusterService(membership, peers, store, host, sessions, archiver)
         services: list[Register] = [
             lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
             lambda s: graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, s),
             lambda s: registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
-                RegistryService(registry, fleet, audit, peers), s
+                RegistryService(registry, fleet, audit, peers, membership), s
             ),
             lambda s: context_service_pb2_grpc.add_ContextServiceServicer_to_server(ContextService(context), s),
             lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, s),

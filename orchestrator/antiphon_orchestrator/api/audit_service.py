@@ -41,7 +41,8 @@ PROOF = 10_000
 
 
 class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
-    """`write` brings what shards here have committed into pages and says which shards; `credential` is asked at each checkpoint: certificates change."""
+    """`write` brings what the shards here have committed into pages, and says which shards those are. `credential` is
+    asked at each checkpoint: certificates change."""
 
     def __init__(
         self,
@@ -100,8 +101,8 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
 
     async def GetCheckpoint(self, request: api.GetCheckpointRequest, context: Context) -> api.GetCheckpointResponse:
         who = caller()
-        # Each replica writes its own shards' pages first: what all of them have committed is to be in the heads. Without a
-        # shard that is between two owners a checkpoint would leave out what the former one had committed.
+        # Each replica writes its own shards' pages first: what all of them have committed is to be in the heads, also
+        # what was committed in a shard that is between two owners now.
         if who.forwarded:
             context.set_trailing_metadata(((FORWARDED, coverage(await self._write())),))
         else:

@@ -402,6 +402,7 @@ class Sessions:
                 agent=window.agent, generation=window.generation, in_use=max(0, instance.in_use)
             )
             session.wake()
+            self._registry.changed(session.namespace, window.agent)
 
     async def _agent_changed(self, session: Session, who: Announcer, change: mesh.AgentChange) -> None:
         if change.HasField("present"):
