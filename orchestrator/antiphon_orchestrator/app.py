@@ -125,7 +125,7 @@ class Orchestrator:
         schemas = SchemaSet(values)
         fleet = Fleet(policy, schemas)
         audit = AuditLog(store, replica_id, now, config.audit_max_records)
-        registry = Registry(store, fleet, schemas, now)
+        registry = Registry(store, fleet, schemas, now, config.agent_retention)
         catalog = Catalog(store, values)
         archiver = Archiver(archive)
         metrics.archive_waiting.set_function(lambda: archiver.lag)

@@ -33,6 +33,7 @@ _BOUNDS = {
     "audit_max_records": (100, 100_000_000),
     "archive_retention": (3600, 3_000_000_000),
     "payload_grace": (3600, 3_000_000_000),
+    "agent_retention": (3600, 3_000_000_000),
 }
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {
@@ -120,6 +121,9 @@ class Config:
     audit_max_records: int = 1_000_000
     """Of the audit chains of all shards together, and of the one for what belongs to none; the oldest go first. Some
     600 bytes each."""
+    agent_retention: timedelta = timedelta(days=30)
+    """Agents without an instance and without a new report of `antiphon verify` are forgotten after so long, unless an
+    operator has stopped them."""
     payload_limit: int = 1 << 30
     """One payload of PayloadService."""
     context: Quota = field(default_factory=Quota)
