@@ -18,7 +18,7 @@ from ..cluster.assignment import Member
 from ..cluster.membership import Membership
 from ..cluster.peers import Peers
 from ..cluster.routing import PAUSE, unasked
-from ..registry.registry import ACTIVE, GONE, AgentNotFound, Registry
+from ..registry.registry import ACTIVE, GONE, Registry
 from .call import Caller
 
 PATH = "/antiphon.v1.RegistryService/WatchAgents"
@@ -66,7 +66,7 @@ class AgentWatch:
             first = True
             while True:
                 fresh, self._news = self._news, set()
-                for message in self._messages(sorted(fresh), first):
+                for message in self._messages(fresh, first):
                     yield message
                 first = False
                 await asyncio.sleep(REST)
@@ -81,15 +81,14 @@ class AgentWatch:
         self._wake.clear()
         await self._wake.wait()
 
-    def _messages(self, names: list[str], empty: bool) -> list[api.WatchAgentsResponse]:
+    def _messages(self, names: set[str], empty: bool) -> list[api.WatchAgentsResponse]:
         """Those of these agents that are not as they were last told of, in messages of bounded size."""
         messages, size = [api.WatchAgentsResponse()], 0
-        for name in names:
-            try:
-                agent = self._registry.agent(self._namespace, name)
-            except AgentNotFound:
-                self._said.pop(name, None)  # forgotten, or not known here yet
-                continue
+        agents = self._registry.agents(self._namespace, names)
+        for name in names - {agent.name for agent in agents}:
+            self._said.pop(name, None)  # forgotten, or not known here yet
+        for agent in sorted(agents, key=lambda agent: agent.name):
+            name = agent.name
             for part in self._parts.values():
                 if name in part:
                     add_instances(agent, part[name])

@@ -40,7 +40,7 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
     async def ListAgents(self, request: api.ListAgentsRequest, context: Context) -> api.ListAgentsResponse:
         namespace = caller().namespace
         names, token = _page(request, self._registry.names(namespace))
-        agents = [self._registry.agent(namespace, name) for name in names]
+        agents = self._registry.agents(namespace, names)
         for raw in await self._elsewhere("ListAgents", request):
             known = {agent.name: agent for agent in api.ListAgentsResponse.FromString(raw).agents}
             for agent in agents:

@@ -12,7 +12,7 @@ long as there are instances, the record says so every tenth of that time, by whi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 from datetime import timedelta
 
@@ -319,13 +319,21 @@ class Registry:
 
     def agent(self, namespace: str, name: str) -> registry_pb2.Agent:
         """The agent as the API shows it. Raises AgentNotFound."""
-        record = self._records.get((namespace, name))
-        if record is None:
-            raise AgentNotFound(name)
-        live = [i for i in self._fleet.instances(namespace) if i.agent == name]
-        state = record.state
-        if not live and state == ACTIVE:
-            state = GONE
+        for agent in self.agents(namespace, (name,)):
+            return agent
+        raise AgentNotFound(name)
+
+    def agents(self, namespace: str, names: Iterable[str]) -> list[registry_pb2.Agent]:
+        """Those of these agents that there are, with the instances that are attached here."""
+        wanted: dict[str, list[Instance]] = {name: [] for name in names if (namespace, name) in self._records}
+        for instance in self._fleet.instances(namespace):
+            if instance.agent in wanted:
+                wanted[instance.agent].append(instance)
+        return [self._shown(namespace, name, live) for name, live in wanted.items()]
+
+    def _shown(self, namespace: str, name: str, live: list[Instance]) -> registry_pb2.Agent:
+        record = self._records[namespace, name]
+        state = GONE if not live and record.state == ACTIVE else record.state
         result = registry_pb2.Agent(
             name=name, state=state, description=record.description, revision=self._revisions[namespace, name]
         )
