@@ -60,35 +60,39 @@ class Gathering:
     async def _once(
         self, path: str, request: bytes, who: Caller, here: Callable[[], Awaitable[tuple[T, Collection[int]]]]
     ) -> tuple[T, list[bytes]]:
-        asking = asyncio.gather(
-            *(self._part(member, path, request, who) for member in self._membership.others), return_exceptions=True
-        )
+        asking = [asyncio.ensure_future(self._part(member, path, request, who)) for member in self._membership.others]
         try:
             mine, held = await here()
-            parts = await asking
+            parts = [await part for part in asking]
         finally:
-            asking.cancel()
+            for part in asking:
+                part.cancel()
         elsewhere: list[tuple[bytes, Collection[int]]] = []
-        for part in parts:
-            if isinstance(part, BaseException):
-                raise part
-            elsewhere.append(part)
+        for answer in parts:
+            if isinstance(answer, ApiError):
+                raise answer
+            elsewhere.append(answer)
         missing = set(range(self._host.shard_count)).difference(held, *(covered for _, covered in elsewhere))
         if missing:
             raise moved(min(missing))
         return mine, [answer for answer, _ in elsewhere]
 
-    async def _part(self, member: Member, path: str, request: bytes, who: Caller) -> tuple[bytes, Collection[int]]:
+    async def _part(
+        self, member: Member, path: str, request: bytes, who: Caller
+    ) -> tuple[bytes, Collection[int]] | ApiError:
+        """The answer of one replica, or why there is none: an error that nobody is left to take is no loss."""
         asking = asyncio.ensure_future(self._peers.part(member, path, request, who))
         try:
             with self._routing.abroad(asking, member.replica_id):
                 return await asking
+        except ApiError as error:
+            return error
         except asyncio.CancelledError:
             asking.cancel()
             if unasked():
                 raise
             # It went away: others speak for its shards, or will in a moment.
-            raise ApiError(ErrorReason.ERROR_REASON_REPLICA_UNAVAILABLE, replica=member.replica_id) from None
+            return ApiError(ErrorReason.ERROR_REASON_REPLICA_UNAVAILABLE, replica=member.replica_id)
 
 
 def coverage(shards: Collection[int]) -> bytes:

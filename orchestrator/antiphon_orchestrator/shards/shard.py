@@ -167,7 +167,7 @@ class Shard:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
             self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
             if self._children:
-                self.inbox.extend(self._children.ended(run, run.task(event.task, event.member)))  # type: ignore[union-attr]
+                self._calls_ended(run, run.task(event.task, event.member))  # type: ignore[union-attr]
         elif kind is e.RunEnded:
             self.timers.clear((run.run_id, -1, 0))
             turn.ended.append(entry)
@@ -192,6 +192,8 @@ class Shard:
         worked = event.state in (AttemptState.SUCCEEDED, AttemptState.FAILED)
         latency = (turn.now - attempt.offer_time) / 1e6 if worked else None
         self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED)
+        if self._children and event.state is AttemptState.SUCCEEDED:
+            self._calls_ended(run, task)
         if event.state is AttemptState.CANCELLED:
             reason = event.failure.message if event.failure else "cancelled"
             turn.cancels.append((attempt.instance, decide.attempt_id(run.run_id, task, event.number), reason))
@@ -199,6 +201,10 @@ class Shard:
             self._to_place.append((entry, task))
         elif event.state is AttemptState.SUCCEEDED and task.plan.deadline is not None:
             self.timers.clear(key)
+
+    def _calls_ended(self, run: Run, task: Task) -> None:
+        """A task has ended, and with it the calls that nobody waits for any more."""
+        self.inbox.extend(self._children.ended(run, task))
 
     def _set_timer(self, entry: Entry, task: Task) -> None:
         due = decide.next_due(entry.run, task)
