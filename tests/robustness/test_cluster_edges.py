@@ -169,10 +169,10 @@ async def test_whoever_watches_agents_sees_them_as_all_replicas_do_and_sees_them
 async def test_a_decision_is_explained_wherever_it_was_made(cluster: Cluster) -> None:
     made: set[str] = set()
     for place, replica in enumerate(cluster.replicas):
-        async with cluster.client(f"asks-{place}", address=replica.address) as client:
+        async with cluster.client(f"asks-{place}", address=replica.address, timeout=PATIENCE) as client:
             await client.submit(echo("nobody.offers@1"), 1, timeout=timedelta(seconds=5))
     for replica in cluster.replicas:
-        async with cluster.client("explains", address=replica.address) as client:
+        async with cluster.client("explains", address=replica.address, timeout=PATIENCE) as client:
             names = [f"client/asks-{place}" for place in range(3)]
             for name in names:
                 found = [one async for one in client.list_decisions(principal=name, action="submit")]
@@ -227,12 +227,12 @@ class Traffic:
             assert len(found) == len(set(found)), "a run was listed twice"
             assert set(found) == self.standing, "a run was missed"
             self.lists += 1
-            await asyncio.sleep(0.05)  # else it would be the test that the shards wait for
+            await asyncio.sleep(0.05)  # else shards would wait for the lists
 
     async def checks_audit(self, auditor: Client) -> None:
         """A checkpoint covers what was committed before it was asked for."""
         number = 0
-        async with self.cluster.client("audited") as client:
+        async with self.cluster.client("audited", timeout=PATIENCE) as client:
             while not self.over.is_set():
                 number += 1
                 run = await client.submit(echo(), number, wait=True, timeout=PATIENCE)
@@ -262,7 +262,8 @@ async def test_while_shards_move_no_list_misses_a_run_and_no_submission_is_lost_
     submitted = [await clients[0].submit(waiting, n, labels={"of": "moves"}) for n in range(2 * SHARDS)]
     traffic = Traffic(cluster, {run.run_id for run in submitted})
     leaver = cluster.replicas[2]
-    auditor = cluster.client(kind=Kind.OPERATOR, namespace="system", address=cluster.replicas[0].address)
+    address = cluster.replicas[0].address
+    auditor = cluster.client(kind=Kind.OPERATOR, namespace="system", address=address, timeout=PATIENCE)
     async with auditor, asyncio.TaskGroup() as group:
         for number, client in enumerate(clients[:2]):
             group.create_task(traffic.lists_them(client, 20 + number * 100))
