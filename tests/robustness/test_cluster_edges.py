@@ -207,7 +207,7 @@ async def test_an_agent_that_works_on_one_thing_at_a_time_serves_three_replicas(
     cluster.dismiss(single)
 
 
-# While shards move. Last: one of the replicas is another one afterwards.
+# While shards move, and when a replica is gone. Last: what is there afterwards is not what the others began with.
 
 
 class Traffic:
@@ -286,3 +286,23 @@ async def test_while_shards_move_no_list_misses_a_run_and_no_submission_is_lost_
         number = int(request_id.rpartition("-")[2])
         again = await clients[1].submit(echo(), number, wait=True, request_id=request_id)
         assert again.run_id == runs[request_id].run_id
+
+
+async def test_a_watch_of_agents_goes_on_at_another_replica_when_its_own_is_killed(cluster: Cluster) -> None:
+    shown: dict[str, registry_pb2.Agent] = {}
+
+    async def watch(client: Client) -> None:
+        async for agent in client.watch_agents():
+            shown[agent.name] = agent
+
+    victim, other = cluster.replicas[2], cluster.replicas[0]
+    async with cluster.client(address=[victim.address, other.address], patience=PATIENCE) as client:
+        watching = asyncio.create_task(watch(client))
+        try:
+            await eventually(lambda: "worker" in shown)
+            victim.kill9()
+            cluster.sidecar("late", concurrency=2, prefetch=0, version="11")
+            await eventually(lambda: "late" in shown and [one.slots for one in shown["late"].instances] == [2])
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)

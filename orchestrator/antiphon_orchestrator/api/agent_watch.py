@@ -26,8 +26,9 @@ PATH = "/antiphon.v1.RegistryService/WatchAgents"
 FIRST = 2.0
 """Seconds that the first list waits for the parts of other replicas; what comes later is a change."""
 
-REST = 0.1
-"""Seconds between two messages: windows move many times a second while there is much to do."""
+REST = 0.25
+"""Seconds between two messages: windows move many times a second while there is much to do, and a list is a pass over
+all instances."""
 
 LOOK = 5.0
 """Seconds between two looks at which replicas there are, although nothing was heard of any."""
