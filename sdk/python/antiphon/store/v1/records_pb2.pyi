@@ -146,7 +146,7 @@ class AgentRecord(_message.Message):
     """SPIFFE id of the sidecar that last announced it."""
     seen_time: _builtins.int
     """When an instance of it was last known to be attached, to within a tenth of the time after which it is forgotten;
-    microseconds since 1970, 0 in records of agents that have not been attached for that long.
+    microseconds since 1970, 0 before the first such note, when update_time says it.
     """
     @_builtins.property
     def description(self) -> _registry_pb2.AgentDescription:
