@@ -269,7 +269,7 @@ async def test_while_shards_move_no_list_misses_a_run_and_no_submission_is_lost_
             group.create_task(traffic.lists_them(client, 20 + number * 100))
             group.create_task(traffic.streams(client, f"stream-{number}"))
         group.create_task(traffic.checks_audit(auditor))
-        assert await asyncio.to_thread(leaver.term) == 0
+        assert await asyncio.to_thread(leaver.term, 60.0) == 0
         await cluster.settled(2)
         await asyncio.to_thread(leaver.start)
         await cluster.settled(3)
