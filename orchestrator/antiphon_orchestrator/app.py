@@ -46,6 +46,7 @@ from .archive import Archive, archive_at
 from .audit import AuditLog, Fact
 from .audit.moving import AuditMover
 from .blobs import Blobs, ObjectBlobs
+from .cluster.gathering import Gathering
 from .cluster.membership import Membership
 from .cluster.peers import Peers
 from .cluster.routing import Routing
@@ -126,7 +127,7 @@ class Orchestrator:
         schemas = SchemaSet(values)
         fleet = Fleet(policy, schemas)
         audit = AuditLog(store, replica_id, now)
-        registry = Registry(store, fleet, schemas, now)
+        registry = Registry(store, fleet, schemas, now, config.agent_retention)
         catalog = Catalog(store, values)
         archiver = Archiver(archive)
         tokens = await AttemptTokens.load(store)
@@ -184,17 +185,20 @@ class Orchestrator:
             tracing.interceptors if tracing is not None else (),
             routing,
         )
-        runs = RunService(host, submissions, archived, RunListing(host, archive), fleet, routing, peers)
+        gathering = Gathering(host, membership, peers, routing)
+        runs = RunService(host, submissions, archived, RunListing(host, archive), fleet, routing, peers, gathering)
         payloads = PayloadService(blobs, limit=config.payload_limit)
         graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
-        policies = PolicyService(book, policy, fleet, audit)
-        audits = AuditService(store, archive, host.write_audit, archived, clock, lambda: certificate.credential, peers)
+        policies = PolicyService(book, policy, fleet, audit, peers)
+        audits = AuditService(
+            store, archive, host.write_audit, archived, clock, lambda: certificate.credential, gathering
+        )
         cluster = ClusterService(membership, peers, store, host, sessions, archiver)
         services: list[Register] = [
             lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s),
             lambda s: graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, s),
             lambda s: registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
-                RegistryService(registry, fleet, audit, peers), s
+                RegistryService(registry, fleet, audit, peers, membership), s
             ),
             lambda s: context_service_pb2_grpc.add_ContextServiceServicer_to_server(ContextService(context), s),
             lambda s: payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, s),

@@ -33,6 +33,7 @@ _BOUNDS = {
     "archive_retention": (3600, 3_000_000_000),
     "audit_retention": (3600, 3_000_000_000),
     "payload_grace": (3600, 3_000_000_000),
+    "agent_retention": (3600, 3_000_000_000),
 }
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {
@@ -121,6 +122,9 @@ class Config:
     store_key: Path | None = None
     store_max_bytes: int = 8 << 30
     """Of the store; of a cluster no more than its quota."""
+    agent_retention: timedelta = timedelta(days=30)
+    """Agents without an instance and without a new report of `antiphon verify` are forgotten after so long, unless an
+    operator has stopped them."""
     payload_limit: int = 1 << 30
     """One payload of PayloadService."""
     context: Quota = field(default_factory=Quota)

@@ -76,7 +76,7 @@ class Seat:
         self.waiting = 0  # running attempts that wait for their own calls
         self.lingering: dict[str, float] = {}  # timed out, not yet answered: attempt id → when another gets its place
         self.cancels: deque[tuple[str, str]] = deque()  # attempt id, why
-        self.losses: deque[Any] = deque()  # claims that are lost; as many as there are claims
+        self.losses: deque[Any] = deque()  # claims that are lost, each told by every replica at most once
         self.turn = 0
         self.unsettled = False
 

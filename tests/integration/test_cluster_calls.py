@@ -14,7 +14,7 @@ from antiphon.mesh.v1 import mesh_service_pb2
 from antiphon.v1 import registry_pb2, run_pb2, run_service_pb2
 from antiphon_certs import ORCHESTRATOR_DNS_NAME, Kind
 
-from tests.harness import eventually, journal_of
+from tests.harness import eventually
 from tests.harness.authority import DOMAIN, Ca
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
@@ -189,21 +189,3 @@ async def test_only_an_orchestrator_is_believed_whose_call_it_passes_on(cluster:
     foreign = Ca(cluster.path("foreign")).issue(Kind.ORCHESTRATOR, "replica", namespace="system")
     refused = await call(cluster, (foreign[0], foreign[1], replica[2]), alice, run.run_id, owner)
     assert refused is grpc.StatusCode.UNAVAILABLE
-
-
-async def test_an_agent_that_works_on_one_thing_at_a_time_serves_all_replicas_and_never_two_at_once(
-    cluster: Cluster,
-) -> None:
-    shards = await cluster.settled(2)
-    cluster.sidecar("single", concurrency=1, prefetch=0, version="7")
-    graph = echo("work.echo@7")
-    async with each(cluster)[0] as client:
-        runs = [await client.submit(graph, n) for n in range(20)]
-        assert {cluster.owner(shards, run.run_id).address for run in runs} == set(shards)
-        for run in runs:
-            assert (await client.wait(run.run_id, timeout=PATIENCE)).state == run_pb2.RUN_STATE_SUCCEEDED
-    running = 0
-    for entry in journal_of(cluster.journal):
-        if entry.agent == "single":
-            running += 1 if entry.event == "begun" else -1
-            assert running <= 1, "two at once"

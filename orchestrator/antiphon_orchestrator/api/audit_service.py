@@ -16,10 +16,10 @@ from antiphon_certs import Clock, Credential, sign
 from ..archive import Archive, ArchiveUnavailable
 from ..audit import reading, signed_content
 from ..audit.chain import HASH, START
-from ..cluster.peers import Peers
+from ..cluster.gathering import Gathering, coverage
 from ..runs.archived import ArchivedRuns
 from ..store.port import Store
-from .call import caller
+from .call import FORWARDED, caller
 from .errors import ApiError
 from .identity_service import SYSTEM_NAMESPACE
 from .paging import decode_token, encode_token
@@ -41,17 +41,18 @@ PROOF = 10_000
 
 
 class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
-    """`write` brings what is committed into pages; `credential` is asked at each checkpoint: certificates change."""
+    """`write` brings what the shards here have committed into pages, and says which shards those are. `credential` is
+    asked at each checkpoint: certificates change."""
 
     def __init__(
         self,
         store: Store,
         archive: Archive,
-        write: Callable[[], Awaitable[None]],
+        write: Callable[[], Awaitable[list[int]]],
         archived: ArchivedRuns,
         clock: Clock,
         credential: Callable[[], Credential],
-        peers: Peers,
+        gathering: Gathering,
     ) -> None:
         self._store = store
         self._archive = archive
@@ -59,7 +60,7 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
         self._archived = archived
         self._clock = clock
         self._credential = credential
-        self._peers = peers
+        self._gathering = gathering
 
     async def ListRecords(self, request: api.ListRecordsRequest, context: Context) -> api.ListRecordsResponse:
         head = await self._head(request.chain)
@@ -109,11 +110,13 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
 
     async def GetCheckpoint(self, request: api.GetCheckpointRequest, context: Context) -> api.GetCheckpointResponse:
         who = caller()
-        if not who.forwarded:
-            # Each replica writes its own shards' pages first: what all of them have committed is to be in the heads.
+        # Each replica writes its own shards' pages first: what all of them have committed is to be in the heads, also
+        # what was committed in a shard that is between two owners now.
+        if who.forwarded:
+            context.set_trailing_metadata(((FORWARDED, coverage(await self._write())),))
+        else:
             path = "/antiphon.v1.AuditService/GetCheckpoint"
-            await self._peers.everyone(path, request.SerializeToString(), who)
-        await self._write()
+            await self._gathering.whole(path, request.SerializeToString(), who, self._written)
         checkpoint = audit_pb2.AuditCheckpoint()
         for chain, head in sorted((await reading.heads(self._store)).items()):
             checkpoint.heads.add(
@@ -128,6 +131,9 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
         checkpoint.signature = sign(credential, signed_content(checkpoint))
         checkpoint.certificates = credential.chain_pem.decode()
         return api.GetCheckpointResponse(checkpoint=checkpoint)
+
+    async def _written(self) -> tuple[None, list[int]]:
+        return None, await self._write()
 
     async def GetProof(self, request: api.GetProofRequest, context: Context) -> api.GetProofResponse:
         chain, seq = request.chain, request.seq

@@ -11,6 +11,7 @@ from antiphon.v1 import policy_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 
 from ..audit import AuditLog, Fact
+from ..cluster.peers import Peers
 from ..placement.fleet import Fleet
 from ..policy import (
     Action,
@@ -37,11 +38,12 @@ _PLACE = re.compile(r"([^:]+(?::\d+)?): (.*)", re.DOTALL)
 
 
 class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
-    def __init__(self, book: PolicyBook, policies: CedarPolicies, fleet: Fleet, audit: AuditLog) -> None:
+    def __init__(self, book: PolicyBook, policies: CedarPolicies, fleet: Fleet, audit: AuditLog, peers: Peers) -> None:
         self._book = book
         self._policies = policies
         self._fleet = fleet
         self._audit = audit
+        self._peers = peers
 
     async def Check(self, request: api.CheckRequest, context: Context) -> api.CheckResponse:
         question = _question(request, caller())
@@ -96,22 +98,40 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         )
 
     async def ListDecisions(self, request: api.ListDecisionsRequest, context: Context) -> api.ListDecisionsResponse:
-        namespace = caller().namespace
-        principal = _spelled(request.principal, caller())
-        found = decode_token(request, int)
-        response = api.ListDecisionsResponse()
-        size, last = request.page_size or _PAGE, 0
-        for one in self._policies.recent(None if found is None else int(found[0])):
-            if one.request.namespace != namespace or not _fits(request, principal, one):
-                continue
-            if len(response.decisions) == size:
-                response.next_page_token = encode_token(request, (last,))
-                break
+        who, size = caller(), request.page_size or _PAGE
+        found = decode_token(request, int, str)
+        before = None if found is None else (int(found[0]), str(found[1]))
+        records = self._decided(who, request, before, size)
+        if who.forwarded:
+            return api.ListDecisionsResponse(decisions=records)
+        path = "/antiphon.v1.PolicyService/ListDecisions"
+        for part in await self._peers.everyone(path, request.SerializeToString(), who):
+            records += api.ListDecisionsResponse.FromString(part).decisions
+        records.sort(key=_order, reverse=True)
+        more = len(records) > size
+        token = encode_token(request, _order(records[size - 1])) if more else ""
+        return api.ListDecisionsResponse(decisions=records[:size], next_page_token=token)
+
+    def _decided(
+        self, who: Caller, request: api.ListDecisionsRequest, before: tuple[int, str] | None, size: int
+    ) -> list[policy_pb2.DecisionRecord]:
+        """What was decided here, the newest first; one more than belongs to a page, if there are so many."""
+        principal = _spelled(request.principal, who)
+        fitting = [
+            one
+            for one in self._policies.recent()
+            if one.request.namespace == who.namespace
+            and (before is None or (one.time, one.decision.decision_id) < before)
+            and _fits(request, principal, one)
+        ]
+        # A clock that was set back must not hide from a later page what was decided since.
+        fitting.sort(key=lambda one: (one.time, one.decision.decision_id), reverse=True)
+        records = []
+        for one in fitting[: size + 1]:
             record = self._record(one.request, one.decision)
             record.create_time.FromMicroseconds(one.time)
-            response.decisions.append(record)
-            last = one.seq
-        return response
+            records.append(record)
+        return records
 
     def _record(self, question: Request, decision: Decision) -> policy_pb2.DecisionRecord:
         record = policy_pb2.DecisionRecord(
@@ -206,6 +226,11 @@ def _fits(wanted: api.ListDecisionsRequest, principal: str, one: Recent) -> bool
         return False
     outcome = api.DECISION_OUTCOME_ALLOW if one.decision.allowed else api.DECISION_OUTCOME_DENY
     return wanted.outcome in (api.DECISION_OUTCOME_UNSPECIFIED, outcome)
+
+
+def _order(record: policy_pb2.DecisionRecord) -> tuple[int, str]:
+    """Where a decision stands among those of all replicas."""
+    return record.create_time.ToMicroseconds(), record.decision.decision_id
 
 
 def _words(value: object) -> list[str]:

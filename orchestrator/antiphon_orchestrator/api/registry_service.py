@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -12,10 +13,12 @@ from antiphon.v1.error_pb2 import ErrorReason
 from google.protobuf.message import Message
 
 from ..audit import AuditLog, Fact
+from ..cluster.membership import Membership
 from ..cluster.peers import Peers
 from ..placement.fleet import Fleet
-from ..registry.registry import ACTIVE, DRAINING, GONE, SUSPENDED, AgentNotFound, Registry
+from ..registry.registry import ACTIVE, DRAINING, SUSPENDED, AgentNotFound, Registry
 from ..registry.verified import NotProven
+from .agent_watch import AgentWatch, add_instances
 from .call import caller
 from .errors import ApiError
 from .paging import decode_token, encode_token
@@ -27,8 +30,9 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
     """Records are the same on every replica. Instances are attached to all of them, and each has its own part of their
     slots: what is shown is the sum over those that answer."""
 
-    def __init__(self, registry: Registry, fleet: Fleet, audit: AuditLog, peers: Peers) -> None:
+    def __init__(self, registry: Registry, fleet: Fleet, audit: AuditLog, peers: Peers, membership: Membership) -> None:
         self._peers = peers
+        self._membership = membership
         self._registry = registry
         self._audit = audit
         self._fleet = fleet
@@ -36,7 +40,7 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
     async def ListAgents(self, request: api.ListAgentsRequest, context: Context) -> api.ListAgentsResponse:
         namespace = caller().namespace
         names, token = _page(request, self._registry.names(namespace))
-        agents = [self._registry.agent(namespace, name) for name in names]
+        agents = self._registry.agents(namespace, names)
         for raw in await self._elsewhere("ListAgents", request):
             known = {agent.name: agent for agent in api.ListAgentsResponse.FromString(raw).agents}
             for agent in agents:
@@ -61,22 +65,10 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
     async def WatchAgents(
         self, request: api.WatchAgentsRequest, context: Context
     ) -> AsyncIterator[api.WatchAgentsResponse]:
-        namespace = caller().namespace
-        changes = self._registry.listen()
-        try:
-            everything = [self._registry.agent(namespace, name) for name in self._registry.names(namespace)]
-            yield api.WatchAgentsResponse(agents=everything)
-            while True:
-                names = {await changes.get()}
-                while not changes.empty():
-                    names.add(changes.get_nowait())
-                wanted = self._registry.names(namespace)
-                if ("", "") not in names:
-                    wanted = [name for name in wanted if (namespace, name) in names]
-                if wanted:
-                    yield api.WatchAgentsResponse(agents=[self._registry.agent(namespace, name) for name in wanted])
-        finally:
-            self._registry.unlisten(changes)
+        watch = AgentWatch(self._registry, self._membership, self._peers, caller())
+        async with aclosing(watch.messages()) as messages:
+            async for message in messages:
+                yield message
 
     async def ListCapabilities(
         self, request: api.ListCapabilitiesRequest, context: Context
@@ -127,22 +119,6 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
             return self._registry.agent(caller().namespace, name)
         except AgentNotFound as error:
             raise ApiError(ErrorReason.ERROR_REASON_AGENT_NOT_FOUND, agent=name) from error
-
-
-def add_instances(agent: registry_pb2.Agent, elsewhere: registry_pb2.Agent) -> None:
-    """Adds what another replica knows of an agent's instances."""
-    known = {instance.instance_id: instance for instance in agent.instances}
-    for other in elsewhere.instances:
-        mine = known.get(other.instance_id)
-        if mine is None:
-            agent.instances.add().CopyFrom(other)
-            continue
-        mine.slots += other.slots
-        mine.in_use += other.in_use
-        mine.completed += other.completed
-        mine.failed += other.failed
-    if elsewhere.instances and agent.state == GONE:
-        agent.state = ACTIVE
 
 
 def _page(

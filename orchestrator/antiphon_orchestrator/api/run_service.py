@@ -13,6 +13,7 @@ from antiphon.v1 import run_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 
 from ..archive import ArchiveUnavailable
+from ..cluster.gathering import Gathering, coverage
 from ..cluster.peers import Peers
 from ..cluster.routing import Routing, moved
 from ..engine.run import Run, Task
@@ -24,7 +25,7 @@ from ..runs.submit import Submissions
 from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.inputs import RequestIdReused
-from .call import caller
+from .call import FORWARDED, caller
 from .errors import ApiError
 from .paging import decode_token, encode_token
 from .submit_stream import SubmitStream
@@ -55,6 +56,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         fleet: Fleet,
         routing: Routing,
         peers: Peers,
+        gathering: Gathering,
     ) -> None:
         self._host = host
         self._submissions = submissions
@@ -63,6 +65,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self._fleet = fleet
         self._routing = routing
         self._peers = peers
+        self._gathering = gathering
 
     async def SubmitRun(self, request: api.SubmitRunRequest, context: Context) -> api.SubmitRunResponse:
         who = caller()
@@ -187,11 +190,15 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         who = caller()
         try:
             if who.forwarded:
-                return api.ListRunsResponse(runs=await self._listing.here(who.namespace, request))
+                runs, shards = await self._listing.here(who.namespace, request)
+                context.set_trailing_metadata(((FORWARDED, coverage(shards)),))
+                return api.ListRunsResponse(runs=runs)
             path = "/antiphon.v1.RunService/ListRuns"
-            parts = await self._peers.everyone(path, request.SerializeToString(), who)
+            runs, parts = await self._gathering.whole(
+                path, request.SerializeToString(), who, lambda: self._listing.here(who.namespace, request)
+            )
             elsewhere = [run for part in parts for run in api.ListRunsResponse.FromString(part).runs]
-            return await self._listing.page(who.namespace, request, elsewhere)
+            return await self._listing.page(who.namespace, request, (*elsewhere, *runs))
         except InvalidToken as error:
             raise ApiError(ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID) from error
         except ArchiveUnavailable as error:

@@ -8,7 +8,7 @@ call that was passed on is never passed on again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,26 +118,36 @@ class Peers:
 
     async def everyone(self, path: str, request: bytes, who: Caller) -> list[bytes]:
         """The answers of all other replicas, each for its own part. Raises ApiError when one does not answer."""
-        return list(await asyncio.gather(*(self._part(member, path, request, who) for member in self._others())))
+        parts = await asyncio.gather(*(self.part(member, path, request, who) for member in self._others()))
+        return [answer for answer, _ in parts]
 
-    async def _part(self, member: Member, path: str, request: bytes, who: Caller) -> bytes:
+    async def part(self, member: Member, path: str, request: bytes, who: Caller) -> tuple[bytes, Sequence[int]]:
+        """The answer of one replica for its own part, with the shards that it says it speaks for, if it says so.
+
+        Raises ApiError (REPLICA_UNAVAILABLE).
+        """
+        call = self._channel(member.address).unary_unary(path, None, None)(
+            request, timeout=ANSWER, metadata=_metadata(who)
+        )
         try:
-            return await self.unary(member.address, path, request, who, ANSWER)
-        except Relayed as error:
+            answer: bytes = await call
+            covered = _covered(await call.trailing_metadata())
+        except (grpc.aio.AioRpcError, DecodeError) as error:
             raise ApiError(ErrorReason.ERROR_REASON_REPLICA_UNAVAILABLE, replica=member.replica_id) from error
+        return answer, covered
 
     async def whoever(self, path: str, request: bytes, who: Caller) -> dict[str, bytes]:
         """The answers of those other replicas that do answer, by their ids."""
         members = list(self._others())
         found = await asyncio.gather(
-            *(self._part(member, path, request, who) for member in members), return_exceptions=True
+            *(self.part(member, path, request, who) for member in members), return_exceptions=True
         )
         answers: dict[str, bytes] = {}
-        for member, answer in zip(members, found, strict=True):
-            if isinstance(answer, bytes):
-                answers[member.replica_id] = answer
-            elif not isinstance(answer, ApiError):
-                raise answer
+        for member, part in zip(members, found, strict=True):
+            if not isinstance(part, BaseException):
+                answers[member.replica_id] = part[0]
+            elif not isinstance(part, ApiError):
+                raise part
         return answers
 
     async def run(self) -> None:
@@ -168,6 +178,13 @@ class Peers:
             secrets = grpc.ssl_channel_credentials(credential.bundle_pem, credential.key_pem, credential.chain_pem)
             line = self._lines[address] = _Line(credential, grpc.aio.secure_channel(address, secrets, _OPTIONS))
         return line.channel
+
+
+def _covered(trailers: Iterable[tuple[str, str | bytes]]) -> Sequence[int]:
+    for key, value in trailers:
+        if key == FORWARDED and isinstance(value, bytes):
+            return mesh.ForwardedAnswer.FromString(value).shards
+    return ()
 
 
 def _metadata(who: Caller) -> tuple[tuple[str, str | bytes], ...]:

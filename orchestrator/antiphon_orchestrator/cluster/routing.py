@@ -127,7 +127,7 @@ class Routing:
             await asyncio.sleep(PAUSE)
             raise moved(shard) from broken
         except asyncio.CancelledError:
-            if _cancelled():
+            if unasked():
                 raise
             raise moved(shard) from None
         finally:
@@ -140,7 +140,7 @@ class Routing:
             with self.abroad(asking, owner.replica_id, shard):
                 return await asking
         except asyncio.CancelledError:
-            if _cancelled():
+            if unasked():
                 raise
             raise moved(shard) from None
 
@@ -193,7 +193,7 @@ def _said(error: Relayed, path: str, shard: int) -> Exception:
     return moved(shard)
 
 
-def _cancelled() -> bool:
+def unasked() -> bool:
     """Whether whoever awaits has been cancelled, and not only the call that it awaited."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

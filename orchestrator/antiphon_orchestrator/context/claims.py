@@ -3,6 +3,11 @@
 A claim is one key of the store. Whoever puts it, renews it or takes it over compares its revision, so of two that try
 at once one is told that the other holds it. Its time is this replica's clock; its safety is the fence: a write that
 names a claim compares the very revision that was looked at.
+
+A holder that has lost its claim is told by the replica that ends it, whichever owns its run: the record says which
+sidecar the attempt is out to, and sidecars are attached to all replicas. The others see the end in the store, and tell
+it too when the claim's time was over: one that ended it may be gone before it told anybody. Whoever is told twice knows
+it by the fence.
 """
 
 from __future__ import annotations
@@ -19,14 +24,15 @@ from google.protobuf.duration_pb2 import Duration
 from ..api.errors import ApiError
 from ..api.storing import settle
 from ..store import keys
-from ..store.port import Compare, Delete, KeyValue, Put, Store, Target, Txn
+from ..store.port import Compare, Delete, EventType, KeyValue, Put, Store, Target, Txn, WatchEvent
 from .gate import Gate
 from .index import Index, Known, namespace_of
 from .rules import Quota, Scope, Standing, claim_message, fence_of, holds
 
 DEFAULT_TTL = timedelta(seconds=30) // timedelta(microseconds=1)
 
-Lost = Callable[[context_request_pb2.ClaimLoss], None]
+Lost = Callable[[str, context_request_pb2.ClaimLoss], None]
+"""Takes the incarnation of a sidecar, and what an attempt that is out to it has lost."""
 
 
 class Claims:
@@ -38,7 +44,7 @@ class Claims:
         self._index = index
         self._quota = quota
         self._now = now
-        self.lost: Lost = lambda loss: None
+        self.lost: Lost = lambda incarnation, loss: None
 
     async def acquire(self, who: Standing, request: api.AcquireClaimRequest) -> api.AcquireClaimResponse:
         """Raises ApiError: CLAIM_HELD, CONTEXT_QUOTA_EXCEEDED, POLICY_DENIED."""
@@ -68,14 +74,15 @@ class Claims:
                 record = records.ClaimRecord(
                     principal=who.principal,
                     attempt_id=who.attempt_id,
+                    incarnation=who.incarnation,
                     request_id=request.request_id,
                     acquire_time=now,
                 )
             record.expire_time = now + _ttl(request.HasField("ttl"), request.ttl)
             revision = await self._put(key, kv, record)
             if revision:
-                if kv is not None and held is not None and not record.fence:
-                    self.tell_lost(scope, name, kv, held)
+                if kv is not None and not record.fence:
+                    self.tell_lost(key, known_claim(kv))
                 fence = record.fence or revision
                 return api.AcquireClaimResponse(claim=claim_message(scope, name, fence, record))
 
@@ -121,12 +128,30 @@ class Claims:
             self._index.delete(kv.key, result.revision)
         return result.succeeded
 
-    def tell_lost(self, scope: Scope, name: str, kv: KeyValue, record: records.ClaimRecord) -> None:
+    def tell_lost(self, key: bytes, known: Known) -> None:
         """The attempt that held it, if one did, is to know."""
-        if record.attempt_id:
-            loss = context_request_pb2.ClaimLoss(attempt_id=record.attempt_id)
-            loss.claim.CopyFrom(claim_message(scope, name, fence_of(kv, record), record).claim)
-            self.lost(loss)
+        if known.attempt_id:
+            _, _, scope, name = keys.parts(key)
+            loss = context_request_pb2.ClaimLoss(attempt_id=known.attempt_id)
+            loss.claim.scope.CopyFrom(Scope.read(scope).message())
+            loss.claim.name, loss.claim.fence = name, known.fence
+            self.lost(known.incarnation, loss)
+
+    def followed(self, event: WatchEvent) -> None:
+        """A claim has changed, here or elsewhere; told before the index is.
+
+        One that was deleted before its time was released, or its attempt is over: nobody has lost it.
+        """
+        key, revision = event.kv.key, event.kv.mod_revision
+        known = self._index.get(key)
+        if known is None or known.revision >= revision:
+            return  # it was changed here, where that was dealt with
+        if event.type is EventType.PUT:
+            lost = known_claim(event.kv).fence != known.fence
+        else:
+            lost = known.expire_time <= self._now()
+        if lost:
+            self.tell_lost(key, known)
 
     async def _held(
         self, who: Standing, key: bytes, claim: context_pb2.ClaimReference
@@ -144,13 +169,28 @@ class Claims:
         """The revision, or 0 when the claim is not as it was read: look again. So does an answer that was lost."""
         mine = Compare(key, Target.MOD_REVISION, before.mod_revision if before else 0)
         data = record.SerializeToString()
-        known = Known(0, len(key) + len(data), record.expire_time, attempt_id=record.attempt_id)
-        with self._index.reserved(key, known.size):
+        with self._index.reserved(key, len(key) + len(data)):
             result = await settle(self._store, Txn((mine,), (Put(key, data),)))
         if not result.succeeded:
             return 0
-        self._index.put(key, known._replace(revision=result.revision))
+        self._index.put(key, _known(key, result.revision, data, record))
         return result.revision
+
+
+def known_claim(kv: KeyValue) -> Known:
+    """What the index keeps of a claim."""
+    return _known(kv.key, kv.mod_revision, kv.value, records.ClaimRecord.FromString(kv.value))
+
+
+def _known(key: bytes, revision: int, data: bytes, record: records.ClaimRecord) -> Known:
+    return Known(
+        revision,
+        len(key) + len(data),
+        record.expire_time,
+        attempt_id=record.attempt_id,
+        incarnation=record.incarnation,
+        fence=record.fence or revision,
+    )
 
 
 def _ttl(given: bool, ttl: Duration) -> int:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 class Known(NamedTuple):
     """One key: revision of its last change, its bytes with the key, and when it ends (microseconds, 0: never).
 
-    `create_time` is that of an entry, `attempt_id` that of a claim whose holder is one.
+    `create_time` is that of an entry. Of a claim whose holder is an attempt, `attempt_id` says which, `incarnation` is
+    that of the sidecar it is out to, and `fence` the revision that gave the claim.
     """
 
     revision: int
@@ -24,6 +25,8 @@ class Known(NamedTuple):
     expire_time: int
     create_time: int = 0
     attempt_id: str = ""
+    incarnation: str = ""
+    fence: int = 0
 
 
 class Index:

@@ -31,10 +31,9 @@ from ..store.port import (
     Txn,
     prefix_end,
 )
-from .claims import Claims
+from .claims import Claims, known_claim
 from .entries import known_entry
 from .index import Index, Known
-from .rules import Scope
 
 log = telemetry.logger("context")
 
@@ -75,7 +74,7 @@ class Keeper:
         self._read_to: list[int] = []
         self._kinds: tuple[tuple[bytes, Index, Callable[[KeyValue], Known]], ...] = (
             (keys.CONTEXT, self.entries, known_entry),
-            (keys.CLAIMS, self.held, _known_claim),
+            (keys.CLAIMS, self.held, known_claim),
             (keys.CONTEXT_REQUESTS, self.requests, _known_request),
         )
 
@@ -113,6 +112,8 @@ class Keeper:
                 async with aclosing(self._store.watch(prefix, revision)) as changes:
                     async for batch in changes:
                         for event in batch.events:
+                            if index is self.held:
+                                self._claims.followed(event)
                             if event.type is EventType.PUT:
                                 index.put(event.kv.key, known(event.kv))
                             else:
@@ -172,19 +173,12 @@ class Keeper:
         for kv in (await self._store.range(key)).kvs:
             record = records.ClaimRecord.FromString(kv.value)
             if record.expire_time <= self._now() and await self._claims.end(kv):
-                _, _, scope, name = keys.parts(key)
-                self._claims.tell_lost(Scope.read(scope), name, kv, record)
+                self._claims.tell_lost(key, known_claim(kv))
 
     async def _end_claim_of(self, key: bytes, attempt_id: str) -> None:
         for kv in (await self._store.range(key)).kvs:
             if records.ClaimRecord.FromString(kv.value).attempt_id == attempt_id:
                 await self._claims.end(kv)
-
-
-def _known_claim(kv: KeyValue) -> Known:
-    record = records.ClaimRecord.FromString(kv.value)
-    size = len(kv.key) + len(kv.value)
-    return Known(kv.mod_revision, size, record.expire_time, attempt_id=record.attempt_id)
 
 
 def _known_request(kv: KeyValue) -> Known:

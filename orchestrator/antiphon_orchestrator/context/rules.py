@@ -41,6 +41,7 @@ class Standing:
     """On whose behalf something is asked. For a client the fields from `agent` on are empty.
 
     `run_id` is the attempt's own run, `root_run_id` the outermost one whose calls led to it, `graph` that one's graph.
+    `incarnation` is that of the sidecar that the attempt is out to.
     `labels` are those of the attempt's input.
     """
 
@@ -54,6 +55,7 @@ class Standing:
     root_run_id: str = ""
     graph: str = ""
     input_digest: str = ""
+    incarnation: str = ""
     labels: tuple[payload_pb2.Label, ...] = ()
     reads: context_request_pb2.ContextReads = field(default_factory=context_request_pb2.ContextReads)
 

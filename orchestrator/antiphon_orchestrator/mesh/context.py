@@ -72,7 +72,7 @@ class ContextDesk:
             "renew": shared.renew,
             "release": shared.release,
         }
-        shared.attempts(self._ended, self._lost)
+        shared.attempts(self._ended, lambda incarnation, loss: self.lose(incarnation, loss))
 
     def bind(self, host: Host) -> None:
         """Joins it to the shards; once, before anything runs."""
@@ -176,24 +176,6 @@ class ContextDesk:
         except i.Moved:
             return False  # its owner knows
 
-    def _lost(self, loss: asked.ClaimLoss) -> None:
-        """Tells the holder, where it still works."""
-        assert self._host is not None
-        run_id = loss.attempt_id.partition("/")[0]
-        shard = self._host.shard_of_run(run_id)
-        if shard is None:
-            return
-
-        def question(run: Run) -> str | None:
-            found = _running(run, loss.attempt_id)
-            return found[1].instance.split("/")[1] if found is not None else None
-
-        def sink(incarnation: Any) -> None:
-            if isinstance(incarnation, str):
-                self.lose(incarnation, loss)
-
-        self._host.put(shard, i.Read(run_id, question, sink))
-
 
 def _running(run: Run, attempt_id: str) -> tuple[Task, Attempt] | None:
     """The task and the attempt, if it is the one that is out now."""
@@ -229,6 +211,7 @@ def _standing_of(run: Run, source: str, attempt_id: str) -> Standing | None:
         root_run_id=submitted.delegation[0].partition("/")[0] if submitted.delegation else run.run_id,
         graph=submitted.graph_name,
         input_digest=_digest(value),
+        incarnation=attempt.instance.split("/")[1],
         labels=(*value.labels, *parts),
     )
 

@@ -69,6 +69,8 @@ class Session:
         self.before: dict[int, frozenset[str]] = {}
         self.claimed: dict[int, int] = {}
         """By shard, the epoch it was last claimed with."""
+        self.agents: set[str] = set()
+        """Those that were admitted: their instances are in the fleet, unless they are gone."""
         self.demanded: dict[str, int] = {}
         """By agent, the slots that were last asked for."""
         self.held: dict[int, set[str]] = {}

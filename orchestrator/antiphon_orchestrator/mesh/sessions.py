@@ -2,7 +2,8 @@
 
 A stream that breaks takes its instances out of placement at once, but its attempts go on: only when the same
 incarnation has not come back within the grace are they declared lost. A shard that is taken is claimed on every stream;
-incarnations known from its log that have none get the adoption window for it (protocol.md §5).
+its timers are held until each incarnation that its log knows has said what it holds, at most for the adoption window,
+which those that have no stream get for coming back (protocol.md §5).
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._absent: dict[str, int] = {}
         self._host: Host | None = None
-        self._adopting: dict[int, tuple[int, frozenset[str]]] = {}
+        self._adopting: dict[int, int] = {}
         self._replicas: tuple[tuple[str, str], ...] = ()
         self._calls = calls
         calls.answer = self._call_result
@@ -197,7 +198,7 @@ class Sessions:
         for shard in self.host.shards:
             self._claim(session, shard)
         for instance in instances:
-            self._fleet.attach(instance)
+            self._attach(session, instance)
             control.window_acks.add(
                 agent=instance.agent, generation=instance.window_generation, in_use=max(0, instance.in_use)
             )
@@ -215,7 +216,7 @@ class Sessions:
         former = self._sessions.get(session.incarnation)
         if former is not None:
             return former.generation >= session.generation or former.principal != session.principal
-        return any(shard.holders(session.incarnation) - {session.source} for shard in self.host.shards)
+        return any(shard.out.holders(session.incarnation) - {session.source} for shard in self.host.shards)
 
     def _claim(self, session: Session, shard: Shard) -> None:
         session.control.claims.add(shard=shard.index, epoch=shard.epoch)
@@ -227,19 +228,16 @@ class Sessions:
         """A shard has been rebuilt here: it is claimed on every stream, its absent sidecars have a while to come."""
         shard = self.host.shard(number)
         for session in list(self._sessions.values()):
-            if shard.holders(session.incarnation) - {session.source}:
+            if shard.out.holders(session.incarnation) - {session.source}:
                 session.end(ApiError(ErrorReason.ERROR_REASON_STREAM_REPLACED))
                 continue
             self._claim(session, shard)
             session.wake()
-        absent = frozenset(shard.incarnations() - self._sessions.keys())
         until = self._now() + _micros(self.settings.adoption_window)
-        for incarnation in absent:
+        for incarnation in shard.incarnations() - self._sessions.keys():
             self._absent[incarnation] = max(until, self._absent.get(incarnation, 0))
-        if absent:
-            self._adopting[number] = (until, absent)
-        else:
-            self.host.release_timers(number)
+        if shard.timers_held:
+            self._adopting[number] = until
 
     def _lost(self, number: int) -> None:
         """A shard is another replica's: what was to be offered for it is offered by that one, if it still is."""
@@ -402,6 +400,7 @@ class Sessions:
                 agent=window.agent, generation=window.generation, in_use=max(0, instance.in_use)
             )
             session.wake()
+            self._registry.changed(session.namespace, window.agent)
 
     async def _agent_changed(self, session: Session, who: Announcer, change: mesh.AgentChange) -> None:
         if change.HasField("present"):
@@ -410,7 +409,7 @@ class Sessions:
             window = mesh.Window(slots=known.slots, generation=known.window_generation) if known else None
             instance = await self._admit(session, who, description, window)
             if instance is not None and self._sessions.get(session.incarnation) is session:
-                self._fleet.attach(instance)
+                self._attach(session, instance)
         else:
             description = registry_pb2.AgentDescription(name=change.gone)
             self._fleet.detach(session.instance_id(change.gone))
@@ -426,7 +425,12 @@ class Sessions:
         log.info("sidecar_detached", sidecar=session.sidecar, namespace=session.namespace)
 
     def _instances(self, session: Session) -> list[Instance]:
-        return [n for n in self._fleet.instances(session.namespace) if n.incarnation == session.incarnation]
+        found = (self._fleet.instance(session.instance_id(agent)) for agent in session.agents)
+        return [instance for instance in found if instance is not None]
+
+    def _attach(self, session: Session, instance: Instance) -> None:
+        self._fleet.attach(instance)
+        session.agents.add(instance.agent)
 
     def _detach(self, session: Session) -> None:
         for instance in self._instances(session):
@@ -444,8 +448,8 @@ class Sessions:
             before, moment = moment, self._now()
             if abs(gap := moment - before - int(_TICK * 1e6)) > _STALL:
                 self.extend(gap)
-            for number, (until, absent) in list(self._adopting.items()):
-                if moment >= until or absent.isdisjoint(self._absent):
+            for number, until in list(self._adopting.items()):
+                if moment >= until or not self.host.shard(number).timers_held:
                     del self._adopting[number]
                     self.host.release_timers(number)
             for incarnation, until in list(self._absent.items()):
@@ -467,7 +471,7 @@ class Sessions:
             session.last_seen += gap
             session.since += gap
         self._absent = {incarnation: until + gap for incarnation, until in self._absent.items()}
-        self._adopting = {number: (until + gap, absent) for number, (until, absent) in self._adopting.items()}
+        self._adopting = {number: until + gap for number, until in self._adopting.items()}
 
     def _look_after(self, session: Session, moment: int) -> None:
         settings = self.settings

@@ -265,9 +265,13 @@ class Fleet:
 
     def demand(self, instance: Instance) -> int:
         """Attempts that are out to an instance or wait for one like it."""
-        return instance.in_use + sum(
-            len(queue) for need, queue in self._queues.items() if any(o.instance is instance for o in self._fit(need))
-        )
+        asked = {
+            need
+            for offered in instance.offers
+            for need in self._asking.get((instance.namespace, offered.name), ())
+            if self._unfit(offered, need, Requirement.parse(need.capability)) is None
+        }
+        return instance.in_use + sum(len(self._queues[need]) for need in asked)
 
     # Slots.
 
@@ -651,14 +655,10 @@ class Fleet:
             requirement = Requirement.parse(need.capability)
             eligible = self._eligible[need] = [
                 offered
-                for offered in self._matching(need.namespace, requirement)
+                for offered in self._by_capability.get((need.namespace, requirement.name), [])
                 if self._unfit(offered, need, requirement) is None
             ]
         return eligible
-
-    def _matching(self, namespace: str, requirement: Requirement) -> list[Offered]:
-        entries = self._by_capability.get((namespace, requirement.name), [])
-        return [offered for offered in entries if requirement.matches(offered.version)]
 
     def _unfit(self, offered: Offered, need: Need, requirement: Requirement) -> str | None:
         """The first hard filter that an instance fails."""

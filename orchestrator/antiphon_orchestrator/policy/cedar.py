@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import NamedTuple
 
 import cedarpy
@@ -51,9 +50,8 @@ class _Active:
 
 
 class Recent(NamedTuple):
-    """A decision as it was first made under its epoch; `seq` grows, `time` is in microseconds since 1970."""
+    """A decision as it was first made under its epoch; `time` is in microseconds since 1970."""
 
-    seq: int
     time: int
     request: Request
     decision: Decision
@@ -81,7 +79,6 @@ class CedarPolicies:
         self._cache_size = cache_size
         self._now = now
         self._recent: deque[Recent] = deque(maxlen=RECENT)
-        self._numbers = count(1)
         self._active = _Active(epoch=0, digest="", rules=None)
         if bundle is not None:
             self.activate(bundle)
@@ -123,12 +120,12 @@ class CedarPolicies:
         known = rules.by_id if rules is not None and decision.epoch == self._active.epoch else {}
         return [known[policy_id].place if policy_id in known else "" for policy_id in decision.policies]
 
-    def recent(self, before: int | None = None) -> Iterator[Recent]:
-        """Decisions, the newest first, those with a `seq` below `before` only; at most the last RECENT.
+    def recent(self) -> Iterator[Recent]:
+        """Decisions, the newest first; at most the last RECENT.
 
         Equal questions under one epoch are one decision, listed when it was first made.
         """
-        return (one for one in reversed(self._recent) if before is None or one.seq < before)
+        return reversed(self._recent)
 
     def _decide(self, request: Request) -> Decision:
         active = self._active
@@ -138,7 +135,7 @@ class CedarPolicies:
         if len(answers) >= self._cache_size:
             answers.clear()
         decision = answers[request] = _decision(active, request)
-        self._recent.append(Recent(next(self._numbers), self._now(), request, decision))
+        self._recent.append(Recent(self._now(), request, decision))
         return decision
 
 

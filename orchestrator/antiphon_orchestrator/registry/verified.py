@@ -55,6 +55,12 @@ class Verified:
         about = (description.version, digest_of(description))
         return any(_about(one.report) == about for one in record.versions)
 
+    async def latest(self, namespace: str, agent: str) -> tuple[int, int]:
+        """When the last report about an agent was taken, in microseconds since 1970, and the revision of its reports;
+        0 and 0 when there is none."""
+        record, revision = await self._read(keys.verified(namespace, agent))
+        return max((one.create_time for one in record.versions), default=0), revision
+
     async def _read(self, key: bytes) -> tuple[records.VerifiedAgent, int]:
         found = (await self._store.range(key)).kvs
         if not found:

@@ -11,16 +11,14 @@ import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from antiphon.v1 import run_pb2
 from antiphon.v1 import run_service_pb2 as api
-from antiphon.v1.error_pb2 import ErrorReason
 
-from ..api.errors import ApiError
 from ..archive import Archive, ArchivedRun, RunFilter
-from ..archive.model import make_page_token, to_micros
+from ..archive.model import make_page_token
 from ..engine.run import Run
 from ..shards import inputs as i
 from ..shards.archiver import moment
@@ -40,29 +38,56 @@ class RunListing:
         self._archive = archive
 
     async def page(
-        self, namespace: str, request: api.ListRunsRequest, elsewhere: Sequence[run_pb2.Run] = ()
+        self, namespace: str, request: api.ListRunsRequest, live: Iterable[run_pb2.Run]
     ) -> api.ListRunsResponse:
-        """One page, of what is archived, what lives here, and what other replicas said lives there.
+        """One page, of what lives in all shards, as `here` and other replicas have said before, and what is archived.
 
-        Raises InvalidToken, ArchiveUnavailable, ApiError.
+        Raises InvalidToken, ArchiveUnavailable.
         """
         size = request.page_size or 50
         before = _parse(request.page_token, _digest(namespace, request))
-        found: dict[str, tuple[Key, run_pb2.Run]] = {}
-        for message in (*elsewhere, *await self._live(namespace, request, before, size)):
-            found[message.run_id] = ((message.create_time.ToMicroseconds(), message.run_id), message)
-        for summary in await self._archived(namespace, request, before, size):
-            found[summary.run_id] = ((to_micros(summary.create_time), summary.run_id), _message(summary))
-        newest = sorted(found.values(), key=lambda pair: pair[0], reverse=True)
-        response = api.ListRunsResponse(runs=[message for _, message in newest[:size]])
+        found: dict[str, run_pb2.Run] = {}
+        archived = await self._archived(namespace, request, before, size)
+        for message in (*live, *map(_message, archived)):
+            # Two owners may have told of it, or the archive too: the one that knows more of it counts.
+            known = found.get(message.run_id)
+            if known is None or known.event_seq <= message.event_seq:
+                found[message.run_id] = message
+        newest = sorted(found.values(), key=_key, reverse=True)
+        response = api.ListRunsResponse(runs=newest[:size])
         if len(newest) > size:
-            response.next_page_token = _token(newest[size - 1][0], _digest(namespace, request))
+            response.next_page_token = _token(_key(newest[size - 1]), _digest(namespace, request))
         return response
 
-    async def here(self, namespace: str, request: api.ListRunsRequest) -> list[run_pb2.Run]:
-        """What lives in the shards of this replica and belongs to a page. Raises InvalidToken, ApiError."""
+    async def here(self, namespace: str, request: api.ListRunsRequest) -> tuple[list[run_pb2.Run], list[int]]:
+        """What lives in the shards of this replica and belongs to a page, and which shards those are: one that went to
+        another replica before it answered is not among them. Raises InvalidToken."""
         before = _parse(request.page_token, _digest(namespace, request))
-        return await self._live(namespace, request, before, request.page_size or 50)
+        size = request.page_size or 50
+
+        def question(runs: Iterable[Run]) -> list[run_pb2.Run]:
+            fitting = [run for run in runs if _fits(run, namespace, request, before)]
+            fitting.sort(key=lambda run: (run.create_time, run.run_id), reverse=True)
+            return [views.run_message(run, payloads=False) for run in fitting[: size + 1]]
+
+        asked = {shard: self._ask(shard, question) for shard in self._host.held}
+        await asyncio.gather(*asked.values())
+        told = {shard: answer for shard, future in asked.items() if (answer := future.result()) is not None}
+        newest = sorted((message for part in told.values() for message in part), key=_key, reverse=True)
+        return newest[: size + 1], list(told)
+
+    def _ask(
+        self, shard: int, question: Callable[[Iterable[Run]], list[run_pb2.Run]]
+    ) -> asyncio.Future[list[run_pb2.Run] | None]:
+        """The answer of a shard; None when it went to another replica before it gave one."""
+        future: asyncio.Future[list[run_pb2.Run] | None] = asyncio.get_running_loop().create_future()
+
+        def sink(value: Any) -> None:
+            if not future.done():  # else the caller went away
+                future.set_result(None if isinstance(value, i.Moved) else value)
+
+        self._host.put(shard, i.Survey(question, sink))
+        return future
 
     async def _archived(
         self, namespace: str, request: api.ListRunsRequest, before: Key | None, size: int
@@ -81,33 +106,10 @@ class RunListing:
         rows, _ = await self._archive.list_runs(wanted, size + 1, make_page_token(wanted, *before) if before else "")
         return rows
 
-    async def _live(
-        self, namespace: str, request: api.ListRunsRequest, before: Key | None, size: int
-    ) -> list[run_pb2.Run]:
-        def question(runs: Iterable[Run]) -> list[run_pb2.Run]:
-            fitting = [run for run in runs if _fits(run, namespace, request, before)]
-            fitting.sort(key=lambda run: (run.create_time, run.run_id), reverse=True)
-            return [views.run_message(run, payloads=False) for run in fitting[: size + 1]]
 
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Any]] = []
-        for shard in self._host.held:
-            future: asyncio.Future[Any] = loop.create_future()
-            futures.append(future)
-            self._host.put(shard, i.Survey(question, _sink(future)))
-        return [message for part in await asyncio.gather(*futures) for message in part]
-
-
-def _sink(future: asyncio.Future[Any]) -> i.Sink:
-    def sink(value: Any) -> None:
-        if future.done():
-            return  # the caller went away
-        if isinstance(value, i.Moved):
-            future.set_exception(ApiError(ErrorReason.ERROR_REASON_SHARD_MOVED, shard=value.shard))
-        else:
-            future.set_result(value)
-
-    return sink
+def _key(message: run_pb2.Run) -> Key:
+    """By which runs are in order."""
+    return message.create_time.ToMicroseconds(), message.run_id
 
 
 def _fits(run: Run, namespace: str, request: api.ListRunsRequest, before: Key | None) -> bool:

@@ -395,12 +395,19 @@ class Host:
             if seat is not None:
                 seat.trim_at = min(seat.trim_at, seat.log.next_seq + self._long_log // 4)
 
-    async def write_audit(self) -> None:
-        """Gives all audit records of these shards that are in their logs a page; for whoever wants to read them."""
+    async def write_audit(self) -> list[int]:
+        """Gives all audit records of these shards that are in their logs a page; for whoever wants to read them.
+
+        Says of which shards that holds. While the store is full, they stay in the log for the time being.
+        """
+        written = []
         for seat in [seat for seat in self._seats if seat is not None and seat.ready]:
             # The shard's own loop finds out in its time that it is fenced off, or waits for space.
-            with contextlib.suppress(Fenced, StoreFull):
-                await seat.audit.write(wait_for_space=False)
+            with contextlib.suppress(Fenced):
+                with contextlib.suppress(StoreFull):
+                    await seat.audit.write(wait_for_space=False)
+                written.append(seat.shard.index)
+        return written
 
     async def _idle(self, seat: _Seat, moment: int) -> None:
         """Waits for an input, a timer, or the time to write request ids or audit records."""

@@ -28,7 +28,9 @@ from ..placement.fleet import Fleet, Need, Refused
 from . import codec
 from . import inputs as i
 from .auditing import ShardAudit
+from .children import Children
 from .judging import called_run, judge_output
+from .outstanding import Outstanding
 from .timers import Timers
 from .turn import MAX_TIMER_BYTES, SEGMENT_BYTES, Archiver, Entry, Outbox, Reader, Turn, principal_kind, request_key
 
@@ -75,7 +77,8 @@ class Shard:
         self._outbox = outbox
         self._archiver = archiver
         self._reader = reader
-        self._asked: dict[str, tuple[frozenset[str], set[str]]] = {}
+        self.out = Outstanding()
+        self._children = Children()
         self._unfinished: dict[str, None] = {}
         # By identity, since a plan is shared by all its runs and comparing one costs more than the need; the plan is
         # kept beside it so that its id cannot come to mean another.
@@ -163,6 +166,8 @@ class Shard:
         elif kind is e.TaskEnded:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
             self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
+            if self._children:
+                self._calls_ended(run, run.task(event.task, event.member))  # type: ignore[union-attr]
         elif kind is e.RunEnded:
             self.timers.clear((run.run_id, -1, 0))
             turn.ended.append(entry)
@@ -183,9 +188,12 @@ class Shard:
         task = run.task(event.task, event.member)
         attempt = task.attempts[event.number - 1]
         key = (run.run_id, event.task, event.member)
+        self.out.remove(attempt.instance, task)
         worked = event.state in (AttemptState.SUCCEEDED, AttemptState.FAILED)
         latency = (turn.now - attempt.offer_time) / 1e6 if worked else None
         self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED)
+        if self._children and event.state is AttemptState.SUCCEEDED:
+            self._calls_ended(run, task)
         if event.state is AttemptState.CANCELLED:
             reason = event.failure.message if event.failure else "cancelled"
             turn.cancels.append((attempt.instance, decide.attempt_id(run.run_id, task, event.number), reason))
@@ -193,6 +201,10 @@ class Shard:
             self._to_place.append((entry, task))
         elif event.state is AttemptState.SUCCEEDED and task.plan.deadline is not None:
             self.timers.clear(key)
+
+    def _calls_ended(self, run: Run, task: Task) -> None:
+        """A task has ended, and with it the calls that nobody waits for any more."""
+        self.inbox.extend(self._children.ended(run, task))
 
     def _set_timer(self, entry: Entry, task: Task) -> None:
         due = decide.next_due(entry.run, task)
@@ -273,6 +285,7 @@ class Shard:
 
     def _offer(self, turn: Turn, entry: Entry, task: Task, event: e.AttemptOffered) -> None:
         self._record(turn, entry, event)
+        self.out.add(event.placement.instance, entry, task)
         turn.offers.append((entry, task))
         if task.plan.deadline is not None:
             self._set_timer(entry, task)
@@ -327,6 +340,7 @@ class Shard:
         entry = Entry(run, item.key, [], 1, principal_kind(event.principal))
         self.runs[run.run_id] = entry
         self.requests[item.key] = (run.run_id, event.request_digest)
+        self._children.add(run)
         self.timers.set((run.run_id, -1, 0), event.deadline_time)
         if item.wait:
             entry.waiters.append(item.sink)
@@ -430,42 +444,20 @@ class Shard:
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
 
-    def live_on(self, incarnation: str) -> list[tuple[Entry, Task]]:
-        """The attempts that are out to an incarnation of a sidecar."""
-        return [
-            (entry, task)
-            for entry in self.runs.values()
-            if entry.run.state is RunState.RUNNING
-            for task in entry.run.all_tasks()
-            if (live := task.live) is not None and live.instance.split("/")[1] == incarnation
-        ]
-
-    def holders(self, incarnation: str) -> set[str]:
-        """NAMESPACE/SIDECAR of whoever has attempts under an incarnation: one, unless somebody claims another's."""
-        return {
-            f"{entry.run.submitted.namespace}/{live.instance.partition('/')[0]}"
-            for entry, task in self.live_on(incarnation)
-            if (live := task.live) is not None
-        }
-
     def live_ids(self, incarnation: str) -> frozenset[str]:
         """The attempts that are out to a sidecar whose stream begins now; its inventory will say which it holds."""
-        before = frozenset(
-            decide.attempt_id(entry.run.run_id, task, len(task.attempts)) for entry, task in self.live_on(incarnation)
-        )
-        self._asked.pop(incarnation, None)
-        if before:
-            self._asked[incarnation] = (before, set(before))
+        before = self.out.ask(incarnation)
+        if not before:
+            self._heard(incarnation)
         return before
 
     def incarnations(self) -> set[str]:
         """Incarnations that attempts are out to."""
-        return {
-            live.instance.split("/")[1]
-            for entry in self.runs.values()
-            for task in entry.run.all_tasks()
-            if (live := task.live) is not None
-        }
+        return self.out.incarnations()
+
+    def _heard(self, incarnation: str) -> None:
+        if self.out.heard(incarnation):
+            self.timers_held = False
 
     def _inventory(self, turn: Turn, item: i.Inventory) -> None:
         """An attempt that a known incarnation does not hold was never received: it is offered again, as it is.
@@ -473,27 +465,23 @@ class Shard:
         Only if it was not offered on the present stream already, which loses nothing: were the first of two offers
         refused for want of a slot and the second accepted, the task would be worked on twice.
         """
-        before, unsent = self._asked.get(item.incarnation, (None, set()))
-        if before is not item.before:
-            return  # of a stream that has been replaced
-        del self._asked[item.incarnation]
-        missing = unsent - item.held
-        if not missing:
-            return
-        for entry, task in self.live_on(item.incarnation):
-            if decide.attempt_id(entry.run.run_id, task, len(task.attempts)) in missing:
-                turn.offers.append((entry, task))
+        missing = self.out.missing(item.incarnation, item.held, item.before)
+        if missing is not None:
+            turn.offers += missing
+            self._heard(item.incarnation)
 
     def _sidecar_gone(self, turn: Turn, item: i.SidecarGone) -> None:
         failure = Failure(FailureKind.LOST, "its sidecar went away without an outcome")
-        self._asked.pop(item.incarnation, None)
-        for entry, task in self.live_on(item.incarnation):
+        for entry, task in self.out.of(item.incarnation):
             if turn.size >= MAX_BYTES:
                 self._put_back(turn, item)
                 return
             outcome = Outcome(AttemptState.LOST, failure=failure)
             _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
             self._follow(turn, entry, events)
+        if not self.out.of(item.incarnation):
+            self.out.gone(item.incarnation)
+        self._heard(item.incarnation)
 
     def _on_time(self, turn: Turn, run_id: str, index: int, member: int) -> None:
         entry = self.runs.get(run_id)
@@ -638,8 +626,9 @@ class Shard:
             self._outbox.cancel(instance_id, attempt_id, reason)
         for entry, task in turn.offers:
             if (live := task.live) is not None:
-                if self._asked and (asked := self._asked.get(live.instance.split("/")[1])) is not None:
-                    asked[1].discard(decide.attempt_id(entry.run.run_id, task, live.number))
+                if self.out.asked:
+                    attempt_id = decide.attempt_id(entry.run.run_id, task, live.number)
+                    self.out.sent(live.instance.split("/")[1], attempt_id)
                 self._outbox.offer(self.index, self.epoch, entry.run, task)
         for entry, tasks in turn.reads:
             self._reader.read(self.index, entry.run, tasks)
@@ -656,7 +645,10 @@ class Shard:
     # Recovery; recovery.py rebuilds `runs` before.
 
     def resume(self) -> None:
-        """After recovery: sets timers, counts slots, takes up what was READY, archives what had ended."""
+        """After recovery: sets timers, counts slots, takes up what was READY, archives what had ended.
+
+        Timers that are held are let go once every sidecar that has attempts was heard, or is gone.
+        """
         for entry in list(self.runs.values()):
             run = entry.run
             if run.state is not RunState.RUNNING:
@@ -670,6 +662,10 @@ class Shard:
                     self._to_place.append((entry, task))
                 if (live := task.live) is not None:
                     self._fleet.hold(live.instance)
+                    self.out.add(live.instance, entry, task)
+        self.inbox.extend(self._children.recover(self.runs))
+        if not self.out.taken():
+            self.timers_held = False
 
     def settle_retained(self, keys: Iterable[bytes], now: int) -> None:
         """The request ids of these archived runs are durable elsewhere: the log may forget the runs."""

@@ -47,8 +47,9 @@ type PolicyServiceClient interface {
 	ActivatePolicies(ctx context.Context, in *ActivatePoliciesRequest, opts ...grpc.CallOption) (*ActivatePoliciesResponse, error)
 	// RollBack puts the content of a kept set in force again, under a new epoch; otherwise as ActivatePolicies.
 	RollBack(ctx context.Context, in *RollBackRequest, opts ...grpc.CallOption) (*RollBackResponse, error)
-	// ListDecisions pages through recent decisions of this replica, the newest first: the last 4,096 different ones since it
-	// started. Equal questions under one epoch are one decision. Decisions about a run are kept with the run, for good.
+	// ListDecisions pages through recent decisions of all replicas, the newest first: of each the last 4,096 different ones
+	// since it started. Equal questions under one epoch are one decision of each replica that was asked. Decisions about a
+	// run are kept with the run, for good.
 	ListDecisions(ctx context.Context, in *ListDecisionsRequest, opts ...grpc.CallOption) (*ListDecisionsResponse, error)
 }
 
@@ -138,8 +139,9 @@ type PolicyServiceServer interface {
 	ActivatePolicies(context.Context, *ActivatePoliciesRequest) (*ActivatePoliciesResponse, error)
 	// RollBack puts the content of a kept set in force again, under a new epoch; otherwise as ActivatePolicies.
 	RollBack(context.Context, *RollBackRequest) (*RollBackResponse, error)
-	// ListDecisions pages through recent decisions of this replica, the newest first: the last 4,096 different ones since it
-	// started. Equal questions under one epoch are one decision. Decisions about a run are kept with the run, for good.
+	// ListDecisions pages through recent decisions of all replicas, the newest first: of each the last 4,096 different ones
+	// since it started. Equal questions under one epoch are one decision of each replica that was asked. Decisions about a
+	// run are kept with the run, for good.
 	ListDecisions(context.Context, *ListDecisionsRequest) (*ListDecisionsResponse, error)
 	mustEmbedUnimplementedPolicyServiceServer()
 }

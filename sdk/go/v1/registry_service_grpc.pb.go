@@ -41,7 +41,9 @@ type RegistryServiceClient interface {
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
 	// GetAgent reads one agent.
 	GetAgent(ctx context.Context, in *GetAgentRequest, opts ...grpc.CallOption) (*GetAgentResponse, error)
-	// WatchAgents streams all agents first, then each change. After a broken stream call again: the full list comes first.
+	// WatchAgents streams all agents first, in one message or several, then each change. Instances are those that any replica
+	// sees, with their slots at all of them. An agent that is forgotten is not named any more. After a broken stream call
+	// again, at any replica: the full list comes first.
 	WatchAgents(ctx context.Context, in *WatchAgentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAgentsResponse], error)
 	// ListCapabilities lists what is offered now, with the number of instances behind each version.
 	ListCapabilities(ctx context.Context, in *ListCapabilitiesRequest, opts ...grpc.CallOption) (*ListCapabilitiesResponse, error)
@@ -164,7 +166,9 @@ type RegistryServiceServer interface {
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
 	// GetAgent reads one agent.
 	GetAgent(context.Context, *GetAgentRequest) (*GetAgentResponse, error)
-	// WatchAgents streams all agents first, then each change. After a broken stream call again: the full list comes first.
+	// WatchAgents streams all agents first, in one message or several, then each change. Instances are those that any replica
+	// sees, with their slots at all of them. An agent that is forgotten is not named any more. After a broken stream call
+	// again, at any replica: the full list comes first.
 	WatchAgents(*WatchAgentsRequest, grpc.ServerStreamingServer[WatchAgentsResponse]) error
 	// ListCapabilities lists what is offered now, with the number of instances behind each version.
 	ListCapabilities(context.Context, *ListCapabilitiesRequest) (*ListCapabilitiesResponse, error)

@@ -48,7 +48,9 @@ async def archive(tmp_path: Path) -> AsyncIterator[SqliteArchive]:
 async def listed(listing: RunListing, size: int) -> list[str]:
     found, token = list[str](), ""
     while True:
-        page = await listing.page("demo", api.ListRunsRequest(page_size=size, page_token=token))
+        request = api.ListRunsRequest(page_size=size, page_token=token)
+        live, _ = await listing.here("demo", request)
+        page = await listing.page("demo", request, live)
         assert len(page.runs) <= size
         found += [run.run_id for run in page.runs]
         if not (token := page.next_page_token):

@@ -127,9 +127,14 @@ class Rig:
     def states(self, run_id: str) -> list[str]:
         return [task.state.name for task in self.run(run_id).all_tasks()]
 
-    def recovered(self, plan_of: Callable[[RunSubmitted], Plan]) -> Rig:
+    def taken(self, plan_of: Callable[[RunSubmitted], Plan]) -> Rig:
+        """A new owner that has read the log and holds its timers, as it does on a mesh."""
+        return self.recovered(plan_of, timers_held=True)
+
+    def recovered(self, plan_of: Callable[[RunSubmitted], Plan], timers_held: bool = False) -> Rig:
         """A new owner that has read the log."""
         other = Rig()
+        other.shard.timers_held = timers_held
         other.now, other.log = self.now, list(self.log)
         for seq, records in self.log:
             for raw in records:

@@ -110,8 +110,9 @@ class PolicyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListDecisions(self, request, context):
-        """ListDecisions pages through recent decisions of this replica, the newest first: the last 4,096 different ones since it
-        started. Equal questions under one epoch are one decision. Decisions about a run are kept with the run, for good.
+        """ListDecisions pages through recent decisions of all replicas, the newest first: of each the last 4,096 different ones
+        since it started. Equal questions under one epoch are one decision of each replica that was asked. Decisions about a
+        run are kept with the run, for good.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

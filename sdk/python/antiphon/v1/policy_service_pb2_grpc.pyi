@@ -48,8 +48,9 @@ class PolicyServiceStub:
     RollBack: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.RollBackRequest, _policy_service_pb2.RollBackResponse]
     """RollBack puts the content of a kept set in force again, under a new epoch; otherwise as ActivatePolicies."""
     ListDecisions: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.ListDecisionsRequest, _policy_service_pb2.ListDecisionsResponse]
-    """ListDecisions pages through recent decisions of this replica, the newest first: the last 4,096 different ones since it
-    started. Equal questions under one epoch are one decision. Decisions about a run are kept with the run, for good.
+    """ListDecisions pages through recent decisions of all replicas, the newest first: of each the last 4,096 different ones
+    since it started. Equal questions under one epoch are one decision of each replica that was asked. Decisions about a
+    run are kept with the run, for good.
     """
 
 @_typing.type_check_only
@@ -72,8 +73,9 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     RollBack: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.RollBackRequest, _policy_service_pb2.RollBackResponse]  # type: ignore[assignment]
     """RollBack puts the content of a kept set in force again, under a new epoch; otherwise as ActivatePolicies."""
     ListDecisions: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.ListDecisionsRequest, _policy_service_pb2.ListDecisionsResponse]  # type: ignore[assignment]
-    """ListDecisions pages through recent decisions of this replica, the newest first: the last 4,096 different ones since it
-    started. Equal questions under one epoch are one decision. Decisions about a run are kept with the run, for good.
+    """ListDecisions pages through recent decisions of all replicas, the newest first: of each the last 4,096 different ones
+    since it started. Equal questions under one epoch are one decision of each replica that was asked. Decisions about a
+    run are kept with the run, for good.
     """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -129,8 +131,9 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_service_pb2.ListDecisionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_service_pb2.ListDecisionsResponse, _abc.Awaitable[_policy_service_pb2.ListDecisionsResponse]]:
-        """ListDecisions pages through recent decisions of this replica, the newest first: the last 4,096 different ones since it
-        started. Equal questions under one epoch are one decision. Decisions about a run are kept with the run, for good.
+        """ListDecisions pages through recent decisions of all replicas, the newest first: of each the last 4,096 different ones
+        since it started. Equal questions under one epoch are one decision of each replica that was asked. Decisions about a
+        run are kept with the run, for good.
         """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

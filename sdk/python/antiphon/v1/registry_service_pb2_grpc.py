@@ -96,7 +96,9 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchAgents(self, request, context):
-        """WatchAgents streams all agents first, then each change. After a broken stream call again: the full list comes first.
+        """WatchAgents streams all agents first, in one message or several, then each change. Instances are those that any replica
+        sees, with their slots at all of them. An agent that is forgotten is not named any more. After a broken stream call
+        again, at any replica: the full list comes first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

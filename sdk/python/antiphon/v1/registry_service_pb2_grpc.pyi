@@ -38,7 +38,10 @@ class RegistryServiceStub:
     GetAgent: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetAgentRequest, _registry_service_pb2.GetAgentResponse]
     """GetAgent reads one agent."""
     WatchAgents: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.WatchAgentsRequest, _registry_service_pb2.WatchAgentsResponse]
-    """WatchAgents streams all agents first, then each change. After a broken stream call again: the full list comes first."""
+    """WatchAgents streams all agents first, in one message or several, then each change. Instances are those that any replica
+    sees, with their slots at all of them. An agent that is forgotten is not named any more. After a broken stream call
+    again, at any replica: the full list comes first.
+    """
     ListCapabilities: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListCapabilitiesRequest, _registry_service_pb2.ListCapabilitiesResponse]
     """ListCapabilities lists what is offered now, with the number of instances behind each version."""
     DrainAgent: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DrainAgentRequest, _registry_service_pb2.DrainAgentResponse]
@@ -63,7 +66,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetAgent: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetAgentRequest, _registry_service_pb2.GetAgentResponse]  # type: ignore[assignment]
     """GetAgent reads one agent."""
     WatchAgents: _aio.UnaryStreamMultiCallable[_registry_service_pb2.WatchAgentsRequest, _registry_service_pb2.WatchAgentsResponse]  # type: ignore[assignment]
-    """WatchAgents streams all agents first, then each change. After a broken stream call again: the full list comes first."""
+    """WatchAgents streams all agents first, in one message or several, then each change. Instances are those that any replica
+    sees, with their slots at all of them. An agent that is forgotten is not named any more. After a broken stream call
+    again, at any replica: the full list comes first.
+    """
     ListCapabilities: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListCapabilitiesRequest, _registry_service_pb2.ListCapabilitiesResponse]  # type: ignore[assignment]
     """ListCapabilities lists what is offered now, with the number of instances behind each version."""
     DrainAgent: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DrainAgentRequest, _registry_service_pb2.DrainAgentResponse]  # type: ignore[assignment]
@@ -103,7 +109,10 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.WatchAgentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_service_pb2.WatchAgentsResponse], _abc.AsyncIterator[_registry_service_pb2.WatchAgentsResponse]]:
-        """WatchAgents streams all agents first, then each change. After a broken stream call again: the full list comes first."""
+        """WatchAgents streams all agents first, in one message or several, then each change. Instances are those that any replica
+        sees, with their slots at all of them. An agent that is forgotten is not named any more. After a broken stream call
+        again, at any replica: the full list comes first.
+        """
 
     @_abc_1.abstractmethod
     def ListCapabilities(

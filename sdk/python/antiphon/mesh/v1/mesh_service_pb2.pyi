@@ -127,6 +127,32 @@ class ForwardedCall(_message.Message):
 Global___ForwardedCall: _TypeAlias = ForwardedCall  # noqa: Y015
 
 @_typing.final
+class ForwardedAnswer(_message.Message):
+    """ForwardedAnswer travels as the trailing metadata antiphon-forwarded-bin of the answer to such a call when all replicas
+    are asked, each for its own shards: only answers that together cover every shard are an answer of the whole.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The shards that the answer speaks for, in order."""
+
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardedAnswer: _TypeAlias = ForwardedAnswer  # noqa: Y015
+
+@_typing.final
 class AttachRequest(_message.Message):
     """AttachRequest is what a sidecar sends. The first message holds hello; any later one may hold all the others."""
 

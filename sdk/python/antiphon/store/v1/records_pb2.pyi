@@ -135,6 +135,7 @@ class AgentRecord(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     SIDECAR_FIELD_NUMBER: _builtins.int
+    SEEN_TIME_FIELD_NUMBER: _builtins.int
     state: _registry_pb2.AgentState.ValueType
     """ACTIVE, DRAINING or SUSPENDED; GONE is never stored."""
     create_time: _builtins.int
@@ -143,6 +144,10 @@ class AgentRecord(_message.Message):
     """When it last changed; microseconds since 1970."""
     sidecar: _builtins.str
     """SPIFFE id of the sidecar that last announced it."""
+    seen_time: _builtins.int
+    """When an instance of it was last known to be attached, to within a tenth of the time after which it is forgotten;
+    microseconds since 1970, 0 before the first such note, when update_time says it.
+    """
     @_builtins.property
     def description(self) -> _registry_pb2.AgentDescription:
         """As last announced."""
@@ -155,10 +160,11 @@ class AgentRecord(_message.Message):
         create_time: _builtins.int = ...,
         update_time: _builtins.int = ...,
         sidecar: _builtins.str = ...,
+        seen_time: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "sidecar", b"sidecar", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "seen_time", b"seen_time", "sidecar", b"sidecar", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -440,6 +446,7 @@ class ClaimRecord(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     ACQUIRE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     principal: _builtins.str
     """SPIFFE id of the holder."""
     attempt_id: _builtins.str
@@ -452,6 +459,8 @@ class ClaimRecord(_message.Message):
     """When it was acquired; microseconds since 1970."""
     expire_time: _builtins.int
     """When it ends; microseconds since 1970."""
+    incarnation: _builtins.str
+    """Incarnation of the sidecar that the attempt is out to, which is told when the claim is lost; empty for a client."""
     def __init__(
         self,
         *,
@@ -461,10 +470,11 @@ class ClaimRecord(_message.Message):
         fence: _builtins.int = ...,
         acquire_time: _builtins.int = ...,
         expire_time: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquire_time", b"acquire_time", "attempt_id", b"attempt_id", "expire_time", b"expire_time", "fence", b"fence", "principal", b"principal", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquire_time", b"acquire_time", "attempt_id", b"attempt_id", "expire_time", b"expire_time", "fence", b"fence", "incarnation", b"incarnation", "principal", b"principal", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

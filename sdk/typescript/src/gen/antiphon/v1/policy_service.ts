@@ -1253,8 +1253,9 @@ export const PolicyServiceService = {
     responseDeserialize: (value: Buffer): RollBackResponse => RollBackResponse.decode(value),
   },
   /**
-   * ListDecisions pages through recent decisions of this replica, the newest first: the last 4,096 different ones since it
-   * started. Equal questions under one epoch are one decision. Decisions about a run are kept with the run, for good.
+   * ListDecisions pages through recent decisions of all replicas, the newest first: of each the last 4,096 different ones
+   * since it started. Equal questions under one epoch are one decision of each replica that was asked. Decisions about a
+   * run are kept with the run, for good.
    */
   listDecisions: {
     path: "/antiphon.v1.PolicyService/ListDecisions" as const,
@@ -1283,8 +1284,9 @@ export interface PolicyServiceServer extends UntypedServiceImplementation {
   /** RollBack puts the content of a kept set in force again, under a new epoch; otherwise as ActivatePolicies. */
   rollBack: handleUnaryCall<RollBackRequest, RollBackResponse>;
   /**
-   * ListDecisions pages through recent decisions of this replica, the newest first: the last 4,096 different ones since it
-   * started. Equal questions under one epoch are one decision. Decisions about a run are kept with the run, for good.
+   * ListDecisions pages through recent decisions of all replicas, the newest first: of each the last 4,096 different ones
+   * since it started. Equal questions under one epoch are one decision of each replica that was asked. Decisions about a
+   * run are kept with the run, for good.
    */
   listDecisions: handleUnaryCall<ListDecisionsRequest, ListDecisionsResponse>;
 }

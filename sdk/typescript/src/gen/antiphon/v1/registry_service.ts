@@ -1425,7 +1425,11 @@ export const RegistryServiceService = {
     responseSerialize: (value: GetAgentResponse): Buffer => Buffer.from(GetAgentResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): GetAgentResponse => GetAgentResponse.decode(value),
   },
-  /** WatchAgents streams all agents first, then each change. After a broken stream call again: the full list comes first. */
+  /**
+   * WatchAgents streams all agents first, in one message or several, then each change. Instances are those that any replica
+   * sees, with their slots at all of them. An agent that is forgotten is not named any more. After a broken stream call
+   * again, at any replica: the full list comes first.
+   */
   watchAgents: {
     path: "/antiphon.v1.RegistryService/WatchAgents" as const,
     requestStream: false as const,
@@ -1501,7 +1505,11 @@ export interface RegistryServiceServer extends UntypedServiceImplementation {
   listAgents: handleUnaryCall<ListAgentsRequest, ListAgentsResponse>;
   /** GetAgent reads one agent. */
   getAgent: handleUnaryCall<GetAgentRequest, GetAgentResponse>;
-  /** WatchAgents streams all agents first, then each change. After a broken stream call again: the full list comes first. */
+  /**
+   * WatchAgents streams all agents first, in one message or several, then each change. Instances are those that any replica
+   * sees, with their slots at all of them. An agent that is forgotten is not named any more. After a broken stream call
+   * again, at any replica: the full list comes first.
+   */
   watchAgents: handleServerStreamingCall<WatchAgentsRequest, WatchAgentsResponse>;
   /** ListCapabilities lists what is offered now, with the number of instances behind each version. */
   listCapabilities: handleUnaryCall<ListCapabilitiesRequest, ListCapabilitiesResponse>;
