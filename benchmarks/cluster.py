@@ -20,11 +20,10 @@ from tests.harness.etcd import Etcd
 from tests.harness.postgres import Postgres
 
 from . import workload
-from .mesh import AGENT, Mesh, connected, register, serve, sidecar
+from .mesh import Mesh, connected, register, serve, sidecar
 from .process import Child, child
 
-HELD = ["-m", "benchmarks.held_agent"]
-"""The agent that keeps a journal."""
+_AGENT = ["-m", "benchmarks.held_agent"]
 
 
 @dataclass(slots=True)
@@ -100,8 +99,8 @@ class Services:
     environ: Mapping[str, str] = field(default_factory=dict)
 
     @asynccontextmanager
-    async def running(self, folder: Path, replicas: int, *, held: bool = False) -> AsyncIterator[Cluster]:
-        """A cluster on a part of its own of both. `folder`: as of `identity.make`; `held`: with the agent's journal."""
+    async def running(self, folder: Path, replicas: int) -> AsyncIterator[Cluster]:
+        """A cluster on a part of its own of both. `folder`: as of `identity.make`."""
         files = self.etcd.tls
         assert files is not None and files.certificate is not None and files.private_key is not None
         payloads = folder / "payloads"
@@ -118,15 +117,13 @@ class Services:
             addresses = ",".join(member.address for member in members)
             beside, socket = await stack.enter_async_context(sidecar(folder, addresses, self.environ))
             environ = {"ANTIPHON_SOCKET": str(socket), "BENCH_JOURNAL": str(journal), "BENCH_GATE": str(gate)}
-            command = HELD if held else AGENT
-            agent = await stack.enter_async_context(child("agent", command, folder / "agent.log", environ))
+            agent = await stack.enter_async_context(child("agent", _AGENT, folder / "agent.log", environ))
             operator = await stack.enter_async_context(connected(folder, "operator", addresses))
             client = await stack.enter_async_context(connected(folder, "client", addresses))
             children = {member.name: member.child for member in members} | {"sidecar": beside, "agent": agent}
             product = Mesh(client, operator, children)
             await register(product, [workload.PYTHON])
-            if held:
-                await operator.register_graph(workload.held())
+            await operator.register_graph(workload.held())
             yield Cluster(product, members, journal, gate)
 
 

@@ -6,7 +6,6 @@ Ratios are those of neighbours in time, since machines change their pace.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -38,24 +37,23 @@ QUICK = Plan(replicas=(2,), rounds=1, seconds=0.4, sequential=5, level=32, runs=
 async def measure(plan: Plan, folder: Path, say: Callable[[str], None]) -> Results:
     """Key cluster: by number of replicas W1 to W4, and takeover, rolling, attach. `folder`: empty."""
     results: Results = {}
-    async with services(plan.environ) as there, AsyncExitStack() as stack:
-        embedded = await stack.enter_async_context(mesh.running(_identities(folder / "embedded"), plan.environ))
+    beside = _identities(folder / "embedded")
+    async with services(plan.environ) as there, mesh.running(beside, plan.environ) as embedded:
         for replicas in plan.replicas:
-            async with there.running(_identities(folder / f"etcd-{replicas}"), replicas) as cluster:
+            place = _identities(folder / f"etcd-{replicas}")
+            async with there.running(place, replicas) as cluster:
                 say(f"{replicas} on etcd")
-                results[str(replicas)] = await _side_by_side(plan, embedded, cluster, there)
+                found = results[str(replicas)] = await _side_by_side(plan, embedded, cluster, there)
                 cluster.mesh.check()
-        await stack.aclose()
-        most = max(plan.replicas)
-        place = _identities(folder / "held")
-        async with there.running(place, most, held=True) as cluster:
-            say("rolling restart")
-            results["rolling"] = await takeover.rolling_restart(cluster, plan.seconds)
-            say("attach")
-            one = cluster.replicas[0]
-            results["attach"] = await attach.measure(place, one.child, one.address, plan.sidecars)
-            say("takeover")
-            results["takeover"] = await takeover.takeover(cluster, plan.runs)
+                found["repeated"] = cluster.repeated()
+                if replicas == max(plan.replicas):
+                    say("rolling restart")
+                    results["rolling"] = await takeover.rolling_restart(cluster, plan.seconds)
+                    say("attach")
+                    one = cluster.replicas[0]
+                    results["attach"] = await attach.measure(place, one.child, one.address, plan.sidecars)
+                    say("takeover")
+                    results["takeover"] = await takeover.takeover(cluster, plan.runs)
     return {"cluster": results}
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from antiphon import Client, Credentials
@@ -17,7 +18,9 @@ from antiphon import Client, Credentials
 from . import identity, workload
 from .process import Child, child
 
-AGENT = ["-m", "benchmarks.agent"]
+_AGENT = ["-m", "benchmarks.agent"]
+_PATIENCE = timedelta(minutes=3)
+"""Of clients: a machine may be so busy that even a handshake takes too long, and that is not what is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class Mesh:
 def connected(folder: Path, kind: str, address: str) -> Client:
     """A client with the credential of a kind, not connected yet. `address`: of one or more, comma between."""
     files = identity.files(folder, kind)
-    return Client.connect(address=address, credentials=Credentials.from_files(files.cert, files.key, files.bundle))
+    credentials = Credentials.from_files(files.cert, files.key, files.bundle)
+    return Client.connect(address=address, credentials=credentials, timeout=_PATIENCE, patience=_PATIENCE)
 
 
 def _sidecar_config(folder: Path, agents: Sequence[str]) -> Path:
@@ -107,7 +111,7 @@ async def running(
         async with (
             sidecar(folder, address, environ, names) as (beside, socket),
             AsyncExitStack() as stack,
-            child("agent", AGENT, folder / "agent.log", {"ANTIPHON_SOCKET": str(socket)}) as agent,
+            child("agent", _AGENT, folder / "agent.log", {"ANTIPHON_SOCKET": str(socket)}) as agent,
             connected(folder, "operator", address) as operator,
             connected(folder, "client", address) as client,
         ):
