@@ -17,7 +17,7 @@ from pathlib import Path
 from antiphon import Client
 
 from tests.harness.etcd import Etcd
-from tests.harness.postgres import Postgres
+from tests.harness.postgres import Postgres, find
 
 from . import workload
 from .mesh import Mesh, connected, register, serve, sidecar
@@ -129,6 +129,8 @@ class Services:
 
 @asynccontextmanager
 async def services(environ: Mapping[str, str]) -> AsyncIterator[Services]:
-    """etcd and PostgreSQL, each in a folder of its own, gone afterwards. Raises EtcdMissing, AssertionError."""
+    """etcd and PostgreSQL, each in a folder of its own, gone afterwards. Raises EtcdMissing, FileNotFoundError."""
+    if find("initdb") is None:
+        raise FileNotFoundError("PostgreSQL is missing; install it (Debian: apt-get install postgresql)")
     with Etcd.start(fsync=True) as etcd, Postgres(fsync=True) as postgres:
         yield Services(etcd, postgres, environ)
