@@ -84,8 +84,7 @@ async def rolling_restart(cluster: Cluster, seconds: float) -> dict[str, float]:
             await asyncio.sleep(seconds / 4)
             begun = time.time()
             await asyncio.sleep(seconds)
-            while not any(moment >= begun for moment, _, _ in cluster.worked()):
-                await asyncio.sleep(_LOOK)  # a machine too slow for the window
+            await _worked_since(cluster, begun)  # a machine may be too slow for the window
             restarting = time.time()
             for replica in cluster.replicas:
                 await replica.end(signal.SIGTERM)
@@ -107,6 +106,12 @@ async def rolling_restart(cluster: Cluster, seconds: float) -> dict[str, float]:
         "failed_calls": len(failures),
         "repeated": cluster.repeated(),
     }
+
+
+async def _worked_since(cluster: Cluster, begun: float) -> None:
+    async with asyncio.timeout(_LIMIT):
+        while not any(moment >= begun for moment, _, _ in cluster.worked()):  # noqa: ASYNC110 - another process's journal
+            await asyncio.sleep(_LOOK)
 
 
 def _shard(run_id: str) -> int:
