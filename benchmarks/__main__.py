@@ -11,14 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tests.harness.etcd_binary import EtcdMissing
 from tools import agents, wheel
 
-from . import fsync, identity, mesh, policy, profiling, r, report, w1, w2, w3, w4, w5, workload
+from . import clustered, fsync, identity, mesh, policy, profiling, r, report, takeover, w1, w2, w3, w4, w5, workload
 from .process import ProcessFailed, cpu
 
 AGENTS = Path(__file__).parent / "agents"
 SOURCES = {"go": "echo-go.go", "typescript": "echo-typescript.mts"}
-RESULTS = Path(__file__).parent / "results" / "latest.json"
+RESULTS = Path(__file__).parent / "results"
 NAMES = ("R", "fsync", "W1", "W2", "W2_unary", "W3", "W4", "W5", "policy")
 PROCESSES = ("orchestrator", "sidecar", "agent")
 
@@ -116,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed and memory, beside plain gRPC.")
     parser.add_argument("--quick", action="store_true", help="a few seconds: shows that it works, not how fast")
     parser.add_argument("--only", default="", help=f"some of {', '.join(NAMES)}; comma between several")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="where the JSON goes")
+    parser.add_argument("--cluster", action="store_true", help="several orchestrators on etcd and PostgreSQL instead")
+    parser.add_argument("--output", type=Path, help="where the JSON goes")
     parser.add_argument("--pure", action="store_true", help="measure the source, not the compiled wheel")
     parser.add_argument("--profile", choices=PROCESSES, help="py-spy on one process instead of measuring")
     given = parser.parse_args(arguments)
@@ -127,20 +129,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         product = None if given.pure else _wheel()
         environ = product.environ() if product else {}
         plan = Plan(only, environ, 0.4, 20, (1, 32)) if given.quick else Plan(only, environ)
-        if only & {"W1", "W2"} and not given.profile:
+        if only & {"W1", "W2"} and not given.profile and not given.cluster:
             plan = replace(plan, others=_others())
         with tempfile.TemporaryDirectory(prefix="antiphon-bench-") as folder:
             if given.profile:
                 asyncio.run(profile(given.profile, Path(folder), profiling.SECONDS + 1.0, environ))
                 return 0
             results: report.Results = {"compiled": product is not None and product.compiled}
-            results |= asyncio.run(measure(plan, Path(folder)))
-    except (ProcessFailed, wheel.BuildFailed, agents.BuildFailed, OSError) as error:
+            if given.cluster:
+                several = replace(clustered.QUICK if given.quick else clustered.Plan(), environ=environ)
+                results |= asyncio.run(clustered.measure(several, Path(folder), _say))
+            else:
+                results |= asyncio.run(measure(plan, Path(folder)))
+    except (ProcessFailed, takeover.NotTakenOver, EtcdMissing, wheel.BuildFailed, agents.BuildFailed, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
-    report.write(given.output, results)
+    output = given.output or RESULTS / ("cluster.json" if given.cluster else "latest.json")
+    report.write(output, results)
     report.show(results)
-    print(f"written to {given.output}")
+    print(f"written to {output}")
     return 0
 
 

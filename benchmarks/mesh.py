@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from antiphon import Client, Credentials
@@ -18,6 +19,8 @@ from . import identity, workload
 from .process import Child, child
 
 _AGENT = ["-m", "benchmarks.agent"]
+_PATIENCE = timedelta(minutes=3)
+"""Of clients: a machine may be so busy that even a handshake takes too long, and that is not what is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +41,11 @@ class Mesh:
             one.check()
 
 
-def _client(folder: Path, kind: str, address: str) -> Client:
+def connected(folder: Path, kind: str, address: str) -> Client:
+    """A client with the credential of a kind, not connected yet. `address`: of one or more, comma between."""
     files = identity.files(folder, kind)
-    return Client.connect(address=address, credentials=Credentials.from_files(files.cert, files.key, files.bundle))
+    credentials = Credentials.from_files(files.cert, files.key, files.bundle)
+    return Client.connect(address=address, credentials=credentials, timeout=_PATIENCE, patience=_PATIENCE)
 
 
 def _sidecar_config(folder: Path, agents: Sequence[str]) -> Path:
@@ -53,6 +58,37 @@ def _sidecar_config(folder: Path, agents: Sequence[str]) -> Path:
     path = folder / "sidecar.toml"
     path.write_text("\n".join([*lines, ""]))
     return path
+
+
+def serve(data: Path, authority: Path, address: str, join_address: str) -> list[str]:
+    """The arguments of an orchestrator."""
+    arguments = ["-m", "antiphon_orchestrator", "serve", "--data", str(data), "--authority", str(authority)]
+    arguments += ["--listen", address, "--join-listen", join_address, "--policy-profile", "dev"]
+    return [*arguments, "--api-calls-per-second", "1000000", "--api-call-burst", "1000000"]
+
+
+@asynccontextmanager
+async def sidecar(
+    folder: Path, addresses: str, environ: Mapping[str, str], names: Sequence[str] = ("bench",)
+) -> AsyncIterator[tuple[Child, Path]]:
+    """A sidecar with a socket for each agent; it, and the socket of the first of them."""
+    run_folder = folder / "run"
+    sockets = [run_folder / f"{name}.sock" for name in names]
+    arguments = ["-m", "antiphon_sidecar", "run", "--config", str(_sidecar_config(folder, names))]
+    arguments += ["--orchestrators", addresses, "--run-folder", str(run_folder), "--state", str(folder / "state")]
+    async with child("sidecar", arguments, folder / "sidecar.log", environ) as started:
+        await started.until(lambda: all(socket.exists() for socket in sockets), "no sockets for its agents")
+        yield started, sockets[0]
+
+
+async def register(mesh: Mesh, capabilities: Sequence[str]) -> None:
+    """Registers the graphs of the workload, waits until their agents are there, and warms every path."""
+    await mesh.operator.register_graph(workload.fan_out())
+    for capability in capabilities:
+        for length in (1, workload.CHAIN):
+            await mesh.operator.register_graph(workload.chain(length, capability))
+        one_task = workload.reference(workload.chain(1, capability))
+        workload.check(await mesh.client.submit(one_task, workload.INPUT, wait=True))
 
 
 @asynccontextmanager
@@ -70,36 +106,24 @@ async def running(
     others = others or {}
     names = ["bench", *(f"bench-{language}" for language in others)]
     data = folder / "data"
-    serve = ["-m", "antiphon_orchestrator", "serve", "--data", str(data), "--authority", str(folder / "ca")]
-    serve += ["--listen", "127.0.0.1:0", "--join-listen", "127.0.0.1:0", "--policy-profile", "dev"]
-    serve += ["--api-calls-per-second", "1000000", "--api-call-burst", "1000000", *settings]
+    arguments = [*serve(data, folder / "ca", "127.0.0.1:0", "127.0.0.1:0"), *settings]
     endpoints = data / "endpoints.json"
-    async with child("orchestrator", serve, folder / "orchestrator.log", environ) as orchestrator:
+    async with child("orchestrator", arguments, folder / "orchestrator.log", environ) as orchestrator:
         await orchestrator.until(endpoints.exists, "it does not serve")
         address = json.loads(endpoints.read_text())["address"]
-        run_folder = folder / "run"
-        sockets = [run_folder / f"{name}.sock" for name in names]
-        sidecar_run = ["-m", "antiphon_sidecar", "run", "--config", str(_sidecar_config(folder, names))]
-        sidecar_run += ["--orchestrators", address, "--run-folder", str(run_folder), "--state", str(folder / "state")]
-        async with child("sidecar", sidecar_run, folder / "sidecar.log", environ) as sidecar:
-            await sidecar.until(lambda: all(socket.exists() for socket in sockets), "no sockets for its agents")
-            async with (
-                AsyncExitStack() as stack,
-                child("agent", _AGENT, folder / "agent.log", {"ANTIPHON_SOCKET": str(sockets[0])}) as agent,
-                _client(folder, "operator", address) as operator,
-                _client(folder, "client", address) as client,
-            ):
-                started = {}
-                for (language, (program, *arguments)), socket in zip(others.items(), sockets[1:], strict=True):
-                    log, there = folder / f"agent-{language}.log", {"ANTIPHON_SOCKET": str(socket)}
-                    one = child(f"agent-{language}", arguments, log, there, program)
-                    started[language] = await stack.enter_async_context(one)
-                await operator.register_graph(workload.fan_out())
-                for capability in (workload.PYTHON, *(workload.OTHERS[language] for language in others)):
-                    for length in (1, workload.CHAIN):
-                        await operator.register_graph(workload.chain(length, capability))
-                    # Waits until the agent is there, and warms every path.
-                    one_task = workload.reference(workload.chain(1, capability))
-                    workload.check(await client.submit(one_task, workload.INPUT, wait=True))
-                product = {"orchestrator": orchestrator, "sidecar": sidecar, "agent": agent}
-                yield Mesh(client, operator, product, started)
+        async with (
+            sidecar(folder, address, environ, names) as (beside, socket),
+            AsyncExitStack() as stack,
+            child("agent", _AGENT, folder / "agent.log", {"ANTIPHON_SOCKET": str(socket)}) as agent,
+            connected(folder, "operator", address) as operator,
+            connected(folder, "client", address) as client,
+        ):
+            started = {}
+            for language, (program, *rest) in others.items():
+                there = {"ANTIPHON_SOCKET": str(socket.with_name(f"bench-{language}.sock"))}
+                one = child(f"agent-{language}", rest, folder / f"agent-{language}.log", there, program)
+                started[language] = await stack.enter_async_context(one)
+            product = {"orchestrator": orchestrator, "sidecar": beside, "agent": agent}
+            mesh = Mesh(client, operator, product, started)
+            await register(mesh, [workload.PYTHON, *(workload.OTHERS[language] for language in others)])
+            yield mesh

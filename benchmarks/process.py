@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_READY = 30.0
+_READY = 120.0
 _END = 15.0
 _LOOK = 0.02
 

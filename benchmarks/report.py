@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from antiphon_orchestrator.cluster.membership import LEASE
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +33,8 @@ class Target:
     @property
     def ratio(self) -> float:
         """How much of the way was made: 1 or more is a pass."""
+        if not self.measured and not self.at_least:
+            return 1.0  # nothing where nothing is best
         return self.measured / self.limit if self.at_least else self.limit / self.measured
 
     @property
@@ -73,9 +76,25 @@ def _targets(results: Results) -> Iterator[Target]:
         # Held against a sum, because the cost itself may come out as nothing, or below.
         found = results["policy"]
         yield Target("policy: CPU a task ≤ default + 10 µs", found["loaded_us"], found["default_us"] + 10, False)
+    yield from _cluster_targets(results.get("cluster", {}))
     for name, limit in (("sidecar", 60.0), ("orchestrator", 120.0)):
         if idle := results.get("W4", {}).get(f"{name}_idle_mb"):
             yield Target(f"{name} idle ≤ {limit:g} MB", idle, limit, False)
+
+
+def _cluster_targets(found: Results) -> Iterator[Target]:
+    for replicas, measured in found.items():
+        if replicas.isdigit():
+            name = f"W2 on etcd, {replicas} replicas: ratio to embedded ≥ 0.7"
+            yield Target(name, measured["W2"]["ratio"], 0.7, True)
+            yield Target(f"W1 to W3 on etcd, {replicas} replicas: repeated tasks", measured["repeated"], 0.0, False)
+    if lost := found.get("takeover"):
+        yield Target("takeover: all shards go on within lease + 2 s", lost["all_progress_s"], LEASE + 2.0, False)
+    for name in ("takeover", "rolling"):
+        if name in found:
+            yield Target(f"{name}: repeated tasks", found[name]["repeated"], 0.0, False)
+    if "rolling" in found:
+        yield Target("rolling: failed calls", found["rolling"]["failed_calls"], 0.0, False)
 
 
 def write(path: Path, results: Results) -> None:

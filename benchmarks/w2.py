@@ -17,7 +17,7 @@ from .mesh import Mesh
 from .statistic import percentile_ms
 
 LEVELS = (1, 32, 256, 1000)
-_WARM_UP = 0.25
+WARM_UP = 0.25
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class _Window:
 
 def _window(seconds: float) -> _Window:
     now = time.perf_counter()
-    return _Window(now + seconds * _WARM_UP, now + seconds * (1 + _WARM_UP))
+    return _Window(now + seconds * WARM_UP, now + seconds * (1 + WARM_UP))
 
 
 async def by_stream(mesh: Mesh, in_flight: int, seconds: float, capability: str = workload.PYTHON) -> dict[str, float]:

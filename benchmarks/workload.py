@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from datetime import timedelta
 
 from antiphon.v1 import capability_pb2, graph_pb2, run_pb2, run_service_pb2
 
@@ -28,6 +29,9 @@ INPUT = {"text": TEXT}
 
 TRUST_DOMAIN = "antiphon.internal"
 NAMESPACE = "demo"
+
+_PATIENCE = timedelta(minutes=15)
+"""A held task waits for a gate that opens when all runs are there."""
 
 _SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
@@ -73,6 +77,16 @@ def fan_out() -> graph_pb2.Graph:
     member = json.dumps({"text": "${tasks.first.output.text + string(item)}"})
     graph.tasks.add(id="each", capability="echo@1", for_each=items, input=member)
     graph.tasks.add(id="join", capability="echo@1", input=json.dumps({"text": "${string(size(tasks.each.output))}"}))
+    return graph
+
+
+def held() -> graph_pb2.Graph:
+    """A task that waits at a gate, and one that follows at once."""
+    graph = graph_pb2.Graph(name="bench-held", version="1", input_schema=json.dumps(_SCHEMA))
+    first = graph.tasks.add(id="held", capability="echo-held@1", input=_mapping("input"))
+    first.timeout.FromTimedelta(_PATIENCE)
+    first.schedule_timeout.FromTimedelta(_PATIENCE)
+    graph.tasks.add(id="after", capability="echo@1", input=_mapping("tasks.held.output"))
     return graph
 
 

@@ -36,7 +36,6 @@ from .api.graph_service import GraphService
 from .api.identity_service import Endpoints, IdentityService
 from .api.image import Image
 from .api.mesh_service import MeshService
-from .api.metrics_server import MetricsServer
 from .api.payload_service import PayloadService
 from .api.policy_service import PolicyService
 from .api.registry_service import RegistryService
@@ -114,7 +113,7 @@ class Orchestrator:
 
     async def _serve(self, store: Store, archive: Archive, blobs: Blobs) -> None:
         config = self.config
-        metrics = telemetry.Metrics()
+        metrics = telemetry.Metrics(fetched=config.telemetry.metrics_port is not None)
         clock = SystemClock()
         replica_id = secrets.token_hex(8)
         # A folder that another authority's files replace may be absent; then nobody can join here.
@@ -227,6 +226,8 @@ class Orchestrator:
         try:
             async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
                 if config.telemetry.metrics_port is not None:
+                    from .api.metrics_server import MetricsServer  # its library takes 2 MB
+
                     at, port = config.telemetry.metrics_host, config.telemetry.metrics_port
                     shown = stack.enter_context(MetricsServer(at, port, metrics, certificate, clock))
                     group.create_task(shown.run(), name="metrics")

@@ -12,11 +12,13 @@ import logging
 import sys
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 FIELDS = frozenset(
     {
@@ -103,57 +105,77 @@ def logger(component: str) -> FilteringBoundLogger:
     return bound
 
 
-class Metrics:
-    """Every metric. One object a process, made by the composition root; tests make their own."""
+class _Unread:
+    """Stands for the library, and for all that is made of it, where nobody fetches the metrics: it takes 2 MB."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._calls = Counter(
+    def __getattr__(self, name: str) -> _Unread:
+        return self
+
+    def __call__(self, *arguments: object, **named: object) -> _Unread:
+        return self
+
+
+class Metrics:
+    """Every metric. One object a process, made by the composition root; tests make their own.
+
+    `fetched`: whether somebody may ask for them; else nothing is kept.
+    """
+
+    def __init__(self, *, fetched: bool = True) -> None:
+        library: Any = _Unread()
+        if fetched:
+            import prometheus_client as library
+        self.registry: CollectorRegistry = library.CollectorRegistry()
+        self._calls: Counter = library.Counter(
             "antiphon_calls", "Calls that ended, by method and status code", ["method", "code"], registry=self.registry
         )
-        self.streams = Gauge(
+        self.streams: Gauge = library.Gauge(
             "antiphon_open_streams", "Streams of clients and sidecars that are open", registry=self.registry
         )
-        self.certificate_expiry = Gauge(
+        self.certificate_expiry: Gauge = library.Gauge(
             "antiphon_certificate_expiry_timestamp_seconds",
             "When the server's certificate expires",
             registry=self.registry,
         )
-        self.turn_inputs = Histogram(
+        self.turn_inputs: Histogram = library.Histogram(
             "antiphon_turn_inputs",
             "Inputs in one turn of a shard",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             registry=self.registry,
         )
-        self.commit_duration = Histogram(
+        self.commit_duration: Histogram = library.Histogram(
             "antiphon_commit_duration_seconds",
             "Time until a turn's records were durable",
             buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2),
             registry=self.registry,
         )
-        self.archive_waiting = Gauge(
+        self.archive_waiting: Gauge = library.Gauge(
             "antiphon_archive_waiting_runs", "Ended runs that the archive does not have yet", registry=self.registry
         )
-        self.audit_waiting = Gauge(
+        self.audit_waiting: Gauge = library.Gauge(
             "antiphon_audit_waiting_records", "Audit records that are to leave for the archive", registry=self.registry
         )
-        self.archive_available = Gauge(
+        self.archive_available: Gauge = library.Gauge(
             "antiphon_archive_available", "0 while the archive cannot be written, else 1", registry=self.registry
         )
-        self.payloads_collected = Counter(
+        self.payloads_collected: Counter = library.Counter(
             "antiphon_payloads_collected", "Payloads that went because nothing referred to them", registry=self.registry
         )
-        self.payload_bytes_collected = Counter(
+        self.payload_bytes_collected: Counter = library.Counter(
             "antiphon_payload_bytes_collected", "Bytes of the payloads that went", registry=self.registry
         )
-        self.store_bytes = Gauge("antiphon_store_bytes", "Bytes that the store has in use", registry=self.registry)
-        self.store_limit_bytes = Gauge(
+        self.store_bytes: Gauge = library.Gauge(
+            "antiphon_store_bytes", "Bytes that the store has in use", registry=self.registry
+        )
+        self.store_limit_bytes: Gauge = library.Gauge(
             "antiphon_store_limit_bytes", "Bytes that the store may have in use", registry=self.registry
         )
-        self.store_level = Gauge(
+        self.store_level: Gauge = library.Gauge(
             "antiphon_store_level", "0 roomy, 1 filling, 2 tight, 3 full: no new runs", registry=self.registry
         )
-        self._runs = Counter("antiphon_runs", "Runs that ended, by state", ["state"], registry=self.registry)
+        self._runs: Counter = library.Counter(
+            "antiphon_runs", "Runs that ended, by state", ["state"], registry=self.registry
+        )
         # `labels` takes a lock and builds a key: 2 µs. Methods, codes and states are few and known.
         self._call: Callable[[str, str], Counter] = lru_cache(1024)(self._calls.labels)
         self._run: Callable[[str], Counter] = lru_cache(64)(self._runs.labels)

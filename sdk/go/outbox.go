@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -17,6 +18,8 @@ const (
 	remembered = 8 // messages
 	// quietRounds is how often every other goroutine was let run without a further result; some microseconds in all.
 	quietRounds = 16
+	// gap is the least time from one message to the next, if that is not full: a message costs its readers more than a result.
+	gap = time.Millisecond
 )
 
 // outbox holds what an agent has to say to its sidecar, gathered into messages until the one writer can send the next. Bounds: a
@@ -33,6 +36,7 @@ type outbox struct {
 	draining  bool
 	closing   bool
 	something chan struct{} // holds one mark
+	paced     time.Time     // no message that is not full goes before
 	history   []*antiphonv1.WorkRequest
 }
 
@@ -111,6 +115,22 @@ func (o *outbox) gather() {
 	}
 }
 
+// pace lets a gap pass since the last message, so that they fill up under load; what comes after a pause goes at once.
+func (o *outbox) pace(ctx context.Context) {
+	o.mutex.Lock()
+	wait := time.Until(o.paced)
+	if len(o.full) > 0 || o.closing {
+		wait = 0
+	}
+	o.mutex.Unlock()
+	if wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+}
+
 func (o *outbox) results() int {
 	o.mutex.Lock()
 	defer o.mutex.Unlock()
@@ -120,9 +140,11 @@ func (o *outbox) results() int {
 // take is the next message, as soon as there is something to say; nil when everything is said and the box closed, or ctx is done.
 func (o *outbox) take(ctx context.Context) *antiphonv1.WorkRequest {
 	for {
+		o.pace(ctx)
 		o.gather()
 		o.mutex.Lock()
 		if !o.isEmpty() {
+			o.paced = time.Now().Add(gap)
 			defer o.mutex.Unlock()
 			return o.next()
 		}

@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"strconv"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	antiphonv1 "antiphon.dev/antiphon/v1"
 )
@@ -18,4 +20,42 @@ func TestResultsOfHandlersThatReturnAtOnceTravelTogether(t *testing.T) {
 	if request := box.take(t.Context()); len(request.GetResults()) != 100 {
 		t.Errorf("the first message holds %d results of 100", len(request.GetResults()))
 	}
+}
+
+func TestTheFirstResultAfterAPauseGoesAtOnceAndThoseThatFollowTravelTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		box := newOutbox()
+		add := func(id string) { box.result(&antiphonv1.Result{AttemptId: id}) }
+		began := time.Now()
+		add("first")
+		if request := box.take(t.Context()); len(request.GetResults()) != 1 || time.Since(began) != 0 {
+			t.Errorf("the first waited %v", time.Since(began))
+		}
+		add("second")
+		time.AfterFunc(gap/2, func() { add("third") })
+		if request := box.take(t.Context()); len(request.GetResults()) != 2 || time.Since(began) != gap {
+			t.Errorf("after %v there were %d results", time.Since(began), len(request.GetResults()))
+		}
+		time.Sleep(2 * gap)
+		began = time.Now()
+		add("fourth")
+		if box.take(t.Context()); time.Since(began) != 0 {
+			t.Errorf("the first after a pause waited %v", time.Since(began))
+		}
+	})
+}
+
+func TestAFullMessageDoesNotWaitForTheNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		box := newOutbox()
+		began := time.Now()
+		for number := range 2*batchItems + 1 {
+			box.result(&antiphonv1.Result{AttemptId: strconv.Itoa(number)})
+		}
+		for range 2 {
+			if request := box.take(t.Context()); len(request.GetResults()) != batchItems || time.Since(began) != 0 {
+				t.Errorf("after %v there were %d results", time.Since(began), len(request.GetResults()))
+			}
+		}
+	})
 }

@@ -22,6 +22,7 @@ from .boxes import Link
 from .errors import reason_of, refusal_of
 from .node import Node
 from .wire import hello, next_request
+from .writing import keep_writing
 
 log = logging.getLogger(__name__)
 
@@ -257,16 +258,17 @@ class _Stream:
 
     async def _write(self, call: _Call, link: Link) -> None:
         node = self._node
+
+        def take() -> mesh.AttachRequest | None:
+            # What a stream takes out of the outbox after its successor took over would be lost.
+            return next_request(node.inflight, link, node.descriptions) if self._upstream.is_current(self) else None
+
+        async def write(request: mesh.AttachRequest) -> None:
+            async with asyncio.timeout(WRITE_TIMEOUT):
+                await call.write(request)
+
         try:
-            while True:
-                await self.wake.wait()
-                self.wake.clear()
-                # What a stream takes out of the outbox after its successor took over would be lost.
-                while self._upstream.is_current(self) and (
-                    request := next_request(node.inflight, link, node.descriptions)
-                ):
-                    async with asyncio.timeout(WRITE_TIMEOUT):
-                        await call.write(request)
+            await keep_writing(write, take, self.wake)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return  # the call is over; the reader learns why
         except BaseException:

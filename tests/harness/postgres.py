@@ -29,12 +29,14 @@ class Postgres:
     """Use it with `with`: initialised, started, and gone afterwards. Every life has the same port and folder.
 
     Its one user logs in with a password. `certificate`: PEM files of a chain and its key, with which it speaks TLS.
+    `fsync`: whether what it acknowledges must outlive a crash of the machine.
     """
 
-    def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
+    def __init__(self, certificate: tuple[Path, Path] | None = None, *, fsync: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="anti-pg-"))
         self._data = self.folder / "data"
         self._certificate = certificate
+        self._fsync = fsync
         self._account = _unprivileged()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -87,7 +89,7 @@ class Postgres:
     def start(self) -> None:
         """Start it, and return once it takes connections."""
         settings = {"port": self.port, "unix_socket_directories": "", "listen_addresses": "127.0.0.1,127.0.0.2"}
-        settings |= {"fsync": "off"}  # no test cuts the power; what a process has written outlives it
+        settings |= {"fsync": "on" if self._fsync else "off"}  # what a process has written outlives it anyway
         if self._certificate is not None:
             settings |= {"ssl": "on", "ssl_cert_file": self.folder / "server.crt"}
             settings |= {"ssl_key_file": self.folder / "server.key"}

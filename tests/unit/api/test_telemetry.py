@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 
 from antiphon_orchestrator import telemetry
 
@@ -52,3 +54,13 @@ def test_counting_adds_up_by_label() -> None:
     metrics.count_run("FAILED")
     value = metrics.registry.get_sample_value
     assert value("antiphon_runs_total", {"state": "FAILED"}) == 1
+
+
+def test_metrics_that_nobody_fetches_are_counted_without_their_library() -> None:
+    count = (
+        "import sys; from antiphon_orchestrator.telemetry import Metrics; metrics = Metrics(fetched=False);"
+        "metrics.count_run('FAILED'); metrics.streams.set(1); metrics.turn_inputs.observe(2);"
+        "print('prometheus_client' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")

@@ -1,8 +1,9 @@
 """The etcd backend of the store.
 
 etcd groups transactions itself: each is sent as it comes, within a bound, and raft and its fsync carry what arrives
-together. A commit is sent once; whether one without an answer took place is the caller's to find out, by sending it
-again. What changes nothing is tried again here, at one endpoint after the other.
+together; only what shards append under load is joined before (`grouping.py`). A commit is sent once; whether one
+without an answer took place is the caller's to find out, by sending it again. What changes nothing is tried again here,
+at one endpoint after the other.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from ..port import (
 )
 from .address import EtcdAddress
 from .codec import Keyspace
+from .grouping import Groups
 from .health import Member, look, require_usable
 from .history import History
 from .room import make_room
@@ -78,6 +80,7 @@ class EtcdStore:
         self._unwatched = unwatched
         self._queue_limit = queue_limit
         self._slots = asyncio.Semaphore(queue_limit)
+        self._groups = Groups(self._commit, (keys.LOG,))
         self._revision = 0
         self._leases: set[int] = set()
         self._stopped = asyncio.Event()
@@ -134,11 +137,14 @@ class EtcdStore:
     async def commit(self, txn: Txn) -> CommitResult:
         """See `Store.commit`."""
         check(txn)
-        request = self._keyspace.txn(txn)
         self._require_open()
+        async with self._slots:
+            return await self._groups.commit(txn)
+
+    async def _commit(self, txn: Txn) -> CommitResult:
+        request = self._keyspace.txn(txn)
         try:
-            async with self._slots:
-                response = await self._commits.once("KV/Txn", request, rpc_pb2.TxnResponse)
+            response = await self._commits.once("KV/Txn", request, rpc_pb2.TxnResponse)
         except StoreFull:
             self._full.set()
             raise
