@@ -9,6 +9,7 @@ goes with the cluster.
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 import socket
@@ -151,6 +152,11 @@ class Etcd:
     def cont(self, n: int) -> None:
         """Lets a stalled member go on."""
         self.members[n].send(signal.SIGCONT)
+
+    def fill_disk(self, n: int) -> None:
+        """From now on a member cannot write another byte: a limit on the size of its files, since a file system of its
+        own is only for root to have. It ends at its next write, as with a full disk; its next life has room again."""
+        resource.prlimit(self.members[n].pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
 
     def restart(self, n: int, *, wait: bool = True) -> None:
         """Starts a member anew on its data, killing it first if it runs; returns when it answers."""
