@@ -16,17 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = Path("docs/failures.md")
 TESTS = Path("tests")
 
-_HEAD = """# When something breaks
+_HEAD = """\
+# When something breaks
 
-What is promised for each failure, and the test that proves it on real processes. `make robust` runs all of them in their long
-forms, most of `make test` the short ones. Made by `make gen` from the tests; a row that says *not yet kept* is a goal.
+What is promised for each failure, and the tests that prove it, nearly all on real processes. `make test` runs their
+short forms, `make robust` the long ones. Made by `make gen` from the tests; a row that says *not yet kept* is a goal.
 
 | event | promise | proven by |
 |---|---|---|
 """
 _TAIL = """
-Not promised: that an agent's code runs exactly once. A task may run again; its effect on the run happens once. All attempts of
-a task carry the same idempotency key, so that a sink that takes it sees one effect.
+Not promised: that an agent's code runs exactly once. A task may run again; its effect on the run happens once. All
+attempts of a task carry the same idempotency key, so that a sink that takes it sees one effect.
 """
 
 

@@ -13,8 +13,9 @@ PROMISES = {
     ),
     "sidecar dies": "the same for all its agents' attempts; what it had reported and got acknowledged stays",
     "orchestrator dies": (
-        "its shards go on with others within the lease's 5 s and 2 s more, or at its restart when it is the only one; no "
-        "run is lost, none ends twice; attempts that run are adopted, not run again; a watch goes on without gap or repeat"
+        "its shards go on with others once its lease of 5 s has ended, or at its restart when it is the only one; "
+        "no run is lost, none ends twice; attempts that run are adopted, not run again; a watch goes on without gap "
+        "or repeat"
     ),
     "rolling restart": "no call of a client of our SDKs fails, and no task runs twice",
     "leader of the store lost or stalled": (
@@ -24,14 +25,16 @@ PROMISES = {
         "nothing changes; agents go on, and their outcomes wait beside them; all resumes by itself"
     ),
     "disk full under the store": (
-        "a member that cannot write ends and the others go on; with no quorum left all waits, and resumes once there is room"
+        "a member that cannot write ends and the others go on; with no quorum left all waits, and resumes once there "
+        "is room"
     ),
     "partition, each side": (
-        "one way or both: at most one outcome of a task is accepted, and a sidecar that has seen a newer owner of a shard "
-        "refuses what the older one offers"
+        "one way or both: at most one outcome of a task is accepted, and a sidecar that has seen a newer owner of a "
+        "shard refuses what the older one offers"
     ),
     "process pause": (
-        "what a process writes that was stopped while others took over is refused, and so are its offers that are on their way"
+        "what a process writes that was stopped while others took over is refused, and so are its offers that are on "
+        "their way"
     ),
     "a commit whose answer was lost": "is settled by sending the same bytes again; memory and journal never differ",
     "archive down": "runs go on, nothing is trimmed, an alarm says so, and it catches up by itself",
@@ -46,7 +49,8 @@ PROMISES = {
     "overload": "queues are bounded; unary callers are told when to come back, streams are read more slowly",
     "overload, three times": "clients that obey get 80 % of what is done at the peak",
     "certificate expiry and rotation": (
-        "a certificate is renewed under load without a failed call; one that expires ends its calls and streams within 3 s"
+        "a certificate is renewed under load without a failed call; one that expires ends its calls, and its streams "
+        "within 3 s"
     ),
     "certificate revocation": "holds on live connections within 5 s",
     "policy change while a run goes on": "from its commit on nothing is dispatched under the old policies",

@@ -40,6 +40,7 @@ async def strike(mesh: Mesh, dice: random.Random) -> str:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.proves("orchestrator dies", "sidecar dies", "agent process dies")
 async def test_whatever_is_killed_every_run_ends_once_and_nothing_finished_runs_again(seed: int) -> None:
     print(f"ANTIPHON_SEED={seed}")
     dice = random.Random(seed)
