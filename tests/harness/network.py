@@ -73,7 +73,9 @@ class _Direction:
 class Network:
     """Use it with `with`. Its methods may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, latency: float = 0.0) -> None:
+        """`latency`: seconds that everything that is said takes, in each direction."""
+        self._latency = latency
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
         self._servers: list[asyncio.Server] = []
@@ -172,7 +174,7 @@ class Network:
                 except OSError:
                     await back.free(Way.HOLD, Way.DROP)
                 else:
-                    await _between((reader, real_writer, there), (real_reader, writer, back))
+                    await _between(self._latency, (reader, real_writer, there), (real_reader, writer, back))
         finally:
             _reset(writer)
 
@@ -192,9 +194,9 @@ class Network:
 _Pump = tuple[asyncio.StreamReader, asyncio.StreamWriter, _Direction]
 
 
-async def _between(*pumps: _Pump) -> None:
+async def _between(latency: float, *pumps: _Pump) -> None:
     """Until both directions have ended, or one of them is reset."""
-    pumping = [asyncio.ensure_future(_pump(*pump)) for pump in pumps]
+    pumping = [asyncio.ensure_future(_pump(latency, *pump)) for pump in pumps]
     breaking = [asyncio.ensure_future(_broken(direction)) for _, _, direction in pumps]
     try:
         waiting = {*pumping, *breaking}
@@ -209,10 +211,13 @@ async def _between(*pumps: _Pump) -> None:
             _reset(writer)
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: _Direction) -> None:
+async def _pump(
+    latency: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: _Direction
+) -> None:
     """Everything that one side says, and that it has ended, to the other."""
     with suppress(OSError):
         while data := await reader.read(_CHUNK):
+            await asyncio.sleep(latency)
             await direction.free(Way.HOLD)
             if direction.way is not Way.PASS:
                 await direction.free(Way.DROP)

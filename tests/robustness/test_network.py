@@ -6,11 +6,13 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from antiphon import Client
 
-from tests.harness import Process, eventually
+from tests.harness import Mesh, Process, eventually
 from tests.harness.network import ANY, SOMEBODY, Network, Way
 
 DIAL = """
@@ -154,3 +156,12 @@ async def test_processes_are_told_apart_by_who_dials(
         await eventually(lambda: b"hello" in said)
     finally:
         dialler.close()
+
+
+async def test_a_client_connects_where_each_message_takes_half_a_second() -> None:
+    """Four of them are a handshake: whoever gave up an attempt sooner would never connect."""
+    with Network(latency=0.5) as network, Mesh() as mesh:
+        address = network.forward("orchestrator", mesh.orchestrator.address)
+        connected = Client.connect(address=address, credentials=mesh.ca.client("far"), timeout=timedelta(seconds=60))
+        async with connected as client:
+            assert [run async for run in client.list_runs()] == []
