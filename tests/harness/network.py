@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from .process import Process
+from .waiting import LIMIT
 
 ANY = "*"
 SOMEBODY = "somebody"
 HOST = "127.0.0.1"
 _CHUNK = 65536
-_LIMIT = 20.0
 
 
 class Way(enum.Enum):
@@ -93,7 +93,7 @@ class Network:
     def __exit__(self, *_: object) -> None:
         self._wait(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_LIMIT)
+        self._thread.join(LIMIT)
         self._loop.close()
 
     def forward(self, target: str, real: str, host: str = HOST, port: int = 0) -> str:
@@ -120,12 +120,12 @@ class Network:
 
     def _wait(self, work: Any) -> Any:
         done: Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return done.result(_LIMIT)
+        return done.result(LIMIT)
 
     async def _listen(self, target: str, real: str, host: str, port: int) -> str:
         def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = self._loop.create_task(self._serve(target, real, reader, writer))
-            self._connections.add(task)
+            self._connections.add(task)  # the loop itself keeps no task alive
             task.add_done_callback(self._connections.discard)
 
         server = await asyncio.start_server(serve, host, port)
@@ -135,12 +135,12 @@ class Network:
     async def _close(self) -> None:
         for server in self._servers:
             server.close()
-        for task in self._connections:
-            task.cancel()
+        # Also what comes to be while the rest is ended: connections that were accepted a moment ago.
+        while left := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left)
         # A transport that was aborted is closed by the loop in one of its next rounds.
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        if left:
-            await asyncio.wait(left, timeout=_LIMIT)
         for _ in range(3):
             await asyncio.sleep(0)
 
