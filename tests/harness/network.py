@@ -127,6 +127,7 @@ class Network:
             task = self._loop.create_task(self._serve(target, real, reader, writer))
             self._connections.add(task)  # the loop itself keeps no task alive
             task.add_done_callback(self._connections.discard)
+            task.add_done_callback(lambda _: _reset(writer))  # also of one that is ended before it has begun
 
         server = await asyncio.start_server(serve, host, port)
         self._servers.append(server)
@@ -166,17 +167,15 @@ class Network:
         self.dialled.add((source, target))
         there, back = self._direction(source, target), self._direction(target, source)
         host, _, port = real.rpartition(":")
+        await there.free(Way.HOLD, Way.DROP)
+        if Way.RESET in (there.way, back.way):
+            return
         try:
-            await there.free(Way.HOLD, Way.DROP)
-            if Way.RESET not in (there.way, back.way):
-                try:
-                    real_reader, real_writer = await asyncio.open_connection(host, int(port))
-                except OSError:
-                    await back.free(Way.HOLD, Way.DROP)
-                else:
-                    await _between(self._latency, (reader, real_writer, there), (real_reader, writer, back))
-        finally:
-            _reset(writer)
+            real_reader, real_writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            await back.free(Way.HOLD, Way.DROP)
+            return
+        await _between(self._latency, (reader, real_writer, there), (real_reader, writer, back))
 
     def _who(self, writer: asyncio.StreamWriter) -> str:
         """The process at the other end of a connection that was made here."""

@@ -70,11 +70,11 @@ async def stall_with_offers_on_their_way(cluster: Cluster, network: Network) -> 
             for run in runs:
                 assert output_of(await client.wait(run.run_id, timeout=PATIENCE)) == {"t": "done"}
             await cluster.settled(2)
-            network.heal()
-            # It is attached again, on whatever stream, when it has read what waited in the one that it had.
         finally:
             zombie.send(signal.SIGCONT)
+        # It is a replica again, with slots; only now does the sidecar hear what it said before.
         await cluster.settled(3)
+        network.heal()
         again = await asyncio.gather(*(client.submit(graph, wait=True, timeout=PATIENCE) for _ in range(RUNS)))
         assert all(output_of(run) == {"t": "done"} for run in again)
     assert zombie.alive
