@@ -187,6 +187,15 @@ def replica_restarted(on: Stage) -> Iterator[None]:
 
 
 @contextmanager
+def replicas_restarted_in_turn(on: Stage) -> Iterator[None]:
+    """As an operator brings in a new version: the next one when the last one serves."""
+    for replica in on.cluster.replicas:
+        assert replica.term() == 0
+        replica.start()
+    yield
+
+
+@contextmanager
 def sidecar_killed(on: Stage) -> Iterator[None]:
     sidecar = on.dice.choice(on.cluster.sidecars)
     sidecar.kill9()
@@ -223,6 +232,7 @@ PROCESSES: dict[str, Fault] = {
     "replica stopped": replica_stopped,
     "replica killed": replica_killed,
     "replica restarted": replica_restarted,
+    "replicas restarted in turn": replicas_restarted_in_turn,
     "sidecar killed": sidecar_killed,
     "agent killed": agent_killed,
 }

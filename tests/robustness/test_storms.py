@@ -48,7 +48,7 @@ async def test_a_cluster_in_a_storm_keeps_its_promises(strike: Strike) -> None:
     await strike(
         1,
         [
-            Blow("leader of the store from its members, there", 3),
+            Blow("leader of the store from its members, there", 6),
             Blow("replica from sidecars and replicas", 3),
             Blow("replica from store, both", 7),
         ],
@@ -84,6 +84,12 @@ async def test_full_disks_under_one_and_under_all_members(strike: Strike) -> Non
 @pytest.mark.proves("process pause", "orchestrator dies", "sidecar dies", "agent process dies")
 async def test_processes_that_die_stall_or_restart(strike: Strike) -> None:
     await strike(6, [Blow(name, 8) for name in PROCESSES])
+
+
+@pytest.mark.long_form
+@pytest.mark.proves("rolling restart")
+async def test_rolling_restarts_under_traffic_fail_no_call(strike: Strike) -> None:
+    await strike(7, [Blow("replicas restarted in turn", 1), Blow("replicas restarted in turn", 0)])
 
 
 @pytest.mark.long_form
