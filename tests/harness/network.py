@@ -24,7 +24,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Self
 
 from .process import Process
@@ -34,6 +33,11 @@ ANY = "*"
 SOMEBODY = "somebody"
 HOST = "127.0.0.1"
 _CHUNK = 65536
+
+# Of linux/netlink.h, linux/sock_diag.h and linux/inet_diag.h.
+_SOCK_DIAG, _BY_FAMILY, _REQUEST = 4, 20, 1
+_ANY_STATE, _NO_COOKIE = (1 << 32) - 1, (1 << 64) - 1
+_INODE_AT = 16 + 4 + 48 + 16
 
 
 class Way(enum.Enum):
@@ -179,14 +183,13 @@ class Network:
 
     def _who(self, writer: asyncio.StreamWriter) -> str:
         """The process at the other end of a connection that was made here."""
-        theirs, ours = (int(writer.get_extra_info(name)[1]) for name in ("peername", "sockname"))
-        wanted = set(_inodes(theirs, ours))
+        theirs, ours = (writer.get_extra_info(name) for name in ("peername", "sockname"))
+        inode = _inode(theirs, ours)
+        if inode is None:
+            return SOMEBODY
         for process in self._known:
-            if process.alive:
-                for entry in _entries(process.pid):
-                    with suppress(OSError):
-                        if os.readlink(entry) in wanted:
-                            return process.name
+            if process.alive and f"socket:[{inode}]" in _open_files(process.pid):
+                return process.name
         return SOMEBODY
 
 
@@ -244,21 +247,27 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-def _entries(pid: int) -> list[str]:
-    """What a process has open; nothing of one that has just ended."""
+def _open_files(pid: int) -> Iterator[str]:
+    """What a process has open, as /proc shows it; nothing of one that has just ended."""
     folder = f"/proc/{pid}/fd"
-    try:
-        return [f"{folder}/{name}" for name in os.listdir(folder)]
-    except OSError:
-        return []
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            with suppress(OSError):
+                yield os.readlink(f"{folder}/{name}")
 
 
-def _inodes(theirs: int, ours: int) -> Iterator[str]:
-    """The sockets that are bound to port `theirs` and talk to port `ours`, as /proc/PID/fd shows them."""
-    for name in ("tcp", "tcp6"):  # gRPC dials IPv4 by sockets of IPv6
-        with suppress(OSError):
-            for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
-                fields = line.split()
-                ports = [int(address.rpartition(":")[2], 16) for address in fields[1:3]]
-                if ports == [theirs, ours]:
-                    yield f"socket:[{fields[9]}]"
+def _inode(local: tuple[str, int], remote: tuple[str, int]) -> int | None:
+    """The number of the socket that is bound to `local` and talks to `remote`; None when it is gone.
+
+    The kernel is asked by netlink (sock_diag(7)) for this one: /proc/net/tcp lists those of the whole machine, which
+    takes long where much is going on.
+    """
+    ports = struct.pack(">HH", local[1], remote[1])
+    addresses = b"".join(socket.inet_aton(host) + bytes(12) for host in (local[0], remote[0]))
+    question = struct.pack("=BBxxI", socket.AF_INET, socket.IPPROTO_TCP, _ANY_STATE) + ports + addresses
+    question += struct.pack("=IQ", 0, _NO_COOKIE)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
+        kernel.send(struct.pack("=IHHII", 16 + len(question), _BY_FAMILY, _REQUEST, 1, 0) + question)
+        answer = kernel.recv(8192)
+    (kind,) = struct.unpack_from("=H", answer, 4)
+    return int(struct.unpack_from("=I", answer, _INODE_AT)[0]) if kind == _BY_FAMILY else None
