@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from .process import Process
+from .waiting import LIMIT
 
 
 class OrchestratorProcess(Process):
@@ -38,9 +40,18 @@ class OrchestratorProcess(Process):
         )
 
     def start(self) -> None:
-        """Start it and return once it serves."""
-        self.begin()
-        self.wait_ready()
+        """Start it and return once it serves; again, as a service manager does, when etcd did not answer in time."""
+        end = time.monotonic() + LIMIT
+        while True:
+            self.begin()
+            try:
+                self.wait_ready()
+            except AssertionError:
+                last = self.said().rstrip().rpartition("\n")[2]
+                if self.alive or not last.startswith("antiphon orchestrator: etcd") or time.monotonic() > end:
+                    raise
+            else:
+                return
 
     def wait_ready(self) -> None:
         """Return once it has said where it serves."""
