@@ -15,10 +15,11 @@ from antiphon.v1 import run_pb2
 from tests.conftest import RequireLibrary
 from tests.harness import Mesh, Process, eventually, journal_of
 
-JUMPS = [timedelta(minutes=20), timedelta(0), -timedelta(seconds=45), timedelta(0)]
+JUMPS = [timedelta(minutes=20), timedelta(0), -timedelta(seconds=45)]
 """Where the clock is set, relative to the true time, one after the other. Not further back than certificates allow:
 who is behind the beginning of one refuses it, here as everywhere."""
 
+PATIENCE = timedelta(seconds=120)
 RULE = Retry(["LOST", "TRANSIENT"], max_attempts=20, backoff=timedelta(seconds=1), max_backoff=timedelta(seconds=1))
 
 
@@ -61,7 +62,7 @@ async def test_runs_go_on_and_nothing_is_lost_or_run_again_when_a_clock_is_set(f
             if whose == "sidecar":
                 sidecar.environment |= clock.environment
             sidecar.start()
-            async with mesh.client() as client:
+            async with mesh.client(timeout=PATIENCE) as client:
                 await mesh.attached(client)
                 await jump(mesh, client, clock, mesh.orchestrator if whose == "orchestrator" else None)
         finally:
@@ -72,7 +73,7 @@ async def jump(mesh: Mesh, client: Client, clock: Clock, orchestrator: Process |
     held, gate = Graph("held"), mesh.path("gate")
     held.task("t", "work.hold@1", input=str(gate))
     again = Graph("again")
-    again.task("t", "work.fail@1", input={"kind": "transient", "times": 3}, retry=[RULE])
+    again.task("t", "work.fail@1", input={"kind": "transient", "times": 2}, retry=[RULE])
     long = await client.submit(held)
     await eventually(lambda: journal_of(mesh.journal))
     for offset in JUMPS:
@@ -80,10 +81,10 @@ async def jump(mesh: Mesh, client: Client, clock: Clock, orchestrator: Process |
         retried = await client.submit(again)
         await eventually(lambda run=retried: failed_once(mesh, run))  # type: ignore[misc]
         clock.set(offset)
-        assert output_of(await client.wait(retried.run_id, timeout=timedelta(seconds=60))) == {"t": 4}
+        assert output_of(await client.wait(retried.run_id, timeout=PATIENCE)) == {"t": 3}
         echo = Graph("echo")
         echo.task("t", "work.echo@1", input="fine")
-        assert output_of(await client.submit(echo, wait=True, timeout=timedelta(seconds=30))) == {"t": "fine"}
+        assert output_of(await client.submit(echo, wait=True, timeout=PATIENCE)) == {"t": "fine"}
     gate.touch()
     assert output_of(await client.wait(long.run_id)) == {"t": "released"}
     assert (await client.get_task(long.run_id, "t")).attempt_count == 1

@@ -48,9 +48,9 @@ async def test_a_cluster_in_a_storm_keeps_its_promises(strike: Strike) -> None:
     await strike(
         1,
         [
-            Blow("leader of the store from its members, there", 6),
-            Blow("replica from sidecars and replicas", 3),
-            Blow("replica from store, both", 7),
+            Blow("leader of the store from its members, there", 5),
+            Blow("replica from sidecars and replicas", 2),
+            Blow("replica from store, both", 6),
         ],
     )
 
