@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 BIN := .venv/bin
 
-.PHONY: help demo test contract check gen typescript bench fmt baseline environment
+.PHONY: help demo test contract robust check gen typescript bench fmt baseline environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,11 +19,15 @@ test: environment ## all tests; ARGS="tests/unit -x" runs some of them
 contract: environment ## every RPC against its contract on a real mesh, golden bytes, planted faults
 	@$(BIN)/python -m pytest -q tests/contract $(ARGS)
 
+robust: environment ## promises under faults, in their long forms: half an hour; ARGS as with test
+	@ANTIPHON_ROBUST=1 $(BIN)/python -m pytest -q tests/robustness tests/simulation $(ARGS)
+
 check: environment ## formats, lint, types, contracts, module boundaries, generated code
 	@$(BIN)/python tools/check.py $(ARGS)
 
-gen: environment ## generate what is derived from protos/
+gen: environment ## generate what is derived from protos/, and docs/failures.md from the tests
 	@$(BIN)/python protos/generate.py
+	@$(BIN)/python tools/failures.py
 
 typescript: environment ## build the TypeScript SDK, for agents that use it from this checkout
 	@$(BIN)/python tools/node.py --build
@@ -35,7 +39,7 @@ fmt: environment ## format Python, protos, and Go where there is a toolchain
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format .
 	@$(BIN)/buf format --write
-	@! command -v gofmt >/dev/null || gofmt -w sdk/go examples/compliance benchmarks/agents
+	@! command -v gofmt >/dev/null || gofmt -w sdk/go examples/compliance benchmarks/agents tools/porcupine
 
 baseline: environment ## at a release: keep its contracts, which later ones must not break
 	@$(BIN)/buf build --exclude-source-info -o protos/baseline.binpb

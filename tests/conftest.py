@@ -55,6 +55,36 @@ def require_tool() -> RequireTool:
     return require
 
 
+class RequireLibrary(Protocol):
+    """Answers where a shared library is that a Debian package brings; as `RequireTool` otherwise."""
+
+    def __call__(self, library: str, *, package: str) -> str: ...
+
+
+@pytest.fixture(scope="session")
+def require_library() -> RequireLibrary:
+    """Call it with the file name of a library below /usr/lib and the Debian package that brings it."""
+
+    def require(library: str, *, package: str) -> str:
+        path = library_at(library)
+        if path is None:
+            install(library, package)
+            path = library_at(library)
+        if path is None:
+            missing = f"not run: {library} is missing; install it (Debian: apt-get install {package})"
+            if os.environ.get("CI") == "true":
+                pytest.fail(missing, pytrace=False)
+            pytest.skip(missing)
+        return path
+
+    return require
+
+
+def library_at(name: str) -> str | None:
+    """Where a library is, or None."""
+    return next((str(path) for path in Path("/usr/lib").glob(f"*/*/{name}")), None)
+
+
 @pytest.fixture(scope="session")
 def postgres(require_tool: RequireTool) -> Iterator[harness.Postgres]:
     """A PostgreSQL server for all tests that do it no harm; each asks it for a database of its own."""

@@ -108,6 +108,7 @@ CHECKS: dict[str, Callable[[], Outcome]] = {
     "protos-breaking": breaking,
     "typescript": typescript,
     "generated": lambda: run("python", "protos/generate.py", "--check"),
+    "failures": lambda: run("python", "tools/failures.py", "--check"),
     "go": go,
 }
 

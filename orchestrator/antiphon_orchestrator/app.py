@@ -69,7 +69,8 @@ from .runs.retention import Retention
 from .runs.room import StoreRoom
 from .runs.submit import Submissions
 from .shards.archiver import Archiver
-from .shards.host import Host, now
+from .shards.clock import now
+from .shards.host import Host
 from .shards.log import shard_count
 from .shards.remembering import Remembering
 from .store import SqliteStore, Store, StoreError

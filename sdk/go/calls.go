@@ -35,10 +35,11 @@ type tries struct {
 	most       int
 	failures   int
 	end        time.Time
+	began      *generation // the current one when the try began
 }
 
 func newTries(connection *connection, limit time.Duration, most int) *tries {
-	t := &tries{connection: connection, limit: limit, most: most}
+	t := &tries{connection: connection, limit: limit, most: most, began: connection.newest()}
 	t.heard()
 	return t
 }
@@ -54,8 +55,10 @@ func (t *tries) after(ctx context.Context, err *Error) error {
 		return err
 	}
 	t.failures++
-	// Our certificate may have been replaced on disk a moment ago.
-	if err.Reason == CertificateExpired && t.failures == 1 && t.connection.refresh(ctx) {
+	used := t.began
+	defer func() { t.began = t.connection.newest() }()
+	// A stream may outlive the certificate it was opened with, or that may have been replaced a moment ago.
+	if err.Reason == CertificateExpired && (used != t.connection.newest() || t.failures == 1 && t.connection.refresh(ctx)) {
 		return nil
 	}
 	if err.Remedy != Retry || (t.most >= 0 && t.failures > t.most) {

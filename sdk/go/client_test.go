@@ -356,6 +356,32 @@ func TestAnExpiredCertificateThatWasReplacedIsReadAtOnce(t *testing.T) {
 	}
 }
 
+func TestACallThatOutlivesItsCertificateGoesOnWithTheOneThatHasReplacedIt(t *testing.T) {
+	orchestrator, client, authority, folder := world(t)
+	arrived, gate := make(chan struct{}, 1), make(chan struct{})
+	orchestrator.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		if calls := orchestrator.seen(); calls[len(calls)-1].caller == "first" {
+			arrived <- struct{}{}
+			<-gate
+			return nil, refusalOf(CertificateExpired, "expired", nil)
+		}
+		return &antiphonv1.GetRunResponse{}, nil
+	}
+	over := make(chan error, 1)
+	go func() {
+		_, err := client.GetRun(t.Context(), "r")
+		over <- err
+	}()
+	receive(t, arrived, "the call")
+	authority.store(folder, "second")
+	// Sooner or later it is noticed, by this or by the client itself.
+	client.connection.refresh(t.Context())
+	close(gate)
+	if err := receive(t, over, "its end"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAProfileThatCannotBeUsedSaysWhatToDo(t *testing.T) {
 	home := t.TempDir()
 	t.Setenv("ANTIPHON_HOME", home)

@@ -114,6 +114,13 @@ func (c *connection) use() (*generation, func(), error) {
 	}, nil
 }
 
+// newest is the generation that is lent now.
+func (c *connection) newest() *generation {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	return c.current
+}
+
 // refresh looks at the files now, and says whether there is a new generation. What cannot be used leaves the current one.
 func (c *connection) refresh(ctx context.Context) bool {
 	c.changing.Lock()

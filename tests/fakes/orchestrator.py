@@ -57,6 +57,8 @@ class Orchestrator(
         self.errors: dict[str, error_pb2.Error] = {}
         """Answer to a submission of the stream, by graph name; each is given once."""
         self.hold: asyncio.Event | None = None
+        self.expired = False
+        """Whether the next stream of submissions ends for its certificate, in place of its next answer."""
         self.submissions: list[run_service_pb2.SubmitRunRequest] = []
         self.batches: list[int] = []
         self.unanswered = 0
@@ -140,6 +142,9 @@ class Orchestrator(
                 self._news.notify_all()
             if self.hold is not None:
                 await self.hold.wait()
+            if self.expired:
+                self.expired = False
+                await refuse(context, error_pb2.ERROR_REASON_CERTIFICATE_EXPIRED)
             response = run_service_pb2.SubmitRunsResponse()
             for one in request.submissions:
                 error = self.errors.pop(one.registered.name, None)

@@ -12,9 +12,11 @@ from antiphon_orchestrator.cluster.assignment import assigned
 from grpc import aio, ssl_channel_credentials
 
 from .authority import NAMESPACE
-from .etcd import Etcd
+from .etcd import Etcd, free_ports
 from .mesh import Mesh
+from .network import Network
 from .orchestrator import OrchestratorProcess
+from .sidecar import SidecarProcess
 from .waiting import eventually
 
 SHARDS = 24
@@ -22,9 +24,13 @@ SHARDS = 24
 
 
 class Cluster(Mesh):
-    """A mesh whose `orchestrator` is the first of `replicas`. Use it with `with`."""
+    """A mesh whose `orchestrator` is the first of `replicas`. Use it with `with`.
 
-    def __init__(self, etcd: Etcd, replicas: int = 3, *settings: str) -> None:
+    With a `network`, that of the etcd, everybody dials a replica through it.
+    """
+
+    def __init__(self, etcd: Etcd, replicas: int = 3, *settings: str, network: Network | None = None) -> None:
+        self._network = network
         self._store = ("--store", etcd.url(secrets.token_hex(4)), *_tls(etcd))
         super().__init__("--shards", str(SHARDS), *self._store, *settings)
         self._shared = self.folder / "shared"
@@ -44,8 +50,23 @@ class Cluster(Mesh):
             (data / name).symlink_to(self._shared / name)
         replica = OrchestratorProcess(self.folder, self.ca.folder, data=data, settings=self._settings)
         replica.name, replica.log = f"orchestrator-{number}", self.folder / f"orchestrator-{number}.log"
+        if self._network is not None:
+            # The same port on another address of this machine: a replica advertises the port that it listens on.
+            (port,) = free_ports(1)
+            replica.listen, host = f"127.0.0.1:{port}", f"127.0.1.{number + 1}"
+            self._network.know(replica)
+            self._network.forward(replica.name, replica.listen, host, port)
+            replica.settings += ("--advertise", f"{host}:{port}")
         self.replicas.append(replica)
         return replica
+
+    def sidecar(self, *arguments: Any, start: bool = True, **settings: Any) -> SidecarProcess:
+        sidecar = super().sidecar(*arguments, start=False, **settings)
+        if self._network is not None:
+            self._network.know(sidecar)
+        if start:
+            sidecar.start()
+        return sidecar
 
     def __enter__(self) -> Self:
         try:

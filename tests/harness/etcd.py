@@ -9,6 +9,7 @@ goes with the cluster.
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 import socket
@@ -23,25 +24,43 @@ from antiphon_orchestrator.store.etcd import EtcdAddress, TlsFiles
 
 from .etcd_binary import binary
 from .etcd_tls import Pki
+from .network import Network
 from .process import Process
 from .waiting import LIMIT
 
 HOST = "127.0.0.1"
 _PAUSE = 0.02
+_ANSWER = 5.0
+"""Seconds a member has to say how it is: a handshake takes one on a machine that has much to do."""
 
 
 class Etcd:
     """A cluster. Make it with `start`; use it as a context, or `close` it."""
 
-    def __init__(self, folder: Path, program: str, nodes: int, pki: Pki | None, arguments: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        program: str,
+        nodes: int,
+        pki: Pki | None,
+        arguments: tuple[str, ...],
+        network: Network | None,
+    ) -> None:
         self._folder = folder
         self._program = program
         self._pki = pki
         self._arguments = arguments
-        ports = _free_ports(2 * nodes)
+        ports = free_ports(2 * nodes)
         self.endpoints = tuple(f"{HOST}:{port}" for port in ports[:nodes])
         self._peers = tuple(f"{HOST}:{port}" for port in ports[nodes:])
         self.members = [Process(f"etcd-{n}", folder) for n in range(nodes)]
+        self._dialled, self._peers_dialled = self.endpoints, self._peers
+        if network is not None:
+            network.know(*self.members)
+            self._dialled, self._peers_dialled = (
+                tuple(network.forward(f"etcd-{n}", address) for n, address in enumerate(addresses))
+                for addresses in (self.endpoints, self._peers)
+            )
 
     @classmethod
     def start(
@@ -53,20 +72,25 @@ class Etcd:
         fsync: bool = False,
         quota: int | None = None,
         arguments: tuple[str, ...] = (),
+        network: Network | None = None,
     ) -> Etcd:
         """A cluster that answers. `version`: `current`, or `debian` for the oldest that is supported. `fsync`: whether
-        what it acknowledges must outlive a crash of the machine; 3.4 always does. Raises EtcdMissing."""
+        what it acknowledges must outlive a crash of the machine; 3.4 always does. With a `network` members dial each
+        other through it, and so do those who use `url`. Raises EtcdMissing."""
         program = binary(version)
         folder = Path(tempfile.mkdtemp(prefix="antiphon-etcd-"))
         given = list(arguments)
         if nodes == 1:
             # An election of one takes no time; leases may then be as short as a second.
             given += ["--heartbeat-interval=20", "--election-timeout=200"]
+        elif network is not None:
+            # Elections are for those that the network is cut for, and not for a machine that has much else to do.
+            given += ["--heartbeat-interval=300", "--election-timeout=3000"]
         if quota is not None:
             given.append(f"--quota-backend-bytes={quota}")
         if not fsync and version != "debian":
             given.append("--unsafe-no-fsync")
-        cluster = cls(folder, program, nodes, Pki(folder / "tls", HOST) if tls else None, tuple(given))
+        cluster = cls(folder, program, nodes, Pki(folder / "tls", HOST) if tls else None, tuple(given), network)
         try:
             for n in range(nodes):
                 cluster._spawn(n)
@@ -103,7 +127,7 @@ class Etcd:
 
     def url(self, prefix: str = "antiphon") -> str:
         """As the setting `store` has it."""
-        return f"etcd://{','.join(self.endpoints)}/{prefix}"
+        return f"etcd://{','.join(self._dialled)}/{prefix}"
 
     def leader(self) -> int:
         """Which member leads, by what the running ones say; waits until one does."""
@@ -133,6 +157,11 @@ class Etcd:
     def cont(self, n: int) -> None:
         """Lets a stalled member go on."""
         self.members[n].send(signal.SIGCONT)
+
+    def fill_disk(self, n: int) -> None:
+        """From now on a member cannot write another byte: a limit on the size of its files, since a file system of its
+        own is only for root to have. It ends at its next write, as with a full disk; its next life has room again."""
+        resource.prlimit(self.members[n].pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
 
     def restart(self, n: int, *, wait: bool = True) -> None:
         """Starts a member anew on its data, killing it first if it runs; returns when it answers."""
@@ -174,8 +203,9 @@ class Etcd:
             f"--listen-client-urls={client}",
             f"--advertise-client-urls={client}",
             f"--listen-peer-urls={peer}",
-            f"--initial-advertise-peer-urls={peer}",
-            "--initial-cluster=" + ",".join(f"m{i}={scheme}://{address}" for i, address in enumerate(self._peers)),
+            f"--initial-advertise-peer-urls={scheme}://{self._peers_dialled[n]}",
+            "--initial-cluster="
+            + ",".join(f"m{i}={scheme}://{address}" for i, address in enumerate(self._peers_dialled)),
             "--log-level=warn",
             *self._arguments,
         ]
@@ -192,7 +222,7 @@ class Etcd:
                 response_deserializer=rpc_pb2.StatusResponse.FromString,
             )
             try:
-                status: rpc_pb2.StatusResponse = ask(rpc_pb2.StatusRequest(), timeout=1)
+                status: rpc_pb2.StatusResponse = ask(rpc_pb2.StatusRequest(), timeout=_ANSWER)
                 return status
             except grpc.RpcError:
                 return None
@@ -202,7 +232,7 @@ StartEtcd = Callable[..., Etcd]
 """`Etcd.start`, with an end that somebody else sees to."""
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody has now; held together, so that none comes twice."""
     sockets = [socket.socket() for _ in range(count)]
     try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from .process import Process
+from .waiting import LIMIT
 
 
 class OrchestratorProcess(Process):
@@ -15,8 +17,10 @@ class OrchestratorProcess(Process):
     def __init__(self, folder: Path, authority: Path, *, data: Path | None = None, settings: tuple[str, ...]) -> None:
         super().__init__("orchestrator", folder)
         self.data = data or folder / "data"
-        self.address = "127.0.0.1:0"
-        self.join_address = "127.0.0.1:0"
+        self.listen = self.join_listen = "127.0.0.1:0"
+        self.address = self.join_address = ""
+        """As others dial it, once it serves."""
+        self.environment: dict[str, str] = {}
         self.authority = authority
         self.settings = settings
 
@@ -28,17 +32,26 @@ class OrchestratorProcess(Process):
             [
                 *(sys.executable, "-m", "antiphon.command", "orchestrator", "serve"),
                 *("--data", str(self.data), "--authority", str(self.authority)),
-                *("--listen", self.address, "--join-listen", self.join_address),
+                *("--listen", self.listen, "--join-listen", self.join_listen),
                 *("--shards", "4"),  # not the one that is the default: what crosses shards is to be met here
                 *self.settings,
             ],
-            {"GRPC_VERBOSITY": "NONE"},
+            {"GRPC_VERBOSITY": "NONE", **self.environment},
         )
 
     def start(self) -> None:
-        """Start it and return once it serves."""
-        self.begin()
-        self.wait_ready()
+        """Start it and return once it serves; again, as a service manager does, when etcd did not answer in time."""
+        end = time.monotonic() + LIMIT
+        while True:
+            self.begin()
+            try:
+                self.wait_ready()
+            except AssertionError:
+                last = self.said().rstrip().rpartition("\n")[2]
+                if self.alive or not last.startswith("antiphon orchestrator: etcd") or time.monotonic() > end:
+                    raise
+            else:
+                return
 
     def wait_ready(self) -> None:
         """Return once it has said where it serves."""
@@ -46,6 +59,9 @@ class OrchestratorProcess(Process):
         self.wait_for_file(path)
         found = json.loads(path.read_text())
         self.address, self.join_address = found["address"], found["join_address"]
+        self.listen, self.join_listen = (
+            f"127.0.0.1:{address.rpartition(':')[2]}" for address in (self.address, self.join_address)
+        )
 
     def restart(self) -> None:
         """A crash and a new start."""

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .waiting import LIMIT
+
 _PAUSE = 0.01
 
 
@@ -49,12 +51,12 @@ class Process:
             self._process.kill()
             self._process.wait()
 
-    def term(self, limit: float = 60.0) -> int:
+    def term(self, limit: float = LIMIT) -> int:
         """Ask it to end and return its exit code."""
         self.send(signal.SIGTERM)
         return self.end(limit)
 
-    def end(self, limit: float = 60.0) -> int:
+    def end(self, limit: float = LIMIT) -> int:
         """Its exit code, once it has ended by itself; fails after `limit` seconds."""
         assert self._process is not None
         try:
@@ -77,7 +79,7 @@ class Process:
             print(f"--- {self.name}\n{fresh}")
         self._shown = len(text)
 
-    def wait_for_file(self, path: Path, limit: float = 120.0) -> None:
+    def wait_for_file(self, path: Path, limit: float = LIMIT) -> None:
         """Return once the file is there; fails when the process ends before, or after `limit` seconds."""
         end = time.monotonic() + limit
         while not path.exists():

@@ -29,7 +29,7 @@ class SidecarProcess(Process):
         self.run_folder = folder / f"{name}.run"
         self._arguments = tuple(arguments)
         self._command = tuple(command)
-        self._environment = dict(environment or {})
+        self.environment = dict(environment or {})
 
     def start(self) -> None:
         """Start it; whether it is attached, the registry knows."""
@@ -40,7 +40,7 @@ class SidecarProcess(Process):
         ]
         if self._command:
             command += ["--", *self._command]
-        self.spawn(command, {"GRPC_VERBOSITY": "NONE", **self._environment})
+        self.spawn(command, {"GRPC_VERBOSITY": "NONE", **self.environment})
 
     def restart(self) -> None:
         """A crash and a new start."""

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
 from antiphon import Client, Graph, Retry, output_of
 from antiphon.v1 import failure_pb2, run_pb2
 from antiphon_certs import CertificateFiles, Kind
@@ -244,6 +245,7 @@ async def test_a_program_is_an_agent_without_knowing_it(client: Client, mesh: Me
     assert output_of(await client.submit(one_task("text.pooled@1", 7), wait=True))["t"]["value"] == 7
 
 
+@pytest.mark.proves("certificate expiry and rotation")
 async def test_a_certificate_is_renewed_under_load_and_no_work_is_lost(client: Client, mesh: Mesh) -> None:
     sidecar = mesh.sidecar("renewed", version="5", start=False)
     # Past half of its life: the sidecar renews at once, and the orchestrator grants an hour.

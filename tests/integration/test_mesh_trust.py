@@ -75,6 +75,7 @@ async def test_only_joining_is_served_without_a_certificate(client: Client, mesh
     )
 
 
+@pytest.mark.proves("certificate expiry and rotation")
 async def test_a_certificate_that_expires_on_a_live_connection_ends_calls_and_streams(
     client: Client, mesh: Mesh
 ) -> None:

@@ -323,6 +323,21 @@ async def test_an_expired_certificate_is_read_again_at_once(
         await client.get_run("x")
 
 
+async def test_a_stream_that_outlives_its_certificate_goes_on_with_the_one_that_has_replaced_it(
+    client: Client, double: Orchestrator, files: CertificateFiles, authority: Authority
+) -> None:
+    double.hold = asyncio.Event()
+    async with client.submitter() as submitter:
+        answer = await submitter.submit("review")
+        await double.until(lambda: len(double.submissions) == 1)
+        store(files, credential(authority))
+        assert await client._connection.refresh()
+        double.expired = True
+        double.hold.set()
+        assert (await answer).run_id
+    assert double.calls[0][2] != double.calls[1][2]
+
+
 async def test_a_server_of_a_foreign_authority_is_not_talked_to(
     authority: Authority, files: CertificateFiles, tmp_path: Path
 ) -> None:

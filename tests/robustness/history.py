@@ -32,6 +32,8 @@ class Submission:
     request_id: str
     expected: object
     answers: list[run_pb2.Run] = field(default_factory=list)
+    watched: list[list[int]] = field(default_factory=list)
+    """The numbers of the events that each watch of it told."""
 
 
 @dataclass
@@ -60,6 +62,8 @@ def breaches(submissions: Iterable[Submission], records: Iterable[Record], journ
     submissions, records = list(submissions), list(records)
     return [
         *every_submission_is_one_run(submissions),
+        *every_submission_succeeds_as_expected(submissions),
+        *watches_have_no_gap_and_no_repeat(submissions),
         *every_run_ends(records),
         *every_task_has_at_most_one_accepted_outcome(records),
         *histories_have_no_gap_and_agree_with_the_end(records),
@@ -79,6 +83,25 @@ def every_submission_is_one_run(submissions: list[Submission]) -> Iterator[str]:
         for run_id in run_ids:
             if owners.setdefault(run_id, submission.request_id) != submission.request_id:
                 yield f"run {run_id} belongs to requests {owners[run_id]} and {submission.request_id}"
+
+
+def every_submission_succeeds_as_expected(submissions: list[Submission]) -> Iterator[str]:
+    """All graphs of the traffic end well, with the number they were given; whoever asks is told so."""
+    for submission in submissions:
+        for run in submission.answers:
+            if run.state != run_pb2.RUN_STATE_SUCCEEDED:
+                yield f"run {run.run_id} has not succeeded: {run.failure}"
+            elif run.output.inline != str(submission.expected).encode():
+                yield f"run {run.run_id} answered {run.output.inline!r} and not {submission.expected}"
+
+
+def watches_have_no_gap_and_no_repeat(submissions: list[Submission]) -> Iterator[str]:
+    """Whoever watches is told 1, 2, 3 …, over however many streams and replicas, up to the end."""
+    for submission in submissions:
+        ends = {run.event_seq for run in submission.answers}
+        for numbers in submission.watched:
+            if numbers != list(range(1, len(numbers) + 1)) or (ends and len(numbers) not in ends):
+                yield f"request {submission.request_id}: a watch of {sorted(ends)} events told {numbers}"
 
 
 def every_run_ends(records: list[Record]) -> Iterator[str]:

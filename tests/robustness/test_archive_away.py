@@ -58,8 +58,15 @@ def restart(server: Postgres) -> Callable[[], None]:
     return server.start
 
 
-@pytest.mark.parametrize("fault", [stand_still, die, restart])
-@pytest.mark.parametrize("crash", [False, True], ids=["orchestrator-lives", "orchestrator-dies-meanwhile"])
+@pytest.mark.proves("archive down")
+@pytest.mark.parametrize(
+    ("fault", "crash"),
+    [
+        pytest.param(fault, crash, marks=[pytest.mark.long_form] if (fault is die) != crash else [])
+        for fault in (stand_still, die, restart)
+        for crash in (False, True)
+    ],
+)
 async def test_runs_go_on_without_the_archive_which_catches_up(
     server: Postgres, fault: Callable[[Postgres], Callable[[], None]], crash: bool
 ) -> None:

@@ -50,6 +50,7 @@ async def all_ended_once(cluster: Cluster, client: Client, run_ids: list[str]) -
     assert len(done) == len(set(done)) == 3 * len(run_ids), "a task that was done was done again"
 
 
+@pytest.mark.proves("orchestrator dies")
 async def test_any_replica_takes_any_call_and_the_runs_of_a_killed_one_end_on_the_others(cluster: Cluster) -> None:
     cluster.sidecar(concurrency=8)
     shards = await cluster.settled(3)
@@ -65,6 +66,7 @@ async def test_any_replica_takes_any_call_and_the_runs_of_a_killed_one_end_on_th
     assert set(await cluster.settled(2)) == set(cluster.addresses)
 
 
+@pytest.mark.proves("rolling restart")
 async def test_a_rolling_restart_fails_no_call_and_runs_no_task_twice(cluster: Cluster) -> None:
     cluster.sidecar(concurrency=8)
     await cluster.settled(3)
@@ -105,6 +107,7 @@ async def test_a_third_replica_gets_about_a_third_of_the_shards_and_nothing_else
         cluster.show()
 
 
+@pytest.mark.proves("process pause")
 async def test_a_stalled_owner_that_wakes_up_is_refused_and_goes_on_as_a_replica(cluster: Cluster) -> None:
     cluster.sidecar(concurrency=2)
     shards = await cluster.settled(3)
@@ -126,6 +129,7 @@ async def test_a_stalled_owner_that_wakes_up_is_refused_and_goes_on_as_a_replica
     assert "lease_lost" in zombie.said()
 
 
+@pytest.mark.proves("orchestrator dies")
 async def test_a_long_attempt_of_a_killed_owner_is_adopted_and_a_watch_goes_on_without_gap_or_repeat(
     cluster: Cluster,
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from datetime import timedelta
 
+import pytest
 from antiphon import Client, RetryableError, entry_value
 
 from tests.harness import Mesh, eventually
@@ -17,6 +18,7 @@ WRITERS = 4
 PATIENCE = timedelta(seconds=60)
 
 
+@pytest.mark.proves("shared context, whatever breaks")
 async def test_no_acknowledged_put_is_lost_and_no_change_is_missed_or_told_twice(bare: Mesh) -> None:
     acknowledged: dict[str, dict[int, int]] = {f"k{writer}": {} for writer in range(WRITERS)}
     seen: list[tuple[int, str, int]] = []

@@ -59,6 +59,7 @@ async def all_ended_once(mesh: Mesh, client: Client, run_ids: list[str]) -> None
     assert len(done) == 3 * len(run_ids)
 
 
+@pytest.mark.proves("leader of the store lost or stalled")
 async def test_runs_go_on_while_the_leader_stalls_and_another_is_elected(etcd: Etcd, mesh: Mesh) -> None:
     async with mesh.client() as client:
         await mesh.attached(client)
@@ -74,6 +75,7 @@ async def test_runs_go_on_while_the_leader_stalls_and_another_is_elected(etcd: E
         await all_ended_once(mesh, client, run_ids)
 
 
+@pytest.mark.proves("leader of the store lost or stalled")
 async def test_runs_survive_the_death_of_the_orchestrator_and_of_a_member_together(etcd: Etcd, mesh: Mesh) -> None:
     async with mesh.client() as client:
         await mesh.attached(client)
@@ -83,6 +85,7 @@ async def test_runs_survive_the_death_of_the_orchestrator_and_of_a_member_togeth
         await all_ended_once(mesh, client, run_ids)
 
 
+@pytest.mark.proves("quorum of the store lost")
 async def test_without_a_quorum_nothing_changes_and_all_goes_on_when_it_is_back(etcd: Etcd, mesh: Mesh) -> None:
     async with mesh.client() as client:
         await mesh.attached(client)

@@ -34,6 +34,7 @@ def held(gate: str, after: str) -> Graph:
     return graph
 
 
+@pytest.mark.proves("store full")
 async def test_a_full_store_refuses_new_runs_ends_old_ones_and_recovers() -> None:
     with Mesh("--store-max-bytes", str(LIMIT)) as mesh, shown(mesh):
         mesh.sidecar(concurrency=1000)
@@ -64,6 +65,7 @@ async def test_a_full_store_refuses_new_runs_ends_old_ones_and_recovers() -> Non
             await eventually(accepts)
 
 
+@pytest.mark.proves("store full")
 async def test_runs_that_need_more_than_there_is_wait_and_end_when_the_limit_is_raised() -> None:
     with Mesh("--store-max-bytes", str(LIMIT)) as mesh, shown(mesh):
         mesh.sidecar(concurrency=1000)

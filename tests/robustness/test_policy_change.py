@@ -46,6 +46,7 @@ def begun(mesh: Mesh, run: run_pb2.Run) -> list[str]:
     return [e.attempt_id for e in entries if e.event == "begun" and e.attempt_id.startswith(run.run_id)]
 
 
+@pytest.mark.proves("policy change while a run goes on")
 async def test_the_next_task_of_a_run_is_decided_by_the_new_policies(
     client: Client, operator: Client, mesh: Mesh
 ) -> None:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
+import pytest
 from antiphon import Client, Graph, Retry, output_of
 from antiphon.mesh.v1 import mesh_service_pb2, mesh_service_pb2_grpc
 from antiphon.v1 import failure_pb2, run_pb2, run_service_pb2, run_service_pb2_grpc
@@ -42,6 +43,7 @@ def begun(mesh: Mesh, run: run_pb2.Run) -> list[str]:
     ]
 
 
+@pytest.mark.proves("agent process dies")
 async def test_agent_process_dies(client: Client, mesh: Mesh) -> None:
     """Its attempt fails within 3 s; the task is tried again; finished tasks are not run again."""
     gate = mesh.path("gate")
@@ -60,6 +62,7 @@ async def test_agent_process_dies(client: Client, mesh: Mesh) -> None:
     assert begun(mesh, run) == [f"{run.run_id}/{attempt}" for attempt in ("done/0/1", "t/0/1", "t/0/2")]
 
 
+@pytest.mark.proves("sidecar dies")
 async def test_sidecar_dies(client: Client, mesh: Mesh) -> None:
     """What was acknowledged stays; what its agents were at is lost and tried again, on another one if need be."""
     first = mesh.sidecar("pair", version="5", concurrency=4, prefetch=0)
@@ -79,6 +82,7 @@ async def test_sidecar_dies(client: Client, mesh: Mesh) -> None:
     assert 8 < sum("/t/" in attempt for attempt in begun(mesh, run)) <= 12
 
 
+@pytest.mark.proves("orchestrator dies")
 async def test_orchestrator_dies(client: Client, mesh: Mesh) -> None:
     """Again and again during one run: it is not lost, what runs is adopted, and a watcher sees each event once."""
     gates = [mesh.path("gate") for _ in range(3)]
@@ -102,6 +106,7 @@ async def test_orchestrator_dies(client: Client, mesh: Mesh) -> None:
     assert len(begun(mesh, run)) == 3
 
 
+@pytest.mark.proves("process pause")
 async def test_process_pause(client: Client, mesh: Mesh) -> None:
     """Whoever is stopped for a while goes on where it was, and nothing runs twice."""
     gate = mesh.path("gate")
@@ -120,6 +125,7 @@ async def test_process_pause(client: Client, mesh: Mesh) -> None:
     assert len(begun(mesh, run)) == 1
 
 
+@pytest.mark.proves("archive down")
 async def test_archive_down(client: Client, mesh: Mesh) -> None:
     """Runs go on, an alarm says so, and it catches up by itself."""
     archive = sqlite3.connect(mesh.orchestrator.data / "archive.db", isolation_level=None)
@@ -145,6 +151,7 @@ async def test_archive_down(client: Client, mesh: Mesh) -> None:
     assert await client.get_run(runs[0].run_id) == runs[0]
 
 
+@pytest.mark.proves("poison task")
 async def test_poison_task(client: Client, mesh: Mesh) -> None:
     """A task that kills whoever works on it ends after its attempts, and the work beside it is done."""
     mesh.sidecar("victim", version="5")
@@ -193,6 +200,7 @@ async def verdict(stream: Any, offer: mesh_service_pb2.Offer, output: bytes) -> 
     return mesh_service_pb2.VerdictKind.Name(message.verdicts[0].kind).removeprefix("VERDICT_KIND_")
 
 
+@pytest.mark.proves("duplicate or late result")
 async def test_duplicate_or_late_result(client: Client, mesh: Mesh) -> None:
     """An outcome is accepted once; one that comes after the task has moved on is recorded and not used."""
     async with own_sidecar(mesh) as stream:
@@ -212,6 +220,7 @@ async def test_duplicate_or_late_result(client: Client, mesh: Mesh) -> None:
         assert (await client.get_run(run.run_id)).state == run_pb2.RUN_STATE_CANCELLED
 
 
+@pytest.mark.proves("the same submission twice")
 async def test_the_same_submit_run_twice(client: Client, mesh: Mesh) -> None:
     """One run, though the first answer was lost with the orchestrator."""
     graph = one_task("work.echo@1", 1)
@@ -223,6 +232,7 @@ async def test_the_same_submit_run_twice(client: Client, mesh: Mesh) -> None:
     assert len(begun(mesh, first)) == 1
 
 
+@pytest.mark.proves("slow agent")
 async def test_slow_agent(client: Client, mesh: Mesh) -> None:
     """The time left shrinks from hop to hop, ends what is slow at zero, and nobody else waits for it."""
     slow = one_task("work.hold@1", str(mesh.path("never")), timeout=timedelta(seconds=1.5))
@@ -237,6 +247,7 @@ async def test_slow_agent(client: Client, mesh: Mesh) -> None:
     await eventually(lambda: cancelled in {(e.event, e.attempt_id) for e in journal_of(mesh.journal)})
 
 
+@pytest.mark.proves("overload")
 async def test_overload() -> None:
     """Queues are bounded: unary callers are told to come back, streams are slowed, and all that obey are served."""
     with Mesh("--shards", "1", "--inbox-limit", "1") as mesh:

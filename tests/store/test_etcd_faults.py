@@ -49,6 +49,7 @@ async def take(watch: AsyncIterator[WatchBatch], count: int) -> list[WatchEvent]
     return events
 
 
+@pytest.mark.proves("a commit whose answer was lost")
 async def test_a_commit_that_lands_after_it_was_read_as_absent_has_exactly_one_effect(etcd_three: Etcd) -> None:
     """It waits at a follower for a leader that has stalled; its caller gives up; the others, who have elected another,
     say that there is no such key; then the old leader wakes up and hands it on to the new one."""

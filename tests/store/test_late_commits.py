@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from antiphon_orchestrator.audit import AuditLog, Fact, reading
 from antiphon_orchestrator.audit import log as audit_log
 from antiphon_orchestrator.mesh.tokens import AttemptTokens
@@ -58,6 +59,7 @@ async def test_a_shards_audit_head_does_not_go_back_when_an_older_one_lands_late
         assert head.value == b"2"
 
 
+@pytest.mark.proves("a commit whose answer was lost")
 async def test_a_replacement_whose_answer_was_lost_is_recognised(embedded: SqliteBackend) -> None:
     async with embedded.open() as store:
         late = LateStore(store)

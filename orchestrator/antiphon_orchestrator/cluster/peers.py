@@ -34,7 +34,7 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     # One that is back on its address is found at once.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 2_000),  # how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),

@@ -32,6 +32,7 @@ from . import codec, reading
 from . import inputs as i
 from .archiver import Archiver
 from .audited import AuditPages
+from .clock import now
 from .leaving import abandon, turn_away
 from .log import Fenced, ShardLog
 from .recovery import recover_record, remember_requests
@@ -66,11 +67,6 @@ class RecoveryFailed(Exception):
 
 
 PlanLoader = Callable[[RunSubmitted], Awaitable[Plan]]
-
-
-def now() -> int:
-    """Microseconds since 1970."""
-    return time.time_ns() // 1000
 
 
 class _Seat:

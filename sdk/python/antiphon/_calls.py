@@ -64,8 +64,10 @@ class Tries:
         if isinstance(error, Unavailable | NotServing):
             await self._connection.unreachable(generation)
         self._failures += 1
-        # Our certificate may have been replaced on disk a moment ago.
-        if isinstance(error, CertificateExpired) and self._failures == 1 and await self._connection.refresh():
+        # A stream may outlive the certificate it was opened with, or that may have been replaced a moment ago.
+        if isinstance(error, CertificateExpired) and (
+            generation.retired or (self._failures == 1 and await self._connection.refresh())
+        ):
             return
         if not isinstance(error, RetryableError) or (self._most is not None and self._failures > self._most):
             raise error

@@ -43,7 +43,7 @@ _OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     # We retry with our own back-off; the channel's must not be slower.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.use_local_subchannel_pool", 1),
 )

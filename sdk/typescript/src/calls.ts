@@ -89,8 +89,13 @@ export class Tries {
     this.signal?.throwIfAborted();
     if (error instanceof Unavailable) this.connection.unreachable(generation);
     this.#failures += 1;
-    // Our certificate may have been replaced on disk a moment ago.
-    if (error.reason === "CERTIFICATE_EXPIRED" && this.#failures === 1 && (await this.connection.refresh())) return;
+    // A stream may outlive the certificate it was opened with, or that may have been replaced a moment ago.
+    if (
+      error.reason === "CERTIFICATE_EXPIRED" &&
+      (generation.retired || (this.#failures === 1 && (await this.connection.refresh())))
+    ) {
+      return;
+    }
     if (!(error instanceof RetryableError) || this.#failures > this.most) throw error;
     const wait = pauseBefore(error, this.#failures - 1);
     if (performance.now() + wait >= this.#end) throw error;

@@ -210,6 +210,24 @@ test("a new certificate takes over without a lost call", async () => {
   expect(await connection.refresh()).toBe(false);
 });
 
+test("a call that outlives its certificate goes on with the one that has replaced it", async () => {
+  let old: (() => void) | undefined;
+  const address = await orchestrator((call, done) => {
+    if (old === undefined) old = () => { done(statusOf("CERTIFICATE_EXPIRED", {}), null); };
+    else succeed(call, done);
+  });
+  const files = credentialFolder("alice");
+  const client = await Client.connect({ address, credentials: Credentials.fromFolder(files.path), logger });
+  onTestFinished(() => { client.close(); });
+  const answer = client.getRun("r");
+  await eventually(() => old !== undefined, "the call");
+  files.turnTo("renewed");
+  const { connection } = client as unknown as { connection: { refresh(): Promise<boolean> } };
+  expect(await connection.refresh()).toBe(true);
+  old?.();
+  expect((await answer).runId).toBe("r");
+});
+
 test("a certificate that cannot be used leaves the one in use", async () => {
   const files = credentialFolder("alice");
   const client = await Client.connect({ address: await orchestrator(succeed), credentials: Credentials.fromFolder(files.path), logger });

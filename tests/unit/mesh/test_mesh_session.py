@@ -83,6 +83,7 @@ async def test_a_stream_that_ends_waits_for_no_room() -> None:
         await reading
 
 
+@pytest.mark.proves("version skew of one minor")
 def test_a_newer_sidecar_may_return_an_attempt_for_a_reason_that_is_not_known_here() -> None:
     image, request = Image.load(), mesh.AttachRequest()
     request.reports.add(attempt_id="r/t/0/1").returned.reason = 99  # type: ignore[assignment]

@@ -1,0 +1,64 @@
+"""What Antiphon promises for the day something breaks: a row for each event.
+
+A test names the rows it proves with `@pytest.mark.proves("partition, each side")`. `tools/failures.py` makes
+docs/failures.md of this table and those marks; a row that no test names is shown as not yet kept, and a mark without a
+row is refused.
+"""
+
+from __future__ import annotations
+
+PROMISES = {
+    "agent process dies": (
+        "its attempt fails within 3 s; the task is tried again as its rule says; what has finished is not run again"
+    ),
+    "sidecar dies": "the same for all its agents' attempts; what it had reported and got acknowledged stays",
+    "orchestrator dies": (
+        "its shards go on with others once its lease of 5 s has ended, or at its restart when it is the only one; "
+        "no run is lost, none ends twice; attempts that run are adopted, not run again; a watch goes on without gap "
+        "or repeat"
+    ),
+    "rolling restart": "no call of a client of our SDKs fails, and no task runs twice",
+    "leader of the store lost or stalled": (
+        "writes wait, then go on; nobody loses a shard to somebody who has not fenced it"
+    ),
+    "quorum of the store lost": (
+        "nothing changes; agents go on, and their outcomes wait beside them; all resumes by itself"
+    ),
+    "disk full under the store": (
+        "a member that cannot write ends and the others go on; with no quorum left all waits, and resumes once there "
+        "is room"
+    ),
+    "partition, each side": (
+        "one way or both: at most one outcome of a task is accepted, and a sidecar that has seen a newer owner of a "
+        "shard refuses what the older one offers"
+    ),
+    "process pause": (
+        "what a process writes that was stopped while others took over is refused, and so are its offers that are on "
+        "their way"
+    ),
+    "a commit whose answer was lost": "is settled by sending the same bytes again; memory and journal never differ",
+    "archive down": "runs go on, nothing is trimmed, an alarm says so, and it catches up by itself",
+    "store full": "new runs are refused; those that run end; room comes back by trimming",
+    "poison task": "it ends after its attempts, and what runs beside it ends well",
+    "poison task, quarantined": (
+        "after two deaths of its sidecar while it ran it is set aside alone, and bystanders are not blamed"
+    ),
+    "duplicate or late result": "an outcome is accepted once; a late one of an older attempt is recorded and not used",
+    "the same submission twice": "is one run",
+    "slow agent": "the time left shrinks from hop to hop; at zero the attempt is cancelled; nothing else waits for it",
+    "overload": "queues are bounded; unary callers are told when to come back, streams are read more slowly",
+    "overload, three times": "clients that obey get 80 % of what is done at the peak",
+    "certificate expiry and rotation": (
+        "a certificate is renewed under load without a failed call; one that expires ends its calls, and its streams "
+        "within 3 s"
+    ),
+    "certificate revocation": "holds on live connections within 5 s",
+    "policy change while a run goes on": "from its commit on nothing is dispatched under the old policies",
+    "clock set forwards or backwards": (
+        "no attempt is declared lost for it, no run stands still, and nothing that has finished runs again"
+    ),
+    "shared context, whatever breaks": (
+        "each entry is linearizable: every read sees the last write that was answered, and no write is lost or twice"
+    ),
+    "version skew of one minor": "what is not known survives, and what is missing means the strictest",
+}

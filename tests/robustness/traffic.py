@@ -1,0 +1,105 @@
+"""Seeded traffic: graphs of several kinds, submitted by calls and by stream, waited for or watched, some of them twice.
+
+Who submits notes the request and each answer (`history.py`). A call that fails ends the test: whatever is broken
+meanwhile, clients of the SDK get their answers within PATIENCE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from antiphon import Client, Graph, Retry, RetryableError, SubmitOptions, Submitter, ref
+from antiphon.v1 import run_pb2
+
+from tests.harness import eventually
+from tests.robustness.history import Submission
+
+PATIENCE = timedelta(seconds=150)
+IN_FLIGHT = 30
+"""Submissions of one loop that may be under way: while nothing is answered, none are added."""
+RULE = Retry(
+    ["LOST", "TRANSIENT"], max_attempts=50, backoff=timedelta(milliseconds=20), max_backoff=timedelta(seconds=1)
+)
+
+
+def graphs(dice: random.Random) -> tuple[Graph, Any]:
+    """A graph and its input, a number that is its output, too; each task takes some milliseconds."""
+    pause = dice.choice([0.0, 0.005, 0.05, 0.2])
+    kind = dice.choice(["chain", "fan", "call", "diamond", "choice"])
+    graph = Graph(kind, output=ref("tasks.last.output"))
+    if kind == "chain":
+        graph.task("first", "work.sleep@1", input=pause, retry=[RULE])
+        graph.task("second", "work.fail@1", input={"kind": "transient", "times": 1}, needs=["first"], retry=[RULE])
+        graph.task("last", "work.echo@1", input=ref("input"), needs=["second"], retry=[RULE])
+    elif kind == "fan":
+        graph.task("each", "work.sleep@1", for_each="[0, 1, 2, 3, 4, 5]", input=pause, retry=[RULE])
+        graph.task("last", "work.echo@1", input=ref("input"), needs=["each"], retry=[RULE])
+    elif kind == "diamond":
+        graph.task("first", "work.echo@1", input=ref("input"), retry=[RULE])
+        for side in ("left", "right"):
+            graph.task(side, "work.sleep@1", input=pause, needs=["first"], retry=[RULE])
+        graph.task("last", "work.echo@1", input=ref("tasks.first.output"), needs=["left", "right"], retry=[RULE])
+    elif kind == "choice":
+        graph.task("first", "work.echo@1", input=ref("input"), retry=[RULE])
+        graph.task("odd", "work.sleep@1", when="tasks.first.output % 2 == 1", input=pause, retry=[RULE])
+        graph.task("lost", "work.fail@1", input={"kind": "permanent"}, on_failure="continue")
+        graph.task("last", "work.echo@1", input=ref("tasks.first.output"), retry=[RULE])
+    else:
+        graph.task("first", "work.sleep@1", input=pause, retry=[RULE])
+        how = {"capability": "work.echo@1", "input": ref("input"), "call_id": "c"}
+        graph.task("last", "work.call@1", input=how, needs=["first"], retry=[RULE])
+    return graph, dice.randrange(1_000_000)
+
+
+async def load(client: Client, dice: random.Random, submissions: list[Submission], stop: asyncio.Event) -> None:
+    """Submit one run after the other until told to stop, some of them twice, by calls and by stream."""
+    free = asyncio.Semaphore(IN_FLIGHT)
+    async with client.submitter() as submitter, asyncio.TaskGroup() as group:
+        while not stop.is_set():
+            await free.acquire()
+            graph, value = graphs(dice)
+            submission = Submission(f"{dice.getrandbits(64):016x}", value)
+            submissions.append(submission)
+            ways = dice.choice(WAYS)
+            both = group.create_task(_all(way(client, submitter, graph, submission) for way in ways))
+            both.add_done_callback(lambda _: free.release())
+            await asyncio.sleep(dice.uniform(0, 0.15))
+
+
+async def by_call(client: Client, _: Submitter, graph: Graph, submission: Submission) -> None:
+    options: SubmitOptions = {"request_id": submission.request_id, "wait": True}
+    submission.answers.append(await client.submit(graph, submission.expected, timeout=PATIENCE, **options))
+
+
+async def by_stream(_: Client, submitter: Submitter, graph: Graph, submission: Submission) -> None:
+    answer = await submitter.submit(graph, submission.expected, request_id=submission.request_id, wait=True)
+    submission.answers.append(await answer)
+
+
+async def by_watch(client: Client, _: Submitter, graph: Graph, submission: Submission) -> None:
+    async def submitted() -> run_pb2.Run | None:
+        with suppress(RetryableError):  # a single call gives up after some seconds; its request id makes it one run
+            return await client.submit(graph, submission.expected, request_id=submission.request_id)
+        return None
+
+    run = await eventually(submitted, limit=PATIENCE.total_seconds())
+    seen: list[int] = []
+    submission.watched.append(seen)
+    async for event in client.watch(run.run_id):
+        if event.event_seq:  # progress has no number
+            seen.append(event.event_seq)
+    submission.answers.append(await client.wait(run.run_id, timeout=PATIENCE))
+
+
+WAYS = [(by_call,), (by_stream,), (by_watch,), (by_call, by_stream), (by_call, by_watch), (by_call, by_call)]
+
+
+async def _all(ways: Iterable[Coroutine[None, None, None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for way in ways:
+            group.create_task(way)
