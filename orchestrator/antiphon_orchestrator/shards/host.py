@@ -394,16 +394,12 @@ class Host:
     async def write_audit(self) -> list[int]:
         """Gives all audit records of these shards that are in their logs a page; for whoever wants to read them.
 
-        Says of which shards that holds. While the store is full, they stay in the log for the time being.
+        Says of which shards that holds. While the store is full, they stay in the log for the time being. All are
+        written at once: whoever asks would wait for as many commits as there are shards, and a slow store takes long.
         """
-        written = []
-        for seat in [seat for seat in self._seats if seat is not None and seat.ready]:
-            # The shard's own loop finds out in its time that it is fenced off, or waits for space.
-            with contextlib.suppress(Fenced):
-                with contextlib.suppress(StoreFull):
-                    await seat.audit.write(wait_for_space=False)
-                written.append(seat.shard.index)
-        return written
+        seats = [seat for seat in self._seats if seat is not None and seat.ready]
+        written = await asyncio.gather(*(_write_pages(seat) for seat in seats))
+        return [seat.shard.index for seat, done in zip(seats, written, strict=True) if done]
 
     async def _idle(self, seat: _Seat, moment: int) -> None:
         """Waits for an input, a timer, or the time to write request ids or audit records."""
@@ -478,6 +474,17 @@ def outlived(retained: deque[tuple[int, int, int]], most: int, moment: int) -> i
         upto, _, count = retained.popleft()
         left -= count
     return upto
+
+
+async def _write_pages(seat: _Seat) -> bool:
+    """Whether the shard is still ours. Its own loop finds out in its time that it is fenced off, or waits for space."""
+    try:
+        await seat.audit.write(wait_for_space=False)
+    except StoreFull:
+        return True
+    except Fenced:
+        return False
+    return True
 
 
 def _nobody(shard: int) -> None:
