@@ -181,7 +181,7 @@ class Orchestrator:
             tracing.interceptors if tracing is not None else (),
             routing,
         )
-        runs = RunService(host, submissions, archived, RunListing(host, archive), fleet, routing, peers)
+        runs = RunService(host, submissions, archived, RunListing(host, archive), fleet, routing, peers, blobs)
         payloads = PayloadService(blobs, limit=config.payload_limit)
         graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
         policies = PolicyService(book, policy, fleet, audit)

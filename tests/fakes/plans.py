@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from antiphon.v1 import payload_pb2
 from antiphon_orchestrator.engine.events import RunSubmitted
 from antiphon_orchestrator.engine.failure import FailureKind
-from antiphon_orchestrator.engine.plan import EvaluationFailed, OnFailure, Plan, Read, RetryRule, TaskPlan, View
+from antiphon_orchestrator.engine.plan import (
+    EvaluationFailed,
+    OnFailure,
+    Plan,
+    Read,
+    RetryRule,
+    TaskPlan,
+    View,
+    WaitPlan,
+)
 
 SECOND = 1_000_000
 CLIENT = "spiffe://antiphon.internal/ns/demo/client/tester"
@@ -29,7 +38,8 @@ def payload(text: str, *labels: str) -> bytes:
 @dataclass(frozen=True)
 class Node:
     """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression fails. `reads`: keys
-    of the namespace's shared context; the input is then what was found under the first."""
+    of the namespace's shared context; the input is then what was found under the first. `wait`: microseconds, negative
+    for a moment that the evaluator gives, or the name of a signal. A loop is done after `iterations`."""
 
     needs: tuple[int, ...] = ()
     join: int | None = None
@@ -44,6 +54,9 @@ class Node:
     capability: str = CAPABILITY
     input: bytes | None = None
     reads: tuple[str, ...] = ()
+    wait: int | str | None = None
+    iterations: int = 0
+    most_iterations: int = 0
 
 
 @dataclass
@@ -81,6 +94,20 @@ class FakeEvaluator:
         ]
         return count, inputs
 
+    def moment(self, task: int, view: View, now: int) -> int:
+        self._check(task, "wait")
+        wait = self.nodes[task].wait
+        assert isinstance(wait, int)
+        return now - wait
+
+    def iteration(self, task: int, view: View, number: int, previous: bytes) -> bytes:
+        self._check(task, "input")
+        return payload(f"iteration {number} of {task}") if number == 1 else previous
+
+    def done(self, task: int, view: View, number: int, output: bytes) -> bool:
+        self._check(task, "until")
+        return number >= self.nodes[task].iterations
+
     def output(self, view: View) -> bytes:
         if self.broken_output:
             raise EvaluationFailed("output", "is broken")
@@ -107,7 +134,7 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             dependents=tuple(dependents[index]),
             join=len(node.needs) if node.join is None else node.join,
             conditional=node.when is not None,
-            fan_out=node.members is not None,
+            fan_out=node.members is not None or node.most_iterations > 0,
             retry=node.retry,
             timeout=60 * SECOND,
             deadline=node.deadline,
@@ -119,6 +146,8 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             references=(),
             depth=0,
             reads=tuple(Read("namespace", key) for key in node.reads),
+            wait=_wait(node.wait),
+            most_iterations=node.most_iterations,
         )
         for index, node in enumerate(nodes)
     )
@@ -134,7 +163,14 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
         {task.id: task.index for task in tasks},
         tuple(task.index for task in tasks if task.reads),
         (Read("namespace", output_reads),) if output_reads else (),
+        frozenset(node.wait for node in nodes if isinstance(node.wait, str)),
     )
+
+
+def _wait(wait: int | str | None) -> WaitPlan | None:
+    if wait is None or isinstance(wait, str):
+        return None if wait is None else WaitPlan(None, wait)
+    return WaitPlan(wait if wait >= 0 else None, "")
 
 
 def retry(attempts: int, *kinds: FailureKind, first: int = SECOND, longest: int = 60 * SECOND) -> RetryRule:

@@ -46,6 +46,7 @@ RESOURCES: Mapping[str, tuple[ResourceKind, tuple[str, ...]]] = MappingProxyType
         "/antiphon.v1.GraphService/RegisterGraph": (ResourceKind.GRAPH, ("graph", "name")),
         "/antiphon.v1.GraphService/GetGraph": (ResourceKind.GRAPH, ("name",)),
         "/antiphon.v1.RunService/CancelRun": (ResourceKind.RUN, ("run_id",)),
+        "/antiphon.v1.RunService/SignalRun": (ResourceKind.RUN, ("run_id",)),
         "/antiphon.v1.RegistryService/GetAgent": (ResourceKind.AGENT, ("name",)),
         "/antiphon.v1.RegistryService/DrainAgent": (ResourceKind.AGENT, ("name",)),
         "/antiphon.v1.RegistryService/SuspendAgent": (ResourceKind.AGENT, ("name",)),

@@ -13,11 +13,12 @@ from antiphon.v1 import run_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 
 from ..archive import ArchiveUnavailable
+from ..blobs import Blobs
 from ..cluster.peers import Peers
 from ..cluster.routing import Routing, moved
 from ..engine.run import Run, Task
 from ..placement.fleet import Fleet
-from ..runs import views
+from ..runs import steering, views
 from ..runs.archived import ArchivedRuns
 from ..runs.listing import InvalidToken, RunListing
 from ..runs.submit import Submissions
@@ -55,6 +56,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         fleet: Fleet,
         routing: Routing,
         peers: Peers,
+        blobs: Blobs,
     ) -> None:
         self._host = host
         self._submissions = submissions
@@ -63,6 +65,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self._fleet = fleet
         self._routing = routing
         self._peers = peers
+        self._blobs = blobs
 
     async def SubmitRun(self, request: api.SubmitRunRequest, context: Context) -> api.SubmitRunResponse:
         who = caller()
@@ -207,6 +210,36 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         if message is None:
             message = views.run_message(await self._load(request.run_id))
         return api.CancelRunResponse(run=message)
+
+    async def SignalRun(self, request: api.SignalRunRequest, context: Context) -> api.SignalRunResponse:
+        who = caller()
+        run_id, details = request.run_id, {"signal": request.signal, "request_id": request.request_id}
+        wish = await steering.signal(request, who.principal, who.namespace, self._blobs)
+        answer: api.SignalRunResponse = await self._steer(run_id, "signal", "", details, wish)
+        return answer
+
+    async def _steer(self, run_id: str, action: str, reason: str, details: dict[str, str], wish: steering.Wish) -> Any:
+        """The answer to a wish of a run in the caller's namespace."""
+        who = caller()
+
+        def guarded(run: Run, now: int) -> i.Steered:
+            if run.submitted.namespace != who.namespace:
+                return steering.refused(_not_found(run_id))
+            try:
+                return wish(run, now)
+            except Exception as error:  # the shard's loop asks; whatever goes wrong is this call's trouble alone
+                return steering.refused(error)
+
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        sink = _sink(future, lambda answer: answer)
+        self._host.put(self._shard(run_id), i.Steer(run_id, who.principal, action, reason, details, guarded, sink))
+        answer = await future
+        if answer is None:
+            run = await self._load(run_id)
+            answer = guarded(run, 0).answer(run)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def ExplainTask(self, request: api.ExplainTaskRequest, context: Context) -> api.ExplainTaskResponse:
         def question(run: Run) -> api.ExplainTaskResponse:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Protocol
 
+from . import loops, waits
 from .events import (
     OUTPUT,
     AttemptEnded,
@@ -22,6 +23,7 @@ from .events import (
     Found,
     Placement,
     RunEnded,
+    TaskCompleted,
     TaskEnded,
     TaskExpanded,
     TaskReady,
@@ -63,8 +65,10 @@ def idempotency_key(run_id: str, task: Task) -> str:
     return f"{run_id}/{task.plan.id}/{task.member}"
 
 
-def advance(run: Run) -> list[Event]:
-    """The next step that needs nothing but the run: a settled join, a finished fan-out, the end of the run."""
+def advance(run: Run, now: int) -> list[Event]:
+    """The next step that needs nothing but the run: a settled join, a finished fan-out, the end of the run.
+
+    `now` is when a task that waits for a time begins to."""
     if run.state is not RunState.RUNNING:
         return []
     if run.cancel is not None:
@@ -72,7 +76,7 @@ def advance(run: Run) -> list[Event]:
     for index in run.frontier:
         task = run.tasks[index]
         if not task.plan.reads or not waits_to_read(task):
-            return _open_task(run, task)
+            return _open_task(run, task, now)
     if run.tasks_open == 0 and not _output_reads(run):
         return [_end_of_run(run)]
     return []
@@ -114,22 +118,26 @@ def read(run: Run, task: int, found: tuple[Found, ...] | Failure) -> list[Event]
     return [TaskEnded(task, 0, TaskState.FAILED, found)]
 
 
-def _open_task(run: Run, task: Task) -> list[Event]:
+def _open_task(run: Run, task: Task, now: int) -> list[Event]:
     plan = task.plan
     index = plan.index
     if plan.fan_out and task.state is TaskState.RUNNING:
         if task.failure is not None:
             return _fail_fan_out(task, task.failure)
+        if plan.most_iterations:
+            return loops.go_on(run, task)
         if len(task.members) == task.member_count:
             return [TaskEnded(index, 0, TaskState.SUCCEEDED)]
     if task.needs_done < plan.join:
         return [TaskEnded(index, 0, TaskState.SKIPPED, reason=_why_skipped(run, task))]
     evaluator, view = run.plan.evaluator, run.view(task)
     try:
+        if plan.conditional and not task.members and not evaluator.when(index, view):
+            return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
+        if plan.most_iterations:
+            return [TaskExpanded(index, 1, 1, [evaluator.iteration(index, view, 1, b"")])]
         if plan.fan_out:
             first = len(task.members) + 1
-            if first == 1 and plan.conditional and not evaluator.when(index, view):
-                return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
             count, inputs = evaluator.members(index, view, first, MEMBERS_PER_STEP)
             if first > 1 and count != task.member_count:
                 message = (
@@ -137,8 +145,8 @@ def _open_task(run: Run, task: Task) -> list[Event]:
                 )
                 raise EvaluationFailed("for_each", message)
             return [TaskExpanded(index, count, first, _within_step(inputs))]
-        if plan.conditional and not evaluator.when(index, view):
-            return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
+        if plan.wait is not None:
+            return waits.begin(run, task, plan.wait, now)
         return [TaskReady(index, 0, evaluator.input(index, view))]
     except EvaluationFailed as error:
         failure = Failure(FailureKind.INVALID_INPUT, error.message, retryable=False, field=error.field)
@@ -371,6 +379,8 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
             )
         return [*events, *fail_task(run, task, failure)]
     if task.state is TaskState.WAITING and now >= task.wait_until:
+        if (wait := task.plan.wait) is not None:
+            return [] if wait.signal else [TaskCompleted(task.plan.index, 0, b"")]
         return [TaskReady(task.plan.index, task.member, b"")]
     if task.state is TaskState.READY and now >= schedule_deadline(task):
         message = f"no agent took {task.plan.capability} within {task.plan.schedule_timeout / 1e6:g} s"
@@ -390,7 +400,7 @@ def next_due(run: Run, task: Task) -> int | None:
         return None  # each of its members has its own deadline
     due = None
     if task.state is TaskState.WAITING:
-        due = task.wait_until
+        due = task.wait_until or None  # a signal comes when it comes
     elif task.state is TaskState.READY:
         due = schedule_deadline(task)
     if task.plan.deadline is not None and not task.ended and task.state is not TaskState.PENDING:

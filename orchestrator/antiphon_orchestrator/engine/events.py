@@ -152,7 +152,7 @@ class AttemptEnded:
 
 @dataclass(slots=True)
 class TaskWaiting:
-    """A task will be tried again at `until`."""
+    """A task will be tried again at `until`; one that only waits has begun to, until then, or with 0 for a signal."""
 
     task: int
     member: int
@@ -172,8 +172,30 @@ class TaskEnded:
 
 
 @dataclass(slots=True)
+class TaskCompleted:
+    """A success with an output that no attempt gave. `signal` is the place, from 1, among those of the run of the one
+    that it waited for; 0 when it waited for none."""
+
+    task: int
+    member: int
+    output: bytes
+    signal: int = 0
+
+
+@dataclass(slots=True)
+class SignalReceived:
+    """A signal, kept until a task waits for it."""
+
+    signal: str
+    payload: bytes
+    principal: str
+    request_id: str
+    request_digest: bytes
+
+
+@dataclass(slots=True)
 class TaskExpanded:
-    """A fan-out gets members first_member … first_member+len(inputs)-1 of member_count."""
+    """A fan-out gets members first_member … first_member+len(inputs)-1 of member_count, or a loop its next one."""
 
     task: int
     member_count: int
@@ -229,7 +251,9 @@ Event: TypeAlias = (
     | AttemptEnded
     | TaskWaiting
     | TaskEnded
+    | TaskCompleted
     | TaskExpanded
+    | SignalReceived
     | ContextRead
     | CancelRequested
     | RunEnded

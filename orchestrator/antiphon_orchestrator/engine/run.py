@@ -11,7 +11,7 @@ settled join stays settled, so the cost of a run is linear in its tasks and edge
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .events import (
@@ -26,6 +26,8 @@ from .events import (
     Placement,
     RunEnded,
     RunSubmitted,
+    SignalReceived,
+    TaskCompleted,
     TaskEnded,
     TaskExpanded,
     TaskReady,
@@ -153,11 +155,19 @@ class Task:
         )
 
 
+@dataclass(slots=True)
+class Signal:
+    """A signal that a run was sent. `task` is the index of the task it ended, -1 while it is kept."""
+
+    received: SignalReceived
+    task: int = -1
+
+
 class Run:
     """One run. Nothing in it refers back to it, so that one which is done leaves memory without the collector.
 
     `redacted`: some output of it is not all for its principal, nor is what was made of that output. `found`: what the
-    expressions of its output see of shared context, None until that was read."""
+    expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order."""
 
     __slots__ = (
         "cancel",
@@ -172,6 +182,7 @@ class Run:
         "plan",
         "redacted",
         "run_id",
+        "signals",
         "state",
         "submitted",
         "tasks",
@@ -195,6 +206,7 @@ class Run:
         self.redacted = False
         self.found: tuple[Found, ...] | None = None
         self.frontier: list[int] = list(plan.roots)
+        self.signals: tuple[Signal, ...] = ()
 
     def view(self, task: Task) -> RunView:
         """What the expressions of a task see."""
@@ -236,7 +248,9 @@ class RunView:
     def output(self, task: int) -> bytes | list[bytes] | None:
         node = self._run.tasks[task]
         if node.plan.fan_out:
-            return [m.output or b"" for m in node.members] if node.state is TaskState.SUCCEEDED else None
+            if node.state is not TaskState.SUCCEEDED:
+                return None
+            return node.members[-1].output if node.plan.most_iterations else [m.output or b"" for m in node.members]
         return node.output
 
     def state(self, task: int) -> str:
@@ -261,7 +275,11 @@ class ReleasedView(RunView):
     def output(self, task: int) -> bytes | list[bytes] | None:
         node = self._run.tasks[task]
         if node.plan.fan_out:
-            return [_released(m) or b"" for m in node.members] if node.state is TaskState.SUCCEEDED else None
+            if node.state is not TaskState.SUCCEEDED:
+                return None
+            if node.plan.most_iterations:
+                return _released(node.members[-1])
+            return [_released(m) or b"" for m in node.members]
         return _released(node)
 
 
@@ -293,9 +311,12 @@ def _end_task(run: Run, task: Task, now: int) -> None:
     if task.member:
         node = run.tasks[task.plan.index]
         node.members_open -= 1
-        if task.state is TaskState.FAILED and task.plan.on_failure is OnFailure.FAIL and node.failure is None:
+        loop = task.plan.most_iterations > 0
+        fatal = task.plan.on_failure is OnFailure.FAIL or loop
+        if task.state is TaskState.FAILED and fatal and node.failure is None:
             f = task.failure or Failure(FailureKind.PERMANENT, "")
-            node.failure = Failure(f.kind, f"member {task.member}: {f.message}", f.code, f.retryable)
+            member = f"{'iteration' if loop else 'member'} {task.member}"
+            node.failure = Failure(f.kind, f"{member}: {f.message}", f.code, f.retryable)
         if not node.ended and node.plan.index not in run.frontier and fan_out_settled(node):
             run.frontier.append(node.plan.index)
         return
@@ -388,7 +409,12 @@ def _attempt_ended(run: Run, event: AttemptEnded, now: int) -> None:
 
 def _task_waiting(run: Run, event: TaskWaiting, now: int) -> None:
     task = run.task(event.task, event.member)
-    _move(task, TaskTrigger.BACKED_OFF)
+    if task.state is TaskState.PENDING:
+        _move(task, TaskTrigger.WAITED)
+        task.ready_time = now
+        run.frontier.remove(event.task)
+    else:
+        _move(task, TaskTrigger.BACKED_OFF)
     task.wait_until = event.until
     task.reason = event.reason
 
@@ -410,6 +436,23 @@ def _task_ended(run: Run, event: TaskEnded, now: int) -> None:
     task.reason = event.reason
     task.wait_until = 0
     _end_task(run, task, now)
+
+
+def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
+    task = run.task(event.task, event.member)
+    _move(task, TaskTrigger.SUCCEEDED)
+    task.output = event.output
+    task.reason = ""
+    task.wait_until = 0
+    if event.signal:
+        signal = run.signals[event.signal - 1]
+        signal.task = event.task
+        signal.received = replace(signal.received, payload=b"")  # the task has it now
+    _end_task(run, task, now)
+
+
+def _signal_received(run: Run, event: SignalReceived, now: int) -> None:
+    run.signals = (*run.signals, Signal(event))
 
 
 def _task_expanded(run: Run, event: TaskExpanded, now: int) -> None:
@@ -455,7 +498,9 @@ _APPLY: dict[type[Any], Any] = {
     AttemptEnded: _attempt_ended,
     TaskWaiting: _task_waiting,
     TaskEnded: _task_ended,
+    TaskCompleted: _task_completed,
     TaskExpanded: _task_expanded,
+    SignalReceived: _signal_received,
     ContextRead: _context_read,
     CancelRequested: _cancel_requested,
     RunEnded: _run_ended,

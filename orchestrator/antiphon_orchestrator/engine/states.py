@@ -41,6 +41,7 @@ class TaskTrigger(IntEnum):
     """What may happen to a task. An IntEnum only because its hash is C's; the numbers mean nothing."""
 
     NEEDS_MET = auto()
+    WAITED = auto()
     EXPANDED = auto()
     OFFERED = auto()
     RETURNED = auto()
@@ -56,7 +57,8 @@ _T, _G = TaskState, TaskTrigger
 
 TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
     (_T.PENDING, _G.NEEDS_MET): _T.READY,
-    (_T.PENDING, _G.EXPANDED): _T.RUNNING,  # a fan-out: its members are what runs
+    (_T.PENDING, _G.WAITED): _T.WAITING,  # for a time or a signal, which is all it does
+    (_T.PENDING, _G.EXPANDED): _T.RUNNING,  # a fan-out or loop: its members are what runs
     (_T.PENDING, _G.SKIPPED): _T.SKIPPED,
     (_T.PENDING, _G.FAILED): _T.FAILED,  # an expression could not be evaluated
     (_T.PENDING, _G.CANCELLED): _T.CANCELLED,
@@ -64,13 +66,14 @@ TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
     (_T.READY, _G.BACKED_OFF): _T.WAITING,  # its offers keep coming back
     (_T.READY, _G.FAILED): _T.FAILED,  # no agent in time, policy, schema, deadline
     (_T.READY, _G.CANCELLED): _T.CANCELLED,
-    (_T.RUNNING, _G.EXPANDED): _T.RUNNING,  # the next chunk of a large fan-out
+    (_T.RUNNING, _G.EXPANDED): _T.RUNNING,  # the next chunk of a large fan-out, or iteration of a loop
     (_T.RUNNING, _G.RETURNED): _T.READY,
     (_T.RUNNING, _G.BACKED_OFF): _T.WAITING,
     (_T.RUNNING, _G.SUCCEEDED): _T.SUCCEEDED,
     (_T.RUNNING, _G.FAILED): _T.FAILED,
     (_T.RUNNING, _G.CANCELLED): _T.CANCELLED,
     (_T.WAITING, _G.DUE): _T.READY,
+    (_T.WAITING, _G.SUCCEEDED): _T.SUCCEEDED,  # the time or the signal came
     (_T.WAITING, _G.FAILED): _T.FAILED,  # the deadline passed while it waited
     (_T.WAITING, _G.CANCELLED): _T.CANCELLED,
 }

@@ -21,6 +21,7 @@ RESOURCES: Mapping[Action, tuple[ResourceKind, ...]] = MappingProxyType(
         Action.SUBMIT: (ResourceKind.GRAPH,),
         Action.READ: tuple(ResourceKind),
         Action.CANCEL: (ResourceKind.RUN,),
+        Action.SIGNAL: (ResourceKind.RUN,),
         Action.DISPATCH: (ResourceKind.CAPABILITY,),
         Action.CALL: (ResourceKind.CAPABILITY,),
         Action.RELEASE: (ResourceKind.CAPABILITY,),

@@ -186,6 +186,9 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
     elif isinstance(event, e.RunEnded):
         message.run_state = event.state.value  # type: ignore[assignment]
         _failure(message, event.failure)
+    elif isinstance(event, e.SignalReceived):
+        message.signal = event.signal
+        message.reason = f"signal from {event.principal}"
     elif isinstance(event, e.CancelRequested):
         message.reason = event.reason or "cancelled"
     elif isinstance(event, e.ContextRead):
@@ -207,13 +210,21 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
 
 def _task_event(
     message: run_pb2.RunEvent,
-    event: e.TaskReady | e.AttemptOffered | e.AttemptStarted | e.AttemptEnded | e.TaskWaiting | e.TaskEnded,
+    event: e.TaskReady
+    | e.AttemptOffered
+    | e.AttemptStarted
+    | e.AttemptEnded
+    | e.TaskWaiting
+    | e.TaskEnded
+    | e.TaskCompleted,
 ) -> None:
     if isinstance(event, e.TaskReady):
         message.task_state = run_pb2.TASK_STATE_READY
     elif isinstance(event, e.TaskWaiting):
         message.task_state = run_pb2.TASK_STATE_WAITING
         message.reason = event.reason
+    elif isinstance(event, e.TaskCompleted):
+        message.task_state = run_pb2.TASK_STATE_SUCCEEDED
     elif isinstance(event, e.TaskEnded):
         message.task_state = event.state.value  # type: ignore[assignment]
         message.reason = event.reason

@@ -15,7 +15,7 @@ from antiphon.v1 import failure_pb2
 
 from ..engine import events as e
 from ..engine.failure import Failure, FailureKind
-from ..engine.run import Attempt, Run, Task, fan_out_settled, join_settled
+from ..engine.run import Attempt, Run, Signal, Task, fan_out_settled, join_settled
 from ..engine.states import AttemptState, RunState, TaskState
 
 
@@ -200,6 +200,24 @@ def _task_ended(record: journal.Record, event: e.TaskEnded) -> None:
     m.reason = event.reason
 
 
+def _completed(record: journal.Record, event: e.TaskCompleted) -> None:
+    m = record.task_completed
+    m.task, m.member, m.output, m.signal = event.task, event.member, event.output, event.signal
+
+
+def _signalled(record: journal.Record, event: e.SignalReceived) -> None:
+    _put_signal(record.signal_received, event)
+
+
+def _put_signal(m: journal.SignalReceived, event: e.SignalReceived) -> None:
+    m.signal, m.payload, m.principal = event.signal, event.payload, event.principal
+    m.request_id, m.request_digest = event.request_id, event.request_digest
+
+
+def _get_signal(m: journal.SignalReceived) -> e.SignalReceived:
+    return e.SignalReceived(m.signal, m.payload, m.principal, m.request_id, m.request_digest)
+
+
 def _expanded(record: journal.Record, event: e.TaskExpanded) -> None:
     m = record.task_expanded
     m.task, m.member_count, m.first_member = event.task, event.member_count, event.first_member
@@ -242,7 +260,9 @@ _ENCODERS: dict[type[Any], Callable[[journal.Record, Any], None]] = {
     e.AttemptEnded: _ended,
     e.TaskWaiting: _waiting,
     e.TaskEnded: _task_ended,
+    e.TaskCompleted: _completed,
     e.TaskExpanded: _expanded,
+    e.SignalReceived: _signalled,
     e.ContextRead: _context_read,
     e.CancelRequested: _cancel,
     e.RunEnded: _run_ended,
@@ -257,6 +277,8 @@ _DECODERS: dict[str, Callable[[Any], e.Event]] = {
     "task_waiting": lambda m: e.TaskWaiting(m.task, m.member, m.until, m.reason),
     "task_ended": lambda m: e.TaskEnded(m.task, m.member, TaskState(m.state), _failure_in(m), m.reason),
     "task_expanded": lambda m: e.TaskExpanded(m.task, m.member_count, m.first_member, list(m.inputs)),
+    "task_completed": lambda m: e.TaskCompleted(m.task, m.member, m.output, m.signal),
+    "signal_received": _get_signal,
     "context_read": lambda m: e.ContextRead(m.task if m.HasField("task") else e.OUTPUT, _get_found(m.found)),
     "cancel_requested": lambda m: e.CancelRequested(m.principal, m.reason),
     "run_ended": lambda m: e.RunEnded(RunState(m.state), m.output, _failure_in(m)),
@@ -273,6 +295,9 @@ def snapshot(run: Run) -> journal.RunSnapshot:
     if run.first_failure is not None:
         result.first_failed = run.plan.index_of[run.first_failure[0]] + 1
     result.output_found.extend(_put_found(found) for found in run.found or ())
+    for signal in run.signals:
+        kept = result.signals.add(task=signal.task + 1)
+        _put_signal(kept.received, signal.received)
     for task in run.all_tasks():
         _snapshot_task(result.tasks.add(), task)
     return result
@@ -314,6 +339,7 @@ def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
     if m.HasField("cancel"):
         run.cancel = e.CancelRequested(m.cancel.principal, m.cancel.reason)
     run.found = _get_found(m.output_found) or None
+    run.signals = tuple(Signal(_get_signal(signal.received), signal.task - 1) for signal in m.signals)
     for t in m.tasks:
         node = run.tasks[t.task]
         if t.member:

@@ -25,7 +25,7 @@ from ..engine.plan import TaskPlan
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
-from . import codec
+from . import asking, codec
 from . import inputs as i
 from .auditing import ShardAudit
 from .judging import called_run, judge_output
@@ -88,14 +88,15 @@ class Shard:
             i.Progress: self._progress,
             i.Call: self._call,
             i.Cancel: self._cancel,
+            i.Steer: self._steer,
             i.Reserved: self._reserved,
             i.Inventory: self._inventory,
             i.SidecarGone: self._sidecar_gone,
-            i.Read: self._read,
-            i.Survey: self._survey,
-            i.Watch: self._watch,
-            i.Unwatch: self._unwatch,
-            i.Leave: self._leave,
+            i.Read: lambda turn, item: asking.read(self.runs, turn, item),
+            i.Survey: lambda turn, item: asking.survey(self.runs, turn, item),
+            i.Watch: lambda turn, item: asking.watch(self.runs, turn, item),
+            i.Unwatch: lambda turn, item: asking.unwatch(self.runs, turn, item),
+            i.Leave: lambda turn, item: asking.leave(self.runs, self.requests, turn, item),
             i.ContextFound: self._context_found,
             i.Archived: self._archived,
         }
@@ -163,6 +164,8 @@ class Shard:
         elif kind is e.TaskEnded:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
             self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
+        elif kind is e.TaskCompleted:
+            self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
         elif kind is e.RunEnded:
             self.timers.clear((run.run_id, -1, 0))
             turn.ended.append(entry)
@@ -213,7 +216,7 @@ class Shard:
             if turn.size >= MAX_BYTES:
                 self._unfinished[entry.run.run_id] = None
                 return
-            events = decide.advance(entry.run)
+            events = decide.advance(entry.run, turn.now)
             if events:
                 first = events[0]
                 if type(first) is e.TaskReady and self._place_at_once(turn, entry, first):
@@ -506,48 +509,16 @@ class Shard:
         elif task is not None and not task.ended and entry.run.state is RunState.RUNNING:
             self._set_timer(entry, task)
 
-    def _read(self, turn: Turn, item: i.Read) -> None:
-        entry = self.runs.get(item.run_id)
-        turn.replies.append((item.sink, (lambda: item.question(entry.run)) if entry is not None else (lambda: None)))
-
-    def _survey(self, turn: Turn, item: i.Survey) -> None:
-        turn.replies.append((item.sink, lambda: item.question(entry.run for entry in self.runs.values())))
-
-    def _watch(self, turn: Turn, item: i.Watch) -> None:
+    def _steer(self, turn: Turn, item: i.Steer) -> None:
         entry = self.runs.get(item.run_id)
         if entry is None:
             turn.replies.append((item.sink, lambda: None))
             return
-
-        def begin() -> tuple[int, Run]:
-            # At release memory holds exactly what is committed: the watcher misses nothing and sees nothing early.
-            skip = max(0, item.cursor + 1 - entry.first_seq)
-            item.watcher.records(entry.records[skip:])
-            if entry.run.state is RunState.RUNNING:
-                entry.watchers.append(item.watcher)
-            else:
-                item.watcher.ended(entry.run)
-            return entry.first_seq, entry.run
-
-        turn.replies.append((item.sink, begin))
-
-    def _unwatch(self, turn: Turn, item: i.Unwatch) -> None:
-        entry = self.runs.get(item.run_id)
-        if entry is None:
-            return
-
-        def end() -> None:
-            if item.watcher in entry.watchers:
-                entry.watchers.remove(item.watcher)
-
-        # At release, as watching begins: both may come in one turn.
-        turn.replies.append((lambda _: None, end))
-
-    def _leave(self, turn: Turn, item: i.Leave) -> None:
-        run_id = item.run_id or self.requests.get(item.key, ("", b""))[0]
-        entry = self.runs.get(run_id)
-        if entry is not None and item.sink in entry.waiters:
-            entry.waiters.remove(item.sink)
+        run, steered = entry.run, item.wish(entry.run, turn.now)
+        if steered.events:
+            self.audit.steered(turn, entry, item)
+        self._follow(turn, entry, steered.events)
+        turn.replies.append((item.sink, lambda: steered.answer(run)))
 
     def _context_found(self, turn: Turn, item: i.ContextFound) -> None:
         entry = self.runs.get(item.run_id)

@@ -98,7 +98,7 @@ const (
 	TaskState_TASK_STATE_READY TaskState = 2
 	// An attempt is out.
 	TaskState_TASK_STATE_RUNNING TaskState = 3
-	// It waits for its next attempt after a failure.
+	// It waits for its next attempt after a failure, or for the time or signal that its graph says.
 	TaskState_TASK_STATE_WAITING TaskState = 4
 	// Terminal: it has an output.
 	TaskState_TASK_STATE_SUCCEEDED TaskState = 5
@@ -567,7 +567,7 @@ type TaskKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the task in its graph.
 	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// Member of a for_each, counted from 1; 0 means the task itself.
+	// Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself.
 	Member        uint32 `protobuf:"varint,2,opt,name=member,proto3" json:"member,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -617,7 +617,7 @@ func (x *TaskKey) GetMember() uint32 {
 	return 0
 }
 
-// Task is one node of a run, or one member of a for_each.
+// Task is one node of a run, or one member of a for_each, or one iteration of a loop.
 type Task struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which task.
@@ -630,7 +630,7 @@ type Task struct {
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Its input; present once it was ready.
 	Input *Payload `protobuf:"bytes,5,opt,name=input,proto3" json:"input,omitempty"`
-	// Its output; present when SUCCEEDED. Absent on a for_each task, whose output is its members'.
+	// Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'.
 	Output *Payload `protobuf:"bytes,6,opt,name=output,proto3" json:"output,omitempty"`
 	// Why it failed.
 	Failure *Failure `protobuf:"bytes,7,opt,name=failure,proto3" json:"failure,omitempty"`
@@ -640,7 +640,7 @@ type Task struct {
 	ReadyTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ready_time,json=readyTime,proto3" json:"ready_time,omitempty"`
 	// When it ended.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// Members of a for_each; 0 otherwise, or while unknown.
+	// Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown.
 	MemberCount uint32 `protobuf:"varint,11,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
 	// What of its payloads the reader does not get, for people; empty when all is there.
 	Withheld string `protobuf:"bytes,12,opt,name=withheld,proto3" json:"withheld,omitempty"`
@@ -1307,14 +1307,16 @@ type RunEvent struct {
 	Attempt *AttemptChange `protobuf:"bytes,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// What the agent says while it works; not kept.
 	Progress *Progress `protobuf:"bytes,7,opt,name=progress,proto3" json:"progress,omitempty"`
-	// Members of a for_each, once their number is known.
+	// Members of a for_each, once their number is known; iterations of a loop, when one begins.
 	MemberCount uint32 `protobuf:"varint,8,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
 	// Reason, where there is one.
 	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The failure, where there is one.
 	Failure *Failure `protobuf:"bytes,10,opt,name=failure,proto3" json:"failure,omitempty"`
 	// What the expressions of the task, or of the run's output, were given of shared context; as Task.reads.
-	Reads         []*EntryReference `protobuf:"bytes,11,rep,name=reads,proto3" json:"reads,omitempty"`
+	Reads []*EntryReference `protobuf:"bytes,11,rep,name=reads,proto3" json:"reads,omitempty"`
+	// Name of the signal that came, where one came.
+	Signal        string `protobuf:"bytes,12,opt,name=signal,proto3" json:"signal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1424,6 +1426,13 @@ func (x *RunEvent) GetReads() []*EntryReference {
 		return x.Reads
 	}
 	return nil
+}
+
+func (x *RunEvent) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
 }
 
 // AttemptChange is a new state of an attempt.
@@ -1674,7 +1683,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x06permit\x18\x03 \x01(\bR\x06permit\x12\x1a\n" +
 	"\bpolicies\x18\x04 \x03(\tR\bpolicies\x12 \n" +
 	"\vobligations\x18\x05 \x03(\tR\vobligations\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xfc\x03\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x94\x04\n" +
 	"\bRunEvent\x12\x1b\n" +
 	"\tevent_seq\x18\x01 \x01(\x04R\beventSeq\x129\n" +
 	"\n" +
@@ -1689,7 +1698,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x06reason\x18\t \x01(\tR\x06reason\x12.\n" +
 	"\afailure\x18\n" +
 	" \x01(\v2\x14.antiphon.v1.FailureR\afailure\x121\n" +
-	"\x05reads\x18\v \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\"\xa0\x01\n" +
+	"\x05reads\x18\v \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12\x16\n" +
+	"\x06signal\x18\f \x01(\tR\x06signal\"\xa0\x01\n" +
 	"\rAttemptChange\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.antiphon.v1.AttemptStateR\x05state\x12\x14\n" +

@@ -1298,6 +1298,125 @@ func (x *CancelRunResponse) GetRun() *Run {
 	return nil
 }
 
+// SignalRunRequest is one signal.
+type SignalRunRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the signal repeatable; chosen by the caller, unique among its signals to the run.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The run.
+	RunId string `protobuf:"bytes,2,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// Name of the signal, as a task of the run's graph has it.
+	Signal string `protobuf:"bytes,3,opt,name=signal,proto3" json:"signal,omitempty"`
+	// What comes with it, at most 64 KiB inline; absent means null. It is the output of the task that waits.
+	Payload       *Payload `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalRunRequest) Reset() {
+	*x = SignalRunRequest{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalRunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalRunRequest) ProtoMessage() {}
+
+func (x *SignalRunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalRunRequest.ProtoReflect.Descriptor instead.
+func (*SignalRunRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SignalRunRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SignalRunRequest) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *SignalRunRequest) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *SignalRunRequest) GetPayload() *Payload {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+// SignalRunResponse says which task the signal is for.
+type SignalRunResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The task that waited for it; absent when it is kept for one that will.
+	Key           *TaskKey `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalRunResponse) Reset() {
+	*x = SignalRunResponse{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalRunResponse) ProtoMessage() {}
+
+func (x *SignalRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalRunResponse.ProtoReflect.Descriptor instead.
+func (*SignalRunResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *SignalRunResponse) GetKey() *TaskKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 // ExplainTaskRequest names a task.
 type ExplainTaskRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1311,7 +1430,7 @@ type ExplainTaskRequest struct {
 
 func (x *ExplainTaskRequest) Reset() {
 	*x = ExplainTaskRequest{}
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[20]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1442,7 @@ func (x *ExplainTaskRequest) String() string {
 func (*ExplainTaskRequest) ProtoMessage() {}
 
 func (x *ExplainTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[20]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1455,7 @@ func (x *ExplainTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainTaskRequest.ProtoReflect.Descriptor instead.
 func (*ExplainTaskRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{20}
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExplainTaskRequest) GetRunId() string {
@@ -1372,7 +1491,7 @@ type ExplainTaskResponse struct {
 
 func (x *ExplainTaskResponse) Reset() {
 	*x = ExplainTaskResponse{}
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[21]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1503,7 @@ func (x *ExplainTaskResponse) String() string {
 func (*ExplainTaskResponse) ProtoMessage() {}
 
 func (x *ExplainTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[21]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1516,7 @@ func (x *ExplainTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainTaskResponse.ProtoReflect.Descriptor instead.
 func (*ExplainTaskResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{21}
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExplainTaskResponse) GetTask() *Task {
@@ -1448,7 +1567,7 @@ type Dependency struct {
 
 func (x *Dependency) Reset() {
 	*x = Dependency{}
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[22]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1579,7 @@ func (x *Dependency) String() string {
 func (*Dependency) ProtoMessage() {}
 
 func (x *Dependency) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[22]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1592,7 @@ func (x *Dependency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dependency.ProtoReflect.Descriptor instead.
 func (*Dependency) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{22}
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Dependency) GetTaskId() string {
@@ -1582,7 +1701,15 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"7\n" +
 	"\x11CancelRunResponse\x12\"\n" +
-	"\x03run\x18\x01 \x01(\v2\x10.antiphon.v1.RunR\x03run\"S\n" +
+	"\x03run\x18\x01 \x01(\v2\x10.antiphon.v1.RunR\x03run\"\x90\x01\n" +
+	"\x10SignalRunRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x15\n" +
+	"\x06run_id\x18\x02 \x01(\tR\x05runId\x12\x16\n" +
+	"\x06signal\x18\x03 \x01(\tR\x06signal\x12.\n" +
+	"\apayload\x18\x04 \x01(\v2\x14.antiphon.v1.PayloadR\apayload\";\n" +
+	"\x11SignalRunResponse\x12&\n" +
+	"\x03key\x18\x01 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\"S\n" +
 	"\x12ExplainTaskRequest\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12&\n" +
 	"\x03key\x18\x02 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\"\x83\x02\n" +
@@ -1597,7 +1724,7 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\n" +
 	"Dependency\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12,\n" +
-	"\x05state\x18\x02 \x01(\x0e2\x16.antiphon.v1.TaskStateR\x05state2\x85\b\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x16.antiphon.v1.TaskStateR\x05state2\xf2\b\n" +
 	"\n" +
 	"RunService\x12i\n" +
 	"\tSubmitRun\x12\x1d.antiphon.v1.SubmitRunRequest\x1a\x1e.antiphon.v1.SubmitRunResponse\"\x1d\xaa\xbb\x18\x0e\n" +
@@ -1618,7 +1745,9 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\bWatchRun\x12\x1c.antiphon.v1.WatchRunRequest\x1a\x1d.antiphon.v1.WatchRunResponse\"\x17\xaa\xbb\x18\f\n" +
 	"\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x03\x19\x1c\x0f0\x01\x12d\n" +
 	"\tCancelRun\x12\x1d.antiphon.v1.CancelRunRequest\x1a\x1e.antiphon.v1.CancelRunResponse\"\x18\xaa\xbb\x18\x0e\n" +
-	"\x02\x01\x02\x12\x06cancel \x03\xf2\xbb\x18\x02\x19\x0f\x12i\n" +
+	"\x02\x01\x02\x12\x06cancel \x03\xf2\xbb\x18\x02\x19\x0f\x12k\n" +
+	"\tSignalRun\x12\x1d.antiphon.v1.SignalRunRequest\x1a\x1e.antiphon.v1.SignalRunResponse\"\x1f\xaa\xbb\x18\x0e\n" +
+	"\x02\x01\x02\x12\x06signal \x02\xf2\xbb\x18\t\x19n\x14op<\xaa\x01\x0f\x12i\n" +
 	"\vExplainTask\x12\x1f.antiphon.v1.ExplainTaskRequest\x1a .antiphon.v1.ExplainTaskResponse\"\x17\xaa\xbb\x18\f\n" +
 	"\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x03\x19\x1a\x0fb\x06proto3"
 
@@ -1634,7 +1763,7 @@ func file_antiphon_v1_run_service_proto_rawDescGZIP() []byte {
 	return file_antiphon_v1_run_service_proto_rawDescData
 }
 
-var file_antiphon_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_antiphon_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_antiphon_v1_run_service_proto_goTypes = []any{
 	(*SubmitRunRequest)(nil),      // 0: antiphon.v1.SubmitRunRequest
 	(*GraphReference)(nil),        // 1: antiphon.v1.GraphReference
@@ -1656,82 +1785,88 @@ var file_antiphon_v1_run_service_proto_goTypes = []any{
 	(*WatchRunResponse)(nil),      // 17: antiphon.v1.WatchRunResponse
 	(*CancelRunRequest)(nil),      // 18: antiphon.v1.CancelRunRequest
 	(*CancelRunResponse)(nil),     // 19: antiphon.v1.CancelRunResponse
-	(*ExplainTaskRequest)(nil),    // 20: antiphon.v1.ExplainTaskRequest
-	(*ExplainTaskResponse)(nil),   // 21: antiphon.v1.ExplainTaskResponse
-	(*Dependency)(nil),            // 22: antiphon.v1.Dependency
-	nil,                           // 23: antiphon.v1.SubmitRunRequest.LabelsEntry
-	nil,                           // 24: antiphon.v1.ListRunsRequest.LabelsEntry
-	(*Graph)(nil),                 // 25: antiphon.v1.Graph
-	(*Payload)(nil),               // 26: antiphon.v1.Payload
-	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
-	(*Run)(nil),                   // 28: antiphon.v1.Run
-	(*Error)(nil),                 // 29: antiphon.v1.Error
-	(TaskState)(0),                // 30: antiphon.v1.TaskState
-	(*Task)(nil),                  // 31: antiphon.v1.Task
-	(*TaskKey)(nil),               // 32: antiphon.v1.TaskKey
-	(*Attempt)(nil),               // 33: antiphon.v1.Attempt
-	(RunState)(0),                 // 34: antiphon.v1.RunState
-	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
-	(*RunEvent)(nil),              // 36: antiphon.v1.RunEvent
-	(*RoutingDecision)(nil),       // 37: antiphon.v1.RoutingDecision
+	(*SignalRunRequest)(nil),      // 20: antiphon.v1.SignalRunRequest
+	(*SignalRunResponse)(nil),     // 21: antiphon.v1.SignalRunResponse
+	(*ExplainTaskRequest)(nil),    // 22: antiphon.v1.ExplainTaskRequest
+	(*ExplainTaskResponse)(nil),   // 23: antiphon.v1.ExplainTaskResponse
+	(*Dependency)(nil),            // 24: antiphon.v1.Dependency
+	nil,                           // 25: antiphon.v1.SubmitRunRequest.LabelsEntry
+	nil,                           // 26: antiphon.v1.ListRunsRequest.LabelsEntry
+	(*Graph)(nil),                 // 27: antiphon.v1.Graph
+	(*Payload)(nil),               // 28: antiphon.v1.Payload
+	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
+	(*Run)(nil),                   // 30: antiphon.v1.Run
+	(*Error)(nil),                 // 31: antiphon.v1.Error
+	(TaskState)(0),                // 32: antiphon.v1.TaskState
+	(*Task)(nil),                  // 33: antiphon.v1.Task
+	(*TaskKey)(nil),               // 34: antiphon.v1.TaskKey
+	(*Attempt)(nil),               // 35: antiphon.v1.Attempt
+	(RunState)(0),                 // 36: antiphon.v1.RunState
+	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
+	(*RunEvent)(nil),              // 38: antiphon.v1.RunEvent
+	(*RoutingDecision)(nil),       // 39: antiphon.v1.RoutingDecision
 }
 var file_antiphon_v1_run_service_proto_depIdxs = []int32{
 	1,  // 0: antiphon.v1.SubmitRunRequest.registered:type_name -> antiphon.v1.GraphReference
-	25, // 1: antiphon.v1.SubmitRunRequest.inline:type_name -> antiphon.v1.Graph
-	26, // 2: antiphon.v1.SubmitRunRequest.input:type_name -> antiphon.v1.Payload
-	23, // 3: antiphon.v1.SubmitRunRequest.labels:type_name -> antiphon.v1.SubmitRunRequest.LabelsEntry
-	27, // 4: antiphon.v1.SubmitRunRequest.deadline:type_name -> google.protobuf.Duration
-	28, // 5: antiphon.v1.SubmitRunResponse.run:type_name -> antiphon.v1.Run
+	27, // 1: antiphon.v1.SubmitRunRequest.inline:type_name -> antiphon.v1.Graph
+	28, // 2: antiphon.v1.SubmitRunRequest.input:type_name -> antiphon.v1.Payload
+	25, // 3: antiphon.v1.SubmitRunRequest.labels:type_name -> antiphon.v1.SubmitRunRequest.LabelsEntry
+	29, // 4: antiphon.v1.SubmitRunRequest.deadline:type_name -> google.protobuf.Duration
+	30, // 5: antiphon.v1.SubmitRunResponse.run:type_name -> antiphon.v1.Run
 	0,  // 6: antiphon.v1.SubmitRunsRequest.submissions:type_name -> antiphon.v1.SubmitRunRequest
 	5,  // 7: antiphon.v1.SubmitRunsResponse.results:type_name -> antiphon.v1.SubmitRunResult
-	28, // 8: antiphon.v1.SubmitRunResult.run:type_name -> antiphon.v1.Run
-	29, // 9: antiphon.v1.SubmitRunResult.error:type_name -> antiphon.v1.Error
-	28, // 10: antiphon.v1.GetRunResponse.run:type_name -> antiphon.v1.Run
-	30, // 11: antiphon.v1.ListTasksRequest.states:type_name -> antiphon.v1.TaskState
-	31, // 12: antiphon.v1.ListTasksResponse.tasks:type_name -> antiphon.v1.Task
-	32, // 13: antiphon.v1.GetTaskRequest.key:type_name -> antiphon.v1.TaskKey
-	31, // 14: antiphon.v1.GetTaskResponse.task:type_name -> antiphon.v1.Task
-	32, // 15: antiphon.v1.ListAttemptsRequest.key:type_name -> antiphon.v1.TaskKey
-	33, // 16: antiphon.v1.ListAttemptsResponse.attempts:type_name -> antiphon.v1.Attempt
-	34, // 17: antiphon.v1.ListRunsRequest.states:type_name -> antiphon.v1.RunState
-	35, // 18: antiphon.v1.ListRunsRequest.created_after:type_name -> google.protobuf.Timestamp
-	35, // 19: antiphon.v1.ListRunsRequest.created_before:type_name -> google.protobuf.Timestamp
-	24, // 20: antiphon.v1.ListRunsRequest.labels:type_name -> antiphon.v1.ListRunsRequest.LabelsEntry
-	28, // 21: antiphon.v1.ListRunsResponse.runs:type_name -> antiphon.v1.Run
-	36, // 22: antiphon.v1.WatchRunResponse.events:type_name -> antiphon.v1.RunEvent
-	28, // 23: antiphon.v1.WatchRunResponse.run:type_name -> antiphon.v1.Run
-	28, // 24: antiphon.v1.CancelRunResponse.run:type_name -> antiphon.v1.Run
-	32, // 25: antiphon.v1.ExplainTaskRequest.key:type_name -> antiphon.v1.TaskKey
-	31, // 26: antiphon.v1.ExplainTaskResponse.task:type_name -> antiphon.v1.Task
-	22, // 27: antiphon.v1.ExplainTaskResponse.dependencies:type_name -> antiphon.v1.Dependency
-	33, // 28: antiphon.v1.ExplainTaskResponse.attempts:type_name -> antiphon.v1.Attempt
-	37, // 29: antiphon.v1.ExplainTaskResponse.pending:type_name -> antiphon.v1.RoutingDecision
-	30, // 30: antiphon.v1.Dependency.state:type_name -> antiphon.v1.TaskState
-	0,  // 31: antiphon.v1.RunService.SubmitRun:input_type -> antiphon.v1.SubmitRunRequest
-	3,  // 32: antiphon.v1.RunService.SubmitRuns:input_type -> antiphon.v1.SubmitRunsRequest
-	6,  // 33: antiphon.v1.RunService.GetRun:input_type -> antiphon.v1.GetRunRequest
-	8,  // 34: antiphon.v1.RunService.ListTasks:input_type -> antiphon.v1.ListTasksRequest
-	10, // 35: antiphon.v1.RunService.GetTask:input_type -> antiphon.v1.GetTaskRequest
-	12, // 36: antiphon.v1.RunService.ListAttempts:input_type -> antiphon.v1.ListAttemptsRequest
-	14, // 37: antiphon.v1.RunService.ListRuns:input_type -> antiphon.v1.ListRunsRequest
-	16, // 38: antiphon.v1.RunService.WatchRun:input_type -> antiphon.v1.WatchRunRequest
-	18, // 39: antiphon.v1.RunService.CancelRun:input_type -> antiphon.v1.CancelRunRequest
-	20, // 40: antiphon.v1.RunService.ExplainTask:input_type -> antiphon.v1.ExplainTaskRequest
-	2,  // 41: antiphon.v1.RunService.SubmitRun:output_type -> antiphon.v1.SubmitRunResponse
-	4,  // 42: antiphon.v1.RunService.SubmitRuns:output_type -> antiphon.v1.SubmitRunsResponse
-	7,  // 43: antiphon.v1.RunService.GetRun:output_type -> antiphon.v1.GetRunResponse
-	9,  // 44: antiphon.v1.RunService.ListTasks:output_type -> antiphon.v1.ListTasksResponse
-	11, // 45: antiphon.v1.RunService.GetTask:output_type -> antiphon.v1.GetTaskResponse
-	13, // 46: antiphon.v1.RunService.ListAttempts:output_type -> antiphon.v1.ListAttemptsResponse
-	15, // 47: antiphon.v1.RunService.ListRuns:output_type -> antiphon.v1.ListRunsResponse
-	17, // 48: antiphon.v1.RunService.WatchRun:output_type -> antiphon.v1.WatchRunResponse
-	19, // 49: antiphon.v1.RunService.CancelRun:output_type -> antiphon.v1.CancelRunResponse
-	21, // 50: antiphon.v1.RunService.ExplainTask:output_type -> antiphon.v1.ExplainTaskResponse
-	41, // [41:51] is the sub-list for method output_type
-	31, // [31:41] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	30, // 8: antiphon.v1.SubmitRunResult.run:type_name -> antiphon.v1.Run
+	31, // 9: antiphon.v1.SubmitRunResult.error:type_name -> antiphon.v1.Error
+	30, // 10: antiphon.v1.GetRunResponse.run:type_name -> antiphon.v1.Run
+	32, // 11: antiphon.v1.ListTasksRequest.states:type_name -> antiphon.v1.TaskState
+	33, // 12: antiphon.v1.ListTasksResponse.tasks:type_name -> antiphon.v1.Task
+	34, // 13: antiphon.v1.GetTaskRequest.key:type_name -> antiphon.v1.TaskKey
+	33, // 14: antiphon.v1.GetTaskResponse.task:type_name -> antiphon.v1.Task
+	34, // 15: antiphon.v1.ListAttemptsRequest.key:type_name -> antiphon.v1.TaskKey
+	35, // 16: antiphon.v1.ListAttemptsResponse.attempts:type_name -> antiphon.v1.Attempt
+	36, // 17: antiphon.v1.ListRunsRequest.states:type_name -> antiphon.v1.RunState
+	37, // 18: antiphon.v1.ListRunsRequest.created_after:type_name -> google.protobuf.Timestamp
+	37, // 19: antiphon.v1.ListRunsRequest.created_before:type_name -> google.protobuf.Timestamp
+	26, // 20: antiphon.v1.ListRunsRequest.labels:type_name -> antiphon.v1.ListRunsRequest.LabelsEntry
+	30, // 21: antiphon.v1.ListRunsResponse.runs:type_name -> antiphon.v1.Run
+	38, // 22: antiphon.v1.WatchRunResponse.events:type_name -> antiphon.v1.RunEvent
+	30, // 23: antiphon.v1.WatchRunResponse.run:type_name -> antiphon.v1.Run
+	30, // 24: antiphon.v1.CancelRunResponse.run:type_name -> antiphon.v1.Run
+	28, // 25: antiphon.v1.SignalRunRequest.payload:type_name -> antiphon.v1.Payload
+	34, // 26: antiphon.v1.SignalRunResponse.key:type_name -> antiphon.v1.TaskKey
+	34, // 27: antiphon.v1.ExplainTaskRequest.key:type_name -> antiphon.v1.TaskKey
+	33, // 28: antiphon.v1.ExplainTaskResponse.task:type_name -> antiphon.v1.Task
+	24, // 29: antiphon.v1.ExplainTaskResponse.dependencies:type_name -> antiphon.v1.Dependency
+	35, // 30: antiphon.v1.ExplainTaskResponse.attempts:type_name -> antiphon.v1.Attempt
+	39, // 31: antiphon.v1.ExplainTaskResponse.pending:type_name -> antiphon.v1.RoutingDecision
+	32, // 32: antiphon.v1.Dependency.state:type_name -> antiphon.v1.TaskState
+	0,  // 33: antiphon.v1.RunService.SubmitRun:input_type -> antiphon.v1.SubmitRunRequest
+	3,  // 34: antiphon.v1.RunService.SubmitRuns:input_type -> antiphon.v1.SubmitRunsRequest
+	6,  // 35: antiphon.v1.RunService.GetRun:input_type -> antiphon.v1.GetRunRequest
+	8,  // 36: antiphon.v1.RunService.ListTasks:input_type -> antiphon.v1.ListTasksRequest
+	10, // 37: antiphon.v1.RunService.GetTask:input_type -> antiphon.v1.GetTaskRequest
+	12, // 38: antiphon.v1.RunService.ListAttempts:input_type -> antiphon.v1.ListAttemptsRequest
+	14, // 39: antiphon.v1.RunService.ListRuns:input_type -> antiphon.v1.ListRunsRequest
+	16, // 40: antiphon.v1.RunService.WatchRun:input_type -> antiphon.v1.WatchRunRequest
+	18, // 41: antiphon.v1.RunService.CancelRun:input_type -> antiphon.v1.CancelRunRequest
+	20, // 42: antiphon.v1.RunService.SignalRun:input_type -> antiphon.v1.SignalRunRequest
+	22, // 43: antiphon.v1.RunService.ExplainTask:input_type -> antiphon.v1.ExplainTaskRequest
+	2,  // 44: antiphon.v1.RunService.SubmitRun:output_type -> antiphon.v1.SubmitRunResponse
+	4,  // 45: antiphon.v1.RunService.SubmitRuns:output_type -> antiphon.v1.SubmitRunsResponse
+	7,  // 46: antiphon.v1.RunService.GetRun:output_type -> antiphon.v1.GetRunResponse
+	9,  // 47: antiphon.v1.RunService.ListTasks:output_type -> antiphon.v1.ListTasksResponse
+	11, // 48: antiphon.v1.RunService.GetTask:output_type -> antiphon.v1.GetTaskResponse
+	13, // 49: antiphon.v1.RunService.ListAttempts:output_type -> antiphon.v1.ListAttemptsResponse
+	15, // 50: antiphon.v1.RunService.ListRuns:output_type -> antiphon.v1.ListRunsResponse
+	17, // 51: antiphon.v1.RunService.WatchRun:output_type -> antiphon.v1.WatchRunResponse
+	19, // 52: antiphon.v1.RunService.CancelRun:output_type -> antiphon.v1.CancelRunResponse
+	21, // 53: antiphon.v1.RunService.SignalRun:output_type -> antiphon.v1.SignalRunResponse
+	23, // 54: antiphon.v1.RunService.ExplainTask:output_type -> antiphon.v1.ExplainTaskResponse
+	44, // [44:55] is the sub-list for method output_type
+	33, // [33:44] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_run_service_proto_init() }
@@ -1757,7 +1892,7 @@ func file_antiphon_v1_run_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_run_service_proto_rawDesc), len(file_antiphon_v1_run_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

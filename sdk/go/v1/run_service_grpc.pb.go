@@ -30,6 +30,7 @@ const (
 	RunService_ListRuns_FullMethodName     = "/antiphon.v1.RunService/ListRuns"
 	RunService_WatchRun_FullMethodName     = "/antiphon.v1.RunService/WatchRun"
 	RunService_CancelRun_FullMethodName    = "/antiphon.v1.RunService/CancelRun"
+	RunService_SignalRun_FullMethodName    = "/antiphon.v1.RunService/SignalRun"
 	RunService_ExplainTask_FullMethodName  = "/antiphon.v1.RunService/ExplainTask"
 )
 
@@ -61,6 +62,9 @@ type RunServiceClient interface {
 	WatchRun(ctx context.Context, in *WatchRunRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRunResponse], error)
 	// CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is.
 	CancelRun(ctx context.Context, in *CancelRunRequest, opts ...grpc.CallOption) (*CancelRunResponse, error)
+	// SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+	// request_id with the same content is one signal.
+	SignalRun(ctx context.Context, in *SignalRunRequest, opts ...grpc.CallOption) (*SignalRunResponse, error)
 	// ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions.
 	ExplainTask(ctx context.Context, in *ExplainTaskRequest, opts ...grpc.CallOption) (*ExplainTaskResponse, error)
 }
@@ -175,6 +179,16 @@ func (c *runServiceClient) CancelRun(ctx context.Context, in *CancelRunRequest, 
 	return out, nil
 }
 
+func (c *runServiceClient) SignalRun(ctx context.Context, in *SignalRunRequest, opts ...grpc.CallOption) (*SignalRunResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignalRunResponse)
+	err := c.cc.Invoke(ctx, RunService_SignalRun_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *runServiceClient) ExplainTask(ctx context.Context, in *ExplainTaskRequest, opts ...grpc.CallOption) (*ExplainTaskResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ExplainTaskResponse)
@@ -213,6 +227,9 @@ type RunServiceServer interface {
 	WatchRun(*WatchRunRequest, grpc.ServerStreamingServer[WatchRunResponse]) error
 	// CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is.
 	CancelRun(context.Context, *CancelRunRequest) (*CancelRunResponse, error)
+	// SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+	// request_id with the same content is one signal.
+	SignalRun(context.Context, *SignalRunRequest) (*SignalRunResponse, error)
 	// ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions.
 	ExplainTask(context.Context, *ExplainTaskRequest) (*ExplainTaskResponse, error)
 	mustEmbedUnimplementedRunServiceServer()
@@ -251,6 +268,9 @@ func (UnimplementedRunServiceServer) WatchRun(*WatchRunRequest, grpc.ServerStrea
 }
 func (UnimplementedRunServiceServer) CancelRun(context.Context, *CancelRunRequest) (*CancelRunResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CancelRun not implemented")
+}
+func (UnimplementedRunServiceServer) SignalRun(context.Context, *SignalRunRequest) (*SignalRunResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignalRun not implemented")
 }
 func (UnimplementedRunServiceServer) ExplainTask(context.Context, *ExplainTaskRequest) (*ExplainTaskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExplainTask not implemented")
@@ -420,6 +440,24 @@ func _RunService_CancelRun_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RunService_SignalRun_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignalRunRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).SignalRun(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_SignalRun_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).SignalRun(ctx, req.(*SignalRunRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RunService_ExplainTask_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ExplainTaskRequest)
 	if err := dec(in); err != nil {
@@ -472,6 +510,10 @@ var RunService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CancelRun",
 			Handler:    _RunService_CancelRun_Handler,
+		},
+		{
+			MethodName: "SignalRun",
+			Handler:    _RunService_SignalRun_Handler,
 		},
 		{
 			MethodName: "ExplainTask",

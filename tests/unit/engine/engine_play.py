@@ -10,9 +10,17 @@ from typing import Any
 
 from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import run_pb2
-from antiphon_orchestrator.engine import decide
+from antiphon_orchestrator.engine import decide, waits
 from antiphon_orchestrator.engine.decide import Outcome
-from antiphon_orchestrator.engine.events import AttemptEnded, Event, Placement, TaskEnded, TaskReady, TaskWaiting
+from antiphon_orchestrator.engine.events import (
+    AttemptEnded,
+    Event,
+    Placement,
+    SignalReceived,
+    TaskEnded,
+    TaskReady,
+    TaskWaiting,
+)
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure, Plan
 from antiphon_orchestrator.engine.run import Run, Task, apply, start
@@ -81,7 +89,7 @@ class Player:
                 verdict, events = decide.settle(self.run, task, number, self.outcome(), self.now, self)
                 assert verdict in (decide.Verdict.DUPLICATE, decide.Verdict.STALE)
                 assert events == []
-        assert decide.advance(self.run) == []
+        assert decide.advance(self.run, self.now) == []
         assert decide.cancel_run(self.run, "someone", "late") == []
         assert decide.on_time(self.run, None, self.now + 10**12) == []
         assert state_of(self.run) == before
@@ -94,14 +102,16 @@ class Player:
         live = [t for t in tasks if t.live is not None]
         tried = [t for t in tasks if t.attempts]
         move = rng.choices(
-            ["offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "nothing"],
-            [20, 6, 30, 8, 10, 1, 0.4, 1, 1],
+            ["offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "signal", "nothing"],
+            [20, 6, 30, 8, 10, 1, 0.4, 1, 4 if run.plan.signals else 0, 1],
         )[0]
         self.now += rng.choice([0, rng.randrange(0, SECOND // 10)])
         if move == "offer" and ready:
             task = rng.choice(ready)
             decision = run_pb2.RoutingDecision(chosen="s/i/a").SerializeToString()
             self.record([decide.offer(run, task, Placement("a", "s/i/a", "text.work@1.0", decision, 1), 7)])
+        elif move == "signal":
+            self.signal(rng.choice(sorted(run.plan.signals)))
         elif move == "started" and live:
             task = rng.choice(live)
             self.record(decide.started(run, task, len(task.attempts)))
@@ -143,9 +153,27 @@ class Player:
                         self.run, task, len(task.attempts), Outcome(AttemptState.SUCCEEDED), self.now, self
                     )
                     self.record(events)
+            for name in sorted(self.run.plan.signals):
+                self.signal(name)
             self.now += SECOND
             self.tick()
             self.go_on(whole=True)
+
+    def signal(self, name: str) -> None:
+        """Sends a signal; it ends the wait that began first, or is kept until one begins."""
+        number = len(self.run.signals) + 1
+        events = waits.receive(
+            self.run, SignalReceived(name, payload(f"{name} {number}"), "someone", str(number), b"d")
+        )
+        waiting = [
+            t for t in self.run.tasks if t.state is TaskState.WAITING and t.plan.wait and t.plan.wait.signal == name
+        ]
+        self.record(events)
+        if events:
+            first = min(waiting, key=lambda task: (task.ready_time, task.plan.index)) if waiting else None
+            assert first is None or first.output == payload(f"{name} {number}")
+            assert self.run.signals[-1].task == (-1 if first is None else first.plan.index)
+            assert waits.known(self.run, "someone", str(number)) is self.run.signals[-1]
 
     def tick(self) -> None:
         for task in [None, *self.run.all_tasks()]:
@@ -195,7 +223,7 @@ class Player:
     def go_on(self, whole: bool = False) -> None:
         """Advances to the end; now and then not quite, as a turn that is full leaves it."""
         while whole or self.rng.random() < 0.95:
-            events = decide.advance(self.run)
+            events = decide.advance(self.run, self.now)
             if not events:
                 break
             first = events[0]
@@ -214,6 +242,10 @@ class Player:
             ended = [run.tasks[i] for i in node.plan.needs if run.tasks[i].state in ENDED]
             assert node.needs_ended == len(ended)
             assert node.needs_done == sum(done(t) for t in ended)
+            if (wait := node.plan.wait) is not None and node.state is TaskState.WAITING:
+                assert not any(s.task < 0 and s.received.signal == wait.signal for s in run.signals) or isinstance(
+                    event, TaskWaiting | SignalReceived
+                )
             assert node.members_open == sum(m.state not in ENDED for m in node.members)
             if node.state in ENDED:
                 assert all(m.state in ENDED for m in node.members)
@@ -282,9 +314,10 @@ class Player:
             elif node.broken and (node.broken != "members" or (node.members or 0) > 100):
                 assert task.state is TaskState.FAILED
             if task.state is TaskState.SUCCEEDED and task.plan.fan_out:
-                assert len(task.members) == node.members
+                loop = node.most_iterations > 0
+                assert len(task.members) == (max(1, node.iterations) if loop else node.members)
                 allowed = {TaskState.SUCCEEDED}
-                if task.plan.on_failure is not OnFailure.FAIL:
+                if task.plan.on_failure is not OnFailure.FAIL and not loop:
                     allowed.add(TaskState.FAILED)
                 assert {m.state for m in task.members} <= allowed
         failed = [t for t in run.tasks if t.state is TaskState.FAILED and t.plan.on_failure is OnFailure.FAIL]

@@ -28,6 +28,11 @@ def nodes(draw: st.DrawFn, index: int) -> Node:
         broken = ""
     if broken in ("for_each", "members") and fan_out is None:
         broken = ""
+    other = draw(st.sampled_from([""] * 5 + ["wait", "loop"])) if fan_out is None and not broken else ""
+    wait = (
+        draw(st.sampled_from([0, 2 * SECOND, -3 * SECOND, -(10**12), "go", "go", "stop"])) if other == "wait" else None
+    )
+    iterations = draw(st.integers(0, 4)) if other == "loop" else 0
     return Node(
         needs=needs,
         join=draw(st.one_of(st.none(), st.integers(1, len(needs)))) if needs else None,
@@ -37,6 +42,9 @@ def nodes(draw: st.DrawFn, index: int) -> Node:
         on_failure=draw(st.sampled_from(OnFailure)),
         retry=draw(st.sampled_from([(), (retry(3),), (retry(2, first=5 * SECOND, longest=6 * SECOND),)])),
         deadline=draw(st.sampled_from([None, None, 3 * SECOND, 50 * SECOND])),
+        wait=wait,
+        iterations=iterations,
+        most_iterations=draw(st.integers(max(1, iterations - 1), 5)) if other == "loop" else 0,
     )
 
 
@@ -106,10 +114,11 @@ def test_every_row_of_every_table_is_there_for_something(tables: dict[str, _Rows
         plan(Node(), Node((0,))),
         plan(Node(retry=(retry(100, first=4 * SECOND),), deadline=60 * SECOND), Node((0,))),
         plan(Node(members=3, retry=(retry(3),), deadline=deadline)),
+        plan(Node(wait=SECOND), Node(wait="go", deadline=deadline), Node((1,), iterations=2, most_iterations=3)),
     ]
     Player(plan(Node(members=120)), random.Random(0)).play(10)
     for seed in range(600):
-        Player(graphs[seed % 4], random.Random(seed), 1 + seed % 3 * 10).play(60)
+        Player(graphs[seed % len(graphs)], random.Random(seed), 1 + seed % 3 * 10).play(60)
         if all(table.used == set(table) for table in tables.values()):
             break
     for name, table in tables.items():

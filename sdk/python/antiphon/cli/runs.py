@@ -1,4 +1,4 @@
-"""`antiphon run`: submit, follow, read, cancel and explain runs."""
+"""`antiphon run`: submit, follow, read, steer and explain runs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ from .text import (
     read_input,
     run_state,
     spell_between,
+    spell_key,
     spell_moment,
 )
 from .watch_view import event_line
 
-app = typer.Typer(help="Runs: submit, follow, read, cancel, explain.", no_args_is_help=True)
+app = typer.Typer(help="Runs: submit, follow, read, steer, explain.", no_args_is_help=True)
 
 RunId = Annotated[str, typer.Argument(help="Id of the run.", metavar="RUN")]
 Labels = Annotated[list[str] | None, typer.Option("--label", help="May be repeated.", metavar="KEY=VALUE")]
@@ -175,6 +176,30 @@ def cancel(
         output.show_json(run)
     else:
         output.show(run_line(run))
+
+
+@app.command()
+def signal(
+    run_id: RunId,
+    name: Annotated[str, typer.Argument(help="Name of the signal.", metavar="NAME")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="JSON, @FILE with JSON, or - for stdin.", metavar="JSON")
+    ] = None,
+    request_id: Annotated[
+        str | None, typer.Option(help="Makes the signal repeatable: the same id is one signal.")
+    ] = None,
+    as_json: AsJson = False,
+    profile: ProfileName = None,
+) -> None:
+    """Send a signal to a run; the task that waits for it, now or later, has the data as its output."""
+    value = read_input(data)
+    answer = with_client(profile, lambda client: client.signal(run_id, name, value, request_id=request_id))
+    if as_json:
+        output.show_json(answer)
+    elif answer.HasField("key"):
+        print(f"{spell_key(answer.key)} had waited for it")
+    else:
+        print("kept for the task that will wait for it")
 
 
 @app.command()

@@ -71,7 +71,7 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     TASK_STATE_RUNNING: _TaskState.ValueType  # 3
     """An attempt is out."""
     TASK_STATE_WAITING: _TaskState.ValueType  # 4
-    """It waits for its next attempt after a failure."""
+    """It waits for its next attempt after a failure, or for the time or signal that its graph says."""
     TASK_STATE_SUCCEEDED: _TaskState.ValueType  # 5
     """Terminal: it has an output."""
     TASK_STATE_FAILED: _TaskState.ValueType  # 6
@@ -93,7 +93,7 @@ TASK_STATE_READY: TaskState.ValueType  # 2
 TASK_STATE_RUNNING: TaskState.ValueType  # 3
 """An attempt is out."""
 TASK_STATE_WAITING: TaskState.ValueType  # 4
-"""It waits for its next attempt after a failure."""
+"""It waits for its next attempt after a failure, or for the time or signal that its graph says."""
 TASK_STATE_SUCCEEDED: TaskState.ValueType  # 5
 """Terminal: it has an output."""
 TASK_STATE_FAILED: TaskState.ValueType  # 6
@@ -347,7 +347,7 @@ class TaskKey(_message.Message):
     task_id: _builtins.str
     """Id of the task in its graph."""
     member: _builtins.int
-    """Member of a for_each, counted from 1; 0 means the task itself."""
+    """Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself."""
     def __init__(
         self,
         *,
@@ -364,7 +364,7 @@ Global___TaskKey: _TypeAlias = TaskKey  # noqa: Y015
 
 @_typing.final
 class Task(_message.Message):
-    """Task is one node of a run, or one member of a for_each."""
+    """Task is one node of a run, or one member of a for_each, or one iteration of a loop."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -390,7 +390,7 @@ class Task(_message.Message):
     attempt_count: _builtins.int
     """Attempts so far, RETURNED ones included."""
     member_count: _builtins.int
-    """Members of a for_each; 0 otherwise, or while unknown."""
+    """Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown."""
     withheld: _builtins.str
     """What of its payloads the reader does not get, for people; empty when all is there."""
     @_builtins.property
@@ -403,7 +403,7 @@ class Task(_message.Message):
 
     @_builtins.property
     def output(self) -> _payload_pb2.Payload:
-        """Its output; present when SUCCEEDED. Absent on a for_each task, whose output is its members'."""
+        """Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'."""
 
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
@@ -725,6 +725,7 @@ class RunEvent(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     READS_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
     event_seq: _builtins.int
     """1, 2, 3 … within the run; the cursor of WatchRun. 0 on ephemeral progress, which has no place in the history."""
     run_state: Global___RunState.ValueType
@@ -732,9 +733,11 @@ class RunEvent(_message.Message):
     task_state: Global___TaskState.ValueType
     """New state of the task; unspecified when it did not change."""
     member_count: _builtins.int
-    """Members of a for_each, once their number is known."""
+    """Members of a for_each, once their number is known; iterations of a loop, when one begins."""
     reason: _builtins.str
     """Reason, where there is one."""
+    signal: _builtins.str
+    """Name of the signal that came, where one came."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it was decided."""
@@ -773,10 +776,11 @@ class RunEvent(_message.Message):
         reason: _builtins.str = ...,
         failure: _failure_pb2.Failure | None = ...,
         reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
+        signal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_time", b"event_time", "failure", b"failure", "key", b"key", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "progress", b"progress", "reads", b"reads", "reason", b"reason", "run_state", b"run_state", "task_state", b"task_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "progress", b"progress", "reads", b"reads", "reason", b"reason", "run_state", b"run_state", "signal", b"signal", "task_state", b"task_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

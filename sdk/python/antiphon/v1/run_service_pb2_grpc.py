@@ -80,6 +80,11 @@ class RunServiceStub(object):
                 request_serializer=antiphon_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=antiphon_dot_v1_dot_run__service__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.SignalRun = channel.unary_unary(
+                '/antiphon.v1.RunService/SignalRun',
+                request_serializer=antiphon_dot_v1_dot_run__service__pb2.SignalRunRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_run__service__pb2.SignalRunResponse.FromString,
+                _registered_method=True)
         self.ExplainTask = channel.unary_unary(
                 '/antiphon.v1.RunService/ExplainTask',
                 request_serializer=antiphon_dot_v1_dot_run__service__pb2.ExplainTaskRequest.SerializeToString,
@@ -158,6 +163,14 @@ class RunServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignalRun(self, request, context):
+        """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+        request_id with the same content is one signal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainTask(self, request, context):
         """ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions.
         """
@@ -212,6 +225,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=antiphon_dot_v1_dot_run__service__pb2.CancelRunRequest.FromString,
                     response_serializer=antiphon_dot_v1_dot_run__service__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'SignalRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalRun,
+                    request_deserializer=antiphon_dot_v1_dot_run__service__pb2.SignalRunRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_run__service__pb2.SignalRunResponse.SerializeToString,
             ),
             'ExplainTask': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainTask,
@@ -463,6 +481,33 @@ class RunService(object):
             '/antiphon.v1.RunService/CancelRun',
             antiphon_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
             antiphon_dot_v1_dot_run__service__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.RunService/SignalRun',
+            antiphon_dot_v1_dot_run__service__pb2.SignalRunRequest.SerializeToString,
+            antiphon_dot_v1_dot_run__service__pb2.SignalRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,10 @@ class RunServiceStub:
     """
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]
     """CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is."""
+    SignalRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]
+    """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+    request_id with the same content is one signal.
+    """
     ExplainTask: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ExplainTaskRequest, _run_service_pb2.ExplainTaskResponse]
     """ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions."""
 
@@ -91,6 +95,10 @@ class RunServiceAsyncStub(RunServiceStub):
     """
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]  # type: ignore[assignment]
     """CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is."""
+    SignalRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]  # type: ignore[assignment]
+    """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+    request_id with the same content is one signal.
+    """
     ExplainTask: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ExplainTaskRequest, _run_service_pb2.ExplainTaskResponse]  # type: ignore[assignment]
     """ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions."""
 
@@ -175,6 +183,16 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.CancelRunResponse, _abc.Awaitable[_run_service_pb2.CancelRunResponse]]:
         """CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is."""
+
+    @_abc_1.abstractmethod
+    def SignalRun(
+        self,
+        request: _run_service_pb2.SignalRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.SignalRunResponse, _abc.Awaitable[_run_service_pb2.SignalRunResponse]]:
+        """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+        request_id with the same content is one signal.
+        """
 
     @_abc_1.abstractmethod
     def ExplainTask(

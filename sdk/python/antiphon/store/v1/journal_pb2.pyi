@@ -86,6 +86,8 @@ class Record(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     RUN_SNAPSHOT_FIELD_NUMBER: _builtins.int
     CONTEXT_READ_FIELD_NUMBER: _builtins.int
+    TASK_COMPLETED_FIELD_NUMBER: _builtins.int
+    SIGNAL_RECEIVED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     event_seq: _builtins.int
@@ -140,6 +142,14 @@ class Record(_message.Message):
     def context_read(self) -> Global___ContextRead:
         """What expressions find in shared context."""
 
+    @_builtins.property
+    def task_completed(self) -> Global___TaskCompleted:
+        """A task ended with an output that no attempt gave."""
+
+    @_builtins.property
+    def signal_received(self) -> Global___SignalReceived:
+        """A signal came."""
+
     def __init__(
         self,
         *,
@@ -158,12 +168,14 @@ class Record(_message.Message):
         cancel_requested: Global___CancelRequested | None = ...,
         run_snapshot: Global___RunSnapshot | None = ...,
         context_read: Global___ContextRead | None = ...,
+        task_completed: Global___TaskCompleted | None = ...,
+        signal_received: Global___SignalReceived | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "run_ended", b"run_ended", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "run_ended", b"run_ended", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "signal_received", b"signal_received", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_id", b"run_id", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_id", b"run_id", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "signal_received", b"signal_received", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -474,7 +486,7 @@ Global___AttemptEnded: _TypeAlias = AttemptEnded  # noqa: Y015
 
 @_typing.final
 class TaskWaiting(_message.Message):
-    """TaskWaiting tells that a task will be tried again."""
+    """TaskWaiting tells that a task will be tried again, or that one which only waits has begun to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -487,7 +499,7 @@ class TaskWaiting(_message.Message):
     member: _builtins.int
     """Member, or 0."""
     until: _builtins.int
-    """When; microseconds since 1970."""
+    """When; microseconds since 1970. 0 for a task that waits for a signal."""
     reason: _builtins.str
     """Why."""
     def __init__(
@@ -549,8 +561,80 @@ class TaskEnded(_message.Message):
 Global___TaskEnded: _TypeAlias = TaskEnded  # noqa: Y015
 
 @_typing.final
+class TaskCompleted(_message.Message):
+    """TaskCompleted is an end SUCCEEDED with an output that no attempt gave."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    member: _builtins.int
+    """Member, or 0."""
+    output: _builtins.bytes
+    """Serialised antiphon.v1.Payload; empty means null."""
+    signal: _builtins.int
+    """Place of the signal it waited for among those of the run, from 1; 0 when it waited for none."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        member: _builtins.int = ...,
+        output: _builtins.bytes = ...,
+        signal: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "output", b"output", "signal", b"signal", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskCompleted: _TypeAlias = TaskCompleted  # noqa: Y015
+
+@_typing.final
+class SignalReceived(_message.Message):
+    """SignalReceived is a signal, kept until a task waits for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
+    signal: _builtins.str
+    """Name."""
+    payload: _builtins.bytes
+    """Serialised antiphon.v1.Payload; empty means null."""
+    principal: _builtins.str
+    """SPIFFE id of who sent it."""
+    request_id: _builtins.str
+    """Its request id."""
+    request_digest: _builtins.bytes
+    """SHA-256 of its content."""
+    def __init__(
+        self,
+        *,
+        signal: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+        principal: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        request_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload", "principal", b"principal", "request_digest", b"request_digest", "request_id", b"request_id", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalReceived: _TypeAlias = SignalReceived  # noqa: Y015
+
+@_typing.final
 class TaskExpanded(_message.Message):
-    """TaskExpanded gives a for_each some of its members. Large lists come in several records."""
+    """TaskExpanded gives a for_each some of its members, or a loop its next iteration. Large lists come in several records."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -722,6 +806,7 @@ class RunSnapshot(_message.Message):
     TAIL_FIELD_NUMBER: _builtins.int
     FIRST_FAILED_FIELD_NUMBER: _builtins.int
     OUTPUT_FOUND_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
     create_time: _builtins.int
     """When it began; microseconds since 1970."""
     archived_seq: _builtins.int
@@ -748,6 +833,10 @@ class RunSnapshot(_message.Message):
     def output_found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundEntry]:
         """What the expressions of its output find in shared context; empty until that was read."""
 
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignalSnapshot]:
+        """The signals it was sent, in order."""
+
     def __init__(
         self,
         *,
@@ -759,14 +848,43 @@ class RunSnapshot(_message.Message):
         tail: _abc.Iterable[_builtins.bytes] | None = ...,
         first_failed: _builtins.int = ...,
         output_found: _abc.Iterable[Global___FoundEntry] | None = ...,
+        signals: _abc.Iterable[Global___SignalSnapshot] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "submitted", b"submitted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "create_time", b"create_time", "first_failed", b"first_failed", "output_found", b"output_found", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "create_time", b"create_time", "first_failed", b"first_failed", "output_found", b"output_found", "signals", b"signals", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunSnapshot: _TypeAlias = RunSnapshot  # noqa: Y015
+
+@_typing.final
+class SignalSnapshot(_message.Message):
+    """SignalSnapshot is a signal and what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index, plus one, of the task that it ended; 0 while it is kept."""
+    @_builtins.property
+    def received(self) -> Global___SignalReceived:
+        """As it came."""
+
+    def __init__(
+        self,
+        *,
+        received: Global___SignalReceived | None = ...,
+        task: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["received", b"received"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received", b"received", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalSnapshot: _TypeAlias = SignalSnapshot  # noqa: Y015
 
 @_typing.final
 class TaskSnapshot(_message.Message):

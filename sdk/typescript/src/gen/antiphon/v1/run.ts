@@ -39,7 +39,7 @@ export enum TaskState {
   READY = 2,
   /** RUNNING - An attempt is out. */
   RUNNING = 3,
-  /** WAITING - It waits for its next attempt after a failure. */
+  /** WAITING - It waits for its next attempt after a failure, or for the time or signal that its graph says. */
   WAITING = 4,
   /** SUCCEEDED - Terminal: it has an output. */
   SUCCEEDED = 5,
@@ -161,12 +161,12 @@ export interface TaskTotals {
 export interface TaskKey {
   /** Id of the task in its graph. */
   taskId: string;
-  /** Member of a for_each, counted from 1; 0 means the task itself. */
+  /** Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself. */
   member: number;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
-/** Task is one node of a run, or one member of a for_each. */
+/** Task is one node of a run, or one member of a for_each, or one iteration of a loop. */
 export interface Task {
   /** Which task. */
   key:
@@ -182,7 +182,7 @@ export interface Task {
   input:
     | Payload
     | undefined;
-  /** Its output; present when SUCCEEDED. Absent on a for_each task, whose output is its members'. */
+  /** Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'. */
   output:
     | Payload
     | undefined;
@@ -200,7 +200,7 @@ export interface Task {
   endTime:
     | Date
     | undefined;
-  /** Members of a for_each; 0 otherwise, or while unknown. */
+  /** Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown. */
   memberCount: number;
   /** What of its payloads the reader does not get, for people; empty when all is there. */
   withheld: string;
@@ -339,7 +339,7 @@ export interface RunEvent {
   progress:
     | Progress
     | undefined;
-  /** Members of a for_each, once their number is known. */
+  /** Members of a for_each, once their number is known; iterations of a loop, when one begins. */
   memberCount: number;
   /** Reason, where there is one. */
   reason: string;
@@ -349,6 +349,8 @@ export interface RunEvent {
     | undefined;
   /** What the expressions of the task, or of the run's output, were given of shared context; as Task.reads. */
   reads: EntryReference[];
+  /** Name of the signal that came, where one came. */
+  signal: string;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -2078,6 +2080,7 @@ function createBaseRunEvent(): RunEvent {
     reason: "",
     failure: undefined,
     reads: [],
+    signal: "",
     _unknownFields: {},
   };
 }
@@ -2116,6 +2119,9 @@ export const RunEvent: MessageFns<RunEvent> = {
     }
     for (const v of message.reads) {
       EntryReference.encode(v!, writer.uint32(90).fork()).join();
+    }
+    if (message.signal !== "") {
+      writer.uint32(98).string(message.signal);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -2229,6 +2235,14 @@ export const RunEvent: MessageFns<RunEvent> = {
             message.reads.push(EntryReference.decode(reader, reader.uint32()));
             continue;
           }
+          case 12: {
+            if (tag !== 98) {
+              break;
+            }
+
+            message.signal = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2271,6 +2285,7 @@ export const RunEvent: MessageFns<RunEvent> = {
       ? Failure.fromPartial(object.failure)
       : undefined;
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
+    message.signal = object.signal ?? "";
     return message;
   },
 };

@@ -258,6 +258,26 @@ export interface CancelRunResponse {
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
+/** SignalRunRequest is one signal. */
+export interface SignalRunRequest {
+  /** Makes the signal repeatable; chosen by the caller, unique among its signals to the run. */
+  requestId: string;
+  /** The run. */
+  runId: string;
+  /** Name of the signal, as a task of the run's graph has it. */
+  signal: string;
+  /** What comes with it, at most 64 KiB inline; absent means null. It is the output of the task that waits. */
+  payload: Payload | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** SignalRunResponse says which task the signal is for. */
+export interface SignalRunResponse {
+  /** The task that waited for it; absent when it is kept for one that will. */
+  key: TaskKey | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
 /** ExplainTaskRequest names a task. */
 export interface ExplainTaskRequest {
   /** The run. */
@@ -2356,6 +2376,186 @@ export const CancelRunResponse: MessageFns<CancelRunResponse> = {
   },
 };
 
+function createBaseSignalRunRequest(): SignalRunRequest {
+  return { requestId: "", runId: "", signal: "", payload: undefined, _unknownFields: {} };
+}
+
+export const SignalRunRequest: MessageFns<SignalRunRequest> = {
+  encode(message: SignalRunRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.requestId !== "") {
+      writer.uint32(10).string(message.requestId);
+    }
+    if (message.runId !== "") {
+      writer.uint32(18).string(message.runId);
+    }
+    if (message.signal !== "") {
+      writer.uint32(26).string(message.signal);
+    }
+    if (message.payload !== undefined) {
+      Payload.encode(message.payload, writer.uint32(34).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SignalRunRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSignalRunRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.runId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.signal = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.payload = Payload.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SignalRunRequest>): SignalRunRequest {
+    return SignalRunRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SignalRunRequest>): SignalRunRequest {
+    const message = createBaseSignalRunRequest();
+    message.requestId = object.requestId ?? "";
+    message.runId = object.runId ?? "";
+    message.signal = object.signal ?? "";
+    message.payload = (object.payload !== undefined && object.payload !== null)
+      ? Payload.fromPartial(object.payload)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseSignalRunResponse(): SignalRunResponse {
+  return { key: undefined, _unknownFields: {} };
+}
+
+export const SignalRunResponse: MessageFns<SignalRunResponse> = {
+  encode(message: SignalRunResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== undefined) {
+      TaskKey.encode(message.key, writer.uint32(10).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SignalRunResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSignalRunResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = TaskKey.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SignalRunResponse>): SignalRunResponse {
+    return SignalRunResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SignalRunResponse>): SignalRunResponse {
+    const message = createBaseSignalRunResponse();
+    message.key = (object.key !== undefined && object.key !== null) ? TaskKey.fromPartial(object.key) : undefined;
+    return message;
+  },
+};
+
 function createBaseExplainTaskRequest(): ExplainTaskRequest {
   return { runId: "", key: undefined, _unknownFields: {} };
 }
@@ -2747,6 +2947,19 @@ export const RunServiceService = {
     responseSerialize: (value: CancelRunResponse): Buffer => Buffer.from(CancelRunResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): CancelRunResponse => CancelRunResponse.decode(value),
   },
+  /**
+   * SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+   * request_id with the same content is one signal.
+   */
+  signalRun: {
+    path: "/antiphon.v1.RunService/SignalRun" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: SignalRunRequest): Buffer => Buffer.from(SignalRunRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): SignalRunRequest => SignalRunRequest.decode(value),
+    responseSerialize: (value: SignalRunResponse): Buffer => Buffer.from(SignalRunResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): SignalRunResponse => SignalRunResponse.decode(value),
+  },
   /** ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions. */
   explainTask: {
     path: "/antiphon.v1.RunService/ExplainTask" as const,
@@ -2788,6 +3001,11 @@ export interface RunServiceServer extends UntypedServiceImplementation {
   watchRun: handleServerStreamingCall<WatchRunRequest, WatchRunResponse>;
   /** CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is. */
   cancelRun: handleUnaryCall<CancelRunRequest, CancelRunResponse>;
+  /**
+   * SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+   * request_id with the same content is one signal.
+   */
+  signalRun: handleUnaryCall<SignalRunRequest, SignalRunResponse>;
   /** ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions. */
   explainTask: handleUnaryCall<ExplainTaskRequest, ExplainTaskResponse>;
 }

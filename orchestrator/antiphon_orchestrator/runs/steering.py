@@ -1,0 +1,79 @@
+"""What people ask of a run that is under way, decided by the engine and carried out by the run's shard.
+
+A wish is a plain function of the run. The shard calls it between two inputs, so that what it looks at cannot change
+before its events are committed; of a run that has ended, perhaps archived, it makes an answer and no events.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from antiphon.v1 import run_pb2
+from antiphon.v1 import run_service_pb2 as api
+from antiphon.v1.error_pb2 import ErrorReason
+
+from ..api.errors import ApiError
+from ..api.payload_service import require_payload
+from ..blobs import Blobs
+from ..engine import waits
+from ..engine.events import SignalReceived
+from ..engine.run import Run
+from ..engine.states import RunState
+from ..shards import payloads
+from ..shards.inputs import Steered
+
+Wish = Callable[[Run, int], Steered]
+
+
+def refused(error: Exception) -> Steered:
+    """Nothing, but the reason why."""
+    return Steered([], lambda run: error)
+
+
+def ended(run: Run) -> ApiError:
+    """The refusal of what nobody can ask of a run that has ended, or is about to."""
+    state = run.state.name if run.state is not RunState.RUNNING else RunState.CANCELLED.name
+    return ApiError(ErrorReason.ERROR_REASON_RUN_ENDED, run_id=run.run_id, state=state)
+
+
+async def signal(request: api.SignalRunRequest, principal: str, namespace: str, blobs: Blobs) -> Wish:
+    """A signal, whose answer is a SignalRunResponse. Raises ApiError."""
+    digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+    payloads.assert_labels(request.payload, principal)
+    if request.payload.HasField("blob"):
+        await require_payload(blobs, namespace, request.payload.blob.digest)
+    payload = request.payload.SerializeToString() if request.HasField("payload") else b""
+    received = SignalReceived(request.signal, payload, principal, request.request_id, digest)
+
+    def wish(run: Run, now: int) -> Steered:
+        before = waits.known(run, principal, request.request_id)
+        if before is not None and before.received.request_digest != digest:
+            return refused(ApiError(ErrorReason.ERROR_REASON_REQUEST_ID_REUSED, request_id=request.request_id))
+        if before is not None:
+            return Steered([], answer)
+        if run.state is not RunState.RUNNING or run.cancel is not None:
+            return refused(ended(run))
+        if request.signal not in run.plan.signals:
+            expected = ", ".join(sorted(run.plan.signals)[:8]) or "none"
+            return refused(
+                ApiError(
+                    ErrorReason.ERROR_REASON_SIGNAL_NOT_EXPECTED,
+                    signal=request.signal,
+                    run_id=run.run_id,
+                    expected=expected,
+                )
+            )
+        if waits.exhausted(run, payload):
+            limit = f"{waits.MOST_SIGNALS}, or as many as hold {waits.MOST_KEPT_BYTES} bytes that no task took,"
+            return refused(ApiError(ErrorReason.ERROR_REASON_SIGNALS_EXHAUSTED, run_id=run.run_id, limit=limit))
+        return Steered(waits.receive(run, received), answer)
+
+    def answer(run: Run) -> api.SignalRunResponse:
+        sent = waits.known(run, principal, request.request_id)
+        response = api.SignalRunResponse()
+        if sent is not None and sent.task >= 0:
+            response.key.CopyFrom(run_pb2.TaskKey(task_id=run.plan.tasks[sent.task].id))
+        return response
+
+    return wish

@@ -1,0 +1,152 @@
+"""What people do with runs that are under way, and graphs that wait for them; every part a process."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from antiphon import (
+    Client,
+    Graph,
+    GraphInvalid,
+    RequestIdReused,
+    RunEnded,
+    RunNotFound,
+    SignalNotExpected,
+    Until,
+    output_of,
+    ref,
+)
+from antiphon.v1 import failure_pb2, run_pb2
+from antiphon_certs import Kind
+
+from tests.harness import Mesh, eventually
+
+pytest_plugins = ("tests.harness.fixtures",)
+
+LONG = timedelta(hours=1)
+
+
+async def state_of(client: Client, run: run_pb2.Run, task_id: str, member: int = 0) -> str:
+    task = await client.get_task(run.run_id, task_id, member)
+    return run_pb2.TaskState.Name(task.state).removeprefix("TASK_STATE_")
+
+
+async def reaches(client: Client, run: run_pb2.Run, task_id: str, state: str, member: int = 0) -> None:
+    async def look() -> bool:
+        return await state_of(client, run, task_id, member) == state
+
+    await eventually(look)
+
+
+def approval() -> Graph:
+    """Waits for a person, who says what the last task is given."""
+    graph = Graph("approval", output=ref("tasks.publish.output"))
+    graph.task("write", "work.echo@1", input=ref("input"))
+    graph.wait("approved", signal="approved", needs=["write"], deadline=LONG)
+    graph.task(
+        "publish", "work.echo@1", input={"text": ref("tasks.write.output"), "by": ref("tasks.approved.output.by")}
+    )
+    return graph
+
+
+async def test_a_signal_is_the_output_of_the_task_that_waits_for_it(client: Client) -> None:
+    run = await client.submit(approval(), "draft")
+    await reaches(client, run, "approved", "WAITING")
+    told = await client.explain(run.run_id, "approved")
+    assert told.task.reason == "waits for signal approved"
+    answer = await client.signal(run.run_id, "approved", {"by": "olga"})
+    assert answer.key.task_id == "approved"
+    assert output_of(await client.wait(run.run_id)) == {"text": "draft", "by": "olga"}
+    signals = [event async for event in client.watch(run.run_id) if event.signal]
+    assert [event.signal for event in signals] == ["approved"]
+
+
+async def test_a_signal_that_comes_early_survives_a_crash_and_is_one_however_often_it_is_sent(
+    client: Client, mesh: Mesh
+) -> None:
+    graph = Graph("early", output=ref("tasks.b.output"))
+    graph.wait("a", signal="first")
+    graph.wait("b", signal="second", needs=["a"])
+    run = await client.submit(graph)
+    for _ in range(2):
+        answer = await client.signal(run.run_id, "second", "kept", request_id="one")
+        assert not answer.HasField("key")
+    with pytest.raises(RequestIdReused):
+        await client.signal(run.run_id, "second", "other", request_id="one")
+    mesh.orchestrator.kill9()
+    mesh.orchestrator.start()
+    await client.signal(run.run_id, "first")
+    assert output_of(await client.wait(run.run_id)) == "kept"
+    # Archived, the run still knows it.
+    answer = await client.signal(run.run_id, "second", "kept", request_id="one")
+    assert answer.key.task_id == "b"
+    with pytest.raises(RunEnded):
+        await client.signal(run.run_id, "second", "another")
+
+
+async def test_what_nobody_waits_for_and_whoever_may_not_are_refused(client: Client, mesh: Mesh) -> None:
+    run = await client.submit(approval(), "draft")
+    with pytest.raises(SignalNotExpected, match="approve; its graph knows approved"):
+        await client.signal(run.run_id, "approve")
+    async with mesh.client("eve", namespace="other") as stranger:
+        with pytest.raises(RunNotFound):
+            await stranger.signal(run.run_id, "approved")
+    async with mesh.client("olga", kind=Kind.OPERATOR) as operator:
+        await operator.signal(run.run_id, "approved", {"by": "operator"})
+    assert output_of(await client.wait(run.run_id)) == {"text": "draft", "by": "operator"}
+
+
+async def test_a_task_waits_for_a_time_or_until_a_moment(client: Client) -> None:
+    graph = Graph("times", output=[ref("tasks.time.state"), ref("tasks.moment.state"), ref("tasks.past.state")])
+    graph.wait("time", time=timedelta(milliseconds=30))
+    graph.wait("moment", moment="timestamp(input.at)")
+    graph.wait("past", moment="timestamp(input.at) - duration('24h')")
+    soon = datetime.now(UTC) + timedelta(milliseconds=100)
+    run = await client.submit(graph, {"at": soon.isoformat()}, wait=True)
+    assert output_of(run) == ["SUCCEEDED"] * 3
+    assert run.end_time.ToDatetime(UTC) >= soon
+
+
+async def test_a_wait_that_is_too_long_is_a_timeout_of_its_task(client: Client) -> None:
+    graph = Graph("late", output=ref("tasks.after.output"))
+    graph.wait("go", signal="go", deadline=timedelta(milliseconds=50), on_failure="continue")
+    graph.task("after", "work.echo@1", input={"why": ref("tasks.go.failure.kind")})
+    run = await client.submit(graph, wait=True)
+    assert output_of(run) == {"why": "TIMEOUT"}
+
+
+async def test_a_loop_works_on_what_it_made_before_until_its_condition_holds(client: Client) -> None:
+    graph = Graph("doubling", output={"made": ref("tasks.grow.output")})
+    start = "previous == null ? input : previous"
+    graph.task(
+        "grow", "work.double@1", input=ref(start), until=Until("output >= 100 && iteration > 1", max_iterations=10)
+    )
+    run = await client.submit(graph, 3, wait=True)
+    assert output_of(run) == {"made": 192}
+    node, *iterations = [task async for task in client.list_tasks(run.run_id, include_payloads=True)]
+    assert node.member_count == 6
+    assert [int(task.output.inline) for task in iterations] == [6, 12, 24, 48, 96, 192]
+    began = [event.member_count async for event in client.watch(run.run_id) if event.member_count]
+    assert began == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_loop_that_never_holds_is_bounded(client: Client) -> None:
+    graph = Graph("endless")
+    graph.task("grow", "work.echo@1", until=Until("false", max_iterations=3))
+    run = await client.submit(graph, wait=True)
+    assert run.state == run_pb2.RUN_STATE_FAILED
+    assert (run.failure.kind, run.failure.code) == (failure_pb2.FAILURE_KIND_PERMANENT, "ITERATIONS_EXHAUSTED")
+
+
+async def test_graphs_that_make_no_sense_are_refused_with_every_mistake(client: Client) -> None:
+    graph = Graph("mistaken")
+    graph.task("a", "", until=Until("output", max_iterations=3), for_each="[1]")
+    graph.wait("b", moment="previous")
+    with pytest.raises(GraphInvalid) as caught:
+        await client.submit(graph)
+    assert {violation.field for violation in caught.value.violations} == {
+        "graph.tasks[0].capability",
+        "graph.tasks[0].until",
+        "graph.tasks[1].wait.moment",
+    }
