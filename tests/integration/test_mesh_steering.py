@@ -13,6 +13,8 @@ from antiphon import (
     RunEnded,
     RunNotFound,
     SignalNotExpected,
+    TaskNotFound,
+    TaskStateConflict,
     Until,
     output_of,
     ref,
@@ -137,6 +139,81 @@ async def test_a_loop_that_never_holds_is_bounded(client: Client) -> None:
     run = await client.submit(graph, wait=True)
     assert run.state == run_pb2.RUN_STATE_FAILED
     assert (run.failure.kind, run.failure.code) == (failure_pb2.FAILURE_KIND_PERMANENT, "ITERATIONS_EXHAUSTED")
+
+
+async def test_a_paused_run_waits_for_its_resumption_also_after_a_crash(client: Client, mesh: Mesh) -> None:
+    graph = Graph("held", output=ref("tasks.b.output"))
+    graph.wait("a", signal="go")
+    graph.task("b", "work.echo@1", input="done", needs=["a"])
+    run = await client.submit(graph)
+    for _ in range(2):
+        assert (await client.pause(run.run_id, "look first")).state == run_pb2.RUN_STATE_PAUSED
+    await client.signal(run.run_id, "go")
+    mesh.orchestrator.kill9()
+    mesh.orchestrator.start()
+    paused = [one.run_id async for one in client.list_runs(states=[run_pb2.RUN_STATE_PAUSED])]
+    assert paused == [run.run_id]
+    assert (await state_of(client, run, "a"), await state_of(client, run, "b")) == ("SUCCEEDED", "PENDING")
+    assert (await client.resume(run.run_id)).state == run_pb2.RUN_STATE_RUNNING
+    assert output_of(await client.wait(run.run_id)) == "done"
+    with pytest.raises(RunEnded):
+        await client.pause(run.run_id)
+    seen = [event.run_state async for event in client.watch(run.run_id) if event.run_state]
+    assert seen == [1, 5, 1, 2]
+
+
+async def test_a_task_that_nobody_wants_any_more_is_cancelled_with_its_attempt_and_what_needs_it(
+    client: Client,
+) -> None:
+    graph = Graph("part", output={"kept": ref("tasks.kept.output")})
+    graph.task("slow", "work.sleep@1", input=3600)
+    graph.task("after", "work.echo@1", input=ref("tasks.slow.output"))
+    graph.task("kept", "work.echo@1", input=1)
+    run = await client.submit(graph)
+    await reaches(client, run, "slow", "RUNNING")
+    task = await client.cancel_task(run.run_id, "slow", dependents=True, reason="not needed")
+    assert task.state == run_pb2.TASK_STATE_CANCELLED and "not needed" in task.reason
+    assert output_of(await client.wait(run.run_id)) == {"kept": 1}
+    attempts = [attempt async for attempt in client.list_attempts(run.run_id, "slow")]
+    assert [attempt.state for attempt in attempts] == [run_pb2.ATTEMPT_STATE_CANCELLED]
+    assert await state_of(client, run, "after") == "CANCELLED"
+
+
+async def test_a_failed_task_is_tried_again_by_hand_while_its_run_goes_on(client: Client) -> None:
+    graph = Graph("again", output=ref("tasks.after.output"))
+    graph.task("bad", "work.fail@1", input={"kind": "permanent", "times": 1})
+    graph.task("after", "work.echo@1", input={"tries": ref("tasks.bad.output")})
+    graph.wait("open", signal="enough")
+    run = await client.submit(graph)
+    await reaches(client, run, "after", "SKIPPED")
+    await client.retry(run.run_id, "bad", reason="mended")
+    await reaches(client, run, "after", "SUCCEEDED")
+    with pytest.raises(TaskStateConflict):
+        await client.retry(run.run_id, "after")
+    with pytest.raises(TaskNotFound):
+        await client.retry(run.run_id, "nobody")
+    await client.signal(run.run_id, "enough")
+    ended = await client.wait(run.run_id)
+    assert output_of(ended) == {"tries": 2}
+    with pytest.raises(RunEnded):
+        await client.retry(run.run_id, "bad")
+
+
+async def test_what_people_did_is_in_the_audit(client: Client, mesh: Mesh) -> None:
+    graph = Graph("audited")
+    graph.wait("a", signal="go")
+    graph.wait("b", signal="stop")
+    run = await client.submit(graph)
+    await client.pause(run.run_id, "look")
+    await client.resume(run.run_id)
+    await client.signal(run.run_id, "go")
+    await client.cancel_task(run.run_id, "b")
+    await client.wait(run.run_id)
+    async with mesh.operator() as operator:
+        chains = [head.chain for head in (await operator.get_audit_checkpoint()).heads]
+        records = [record for chain in chains async for record in operator.list_audit_records(chain)]
+    mine = [record.action for record in records if record.resource.endswith(run.run_id)]
+    assert mine == ["submit", "pause", "resume", "signal", "cancel_task", "end"]
 
 
 async def test_graphs_that_make_no_sense_are_refused_with_every_mistake(client: Client) -> None:

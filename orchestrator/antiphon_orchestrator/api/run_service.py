@@ -16,7 +16,8 @@ from ..archive import ArchiveUnavailable
 from ..blobs import Blobs
 from ..cluster.peers import Peers
 from ..cluster.routing import Routing, moved
-from ..engine.run import Run, Task
+from ..engine import steer
+from ..engine.run import Run
 from ..placement.fleet import Fleet
 from ..runs import steering, views
 from ..runs.archived import ArchivedRuns
@@ -166,7 +167,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
     async def GetTask(self, request: api.GetTaskRequest, context: Context) -> api.GetTaskResponse:
         def question(run: Run) -> api.GetTaskResponse:
-            return api.GetTaskResponse(task=views.task_message(run, _task(run, request.key)))
+            return api.GetTaskResponse(task=views.task_message(run, steering.task_of(run, request.key)))
 
         return await self._ask(request.run_id, question)
 
@@ -176,7 +177,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         size = request.page_size or 100
 
         def question(run: Run) -> api.ListAttemptsResponse:
-            task = _task(run, request.key)
+            task = steering.task_of(run, request.key)
             page = task.attempts[after : after + size]
             more = after + size < len(task.attempts)
             return api.ListAttemptsResponse(
@@ -211,6 +212,33 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             message = views.run_message(await self._load(request.run_id))
         return api.CancelRunResponse(run=message)
 
+    async def PauseRun(self, request: api.PauseRunRequest, context: Context) -> api.PauseRunResponse:
+        principal, reason = caller().principal, request.reason
+        wish = steering.about_run(lambda run: steer.pause(run, principal, reason))
+        return api.PauseRunResponse(run=await self._steer(request.run_id, "pause", reason, {}, wish))
+
+    async def ResumeRun(self, request: api.ResumeRunRequest, context: Context) -> api.ResumeRunResponse:
+        principal, reason = caller().principal, request.reason
+        wish = steering.about_run(lambda run: steer.resume(run, principal, reason))
+        return api.ResumeRunResponse(run=await self._steer(request.run_id, "resume", reason, {}, wish))
+
+    async def CancelTask(self, request: api.CancelTaskRequest, context: Context) -> api.CancelTaskResponse:
+        principal, reason, dependents = caller().principal, request.reason, request.dependents
+        wish = steering.about_task(
+            request.key, lambda run, task: steer.cancel_task(run, task, dependents, principal, reason)
+        )
+        details = _named(request.key) | ({"dependents": "true"} if dependents else {})
+        return api.CancelTaskResponse(task=await self._steer(request.run_id, "cancel_task", reason, details, wish))
+
+    async def RetryTask(self, request: api.RetryTaskRequest, context: Context) -> api.RetryTaskResponse:
+        principal, reason = caller().principal, request.reason
+        expected = request.expected_end_time.ToMicroseconds() if request.HasField("expected_end_time") else None
+        wish = steering.about_task(
+            request.key, lambda run, task: steer.retry_task(run, task, expected, principal, reason)
+        )
+        task = await self._steer(request.run_id, "retry", reason, _named(request.key), wish)
+        return api.RetryTaskResponse(task=task)
+
     async def SignalRun(self, request: api.SignalRunRequest, context: Context) -> api.SignalRunResponse:
         who = caller()
         run_id, details = request.run_id, {"signal": request.signal, "request_id": request.request_id}
@@ -243,7 +271,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
     async def ExplainTask(self, request: api.ExplainTaskRequest, context: Context) -> api.ExplainTaskResponse:
         def question(run: Run) -> api.ExplainTaskResponse:
-            task = _task(run, request.key)
+            task = steering.task_of(run, request.key)
             response = api.ExplainTaskResponse(
                 task=views.task_message(run, task),
                 references=task.plan.references,
@@ -418,9 +446,6 @@ def _not_found(run_id: str) -> ApiError:
     return ApiError(ErrorReason.ERROR_REASON_RUN_NOT_FOUND, run_id=run_id)
 
 
-def _task(run: Run, key: run_pb2.TaskKey) -> Task:
-    index = run.plan.index_of.get(key.task_id)
-    if index is None or key.member > len(run.tasks[index].members):
-        task_id = key.task_id + (f"[{key.member}]" if key.member else "")
-        raise ApiError(ErrorReason.ERROR_REASON_TASK_NOT_FOUND, run_id=run.run_id, task_id=task_id)
-    return run.task(index, key.member)
+def _named(key: run_pb2.TaskKey) -> dict[str, str]:
+    """A task in the details of an audit record."""
+    return {"task": key.task_id + (f"[{key.member}]" if key.member else "")}

@@ -73,6 +73,10 @@ def advance(run: Run, now: int) -> list[Event]:
         return []
     if run.cancel is not None:
         return _wind_up(run, run.cancel)
+    if run.paused is not None:
+        # What is to be cancelled is, all the same: an attempt of it may end meanwhile.
+        unwanted = next((index for index in run.frontier if run.tasks[index].cancel_reason), None)
+        return [] if unwanted is None else _cancel_node(run.tasks[unwanted])
     for index in run.frontier:
         task = run.tasks[index]
         if not task.plan.reads or not waits_to_read(task):
@@ -85,7 +89,8 @@ def advance(run: Run, now: int) -> list[Event]:
 def waits_to_read(task: Task) -> bool:
     """Whether a task on the frontier waits for what its expressions read of shared context. One whose join cannot be
     met reads nothing."""
-    return task.found is None and bool(task.plan.reads) and task.needs_done >= task.plan.join
+    wanted = task.found is None and bool(task.plan.reads) and not task.cancel_reason
+    return wanted and task.needs_done >= task.plan.join
 
 
 def _output_reads(run: Run) -> bool:
@@ -121,6 +126,8 @@ def read(run: Run, task: int, found: tuple[Found, ...] | Failure) -> list[Event]
 def _open_task(run: Run, task: Task, now: int) -> list[Event]:
     plan = task.plan
     index = plan.index
+    if task.cancel_reason:
+        return _cancel_node(task)
     if plan.fan_out and task.state is TaskState.RUNNING:
         if task.failure is not None:
             return _fail_fan_out(task, task.failure)
@@ -318,17 +325,29 @@ def fail_task(run: Run, task: Task, failure: Failure) -> list[Event]:
 
 
 def _fail_fan_out(node: Task, failure: Failure) -> list[Event]:
-    reason = f"another member failed: {failure.message[:200]}"
-    events: list[Event] = []
-    for member in node.members:
-        if not member.ended:
-            events += _cancel(member, reason)
-            if len(events) >= MEMBERS_PER_STEP:
-                return events
+    events = _cancel_members(node, f"another member failed: {failure.message[:200]}")
+    if len(events) >= MEMBERS_PER_STEP:
+        return events
     return [*events, TaskEnded(node.plan.index, 0, TaskState.FAILED, failure)]
 
 
-def _cancel(task: Task, reason: str) -> list[Event]:
+def _cancel_node(node: Task) -> list[Event]:
+    """The end of a task that somebody cancelled, some members at a time, and before it all of them."""
+    events = _cancel_members(node, node.cancel_reason)
+    return events if len(events) >= MEMBERS_PER_STEP else [*events, *cancelled(node, node.cancel_reason)]
+
+
+def _cancel_members(node: Task, reason: str) -> list[Event]:
+    events: list[Event] = []
+    for member in node.members:
+        if not member.ended:
+            events += cancelled(member, reason)
+            if len(events) >= MEMBERS_PER_STEP:
+                break
+    return events
+
+
+def cancelled(task: Task, reason: str) -> list[Event]:
     index, member = task.plan.index, task.member
     events: list[Event] = []
     live = task.live
@@ -353,7 +372,7 @@ def _wind_up(run: Run, cancel: CancelRequested) -> list[Event]:
         # Members first: a fan-out ends after what it consists of.
         for task in (*node.members, node):
             if not task.ended:
-                events += _cancel(task, reason)
+                events += cancelled(task, reason)
                 if len(events) >= MEMBERS_PER_STEP:
                     return events
     if cancel.principal:
@@ -378,19 +397,21 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
                 AttemptEnded(task.plan.index, task.member, live.number, AttemptState.CANCELLED, failure=failure)
             )
         return [*events, *fail_task(run, task, failure)]
+    if run.paused is not None:
+        return []
     if task.state is TaskState.WAITING and now >= task.wait_until:
         if (wait := task.plan.wait) is not None:
             return [] if wait.signal else [TaskCompleted(task.plan.index, 0, b"")]
         return [TaskReady(task.plan.index, task.member, b"")]
-    if task.state is TaskState.READY and now >= schedule_deadline(task):
+    if task.state is TaskState.READY and now >= schedule_deadline(run, task):
         message = f"no agent took {task.plan.capability} within {task.plan.schedule_timeout / 1e6:g} s"
         return fail_task(run, task, Failure(FailureKind.NO_AGENT, message, retryable=False))
     return []
 
 
-def schedule_deadline(task: Task) -> int:
-    """When a READY task gives up waiting for an agent, counted from its last step."""
-    since = max(task.ready_time, task.attempts[-1].end_time if task.attempts else 0)
+def schedule_deadline(run: Run, task: Task) -> int:
+    """When a READY task gives up waiting for an agent, counted from its last step; a pause does not count."""
+    since = max(task.ready_time, task.attempts[-1].end_time if task.attempts else 0, run.resume_time)
     return since + task.plan.schedule_timeout
 
 
@@ -399,10 +420,12 @@ def next_due(run: Run, task: Task) -> int | None:
     if task.plan.fan_out and not task.member:
         return None  # each of its members has its own deadline
     due = None
-    if task.state is TaskState.WAITING:
+    if run.paused is not None:
+        pass  # a deadline passes all the same
+    elif task.state is TaskState.WAITING:
         due = task.wait_until or None  # a signal comes when it comes
     elif task.state is TaskState.READY:
-        due = schedule_deadline(task)
+        due = schedule_deadline(run, task)
     if task.plan.deadline is not None and not task.ended and task.state is not TaskState.PENDING:
         deadline = task_deadline(run, task)
         due = deadline if due is None else min(due, deadline)

@@ -235,6 +235,41 @@ class CancelRequested:
 
 
 @dataclass(slots=True)
+class RunPaused:
+    """A caller's wish: nothing begins from now on."""
+
+    principal: str
+    reason: str
+
+
+@dataclass(slots=True)
+class RunResumed:
+    """A caller's wish: the run goes on."""
+
+    principal: str
+    reason: str
+
+
+@dataclass(slots=True)
+class TaskCancelRequested:
+    """A caller's wish that a task ends, with all its members."""
+
+    task: int
+    principal: str
+    reason: str
+
+
+@dataclass(slots=True)
+class TaskReopened:
+    """A caller's wish that a task which has failed is taken up again, and with it what was skipped because of it."""
+
+    task: int
+    member: int
+    principal: str
+    reason: str
+
+
+@dataclass(slots=True)
 class RunEnded:
     """The end of a run."""
 
@@ -256,5 +291,9 @@ Event: TypeAlias = (
     | SignalReceived
     | ContextRead
     | CancelRequested
+    | RunPaused
+    | RunResumed
+    | TaskCancelRequested
+    | TaskReopened
     | RunEnded
 )

@@ -25,12 +25,16 @@ from .events import (
     Found,
     Placement,
     RunEnded,
+    RunPaused,
+    RunResumed,
     RunSubmitted,
     SignalReceived,
+    TaskCancelRequested,
     TaskCompleted,
     TaskEnded,
     TaskExpanded,
     TaskReady,
+    TaskReopened,
     TaskWaiting,
 )
 from .failure import Failure, FailureKind
@@ -96,6 +100,7 @@ class Task:
     `released` is the output as the run's principal may have it, None when that is all of it. `found` is what its
     expressions see of shared context, None until that was read.
     A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended.
+    `cancel_reason` is set, for a node, while it is to be cancelled and has not ended.
     """
 
     plan: TaskPlan
@@ -116,6 +121,7 @@ class Task:
     members: list[Task]
     attempts: list[Attempt]
     found: tuple[Found, ...] | None
+    cancel_reason: str
 
     def __init__(self, plan: TaskPlan, member: int = 0, input: bytes = b"", ready_time: int = 0) -> None:
         self.plan = plan
@@ -136,6 +142,7 @@ class Task:
         self.members = []
         self.attempts = []
         self.found = None
+        self.cancel_reason = ""
 
     @property
     def live(self) -> Attempt | None:
@@ -167,7 +174,8 @@ class Run:
     """One run. Nothing in it refers back to it, so that one which is done leaves memory without the collector.
 
     `redacted`: some output of it is not all for its principal, nor is what was made of that output. `found`: what the
-    expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order."""
+    expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order.
+    `paused`: since somebody holds it; `resume_time`: when it was last let go on."""
 
     __slots__ = (
         "cancel",
@@ -179,8 +187,10 @@ class Run:
         "found",
         "frontier",
         "output",
+        "paused",
         "plan",
         "redacted",
+        "resume_time",
         "run_id",
         "signals",
         "state",
@@ -207,6 +217,8 @@ class Run:
         self.found: tuple[Found, ...] | None = None
         self.frontier: list[int] = list(plan.roots)
         self.signals: tuple[Signal, ...] = ()
+        self.paused: RunPaused | None = None
+        self.resume_time = 0
 
     def view(self, task: Task) -> RunView:
         """What the expressions of a task see."""
@@ -435,6 +447,7 @@ def _task_ended(run: Run, event: TaskEnded, now: int) -> None:
     task.failure = event.failure
     task.reason = event.reason
     task.wait_until = 0
+    task.cancel_reason = ""
     _end_task(run, task, now)
 
 
@@ -480,6 +493,91 @@ def _context_read(run: Run, event: ContextRead, now: int) -> None:
 
 def _cancel_requested(run: Run, event: CancelRequested, now: int) -> None:
     run.cancel = event
+    run.paused = None
+
+
+def _run_paused(run: Run, event: RunPaused, now: int) -> None:
+    run.paused = event
+
+
+def _run_resumed(run: Run, event: RunResumed, now: int) -> None:
+    run.paused = None
+    run.resume_time = now
+
+
+def _task_cancel_requested(run: Run, event: TaskCancelRequested, now: int) -> None:
+    node = run.tasks[event.task]
+    node.cancel_reason = f"cancelled by {event.principal}: {event.reason}"
+    if event.task not in run.frontier:
+        run.frontier.append(event.task)
+
+
+def _task_reopened(run: Run, event: TaskReopened, now: int) -> None:
+    task = run.task(event.task, event.member)
+    if task.member:
+        _take_up(task, now)
+    elif task.members:
+        _move(task, TaskTrigger.CONTINUED)
+        _forget_end(task)
+        for member in task.members:
+            if member.state in (TaskState.FAILED, TaskState.CANCELLED):
+                _take_up(member, now)
+    else:
+        _reopen(task)
+    waiting = [] if task.member else [task]
+    while waiting:
+        for index in waiting.pop().plan.dependents:
+            dependent = run.tasks[index]
+            if dependent.state is TaskState.SKIPPED:
+                _reopen(dependent)
+                waiting.append(dependent)
+    recount(run)
+
+
+def _reopen(node: Task) -> None:
+    """Back to where its needs are looked at."""
+    _move(node, TaskTrigger.REOPENED)
+    _forget_end(node)
+    node.ready_time = 0
+    node.input = b""
+    node.member_count = -1
+
+
+def _take_up(member: Task, now: int) -> None:
+    _move(member, TaskTrigger.TAKEN_UP)
+    _forget_end(member)
+    member.ready_time = now
+
+
+def _forget_end(task: Task) -> None:
+    task.failure = None
+    task.reason = ""
+    task.end_time = 0
+
+
+def recount(run: Run) -> None:
+    """Derives all counters, the frontier, and whose failure the run ends with, from the states of the tasks."""
+    for node in run.tasks:
+        node.members_open = sum(1 for member in node.members if not member.ended)
+        needs = [run.tasks[i] for i in node.plan.needs]
+        node.needs_ended = sum(1 for need in needs if need.ended)
+        node.needs_done = sum(1 for need in needs if need.ended and need.counts_as_done())
+    run.tasks_open = sum(1 for node in run.tasks if not node.ended)
+    run.frontier = [node.plan.index for node in run.tasks if _on_frontier(node)]
+    first = None if run.first_failure is None else run.tasks[run.plan.index_of[run.first_failure[0]]]
+    if first is not None and first.state is not TaskState.FAILED:
+        fatal = [t for t in run.tasks if t.state is TaskState.FAILED and t.plan.on_failure is OnFailure.FAIL]
+        first = min(fatal, key=lambda task: task.end_time, default=None)
+    failure = None if first is None else first.failure
+    run.first_failure = None if first is None or failure is None else (first.plan.id, failure)
+
+
+def _on_frontier(node: Task) -> bool:
+    if node.cancel_reason:
+        return True
+    if node.state is TaskState.PENDING:
+        return join_settled(node)
+    return node.plan.fan_out and not node.ended and fan_out_settled(node)
 
 
 def _run_ended(run: Run, event: RunEnded, now: int) -> None:
@@ -503,5 +601,9 @@ _APPLY: dict[type[Any], Any] = {
     SignalReceived: _signal_received,
     ContextRead: _context_read,
     CancelRequested: _cancel_requested,
+    RunPaused: _run_paused,
+    RunResumed: _run_resumed,
+    TaskCancelRequested: _task_cancel_requested,
+    TaskReopened: _task_reopened,
     RunEnded: _run_ended,
 }

@@ -51,6 +51,9 @@ class TaskTrigger(IntEnum):
     FAILED = auto()
     SKIPPED = auto()
     CANCELLED = auto()
+    REOPENED = auto()
+    TAKEN_UP = auto()
+    CONTINUED = auto()
 
 
 _T, _G = TaskState, TaskTrigger
@@ -76,6 +79,12 @@ TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
     (_T.WAITING, _G.SUCCEEDED): _T.SUCCEEDED,  # the time or the signal came
     (_T.WAITING, _G.FAILED): _T.FAILED,  # the deadline passed while it waited
     (_T.WAITING, _G.CANCELLED): _T.CANCELLED,
+    # By hand; the only ways out of an end.
+    (_T.FAILED, _G.REOPENED): _T.PENDING,
+    (_T.SKIPPED, _G.REOPENED): _T.PENDING,  # with what it had been skipped for
+    (_T.FAILED, _G.CONTINUED): _T.RUNNING,  # a fan-out or loop, with those of its members that did not succeed
+    (_T.FAILED, _G.TAKEN_UP): _T.READY,
+    (_T.CANCELLED, _G.TAKEN_UP): _T.READY,
 }
 
 _A = AttemptState

@@ -22,6 +22,8 @@ class Action(StrEnum):
     READ = "read"
     CANCEL = "cancel"
     SIGNAL = "signal"  # to a run, for a task that waits
+    PAUSE = "pause"  # hold a run, and let it go on
+    RETRY = "retry"  # take up a task of a run again
     DISPATCH = "dispatch"  # hand a task of this principal to an agent
     CALL = "call"  # an agent asks for a capability on behalf of this principal's task
     RELEASE = "release"  # hand a task's output to this principal

@@ -22,6 +22,8 @@ RESOURCES: Mapping[Action, tuple[ResourceKind, ...]] = MappingProxyType(
         Action.READ: tuple(ResourceKind),
         Action.CANCEL: (ResourceKind.RUN,),
         Action.SIGNAL: (ResourceKind.RUN,),
+        Action.PAUSE: (ResourceKind.RUN,),
+        Action.RETRY: (ResourceKind.RUN,),
         Action.DISPATCH: (ResourceKind.CAPABILITY,),
         Action.CALL: (ResourceKind.CAPABILITY,),
         Action.RELEASE: (ResourceKind.CAPABILITY,),

@@ -52,6 +52,9 @@ class RunListing:
         for message in (*elsewhere, *await self._live(namespace, request, before, size)):
             found[message.run_id] = ((message.create_time.ToMicroseconds(), message.run_id), message)
         for summary in await self._archived(namespace, request, before, size):
+            live = found.get(summary.run_id)
+            if live is not None and live[1].event_seq >= summary.last_event_seq:
+                continue  # of a long run the archive has the beginning, and its state of then
             found[summary.run_id] = ((to_micros(summary.create_time), summary.run_id), _message(summary))
         newest = sorted(found.values(), key=lambda pair: pair[0], reverse=True)
         response = api.ListRunsResponse(runs=[message for _, message in newest[:size]])
@@ -115,7 +118,7 @@ def _fits(run: Run, namespace: str, request: api.ListRunsRequest, before: Key | 
     return (
         submitted.namespace == namespace
         and (before is None or (run.create_time, run.run_id) < before)
-        and (not request.states or run.state.value in request.states)
+        and (not request.states or views.shown_state(run) in request.states)
         and (not request.graph_name or submitted.graph_name == request.graph_name)
         and (not request.HasField("created_after") or run.create_time >= request.created_after.ToMicroseconds())
         and (not request.HasField("created_before") or run.create_time < request.created_before.ToMicroseconds())

@@ -16,12 +16,13 @@ from antiphon.v1.error_pb2 import ErrorReason
 from ..api.errors import ApiError
 from ..api.payload_service import require_payload
 from ..blobs import Blobs
-from ..engine import waits
-from ..engine.events import SignalReceived
-from ..engine.run import Run
+from ..engine import steer, waits
+from ..engine.events import Event, SignalReceived
+from ..engine.run import Run, Task
 from ..engine.states import RunState
 from ..shards import payloads
 from ..shards.inputs import Steered
+from . import views
 
 Wish = Callable[[Run, int], Steered]
 
@@ -35,6 +36,40 @@ def ended(run: Run) -> ApiError:
     """The refusal of what nobody can ask of a run that has ended, or is about to."""
     state = run.state.name if run.state is not RunState.RUNNING else RunState.CANCELLED.name
     return ApiError(ErrorReason.ERROR_REASON_RUN_ENDED, run_id=run.run_id, state=state)
+
+
+def task_of(run: Run, key: run_pb2.TaskKey) -> Task:
+    """The task of that name. Raises ApiError."""
+    index = run.plan.index_of.get(key.task_id)
+    if index is None or key.member > len(run.tasks[index].members):
+        task_id = key.task_id + (f"[{key.member}]" if key.member else "")
+        raise ApiError(ErrorReason.ERROR_REASON_TASK_NOT_FOUND, run_id=run.run_id, task_id=task_id)
+    return run.task(index, key.member)
+
+
+def about_run(decide: Callable[[Run], list[Event]]) -> Wish:
+    """A wish whose answer is the run."""
+
+    def wish(run: Run, now: int) -> Steered:
+        return refused(ended(run)) if steer.over(run) else Steered(decide(run), views.run_message)
+
+    return wish
+
+
+def about_task(key: run_pb2.TaskKey, decide: Callable[[Run, Task], list[Event]]) -> Wish:
+    """A wish whose answer is the task."""
+
+    def wish(run: Run, now: int) -> Steered:
+        task = task_of(run, key)
+        if steer.over(run):
+            return refused(ended(run))
+        try:
+            return Steered(decide(run, task), lambda run: views.task_message(run, task))
+        except steer.Conflict as conflict:
+            reason = ErrorReason.ERROR_REASON_TASK_STATE_CONFLICT
+            return refused(ApiError(reason, task_id=key.task_id, state=task.state.name, cause=str(conflict)))
+
+    return wish
 
 
 async def signal(request: api.SignalRunRequest, principal: str, namespace: str, blobs: Blobs) -> Wish:
@@ -52,7 +87,7 @@ async def signal(request: api.SignalRunRequest, principal: str, namespace: str, 
             return refused(ApiError(ErrorReason.ERROR_REASON_REQUEST_ID_REUSED, request_id=request.request_id))
         if before is not None:
             return Steered([], answer)
-        if run.state is not RunState.RUNNING or run.cancel is not None:
+        if steer.over(run):
             return refused(ended(run))
         if request.signal not in run.plan.signals:
             expected = ", ".join(sorted(run.plan.signals)[:8]) or "none"
@@ -65,7 +100,7 @@ async def signal(request: api.SignalRunRequest, principal: str, namespace: str, 
                 )
             )
         if waits.exhausted(run, payload):
-            limit = f"{waits.MOST_SIGNALS}, or as many as hold {waits.MOST_KEPT_BYTES} bytes that no task took,"
+            limit = f"{waits.MOST_SIGNALS} signals, or {waits.MOST_KEPT_BYTES} bytes that no task took,"
             return refused(ApiError(ErrorReason.ERROR_REASON_SIGNALS_EXHAUSTED, run_id=run.run_id, limit=limit))
         return Steered(waits.receive(run, received), answer)
 

@@ -18,12 +18,17 @@ from ..shards import codec
 _TOTAL_FIELDS = {state: state.name.lower() for state in TaskState}
 
 
+def shown_state(run: Run) -> int:
+    """The state of a run as a number of antiphon.v1.RunState: one that is held is PAUSED."""
+    return run_pb2.RUN_STATE_PAUSED if run.paused is not None else run.state.value
+
+
 def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_pb2.Run:
     submitted = run.submitted
     message = run_pb2.Run(
         run_id=run.run_id,
         namespace=submitted.namespace,
-        state=run.state.value,  # type: ignore[arg-type]
+        state=shown_state(run),  # type: ignore[arg-type]
         graph_name=submitted.graph_name,
         graph_version=submitted.graph_version,
         principal=submitted.principal,
@@ -191,6 +196,12 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
         message.reason = f"signal from {event.principal}"
     elif isinstance(event, e.CancelRequested):
         message.reason = event.reason or "cancelled"
+    elif isinstance(event, e.RunPaused):
+        message.run_state = run_pb2.RUN_STATE_PAUSED
+        message.reason = _wished("paused", event)
+    elif isinstance(event, e.RunResumed):
+        message.run_state = run_pb2.RUN_STATE_RUNNING
+        message.reason = _wished("resumed", event)
     elif isinstance(event, e.ContextRead):
         if event.task != e.OUTPUT:
             message.key.task_id = run.plan.tasks[event.task].id
@@ -199,6 +210,9 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
     else:
         plan = run.plan.tasks[event.task]
         message.key.task_id = plan.id
+        if isinstance(event, e.TaskCancelRequested):
+            message.reason = _wished("cancelled", event)
+            return message
         if isinstance(event, e.TaskExpanded):
             message.member_count = event.member_count
             message.task_state = run_pb2.TASK_STATE_RUNNING
@@ -216,13 +230,17 @@ def _task_event(
     | e.AttemptEnded
     | e.TaskWaiting
     | e.TaskEnded
-    | e.TaskCompleted,
+    | e.TaskCompleted
+    | e.TaskReopened,
 ) -> None:
     if isinstance(event, e.TaskReady):
         message.task_state = run_pb2.TASK_STATE_READY
     elif isinstance(event, e.TaskWaiting):
         message.task_state = run_pb2.TASK_STATE_WAITING
         message.reason = event.reason
+    elif isinstance(event, e.TaskReopened):
+        message.task_state = run_pb2.TASK_STATE_READY if event.member else run_pb2.TASK_STATE_PENDING
+        message.reason = _wished("taken up again", event)
     elif isinstance(event, e.TaskCompleted):
         message.task_state = run_pb2.TASK_STATE_SUCCEEDED
     elif isinstance(event, e.TaskEnded):
@@ -246,6 +264,10 @@ def _task_event(
             message.task_state = run_pb2.TASK_STATE_SUCCEEDED
         elif event.state is AttemptState.RETURNED and not event.stale:
             message.task_state = run_pb2.TASK_STATE_READY
+
+
+def _wished(what: str, event: e.RunPaused | e.RunResumed | e.TaskCancelRequested | e.TaskReopened) -> str:
+    return f"{what} by {event.principal}" + (f": {event.reason}" if event.reason else "")
 
 
 def _failure(message: run_pb2.RunEvent, failure: Failure | None) -> None:

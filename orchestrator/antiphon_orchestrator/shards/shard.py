@@ -166,10 +166,20 @@ class Shard:
             self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
         elif kind is e.TaskCompleted:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
+        elif kind is e.TaskReopened or kind is e.RunPaused or kind is e.RunResumed:
+            self._look_again(entry)
         elif kind is e.RunEnded:
             self.timers.clear((run.run_id, -1, 0))
             turn.ended.append(entry)
             self.audit.ended(turn, entry, event)  # type: ignore[arg-type]
+
+    def _look_again(self, entry: Entry) -> None:
+        """Timers and places of a run whose tasks somebody made ready, or keeps from beginning."""
+        for task in entry.run.all_tasks():
+            self._fleet.leave(entry.run.run_id, task.plan.index, task.member)
+            self._set_timer(entry, task)
+            if task.state is TaskState.READY:
+                self._to_place.append((entry, task))
 
     def _keep(self, turn: Turn, entry: Entry, raw: bytes) -> None:
         if entry.mark < 0:
@@ -253,7 +263,9 @@ class Shard:
 
     def _place(self, turn: Turn, entry: Entry, task: Task) -> None:
         run = entry.run
-        if task.state is not TaskState.READY or run.state is not RunState.RUNNING or run.cancel is not None:
+        if task.state is not TaskState.READY or run.state is not RunState.RUNNING:
+            return
+        if run.cancel is not None or run.paused is not None:
             return
         if turn.size >= MAX_BYTES:
             self._to_place.appendleft((entry, task))
@@ -413,7 +425,8 @@ class Shard:
         waiter, offered = item.waiter, item.offered
         entry = self.runs.get(waiter.run_id)
         task = entry.run.task(waiter.task, waiter.member) if entry is not None else None
-        if entry is None or task is None or task.state is not TaskState.READY or entry.run.cancel is not None:
+        held = entry is None or entry.run.cancel is not None or entry.run.paused is not None
+        if entry is None or task is None or task.state is not TaskState.READY or held:
             self._fleet.give_back(offered.instance.instance_id)
             return
         run = entry.run

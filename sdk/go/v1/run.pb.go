@@ -39,6 +39,8 @@ const (
 	RunState_RUN_STATE_FAILED RunState = 3
 	// Terminal: cancelled by a caller.
 	RunState_RUN_STATE_CANCELLED RunState = 4
+	// Held by a caller: attempts that are out go on, nothing else begins until it is resumed. Its deadline goes on, too.
+	RunState_RUN_STATE_PAUSED RunState = 5
 )
 
 // Enum value maps for RunState.
@@ -49,6 +51,7 @@ var (
 		2: "RUN_STATE_SUCCEEDED",
 		3: "RUN_STATE_FAILED",
 		4: "RUN_STATE_CANCELLED",
+		5: "RUN_STATE_PAUSED",
 	}
 	RunState_value = map[string]int32{
 		"RUN_STATE_UNSPECIFIED": 0,
@@ -56,6 +59,7 @@ var (
 		"RUN_STATE_SUCCEEDED":   2,
 		"RUN_STATE_FAILED":      3,
 		"RUN_STATE_CANCELLED":   4,
+		"RUN_STATE_PAUSED":      5,
 	}
 )
 
@@ -106,7 +110,7 @@ const (
 	TaskState_TASK_STATE_FAILED TaskState = 6
 	// Terminal: its condition was false or its join cannot be met.
 	TaskState_TASK_STATE_SKIPPED TaskState = 7
-	// Terminal: cancelled with its run, or moot.
+	// Terminal: cancelled, with its run or by itself, or moot.
 	TaskState_TASK_STATE_CANCELLED TaskState = 8
 )
 
@@ -1708,13 +1712,14 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x05stale\x18\x05 \x01(\bR\x05stale\"@\n" +
 	"\bProgress\x12\x1a\n" +
 	"\bfraction\x18\x01 \x01(\x01R\bfraction\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*\x84\x01\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*\x9a\x01\n" +
 	"\bRunState\x12\x19\n" +
 	"\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11RUN_STATE_RUNNING\x10\x01\x12\x17\n" +
 	"\x13RUN_STATE_SUCCEEDED\x10\x02\x12\x14\n" +
 	"\x10RUN_STATE_FAILED\x10\x03\x12\x17\n" +
-	"\x13RUN_STATE_CANCELLED\x10\x04*\xe8\x01\n" +
+	"\x13RUN_STATE_CANCELLED\x10\x04\x12\x14\n" +
+	"\x10RUN_STATE_PAUSED\x10\x05*\xe8\x01\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12TASK_STATE_PENDING\x10\x01\x12\x14\n" +

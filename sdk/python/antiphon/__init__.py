@@ -129,6 +129,7 @@ if TYPE_CHECKING:
         StoreUnavailable,
         StreamReplaced,
         TaskNotFound,
+        TaskStateConflict,
         TokenNotAccepted,
         VerifyReportNotAccepted,
     )
@@ -239,6 +240,7 @@ __all__ = [
     "TaskFailure",
     "TaskNotFound",
     "TaskRef",
+    "TaskStateConflict",
     "TokenNotAccepted",
     "TransientFailure",
     "Unavailable",

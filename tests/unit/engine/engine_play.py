@@ -10,7 +10,7 @@ from typing import Any
 
 from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import run_pb2
-from antiphon_orchestrator.engine import decide, waits
+from antiphon_orchestrator.engine import decide, steer, waits
 from antiphon_orchestrator.engine.decide import Outcome
 from antiphon_orchestrator.engine.events import (
     AttemptEnded,
@@ -19,6 +19,7 @@ from antiphon_orchestrator.engine.events import (
     SignalReceived,
     TaskEnded,
     TaskReady,
+    TaskReopened,
     TaskWaiting,
 )
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
@@ -52,11 +53,13 @@ def state_of(run: Run) -> dict[str, Any]:
 
 @dataclass
 class Player:
-    """One run being played with. `log` holds the records as bytes; `returns`: how readily offers come back."""
+    """One run being played with. `log` holds the records as bytes; `returns`: how readily offers come back;
+    `steers`: how often somebody pauses, resumes, cancels a task or has one tried again."""
 
     plan: Plan
     rng: random.Random
     returns: int = 1
+    steers: float = 0
     run: Run = field(init=False)
     now: int = START
     log: list[bytes] = field(default_factory=list)
@@ -102,14 +105,18 @@ class Player:
         live = [t for t in tasks if t.live is not None]
         tried = [t for t in tasks if t.attempts]
         move = rng.choices(
-            ["offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "signal", "nothing"],
-            [20, 6, 30, 8, 10, 1, 0.4, 1, 4 if run.plan.signals else 0, 1],
+            ["offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "signal", "steer", "nothing"],
+            [20, 6, 30, 8, 10, 1, 0.4, 1, 4 if run.plan.signals else 0, self.steers, 1],
         )[0]
         self.now += rng.choice([0, rng.randrange(0, SECOND // 10)])
         if move == "offer" and ready:
             task = rng.choice(ready)
             decision = run_pb2.RoutingDecision(chosen="s/i/a").SerializeToString()
             self.record([decide.offer(run, task, Placement("a", "s/i/a", "text.work@1.0", decision, 1), 7)])
+        elif move == "steer":
+            wish = rng.choice(["pause", "resume", "resume", "retry", "retry", "end", "end all"])
+            failed = [t for t in tasks if t.state is TaskState.FAILED]
+            self.steer(wish, rng.choice(failed if failed and wish == "retry" else tasks))
         elif move == "signal":
             self.signal(rng.choice(sorted(run.plan.signals)))
         elif move == "started" and live:
@@ -142,8 +149,31 @@ class Player:
             self.record(decide.fail_task(run, task, failure))
         self.go_on()
 
+    def steer(self, wish: str, task: Task) -> None:
+        """What a person may ask for, and what it means for the task."""
+        run = self.run
+        if wish == "pause":
+            self.record(steer.pause(run, "someone", "because"))
+            assert run.paused is not None or steer.over(run)
+        elif wish == "resume":
+            self.record(steer.resume(run, "someone", "because"))
+            assert run.paused is None
+        elif wish == "retry":
+            try:
+                self.record(steer.retry_task(run, task, None, "someone", "because"))
+            except steer.Conflict:
+                assert task.state in ENDED
+        else:
+            below = below_of(run, task) if wish == "end all" else set()
+            self.record(steer.cancel_task(run, task, wish == "end all", "someone", "because"))
+            if not steer.over(run):
+                self.go_on(whole=True)
+                assert task.state in ENDED
+                assert all(run.tasks[index].state in ENDED for index in below)
+
     def finish(self) -> None:
         """Ends what is left without further trouble."""
+        self.steer("resume", self.run.tasks[0])
         while self.run.state is RunState.RUNNING:
             for task in list(self.run.all_tasks()):
                 if task.state is TaskState.READY:
@@ -212,6 +242,12 @@ class Player:
     def record(self, events: list[Event]) -> None:
         for event in events:
             apply(self.run, event, self.now)
+            if isinstance(event, TaskReopened):
+                self.finished = {
+                    (task.plan.index, task.member): summary(task)
+                    for task in self.run.all_tasks()
+                    if task.state in ENDED
+                }
             raw = codec.encode(self.run.run_id, self.run.event_seq, self.now, event)
             assert codec.decode(journal_pb2.Record.FromString(raw)) == event
             self.log.append(raw)
@@ -226,6 +262,8 @@ class Player:
             events = decide.advance(self.run, self.now)
             if not events:
                 break
+            if self.run.paused is not None:
+                assert all(isinstance(event, TaskEnded | AttemptEnded) for event in events), "only cancels go on"
             first = events[0]
             if isinstance(first, TaskReady) and self.rng.random() < 0.5:
                 at_once = decide.offer(self.run, self.run.tasks[first.task], Placement("a", "s/i/a", "c@1", b"", 1), 7)
@@ -303,7 +341,7 @@ class Player:
         for task in run.tasks:
             node = evaluator.nodes[task.plan.index]
             if task.state is TaskState.CANCELLED:
-                assert run.cancel is not None
+                assert run.cancel is not None or self.steers
                 continue
             if sum(done(run.tasks[i]) for i in node.needs) < task.plan.join and run.cancel is None:
                 assert task.state is TaskState.SKIPPED
@@ -316,7 +354,7 @@ class Player:
             if task.state is TaskState.SUCCEEDED and task.plan.fan_out:
                 loop = node.most_iterations > 0
                 assert len(task.members) == (max(1, node.iterations) if loop else node.members)
-                allowed = {TaskState.SUCCEEDED}
+                allowed = {TaskState.SUCCEEDED} | ({TaskState.CANCELLED} if self.steers else set())
                 if task.plan.on_failure is not OnFailure.FAIL and not loop:
                     allowed.add(TaskState.FAILED)
                 assert {m.state for m in task.members} <= allowed
@@ -352,8 +390,20 @@ def done(task: Task) -> bool:
     return task.state is TaskState.SUCCEEDED
 
 
+def below_of(run: Run, task: Task) -> set[int]:
+    """All that needs a task, directly or not; of a member nothing."""
+    below: set[int] = set()
+    if not task.member:
+        for node in run.tasks:
+            if task.plan.index in node.plan.needs or below & set(node.plan.needs):
+                below.add(node.plan.index)
+    return below
+
+
 def actionable(run: Run, task: Task) -> bool:
     """Whether a node can be taken a step further without anything from outside."""
+    if task.cancel_reason:
+        return True
     if task.state is TaskState.PENDING:
         ended = [run.tasks[i] for i in task.plan.needs if run.tasks[i].state in ENDED]
         met = sum(done(t) for t in ended)

@@ -19,6 +19,7 @@ from antiphon_orchestrator.engine.events import (
     TaskEnded,
     TaskExpanded,
     TaskReady,
+    TaskReopened,
     TaskWaiting,
 )
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
@@ -83,6 +84,7 @@ EVENT_OF: dict[TaskTrigger, Event] = {
     TaskTrigger.FAILED: TaskEnded(0, 0, TaskState.FAILED),
     TaskTrigger.SKIPPED: TaskEnded(0, 0, TaskState.SKIPPED),
     TaskTrigger.CANCELLED: TaskEnded(0, 0, TaskState.CANCELLED),
+    TaskTrigger.REOPENED: TaskReopened(0, 0, "someone", ""),
 }
 
 
@@ -90,7 +92,7 @@ EVENT_OF: dict[TaskTrigger, Event] = {
     ("state", "trigger"),
     [
         (state, trigger)
-        for state, trigger in itertools.product(TaskState, TaskTrigger)
+        for state, trigger in itertools.product(TaskState, EVENT_OF)
         # Two triggers may be one event, which the state tells apart: a WAITING task that is ready is DUE, any other
         # NEEDS_MET; a
         # PENDING one that waits has WAITED, any other BACKED_OFF.

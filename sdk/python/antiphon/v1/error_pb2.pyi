@@ -112,6 +112,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No task of the run's graph waits for a signal of that name."""
     ERROR_REASON_SIGNALS_EXHAUSTED: _ErrorReason.ValueType  # 112
     """The run was sent as many signals as one may be sent."""
+    ERROR_REASON_TASK_STATE_CONFLICT: _ErrorReason.ValueType  # 113
+    """The task is not in a state in which that can be asked of it."""
     ERROR_REASON_POLICY_INVALID: _ErrorReason.ValueType  # 120
     """The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line."""
     ERROR_REASON_POLICY_EPOCH_CHANGED: _ErrorReason.ValueType  # 121
@@ -234,6 +236,8 @@ ERROR_REASON_SIGNAL_NOT_EXPECTED: ErrorReason.ValueType  # 111
 """No task of the run's graph waits for a signal of that name."""
 ERROR_REASON_SIGNALS_EXHAUSTED: ErrorReason.ValueType  # 112
 """The run was sent as many signals as one may be sent."""
+ERROR_REASON_TASK_STATE_CONFLICT: ErrorReason.ValueType  # 113
+"""The task is not in a state in which that can be asked of it."""
 ERROR_REASON_POLICY_INVALID: ErrorReason.ValueType  # 120
 """The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line."""
 ERROR_REASON_POLICY_EPOCH_CHANGED: ErrorReason.ValueType  # 121

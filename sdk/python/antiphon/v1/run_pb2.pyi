@@ -40,6 +40,8 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     """Terminal: a task failed, or the deadline passed."""
     RUN_STATE_CANCELLED: _RunState.ValueType  # 4
     """Terminal: cancelled by a caller."""
+    RUN_STATE_PAUSED: _RunState.ValueType  # 5
+    """Held by a caller: attempts that are out go on, nothing else begins until it is resumed. Its deadline goes on, too."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
     """RunState is where a run is. SUCCEEDED, FAILED and CANCELLED are terminal."""
@@ -54,6 +56,8 @@ RUN_STATE_FAILED: RunState.ValueType  # 3
 """Terminal: a task failed, or the deadline passed."""
 RUN_STATE_CANCELLED: RunState.ValueType  # 4
 """Terminal: cancelled by a caller."""
+RUN_STATE_PAUSED: RunState.ValueType  # 5
+"""Held by a caller: attempts that are out go on, nothing else begins until it is resumed. Its deadline goes on, too."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 class _TaskState:
@@ -79,7 +83,7 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     TASK_STATE_SKIPPED: _TaskState.ValueType  # 7
     """Terminal: its condition was false or its join cannot be met."""
     TASK_STATE_CANCELLED: _TaskState.ValueType  # 8
-    """Terminal: cancelled with its run, or moot."""
+    """Terminal: cancelled, with its run or by itself, or moot."""
 
 class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
     """TaskState is where a task is. SUCCEEDED, FAILED, SKIPPED and CANCELLED are terminal."""
@@ -101,7 +105,7 @@ TASK_STATE_FAILED: TaskState.ValueType  # 6
 TASK_STATE_SKIPPED: TaskState.ValueType  # 7
 """Terminal: its condition was false or its join cannot be met."""
 TASK_STATE_CANCELLED: TaskState.ValueType  # 8
-"""Terminal: cancelled with its run, or moot."""
+"""Terminal: cancelled, with its run or by itself, or moot."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 class _AttemptState:

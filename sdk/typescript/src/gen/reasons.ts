@@ -82,8 +82,10 @@ export const REASONS = {
   RUN_ENDED: { code: 9, remedy: "FIX_REQUEST" },
   /** no task of run {run_id} waits for signal {signal}; its graph knows {expected} */
   SIGNAL_NOT_EXPECTED: { code: 9, remedy: "FIX_REQUEST" },
-  /** run {run_id} was sent {limit} signals, the most of one run */
+  /** run {run_id} was sent {limit}: the most of one run */
   SIGNALS_EXHAUSTED: { code: 8, remedy: "FIX_REQUEST" },
+  /** task {task_id} is {state}: {cause} */
+  TASK_STATE_CONFLICT: { code: 9, remedy: "REREAD" },
   /** the policies have {count} mistakes, and nothing is changed; see the field violations */
   POLICY_INVALID: { code: 3, remedy: "FIX_REQUEST" },
   /** policy epoch {current} is in force, not {expected}; look at it with antiphon policy show, then try again */

@@ -88,6 +88,10 @@ class Record(_message.Message):
     CONTEXT_READ_FIELD_NUMBER: _builtins.int
     TASK_COMPLETED_FIELD_NUMBER: _builtins.int
     SIGNAL_RECEIVED_FIELD_NUMBER: _builtins.int
+    RUN_PAUSED_FIELD_NUMBER: _builtins.int
+    RUN_RESUMED_FIELD_NUMBER: _builtins.int
+    TASK_CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    TASK_REOPENED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     event_seq: _builtins.int
@@ -150,6 +154,22 @@ class Record(_message.Message):
     def signal_received(self) -> Global___SignalReceived:
         """A signal came."""
 
+    @_builtins.property
+    def run_paused(self) -> Global___RunPaused:
+        """Somebody held the run."""
+
+    @_builtins.property
+    def run_resumed(self) -> Global___RunResumed:
+        """Somebody let the run go on."""
+
+    @_builtins.property
+    def task_cancel_requested(self) -> Global___TaskCancelRequested:
+        """Somebody asked for the end of a task."""
+
+    @_builtins.property
+    def task_reopened(self) -> Global___TaskReopened:
+        """Somebody had a task taken up again."""
+
     def __init__(
         self,
         *,
@@ -170,12 +190,16 @@ class Record(_message.Message):
         context_read: Global___ContextRead | None = ...,
         task_completed: Global___TaskCompleted | None = ...,
         signal_received: Global___SignalReceived | None = ...,
+        run_paused: Global___RunPaused | None = ...,
+        run_resumed: Global___RunResumed | None = ...,
+        task_cancel_requested: Global___TaskCancelRequested | None = ...,
+        task_reopened: Global___TaskReopened | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "run_ended", b"run_ended", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "signal_received", b"signal_received", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "run_ended", b"run_ended", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "signal_received", b"signal_received", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_id", b"run_id", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "signal_received", b"signal_received", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_id", b"run_id", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "signal_received", b"signal_received", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received", "run_paused", "run_resumed", "task_cancel_requested", "task_reopened"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -761,6 +785,122 @@ class CancelRequested(_message.Message):
 Global___CancelRequested: _TypeAlias = CancelRequested  # noqa: Y015
 
 @_typing.final
+class RunPaused(_message.Message):
+    """RunPaused is a caller's wish: nothing begins from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """SPIFFE id of the caller."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        principal: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunPaused: _TypeAlias = RunPaused  # noqa: Y015
+
+@_typing.final
+class RunResumed(_message.Message):
+    """RunResumed is a caller's wish: the run goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """SPIFFE id of the caller."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        principal: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunResumed: _TypeAlias = RunResumed  # noqa: Y015
+
+@_typing.final
+class TaskCancelRequested(_message.Message):
+    """TaskCancelRequested is a caller's wish that a task ends, with all its members."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    principal: _builtins.str
+    """SPIFFE id of the caller."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        principal: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal", "reason", b"reason", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskCancelRequested: _TypeAlias = TaskCancelRequested  # noqa: Y015
+
+@_typing.final
+class TaskReopened(_message.Message):
+    """TaskReopened is a caller's wish that a task which has failed is taken up again, and with it what was skipped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    member: _builtins.int
+    """Member, or 0."""
+    principal: _builtins.str
+    """SPIFFE id of the caller."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        member: _builtins.int = ...,
+        principal: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "principal", b"principal", "reason", b"reason", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskReopened: _TypeAlias = TaskReopened  # noqa: Y015
+
+@_typing.final
 class RunEnded(_message.Message):
     """RunEnded is the end of a run."""
 
@@ -807,12 +947,16 @@ class RunSnapshot(_message.Message):
     FIRST_FAILED_FIELD_NUMBER: _builtins.int
     OUTPUT_FOUND_FIELD_NUMBER: _builtins.int
     SIGNALS_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    RESUME_TIME_FIELD_NUMBER: _builtins.int
     create_time: _builtins.int
     """When it began; microseconds since 1970."""
     archived_seq: _builtins.int
     """Number of the last event that is in the archive."""
     first_failed: _builtins.int
     """Index, plus one, of the task whose failure the run will end with; 0 when there is none."""
+    resume_time: _builtins.int
+    """When it was last resumed; microseconds since 1970."""
     @_builtins.property
     def submitted(self) -> Global___RunSubmitted:
         """How it began."""
@@ -837,6 +981,10 @@ class RunSnapshot(_message.Message):
     def signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignalSnapshot]:
         """The signals it was sent, in order."""
 
+    @_builtins.property
+    def paused(self) -> Global___RunPaused:
+        """Present while the run is held."""
+
     def __init__(
         self,
         *,
@@ -849,10 +997,12 @@ class RunSnapshot(_message.Message):
         first_failed: _builtins.int = ...,
         output_found: _abc.Iterable[Global___FoundEntry] | None = ...,
         signals: _abc.Iterable[Global___SignalSnapshot] | None = ...,
+        paused: Global___RunPaused | None = ...,
+        resume_time: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "submitted", b"submitted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "paused", b"paused", "submitted", b"submitted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "create_time", b"create_time", "first_failed", b"first_failed", "output_found", b"output_found", "signals", b"signals", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "create_time", b"create_time", "first_failed", b"first_failed", "output_found", b"output_found", "paused", b"paused", "resume_time", b"resume_time", "signals", b"signals", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -907,6 +1057,7 @@ class TaskSnapshot(_message.Message):
     EXPANDED_FIELD_NUMBER: _builtins.int
     RELEASED_OUTPUT_FIELD_NUMBER: _builtins.int
     FOUND_FIELD_NUMBER: _builtins.int
+    CANCEL_REASON_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -931,6 +1082,8 @@ class TaskSnapshot(_message.Message):
     """True once a for_each has its members, which may be none."""
     released_output: _builtins.bytes
     """As AttemptEnded.released_output."""
+    cancel_reason: _builtins.str
+    """Why it is to be cancelled; empty unless it is."""
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
         """Its failure."""
@@ -961,10 +1114,11 @@ class TaskSnapshot(_message.Message):
         expanded: _builtins.bool = ...,
         released_output: _builtins.bytes | None = ...,
         found: _abc.Iterable[Global___FoundEntry] | None = ...,
+        cancel_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "failure", b"failure", "released_output", b"released_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "attempts", b"attempts", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "found", b"found", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "found", b"found", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__released_output: _TypeAlias = _typing.Literal["released_output"]  # noqa: Y015
     _WhichOneofArgType__released_output: _TypeAlias = _typing.Literal["_released_output", b"_released_output"]  # noqa: Y015

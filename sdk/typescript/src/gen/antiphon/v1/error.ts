@@ -97,6 +97,8 @@ export enum ErrorReason {
   SIGNAL_NOT_EXPECTED = 111,
   /** SIGNALS_EXHAUSTED - The run was sent as many signals as one may be sent. */
   SIGNALS_EXHAUSTED = 112,
+  /** TASK_STATE_CONFLICT - The task is not in a state in which that can be asked of it. */
+  TASK_STATE_CONFLICT = 113,
   /** POLICY_INVALID - The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line. */
   POLICY_INVALID = 120,
   /** POLICY_EPOCH_CHANGED - Another epoch is in force than the caller expected. */

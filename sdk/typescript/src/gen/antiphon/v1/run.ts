@@ -27,6 +27,8 @@ export enum RunState {
   FAILED = 3,
   /** CANCELLED - Terminal: cancelled by a caller. */
   CANCELLED = 4,
+  /** PAUSED - Held by a caller: attempts that are out go on, nothing else begins until it is resumed. Its deadline goes on, too. */
+  PAUSED = 5,
 }
 
 /** TaskState is where a task is. SUCCEEDED, FAILED, SKIPPED and CANCELLED are terminal. */
@@ -47,7 +49,7 @@ export enum TaskState {
   FAILED = 6,
   /** SKIPPED - Terminal: its condition was false or its join cannot be met. */
   SKIPPED = 7,
-  /** CANCELLED - Terminal: cancelled with its run, or moot. */
+  /** CANCELLED - Terminal: cancelled, with its run or by itself, or moot. */
   CANCELLED = 8,
 }
 
