@@ -6,7 +6,7 @@ Payloads are real serialised Payload messages, so that the parts that look into 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from antiphon.v1 import payload_pb2
 from antiphon_orchestrator.engine.events import RunSubmitted
@@ -39,7 +39,8 @@ def payload(text: str, *labels: str) -> bytes:
 class Node:
     """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression fails. `reads`: keys
     of the namespace's shared context; the input is then what was found under the first. `wait`: microseconds, negative
-    for a moment that the evaluator gives, or the name of a signal. A loop is done after `iterations`."""
+    for a moment that the evaluator gives, or the name of a signal. A loop is done after `iterations`.
+    `undone`: something undoes it; it is `broken` at "undo" when that has no input."""
 
     needs: tuple[int, ...] = ()
     join: int | None = None
@@ -57,6 +58,8 @@ class Node:
     wait: int | str | None = None
     iterations: int = 0
     most_iterations: int = 0
+    undone: bool = False
+    at_most_once: bool = False
 
 
 @dataclass
@@ -75,6 +78,10 @@ class FakeEvaluator:
         return condition
 
     def input(self, task: int, view: View) -> bytes:
+        if task >= len(self.nodes):
+            undone = [index for index, node in enumerate(self.nodes) if node.undone][task - len(self.nodes)]
+            self._check(undone, "undo")
+            return payload(f"undo {undone}")
         self._check(task, "input")
         given = self.nodes[task].input
         if self.nodes[task].reads:
@@ -148,10 +155,38 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             reads=tuple(Read("namespace", key) for key in node.reads),
             wait=_wait(node.wait),
             most_iterations=node.most_iterations,
+            at_most_once=node.at_most_once,
         )
         for index, node in enumerate(nodes)
     )
+    undone = [index for index, node in enumerate(nodes) if node.undone]
+    undoing = [
+        replace(
+            tasks[index],
+            index=len(nodes) + place,
+            id=f"t{index}.compensate",
+            needs=(),
+            dependents=(),
+            join=0,
+            conditional=False,
+            fan_out=False,
+            deadline=None,
+            on_failure=OnFailure.ESCALATE,
+            reads=(),
+            most_iterations=0,
+            at_most_once=False,
+            compensates=index,
+        )
+        for place, index in enumerate(undone)
+    ]
     roots = tuple(task.index for task in tasks if not task.needs)
+    tasks = (
+        *(
+            replace(task, compensation=len(nodes) + undone.index(task.index)) if nodes[task.index].undone else task
+            for task in tasks
+        ),
+        *undoing,
+    )
     evaluator = FakeEvaluator(nodes, broken_output, output_reads)
     return Plan(
         "fake",
@@ -164,6 +199,7 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
         tuple(task.index for task in tasks if task.reads),
         (Read("namespace", output_reads),) if output_reads else (),
         frozenset(node.wait for node in nodes if isinstance(node.wait, str)),
+        len(undone),
     )
 
 

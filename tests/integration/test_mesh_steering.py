@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from antiphon import (
     Client,
+    Compensate,
     Graph,
     GraphInvalid,
     RequestIdReused,
@@ -197,6 +199,91 @@ async def test_a_failed_task_is_tried_again_by_hand_while_its_run_goes_on(client
     assert output_of(ended) == {"tries": 2}
     with pytest.raises(RunEnded):
         await client.retry(run.run_id, "bad")
+
+
+async def test_a_task_that_escalates_waits_for_the_answer_of_a_person(client: Client) -> None:
+    graph = Graph("asks", output=[ref("tasks.a.output"), ref("tasks.b.state"), ref("tasks.c.output")])
+    graph.task("a", "work.fail@1", input={"kind": "permanent"}, on_failure="escalate")
+    graph.task("b", "work.echo@1", needs=["a"])
+    graph.task("c", "work.fail@1", input={"kind": "permanent", "times": 1}, on_failure="escalate")
+    run = await client.submit(graph)
+    for task_id in ("a", "c"):
+        await reaches(client, run, task_id, "ESCALATED")
+    assert (await client.get_run(run.run_id)).totals.escalated == 2
+    for _ in range(2):
+        task = await client.resolve(run.run_id, "a", output={"by": "hand"})
+    assert task.state == run_pb2.TASK_STATE_SUCCEEDED and "client/alice" in task.reason
+    with pytest.raises(TaskStateConflict):
+        await client.resolve(run.run_id, "a", failure="too late")
+    await client.retry(run.run_id, "c")
+    assert output_of(await client.wait(run.run_id)) == [{"by": "hand"}, "SUCCEEDED", 2]
+
+
+async def test_work_that_is_done_at_most_once_is_not_offered_again_after_a_loss(client: Client) -> None:
+    graph = Graph("once", output=ref("tasks.pay.state"))
+    graph.task("pay", "work.die@1", input=1, at_most_once=True)
+    run = await client.submit(graph)
+    await reaches(client, run, "pay", "ESCALATED")
+    assert len([attempt async for attempt in client.list_attempts(run.run_id, "pay")]) == 1
+    await client.resolve(run.run_id, "pay", failure="it was not paid, says the bank")
+    ended = await client.wait(run.run_id)
+    assert ended.failure.kind == failure_pb2.FAILURE_KIND_LOST
+    assert "says the bank" in ended.failure.message
+
+
+def saga() -> Graph:
+    graph = Graph("saga")
+    graph.task("room", "work.echo@1", input="room 7", compensate=Compensate("work.echo@1"))
+    graph.task(
+        "seat",
+        "work.echo@1",
+        input="seat 9",
+        needs=["room"],
+        compensate=Compensate("work.fail@1", {"kind": "transient", "times": 1, "was": ref("tasks.seat.output")}),
+    )
+    graph.task("pay", "work.fail@1", input={"kind": "permanent"}, needs=["seat"])
+    return graph
+
+
+async def test_what_a_failed_run_did_is_undone_the_last_first_with_retries_of_its_own(client: Client) -> None:
+    run = await client.submit(saga(), wait=True)
+    assert run.state == run_pb2.RUN_STATE_FAILED and "task pay" in run.failure.message
+    tasks = {task.key.task_id: task async for task in client.list_tasks(run.run_id, include_payloads=True)}
+    assert [task.compensates for task in tasks.values()] == ["", "", "", "room", "seat"]
+    assert tasks["room.compensate"].input.inline == b'"room 7"'
+    assert tasks["seat.compensate"].attempt_count == 2
+    undone = [tasks[f"{name}.compensate"].end_time.ToNanoseconds() for name in ("seat", "room")]
+    assert undone == sorted(undone)
+
+
+async def test_a_run_that_succeeds_shows_nothing_of_what_would_undo_it(client: Client) -> None:
+    graph = Graph("fine")
+    graph.task("room", "work.echo@1", input=7, compensate=Compensate("work.echo@1"))
+    run = await client.submit(graph, wait=True)
+    assert run.totals.total == run.totals.succeeded == 1
+    assert [task.key.task_id async for task in client.list_tasks(run.run_id)] == ["room"]
+    assert output_of(run) == {"room": 7}
+
+
+async def test_a_crash_in_the_middle_of_undoing_undoes_nothing_twice_and_drops_nothing(
+    client: Client, mesh: Mesh
+) -> None:
+    graph = Graph("crash")
+    graph.task("a", "work.echo@1", input=1, compensate=Compensate("work.echo@1"))
+    graph.task("b", "work.echo@1", input=2, needs=["a"], compensate=Compensate("work.echo@2"))
+    graph.wait("open", signal="go", needs=["b"])
+    run = await client.submit(graph)
+    await reaches(client, run, "open", "WAITING")
+    ending = asyncio.create_task(client.cancel(run.run_id, "not any more"))
+    await reaches(client, run, "b.compensate", "READY")
+    mesh.orchestrator.kill9()
+    mesh.orchestrator.start()
+    assert await state_of(client, run, "b.compensate") == "READY"
+    mesh.sidecar("second", only="work.echo", version="2")
+    ended = await client.wait(run.run_id)
+    assert ended.state == run_pb2.RUN_STATE_CANCELLED
+    assert await state_of(client, run, "a.compensate") == "SUCCEEDED"
+    assert (await ending).state == run_pb2.RUN_STATE_CANCELLED
 
 
 async def test_what_people_did_is_in_the_audit(client: Client, mesh: Mesh) -> None:

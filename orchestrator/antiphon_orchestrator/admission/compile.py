@@ -7,13 +7,15 @@ references, types, order, joins, schemas, and values that do not go together. De
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from antiphon.v1.graph_pb2 import Graph, GraphTask
+from antiphon.v1.graph_pb2 import RetryRule as RetryRuleMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from ..engine.escalation import DOUBTFUL
 from ..engine.failure import FailureKind
 from ..engine.plan import OnFailure, Plan, Read, RetryRule, TaskPlan, WaitPlan
 from .evaluator import GraphEvaluator, TaskExpressions
@@ -57,6 +59,8 @@ _OF_CALLS = frozenset(
         "schedule_timeout",
         "priority",
         "constraints",
+        "compensate",
+        "at_most_once",
     }
 )
 """Fields of a task that mean nothing where no agent works on it."""
@@ -96,6 +100,8 @@ class _Draft:
     input: Mapping | None = None
     moment: Expression | None = None
     until: Expression | None = None
+    undo: Mapping | None = None
+    undo_retry: tuple[RetryRule, ...] = DEFAULT_RETRY
     needs: set[int] = field(default_factory=set)
     reads: tuple[Read, ...] = ()
     retry: tuple[RetryRule, ...] = DEFAULT_RETRY
@@ -206,7 +212,11 @@ class _Compiler:
                 for need in self._references(f"{path}.{name}", part.references, known):
                     self._check_need(f"{path}.{name}", index, task, need)
         draft.reads = self._reads(path, references)
-        draft.retry = self._retry(path, task)
+        draft.retry = self._retry(path, task.retry)
+        if task.at_most_once:
+            self._check_at_most_once(path, task)
+        if task.HasField("compensate"):
+            self._check_compensate(f"{path}.compensate", task, draft)
 
     def _check_kind(self, path: str, task: GraphTask) -> None:
         """What the task does, and that it says nothing that does not go with that."""
@@ -239,10 +249,32 @@ class _Compiler:
         else:
             self._drafts[index].needs.add(self._index_of[need])
 
-    def _retry(self, path: str, task: GraphTask) -> tuple[RetryRule, ...]:
+    def _check_at_most_once(self, path: str, task: GraphTask) -> None:
+        for place, rule in enumerate(task.retry):
+            for kind in sorted(DOUBTFUL & {FailureKind(kind) for kind in rule.kinds if rule.max_attempts > 1}):
+                message = (
+                    f"{kind.name} leaves in doubt whether the work was done, and at_most_once does not try it again"
+                )
+                self._mistake(f"{path}.retry[{place}].kinds", Code.VALUE, message)
+
+    def _check_compensate(self, path: str, task: GraphTask, draft: _Draft) -> None:
+        compensate = task.compensate
+        if task.for_each:
+            self._mistake(path, Code.VALUE, "a for_each cannot be undone; undo it by a task of its members' graph")
+        self._check_capability(f"{path}.capability", compensate.capability)
+        draft.undo = self._mapping(f"{path}.input", compensate.input or f'"${{tasks.{task.id}.output}}"')
+        draft.undo_retry = self._retry(path, compensate.retry)
+        if draft.undo is None or not compensate.input:
+            return
+        self._references(f"{path}.input", draft.undo.references, NOWHERE)
+        if any(reference[0] == "context" for reference in draft.undo.references):
+            message = "what undoes a task cannot read shared context; read it in the task, and hand it on in its output"
+            self._mistake(f"{path}.input", Code.VALUE, message)
+
+    def _retry(self, path: str, given: Iterable[RetryRuleMessage]) -> tuple[RetryRule, ...]:
         rules: list[RetryRule] = []
         seen: dict[int, int] = {}
-        for place, rule in enumerate(task.retry):
+        for place, rule in enumerate(given):
             for kind in rule.kinds:
                 if seen.setdefault(kind, place) != place:
                     message = f"{FailureKind(kind).name} is already in retry[{seen[kind]}], which applies"
@@ -350,21 +382,55 @@ class _Compiler:
                 reads=self._drafts[index].reads,
                 wait=_wait(task),
                 most_iterations=task.until.max_iterations,
+                at_most_once=task.at_most_once,
             )
             for index, task in enumerate(graph.tasks)
         )
         sinks = [task.index for task in tasks if not task.dependents]
+        undoing = [task for task in graph.tasks if task.HasField("compensate")]
+        compensates = [self._index_of[task.id] for task in undoing]
+        tasks = tuple(
+            replace(task, compensation=len(tasks) + compensates.index(task.index))
+            if task.index in compensates
+            else task
+            for task in tasks
+        ) + tuple(
+            TaskPlan(
+                index=len(tasks) + place,
+                id=f"{task.id}.compensate",
+                capability=task.compensate.capability,
+                needs=(),
+                dependents=(),
+                join=0,
+                conditional=False,
+                fan_out=False,
+                retry=self._drafts[index].undo_retry,
+                timeout=_microseconds(task.compensate, "timeout", TIMEOUT),
+                deadline=None,
+                schedule_timeout=SCHEDULE_TIMEOUT,
+                priority=task.priority,
+                on_failure=OnFailure.ESCALATE,
+                agent_labels=(),
+                max_cost=0.0,
+                references=TaskExpressions(None, None, self._drafts[index].undo).references(),
+                depth=depth[index],
+                compensates=index,
+            )
+            for place, (task, index) in enumerate(zip(undoing, compensates, strict=True))
+        )
+        expressions += [TaskExpressions(None, None, self._drafts[index].undo) for index in compensates]
         return Plan(
             name=graph.name,
             version=graph.version,
             tasks=tasks,
-            roots=tuple(task.index for task in tasks if not task.needs),
+            roots=tuple(task.index for task in tasks if not task.needs and task.compensates < 0),
             deadline=_microseconds(graph, "deadline", RUN_DEADLINE),
             evaluator=GraphEvaluator([task.id for task in tasks], expressions, output, sinks, self._values),
-            index_of=self._index_of,
+            index_of={task.id: task.index for task in tasks},
             readers=tuple(task.index for task in tasks if task.reads),
             output_reads=self._output_reads,
             signals=frozenset(task.wait.signal for task in graph.tasks if task.wait.signal),
+            compensations=len(compensates),
         )
 
 

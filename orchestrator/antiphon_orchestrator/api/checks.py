@@ -50,6 +50,7 @@ RESOURCES: Mapping[str, tuple[ResourceKind, tuple[str, ...]]] = MappingProxyType
         "/antiphon.v1.RunService/ResumeRun": (ResourceKind.RUN, ("run_id",)),
         "/antiphon.v1.RunService/CancelTask": (ResourceKind.RUN, ("run_id",)),
         "/antiphon.v1.RunService/RetryTask": (ResourceKind.RUN, ("run_id",)),
+        "/antiphon.v1.RunService/ResolveTask": (ResourceKind.RUN, ("run_id",)),
         "/antiphon.v1.RunService/SignalRun": (ResourceKind.RUN, ("run_id",)),
         "/antiphon.v1.RegistryService/GetAgent": (ResourceKind.AGENT, ("name",)),
         "/antiphon.v1.RegistryService/DrainAgent": (ResourceKind.AGENT, ("name",)),

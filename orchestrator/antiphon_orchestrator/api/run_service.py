@@ -152,7 +152,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             bytes_left = MESSAGE_BYTES
             for task in run.all_tasks():
                 place = (task.plan.index, task.member)
-                if place <= after or (states and task.state.value not in states):
+                if place <= after or (states and task.state.value not in states) or not views.shown(task):
                     continue
                 if len(response.tasks) == size or bytes_left <= 0:
                     response.next_page_token = encode_token(request, last)
@@ -238,6 +238,13 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         )
         task = await self._steer(request.run_id, "retry", reason, _named(request.key), wish)
         return api.RetryTaskResponse(task=task)
+
+    async def ResolveTask(self, request: api.ResolveTaskRequest, context: Context) -> api.ResolveTaskResponse:
+        who = caller()
+        wish = await steering.resolve(request, who.principal, who.namespace, self._blobs)
+        details = _named(request.key) | {"answer": request.WhichOneof("answer") or ""}
+        task = await self._steer(request.run_id, "resolve", request.reason, details, wish)
+        return api.ResolveTaskResponse(task=task)
 
     async def SignalRun(self, request: api.SignalRunRequest, context: Context) -> api.SignalRunResponse:
         who = caller()

@@ -41,6 +41,7 @@ BY_RUN = frozenset(
         "ResumeRun",
         "CancelTask",
         "RetryTask",
+        "ResolveTask",
         "SignalRun",
         "ExplainTask",
         "WatchRun",

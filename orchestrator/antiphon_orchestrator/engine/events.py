@@ -174,12 +174,13 @@ class TaskEnded:
 @dataclass(slots=True)
 class TaskCompleted:
     """A success with an output that no attempt gave. `signal` is the place, from 1, among those of the run of the one
-    that it waited for; 0 when it waited for none."""
+    that it waited for; 0 when it waited for none. `principal` is the person who gave the output, if one did."""
 
     task: int
     member: int
     output: bytes
     signal: int = 0
+    principal: str = ""
 
 
 @dataclass(slots=True)
@@ -270,6 +271,22 @@ class TaskReopened:
 
 
 @dataclass(slots=True)
+class TaskEscalated:
+    """A task did not succeed and waits for a person."""
+
+    task: int
+    member: int
+    failure: Failure
+
+
+@dataclass(slots=True)
+class RunUnwinding:
+    """A run has failed although no task of it has, so that what was done is undone."""
+
+    failure: Failure
+
+
+@dataclass(slots=True)
 class RunEnded:
     """The end of a run."""
 
@@ -295,5 +312,7 @@ Event: TypeAlias = (
     | RunResumed
     | TaskCancelRequested
     | TaskReopened
+    | TaskEscalated
+    | RunUnwinding
     | RunEnded
 )

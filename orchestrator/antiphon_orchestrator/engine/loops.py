@@ -6,6 +6,7 @@ retries of its own, is recorded like a member, and one that fails fails the loop
 
 from __future__ import annotations
 
+from .escalation import fail_task
 from .events import Event, TaskEnded, TaskExpanded
 from .failure import Failure, FailureKind
 from .plan import EvaluationFailed
@@ -31,4 +32,4 @@ def go_on(run: Run, node: Task) -> list[Event]:
         )
     except EvaluationFailed as error:
         failure = Failure(FailureKind.INVALID_INPUT, error.message, retryable=False, field=error.field)
-    return [TaskEnded(index, 0, TaskState.FAILED, failure)]
+    return fail_task(node, failure)

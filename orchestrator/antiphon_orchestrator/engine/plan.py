@@ -23,6 +23,7 @@ class OnFailure(IntEnum):
     FAIL = 1
     SKIP = 2
     CONTINUE = 3
+    ESCALATE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class TaskPlan:
     `needs` and `dependents` are task indices; `needs` includes tasks that expressions refer to. `depth` is the longest
     path from a root, for display and fair ordering. `reads` is what its expressions refer to in shared context. `wait`
     is set for a task that no agent works on. A loop is a `fan_out` with `most_iterations`, whose members come one after
-    the other.
+    the other. `compensation` is the index of what undoes the task, `compensates`, there, that of the task; or else -1.
     """
 
     index: int
@@ -83,6 +84,9 @@ class TaskPlan:
     reads: tuple[Read, ...] = ()
     wait: WaitPlan | None = None
     most_iterations: int = 0
+    at_most_once: bool = False
+    compensation: int = -1
+    compensates: int = -1
 
 
 class EvaluationFailed(Exception):
@@ -163,7 +167,8 @@ class Plan:
     """A compiled graph. `roots` need nothing; `deadline` is the graph's own, in microseconds.
 
     `readers` are the tasks with `reads`; `output_reads` is what the expressions of the run's output refer to; `signals`
-    are the names of those that its tasks wait for.
+    are the names of those that its tasks wait for. The last `compensations` tasks are no nodes of the graph: they undo
+    some.
     """
 
     name: str
@@ -176,3 +181,4 @@ class Plan:
     readers: tuple[int, ...] = ()
     output_reads: tuple[Read, ...] = ()
     signals: frozenset[str] = frozenset()
+    compensations: int = 0

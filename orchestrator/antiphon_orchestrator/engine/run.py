@@ -28,10 +28,12 @@ from .events import (
     RunPaused,
     RunResumed,
     RunSubmitted,
+    RunUnwinding,
     SignalReceived,
     TaskCancelRequested,
     TaskCompleted,
     TaskEnded,
+    TaskEscalated,
     TaskExpanded,
     TaskReady,
     TaskReopened,
@@ -175,10 +177,12 @@ class Run:
 
     `redacted`: some output of it is not all for its principal, nor is what was made of that output. `found`: what the
     expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order.
-    `paused`: since somebody holds it; `resume_time`: when it was last let go on."""
+    `paused`: since somebody holds it; `resume_time`: when it was last let go on. `completed`: tasks that can be undone,
+    in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason."""
 
     __slots__ = (
         "cancel",
+        "completed",
         "create_time",
         "end_time",
         "event_seq",
@@ -197,6 +201,7 @@ class Run:
         "submitted",
         "tasks",
         "tasks_open",
+        "unwinding",
     )
 
     def __init__(self, run_id: str, plan: Plan, submitted: RunSubmitted, now: int) -> None:
@@ -212,7 +217,9 @@ class Run:
         self.first_failure: tuple[str, Failure] | None = None
         self.cancel: CancelRequested | None = None
         self.tasks = [Task(p) for p in plan.tasks]
-        self.tasks_open = len(self.tasks)
+        self.tasks_open = len(self.tasks) - plan.compensations
+        self.completed: list[int] = []
+        self.unwinding: Failure | None = None
         self.redacted = False
         self.found: tuple[Found, ...] | None = None
         self.frontier: list[int] = list(plan.roots)
@@ -262,7 +269,9 @@ class RunView:
         if node.plan.fan_out:
             if node.state is not TaskState.SUCCEEDED:
                 return None
-            return node.members[-1].output if node.plan.most_iterations else [m.output or b"" for m in node.members]
+            if node.plan.most_iterations:
+                return node.members[-1].output if node.output is None else node.output  # a person's answer goes first
+            return [m.output or b"" for m in node.members]
         return node.output
 
     def state(self, task: int) -> str:
@@ -290,7 +299,7 @@ class ReleasedView(RunView):
             if node.state is not TaskState.SUCCEEDED:
                 return None
             if node.plan.most_iterations:
-                return _released(node.members[-1])
+                return _released(node.members[-1] if node.output is None else node)
             return [_released(m) or b"" for m in node.members]
         return _released(node)
 
@@ -324,7 +333,7 @@ def _end_task(run: Run, task: Task, now: int) -> None:
         node = run.tasks[task.plan.index]
         node.members_open -= 1
         loop = task.plan.most_iterations > 0
-        fatal = task.plan.on_failure is OnFailure.FAIL or loop
+        fatal = task.plan.on_failure in FATAL or loop
         if task.state is TaskState.FAILED and fatal and node.failure is None:
             f = task.failure or Failure(FailureKind.PERMANENT, "")
             member = f"{'iteration' if loop else 'member'} {task.member}"
@@ -332,10 +341,14 @@ def _end_task(run: Run, task: Task, now: int) -> None:
         if not node.ended and node.plan.index not in run.frontier and fan_out_settled(node):
             run.frontier.append(node.plan.index)
         return
+    if task.plan.compensates >= 0:
+        return
     run.tasks_open -= 1
+    if task.plan.compensation >= 0 and task.state is TaskState.SUCCEEDED:
+        run.completed.append(task.plan.index)
     if (
         task.state is TaskState.FAILED
-        and task.plan.on_failure is OnFailure.FAIL
+        and task.plan.on_failure in FATAL
         and run.first_failure is None
         and task.failure is not None
     ):
@@ -347,6 +360,10 @@ def _end_task(run: Run, task: Task, now: int) -> None:
         dependent.needs_done += done
         if dependent.state is TaskState.PENDING and index not in run.frontier and join_settled(dependent):
             run.frontier.append(index)
+
+
+FATAL = frozenset({OnFailure.FAIL, OnFailure.ESCALATE})
+"""Where a failure is one of the run: with ESCALATE, once a person has said that it is one."""
 
 
 def join_settled(task: Task) -> bool:
@@ -375,7 +392,8 @@ def _needs_met(run: Run, task: Task, payload: bytes, now: int) -> None:
     _move(task, TaskTrigger.NEEDS_MET)
     task.input = payload
     task.ready_time = now
-    run.frontier.remove(task.plan.index)
+    if task.plan.compensates < 0:
+        run.frontier.remove(task.plan.index)
 
 
 def _attempt_offered(run: Run, event: AttemptOffered, now: int) -> None:
@@ -455,13 +473,28 @@ def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
     task = run.task(event.task, event.member)
     _move(task, TaskTrigger.SUCCEEDED)
     task.output = event.output
-    task.reason = ""
+    task.reason = f"its output was given by {event.principal}" if event.principal else ""
+    task.failure = None
     task.wait_until = 0
     if event.signal:
         signal = run.signals[event.signal - 1]
         signal.task = event.task
         signal.received = replace(signal.received, payload=b"")  # the task has it now
     _end_task(run, task, now)
+
+
+def _task_escalated(run: Run, event: TaskEscalated, now: int) -> None:
+    task = run.task(event.task, event.member)
+    if not event.member and event.task in run.frontier:
+        run.frontier.remove(event.task)
+    _move(task, TaskTrigger.ESCALATED)
+    task.failure = event.failure
+    task.end_time = now
+    task.wait_until = 0
+
+
+def _run_unwinding(run: Run, event: RunUnwinding, now: int) -> None:
+    run.unwinding = event.failure
 
 
 def _signal_received(run: Run, event: SignalReceived, now: int) -> None:
@@ -520,7 +553,7 @@ def _task_reopened(run: Run, event: TaskReopened, now: int) -> None:
         _move(task, TaskTrigger.CONTINUED)
         _forget_end(task)
         for member in task.members:
-            if member.state in (TaskState.FAILED, TaskState.CANCELLED):
+            if member.state is TaskState.FAILED or member.state is TaskState.CANCELLED:
                 _take_up(member, now)
     else:
         _reopen(task)
@@ -562,11 +595,15 @@ def recount(run: Run) -> None:
         needs = [run.tasks[i] for i in node.plan.needs]
         node.needs_ended = sum(1 for need in needs if need.ended)
         node.needs_done = sum(1 for need in needs if need.ended and need.counts_as_done())
-    run.tasks_open = sum(1 for node in run.tasks if not node.ended)
+    run.tasks_open = sum(1 for node in run.tasks if not node.ended and node.plan.compensates < 0)
     run.frontier = [node.plan.index for node in run.tasks if _on_frontier(node)]
     first = None if run.first_failure is None else run.tasks[run.plan.index_of[run.first_failure[0]]]
     if first is not None and first.state is not TaskState.FAILED:
-        fatal = [t for t in run.tasks if t.state is TaskState.FAILED and t.plan.on_failure is OnFailure.FAIL]
+        fatal = [
+            task
+            for task in run.tasks
+            if task.state is TaskState.FAILED and task.plan.on_failure in FATAL and task.plan.compensates < 0
+        ]
         first = min(fatal, key=lambda task: task.end_time, default=None)
     failure = None if first is None else first.failure
     run.first_failure = None if first is None or failure is None else (first.plan.id, failure)
@@ -575,6 +612,8 @@ def recount(run: Run) -> None:
 def _on_frontier(node: Task) -> bool:
     if node.cancel_reason:
         return True
+    if node.plan.compensates >= 0 or node.state is TaskState.ESCALATED:
+        return False
     if node.state is TaskState.PENDING:
         return join_settled(node)
     return node.plan.fan_out and not node.ended and fan_out_settled(node)
@@ -605,5 +644,7 @@ _APPLY: dict[type[Any], Any] = {
     RunResumed: _run_resumed,
     TaskCancelRequested: _task_cancel_requested,
     TaskReopened: _task_reopened,
+    TaskEscalated: _task_escalated,
+    RunUnwinding: _run_unwinding,
     RunEnded: _run_ended,
 }

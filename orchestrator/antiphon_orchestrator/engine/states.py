@@ -25,6 +25,7 @@ class TaskState(IntEnum):
     FAILED = 6
     SKIPPED = 7
     CANCELLED = 8
+    ESCALATED = 9
 
 
 class AttemptState(IntEnum):
@@ -54,6 +55,7 @@ class TaskTrigger(IntEnum):
     REOPENED = auto()
     TAKEN_UP = auto()
     CONTINUED = auto()
+    ESCALATED = auto()
 
 
 _T, _G = TaskState, TaskTrigger
@@ -79,6 +81,17 @@ TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
     (_T.WAITING, _G.SUCCEEDED): _T.SUCCEEDED,  # the time or the signal came
     (_T.WAITING, _G.FAILED): _T.FAILED,  # the deadline passed while it waited
     (_T.WAITING, _G.CANCELLED): _T.CANCELLED,
+    # A person is to say how it goes on.
+    (_T.PENDING, _G.ESCALATED): _T.ESCALATED,
+    (_T.READY, _G.ESCALATED): _T.ESCALATED,
+    (_T.RUNNING, _G.ESCALATED): _T.ESCALATED,
+    (_T.WAITING, _G.ESCALATED): _T.ESCALATED,
+    (_T.ESCALATED, _G.SUCCEEDED): _T.SUCCEEDED,
+    (_T.ESCALATED, _G.FAILED): _T.FAILED,
+    (_T.ESCALATED, _G.CANCELLED): _T.CANCELLED,
+    (_T.ESCALATED, _G.REOPENED): _T.PENDING,
+    (_T.ESCALATED, _G.CONTINUED): _T.RUNNING,
+    (_T.ESCALATED, _G.TAKEN_UP): _T.READY,
     # By hand; the only ways out of an end.
     (_T.FAILED, _G.REOPENED): _T.PENDING,
     (_T.SKIPPED, _G.REOPENED): _T.PENDING,  # with what it had been skipped for

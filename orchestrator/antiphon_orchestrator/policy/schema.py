@@ -24,6 +24,7 @@ RESOURCES: Mapping[Action, tuple[ResourceKind, ...]] = MappingProxyType(
         Action.SIGNAL: (ResourceKind.RUN,),
         Action.PAUSE: (ResourceKind.RUN,),
         Action.RETRY: (ResourceKind.RUN,),
+        Action.RESOLVE: (ResourceKind.RUN,),
         Action.DISPATCH: (ResourceKind.CAPABILITY,),
         Action.CALL: (ResourceKind.CAPABILITY,),
         Action.RELEASE: (ResourceKind.CAPABILITY,),

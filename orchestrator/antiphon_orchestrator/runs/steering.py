@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from antiphon.v1 import run_pb2
+from antiphon.v1 import payload_pb2, run_pb2
 from antiphon.v1 import run_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 
@@ -23,6 +23,9 @@ from ..engine.states import RunState
 from ..shards import payloads
 from ..shards.inputs import Steered
 from . import views
+
+NULL = payload_pb2.Payload(inline=b"null").SerializeToString()
+"""An output that a person gives and that is null: b"" could not be told from none."""
 
 Wish = Callable[[Run, int], Steered]
 
@@ -61,7 +64,7 @@ def about_task(key: run_pb2.TaskKey, decide: Callable[[Run, Task], list[Event]])
 
     def wish(run: Run, now: int) -> Steered:
         task = task_of(run, key)
-        if steer.over(run):
+        if steer.over(run, task):
             return refused(ended(run))
         try:
             return Steered(decide(run, task), lambda run: views.task_message(run, task))
@@ -72,13 +75,26 @@ def about_task(key: run_pb2.TaskKey, decide: Callable[[Run, Task], list[Event]])
     return wish
 
 
+async def resolve(request: api.ResolveTaskRequest, principal: str, namespace: str, blobs: Blobs) -> Wish:
+    """A person's answer to an escalation, whose answer is the task. Raises ApiError."""
+    output, failure = None, request.failure
+    if request.HasField("output"):
+        output = await _received(request.output, principal, namespace, blobs) or NULL
+    return about_task(request.key, lambda run, task: steer.resolve_task(run, task, output, failure, principal))
+
+
+async def _received(payload: payload_pb2.Payload, principal: str, namespace: str, blobs: Blobs) -> bytes:
+    """What somebody sends, serialised, with labels that they vouch for. Raises ApiError."""
+    payloads.assert_labels(payload, principal)
+    if payload.HasField("blob"):
+        await require_payload(blobs, namespace, payload.blob.digest)
+    return payload.SerializeToString()
+
+
 async def signal(request: api.SignalRunRequest, principal: str, namespace: str, blobs: Blobs) -> Wish:
     """A signal, whose answer is a SignalRunResponse. Raises ApiError."""
     digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-    payloads.assert_labels(request.payload, principal)
-    if request.payload.HasField("blob"):
-        await require_payload(blobs, namespace, request.payload.blob.digest)
-    payload = request.payload.SerializeToString() if request.HasField("payload") else b""
+    payload = await _received(request.payload, principal, namespace, blobs)
     received = SignalReceived(request.signal, payload, principal, request.request_id, digest)
 
     def wish(run: Run, now: int) -> Steered:

@@ -203,6 +203,7 @@ def _task_ended(record: journal.Record, event: e.TaskEnded) -> None:
 def _completed(record: journal.Record, event: e.TaskCompleted) -> None:
     m = record.task_completed
     m.task, m.member, m.output, m.signal = event.task, event.member, event.output, event.signal
+    m.principal = event.principal
 
 
 def _signalled(record: journal.Record, event: e.SignalReceived) -> None:
@@ -260,6 +261,12 @@ def _reopened(record: journal.Record, event: e.TaskReopened) -> None:
     m.task, m.member, m.principal, m.reason = event.task, event.member, event.principal, event.reason
 
 
+def _escalated(record: journal.Record, event: e.TaskEscalated) -> None:
+    m = record.task_escalated
+    m.task, m.member = event.task, event.member
+    put_failure(m.failure, event.failure)
+
+
 def _run_ended(record: journal.Record, event: e.RunEnded) -> None:
     m = record.run_ended
     m.state = event.state.value  # type: ignore[assignment]
@@ -285,6 +292,8 @@ _ENCODERS: dict[type[Any], Callable[[journal.Record, Any], None]] = {
     e.RunResumed: _wish,
     e.TaskCancelRequested: _task_cancel,
     e.TaskReopened: _reopened,
+    e.TaskEscalated: _escalated,
+    e.RunUnwinding: lambda record, event: put_failure(record.run_unwinding.failure, event.failure),
     e.RunEnded: _run_ended,
 }
 
@@ -297,7 +306,7 @@ _DECODERS: dict[str, Callable[[Any], e.Event]] = {
     "task_waiting": lambda m: e.TaskWaiting(m.task, m.member, m.until, m.reason),
     "task_ended": lambda m: e.TaskEnded(m.task, m.member, TaskState(m.state), _failure_in(m), m.reason),
     "task_expanded": lambda m: e.TaskExpanded(m.task, m.member_count, m.first_member, list(m.inputs)),
-    "task_completed": lambda m: e.TaskCompleted(m.task, m.member, m.output, m.signal),
+    "task_completed": lambda m: e.TaskCompleted(m.task, m.member, m.output, m.signal, m.principal),
     "signal_received": _get_signal,
     "context_read": lambda m: e.ContextRead(m.task if m.HasField("task") else e.OUTPUT, _get_found(m.found)),
     "cancel_requested": lambda m: e.CancelRequested(m.principal, m.reason),
@@ -305,6 +314,8 @@ _DECODERS: dict[str, Callable[[Any], e.Event]] = {
     "run_resumed": lambda m: e.RunResumed(m.principal, m.reason),
     "task_cancel_requested": lambda m: e.TaskCancelRequested(m.task, m.principal, m.reason),
     "task_reopened": lambda m: e.TaskReopened(m.task, m.member, m.principal, m.reason),
+    "task_escalated": lambda m: e.TaskEscalated(m.task, m.member, get_failure(m.failure)),
+    "run_unwinding": lambda m: e.RunUnwinding(get_failure(m.failure)),
     "run_ended": lambda m: e.RunEnded(RunState(m.state), m.output, _failure_in(m)),
 }
 
@@ -317,6 +328,9 @@ def snapshot(run: Run) -> journal.RunSnapshot:
         result.paused.principal, result.paused.reason = run.paused.principal, run.paused.reason
         result.paused.SetInParent()
     result.resume_time = run.resume_time
+    result.completed.extend(run.completed)
+    if run.unwinding is not None:
+        put_failure(result.unwinding, run.unwinding)
     if run.cancel is not None:
         result.cancel.principal, result.cancel.reason = run.cancel.principal, run.cancel.reason
         result.cancel.SetInParent()
@@ -367,6 +381,8 @@ def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
     if m.HasField("paused"):
         run.paused = e.RunPaused(m.paused.principal, m.paused.reason)
     run.resume_time = m.resume_time
+    run.completed = list(m.completed)
+    run.unwinding = get_failure(m.unwinding) if m.HasField("unwinding") else None
     if m.HasField("cancel"):
         run.cancel = e.CancelRequested(m.cancel.principal, m.cancel.reason)
     run.found = _get_found(m.output_found) or None
@@ -391,7 +407,7 @@ def _restore_task(task: Task, t: journal.TaskSnapshot) -> None:
     task.state, task.input, task.reason, task.cancel_reason = TaskState(t.state), t.input, t.reason, t.cancel_reason
     task.ready_time, task.end_time, task.wait_until = t.ready_time, t.end_time, t.wait_until
     task.output = (
-        t.output if task.state is TaskState.SUCCEEDED and not (task.plan.fan_out and not task.member) else None
+        t.output if task.state is TaskState.SUCCEEDED and (t.output or task.member or not task.plan.fan_out) else None
     )
     task.released = t.released_output if t.HasField("released_output") else None
     task.failure = get_failure(t.failure) if t.HasField("failure") else None

@@ -20,6 +20,7 @@ from antiphon.store.v1 import journal_pb2 as journal
 from ..engine import decide
 from ..engine import events as e
 from ..engine.decide import Outcome, Verdict
+from ..engine.escalation import fail_task
 from ..engine.failure import Failure, FailureKind
 from ..engine.plan import TaskPlan
 from ..engine.run import Run, Task, apply, start
@@ -161,7 +162,7 @@ class Shard:
                 self._to_place.append((entry, member))
         elif kind is e.TaskWaiting:
             self._set_timer(entry, run.task(event.task, event.member))  # type: ignore[union-attr]
-        elif kind is e.TaskEnded:
+        elif kind is e.TaskEnded or kind is e.TaskEscalated:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
             self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
         elif kind is e.TaskCompleted:
@@ -263,9 +264,7 @@ class Shard:
 
     def _place(self, turn: Turn, entry: Entry, task: Task) -> None:
         run = entry.run
-        if task.state is not TaskState.READY or run.state is not RunState.RUNNING:
-            return
-        if run.cancel is not None or run.paused is not None:
+        if task.state is not TaskState.READY or not _may_begin(run, task):
             return
         if turn.size >= MAX_BYTES:
             self._to_place.appendleft((entry, task))
@@ -280,7 +279,7 @@ class Shard:
             self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member)
             self._set_timer(entry, task)
         elif isinstance(result, Refused):
-            for event in decide.fail_task(run, task, result.failure):
+            for event in fail_task(task, result.failure):
                 self._record(turn, entry, event)
             self._unfinished_now(turn, entry)
         else:
@@ -425,8 +424,7 @@ class Shard:
         waiter, offered = item.waiter, item.offered
         entry = self.runs.get(waiter.run_id)
         task = entry.run.task(waiter.task, waiter.member) if entry is not None else None
-        held = entry is None or entry.run.cancel is not None or entry.run.paused is not None
-        if entry is None or task is None or task.state is not TaskState.READY or held:
+        if entry is None or task is None or task.state is not TaskState.READY or not _may_begin(entry.run, task):
             self._fleet.give_back(offered.instance.instance_id)
             return
         run = entry.run
@@ -442,7 +440,7 @@ class Shard:
             self._to_place.append((entry, task))
             self._advance(turn, entry)
         elif isinstance(result, Refused):
-            self._follow(turn, entry, decide.fail_task(run, task, result.failure))
+            self._follow(turn, entry, fail_task(task, result.failure))
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
 
@@ -497,19 +495,25 @@ class Shard:
         if not missing:
             return
         for entry, task in self.live_on(item.incarnation):
-            if decide.attempt_id(entry.run.run_id, task, len(task.attempts)) in missing:
+            if decide.attempt_id(entry.run.run_id, task, len(task.attempts)) not in missing:
+                continue
+            if task.plan.at_most_once:
+                self._lose(turn, entry, task, "its sidecar does not have it, and it is offered at most once")
+            else:
                 turn.offers.append((entry, task))
 
     def _sidecar_gone(self, turn: Turn, item: i.SidecarGone) -> None:
-        failure = Failure(FailureKind.LOST, "its sidecar went away without an outcome")
         self._asked.pop(item.incarnation, None)
         for entry, task in self.live_on(item.incarnation):
             if turn.size >= MAX_BYTES:
                 self._put_back(turn, item)
                 return
-            outcome = Outcome(AttemptState.LOST, failure=failure)
-            _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
-            self._follow(turn, entry, events)
+            self._lose(turn, entry, task, "its sidecar went away without an outcome")
+
+    def _lose(self, turn: Turn, entry: Entry, task: Task, reason: str) -> None:
+        outcome = Outcome(AttemptState.LOST, failure=Failure(FailureKind.LOST, reason))
+        _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
+        self._follow(turn, entry, events)
 
     def _on_time(self, turn: Turn, run_id: str, index: int, member: int) -> None:
         entry = self.runs.get(run_id)
@@ -653,3 +657,11 @@ class Shard:
     def oldest_pinned(self) -> tuple[str, int] | None:
         """The run that holds the oldest segment, and that segment."""
         return next(iter(self.pinned.items()), None)
+
+
+def _may_begin(run: Run, task: Task) -> bool:
+    """Whether an attempt of a READY task may go out: not while its run is held, nor, but to undo another, once it is to
+    end."""
+    if run.state is not RunState.RUNNING or run.paused is not None:
+        return False
+    return run.cancel is None or task.plan.compensates >= 0

@@ -37,6 +37,8 @@ const (
 	OnFailure_ON_FAILURE_SKIP OnFailure = 2
 	// Dependents go on with a null output and can read tasks.ID.failure; the run may still succeed.
 	OnFailure_ON_FAILURE_CONTINUE OnFailure = 3
+	// The task is ESCALATED: it waits for a person, who gives its output, lets it fail (then as FAIL) or has it tried again.
+	OnFailure_ON_FAILURE_ESCALATE OnFailure = 4
 )
 
 // Enum value maps for OnFailure.
@@ -46,12 +48,14 @@ var (
 		1: "ON_FAILURE_FAIL",
 		2: "ON_FAILURE_SKIP",
 		3: "ON_FAILURE_CONTINUE",
+		4: "ON_FAILURE_ESCALATE",
 	}
 	OnFailure_value = map[string]int32{
 		"ON_FAILURE_UNSPECIFIED": 0,
 		"ON_FAILURE_FAIL":        1,
 		"ON_FAILURE_SKIP":        2,
 		"ON_FAILURE_CONTINUE":    3,
+		"ON_FAILURE_ESCALATE":    4,
 	}
 )
 
@@ -233,7 +237,12 @@ type GraphTask struct {
 	// Instead of a capability: the task waits, and no agent works on it.
 	Wait *Wait `protobuf:"bytes,16,opt,name=wait,proto3" json:"wait,omitempty"`
 	// The task is a loop: it is done again until a condition holds.
-	Until         *Until `protobuf:"bytes,17,opt,name=until,proto3" json:"until,omitempty"`
+	Until *Until `protobuf:"bytes,17,opt,name=until,proto3" json:"until,omitempty"`
+	// How what the task did is undone, when it has succeeded and its run fails or is cancelled. Not for a for_each.
+	Compensate *Compensate `protobuf:"bytes,18,opt,name=compensate,proto3" json:"compensate,omitempty"`
+	// True: after a loss, a timeout or any other doubt whether the work was done the task is not offered again, but
+	// ESCALATED, whatever on_failure says.
+	AtMostOnce    bool `protobuf:"varint,19,opt,name=at_most_once,json=atMostOnce,proto3" json:"at_most_once,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -387,6 +396,96 @@ func (x *GraphTask) GetUntil() *Until {
 	return nil
 }
 
+func (x *GraphTask) GetCompensate() *Compensate {
+	if x != nil {
+		return x.Compensate
+	}
+	return nil
+}
+
+func (x *GraphTask) GetAtMostOnce() bool {
+	if x != nil {
+		return x.AtMostOnce
+	}
+	return false
+}
+
+// Compensate undoes a task. When a run fails or is cancelled, the tasks of it that have succeeded are undone one after the
+// other, the last to succeed first, before the run ends; deadlines do not stop that. One that cannot be undone is
+// ESCALATED, and the run waits for the answer.
+type Compensate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The operation asked for, as GraphTask.capability.
+	Capability string `protobuf:"bytes,1,opt,name=capability,proto3" json:"capability,omitempty"`
+	// Its input, as GraphTask.input; it may refer to any task, and finds null where one has no output. Empty: the output of
+	// the task that is undone.
+	Input string `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
+	// Retry rules, as GraphTask.retry.
+	Retry []*RetryRule `protobuf:"bytes,3,rep,name=retry,proto3" json:"retry,omitempty"`
+	// Longest duration of one attempt, as GraphTask.timeout.
+	Timeout       *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Compensate) Reset() {
+	*x = Compensate{}
+	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Compensate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Compensate) ProtoMessage() {}
+
+func (x *Compensate) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Compensate.ProtoReflect.Descriptor instead.
+func (*Compensate) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Compensate) GetCapability() string {
+	if x != nil {
+		return x.Capability
+	}
+	return ""
+}
+
+func (x *Compensate) GetInput() string {
+	if x != nil {
+		return x.Input
+	}
+	return ""
+}
+
+func (x *Compensate) GetRetry() []*RetryRule {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+func (x *Compensate) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
 // Wait makes a task wait for a time or for a signal. The time begins when the task's needs are done; `deadline` bounds
 // it, and what its passing means for the run is `on_failure`.
 type Wait struct {
@@ -405,7 +504,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +516,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +529,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{2}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Wait) GetCause() isWait_Cause {
@@ -509,7 +608,7 @@ type Until struct {
 
 func (x *Until) Reset() {
 	*x = Until{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +620,7 @@ func (x *Until) String() string {
 func (*Until) ProtoMessage() {}
 
 func (x *Until) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +633,7 @@ func (x *Until) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Until.ProtoReflect.Descriptor instead.
 func (*Until) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{3}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Until) GetCondition() string {
@@ -569,7 +668,7 @@ type Join struct {
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +680,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +693,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{4}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Join) GetRule() isJoin_Rule {
@@ -665,7 +764,7 @@ type AllOf struct {
 
 func (x *AllOf) Reset() {
 	*x = AllOf{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +776,7 @@ func (x *AllOf) String() string {
 func (*AllOf) ProtoMessage() {}
 
 func (x *AllOf) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +789,7 @@ func (x *AllOf) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllOf.ProtoReflect.Descriptor instead.
 func (*AllOf) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{5}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{6}
 }
 
 // AnyOf has no settings.
@@ -702,7 +801,7 @@ type AnyOf struct {
 
 func (x *AnyOf) Reset() {
 	*x = AnyOf{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -714,7 +813,7 @@ func (x *AnyOf) String() string {
 func (*AnyOf) ProtoMessage() {}
 
 func (x *AnyOf) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -727,7 +826,7 @@ func (x *AnyOf) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnyOf.ProtoReflect.Descriptor instead.
 func (*AnyOf) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{7}
 }
 
 // RetryRule says how often and how soon failures of some kinds are tried again. The wait before attempt n+1 is drawn
@@ -750,7 +849,7 @@ type RetryRule struct {
 
 func (x *RetryRule) Reset() {
 	*x = RetryRule{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[7]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +861,7 @@ func (x *RetryRule) String() string {
 func (*RetryRule) ProtoMessage() {}
 
 func (x *RetryRule) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[7]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +874,7 @@ func (x *RetryRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryRule.ProtoReflect.Descriptor instead.
 func (*RetryRule) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RetryRule) GetKinds() []FailureKind {
@@ -826,7 +925,7 @@ type Constraints struct {
 
 func (x *Constraints) Reset() {
 	*x = Constraints{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[8]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +937,7 @@ func (x *Constraints) String() string {
 func (*Constraints) ProtoMessage() {}
 
 func (x *Constraints) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[8]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +950,7 @@ func (x *Constraints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Constraints.ProtoReflect.Descriptor instead.
 func (*Constraints) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Constraints) GetAgentLabels() map[string]string {
@@ -884,7 +983,7 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"\x06labels\x18\b \x03(\v2\x1e.antiphon.v1.Graph.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9f\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfa\x05\n" +
 	"\tGraphTask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x1e\n" +
@@ -906,7 +1005,20 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"on_failure\x18\x0e \x01(\x0e2\x16.antiphon.v1.OnFailureR\tonFailure\x12:\n" +
 	"\vconstraints\x18\x0f \x01(\v2\x18.antiphon.v1.ConstraintsR\vconstraints\x12%\n" +
 	"\x04wait\x18\x10 \x01(\v2\x11.antiphon.v1.WaitR\x04wait\x12(\n" +
-	"\x05until\x18\x11 \x01(\v2\x12.antiphon.v1.UntilR\x05until\"t\n" +
+	"\x05until\x18\x11 \x01(\v2\x12.antiphon.v1.UntilR\x05until\x127\n" +
+	"\n" +
+	"compensate\x18\x12 \x01(\v2\x17.antiphon.v1.CompensateR\n" +
+	"compensate\x12 \n" +
+	"\fat_most_once\x18\x13 \x01(\bR\n" +
+	"atMostOnce\"\xa5\x01\n" +
+	"\n" +
+	"Compensate\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x01 \x01(\tR\n" +
+	"capability\x12\x14\n" +
+	"\x05input\x18\x02 \x01(\tR\x05input\x12,\n" +
+	"\x05retry\x18\x03 \x03(\v2\x16.antiphon.v1.RetryRuleR\x05retry\x123\n" +
+	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"t\n" +
 	"\x04Wait\x12/\n" +
 	"\x04time\x18\x01 \x01(\v2\x19.google.protobuf.DurationH\x00R\x04time\x12\x18\n" +
 	"\x06moment\x18\x02 \x01(\tH\x00R\x06moment\x12\x18\n" +
@@ -936,12 +1048,13 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"\bmax_cost\x18\x02 \x01(\x01R\amaxCost\x1a>\n" +
 	"\x10AgentLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*j\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\x83\x01\n" +
 	"\tOnFailure\x12\x1a\n" +
 	"\x16ON_FAILURE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fON_FAILURE_FAIL\x10\x01\x12\x13\n" +
 	"\x0fON_FAILURE_SKIP\x10\x02\x12\x17\n" +
-	"\x13ON_FAILURE_CONTINUE\x10\x03b\x06proto3"
+	"\x13ON_FAILURE_CONTINUE\x10\x03\x12\x17\n" +
+	"\x13ON_FAILURE_ESCALATE\x10\x04b\x06proto3"
 
 var (
 	file_antiphon_v1_graph_proto_rawDescOnce sync.Once
@@ -956,48 +1069,52 @@ func file_antiphon_v1_graph_proto_rawDescGZIP() []byte {
 }
 
 var file_antiphon_v1_graph_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_antiphon_v1_graph_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_antiphon_v1_graph_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_antiphon_v1_graph_proto_goTypes = []any{
 	(OnFailure)(0),              // 0: antiphon.v1.OnFailure
 	(*Graph)(nil),               // 1: antiphon.v1.Graph
 	(*GraphTask)(nil),           // 2: antiphon.v1.GraphTask
-	(*Wait)(nil),                // 3: antiphon.v1.Wait
-	(*Until)(nil),               // 4: antiphon.v1.Until
-	(*Join)(nil),                // 5: antiphon.v1.Join
-	(*AllOf)(nil),               // 6: antiphon.v1.AllOf
-	(*AnyOf)(nil),               // 7: antiphon.v1.AnyOf
-	(*RetryRule)(nil),           // 8: antiphon.v1.RetryRule
-	(*Constraints)(nil),         // 9: antiphon.v1.Constraints
-	nil,                         // 10: antiphon.v1.Graph.LabelsEntry
-	nil,                         // 11: antiphon.v1.Constraints.AgentLabelsEntry
-	(*durationpb.Duration)(nil), // 12: google.protobuf.Duration
-	(FailureKind)(0),            // 13: antiphon.v1.FailureKind
+	(*Compensate)(nil),          // 3: antiphon.v1.Compensate
+	(*Wait)(nil),                // 4: antiphon.v1.Wait
+	(*Until)(nil),               // 5: antiphon.v1.Until
+	(*Join)(nil),                // 6: antiphon.v1.Join
+	(*AllOf)(nil),               // 7: antiphon.v1.AllOf
+	(*AnyOf)(nil),               // 8: antiphon.v1.AnyOf
+	(*RetryRule)(nil),           // 9: antiphon.v1.RetryRule
+	(*Constraints)(nil),         // 10: antiphon.v1.Constraints
+	nil,                         // 11: antiphon.v1.Graph.LabelsEntry
+	nil,                         // 12: antiphon.v1.Constraints.AgentLabelsEntry
+	(*durationpb.Duration)(nil), // 13: google.protobuf.Duration
+	(FailureKind)(0),            // 14: antiphon.v1.FailureKind
 }
 var file_antiphon_v1_graph_proto_depIdxs = []int32{
 	2,  // 0: antiphon.v1.Graph.tasks:type_name -> antiphon.v1.GraphTask
-	12, // 1: antiphon.v1.Graph.deadline:type_name -> google.protobuf.Duration
-	10, // 2: antiphon.v1.Graph.labels:type_name -> antiphon.v1.Graph.LabelsEntry
-	5,  // 3: antiphon.v1.GraphTask.join:type_name -> antiphon.v1.Join
-	8,  // 4: antiphon.v1.GraphTask.retry:type_name -> antiphon.v1.RetryRule
-	12, // 5: antiphon.v1.GraphTask.timeout:type_name -> google.protobuf.Duration
-	12, // 6: antiphon.v1.GraphTask.deadline:type_name -> google.protobuf.Duration
-	12, // 7: antiphon.v1.GraphTask.schedule_timeout:type_name -> google.protobuf.Duration
+	13, // 1: antiphon.v1.Graph.deadline:type_name -> google.protobuf.Duration
+	11, // 2: antiphon.v1.Graph.labels:type_name -> antiphon.v1.Graph.LabelsEntry
+	6,  // 3: antiphon.v1.GraphTask.join:type_name -> antiphon.v1.Join
+	9,  // 4: antiphon.v1.GraphTask.retry:type_name -> antiphon.v1.RetryRule
+	13, // 5: antiphon.v1.GraphTask.timeout:type_name -> google.protobuf.Duration
+	13, // 6: antiphon.v1.GraphTask.deadline:type_name -> google.protobuf.Duration
+	13, // 7: antiphon.v1.GraphTask.schedule_timeout:type_name -> google.protobuf.Duration
 	0,  // 8: antiphon.v1.GraphTask.on_failure:type_name -> antiphon.v1.OnFailure
-	9,  // 9: antiphon.v1.GraphTask.constraints:type_name -> antiphon.v1.Constraints
-	3,  // 10: antiphon.v1.GraphTask.wait:type_name -> antiphon.v1.Wait
-	4,  // 11: antiphon.v1.GraphTask.until:type_name -> antiphon.v1.Until
-	12, // 12: antiphon.v1.Wait.time:type_name -> google.protobuf.Duration
-	6,  // 13: antiphon.v1.Join.all:type_name -> antiphon.v1.AllOf
-	7,  // 14: antiphon.v1.Join.any:type_name -> antiphon.v1.AnyOf
-	13, // 15: antiphon.v1.RetryRule.kinds:type_name -> antiphon.v1.FailureKind
-	12, // 16: antiphon.v1.RetryRule.initial_backoff:type_name -> google.protobuf.Duration
-	12, // 17: antiphon.v1.RetryRule.max_backoff:type_name -> google.protobuf.Duration
-	11, // 18: antiphon.v1.Constraints.agent_labels:type_name -> antiphon.v1.Constraints.AgentLabelsEntry
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	10, // 9: antiphon.v1.GraphTask.constraints:type_name -> antiphon.v1.Constraints
+	4,  // 10: antiphon.v1.GraphTask.wait:type_name -> antiphon.v1.Wait
+	5,  // 11: antiphon.v1.GraphTask.until:type_name -> antiphon.v1.Until
+	3,  // 12: antiphon.v1.GraphTask.compensate:type_name -> antiphon.v1.Compensate
+	9,  // 13: antiphon.v1.Compensate.retry:type_name -> antiphon.v1.RetryRule
+	13, // 14: antiphon.v1.Compensate.timeout:type_name -> google.protobuf.Duration
+	13, // 15: antiphon.v1.Wait.time:type_name -> google.protobuf.Duration
+	7,  // 16: antiphon.v1.Join.all:type_name -> antiphon.v1.AllOf
+	8,  // 17: antiphon.v1.Join.any:type_name -> antiphon.v1.AnyOf
+	14, // 18: antiphon.v1.RetryRule.kinds:type_name -> antiphon.v1.FailureKind
+	13, // 19: antiphon.v1.RetryRule.initial_backoff:type_name -> google.protobuf.Duration
+	13, // 20: antiphon.v1.RetryRule.max_backoff:type_name -> google.protobuf.Duration
+	12, // 21: antiphon.v1.Constraints.agent_labels:type_name -> antiphon.v1.Constraints.AgentLabelsEntry
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_graph_proto_init() }
@@ -1006,12 +1123,12 @@ func file_antiphon_v1_graph_proto_init() {
 		return
 	}
 	file_antiphon_v1_failure_proto_init()
-	file_antiphon_v1_graph_proto_msgTypes[2].OneofWrappers = []any{
+	file_antiphon_v1_graph_proto_msgTypes[3].OneofWrappers = []any{
 		(*Wait_Time)(nil),
 		(*Wait_Moment)(nil),
 		(*Wait_Signal)(nil),
 	}
-	file_antiphon_v1_graph_proto_msgTypes[4].OneofWrappers = []any{
+	file_antiphon_v1_graph_proto_msgTypes[5].OneofWrappers = []any{
 		(*Join_All)(nil),
 		(*Join_Any)(nil),
 		(*Join_AtLeast)(nil),
@@ -1022,7 +1139,7 @@ func file_antiphon_v1_graph_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_graph_proto_rawDesc), len(file_antiphon_v1_graph_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

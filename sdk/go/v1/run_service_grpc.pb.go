@@ -34,6 +34,7 @@ const (
 	RunService_ResumeRun_FullMethodName    = "/antiphon.v1.RunService/ResumeRun"
 	RunService_CancelTask_FullMethodName   = "/antiphon.v1.RunService/CancelTask"
 	RunService_RetryTask_FullMethodName    = "/antiphon.v1.RunService/RetryTask"
+	RunService_ResolveTask_FullMethodName  = "/antiphon.v1.RunService/ResolveTask"
 	RunService_SignalRun_FullMethodName    = "/antiphon.v1.RunService/SignalRun"
 	RunService_ExplainTask_FullMethodName  = "/antiphon.v1.RunService/ExplainTask"
 )
@@ -75,11 +76,14 @@ type RunServiceClient interface {
 	// out are told. A task that has ended stays as it is. The run goes on with what is left: without dependents, those join
 	// as their rule says, to which a cancelled need is not done.
 	CancelTask(ctx context.Context, in *CancelTaskRequest, opts ...grpc.CallOption) (*CancelTaskResponse, error)
-	// RetryTask takes up a task that has FAILED, of a run that has not ended: its expressions are evaluated anew, it gets
+	// RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
 	// one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
 	// a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
 	// A task that is under way stays as it is.
 	RetryTask(ctx context.Context, in *RetryTaskRequest, opts ...grpc.CallOption) (*RetryTaskResponse, error)
+	// ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
+	// have it tried again, RetryTask.) The same answer given again changes nothing.
+	ResolveTask(ctx context.Context, in *ResolveTaskRequest, opts ...grpc.CallOption) (*ResolveTaskResponse, error)
 	// SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
 	// request_id with the same content is one signal.
 	SignalRun(ctx context.Context, in *SignalRunRequest, opts ...grpc.CallOption) (*SignalRunResponse, error)
@@ -237,6 +241,16 @@ func (c *runServiceClient) RetryTask(ctx context.Context, in *RetryTaskRequest, 
 	return out, nil
 }
 
+func (c *runServiceClient) ResolveTask(ctx context.Context, in *ResolveTaskRequest, opts ...grpc.CallOption) (*ResolveTaskResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResolveTaskResponse)
+	err := c.cc.Invoke(ctx, RunService_ResolveTask_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *runServiceClient) SignalRun(ctx context.Context, in *SignalRunRequest, opts ...grpc.CallOption) (*SignalRunResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SignalRunResponse)
@@ -294,11 +308,14 @@ type RunServiceServer interface {
 	// out are told. A task that has ended stays as it is. The run goes on with what is left: without dependents, those join
 	// as their rule says, to which a cancelled need is not done.
 	CancelTask(context.Context, *CancelTaskRequest) (*CancelTaskResponse, error)
-	// RetryTask takes up a task that has FAILED, of a run that has not ended: its expressions are evaluated anew, it gets
+	// RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
 	// one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
 	// a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
 	// A task that is under way stays as it is.
 	RetryTask(context.Context, *RetryTaskRequest) (*RetryTaskResponse, error)
+	// ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
+	// have it tried again, RetryTask.) The same answer given again changes nothing.
+	ResolveTask(context.Context, *ResolveTaskRequest) (*ResolveTaskResponse, error)
 	// SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
 	// request_id with the same content is one signal.
 	SignalRun(context.Context, *SignalRunRequest) (*SignalRunResponse, error)
@@ -352,6 +369,9 @@ func (UnimplementedRunServiceServer) CancelTask(context.Context, *CancelTaskRequ
 }
 func (UnimplementedRunServiceServer) RetryTask(context.Context, *RetryTaskRequest) (*RetryTaskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RetryTask not implemented")
+}
+func (UnimplementedRunServiceServer) ResolveTask(context.Context, *ResolveTaskRequest) (*ResolveTaskResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResolveTask not implemented")
 }
 func (UnimplementedRunServiceServer) SignalRun(context.Context, *SignalRunRequest) (*SignalRunResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignalRun not implemented")
@@ -596,6 +616,24 @@ func _RunService_RetryTask_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RunService_ResolveTask_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResolveTaskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).ResolveTask(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_ResolveTask_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).ResolveTask(ctx, req.(*ResolveTaskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RunService_SignalRun_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SignalRunRequest)
 	if err := dec(in); err != nil {
@@ -682,6 +720,10 @@ var RunService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RetryTask",
 			Handler:    _RunService_RetryTask_Handler,
+		},
+		{
+			MethodName: "ResolveTask",
+			Handler:    _RunService_ResolveTask_Handler,
 		},
 		{
 			MethodName: "SignalRun",

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         TransientFailure,
     )
     from ._graph import (
+        Compensate,
         Graph,
         Ref,
         Retry,
@@ -171,6 +172,7 @@ __all__ = [
     "ClaimHeld",
     "ClaimLost",
     "Client",
+    "Compensate",
     "ContextQuotaExceeded",
     "Credentials",
     "CursorInvalid",
@@ -301,6 +303,7 @@ _HOMES = {
         "TransientFailure",
     ),
     "_graph": (
+        "Compensate",
         "Graph",
         "Ref",
         "Retry",

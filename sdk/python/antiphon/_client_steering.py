@@ -30,6 +30,28 @@ class SteeringCalls(ClientBase):
             request.payload.CopyFrom(await payload_of(self.upload_payload, data))
         return await self._ask(lambda to: to.runs.SignalRun, request)
 
+    async def resolve(
+        self,
+        run_id: str,
+        task_id: str,
+        member: int = 0,
+        *,
+        output: Any = None,
+        failure: str | None = None,
+        reason: str = "",
+    ) -> run_pb2.Task:
+        """Say what becomes of a task that is ESCALATED: it succeeds with `output` (None is null), or with `failure` it
+        fails. Raises `TaskNotFound`, `TaskStateConflict`, `RunEnded`.
+        """
+        request = run_service_pb2.ResolveTaskRequest(
+            run_id=run_id, key=run_pb2.TaskKey(task_id=task_id, member=member), reason=reason
+        )
+        if failure is not None:
+            request.failure = failure
+        else:
+            request.output.CopyFrom(await payload_of(self.upload_payload, output))
+        return (await self._ask(lambda to: to.runs.ResolveTask, request)).task
+
     async def pause(self, run_id: str, reason: str = "") -> run_pb2.Run:
         """Hold a run: attempts that are out go on, nothing else begins. Raises `RunNotFound`, `RunEnded`."""
         request = run_service_pb2.PauseRunRequest(run_id=run_id, reason=reason)

@@ -23,7 +23,7 @@ from antiphon.v1 import failure_pb2, graph_pb2
 
 from . import _json
 
-OnFailure = Literal["fail", "skip", "continue"]
+OnFailure = Literal["fail", "skip", "continue", "escalate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,28 @@ class Until:
     def to_proto(self) -> graph_pb2.Until:
         """The loop as a message."""
         return graph_pb2.Until(condition=bare(self.condition), max_iterations=self.max_iterations)
+
+
+@dataclass(frozen=True, slots=True)
+class Compensate:
+    """How what a task did is undone, when it has succeeded and its run fails or is cancelled.
+
+    `input` is JSON with `ref(…)` in it, by default the output of the task.
+    """
+
+    capability: str
+    input: Any = None
+    retry: Sequence[Retry] = ()
+    timeout: timedelta | None = None
+
+    def to_proto(self) -> graph_pb2.Compensate:
+        """The message. Raises as `Graph.task`."""
+        return graph_pb2.Compensate(
+            capability=self.capability,
+            input=template(self.input),
+            retry=[rule.to_proto() for rule in self.retry],
+            timeout=_duration(self.timeout),
+        )
 
 
 def any_of() -> graph_pb2.Join:
@@ -160,6 +182,8 @@ class Graph:
         on_failure: OnFailure | None = None,
         agent_labels: Mapping[str, str] | None = None,
         max_cost: float = 0.0,
+        compensate: Compensate | None = None,
+        at_most_once: bool = False,
         description: str = "",
     ) -> TaskRef:
         """Add a task, and return what other tasks refer to it by.
@@ -167,6 +191,7 @@ class Graph:
         `input` is JSON with `ref(…)` in it. `needs` are tasks that come before, besides those that expressions refer
         to. `when` is a condition, `for_each` a list whose items are worked on each by a member, `until` makes a loop.
         Times: `timeout` of one attempt, `deadline` from ready to the end, `schedule_timeout` of waiting for an agent.
+        `compensate` says how it is undone if the run fails; with `at_most_once` a doubt whether it was done escalates.
         Raises `TypeError` or `ValueError` for an input that is not JSON.
         """
         task = self._graph.tasks.add(
@@ -177,6 +202,8 @@ class Graph:
             when=_expression(when),
             for_each=_expression(for_each),
             until=until.to_proto() if until else None,
+            compensate=compensate.to_proto() if compensate else None,
+            at_most_once=at_most_once,
             input=template(input),
             join=join,
             retry=[rule.to_proto() for rule in retry],

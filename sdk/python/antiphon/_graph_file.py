@@ -178,9 +178,11 @@ class _Reader:
             "for_each": self._expression,
             "until": self._until,
             "wait": self._wait,
+            "compensate": self._compensate,
+            "at_most_once": self._flag,
             "input": self._json,
             "join": self._join,
-            "retry": lambda node, path: self._list(node, path, self._retry, "a list, such as " + _RETRY),
+            "retry": self._rules,
             "timeout": self._duration,
             "deadline": self._duration,
             "schedule_timeout": self._duration,
@@ -201,6 +203,28 @@ class _Reader:
         waits = "wait" in {key.value for key, _ in node.value if key.id == "scalar"}
         self._require(node, path, values, "id", *(() if waits else ("capability",)))
         return graph_pb2.GraphTask(**values)
+
+    def _compensate(self, node: Node, path: str) -> graph_pb2.Compensate | None:
+        fields: dict[str, Field] = {
+            "capability": self._text,
+            "input": self._json,
+            "retry": self._rules,
+            "timeout": self._duration,
+        }
+        if (values := self._message(node, path, fields)) is None:
+            return None
+        self._require(node, path, values, "capability")
+        return graph_pb2.Compensate(**values)
+
+    def _rules(self, node: Node, path: str) -> list[graph_pb2.RetryRule] | None:
+        return self._list(node, path, self._retry, "a list, such as " + _RETRY)
+
+    def _flag(self, node: Node, path: str) -> bool | None:
+        value = self._plain(node, path)
+        if not isinstance(value, bool):
+            self._mistake(path, "value", "write true or false")
+            return None
+        return value
 
     def _until(self, node: Node, path: str) -> graph_pb2.Until | None:
         fields: dict[str, Field] = {

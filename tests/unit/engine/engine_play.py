@@ -12,19 +12,21 @@ from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import run_pb2
 from antiphon_orchestrator.engine import decide, steer, waits
 from antiphon_orchestrator.engine.decide import Outcome
+from antiphon_orchestrator.engine.escalation import fail_task
 from antiphon_orchestrator.engine.events import (
     AttemptEnded,
     Event,
     Placement,
     SignalReceived,
     TaskEnded,
+    TaskEscalated,
     TaskReady,
     TaskReopened,
     TaskWaiting,
 )
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure, Plan
-from antiphon_orchestrator.engine.run import Run, Task, apply, start
+from antiphon_orchestrator.engine.run import FATAL, Run, Task, apply, start
 from antiphon_orchestrator.engine.states import AttemptState, RunState, TaskState
 from antiphon_orchestrator.shards import codec
 
@@ -114,9 +116,9 @@ class Player:
             decision = run_pb2.RoutingDecision(chosen="s/i/a").SerializeToString()
             self.record([decide.offer(run, task, Placement("a", "s/i/a", "text.work@1.0", decision, 1), 7)])
         elif move == "steer":
-            wish = rng.choice(["pause", "resume", "resume", "retry", "retry", "end", "end all"])
-            failed = [t for t in tasks if t.state is TaskState.FAILED]
-            self.steer(wish, rng.choice(failed if failed and wish == "retry" else tasks))
+            wish = rng.choice(["pause", "resume", "resume", "retry", "retry", "end", "end all", "resolve", "resolve"])
+            failed = [t for t in tasks if t.state in (TaskState.FAILED, TaskState.ESCALATED)]
+            self.steer(wish, rng.choice(failed if failed and wish in ("retry", "resolve") else tasks))
         elif move == "signal":
             self.signal(rng.choice(sorted(run.plan.signals)))
         elif move == "started" and live:
@@ -146,7 +148,7 @@ class Player:
         elif move == "refuse" and ready:
             task = rng.choice(ready)
             failure = Failure(FailureKind.POLICY, "denied", retryable=False)
-            self.record(decide.fail_task(run, task, failure))
+            self.record(fail_task(task, failure))
         self.go_on()
 
     def steer(self, wish: str, task: Task) -> None:
@@ -162,8 +164,10 @@ class Player:
             try:
                 self.record(steer.retry_task(run, task, None, "someone", "because"))
             except steer.Conflict:
-                assert task.state in ENDED
-        else:
+                assert task.state in ENDED or task.state is TaskState.ESCALATED
+        elif wish == "resolve":
+            self.resolve(task)
+        elif task.plan.compensates < 0:
             below = below_of(run, task) if wish == "end all" else set()
             self.record(steer.cancel_task(run, task, wish == "end all", "someone", "because"))
             if not steer.over(run):
@@ -171,11 +175,24 @@ class Player:
                 assert task.state in ENDED
                 assert all(run.tasks[index].state in ENDED for index in below)
 
+    def resolve(self, task: Task) -> None:
+        """A person's answer, which only an escalated task takes."""
+        output = payload("a person's") if self.rng.random() < 0.5 else None
+        try:
+            self.record(steer.resolve_task(self.run, task, output, "" if output else "no", "someone"))
+        except steer.Conflict:
+            fan_out = task.plan.fan_out and not task.member and not task.plan.most_iterations
+            assert task.state is not TaskState.ESCALATED or (fan_out and output)
+        else:
+            assert task.state is not TaskState.ESCALATED or steer.over(self.run, task)
+
     def finish(self) -> None:
         """Ends what is left without further trouble."""
         self.steer("resume", self.run.tasks[0])
         while self.run.state is RunState.RUNNING:
             for task in list(self.run.all_tasks()):
+                if task.state is TaskState.ESCALATED:
+                    self.resolve(task)
                 if task.state is TaskState.READY:
                     self.record([decide.offer(self.run, task, Placement("a", "s/i/a", "c@1", b"", 1), 7)])
                 if task.live is not None:
@@ -287,7 +304,8 @@ class Player:
             assert node.members_open == sum(m.state not in ENDED for m in node.members)
             if node.state in ENDED:
                 assert all(m.state in ENDED for m in node.members)
-        assert run.tasks_open == sum(t.state not in ENDED for t in run.tasks)
+        assert run.tasks_open == sum(t.state not in ENDED for t in run.tasks if t.plan.compensates < 0)
+        assert set(run.completed) == {t.plan.index for t in run.tasks if undone(t)}
         assert len(set(run.frontier)) == len(run.frontier)
         assert set(run.frontier) == {t.plan.index for t in run.tasks if actionable(run, t)}
         for task in run.all_tasks():
@@ -302,8 +320,24 @@ class Player:
             elif task.state in ENDED:
                 self.finished[key] = summary(task)
         if run.state is not RunState.RUNNING:
-            assert all(t.state in ENDED for t in run.all_tasks())
+            assert all(t.state in ENDED for t in run.all_tasks() if t.plan.compensates < 0)
             assert not isinstance(event, TaskEnded)
+        self.check_undoing()
+
+    def check_undoing(self) -> None:
+        """Only a run that fails or is cancelled is undone: in reverse order, one task at a time, and wholly."""
+        run = self.run
+        undoing = [run.tasks[run.tasks[index].plan.compensation] for index in reversed(run.completed)]
+        begun = [task for task in undoing if task.state is not TaskState.PENDING]
+        assert begun == undoing[: len(begun)]
+        assert all(task.state in ENDED for task in begun[:-1])
+        assert len(begun) == sum(t.state is not TaskState.PENDING for t in run.tasks if t.plan.compensates >= 0)
+        if begun:
+            assert run.tasks_open == 0 and (run.cancel is not None or run.first_failure or run.unwinding)
+        if run.state in (RunState.FAILED, RunState.CANCELLED):
+            assert len(begun) == len(undoing) and all(task.state in ENDED for task in begun)
+        elif run.state is RunState.SUCCEEDED:
+            assert not begun
 
     def check_retry(self, task: Task, outcome: Outcome, events: list[Event]) -> None:
         ended = events[0]
@@ -319,14 +353,16 @@ class Player:
         assert failure is not None
         rule = next((r for r in task.plan.retry if failure.kind in r.kinds), None)
         tries = sum(a.state is not AttemptState.RETURNED for a in task.attempts)
-        again = rule is not None and failure.retryable and tries < rule.max_attempts
+        doubtful = task.plan.at_most_once and failure.kind in (FailureKind.LOST, FailureKind.TIMEOUT)
+        again = rule is not None and failure.retryable and tries < rule.max_attempts and not doubtful
         if not again:
-            assert isinstance(events[1], TaskEnded)
+            escalates = task.plan.on_failure is OnFailure.ESCALATE
+            assert isinstance(events[1], TaskEscalated if escalates or doubtful else TaskEnded)
             return
         assert rule is not None
         wait = min(rule.max_backoff, rule.initial_backoff * rule.multiplier ** (tries - 1))
         limit = decide.task_deadline(self.run, task)
-        if isinstance(events[1], TaskEnded):
+        if isinstance(events[1], TaskEnded | TaskEscalated):
             assert self.now + wait >= limit
         else:
             until = events[1].until  # type: ignore[union-attr]
@@ -339,10 +375,14 @@ class Player:
         evaluator = self.plan.evaluator
         assert isinstance(evaluator, FakeEvaluator)
         for task in run.tasks:
+            if task.plan.compensates >= 0:
+                continue
             node = evaluator.nodes[task.plan.index]
             if task.state is TaskState.CANCELLED:
                 assert run.cancel is not None or self.steers
                 continue
+            if task.plan.on_failure is OnFailure.ESCALATE and task.state is TaskState.SUCCEEDED:
+                continue  # perhaps by a person's answer, whatever the plan says
             if sum(done(run.tasks[i]) for i in node.needs) < task.plan.join and run.cancel is None:
                 assert task.state is TaskState.SKIPPED
             elif task.state is TaskState.SKIPPED:
@@ -355,10 +395,14 @@ class Player:
                 loop = node.most_iterations > 0
                 assert len(task.members) == (max(1, node.iterations) if loop else node.members)
                 allowed = {TaskState.SUCCEEDED} | ({TaskState.CANCELLED} if self.steers else set())
-                if task.plan.on_failure is not OnFailure.FAIL and not loop:
+                if task.plan.on_failure not in FATAL and not loop:
                     allowed.add(TaskState.FAILED)
                 assert {m.state for m in task.members} <= allowed
-        failed = [t for t in run.tasks if t.state is TaskState.FAILED and t.plan.on_failure is OnFailure.FAIL]
+        failed = [
+            t
+            for t in run.tasks
+            if t.state is TaskState.FAILED and t.plan.on_failure in FATAL and t.plan.compensates < 0
+        ]
         if run.cancel is not None:
             assert run.state is (RunState.CANCELLED if run.cancel.principal else RunState.FAILED)
         elif failed or evaluator.broken_output:
@@ -390,6 +434,11 @@ def done(task: Task) -> bool:
     return task.state is TaskState.SUCCEEDED
 
 
+def undone(task: Task) -> bool:
+    """Whether a task has to be undone if its run fails."""
+    return task.state is TaskState.SUCCEEDED and task.plan.compensation >= 0
+
+
 def below_of(run: Run, task: Task) -> set[int]:
     """All that needs a task, directly or not; of a member nothing."""
     below: set[int] = set()
@@ -404,6 +453,8 @@ def actionable(run: Run, task: Task) -> bool:
     """Whether a node can be taken a step further without anything from outside."""
     if task.cancel_reason:
         return True
+    if task.plan.compensates >= 0 or task.state is TaskState.ESCALATED:
+        return False
     if task.state is TaskState.PENDING:
         ended = [run.tasks[i] for i in task.plan.needs if run.tasks[i].state in ENDED]
         met = sum(done(t) for t in ended)

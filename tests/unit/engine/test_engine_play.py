@@ -22,7 +22,7 @@ def nodes(draw: st.DrawFn, index: int) -> Node:
     earlier = list(range(index))
     needs = tuple(sorted(draw(st.sets(st.sampled_from(earlier), max_size=4)))) if earlier else ()
     fan_out = draw(st.sampled_from([None, None, None, 0, 1, 3, 7, 120]))
-    broken = draw(st.sampled_from([""] * 10 + ["when", "input", "for_each", "members"]))
+    broken = draw(st.sampled_from([""] * 10 + ["when", "input", "for_each", "members", "undo"]))
     when = draw(st.sampled_from([None, None, None, True, False]))
     if (broken == "when" and when is None) or (broken == "input" and fan_out is not None):
         broken = ""
@@ -45,6 +45,8 @@ def nodes(draw: st.DrawFn, index: int) -> Node:
         wait=wait,
         iterations=iterations,
         most_iterations=draw(st.integers(max(1, iterations - 1), 5)) if other == "loop" else 0,
+        undone=fan_out is None and other != "wait" and draw(st.booleans()),
+        at_most_once=other != "wait" and draw(st.integers(0, 3)) == 3,
     )
 
 
@@ -116,9 +118,16 @@ def test_every_row_of_every_table_is_there_for_something(tables: dict[str, _Rows
         plan(Node(members=3, retry=(retry(3),), deadline=deadline)),
         plan(Node(wait=SECOND), Node(wait="go", deadline=deadline), Node((1,), iterations=2, most_iterations=3)),
         plan(Node(members=3), Node((0,)), Node(wait="go")),
+        plan(
+            Node(on_failure=OnFailure.ESCALATE, schedule_timeout=SECOND),
+            Node(broken="input", on_failure=OnFailure.ESCALATE),
+            Node(wait="go", deadline=deadline, on_failure=OnFailure.ESCALATE),
+            Node(members=2, on_failure=OnFailure.ESCALATE, retry=(retry(3),), deadline=deadline),
+            Node(iterations=9, most_iterations=1, on_failure=OnFailure.ESCALATE),
+        ),
     ]
     Player(plan(Node(members=120)), random.Random(0)).play(10)
-    for seed in range(600):
+    for seed in range(900):
         Player(graphs[seed % len(graphs)], random.Random(seed), 1 + seed % 3 * 10, seed % 2 * 5).play(60)
         if all(table.used == set(table) for table in tables.values()):
             break

@@ -1,4 +1,4 @@
-"""`antiphon run signal`, `pause`, `resume`, `cancel` and `retry`: what is asked of a run that is under way."""
+"""`antiphon run signal`, `pause`, `resume`, `cancel`, `retry`, `resolve`: what is asked of a run that is under way."""
 
 from __future__ import annotations
 
@@ -94,6 +94,29 @@ def retry(
     _show_task(
         with_client(profile, lambda client: client.retry(run_id, key.task_id, key.member, reason=reason)), as_json
     )
+
+
+@app.command()
+def resolve(
+    run_id: RunId,
+    task: TaskName,
+    given: Annotated[
+        str | None, typer.Option("--output", help="It succeeds with this: JSON, @FILE, or -.", metavar="JSON")
+    ] = None,
+    failure: Annotated[str | None, typer.Option("--fail", help="It fails, for this reason.", metavar="WHY")] = None,
+    reason: Reason = "",
+    as_json: AsJson = False,
+    profile: ProfileName = None,
+) -> None:
+    """Say what becomes of a task that is ESCALATED. To have it tried again: antiphon run retry."""
+    if (given is None) == (failure is None):
+        raise Problem("an answer is an output or a failure", "give one of --output and --fail")
+    key, value = parse_task(task), read_input(given)
+    ended = with_client(
+        profile,
+        lambda client: client.resolve(run_id, key.task_id, key.member, output=value, failure=failure, reason=reason),
+    )
+    _show_task(ended, as_json)
 
 
 def _show_run(run: Run, as_json: bool) -> None:

@@ -37,6 +37,8 @@ class _OnFailureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnFailure.V
     """Dependents are skipped as their joins say; the run may still succeed."""
     ON_FAILURE_CONTINUE: _OnFailure.ValueType  # 3
     """Dependents go on with a null output and can read tasks.ID.failure; the run may still succeed."""
+    ON_FAILURE_ESCALATE: _OnFailure.ValueType  # 4
+    """The task is ESCALATED: it waits for a person, who gives its output, lets it fail (then as FAIL) or has it tried again."""
 
 class OnFailure(_OnFailure, metaclass=_OnFailureEnumTypeWrapper):
     """OnFailure is what a task's final failure means for its run."""
@@ -49,6 +51,8 @@ ON_FAILURE_SKIP: OnFailure.ValueType  # 2
 """Dependents are skipped as their joins say; the run may still succeed."""
 ON_FAILURE_CONTINUE: OnFailure.ValueType  # 3
 """Dependents go on with a null output and can read tasks.ID.failure; the run may still succeed."""
+ON_FAILURE_ESCALATE: OnFailure.ValueType  # 4
+"""The task is ESCALATED: it waits for a person, who gives its output, lets it fail (then as FAIL) or has it tried again."""
 Global___OnFailure: _TypeAlias = OnFailure  # noqa: Y015
 
 @_typing.final
@@ -155,6 +159,8 @@ class GraphTask(_message.Message):
     CONSTRAINTS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
+    COMPENSATE_FIELD_NUMBER: _builtins.int
+    AT_MOST_ONCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifier within the graph."""
     description: _builtins.str
@@ -175,6 +181,10 @@ class GraphTask(_message.Message):
     """0 (default) to 9; higher goes first among tasks that wait for the same agents."""
     on_failure: Global___OnFailure.ValueType
     """What a failure of the task means for the run."""
+    at_most_once: _builtins.bool
+    """True: after a loss, a timeout or any other doubt whether the work was done the task is not offered again, but
+    ESCALATED, whatever on_failure says.
+    """
     @_builtins.property
     def needs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tasks that come before this one, besides those its expressions refer to."""
@@ -213,6 +223,10 @@ class GraphTask(_message.Message):
     def until(self) -> Global___Until:
         """The task is a loop: it is done again until a condition holds."""
 
+    @_builtins.property
+    def compensate(self) -> Global___Compensate:
+        """How what the task did is undone, when it has succeeded and its run fails or is cancelled. Not for a for_each."""
+
     def __init__(
         self,
         *,
@@ -233,14 +247,59 @@ class GraphTask(_message.Message):
         constraints: Global___Constraints | None = ...,
         wait: Global___Wait | None = ...,
         until: Global___Until | None = ...,
+        compensate: Global___Compensate | None = ...,
+        at_most_once: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["constraints", b"constraints", "deadline", b"deadline", "join", b"join", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "join", b"join", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "constraints", b"constraints", "deadline", b"deadline", "description", b"description", "for_each", b"for_each", "id", b"id", "input", b"input", "join", b"join", "needs", b"needs", "on_failure", b"on_failure", "priority", b"priority", "retry", b"retry", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "capability", b"capability", "compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "description", b"description", "for_each", b"for_each", "id", b"id", "input", b"input", "join", b"join", "needs", b"needs", "on_failure", b"on_failure", "priority", b"priority", "retry", b"retry", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GraphTask: _TypeAlias = GraphTask  # noqa: Y015
+
+@_typing.final
+class Compensate(_message.Message):
+    """Compensate undoes a task. When a run fails or is cancelled, the tasks of it that have succeeded are undone one after the
+    other, the last to succeed first, before the run ends; deadlines do not stop that. One that cannot be undone is
+    ESCALATED, and the run waits for the answer.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAPABILITY_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    capability: _builtins.str
+    """The operation asked for, as GraphTask.capability."""
+    input: _builtins.str
+    """Its input, as GraphTask.input; it may refer to any task, and finds null where one has no output. Empty: the output of
+    the task that is undone.
+    """
+    @_builtins.property
+    def retry(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetryRule]:
+        """Retry rules, as GraphTask.retry."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Longest duration of one attempt, as GraphTask.timeout."""
+
+    def __init__(
+        self,
+        *,
+        capability: _builtins.str = ...,
+        input: _builtins.str = ...,
+        retry: _abc.Iterable[Global___RetryRule] | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "input", b"input", "retry", b"retry", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Compensate: _TypeAlias = Compensate  # noqa: Y015
 
 @_typing.final
 class Wait(_message.Message):

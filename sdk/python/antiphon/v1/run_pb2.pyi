@@ -84,6 +84,8 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     """Terminal: its condition was false or its join cannot be met."""
     TASK_STATE_CANCELLED: _TaskState.ValueType  # 8
     """Terminal: cancelled, with its run or by itself, or moot."""
+    TASK_STATE_ESCALATED: _TaskState.ValueType  # 9
+    """It has failed, or may have been done, and waits for a person to say how it goes on."""
 
 class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
     """TaskState is where a task is. SUCCEEDED, FAILED, SKIPPED and CANCELLED are terminal."""
@@ -106,6 +108,8 @@ TASK_STATE_SKIPPED: TaskState.ValueType  # 7
 """Terminal: its condition was false or its join cannot be met."""
 TASK_STATE_CANCELLED: TaskState.ValueType  # 8
 """Terminal: cancelled, with its run or by itself, or moot."""
+TASK_STATE_ESCALATED: TaskState.ValueType  # 9
+"""It has failed, or may have been done, and waits for a person to say how it goes on."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 class _AttemptState:
@@ -301,6 +305,7 @@ class TaskTotals(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    ESCALATED_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     """All."""
     pending: _builtins.int
@@ -319,6 +324,8 @@ class TaskTotals(_message.Message):
     """SKIPPED."""
     cancelled: _builtins.int
     """CANCELLED."""
+    escalated: _builtins.int
+    """ESCALATED."""
     def __init__(
         self,
         *,
@@ -331,10 +338,11 @@ class TaskTotals(_message.Message):
         failed: _builtins.int = ...,
         skipped: _builtins.int = ...,
         cancelled: _builtins.int = ...,
+        escalated: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "failed", b"failed", "pending", b"pending", "ready", b"ready", "running", b"running", "skipped", b"skipped", "succeeded", b"succeeded", "total", b"total", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "escalated", b"escalated", "failed", b"failed", "pending", b"pending", "ready", b"ready", "running", b"running", "skipped", b"skipped", "succeeded", b"succeeded", "total", b"total", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -349,7 +357,7 @@ class TaskKey(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     MEMBER_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
-    """Id of the task in its graph."""
+    """Id of the task in its graph; what undoes it is called ID.compensate."""
     member: _builtins.int
     """Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself."""
     def __init__(
@@ -385,6 +393,7 @@ class Task(_message.Message):
     MEMBER_COUNT_FIELD_NUMBER: _builtins.int
     WITHHELD_FIELD_NUMBER: _builtins.int
     READS_FIELD_NUMBER: _builtins.int
+    COMPENSATES_FIELD_NUMBER: _builtins.int
     state: Global___TaskState.ValueType
     """Where it is."""
     capability: _builtins.str
@@ -397,6 +406,8 @@ class Task(_message.Message):
     """Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown."""
     withheld: _builtins.str
     """What of its payloads the reader does not get, for people; empty when all is there."""
+    compensates: _builtins.str
+    """Id of the task that it undoes; empty for what the graph itself names."""
     @_builtins.property
     def key(self) -> Global___TaskKey:
         """Which task."""
@@ -419,7 +430,7 @@ class Task(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ended."""
+        """When it ended, or was escalated."""
 
     @_builtins.property
     def reads(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.EntryReference]:
@@ -441,10 +452,11 @@ class Task(_message.Message):
         member_count: _builtins.int = ...,
         withheld: _builtins.str = ...,
         reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
+        compensates: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "output", b"output", "ready_time", b"ready_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "capability", b"capability", "end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "reads", b"reads", "ready_time", b"ready_time", "reason", b"reason", "state", b"state", "withheld", b"withheld"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "capability", b"capability", "compensates", b"compensates", "end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "reads", b"reads", "ready_time", b"ready_time", "reason", b"reason", "state", b"state", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -911,6 +911,74 @@ class RetryTaskResponse(_message.Message):
 Global___RetryTaskResponse: _TypeAlias = RetryTaskResponse  # noqa: Y015
 
 @_typing.final
+class ResolveTaskRequest(_message.Message):
+    """ResolveTaskRequest is the answer to an escalation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    failure: _builtins.str
+    """It fails, with this message; its run as with on_failure FAIL. What undoes a task is given up."""
+    reason: _builtins.str
+    """Why, for the record."""
+    @_builtins.property
+    def key(self) -> _run_pb2.TaskKey:
+        """The task, or a member of a for_each."""
+
+    @_builtins.property
+    def output(self) -> _payload_pb2.Payload:
+        """It succeeds with this output; an empty one is null. Not for a for_each as a whole."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        key: _run_pb2.TaskKey | None = ...,
+        output: _payload_pb2.Payload | None = ...,
+        failure: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "failure", b"failure", "key", b"key", "output", b"output"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "failure", b"failure", "key", b"key", "output", b"output", "reason", b"reason", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["output", "failure"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___ResolveTaskRequest: _TypeAlias = ResolveTaskRequest  # noqa: Y015
+
+@_typing.final
+class ResolveTaskResponse(_message.Message):
+    """ResolveTaskResponse holds the task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def task(self) -> _run_pb2.Task:
+        """The task, SUCCEEDED or FAILED."""
+
+    def __init__(
+        self,
+        *,
+        task: _run_pb2.Task | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveTaskResponse: _TypeAlias = ResolveTaskResponse  # noqa: Y015
+
+@_typing.final
 class SignalRunRequest(_message.Message):
     """SignalRunRequest is one signal."""
 

@@ -100,6 +100,11 @@ class RunServiceStub(object):
                 request_serializer=antiphon_dot_v1_dot_run__service__pb2.RetryTaskRequest.SerializeToString,
                 response_deserializer=antiphon_dot_v1_dot_run__service__pb2.RetryTaskResponse.FromString,
                 _registered_method=True)
+        self.ResolveTask = channel.unary_unary(
+                '/antiphon.v1.RunService/ResolveTask',
+                request_serializer=antiphon_dot_v1_dot_run__service__pb2.ResolveTaskRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_run__service__pb2.ResolveTaskResponse.FromString,
+                _registered_method=True)
         self.SignalRun = channel.unary_unary(
                 '/antiphon.v1.RunService/SignalRun',
                 request_serializer=antiphon_dot_v1_dot_run__service__pb2.SignalRunRequest.SerializeToString,
@@ -208,10 +213,18 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryTask(self, request, context):
-        """RetryTask takes up a task that has FAILED, of a run that has not ended: its expressions are evaluated anew, it gets
+        """RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
         one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
         a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
         A task that is under way stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveTask(self, request, context):
+        """ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
+        have it tried again, RetryTask.) The same answer given again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -299,6 +312,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.RetryTask,
                     request_deserializer=antiphon_dot_v1_dot_run__service__pb2.RetryTaskRequest.FromString,
                     response_serializer=antiphon_dot_v1_dot_run__service__pb2.RetryTaskResponse.SerializeToString,
+            ),
+            'ResolveTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveTask,
+                    request_deserializer=antiphon_dot_v1_dot_run__service__pb2.ResolveTaskRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_run__service__pb2.ResolveTaskResponse.SerializeToString,
             ),
             'SignalRun': grpc.unary_unary_rpc_method_handler(
                     servicer.SignalRun,
@@ -663,6 +681,33 @@ class RunService(object):
             '/antiphon.v1.RunService/RetryTask',
             antiphon_dot_v1_dot_run__service__pb2.RetryTaskRequest.SerializeToString,
             antiphon_dot_v1_dot_run__service__pb2.RetryTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.RunService/ResolveTask',
+            antiphon_dot_v1_dot_run__service__pb2.ResolveTaskRequest.SerializeToString,
+            antiphon_dot_v1_dot_run__service__pb2.ResolveTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -92,6 +92,8 @@ class Record(_message.Message):
     RUN_RESUMED_FIELD_NUMBER: _builtins.int
     TASK_CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     TASK_REOPENED_FIELD_NUMBER: _builtins.int
+    TASK_ESCALATED_FIELD_NUMBER: _builtins.int
+    RUN_UNWINDING_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     event_seq: _builtins.int
@@ -170,6 +172,14 @@ class Record(_message.Message):
     def task_reopened(self) -> Global___TaskReopened:
         """Somebody had a task taken up again."""
 
+    @_builtins.property
+    def task_escalated(self) -> Global___TaskEscalated:
+        """A task waits for a person."""
+
+    @_builtins.property
+    def run_unwinding(self) -> Global___RunUnwinding:
+        """A run that has no failed task has failed, and what was done is undone."""
+
     def __init__(
         self,
         *,
@@ -194,12 +204,14 @@ class Record(_message.Message):
         run_resumed: Global___RunResumed | None = ...,
         task_cancel_requested: Global___TaskCancelRequested | None = ...,
         task_reopened: Global___TaskReopened | None = ...,
+        task_escalated: Global___TaskEscalated | None = ...,
+        run_unwinding: Global___RunUnwinding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "run_ended", b"run_ended", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "signal_received", b"signal_received", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "run_ended", b"run_ended", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_id", b"run_id", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "signal_received", b"signal_received", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_id", b"run_id", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received", "run_paused", "run_resumed", "task_cancel_requested", "task_reopened"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received", "run_paused", "run_resumed", "task_cancel_requested", "task_reopened", "task_escalated", "run_unwinding"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -594,6 +606,7 @@ class TaskCompleted(_message.Message):
     MEMBER_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -602,6 +615,8 @@ class TaskCompleted(_message.Message):
     """Serialised antiphon.v1.Payload; empty means null."""
     signal: _builtins.int
     """Place of the signal it waited for among those of the run, from 1; 0 when it waited for none."""
+    principal: _builtins.str
+    """SPIFFE id of the person who gave the output; empty when nobody did."""
     def __init__(
         self,
         *,
@@ -609,14 +624,71 @@ class TaskCompleted(_message.Message):
         member: _builtins.int = ...,
         output: _builtins.bytes = ...,
         signal: _builtins.int = ...,
+        principal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "output", b"output", "signal", b"signal", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "output", b"output", "principal", b"principal", "signal", b"signal", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskCompleted: _TypeAlias = TaskCompleted  # noqa: Y015
+
+@_typing.final
+class TaskEscalated(_message.Message):
+    """TaskEscalated tells that a task waits for a person."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    member: _builtins.int
+    """Member, or 0."""
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why it did not succeed."""
+
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        member: _builtins.int = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "member", b"member", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskEscalated: _TypeAlias = TaskEscalated  # noqa: Y015
+
+@_typing.final
+class RunUnwinding(_message.Message):
+    """RunUnwinding tells that a run has failed although no task of it has, so that what was done is undone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why; the run will end with it."""
+
+    def __init__(
+        self,
+        *,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunUnwinding: _TypeAlias = RunUnwinding  # noqa: Y015
 
 @_typing.final
 class SignalReceived(_message.Message):
@@ -949,6 +1021,8 @@ class RunSnapshot(_message.Message):
     SIGNALS_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     RESUME_TIME_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    UNWINDING_FIELD_NUMBER: _builtins.int
     create_time: _builtins.int
     """When it began; microseconds since 1970."""
     archived_seq: _builtins.int
@@ -985,6 +1059,14 @@ class RunSnapshot(_message.Message):
     def paused(self) -> Global___RunPaused:
         """Present while the run is held."""
 
+    @_builtins.property
+    def completed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tasks that can be undone and have succeeded, by index, in that order."""
+
+    @_builtins.property
+    def unwinding(self) -> _failure_pb2.Failure:
+        """As RunUnwinding."""
+
     def __init__(
         self,
         *,
@@ -999,10 +1081,12 @@ class RunSnapshot(_message.Message):
         signals: _abc.Iterable[Global___SignalSnapshot] | None = ...,
         paused: Global___RunPaused | None = ...,
         resume_time: _builtins.int = ...,
+        completed: _abc.Iterable[_builtins.int] | None = ...,
+        unwinding: _failure_pb2.Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "paused", b"paused", "submitted", b"submitted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "paused", b"paused", "submitted", b"submitted", "unwinding", b"unwinding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "create_time", b"create_time", "first_failed", b"first_failed", "output_found", b"output_found", "paused", b"paused", "resume_time", b"resume_time", "signals", b"signals", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "completed", b"completed", "create_time", b"create_time", "first_failed", b"first_failed", "output_found", b"output_found", "paused", b"paused", "resume_time", b"resume_time", "signals", b"signals", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks", "unwinding", b"unwinding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

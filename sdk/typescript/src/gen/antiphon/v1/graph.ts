@@ -25,6 +25,8 @@ export enum OnFailure {
   SKIP = 2,
   /** CONTINUE - Dependents go on with a null output and can read tasks.ID.failure; the run may still succeed. */
   CONTINUE = 3,
+  /** ESCALATE - The task is ESCALATED: it waits for a person, who gives its output, lets it fail (then as FAIL) or has it tried again. */
+  ESCALATE = 4,
 }
 
 /** Graph is a set of tasks with their dependencies. */
@@ -119,7 +121,38 @@ export interface GraphTask {
     | Wait
     | undefined;
   /** The task is a loop: it is done again until a condition holds. */
-  until: Until | undefined;
+  until:
+    | Until
+    | undefined;
+  /** How what the task did is undone, when it has succeeded and its run fails or is cancelled. Not for a for_each. */
+  compensate:
+    | Compensate
+    | undefined;
+  /**
+   * True: after a loss, a timeout or any other doubt whether the work was done the task is not offered again, but
+   * ESCALATED, whatever on_failure says.
+   */
+  atMostOnce: boolean;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/**
+ * Compensate undoes a task. When a run fails or is cancelled, the tasks of it that have succeeded are undone one after the
+ * other, the last to succeed first, before the run ends; deadlines do not stop that. One that cannot be undone is
+ * ESCALATED, and the run waits for the answer.
+ */
+export interface Compensate {
+  /** The operation asked for, as GraphTask.capability. */
+  capability: string;
+  /**
+   * Its input, as GraphTask.input; it may refer to any task, and finds null where one has no output. Empty: the output of
+   * the task that is undone.
+   */
+  input: string;
+  /** Retry rules, as GraphTask.retry. */
+  retry: RetryRule[];
+  /** Longest duration of one attempt, as GraphTask.timeout. */
+  timeout: Duration | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -511,6 +544,8 @@ function createBaseGraphTask(): GraphTask {
     constraints: undefined,
     wait: undefined,
     until: undefined,
+    compensate: undefined,
+    atMostOnce: false,
     _unknownFields: {},
   };
 }
@@ -567,6 +602,12 @@ export const GraphTask: MessageFns<GraphTask> = {
     }
     if (message.until !== undefined) {
       Until.encode(message.until, writer.uint32(138).fork()).join();
+    }
+    if (message.compensate !== undefined) {
+      Compensate.encode(message.compensate, writer.uint32(146).fork()).join();
+    }
+    if (message.atMostOnce !== false) {
+      writer.uint32(152).bool(message.atMostOnce);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -728,6 +769,22 @@ export const GraphTask: MessageFns<GraphTask> = {
             message.until = Until.decode(reader, reader.uint32());
             continue;
           }
+          case 18: {
+            if (tag !== 146) {
+              break;
+            }
+
+            message.compensate = Compensate.decode(reader, reader.uint32());
+            continue;
+          }
+          case 19: {
+            if (tag !== 152) {
+              break;
+            }
+
+            message.atMostOnce = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -778,6 +835,119 @@ export const GraphTask: MessageFns<GraphTask> = {
       : undefined;
     message.wait = (object.wait !== undefined && object.wait !== null) ? Wait.fromPartial(object.wait) : undefined;
     message.until = (object.until !== undefined && object.until !== null) ? Until.fromPartial(object.until) : undefined;
+    message.compensate = (object.compensate !== undefined && object.compensate !== null)
+      ? Compensate.fromPartial(object.compensate)
+      : undefined;
+    message.atMostOnce = object.atMostOnce ?? false;
+    return message;
+  },
+};
+
+function createBaseCompensate(): Compensate {
+  return { capability: "", input: "", retry: [], timeout: undefined, _unknownFields: {} };
+}
+
+export const Compensate: MessageFns<Compensate> = {
+  encode(message: Compensate, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.capability !== "") {
+      writer.uint32(10).string(message.capability);
+    }
+    if (message.input !== "") {
+      writer.uint32(18).string(message.input);
+    }
+    for (const v of message.retry) {
+      RetryRule.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.timeout !== undefined) {
+      Duration.encode(message.timeout, writer.uint32(34).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Compensate {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCompensate();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.capability = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.input = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.retry.push(RetryRule.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.timeout = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Compensate>): Compensate {
+    return Compensate.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Compensate>): Compensate {
+    const message = createBaseCompensate();
+    message.capability = object.capability ?? "";
+    message.input = object.input ?? "";
+    message.retry = object.retry?.map((e) => RetryRule.fromPartial(e)) || [];
+    message.timeout = (object.timeout !== undefined && object.timeout !== null)
+      ? Duration.fromPartial(object.timeout)
+      : undefined;
     return message;
   },
 };

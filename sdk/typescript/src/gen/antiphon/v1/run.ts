@@ -51,6 +51,8 @@ export enum TaskState {
   SKIPPED = 7,
   /** CANCELLED - Terminal: cancelled, with its run or by itself, or moot. */
   CANCELLED = 8,
+  /** ESCALATED - It has failed, or may have been done, and waits for a person to say how it goes on. */
+  ESCALATED = 9,
 }
 
 /** AttemptState is where an attempt is. All but OFFERED and RUNNING are terminal. */
@@ -156,12 +158,14 @@ export interface TaskTotals {
   skipped: number;
   /** CANCELLED. */
   cancelled: number;
+  /** ESCALATED. */
+  escalated: number;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
 /** TaskKey names a task of a run. */
 export interface TaskKey {
-  /** Id of the task in its graph. */
+  /** Id of the task in its graph; what undoes it is called ID.compensate. */
   taskId: string;
   /** Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself. */
   member: number;
@@ -198,7 +202,7 @@ export interface Task {
   readyTime:
     | Date
     | undefined;
-  /** When it ended. */
+  /** When it ended, or was escalated. */
   endTime:
     | Date
     | undefined;
@@ -208,6 +212,8 @@ export interface Task {
   withheld: string;
   /** What its expressions read of shared context, and at which revision; 0 where there was no such entry. */
   reads: EntryReference[];
+  /** Id of the task that it undoes; empty for what the graph itself names. */
+  compensates: string;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -801,6 +807,7 @@ function createBaseTaskTotals(): TaskTotals {
     failed: 0,
     skipped: 0,
     cancelled: 0,
+    escalated: 0,
     _unknownFields: {},
   };
 }
@@ -833,6 +840,9 @@ export const TaskTotals: MessageFns<TaskTotals> = {
     }
     if (message.cancelled !== 0) {
       writer.uint32(72).uint32(message.cancelled);
+    }
+    if (message.escalated !== 0) {
+      writer.uint32(80).uint32(message.escalated);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -930,6 +940,14 @@ export const TaskTotals: MessageFns<TaskTotals> = {
             message.cancelled = reader.uint32();
             continue;
           }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.escalated = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -964,6 +982,7 @@ export const TaskTotals: MessageFns<TaskTotals> = {
     message.failed = object.failed ?? 0;
     message.skipped = object.skipped ?? 0;
     message.cancelled = object.cancelled ?? 0;
+    message.escalated = object.escalated ?? 0;
     return message;
   },
 };
@@ -1066,6 +1085,7 @@ function createBaseTask(): Task {
     memberCount: 0,
     withheld: "",
     reads: [],
+    compensates: "",
     _unknownFields: {},
   };
 }
@@ -1110,6 +1130,9 @@ export const Task: MessageFns<Task> = {
     }
     for (const v of message.reads) {
       EntryReference.encode(v!, writer.uint32(106).fork()).join();
+    }
+    if (message.compensates !== "") {
+      writer.uint32(114).string(message.compensates);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1239,6 +1262,14 @@ export const Task: MessageFns<Task> = {
             message.reads.push(EntryReference.decode(reader, reader.uint32()));
             continue;
           }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.compensates = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1283,6 +1314,7 @@ export const Task: MessageFns<Task> = {
     message.memberCount = object.memberCount ?? 0;
     message.withheld = object.withheld ?? "";
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
+    message.compensates = object.compensates ?? "";
     return message;
   },
 };

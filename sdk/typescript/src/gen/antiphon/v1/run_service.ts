@@ -339,6 +339,35 @@ export interface RetryTaskResponse {
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
+/** ResolveTaskRequest is the answer to an escalation. */
+export interface ResolveTaskRequest {
+  /** The run. */
+  runId: string;
+  /** The task, or a member of a for_each. */
+  key:
+    | TaskKey
+    | undefined;
+  /** What becomes of it. */
+  answer:
+    | //
+    /** It succeeds with this output; an empty one is null. Not for a for_each as a whole. */
+    { $case: "output"; value: Payload }
+    | //
+    /** It fails, with this message; its run as with on_failure FAIL. What undoes a task is given up. */
+    { $case: "failure"; value: string }
+    | undefined;
+  /** Why, for the record. */
+  reason: string;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** ResolveTaskResponse holds the task. */
+export interface ResolveTaskResponse {
+  /** The task, SUCCEEDED or FAILED. */
+  task: Task | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
 /** SignalRunRequest is one signal. */
 export interface SignalRunRequest {
   /** Makes the signal repeatable; chosen by the caller, unique among its signals to the run. */
@@ -3121,6 +3150,210 @@ export const RetryTaskResponse: MessageFns<RetryTaskResponse> = {
   },
 };
 
+function createBaseResolveTaskRequest(): ResolveTaskRequest {
+  return { runId: "", key: undefined, answer: undefined, reason: "", _unknownFields: {} };
+}
+
+export const ResolveTaskRequest: MessageFns<ResolveTaskRequest> = {
+  encode(message: ResolveTaskRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.runId !== "") {
+      writer.uint32(10).string(message.runId);
+    }
+    if (message.key !== undefined) {
+      TaskKey.encode(message.key, writer.uint32(18).fork()).join();
+    }
+    switch (message.answer?.$case) {
+      case "output":
+        Payload.encode(message.answer.value, writer.uint32(26).fork()).join();
+        break;
+      case "failure":
+        writer.uint32(34).string(message.answer.value);
+        break;
+    }
+    if (message.reason !== "") {
+      writer.uint32(42).string(message.reason);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ResolveTaskRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseResolveTaskRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.runId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.key = TaskKey.decode(reader, reader.uint32());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.answer = { $case: "output", value: Payload.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.answer = { $case: "failure", value: reader.string() };
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.reason = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ResolveTaskRequest>): ResolveTaskRequest {
+    return ResolveTaskRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ResolveTaskRequest>): ResolveTaskRequest {
+    const message = createBaseResolveTaskRequest();
+    message.runId = object.runId ?? "";
+    message.key = (object.key !== undefined && object.key !== null) ? TaskKey.fromPartial(object.key) : undefined;
+    switch (object.answer?.$case) {
+      case "output": {
+        if (object.answer?.value !== undefined && object.answer?.value !== null) {
+          message.answer = { $case: "output", value: Payload.fromPartial(object.answer.value) };
+        }
+        break;
+      }
+      case "failure": {
+        if (object.answer?.value !== undefined && object.answer?.value !== null) {
+          message.answer = { $case: "failure", value: object.answer.value };
+        }
+        break;
+      }
+    }
+    message.reason = object.reason ?? "";
+    return message;
+  },
+};
+
+function createBaseResolveTaskResponse(): ResolveTaskResponse {
+  return { task: undefined, _unknownFields: {} };
+}
+
+export const ResolveTaskResponse: MessageFns<ResolveTaskResponse> = {
+  encode(message: ResolveTaskResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.task !== undefined) {
+      Task.encode(message.task, writer.uint32(10).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ResolveTaskResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseResolveTaskResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.task = Task.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ResolveTaskResponse>): ResolveTaskResponse {
+    return ResolveTaskResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ResolveTaskResponse>): ResolveTaskResponse {
+    const message = createBaseResolveTaskResponse();
+    message.task = (object.task !== undefined && object.task !== null) ? Task.fromPartial(object.task) : undefined;
+    return message;
+  },
+};
+
 function createBaseSignalRunRequest(): SignalRunRequest {
   return { requestId: "", runId: "", signal: "", payload: undefined, _unknownFields: {} };
 }
@@ -3730,7 +3963,7 @@ export const RunServiceService = {
     responseDeserialize: (value: Buffer): CancelTaskResponse => CancelTaskResponse.decode(value),
   },
   /**
-   * RetryTask takes up a task that has FAILED, of a run that has not ended: its expressions are evaluated anew, it gets
+   * RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
    * one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
    * a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
    * A task that is under way stays as it is.
@@ -3743,6 +3976,19 @@ export const RunServiceService = {
     requestDeserialize: (value: Buffer): RetryTaskRequest => RetryTaskRequest.decode(value),
     responseSerialize: (value: RetryTaskResponse): Buffer => Buffer.from(RetryTaskResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): RetryTaskResponse => RetryTaskResponse.decode(value),
+  },
+  /**
+   * ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
+   * have it tried again, RetryTask.) The same answer given again changes nothing.
+   */
+  resolveTask: {
+    path: "/antiphon.v1.RunService/ResolveTask" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ResolveTaskRequest): Buffer => Buffer.from(ResolveTaskRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ResolveTaskRequest => ResolveTaskRequest.decode(value),
+    responseSerialize: (value: ResolveTaskResponse): Buffer => Buffer.from(ResolveTaskResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ResolveTaskResponse => ResolveTaskResponse.decode(value),
   },
   /**
    * SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
@@ -3812,12 +4058,17 @@ export interface RunServiceServer extends UntypedServiceImplementation {
    */
   cancelTask: handleUnaryCall<CancelTaskRequest, CancelTaskResponse>;
   /**
-   * RetryTask takes up a task that has FAILED, of a run that has not ended: its expressions are evaluated anew, it gets
+   * RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
    * one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
    * a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
    * A task that is under way stays as it is.
    */
   retryTask: handleUnaryCall<RetryTaskRequest, RetryTaskResponse>;
+  /**
+   * ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
+   * have it tried again, RetryTask.) The same answer given again changes nothing.
+   */
+  resolveTask: handleUnaryCall<ResolveTaskRequest, ResolveTaskResponse>;
   /**
    * SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
    * request_id with the same content is one signal.
