@@ -11,7 +11,7 @@ settled join stays settled, so the cost of a run is linear in its tasks and edge
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from .events import (
@@ -479,7 +479,8 @@ def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
     if event.signal:
         signal = run.signals[event.signal - 1]
         signal.task = event.task
-        signal.received = replace(signal.received, payload=b"")  # the task has it now
+        sent = signal.received  # whose payload the task has now
+        signal.received = SignalReceived(sent.signal, b"", sent.principal, sent.request_id, sent.request_digest)
     _end_task(run, task, now)
 
 
