@@ -260,7 +260,8 @@ class _Compiler:
     def _check_compensate(self, path: str, task: GraphTask, draft: _Draft) -> None:
         compensate = task.compensate
         if task.for_each:
-            self._mistake(path, Code.VALUE, "a for_each cannot be undone; undo it by a task of its members' graph")
+            message = "a for_each cannot be undone; let a task after it, which can be undone, undo all of it"
+            self._mistake(path, Code.VALUE, message)
         self._check_capability(f"{path}.capability", compensate.capability)
         draft.undo = self._mapping(f"{path}.input", compensate.input or f'"${{tasks.{task.id}.output}}"')
         draft.undo_retry = self._retry(path, compensate.retry)

@@ -418,6 +418,8 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
             events.append(
                 AttemptEnded(task.plan.index, task.member, live.number, AttemptState.CANCELLED, failure=failure)
             )
+            if task.plan.at_most_once:
+                return [*events, *escalate(task, failure)]
         return [*events, *fail_task(task, failure)]
     if run.paused is not None:
         return []

@@ -9,6 +9,7 @@ from antiphon.v1.graph_pb2 import (
     ON_FAILURE_SKIP,
     AllOf,
     AnyOf,
+    Compensate,
     Constraints,
     Graph,
     GraphTask,
@@ -107,6 +108,42 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
     "a condition that is none": (
         graph(task("a", until=Until(condition="iteration + 1", max_iterations=2))),
         [("tasks[0].until.condition", "type", "gives int; a condition is true or false")],
+    ),
+    "at most once and tried again": (
+        graph(task("a", at_most_once=True, retry=[retry(FAILURE_KIND_LOST, FAILURE_KIND_TRANSIENT)])),
+        [
+            (
+                "tasks[0].retry[0].kinds",
+                "value",
+                "LOST leaves in doubt whether the work was done, and at_most_once does not try it again",
+            )
+        ],
+    ),
+    "what cannot be undone": (
+        graph(
+            task("a", for_each="[1]", compensate=Compensate(capability="text.undo@1")),
+            task("b", compensate=Compensate(capability="no version", input='["${tasks.zzz.output}", "${item}"]')),
+            task("c", compensate=Compensate(capability="text.undo@1", input='"${context.run.key}"')),
+        ),
+        [
+            (
+                "tasks[0].compensate",
+                "value",
+                "a for_each cannot be undone; let a task after it, which can be undone, undo all of it",
+            ),
+            (
+                "tasks[1].compensate.capability",
+                "value",
+                "'no version' is not a capability's name; write lower case with dots, such as text.summarize",
+            ),
+            ("tasks[1].compensate.input", "unknown_reference", "item exists only in the input of a task with for_each"),
+            ("tasks[1].compensate.input", "unknown_reference", "unknown task 'zzz'"),
+            (
+                "tasks[2].compensate.input",
+                "value",
+                "what undoes a task cannot read shared context; read it in the task, and hand it on in its output",
+            ),
+        ],
     ),
     "needs itself": (
         graph(task("a", needs=["a"])),

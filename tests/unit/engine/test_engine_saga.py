@@ -107,6 +107,14 @@ def test_what_may_be_done_once_is_not_offered_again_when_nobody_knows_whether_it
     assert states(run) == "ESCALATED"
 
 
+def test_a_deadline_that_passes_while_it_is_worked_on_leaves_the_same_doubt() -> None:
+    run = begun(plan(Node(at_most_once=True, deadline=SECOND), Node(at_most_once=True, deadline=SECOND)))
+    offer(run, 0)
+    for task in run.tasks:
+        go_on(run, decide.on_time(run, task, SECOND), SECOND)
+    assert states(run) == "ESCALATED FAILED"
+
+
 def test_what_certainly_was_not_done_is_tried_again_even_at_most_once() -> None:
     run = begun(plan(Node(at_most_once=True, retry=(retry(5),))))
     do(run, 0, outcome=FAILURE)
