@@ -186,7 +186,8 @@ class Orchestrator:
             routing,
         )
         gathering = Gathering(host, membership, peers, routing)
-        runs = RunService(host, submissions, archived, RunListing(host, archive), fleet, routing, peers, gathering)
+        listing = RunListing(host, archive)
+        runs = RunService(host, submissions, archived, listing, fleet, routing, peers, gathering, blobs)
         payloads = PayloadService(blobs, limit=config.payload_limit)
         graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
         policies = PolicyService(book, policy, fleet, audit, peers)

@@ -82,6 +82,14 @@ const (
 	TokenNotAccepted Reason = "TOKEN_NOT_ACCEPTED"
 	// SigningRequestInvalid: the signing request cannot be used: {cause}; it must be PEM, P-256 and signed by its own key.
 	SigningRequestInvalid Reason = "SIGNING_REQUEST_INVALID"
+	// RunEnded: run {run_id} has ended {state} and stays as it is; submit a new one.
+	RunEnded Reason = "RUN_ENDED"
+	// SignalNotExpected: no task of run {run_id} waits for signal {signal}; its graph knows {expected}.
+	SignalNotExpected Reason = "SIGNAL_NOT_EXPECTED"
+	// SignalsExhausted: run {run_id} was sent {limit}: the most of one run.
+	SignalsExhausted Reason = "SIGNALS_EXHAUSTED"
+	// TaskStateConflict: task {task_id} is {state}: {cause}.
+	TaskStateConflict Reason = "TASK_STATE_CONFLICT"
 	// PolicyInvalid: the policies have {count} mistakes, and nothing is changed; see the field violations.
 	PolicyInvalid Reason = "POLICY_INVALID"
 	// PolicyEpochChanged: policy epoch {current} is in force, not {expected}; look at it with antiphon policy show, then try again.
@@ -158,6 +166,10 @@ var registry = map[Reason]reasonSpec{
 	PayloadDigestMismatch:   {codes.Code(3), FixRequest},
 	TokenNotAccepted:        {codes.Code(16), AskOperator},
 	SigningRequestInvalid:   {codes.Code(3), FixRequest},
+	RunEnded:                {codes.Code(9), FixRequest},
+	SignalNotExpected:       {codes.Code(9), FixRequest},
+	SignalsExhausted:        {codes.Code(8), FixRequest},
+	TaskStateConflict:       {codes.Code(9), Reread},
 	PolicyInvalid:           {codes.Code(3), FixRequest},
 	PolicyEpochChanged:      {codes.Code(10), Reread},
 	PolicyEpochNotFound:     {codes.Code(5), FixRequest},

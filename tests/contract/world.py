@@ -209,9 +209,23 @@ class World:
         upload = payload_service_pb2.UploadPayloadRequest(chunk=CONTENT)
         client.stream_unary(_PATH + "PayloadService/UploadPayload")(iter([upload.SerializeToString()]), timeout=LIMIT)
         token = self._token()
-        general: dict[str, Fact] = {**FACTS, "run_id": run.run_id, "signing_request": token["signing_request"]}
+        waiting = {"SignalRunRequest.run_id": self._waiting(client), "SignalRunRequest.signal": "go"}
+        general: dict[str, Fact] = {
+            **FACTS,
+            **waiting,
+            "run_id": run.run_id,
+            "signing_request": token["signing_request"],
+        }
         attempt = self._attempt(client) if self._with_agents else {}
         return {"mutual_tls": general, "join": {**general, **token}, "agent_socket": {**general, **attempt}}
+
+    def _waiting(self, client: grpc.Channel) -> str:
+        """A run that takes signals as long as this world: nobody offers what its other task asks for."""
+        submit = run_service_pb2.SubmitRunRequest(request_id="facts-waiting")
+        submit.inline.name = "waiting"
+        submit.inline.tasks.add(id="go").wait.signal = "go"
+        submit.inline.tasks.add(id="t", capability="contract.nobody@1").schedule_timeout.seconds = 3600
+        return _ask(client, "RunService/SubmitRun", submit, run_service_pb2.SubmitRunResponse).run.run_id
 
     def _token(self) -> dict[str, Fact]:
         operator = self._channel("operator", "mutual_tls")

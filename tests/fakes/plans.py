@@ -6,12 +6,21 @@ Payloads are real serialised Payload messages, so that the parts that look into 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from antiphon.v1 import payload_pb2
 from antiphon_orchestrator.engine.events import RunSubmitted
 from antiphon_orchestrator.engine.failure import FailureKind
-from antiphon_orchestrator.engine.plan import EvaluationFailed, OnFailure, Plan, Read, RetryRule, TaskPlan, View
+from antiphon_orchestrator.engine.plan import (
+    EvaluationFailed,
+    OnFailure,
+    Plan,
+    Read,
+    RetryRule,
+    TaskPlan,
+    View,
+    WaitPlan,
+)
 
 SECOND = 1_000_000
 CLIENT = "spiffe://antiphon.internal/ns/demo/client/tester"
@@ -29,7 +38,9 @@ def payload(text: str, *labels: str) -> bytes:
 @dataclass(frozen=True)
 class Node:
     """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression fails. `reads`: keys
-    of the namespace's shared context; the input is then what was found under the first."""
+    of the namespace's shared context; the input is then what was found under the first. `wait`: microseconds, negative
+    for a moment that the evaluator gives, or the name of a signal. A loop is done after `iterations`.
+    `undone`: something undoes it; it is `broken` at "undo" when that has no input."""
 
     needs: tuple[int, ...] = ()
     join: int | None = None
@@ -44,6 +55,11 @@ class Node:
     capability: str = CAPABILITY
     input: bytes | None = None
     reads: tuple[str, ...] = ()
+    wait: int | str | None = None
+    iterations: int = 0
+    most_iterations: int = 0
+    undone: bool = False
+    at_most_once: bool = False
 
 
 @dataclass
@@ -62,6 +78,10 @@ class FakeEvaluator:
         return condition
 
     def input(self, task: int, view: View) -> bytes:
+        if task >= len(self.nodes):
+            undone = [index for index, node in enumerate(self.nodes) if node.undone][task - len(self.nodes)]
+            self._check(undone, "undo")
+            return payload(f"undo {undone}")
         self._check(task, "input")
         given = self.nodes[task].input
         if self.nodes[task].reads:
@@ -80,6 +100,20 @@ class FakeEvaluator:
             for n in range(first, min(count, first + limit - 1) + 1)
         ]
         return count, inputs
+
+    def moment(self, task: int, view: View, now: int) -> int:
+        self._check(task, "wait")
+        wait = self.nodes[task].wait
+        assert isinstance(wait, int)
+        return now - wait
+
+    def iteration(self, task: int, view: View, number: int, previous: bytes) -> bytes:
+        self._check(task, "input")
+        return payload(f"iteration {number} of {task}") if number == 1 else previous
+
+    def done(self, task: int, view: View, number: int, output: bytes) -> bool:
+        self._check(task, "until")
+        return number >= self.nodes[task].iterations
 
     def output(self, view: View) -> bytes:
         if self.broken_output:
@@ -107,7 +141,7 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             dependents=tuple(dependents[index]),
             join=len(node.needs) if node.join is None else node.join,
             conditional=node.when is not None,
-            fan_out=node.members is not None,
+            fan_out=node.members is not None or node.most_iterations > 0,
             retry=node.retry,
             timeout=60 * SECOND,
             deadline=node.deadline,
@@ -119,10 +153,40 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             references=(),
             depth=0,
             reads=tuple(Read("namespace", key) for key in node.reads),
+            wait=_wait(node.wait),
+            most_iterations=node.most_iterations,
+            at_most_once=node.at_most_once,
         )
         for index, node in enumerate(nodes)
     )
+    undone = [index for index, node in enumerate(nodes) if node.undone]
+    undoing = [
+        replace(
+            tasks[index],
+            index=len(nodes) + place,
+            id=f"t{index}.compensate",
+            needs=(),
+            dependents=(),
+            join=0,
+            conditional=False,
+            fan_out=False,
+            deadline=None,
+            on_failure=OnFailure.ESCALATE,
+            reads=(),
+            most_iterations=0,
+            at_most_once=False,
+            compensates=index,
+        )
+        for place, index in enumerate(undone)
+    ]
     roots = tuple(task.index for task in tasks if not task.needs)
+    tasks = (
+        *(
+            replace(task, compensation=len(nodes) + undone.index(task.index)) if nodes[task.index].undone else task
+            for task in tasks
+        ),
+        *undoing,
+    )
     evaluator = FakeEvaluator(nodes, broken_output, output_reads)
     return Plan(
         "fake",
@@ -134,7 +198,15 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
         {task.id: task.index for task in tasks},
         tuple(task.index for task in tasks if task.reads),
         (Read("namespace", output_reads),) if output_reads else (),
+        frozenset(node.wait for node in nodes if isinstance(node.wait, str)),
+        len(undone),
     )
+
+
+def _wait(wait: int | str | None) -> WaitPlan | None:
+    if wait is None or isinstance(wait, str):
+        return None if wait is None else WaitPlan(None, wait)
+    return WaitPlan(wait if wait >= 0 else None, "")
 
 
 def retry(attempts: int, *kinds: FailureKind, first: int = SECOND, longest: int = 60 * SECOND) -> RetryRule:

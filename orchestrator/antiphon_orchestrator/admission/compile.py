@@ -7,21 +7,23 @@ references, types, order, joins, schemas, and values that do not go together. De
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from antiphon.v1.graph_pb2 import Graph, GraphTask
+from antiphon.v1.graph_pb2 import RetryRule as RetryRuleMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from ..engine.escalation import DOUBTFUL
 from ..engine.failure import FailureKind
-from ..engine.plan import OnFailure, Plan, Read, RetryRule, TaskPlan
+from ..engine.plan import OnFailure, Plan, Read, RetryRule, TaskPlan, WaitPlan
 from .evaluator import GraphEvaluator, TaskExpressions
 from .expression import Expression, ExpressionInvalid, Problem
 from .mapping import Mapping, MappingInvalid
 from .mistakes import Code, GraphInvalid, Mistake
 from .order import cycles, depths
-from .references import Names, unknown_task
+from .references import CONDITION, ITERATION, MEMBER, NOWHERE, Names, unknown_task
 from .schemas import SchemaInvalid, compile_schema
 from .syntax import Path
 from .values import Values, decode_json
@@ -44,6 +46,26 @@ MOST_MISTAKES = 200
 
 MOST_READS = 16
 """Entries of shared context that the expressions of one task, or of the output, may refer to."""
+
+
+_OF_CALLS = frozenset(
+    {
+        "capability",
+        "for_each",
+        "input",
+        "until",
+        "retry",
+        "timeout",
+        "schedule_timeout",
+        "priority",
+        "constraints",
+        "compensate",
+        "at_most_once",
+    }
+)
+"""Fields of a task that mean nothing where no agent works on it."""
+_MOMENTS = "TIMESTAMP DURATION STRING"
+_MOMENT = "a moment is a timestamp, or a duration from when the task begins to wait"
 
 
 class _Enough(Exception):
@@ -76,6 +98,10 @@ class _Draft:
     when: Expression | None = None
     for_each: Expression | None = None
     input: Mapping | None = None
+    moment: Expression | None = None
+    until: Expression | None = None
+    undo: Mapping | None = None
+    undo_retry: tuple[RetryRule, ...] = DEFAULT_RETRY
     needs: set[int] = field(default_factory=set)
     reads: tuple[Read, ...] = ()
     retry: tuple[RetryRule, ...] = DEFAULT_RETRY
@@ -144,7 +170,7 @@ class _Compiler:
             return None
         mapping = self._mapping("output", self._graph.output)
         if mapping is not None:
-            named = self._references("output", mapping.references, members=False)
+            named = self._references("output", mapping.references, NOWHERE)
             self._output_reads = self._reads("output", mapping.references)
             if not named and not any(path[0] == "tasks" for path in mapping.references):
                 message = "refers to no task; every run answers without its tasks' results"
@@ -161,20 +187,49 @@ class _Compiler:
 
     def _check_task(self, index: int, task: GraphTask) -> None:
         path, draft = f"tasks[{index}]", self._drafts[index]
-        self._check_capability(f"{path}.capability", task.capability)
+        self._check_kind(path, task)
         for place, need in enumerate(task.needs):
             self._check_need(f"{path}.needs[{place}]", index, task, need)
         draft.when = self._expression(f"{path}.when", task.when, "BOOL", "a condition is true or false")
         draft.for_each = self._expression(f"{path}.for_each", task.for_each, "LIST", "for_each takes a list")
         draft.input = self._mapping(f"{path}.input", task.input) if task.input else None
-        for name, part in (("when", draft.when), ("for_each", draft.for_each), ("input", draft.input)):
+        draft.moment = self._expression(f"{path}.wait.moment", task.wait.moment, _MOMENTS, _MOMENT)
+        draft.until = self._expression(
+            f"{path}.until.condition", task.until.condition, "BOOL", "a condition is true or false"
+        )
+        local = MEMBER if task.for_each else ITERATION if task.HasField("until") else NOWHERE
+        parts: list[tuple[str, Expression | Mapping | None, frozenset[str]]] = [
+            ("when", draft.when, NOWHERE),
+            ("for_each", draft.for_each, NOWHERE),
+            ("input", draft.input, local),
+            ("wait.moment", draft.moment, NOWHERE),
+            ("until.condition", draft.until, CONDITION),
+        ]
+        references: list[Path] = []
+        for name, part, known in parts:
             if part is not None:
-                members = name == "input" and bool(task.for_each)
-                for need in self._references(f"{path}.{name}", part.references, members):
+                references += part.references
+                for need in self._references(f"{path}.{name}", part.references, known):
                     self._check_need(f"{path}.{name}", index, task, need)
-        parts = [part.references for part in (draft.when, draft.for_each, draft.input) if part is not None]
-        draft.reads = self._reads(path, [reference for part in parts for reference in part])
-        draft.retry = self._retry(path, task)
+        draft.reads = self._reads(path, references)
+        draft.retry = self._retry(path, task.retry)
+        if task.at_most_once:
+            self._check_at_most_once(path, task)
+        if task.HasField("compensate"):
+            self._check_compensate(f"{path}.compensate", task, draft)
+
+    def _check_kind(self, path: str, task: GraphTask) -> None:
+        """What the task does, and that it says nothing that does not go with that."""
+        if task.HasField("wait"):
+            for name in (field.name for field, _ in task.ListFields() if field.name in _OF_CALLS):
+                self._mistake(f"{path}.{name}", Code.VALUE, f"a task that waits has no {name}")
+        elif not task.capability:
+            self._mistake(f"{path}.capability", Code.VALUE, "is missing; a task asks for a capability, or waits")
+        else:
+            self._check_capability(f"{path}.capability", task.capability)
+        if task.HasField("until") and task.for_each:
+            message = "a task is a loop or a for_each; put the loop into a task of its own"
+            self._mistake(f"{path}.until", Code.VALUE, message)
 
     def _check_capability(self, path: str, capability: str) -> None:
         try:
@@ -194,10 +249,33 @@ class _Compiler:
         else:
             self._drafts[index].needs.add(self._index_of[need])
 
-    def _retry(self, path: str, task: GraphTask) -> tuple[RetryRule, ...]:
+    def _check_at_most_once(self, path: str, task: GraphTask) -> None:
+        for place, rule in enumerate(task.retry):
+            for kind in sorted(DOUBTFUL & {FailureKind(kind) for kind in rule.kinds if rule.max_attempts > 1}):
+                message = (
+                    f"{kind.name} leaves in doubt whether the work was done, and at_most_once does not try it again"
+                )
+                self._mistake(f"{path}.retry[{place}].kinds", Code.VALUE, message)
+
+    def _check_compensate(self, path: str, task: GraphTask, draft: _Draft) -> None:
+        compensate = task.compensate
+        if task.for_each:
+            message = "a for_each cannot be undone; let a task after it, which can be undone, undo all of it"
+            self._mistake(path, Code.VALUE, message)
+        self._check_capability(f"{path}.capability", compensate.capability)
+        draft.undo = self._mapping(f"{path}.input", compensate.input or f'"${{tasks.{task.id}.output}}"')
+        draft.undo_retry = self._retry(path, compensate.retry)
+        if draft.undo is None or not compensate.input:
+            return
+        self._references(f"{path}.input", draft.undo.references, NOWHERE)
+        if any(reference[0] == "context" for reference in draft.undo.references):
+            message = "what undoes a task cannot read shared context; read it in the task, and hand it on in its output"
+            self._mistake(f"{path}.input", Code.VALUE, message)
+
+    def _retry(self, path: str, given: Iterable[RetryRuleMessage]) -> tuple[RetryRule, ...]:
         rules: list[RetryRule] = []
         seen: dict[int, int] = {}
-        for place, rule in enumerate(task.retry):
+        for place, rule in enumerate(given):
             for kind in rule.kinds:
                 if seen.setdefault(kind, place) != place:
                     message = f"{FailureKind(kind).name} is already in retry[{seen[kind]}], which applies"
@@ -234,7 +312,7 @@ class _Compiler:
         except ExpressionInvalid as invalid:
             self._problems(path, invalid.problems)
             return None
-        if expression.result != "DYN" and expression.result.partition("<")[0] != wanted:
+        if expression.result != "DYN" and expression.result.partition("<")[0] not in wanted.split():
             self._mistake(path, Code.TYPE, f"gives {expression.result.lower()}; {rule}")
         return expression
 
@@ -249,11 +327,11 @@ class _Compiler:
         for problem in problems:
             self._mistake(path, problem.code, problem.message)
 
-    def _references(self, path: str, references: Iterable[Path], members: bool) -> list[str]:
-        """Checks the references and returns the ids of the tasks that are rightly named."""
+    def _references(self, path: str, references: Iterable[Path], local: frozenset[str]) -> list[str]:
+        """Checks the references and returns the ids of the tasks that are rightly named; `local` as Names.check."""
         named: list[str] = []
         for reference in references:
-            problem = self._names.check(reference, members)
+            problem = self._names.check(reference, local)
             if problem is not None:
                 self._mistake(path, problem.code, problem.message)
             elif reference[0] == "tasks":
@@ -278,7 +356,10 @@ class _Compiler:
             for need in before:
                 dependents[need].append(index)
         depth = depths(needs)
-        expressions = [TaskExpressions(draft.when, draft.for_each, draft.input) for draft in self._drafts]
+        expressions = [
+            TaskExpressions(draft.when, draft.for_each, draft.input, draft.moment, draft.until)
+            for draft in self._drafts
+        ]
         tasks = tuple(
             TaskPlan(
                 index=index,
@@ -288,7 +369,7 @@ class _Compiler:
                 dependents=tuple(dependents[index]),
                 join=_join(task, len(needs[index])),
                 conditional=bool(task.when),
-                fan_out=bool(task.for_each),
+                fan_out=bool(task.for_each) or task.HasField("until"),
                 retry=self._drafts[index].retry,
                 timeout=_microseconds(task, "timeout", TIMEOUT),
                 deadline=_microseconds(task, "deadline", None),
@@ -300,21 +381,64 @@ class _Compiler:
                 references=expressions[index].references(),
                 depth=depth[index],
                 reads=self._drafts[index].reads,
+                wait=_wait(task),
+                most_iterations=task.until.max_iterations,
+                at_most_once=task.at_most_once,
             )
             for index, task in enumerate(graph.tasks)
         )
         sinks = [task.index for task in tasks if not task.dependents]
+        undoing = [task for task in graph.tasks if task.HasField("compensate")]
+        compensates = [self._index_of[task.id] for task in undoing]
+        tasks = tuple(
+            replace(task, compensation=len(tasks) + compensates.index(task.index))
+            if task.index in compensates
+            else task
+            for task in tasks
+        ) + tuple(
+            TaskPlan(
+                index=len(tasks) + place,
+                id=f"{task.id}.compensate",
+                capability=task.compensate.capability,
+                needs=(),
+                dependents=(),
+                join=0,
+                conditional=False,
+                fan_out=False,
+                retry=self._drafts[index].undo_retry,
+                timeout=_microseconds(task.compensate, "timeout", TIMEOUT),
+                deadline=None,
+                schedule_timeout=SCHEDULE_TIMEOUT,
+                priority=task.priority,
+                on_failure=OnFailure.ESCALATE,
+                agent_labels=(),
+                max_cost=0.0,
+                references=TaskExpressions(None, None, self._drafts[index].undo).references(),
+                depth=depth[index],
+                compensates=index,
+            )
+            for place, (task, index) in enumerate(zip(undoing, compensates, strict=True))
+        )
+        expressions += [TaskExpressions(None, None, self._drafts[index].undo) for index in compensates]
         return Plan(
             name=graph.name,
             version=graph.version,
             tasks=tasks,
-            roots=tuple(task.index for task in tasks if not task.needs),
+            roots=tuple(task.index for task in tasks if not task.needs and task.compensates < 0),
             deadline=_microseconds(graph, "deadline", RUN_DEADLINE),
             evaluator=GraphEvaluator([task.id for task in tasks], expressions, output, sinks, self._values),
-            index_of=self._index_of,
+            index_of={task.id: task.index for task in tasks},
             readers=tuple(task.index for task in tasks if task.reads),
             output_reads=self._output_reads,
+            signals=frozenset(task.wait.signal for task in graph.tasks if task.wait.signal),
+            compensations=len(compensates),
         )
+
+
+def _wait(task: GraphTask) -> WaitPlan | None:
+    if not task.HasField("wait"):
+        return None
+    return WaitPlan(_microseconds(task.wait, "time", None), task.wait.signal)
 
 
 def _join(task: GraphTask, needs: int) -> int:

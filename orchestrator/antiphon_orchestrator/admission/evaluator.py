@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from antiphon.v1.payload_pb2 import Label, Payload
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from ..engine.plan import EvaluationFailed, View
 from .expression import ABSENT, Expression, Lookup, Origin, kind_of, origins_of, path_text, source_of
@@ -28,13 +31,21 @@ class TaskExpressions:
     when: Expression | None
     for_each: Expression | None
     input: Mapping | None
+    moment: Expression | None = None
+    until: Expression | None = None
 
     def references(self) -> tuple[str, ...]:
         """The field and path of every reference, such as "when tasks.a.output.ok", sorted within each field.
 
-        The fields `when` and `for_each` are control inputs: that the task runs at all tells something about them.
+        All fields but `input` are control inputs: that, or when, the task runs at all tells something about them.
         """
-        fields = (("when", self.when), ("for_each", self.for_each), ("input", self.input))
+        fields = (
+            ("when", self.when),
+            ("for_each", self.for_each),
+            ("input", self.input),
+            ("wait", self.moment),
+            ("until", self.until),
+        )
         return tuple(f"{name} {path_text(path)}" for name, part in fields if part for path in part.references)
 
 
@@ -49,6 +60,13 @@ class _Items:
 
     def __len__(self) -> int:
         return len(self.values if self.payloads is None else self.payloads)
+
+
+class _Turn(NamedTuple):
+    """Of a loop: the number of an iteration, and an output, that of the one before or, in its condition, its own."""
+
+    number: int
+    output: bytes
 
 
 class GraphEvaluator:
@@ -115,6 +133,40 @@ class GraphEvaluator:
             self._open[key] = items
         return len(items), inputs
 
+    def moment(self, task: int, view: View, now: int) -> int:
+        """Until when a task waits that begins to at `now`; microseconds since 1970."""
+        expression = self._tasks[task].moment
+        try:
+            if expression is None:
+                raise Unusable("is not set")
+            value = expression.evaluate(self._lookup(view))
+            if not isinstance(value, str):
+                raise Unusable(f"gives {kind_of(value)}, not a timestamp or a duration")
+            return _moment(value, now)
+        except Exception as error:
+            raise _failed("wait", error) from error
+
+    def iteration(self, task: int, view: View, number: int, previous: bytes) -> bytes:
+        """The input of an iteration, counted from 1; b"" is null."""
+        mapping = self._tasks[task].input
+        try:
+            return b"" if mapping is None else self._render(mapping, view, None, 0, _Turn(number, previous))
+        except Exception as error:
+            raise _failed("input", error) from error
+
+    def done(self, task: int, view: View, number: int, output: bytes) -> bool:
+        """Whether a loop is done after an iteration with that output."""
+        expression = self._tasks[task].until
+        try:
+            if expression is None:
+                raise Unusable("is not set")
+            value = expression.evaluate(self._lookup(view, turn=_Turn(number, output)))
+        except Exception as error:
+            raise _failed("until", error) from error
+        if not isinstance(value, bool):
+            raise EvaluationFailed("until", f"gives {kind_of(value)}, not true or false")
+        return value
+
     def output(self, view: View) -> bytes:
         """The run's output as a serialised Payload."""
         try:
@@ -154,13 +206,15 @@ class GraphEvaluator:
             return items.payloads[index]
         return self._payload(inline_bytes(encode_json(items.values[index])), items.labels)
 
-    def _render(self, mapping: Mapping, view: View, items: _Items | None, index: int) -> bytes:
+    def _render(
+        self, mapping: Mapping, view: View, items: _Items | None, index: int, turn: _Turn | None = None
+    ) -> bytes:
         if mapping.source is not None:
-            whole = self._whole(mapping.source, view, items, index)
+            whole = self._whole(mapping.source, view, items, index, turn)
             if whole is not None:
                 return whole
-        data = mapping.render(self._lookup(view, items, index))
-        return self._payload(data, self._labels(mapping.origins, view, items, index))
+        data = mapping.render(self._lookup(view, items, index, turn))
+        return self._payload(data, self._labels(mapping.origins, view, items, index, turn))
 
     def _payload(self, data: bytes, labels: tuple[Label, ...]) -> bytes:
         """A value as a serialised payload, known before its schema is asked for."""
@@ -172,7 +226,7 @@ class GraphEvaluator:
         self._values.remember(result, Known(data, "", False, message if labels else None))
         return result
 
-    def _whole(self, source: Path, view: View, items: _Items | None, index: int) -> bytes | None:
+    def _whole(self, source: Path, view: View, items: _Items | None, index: int, turn: _Turn | None) -> bytes | None:
         """The payload that a source is, untouched; None when it has to be made from values."""
         if source == ("input",):
             return view.input
@@ -183,9 +237,11 @@ class GraphEvaluator:
             return b"" if output is None else output if isinstance(output, bytes) else None
         if source[0] == "context":
             return view.entry(source[1], source[2])
+        if source == ("previous",) and turn is not None:
+            return turn.output
         return None
 
-    def _lookup(self, view: View, items: _Items | None = None, index: int = 0) -> Lookup:
+    def _lookup(self, view: View, items: _Items | None = None, index: int = 0, turn: _Turn | None = None) -> Lookup:
         def lookup(source: Path) -> tuple[object, int]:
             root = source[0]
             if root == "tasks" and len(source) == 3:
@@ -201,6 +257,8 @@ class GraphEvaluator:
             if root == "context" and len(source) == 3:
                 entry = view.entry(source[1], source[2])
                 return (ABSENT, 0) if entry is None else self._value(entry, source)
+            if turn is not None:
+                return (turn.number, 0) if root == "iteration" else self._value(turn.output, source)
             raise Unusable(f"{path_text(source)} is not known here")
 
         return lookup
@@ -228,14 +286,21 @@ class GraphEvaluator:
         except Unusable as error:
             raise Unusable(f"{path_text(source)} {error}") from None
 
-    def _labels(self, origins: Iterable[Origin], view: View, items: _Items | None, index: int = 0) -> tuple[Label, ...]:
+    def _labels(
+        self,
+        origins: Iterable[Origin],
+        view: View,
+        items: _Items | None,
+        index: int = 0,
+        turn: _Turn | None = None,
+    ) -> tuple[Label, ...]:
         """The labels of everything referred to, each key and value once."""
         joined: dict[tuple[str, str], Label] = {}
         for source, inside in origins:
             if source == ("item",) and items is not None and items.payloads is None:
                 joined.update(((label.key, label.value), label) for label in items.labels)
                 continue
-            for data in self._payloads(source, view, items, index):
+            for data in self._payloads(source, view, items, index, turn):
                 known = self._values.known(data)
                 if known.payload is not None:
                     for label in _labels_of(known.payload, inside):
@@ -244,7 +309,9 @@ class GraphEvaluator:
             raise Unusable(f"joins {len(joined)} labels; {MAX_LABELS} is the most a payload carries")
         return tuple(joined.values())
 
-    def _payloads(self, source: Path, view: View, items: _Items | None, index: int) -> Iterable[bytes]:
+    def _payloads(
+        self, source: Path, view: View, items: _Items | None, index: int, turn: _Turn | None
+    ) -> Iterable[bytes]:
         if source == ("input",):
             return (view.input,)
         if source == ("item",) and items is not None and items.payloads is not None:
@@ -254,6 +321,8 @@ class GraphEvaluator:
             return output if isinstance(output, list) else (output or b"",)
         if source[0] == "context":
             return (view.entry(source[1], source[2]) or b"",)
+        if source == ("previous",) and turn is not None:
+            return (turn.output,)
         return ()
 
 
@@ -267,6 +336,22 @@ def _labels_of(payload: Payload, inside: Path) -> Iterable[Label]:
         names = [name.replace("~1", "/").replace("~0", "~") for name in part.pointer.split("/")[1:]]
         if all(name == step for name, step in zip(names, inside, strict=False)):
             yield from part.labels
+
+
+def _moment(text: str, now: int) -> int:
+    """The moment that a timestamp or a duration in protobuf's JSON means, in microseconds since 1970."""
+    try:
+        if text.endswith("s"):
+            span = Duration()
+            span.FromJsonString(text)
+            return now + span.ToMicroseconds()
+        moment = Timestamp()
+        moment.FromJsonString(text)
+        return moment.ToMicroseconds()
+    except ValueError:
+        raise Unusable(
+            f"gives {text[:60]!r}, which is no moment such as 2026-01-31T12:00:00Z and no duration such as 90s"
+        ) from None
 
 
 def _failed(field: str, error: Exception) -> EvaluationFailed:

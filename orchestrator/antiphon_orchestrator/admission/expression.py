@@ -35,8 +35,8 @@ ITERATION_BUDGET = 10_000  # cel-cpp's own, over all macros of one evaluation
 
 Lookup = Callable[[Path], tuple[object, int]]
 """Gives the value of a source and its size in bytes of JSON; raises Unusable. A source is the start of a path that
-names a whole value: input, item, index, tasks.ID.output, tasks.ID.state, tasks.ID.failure, or context.SCOPE.KEY, whose
-value is ABSENT where there is no such entry."""
+names a whole value: input, item, index, iteration, previous, output, tasks.ID.output, tasks.ID.state, tasks.ID.failure,
+or context.SCOPE.KEY, whose value is ABSENT where there is no such entry."""
 
 ABSENT = object()
 """In place of the value of an entry that is not in shared context: CEL's `has` says false, and all else fails."""
@@ -53,7 +53,7 @@ def _environment() -> tuple[Any, tuple[Any, Any]]:
     orchestrator without graphs does without."""
     from cel_expr_python import cel
 
-    known = dict.fromkeys(ROOTS - {"index"}, cel.Type.DYN) | {"index": cel.Type.INT}
+    known = dict.fromkeys(ROOTS, cel.Type.DYN) | dict.fromkeys(("index", "iteration"), cel.Type.INT)
     return cel.NewEnv(variables=known), (cel.Type.ERROR, cel.Type.UNKNOWN)
 
 
@@ -299,7 +299,8 @@ def _problem(line: int, column: int, message: str) -> Problem:
         name = undeclared[1].partition(".")[0]
         hint = (
             did_you_mean(name, ROOTS)
-            or "; an expression knows input, tasks, context, and inside a for_each item and index"
+            or "; an expression knows input, tasks, context, inside a for_each item and index, and inside a loop"
+            " iteration and previous"
         )
         return Problem(Code.UNKNOWN_REFERENCE, f"{where}unknown name {name!r}{hint}")
     if message.startswith("Syntax error"):

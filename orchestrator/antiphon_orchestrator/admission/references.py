@@ -1,5 +1,5 @@
 """What the references of an expression may name: tasks of the graph, the run's input, entries of shared context, and
-the item of a fan-out."""
+what exists only at some places: the item of a fan-out, the iteration of a loop."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ from .expression import Problem, path_text
 from .mistakes import Code, did_you_mean
 from .syntax import Path
 
+NOWHERE: frozenset[str] = frozenset()
+MEMBER = frozenset({"item", "index"})
+ITERATION = frozenset({"iteration", "previous"})
+CONDITION = frozenset({"iteration", "output"})
+"""Names that exist at some places only: the input of a for_each, that of a loop, and the condition of a loop."""
+
+_WHERE = {
+    "item": "in the input of a task with for_each",
+    "index": "in the input of a task with for_each",
+    "iteration": "in the input and in the condition of a loop (until)",
+    "previous": "in the input of a loop (until)",
+    "output": "in the condition of a loop (until); elsewhere write tasks.ID.output",
+}
 _TASK_FIELDS = ("output", "state", "failure")
 _SCOPES = ("namespace", "graph", "run")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}")  # as in context_service.proto
@@ -25,13 +38,12 @@ class Names:
     tasks: Mapping[str, bool]
     input_schema: object
 
-    def check(self, path: Path, members: bool) -> Problem | None:
-        """What is wrong with a path; `members` says whether item and index exist where it stands."""
-        if path[0] in ("item", "index"):
-            if members:
+    def check(self, path: Path, local: frozenset[str]) -> Problem | None:
+        """What is wrong with a path; `local` are the names that exist only where it stands, as MEMBER."""
+        if path[0] in _WHERE:
+            if path[0] in local:
                 return None
-            message = f"{path[0]} exists only in the input of a task with for_each"
-            return Problem(Code.UNKNOWN_REFERENCE, message)
+            return Problem(Code.UNKNOWN_REFERENCE, f"{path[0]} exists only {_WHERE[path[0]]}")
         if path[0] == "input":
             return self._check_input(path)
         if path[0] == "context":

@@ -13,12 +13,14 @@ from antiphon.v1 import run_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 
 from ..archive import ArchiveUnavailable
+from ..blobs import Blobs
 from ..cluster.gathering import Gathering, coverage
 from ..cluster.peers import Peers
 from ..cluster.routing import Routing, moved
-from ..engine.run import Run, Task
+from ..engine import steer
+from ..engine.run import Run
 from ..placement.fleet import Fleet
-from ..runs import views
+from ..runs import steering, views
 from ..runs.archived import ArchivedRuns
 from ..runs.listing import InvalidToken, RunListing
 from ..runs.submit import Submissions
@@ -57,6 +59,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         routing: Routing,
         peers: Peers,
         gathering: Gathering,
+        blobs: Blobs,
     ) -> None:
         self._host = host
         self._submissions = submissions
@@ -66,6 +69,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self._routing = routing
         self._peers = peers
         self._gathering = gathering
+        self._blobs = blobs
 
     async def SubmitRun(self, request: api.SubmitRunRequest, context: Context) -> api.SubmitRunResponse:
         who = caller()
@@ -151,7 +155,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             bytes_left = MESSAGE_BYTES
             for task in run.all_tasks():
                 place = (task.plan.index, task.member)
-                if place <= after or (states and task.state.value not in states):
+                if place <= after or (states and task.state.value not in states) or not views.shown(task):
                     continue
                 if len(response.tasks) == size or bytes_left <= 0:
                     response.next_page_token = encode_token(request, last)
@@ -166,7 +170,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
     async def GetTask(self, request: api.GetTaskRequest, context: Context) -> api.GetTaskResponse:
         def question(run: Run) -> api.GetTaskResponse:
-            return api.GetTaskResponse(task=views.task_message(run, _task(run, request.key)))
+            return api.GetTaskResponse(task=views.task_message(run, steering.task_of(run, request.key)))
 
         return await self._ask(request.run_id, question)
 
@@ -176,7 +180,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         size = request.page_size or 100
 
         def question(run: Run) -> api.ListAttemptsResponse:
-            task = _task(run, request.key)
+            task = steering.task_of(run, request.key)
             page = task.attempts[after : after + size]
             more = after + size < len(task.attempts)
             return api.ListAttemptsResponse(
@@ -215,9 +219,73 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             message = views.run_message(await self._load(request.run_id))
         return api.CancelRunResponse(run=message)
 
+    async def PauseRun(self, request: api.PauseRunRequest, context: Context) -> api.PauseRunResponse:
+        principal, reason = caller().principal, request.reason
+        wish = steering.about_run(lambda run: steer.pause(run, principal, reason))
+        return api.PauseRunResponse(run=await self._steer(request.run_id, "pause", reason, {}, wish))
+
+    async def ResumeRun(self, request: api.ResumeRunRequest, context: Context) -> api.ResumeRunResponse:
+        principal, reason = caller().principal, request.reason
+        wish = steering.about_run(lambda run: steer.resume(run, principal, reason))
+        return api.ResumeRunResponse(run=await self._steer(request.run_id, "resume", reason, {}, wish))
+
+    async def CancelTask(self, request: api.CancelTaskRequest, context: Context) -> api.CancelTaskResponse:
+        principal, reason, dependents = caller().principal, request.reason, request.dependents
+        wish = steering.about_task(
+            request.key, lambda run, task: steer.cancel_task(run, task, dependents, principal, reason)
+        )
+        details = _named(request.key) | ({"dependents": "true"} if dependents else {})
+        return api.CancelTaskResponse(task=await self._steer(request.run_id, "cancel_task", reason, details, wish))
+
+    async def RetryTask(self, request: api.RetryTaskRequest, context: Context) -> api.RetryTaskResponse:
+        principal, reason = caller().principal, request.reason
+        expected = request.expected_end_time.ToMicroseconds() if request.HasField("expected_end_time") else None
+        wish = steering.about_task(
+            request.key, lambda run, task: steer.retry_task(run, task, expected, principal, reason)
+        )
+        task = await self._steer(request.run_id, "retry", reason, _named(request.key), wish)
+        return api.RetryTaskResponse(task=task)
+
+    async def ResolveTask(self, request: api.ResolveTaskRequest, context: Context) -> api.ResolveTaskResponse:
+        who = caller()
+        wish = await steering.resolve(request, who.principal, who.namespace, self._blobs)
+        details = _named(request.key) | {"answer": request.WhichOneof("answer") or ""}
+        task = await self._steer(request.run_id, "resolve", request.reason, details, wish)
+        return api.ResolveTaskResponse(task=task)
+
+    async def SignalRun(self, request: api.SignalRunRequest, context: Context) -> api.SignalRunResponse:
+        who = caller()
+        run_id, details = request.run_id, {"signal": request.signal, "request_id": request.request_id}
+        wish = await steering.signal(request, who.principal, who.namespace, self._blobs)
+        answer: api.SignalRunResponse = await self._steer(run_id, "signal", "", details, wish)
+        return answer
+
+    async def _steer(self, run_id: str, action: str, reason: str, details: dict[str, str], wish: steering.Wish) -> Any:
+        """The answer to a wish of a run in the caller's namespace."""
+        who = caller()
+
+        def guarded(run: Run, now: int) -> i.Steered:
+            if run.submitted.namespace != who.namespace:
+                return steering.refused(_not_found(run_id))
+            try:
+                return wish(run, now)
+            except Exception as error:  # the shard's loop asks; whatever goes wrong is this call's trouble alone
+                return steering.refused(error)
+
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        sink = _sink(future, lambda answer: answer)
+        self._host.put(self._shard(run_id), i.Steer(run_id, who.principal, action, reason, details, guarded, sink))
+        answer = await future
+        if answer is None:
+            run = await self._load(run_id)
+            answer = guarded(run, 0).answer(run)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
     async def ExplainTask(self, request: api.ExplainTaskRequest, context: Context) -> api.ExplainTaskResponse:
         def question(run: Run) -> api.ExplainTaskResponse:
-            task = _task(run, request.key)
+            task = steering.task_of(run, request.key)
             response = api.ExplainTaskResponse(
                 task=views.task_message(run, task),
                 references=task.plan.references,
@@ -392,9 +460,6 @@ def _not_found(run_id: str) -> ApiError:
     return ApiError(ErrorReason.ERROR_REASON_RUN_NOT_FOUND, run_id=run_id)
 
 
-def _task(run: Run, key: run_pb2.TaskKey) -> Task:
-    index = run.plan.index_of.get(key.task_id)
-    if index is None or key.member > len(run.tasks[index].members):
-        task_id = key.task_id + (f"[{key.member}]" if key.member else "")
-        raise ApiError(ErrorReason.ERROR_REASON_TASK_NOT_FOUND, run_id=run.run_id, task_id=task_id)
-    return run.task(index, key.member)
+def _named(key: run_pb2.TaskKey) -> dict[str, str]:
+    """A task in the details of an audit record."""
+    return {"task": key.task_id + (f"[{key.member}]" if key.member else "")}

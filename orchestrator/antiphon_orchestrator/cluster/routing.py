@@ -30,7 +30,22 @@ _RUNS = "/antiphon.v1.RunService/"
 
 # How the shard is found in a request, by method. What has no row is answered by any replica.
 BY_RUN = frozenset(
-    _RUNS + name for name in ("GetRun", "ListTasks", "GetTask", "ListAttempts", "CancelRun", "ExplainTask", "WatchRun")
+    _RUNS + name
+    for name in (
+        "GetRun",
+        "ListTasks",
+        "GetTask",
+        "ListAttempts",
+        "CancelRun",
+        "PauseRun",
+        "ResumeRun",
+        "CancelTask",
+        "RetryTask",
+        "ResolveTask",
+        "SignalRun",
+        "ExplainTask",
+        "WatchRun",
+    )
 )
 SUBMIT = _RUNS + "SubmitRun"
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Protocol
 
+from . import compensation, loops, waits
+from .escalation import DOUBTFUL, escalate, fail_task
 from .events import (
     OUTPUT,
     AttemptEnded,
@@ -22,6 +24,8 @@ from .events import (
     Found,
     Placement,
     RunEnded,
+    RunUnwinding,
+    TaskCompleted,
     TaskEnded,
     TaskExpanded,
     TaskReady,
@@ -46,6 +50,10 @@ RETURNED = RetryRule(frozenset(), 0, 100_000, 30_000_000, 2.0)
 """The waits after that; there is no number of times after which a task fails for it."""
 
 
+NEVER = 1 << 62
+"""In place of the deadline of what undoes a task: a time that does not come."""
+
+
 class Ports(Protocol):
     """What decisions need from outside besides their arguments."""
 
@@ -63,17 +71,27 @@ def idempotency_key(run_id: str, task: Task) -> str:
     return f"{run_id}/{task.plan.id}/{task.member}"
 
 
-def advance(run: Run) -> list[Event]:
-    """The next step that needs nothing but the run: a settled join, a finished fan-out, the end of the run."""
+def advance(run: Run, now: int) -> list[Event]:
+    """The next step that needs nothing but the run: a settled join, a finished fan-out, the end of the run.
+
+    `now` is when a task that waits for a time begins to."""
     if run.state is not RunState.RUNNING:
         return []
     if run.cancel is not None:
         return _wind_up(run, run.cancel)
+    if run.paused is not None:
+        # What is to be cancelled is, all the same: an attempt of it may end meanwhile.
+        unwanted = next((index for index in run.frontier if run.tasks[index].cancel_reason), None)
+        return [] if unwanted is None else _cancel_node(run.tasks[unwanted])
     for index in run.frontier:
         task = run.tasks[index]
         if not task.plan.reads or not waits_to_read(task):
-            return _open_task(run, task)
+            return _open_task(run, task, now)
     if run.tasks_open == 0 and not _output_reads(run):
+        if run.completed and compensation.failing(run) is not None:
+            back = compensation.go_on(run)
+            if back is not None:
+                return back
         return [_end_of_run(run)]
     return []
 
@@ -81,11 +99,12 @@ def advance(run: Run) -> list[Event]:
 def waits_to_read(task: Task) -> bool:
     """Whether a task on the frontier waits for what its expressions read of shared context. One whose join cannot be
     met reads nothing."""
-    return task.found is None and bool(task.plan.reads) and task.needs_done >= task.plan.join
+    wanted = task.found is None and bool(task.plan.reads) and not task.cancel_reason
+    return wanted and task.needs_done >= task.plan.join
 
 
 def _output_reads(run: Run) -> bool:
-    return run.found is None and bool(run.plan.output_reads) and run.first_failure is None
+    return run.found is None and bool(run.plan.output_reads) and compensation.failing(run) is None
 
 
 def readers(run: Run) -> list[int]:
@@ -110,26 +129,32 @@ def read(run: Run, task: int, found: tuple[Found, ...] | Failure) -> list[Event]
     if not isinstance(found, Failure):
         return [ContextRead(task, found)]
     if task == OUTPUT:
-        return [RunEnded(RunState.FAILED, failure=found)]
-    return [TaskEnded(task, 0, TaskState.FAILED, found)]
+        return [_failed_run(run, found)]
+    return fail_task(run.tasks[task], found)
 
 
-def _open_task(run: Run, task: Task) -> list[Event]:
+def _open_task(run: Run, task: Task, now: int) -> list[Event]:
     plan = task.plan
     index = plan.index
+    if task.cancel_reason:
+        return _cancel_node(task)
     if plan.fan_out and task.state is TaskState.RUNNING:
         if task.failure is not None:
             return _fail_fan_out(task, task.failure)
+        if plan.most_iterations:
+            return loops.go_on(run, task)
         if len(task.members) == task.member_count:
             return [TaskEnded(index, 0, TaskState.SUCCEEDED)]
     if task.needs_done < plan.join:
         return [TaskEnded(index, 0, TaskState.SKIPPED, reason=_why_skipped(run, task))]
     evaluator, view = run.plan.evaluator, run.view(task)
     try:
+        if plan.conditional and not task.members and not evaluator.when(index, view):
+            return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
+        if plan.most_iterations:
+            return [TaskExpanded(index, 1, 1, [evaluator.iteration(index, view, 1, b"")])]
         if plan.fan_out:
             first = len(task.members) + 1
-            if first == 1 and plan.conditional and not evaluator.when(index, view):
-                return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
             count, inputs = evaluator.members(index, view, first, MEMBERS_PER_STEP)
             if first > 1 and count != task.member_count:
                 message = (
@@ -137,12 +162,12 @@ def _open_task(run: Run, task: Task) -> list[Event]:
                 )
                 raise EvaluationFailed("for_each", message)
             return [TaskExpanded(index, count, first, _within_step(inputs))]
-        if plan.conditional and not evaluator.when(index, view):
-            return [TaskEnded(index, 0, TaskState.SKIPPED, reason="its condition is false")]
+        if plan.wait is not None:
+            return waits.begin(run, task, plan.wait, now)
         return [TaskReady(index, 0, evaluator.input(index, view))]
     except EvaluationFailed as error:
         failure = Failure(FailureKind.INVALID_INPUT, error.message, retryable=False, field=error.field)
-        return _fail_fan_out(task, failure) if task.members else [TaskEnded(index, 0, TaskState.FAILED, failure)]
+        return _fail_fan_out(task, failure) if task.members else fail_task(task, failure)
 
 
 def _within_step(inputs: list[bytes]) -> list[bytes]:
@@ -170,10 +195,17 @@ def _end_of_run(run: Run) -> Event:
         return RunEnded(
             RunState.FAILED, failure=Failure(failure.kind, f"task {task_id}: {failure.message}", failure.code)
         )
+    if run.unwinding is not None:
+        return RunEnded(RunState.FAILED, failure=run.unwinding)
     try:
         return RunEnded(RunState.SUCCEEDED, run.plan.evaluator.output(run.output_view()))
     except EvaluationFailed as error:
-        return RunEnded(RunState.FAILED, failure=Failure(FailureKind.INVALID_OUTPUT, error.message, field=error.field))
+        return _failed_run(run, Failure(FailureKind.INVALID_OUTPUT, error.message, field=error.field))
+
+
+def _failed_run(run: Run, failure: Failure) -> Event:
+    """The end of a run that fails although no task of it has, or first its way back."""
+    return RunUnwinding(failure) if run.completed else RunEnded(RunState.FAILED, failure=failure)
 
 
 def offer(run: Run, task: Task, placement: Placement, epoch: int) -> AttemptOffered:
@@ -275,6 +307,8 @@ def _after_return(task: Task, now: int, ports: Ports) -> list[Event]:
 
 
 def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Ports) -> list[Event]:
+    if task.plan.at_most_once and failure.kind in DOUBTFUL:
+        return escalate(task, failure)
     rule = _rule_for(task, failure)
     tries = sum(1 for a in task.attempts if a.state is not AttemptState.RETURNED)
     if rule is not None and failure.retryable and tries < rule.max_attempts:
@@ -282,7 +316,7 @@ def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Port
         if until < task_deadline(run, task):
             reason = f"attempt {tries} of {rule.max_attempts} failed ({failure.kind.name}: {failure.message[:200]})"
             return [TaskWaiting(task.plan.index, task.member, until, reason)]
-    return fail_task(run, task, failure)
+    return fail_task(task, failure)
 
 
 def _rule_for(task: Task, failure: Failure) -> RetryRule | None:
@@ -299,28 +333,37 @@ def backoff(rule: RetryRule, tries: int, jitter: float) -> int:
 def task_deadline(run: Run, task: Task) -> int:
     """When the task must have ended, in microseconds since 1970."""
     own = task.plan.deadline
+    if task.plan.compensates >= 0:
+        return NEVER
     if own is None:
         return run.submitted.deadline_time
     return min(run.submitted.deadline_time, task.ready_time + own)
 
 
-def fail_task(run: Run, task: Task, failure: Failure) -> list[Event]:
-    """The final failure of a task. That of a member spreads to its fan-out in later steps."""
-    return [TaskEnded(task.plan.index, task.member, TaskState.FAILED, failure)]
-
-
 def _fail_fan_out(node: Task, failure: Failure) -> list[Event]:
-    reason = f"another member failed: {failure.message[:200]}"
-    events: list[Event] = []
-    for member in node.members:
-        if not member.ended:
-            events += _cancel(member, reason)
-            if len(events) >= MEMBERS_PER_STEP:
-                return events
+    events = _cancel_members(node, f"another member failed: {failure.message[:200]}")
+    if len(events) >= MEMBERS_PER_STEP:
+        return events
     return [*events, TaskEnded(node.plan.index, 0, TaskState.FAILED, failure)]
 
 
-def _cancel(task: Task, reason: str) -> list[Event]:
+def _cancel_node(node: Task) -> list[Event]:
+    """The end of a task that somebody cancelled, some members at a time, and before it all of them."""
+    events = _cancel_members(node, node.cancel_reason)
+    return events if len(events) >= MEMBERS_PER_STEP else [*events, *cancelled(node, node.cancel_reason)]
+
+
+def _cancel_members(node: Task, reason: str) -> list[Event]:
+    events: list[Event] = []
+    for member in node.members:
+        if not member.ended:
+            events += cancelled(member, reason)
+            if len(events) >= MEMBERS_PER_STEP:
+                break
+    return events
+
+
+def cancelled(task: Task, reason: str) -> list[Event]:
     index, member = task.plan.index, task.member
     events: list[Event] = []
     live = task.live
@@ -341,13 +384,19 @@ def _wind_up(run: Run, cancel: CancelRequested) -> list[Event]:
     """Ends the tasks of a run that is to end, some at a time, then the run. Without a principal it was the clock."""
     reason = f"cancelled by {cancel.principal}: {cancel.reason}" if cancel.principal else cancel.reason
     events: list[Event] = []
-    for node in run.tasks:
+    for node in run.tasks[: len(run.tasks) - run.plan.compensations]:
         # Members first: a fan-out ends after what it consists of.
         for task in (*node.members, node):
             if not task.ended:
-                events += _cancel(task, reason)
+                events += cancelled(task, reason)
                 if len(events) >= MEMBERS_PER_STEP:
                     return events
+    if run.plan.compensations:
+        if events:
+            return events
+        back = compensation.go_on(run)
+        if back is not None:
+            return back
     if cancel.principal:
         return [*events, RunEnded(RunState.CANCELLED)]
     return [*events, RunEnded(RunState.FAILED, failure=Failure(FailureKind.TIMEOUT, reason, retryable=False))]
@@ -358,9 +407,9 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
     if run.state is not RunState.RUNNING:
         return []
     if task is None:
-        due = now >= run.submitted.deadline_time and run.cancel is None
+        due = now >= run.submitted.deadline_time and run.cancel is None and not compensation.begun(run)
         return [CancelRequested("", "the run's deadline passed")] if due else []
-    if task.ended or (task.plan.fan_out and not task.member):
+    if task.ended or task.state is TaskState.ESCALATED or (task.plan.fan_out and not task.member):
         return []
     if task.state is not TaskState.PENDING and task.plan.deadline is not None and now >= task_deadline(run, task):
         failure = Failure(FailureKind.TIMEOUT, "the task's deadline passed", retryable=False)
@@ -369,30 +418,40 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
             events.append(
                 AttemptEnded(task.plan.index, task.member, live.number, AttemptState.CANCELLED, failure=failure)
             )
-        return [*events, *fail_task(run, task, failure)]
+            if task.plan.at_most_once:
+                return [*events, *escalate(task, failure)]
+        return [*events, *fail_task(task, failure)]
+    if run.paused is not None:
+        return []
     if task.state is TaskState.WAITING and now >= task.wait_until:
+        if (wait := task.plan.wait) is not None:
+            return [] if wait.signal else [TaskCompleted(task.plan.index, 0, b"")]
         return [TaskReady(task.plan.index, task.member, b"")]
-    if task.state is TaskState.READY and now >= schedule_deadline(task):
+    if task.state is TaskState.READY and now >= schedule_deadline(run, task):
         message = f"no agent took {task.plan.capability} within {task.plan.schedule_timeout / 1e6:g} s"
-        return fail_task(run, task, Failure(FailureKind.NO_AGENT, message, retryable=False))
+        return fail_task(task, Failure(FailureKind.NO_AGENT, message, retryable=False))
     return []
 
 
-def schedule_deadline(task: Task) -> int:
-    """When a READY task gives up waiting for an agent, counted from its last step."""
-    since = max(task.ready_time, task.attempts[-1].end_time if task.attempts else 0)
+def schedule_deadline(run: Run, task: Task) -> int:
+    """When a READY task gives up waiting for an agent, counted from its last step; a pause does not count."""
+    since = max(task.ready_time, task.attempts[-1].end_time if task.attempts else 0, run.resume_time)
     return since + task.plan.schedule_timeout
 
 
 def next_due(run: Run, task: Task) -> int | None:
     """When `on_time` should next look at a task; None when the clock has no say in it."""
+    if task.state is TaskState.ESCALATED:
+        return None  # a person answers when they do, or the run's deadline passes
     if task.plan.fan_out and not task.member:
         return None  # each of its members has its own deadline
     due = None
-    if task.state is TaskState.WAITING:
-        due = task.wait_until
+    if run.paused is not None:
+        pass  # a deadline passes all the same
+    elif task.state is TaskState.WAITING:
+        due = task.wait_until or None  # a signal comes when it comes
     elif task.state is TaskState.READY:
-        due = schedule_deadline(task)
+        due = schedule_deadline(run, task)
     if task.plan.deadline is not None and not task.ended and task.state is not TaskState.PENDING:
         deadline = task_deadline(run, task)
         due = deadline if due is None else min(due, deadline)

@@ -152,7 +152,7 @@ class AttemptEnded:
 
 @dataclass(slots=True)
 class TaskWaiting:
-    """A task will be tried again at `until`."""
+    """A task will be tried again at `until`; one that only waits has begun to, until then, or with 0 for a signal."""
 
     task: int
     member: int
@@ -172,8 +172,31 @@ class TaskEnded:
 
 
 @dataclass(slots=True)
+class TaskCompleted:
+    """A success with an output that no attempt gave. `signal` is the place, from 1, among those of the run of the one
+    that it waited for; 0 when it waited for none. `principal` is the person who gave the output, if one did."""
+
+    task: int
+    member: int
+    output: bytes
+    signal: int = 0
+    principal: str = ""
+
+
+@dataclass(slots=True)
+class SignalReceived:
+    """A signal, kept until a task waits for it."""
+
+    signal: str
+    payload: bytes
+    principal: str
+    request_id: str
+    request_digest: bytes
+
+
+@dataclass(slots=True)
 class TaskExpanded:
-    """A fan-out gets members first_member … first_member+len(inputs)-1 of member_count."""
+    """A fan-out gets members first_member … first_member+len(inputs)-1 of member_count, or a loop its next one."""
 
     task: int
     member_count: int
@@ -213,6 +236,57 @@ class CancelRequested:
 
 
 @dataclass(slots=True)
+class RunPaused:
+    """A caller's wish: nothing begins from now on."""
+
+    principal: str
+    reason: str
+
+
+@dataclass(slots=True)
+class RunResumed:
+    """A caller's wish: the run goes on."""
+
+    principal: str
+    reason: str
+
+
+@dataclass(slots=True)
+class TaskCancelRequested:
+    """A caller's wish that a task ends, with all its members."""
+
+    task: int
+    principal: str
+    reason: str
+
+
+@dataclass(slots=True)
+class TaskReopened:
+    """A caller's wish that a task which has failed is taken up again, and with it what was skipped because of it."""
+
+    task: int
+    member: int
+    principal: str
+    reason: str
+
+
+@dataclass(slots=True)
+class TaskEscalated:
+    """A task did not succeed and waits for a person."""
+
+    task: int
+    member: int
+    failure: Failure
+
+
+@dataclass(slots=True)
+class RunUnwinding:
+    """A run has failed although no task of it has, so that what was done is undone."""
+
+    failure: Failure
+
+
+@dataclass(slots=True)
 class RunEnded:
     """The end of a run."""
 
@@ -229,8 +303,16 @@ Event: TypeAlias = (
     | AttemptEnded
     | TaskWaiting
     | TaskEnded
+    | TaskCompleted
     | TaskExpanded
+    | SignalReceived
     | ContextRead
     | CancelRequested
+    | RunPaused
+    | RunResumed
+    | TaskCancelRequested
+    | TaskReopened
+    | TaskEscalated
+    | RunUnwinding
     | RunEnded
 )

@@ -23,6 +23,7 @@ class OnFailure(IntEnum):
     FAIL = 1
     SKIP = 2
     CONTINUE = 3
+    ESCALATE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,15 @@ class RetryRule:
     initial_backoff: int
     max_backoff: int
     multiplier: float
+
+
+@dataclass(frozen=True, slots=True)
+class WaitPlan:
+    """What a task waits for that no agent works on: a fixed time in microseconds, a signal by its name, or, with
+    neither, the moment that the evaluator gives."""
+
+    time: int | None
+    signal: str
 
 
 class Read(NamedTuple):
@@ -48,7 +58,9 @@ class TaskPlan:
     """One node. `join` is how many needs must be done: len(needs) for all, 1 for any, n for n-of.
 
     `needs` and `dependents` are task indices; `needs` includes tasks that expressions refer to. `depth` is the longest
-    path from a root, for display and fair ordering. `reads` is what its expressions refer to in shared context.
+    path from a root, for display and fair ordering. `reads` is what its expressions refer to in shared context. `wait`
+    is set for a task that no agent works on. A loop is a `fan_out` with `most_iterations`, whose members come one after
+    the other. `compensation` is the index of what undoes the task, `compensates`, there, that of the task; or else -1.
     """
 
     index: int
@@ -70,6 +82,11 @@ class TaskPlan:
     references: tuple[str, ...]
     depth: int
     reads: tuple[Read, ...] = ()
+    wait: WaitPlan | None = None
+    most_iterations: int = 0
+    at_most_once: bool = False
+    compensation: int = -1
+    compensates: int = -1
 
 
 class EvaluationFailed(Exception):
@@ -128,6 +145,18 @@ class Evaluator(Protocol):
         """Number of members of a fan-out and the inputs of members first … first+limit-1, counted from 1."""
         ...
 
+    def moment(self, task: int, view: View, now: int) -> int:
+        """Until when a task waits, in microseconds since 1970, that begins to at `now`."""
+        ...
+
+    def iteration(self, task: int, view: View, number: int, previous: bytes) -> bytes:
+        """The input of an iteration of a loop, counted from 1; `previous` is the output of the one before."""
+        ...
+
+    def done(self, task: int, view: View, number: int, output: bytes) -> bool:
+        """Whether a loop is done after an iteration with that output."""
+        ...
+
     def output(self, view: View) -> bytes:
         """The run's output as a serialised Payload."""
         ...
@@ -137,7 +166,9 @@ class Evaluator(Protocol):
 class Plan:
     """A compiled graph. `roots` need nothing; `deadline` is the graph's own, in microseconds.
 
-    `readers` are the tasks with `reads`; `output_reads` is what the expressions of the run's output refer to.
+    `readers` are the tasks with `reads`; `output_reads` is what the expressions of the run's output refer to; `signals`
+    are the names of those that its tasks wait for. The last `compensations` tasks are no nodes of the graph: they undo
+    some.
     """
 
     name: str
@@ -149,3 +180,5 @@ class Plan:
     index_of: dict[str, int]
     readers: tuple[int, ...] = ()
     output_reads: tuple[Read, ...] = ()
+    signals: frozenset[str] = frozenset()
+    compensations: int = 0

@@ -25,10 +25,18 @@ from .events import (
     Found,
     Placement,
     RunEnded,
+    RunPaused,
+    RunResumed,
     RunSubmitted,
+    RunUnwinding,
+    SignalReceived,
+    TaskCancelRequested,
+    TaskCompleted,
     TaskEnded,
+    TaskEscalated,
     TaskExpanded,
     TaskReady,
+    TaskReopened,
     TaskWaiting,
 )
 from .failure import Failure, FailureKind
@@ -94,6 +102,7 @@ class Task:
     `released` is the output as the run's principal may have it, None when that is all of it. `found` is what its
     expressions see of shared context, None until that was read.
     A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended.
+    `cancel_reason` is set, for a node, while it is to be cancelled and has not ended.
     """
 
     plan: TaskPlan
@@ -114,6 +123,7 @@ class Task:
     members: list[Task]
     attempts: list[Attempt]
     found: tuple[Found, ...] | None
+    cancel_reason: str
 
     def __init__(self, plan: TaskPlan, member: int = 0, input: bytes = b"", ready_time: int = 0) -> None:
         self.plan = plan
@@ -134,6 +144,7 @@ class Task:
         self.members = []
         self.attempts = []
         self.found = None
+        self.cancel_reason = ""
 
     @property
     def live(self) -> Attempt | None:
@@ -153,14 +164,25 @@ class Task:
         )
 
 
+@dataclass(slots=True)
+class Signal:
+    """A signal that a run was sent. `task` is the index of the task it ended, -1 while it is kept."""
+
+    received: SignalReceived
+    task: int = -1
+
+
 class Run:
     """One run. Nothing in it refers back to it, so that one which is done leaves memory without the collector.
 
     `redacted`: some output of it is not all for its principal, nor is what was made of that output. `found`: what the
-    expressions of its output see of shared context, None until that was read."""
+    expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order.
+    `paused`: since somebody holds it; `resume_time`: when it was last let go on. `completed`: tasks that can be undone,
+    in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason."""
 
     __slots__ = (
         "cancel",
+        "completed",
         "create_time",
         "end_time",
         "event_seq",
@@ -169,13 +191,17 @@ class Run:
         "found",
         "frontier",
         "output",
+        "paused",
         "plan",
         "redacted",
+        "resume_time",
         "run_id",
+        "signals",
         "state",
         "submitted",
         "tasks",
         "tasks_open",
+        "unwinding",
     )
 
     def __init__(self, run_id: str, plan: Plan, submitted: RunSubmitted, now: int) -> None:
@@ -191,10 +217,15 @@ class Run:
         self.first_failure: tuple[str, Failure] | None = None
         self.cancel: CancelRequested | None = None
         self.tasks = [Task(p) for p in plan.tasks]
-        self.tasks_open = len(self.tasks)
+        self.tasks_open = len(self.tasks) - plan.compensations
+        self.completed: list[int] = []
+        self.unwinding: Failure | None = None
         self.redacted = False
         self.found: tuple[Found, ...] | None = None
         self.frontier: list[int] = list(plan.roots)
+        self.signals: tuple[Signal, ...] = ()
+        self.paused: RunPaused | None = None
+        self.resume_time = 0
 
     def view(self, task: Task) -> RunView:
         """What the expressions of a task see."""
@@ -236,7 +267,11 @@ class RunView:
     def output(self, task: int) -> bytes | list[bytes] | None:
         node = self._run.tasks[task]
         if node.plan.fan_out:
-            return [m.output or b"" for m in node.members] if node.state is TaskState.SUCCEEDED else None
+            if node.state is not TaskState.SUCCEEDED:
+                return None
+            if node.plan.most_iterations:
+                return node.members[-1].output if node.output is None else node.output  # a person's answer goes first
+            return [m.output or b"" for m in node.members]
         return node.output
 
     def state(self, task: int) -> str:
@@ -261,7 +296,11 @@ class ReleasedView(RunView):
     def output(self, task: int) -> bytes | list[bytes] | None:
         node = self._run.tasks[task]
         if node.plan.fan_out:
-            return [_released(m) or b"" for m in node.members] if node.state is TaskState.SUCCEEDED else None
+            if node.state is not TaskState.SUCCEEDED:
+                return None
+            if node.plan.most_iterations:
+                return _released(node.members[-1] if node.output is None else node)
+            return [_released(m) or b"" for m in node.members]
         return _released(node)
 
 
@@ -293,16 +332,23 @@ def _end_task(run: Run, task: Task, now: int) -> None:
     if task.member:
         node = run.tasks[task.plan.index]
         node.members_open -= 1
-        if task.state is TaskState.FAILED and task.plan.on_failure is OnFailure.FAIL and node.failure is None:
+        loop = task.plan.most_iterations > 0
+        fatal = task.plan.on_failure in FATAL or loop
+        if task.state is TaskState.FAILED and fatal and node.failure is None:
             f = task.failure or Failure(FailureKind.PERMANENT, "")
-            node.failure = Failure(f.kind, f"member {task.member}: {f.message}", f.code, f.retryable)
+            member = f"{'iteration' if loop else 'member'} {task.member}"
+            node.failure = Failure(f.kind, f"{member}: {f.message}", f.code, f.retryable)
         if not node.ended and node.plan.index not in run.frontier and fan_out_settled(node):
             run.frontier.append(node.plan.index)
         return
+    if task.plan.compensates >= 0:
+        return
     run.tasks_open -= 1
+    if task.plan.compensation >= 0 and task.state is TaskState.SUCCEEDED:
+        run.completed.append(task.plan.index)
     if (
         task.state is TaskState.FAILED
-        and task.plan.on_failure is OnFailure.FAIL
+        and task.plan.on_failure in FATAL
         and run.first_failure is None
         and task.failure is not None
     ):
@@ -314,6 +360,10 @@ def _end_task(run: Run, task: Task, now: int) -> None:
         dependent.needs_done += done
         if dependent.state is TaskState.PENDING and index not in run.frontier and join_settled(dependent):
             run.frontier.append(index)
+
+
+FATAL = frozenset({OnFailure.FAIL, OnFailure.ESCALATE})
+"""Where a failure is one of the run: with ESCALATE, once a person has said that it is one."""
 
 
 def join_settled(task: Task) -> bool:
@@ -342,7 +392,8 @@ def _needs_met(run: Run, task: Task, payload: bytes, now: int) -> None:
     _move(task, TaskTrigger.NEEDS_MET)
     task.input = payload
     task.ready_time = now
-    run.frontier.remove(task.plan.index)
+    if task.plan.compensates < 0:
+        run.frontier.remove(task.plan.index)
 
 
 def _attempt_offered(run: Run, event: AttemptOffered, now: int) -> None:
@@ -388,7 +439,12 @@ def _attempt_ended(run: Run, event: AttemptEnded, now: int) -> None:
 
 def _task_waiting(run: Run, event: TaskWaiting, now: int) -> None:
     task = run.task(event.task, event.member)
-    _move(task, TaskTrigger.BACKED_OFF)
+    if task.state is TaskState.PENDING:
+        _move(task, TaskTrigger.WAITED)
+        task.ready_time = now
+        run.frontier.remove(event.task)
+    else:
+        _move(task, TaskTrigger.BACKED_OFF)
     task.wait_until = event.until
     task.reason = event.reason
 
@@ -409,7 +465,41 @@ def _task_ended(run: Run, event: TaskEnded, now: int) -> None:
     task.failure = event.failure
     task.reason = event.reason
     task.wait_until = 0
+    task.cancel_reason = ""
     _end_task(run, task, now)
+
+
+def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
+    task = run.task(event.task, event.member)
+    _move(task, TaskTrigger.SUCCEEDED)
+    task.output = event.output
+    task.reason = f"its output was given by {event.principal}" if event.principal else ""
+    task.failure = None
+    task.wait_until = 0
+    if event.signal:
+        signal = run.signals[event.signal - 1]
+        signal.task = event.task
+        sent = signal.received  # whose payload the task has now
+        signal.received = SignalReceived(sent.signal, b"", sent.principal, sent.request_id, sent.request_digest)
+    _end_task(run, task, now)
+
+
+def _task_escalated(run: Run, event: TaskEscalated, now: int) -> None:
+    task = run.task(event.task, event.member)
+    if not event.member and event.task in run.frontier:
+        run.frontier.remove(event.task)
+    _move(task, TaskTrigger.ESCALATED)
+    task.failure = event.failure
+    task.end_time = now
+    task.wait_until = 0
+
+
+def _run_unwinding(run: Run, event: RunUnwinding, now: int) -> None:
+    run.unwinding = event.failure
+
+
+def _signal_received(run: Run, event: SignalReceived, now: int) -> None:
+    run.signals = (*run.signals, Signal(event))
 
 
 def _task_expanded(run: Run, event: TaskExpanded, now: int) -> None:
@@ -437,6 +527,97 @@ def _context_read(run: Run, event: ContextRead, now: int) -> None:
 
 def _cancel_requested(run: Run, event: CancelRequested, now: int) -> None:
     run.cancel = event
+    run.paused = None
+
+
+def _run_paused(run: Run, event: RunPaused, now: int) -> None:
+    run.paused = event
+
+
+def _run_resumed(run: Run, event: RunResumed, now: int) -> None:
+    run.paused = None
+    run.resume_time = now
+
+
+def _task_cancel_requested(run: Run, event: TaskCancelRequested, now: int) -> None:
+    node = run.tasks[event.task]
+    node.cancel_reason = f"cancelled by {event.principal}: {event.reason}"
+    if event.task not in run.frontier:
+        run.frontier.append(event.task)
+
+
+def _task_reopened(run: Run, event: TaskReopened, now: int) -> None:
+    task = run.task(event.task, event.member)
+    if task.member:
+        _take_up(task, now)
+    elif task.members:
+        _move(task, TaskTrigger.CONTINUED)
+        _forget_end(task)
+        for member in task.members:
+            if member.state is TaskState.FAILED or member.state is TaskState.CANCELLED:
+                _take_up(member, now)
+    else:
+        _reopen(task)
+    waiting = [] if task.member else [task]
+    while waiting:
+        for index in waiting.pop().plan.dependents:
+            dependent = run.tasks[index]
+            if dependent.state is TaskState.SKIPPED:
+                _reopen(dependent)
+                waiting.append(dependent)
+    recount(run)
+
+
+def _reopen(node: Task) -> None:
+    """Back to where its needs are looked at."""
+    _move(node, TaskTrigger.REOPENED)
+    _forget_end(node)
+    node.ready_time = 0
+    node.input = b""
+    node.member_count = -1
+
+
+def _take_up(member: Task, now: int) -> None:
+    _move(member, TaskTrigger.TAKEN_UP)
+    _forget_end(member)
+    member.ready_time = now
+
+
+def _forget_end(task: Task) -> None:
+    task.failure = None
+    task.reason = ""
+    task.end_time = 0
+
+
+def recount(run: Run) -> None:
+    """Derives all counters, the frontier, and whose failure the run ends with, from the states of the tasks."""
+    for node in run.tasks:
+        node.members_open = sum(1 for member in node.members if not member.ended)
+        needs = [run.tasks[i] for i in node.plan.needs]
+        node.needs_ended = sum(1 for need in needs if need.ended)
+        node.needs_done = sum(1 for need in needs if need.ended and need.counts_as_done())
+    run.tasks_open = sum(1 for node in run.tasks if not node.ended and node.plan.compensates < 0)
+    run.frontier = [node.plan.index for node in run.tasks if _on_frontier(node)]
+    first = None if run.first_failure is None else run.tasks[run.plan.index_of[run.first_failure[0]]]
+    if first is not None and first.state is not TaskState.FAILED:
+        fatal = [
+            task
+            for task in run.tasks
+            if task.state is TaskState.FAILED and task.plan.on_failure in FATAL and task.plan.compensates < 0
+        ]
+        first = min(fatal, key=lambda task: task.end_time, default=None)
+    failure = None if first is None else first.failure
+    run.first_failure = None if first is None or failure is None else (first.plan.id, failure)
+
+
+def _on_frontier(node: Task) -> bool:
+    if node.cancel_reason:
+        return True
+    if node.plan.compensates >= 0 or node.state is TaskState.ESCALATED:
+        return False
+    if node.state is TaskState.PENDING:
+        return join_settled(node)
+    return node.plan.fan_out and not node.ended and fan_out_settled(node)
 
 
 def _run_ended(run: Run, event: RunEnded, now: int) -> None:
@@ -455,8 +636,16 @@ _APPLY: dict[type[Any], Any] = {
     AttemptEnded: _attempt_ended,
     TaskWaiting: _task_waiting,
     TaskEnded: _task_ended,
+    TaskCompleted: _task_completed,
     TaskExpanded: _task_expanded,
+    SignalReceived: _signal_received,
     ContextRead: _context_read,
     CancelRequested: _cancel_requested,
+    RunPaused: _run_paused,
+    RunResumed: _run_resumed,
+    TaskCancelRequested: _task_cancel_requested,
+    TaskReopened: _task_reopened,
+    TaskEscalated: _task_escalated,
+    RunUnwinding: _run_unwinding,
     RunEnded: _run_ended,
 }

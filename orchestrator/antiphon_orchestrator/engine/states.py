@@ -25,6 +25,7 @@ class TaskState(IntEnum):
     FAILED = 6
     SKIPPED = 7
     CANCELLED = 8
+    ESCALATED = 9
 
 
 class AttemptState(IntEnum):
@@ -41,6 +42,7 @@ class TaskTrigger(IntEnum):
     """What may happen to a task. An IntEnum only because its hash is C's; the numbers mean nothing."""
 
     NEEDS_MET = auto()
+    WAITED = auto()
     EXPANDED = auto()
     OFFERED = auto()
     RETURNED = auto()
@@ -50,13 +52,18 @@ class TaskTrigger(IntEnum):
     FAILED = auto()
     SKIPPED = auto()
     CANCELLED = auto()
+    REOPENED = auto()
+    TAKEN_UP = auto()
+    CONTINUED = auto()
+    ESCALATED = auto()
 
 
 _T, _G = TaskState, TaskTrigger
 
 TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
     (_T.PENDING, _G.NEEDS_MET): _T.READY,
-    (_T.PENDING, _G.EXPANDED): _T.RUNNING,  # a fan-out: its members are what runs
+    (_T.PENDING, _G.WAITED): _T.WAITING,  # for a time or a signal, which is all it does
+    (_T.PENDING, _G.EXPANDED): _T.RUNNING,  # a fan-out or loop: its members are what runs
     (_T.PENDING, _G.SKIPPED): _T.SKIPPED,
     (_T.PENDING, _G.FAILED): _T.FAILED,  # an expression could not be evaluated
     (_T.PENDING, _G.CANCELLED): _T.CANCELLED,
@@ -64,15 +71,33 @@ TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
     (_T.READY, _G.BACKED_OFF): _T.WAITING,  # its offers keep coming back
     (_T.READY, _G.FAILED): _T.FAILED,  # no agent in time, policy, schema, deadline
     (_T.READY, _G.CANCELLED): _T.CANCELLED,
-    (_T.RUNNING, _G.EXPANDED): _T.RUNNING,  # the next chunk of a large fan-out
+    (_T.RUNNING, _G.EXPANDED): _T.RUNNING,  # the next chunk of a large fan-out, or iteration of a loop
     (_T.RUNNING, _G.RETURNED): _T.READY,
     (_T.RUNNING, _G.BACKED_OFF): _T.WAITING,
     (_T.RUNNING, _G.SUCCEEDED): _T.SUCCEEDED,
     (_T.RUNNING, _G.FAILED): _T.FAILED,
     (_T.RUNNING, _G.CANCELLED): _T.CANCELLED,
     (_T.WAITING, _G.DUE): _T.READY,
+    (_T.WAITING, _G.SUCCEEDED): _T.SUCCEEDED,  # the time or the signal came
     (_T.WAITING, _G.FAILED): _T.FAILED,  # the deadline passed while it waited
     (_T.WAITING, _G.CANCELLED): _T.CANCELLED,
+    # A person is to say how it goes on.
+    (_T.PENDING, _G.ESCALATED): _T.ESCALATED,
+    (_T.READY, _G.ESCALATED): _T.ESCALATED,
+    (_T.RUNNING, _G.ESCALATED): _T.ESCALATED,
+    (_T.WAITING, _G.ESCALATED): _T.ESCALATED,
+    (_T.ESCALATED, _G.SUCCEEDED): _T.SUCCEEDED,
+    (_T.ESCALATED, _G.FAILED): _T.FAILED,
+    (_T.ESCALATED, _G.CANCELLED): _T.CANCELLED,
+    (_T.ESCALATED, _G.REOPENED): _T.PENDING,
+    (_T.ESCALATED, _G.CONTINUED): _T.RUNNING,
+    (_T.ESCALATED, _G.TAKEN_UP): _T.READY,
+    # By hand; the only ways out of an end.
+    (_T.FAILED, _G.REOPENED): _T.PENDING,
+    (_T.SKIPPED, _G.REOPENED): _T.PENDING,  # with what it had been skipped for
+    (_T.FAILED, _G.CONTINUED): _T.RUNNING,  # a fan-out or loop, with those of its members that did not succeed
+    (_T.FAILED, _G.TAKEN_UP): _T.READY,
+    (_T.CANCELLED, _G.TAKEN_UP): _T.READY,
 }
 
 _A = AttemptState

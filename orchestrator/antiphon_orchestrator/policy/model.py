@@ -21,6 +21,10 @@ class Action(StrEnum):
     SUBMIT = "submit"  # start a run of a graph
     READ = "read"
     CANCEL = "cancel"
+    SIGNAL = "signal"  # to a run, for a task that waits
+    PAUSE = "pause"  # hold a run, and let it go on
+    RETRY = "retry"  # take up a task of a run again
+    RESOLVE = "resolve"  # say what becomes of a task that is escalated
     DISPATCH = "dispatch"  # hand a task of this principal to an agent
     CALL = "call"  # an agent asks for a capability on behalf of this principal's task
     RELEASE = "release"  # hand a task's output to this principal

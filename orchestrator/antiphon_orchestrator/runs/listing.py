@@ -117,7 +117,7 @@ def _fits(run: Run, namespace: str, request: api.ListRunsRequest, before: Key | 
     return (
         submitted.namespace == namespace
         and (before is None or (run.create_time, run.run_id) < before)
-        and (not request.states or run.state.value in request.states)
+        and (not request.states or views.shown_state(run) in request.states)
         and (not request.graph_name or submitted.graph_name == request.graph_name)
         and (not request.HasField("created_after") or run.create_time >= request.created_after.ToMicroseconds())
         and (not request.HasField("created_before") or run.create_time < request.created_before.ToMicroseconds())

@@ -157,7 +157,8 @@ class Submissions:
         return self._fleet.policy_message(decision)
 
     def _warnings(self, namespace: str, plan: Plan) -> tuple[str, ...]:
-        missing = {t.capability for t in plan.tasks if not self._fleet.offered(namespace, t.capability)}
+        wanted = {task.capability for task in plan.tasks if task.capability}
+        missing = {name for name in wanted if not self._fleet.offered(namespace, name)}
         return tuple(f"nobody offers {name} yet; tasks that need it wait" for name in sorted(missing))
 
 

@@ -18,12 +18,22 @@ from ..shards import codec
 _TOTAL_FIELDS = {state: state.name.lower() for state in TaskState}
 
 
+def shown(task: Task) -> bool:
+    """Whether a task is part of what happened: what would undo another is not, unless it was needed."""
+    return task.plan.compensates < 0 or task.state is not TaskState.PENDING
+
+
+def shown_state(run: Run) -> int:
+    """The state of a run as a number of antiphon.v1.RunState: one that is held is PAUSED."""
+    return run_pb2.RUN_STATE_PAUSED if run.paused is not None else run.state.value
+
+
 def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_pb2.Run:
     submitted = run.submitted
     message = run_pb2.Run(
         run_id=run.run_id,
         namespace=submitted.namespace,
-        state=run.state.value,  # type: ignore[arg-type]
+        state=shown_state(run),  # type: ignore[arg-type]
         graph_name=submitted.graph_name,
         graph_version=submitted.graph_version,
         principal=submitted.principal,
@@ -70,7 +80,7 @@ def put_totals(target: run_pb2.TaskTotals, run: Run) -> None:
     """Counts members instead of their fan-out."""
     counts: dict[TaskState, int] = {}
     for node in run.tasks:
-        for task in node.members or (node,):
+        for task in (node.members or (node,)) if shown(node) else ():
             counts[task.state] = counts.get(task.state, 0) + 1
     for state, count in counts.items():
         setattr(target, _TOTAL_FIELDS[state], count)
@@ -85,6 +95,7 @@ def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task
         reason=task.reason or _reason(run, task),
         attempt_count=len(task.attempts),
         member_count=max(0, task.member_count),
+        compensates=run.tasks[task.plan.compensates].plan.id if task.plan.compensates >= 0 else "",
     )
     if task.ready_time:
         message.ready_time.FromMicroseconds(task.ready_time)
@@ -101,7 +112,7 @@ def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task
 def _put_payloads(message: run_pb2.Task, run: Run, task: Task) -> None:
     """Input and output as the run's principal may have them; what was made of redacted outputs is not shown at all."""
     withheld = []
-    if run.redacted and (task.plan.needs or task.member):
+    if run.redacted and (task.plan.needs or task.member or task.plan.compensates >= 0):
         withheld.append("the input is not shown, because outputs of this run are redacted")
     else:
         put_payload(message.input, task.input)
@@ -121,6 +132,8 @@ def _reason(run: Run, task: Task) -> str:
             return "reads shared context"
         waits = [run.tasks[i].plan.id for i in task.plan.needs if not run.tasks[i].ended]
         return "waits for " + ", ".join(waits[:8]) + (" …" if len(waits) > 8 else "") if waits else ""
+    if task.state is TaskState.ESCALATED:
+        return "waits for a person: antiphon run resolve, or retry"
     if task.state is TaskState.READY:
         return f"waits for an agent that offers {task.plan.capability}"
     return ""
@@ -186,8 +199,20 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
     elif isinstance(event, e.RunEnded):
         message.run_state = event.state.value  # type: ignore[assignment]
         _failure(message, event.failure)
+    elif isinstance(event, e.SignalReceived):
+        message.signal = event.signal
+        message.reason = f"signal from {event.principal}"
     elif isinstance(event, e.CancelRequested):
         message.reason = event.reason or "cancelled"
+    elif isinstance(event, e.RunUnwinding):
+        message.reason = "what was done is undone"
+        _failure(message, event.failure)
+    elif isinstance(event, e.RunPaused):
+        message.run_state = run_pb2.RUN_STATE_PAUSED
+        message.reason = _wished("paused", event)
+    elif isinstance(event, e.RunResumed):
+        message.run_state = run_pb2.RUN_STATE_RUNNING
+        message.reason = _wished("resumed", event)
     elif isinstance(event, e.ContextRead):
         if event.task != e.OUTPUT:
             message.key.task_id = run.plan.tasks[event.task].id
@@ -196,6 +221,9 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
     else:
         plan = run.plan.tasks[event.task]
         message.key.task_id = plan.id
+        if isinstance(event, e.TaskCancelRequested):
+            message.reason = _wished("cancelled", event)
+            return message
         if isinstance(event, e.TaskExpanded):
             message.member_count = event.member_count
             message.task_state = run_pb2.TASK_STATE_RUNNING
@@ -207,13 +235,31 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
 
 def _task_event(
     message: run_pb2.RunEvent,
-    event: e.TaskReady | e.AttemptOffered | e.AttemptStarted | e.AttemptEnded | e.TaskWaiting | e.TaskEnded,
+    event: e.TaskReady
+    | e.AttemptOffered
+    | e.AttemptStarted
+    | e.AttemptEnded
+    | e.TaskWaiting
+    | e.TaskEnded
+    | e.TaskCompleted
+    | e.TaskReopened
+    | e.TaskEscalated,
 ) -> None:
     if isinstance(event, e.TaskReady):
         message.task_state = run_pb2.TASK_STATE_READY
     elif isinstance(event, e.TaskWaiting):
         message.task_state = run_pb2.TASK_STATE_WAITING
         message.reason = event.reason
+    elif isinstance(event, e.TaskReopened):
+        message.task_state = run_pb2.TASK_STATE_READY if event.member else run_pb2.TASK_STATE_PENDING
+        message.reason = _wished("taken up again", event)
+    elif isinstance(event, e.TaskEscalated):
+        message.task_state = run_pb2.TASK_STATE_ESCALATED
+        message.reason = "waits for a person"
+        _failure(message, event.failure)
+    elif isinstance(event, e.TaskCompleted):
+        message.task_state = run_pb2.TASK_STATE_SUCCEEDED
+        message.reason = f"its output was given by {event.principal}" if event.principal else ""
     elif isinstance(event, e.TaskEnded):
         message.task_state = event.state.value  # type: ignore[assignment]
         message.reason = event.reason
@@ -235,6 +281,10 @@ def _task_event(
             message.task_state = run_pb2.TASK_STATE_SUCCEEDED
         elif event.state is AttemptState.RETURNED and not event.stale:
             message.task_state = run_pb2.TASK_STATE_READY
+
+
+def _wished(what: str, event: e.RunPaused | e.RunResumed | e.TaskCancelRequested | e.TaskReopened) -> str:
+    return f"{what} by {event.principal}" + (f": {event.reason}" if event.reason else "")
 
 
 def _failure(message: run_pb2.RunEvent, failure: Failure | None) -> None:

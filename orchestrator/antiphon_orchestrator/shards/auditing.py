@@ -12,6 +12,7 @@ from typing import Any
 
 from ..audit.chain import Chain, Fact
 from ..engine.events import RunEnded
+from .inputs import Steer
 from .turn import Entry, Turn
 
 
@@ -33,6 +34,9 @@ class ShardAudit:
 
     def cancelled(self, turn: Turn, entry: Entry, principal: str, reason: str) -> None:
         self._add(turn, entry, "cancel", "DONE", reason, {}, principal, None)
+
+    def steered(self, turn: Turn, entry: Entry, wish: Steer) -> None:
+        self._add(turn, entry, wish.action, "DONE", wish.reason, dict(wish.details), wish.principal, None)
 
     def ended(self, turn: Turn, entry: Entry, event: RunEnded) -> None:
         reason = event.failure.message if event.failure is not None else ""

@@ -15,7 +15,7 @@ from antiphon.v1 import failure_pb2
 
 from ..engine import events as e
 from ..engine.failure import Failure, FailureKind
-from ..engine.run import Attempt, Run, Task, fan_out_settled, join_settled
+from ..engine.run import Attempt, Run, Signal, Task, recount
 from ..engine.states import AttemptState, RunState, TaskState
 
 
@@ -200,6 +200,25 @@ def _task_ended(record: journal.Record, event: e.TaskEnded) -> None:
     m.reason = event.reason
 
 
+def _completed(record: journal.Record, event: e.TaskCompleted) -> None:
+    m = record.task_completed
+    m.task, m.member, m.output, m.signal = event.task, event.member, event.output, event.signal
+    m.principal = event.principal
+
+
+def _signalled(record: journal.Record, event: e.SignalReceived) -> None:
+    _put_signal(record.signal_received, event)
+
+
+def _put_signal(m: journal.SignalReceived, event: e.SignalReceived) -> None:
+    m.signal, m.payload, m.principal = event.signal, event.payload, event.principal
+    m.request_id, m.request_digest = event.request_id, event.request_digest
+
+
+def _get_signal(m: journal.SignalReceived) -> e.SignalReceived:
+    return e.SignalReceived(m.signal, m.payload, m.principal, m.request_id, m.request_digest)
+
+
 def _expanded(record: journal.Record, event: e.TaskExpanded) -> None:
     m = record.task_expanded
     m.task, m.member_count, m.first_member = event.task, event.member_count, event.first_member
@@ -226,6 +245,28 @@ def _cancel(record: journal.Record, event: e.CancelRequested) -> None:
     record.cancel_requested.SetInParent()
 
 
+def _wish(record: journal.Record, event: e.RunPaused | e.RunResumed) -> None:
+    m = record.run_paused if type(event) is e.RunPaused else record.run_resumed
+    m.principal, m.reason = event.principal, event.reason
+    m.SetInParent()
+
+
+def _task_cancel(record: journal.Record, event: e.TaskCancelRequested) -> None:
+    m = record.task_cancel_requested
+    m.task, m.principal, m.reason = event.task, event.principal, event.reason
+
+
+def _reopened(record: journal.Record, event: e.TaskReopened) -> None:
+    m = record.task_reopened
+    m.task, m.member, m.principal, m.reason = event.task, event.member, event.principal, event.reason
+
+
+def _escalated(record: journal.Record, event: e.TaskEscalated) -> None:
+    m = record.task_escalated
+    m.task, m.member = event.task, event.member
+    put_failure(m.failure, event.failure)
+
+
 def _run_ended(record: journal.Record, event: e.RunEnded) -> None:
     m = record.run_ended
     m.state = event.state.value  # type: ignore[assignment]
@@ -242,9 +283,17 @@ _ENCODERS: dict[type[Any], Callable[[journal.Record, Any], None]] = {
     e.AttemptEnded: _ended,
     e.TaskWaiting: _waiting,
     e.TaskEnded: _task_ended,
+    e.TaskCompleted: _completed,
     e.TaskExpanded: _expanded,
+    e.SignalReceived: _signalled,
     e.ContextRead: _context_read,
     e.CancelRequested: _cancel,
+    e.RunPaused: _wish,
+    e.RunResumed: _wish,
+    e.TaskCancelRequested: _task_cancel,
+    e.TaskReopened: _reopened,
+    e.TaskEscalated: _escalated,
+    e.RunUnwinding: lambda record, event: put_failure(record.run_unwinding.failure, event.failure),
     e.RunEnded: _run_ended,
 }
 
@@ -257,8 +306,16 @@ _DECODERS: dict[str, Callable[[Any], e.Event]] = {
     "task_waiting": lambda m: e.TaskWaiting(m.task, m.member, m.until, m.reason),
     "task_ended": lambda m: e.TaskEnded(m.task, m.member, TaskState(m.state), _failure_in(m), m.reason),
     "task_expanded": lambda m: e.TaskExpanded(m.task, m.member_count, m.first_member, list(m.inputs)),
+    "task_completed": lambda m: e.TaskCompleted(m.task, m.member, m.output, m.signal, m.principal),
+    "signal_received": _get_signal,
     "context_read": lambda m: e.ContextRead(m.task if m.HasField("task") else e.OUTPUT, _get_found(m.found)),
     "cancel_requested": lambda m: e.CancelRequested(m.principal, m.reason),
+    "run_paused": lambda m: e.RunPaused(m.principal, m.reason),
+    "run_resumed": lambda m: e.RunResumed(m.principal, m.reason),
+    "task_cancel_requested": lambda m: e.TaskCancelRequested(m.task, m.principal, m.reason),
+    "task_reopened": lambda m: e.TaskReopened(m.task, m.member, m.principal, m.reason),
+    "task_escalated": lambda m: e.TaskEscalated(m.task, m.member, get_failure(m.failure)),
+    "run_unwinding": lambda m: e.RunUnwinding(get_failure(m.failure)),
     "run_ended": lambda m: e.RunEnded(RunState(m.state), m.output, _failure_in(m)),
 }
 
@@ -267,12 +324,22 @@ def snapshot(run: Run) -> journal.RunSnapshot:
     """The whole state of a live run; `restore` gives it back."""
     result = journal.RunSnapshot(create_time=run.create_time)
     put_submitted(result.submitted, run.submitted)
+    if run.paused is not None:
+        result.paused.principal, result.paused.reason = run.paused.principal, run.paused.reason
+        result.paused.SetInParent()
+    result.resume_time = run.resume_time
+    result.completed.extend(run.completed)
+    if run.unwinding is not None:
+        put_failure(result.unwinding, run.unwinding)
     if run.cancel is not None:
         result.cancel.principal, result.cancel.reason = run.cancel.principal, run.cancel.reason
         result.cancel.SetInParent()
     if run.first_failure is not None:
         result.first_failed = run.plan.index_of[run.first_failure[0]] + 1
     result.output_found.extend(_put_found(found) for found in run.found or ())
+    for signal in run.signals:
+        kept = result.signals.add(task=signal.task + 1)
+        _put_signal(kept.received, signal.received)
     for task in run.all_tasks():
         _snapshot_task(result.tasks.add(), task)
     return result
@@ -280,7 +347,7 @@ def snapshot(run: Run) -> journal.RunSnapshot:
 
 def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
     m.task, m.member, m.state = task.plan.index, task.member, task.state.value  # type: ignore[assignment]
-    m.input, m.reason = task.input, task.reason
+    m.input, m.reason, m.cancel_reason = task.input, task.reason, task.cancel_reason
     m.ready_time, m.end_time, m.wait_until = task.ready_time, task.end_time, task.wait_until
     if task.output is not None:
         m.output = task.output
@@ -311,9 +378,15 @@ def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
 def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
     """Gives a run that was just started the state of a snapshot. Counters are derived, not stored."""
     run.create_time, run.event_seq = m.create_time, event_seq
+    if m.HasField("paused"):
+        run.paused = e.RunPaused(m.paused.principal, m.paused.reason)
+    run.resume_time = m.resume_time
+    run.completed = list(m.completed)
+    run.unwinding = get_failure(m.unwinding) if m.HasField("unwinding") else None
     if m.HasField("cancel"):
         run.cancel = e.CancelRequested(m.cancel.principal, m.cancel.reason)
     run.found = _get_found(m.output_found) or None
+    run.signals = tuple(Signal(_get_signal(signal.received), signal.task - 1) for signal in m.signals)
     for t in m.tasks:
         node = run.tasks[t.task]
         if t.member:
@@ -322,31 +395,19 @@ def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
         else:
             task = node
         _restore_task(task, t)
-    for node in run.tasks:
-        node.members_open = sum(1 for member in node.members if not member.ended)
-        needs = [run.tasks[i] for i in node.plan.needs]
-        node.needs_ended = sum(1 for need in needs if need.ended)
-        node.needs_done = sum(1 for need in needs if need.ended and need.counts_as_done())
     run.redacted = any(task.released is not None for task in run.all_tasks())
-    run.tasks_open = sum(1 for node in run.tasks if not node.ended)
-    run.frontier = [node.plan.index for node in run.tasks if _on_frontier(node)]
     if m.first_failed:
         first = run.tasks[m.first_failed - 1]
         assert first.failure is not None
         run.first_failure = (first.plan.id, first.failure)
-
-
-def _on_frontier(node: Task) -> bool:
-    if node.state is TaskState.PENDING:
-        return join_settled(node)
-    return node.plan.fan_out and not node.ended and fan_out_settled(node)
+    recount(run)
 
 
 def _restore_task(task: Task, t: journal.TaskSnapshot) -> None:
-    task.state, task.input, task.reason = TaskState(t.state), t.input, t.reason
+    task.state, task.input, task.reason, task.cancel_reason = TaskState(t.state), t.input, t.reason, t.cancel_reason
     task.ready_time, task.end_time, task.wait_until = t.ready_time, t.end_time, t.wait_until
     task.output = (
-        t.output if task.state is TaskState.SUCCEEDED and not (task.plan.fan_out and not task.member) else None
+        t.output if task.state is TaskState.SUCCEEDED and (t.output or task.member or not task.plan.fan_out) else None
     )
     task.released = t.released_output if t.HasField("released_output") else None
     task.failure = get_failure(t.failure) if t.HasField("failure") else None

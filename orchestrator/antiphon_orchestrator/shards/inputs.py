@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from ..engine.decide import Outcome
-from ..engine.events import Found, RunSubmitted
+from ..engine.events import Event, Found, RunSubmitted
 from ..engine.failure import Failure
 from ..engine.plan import Plan
 from ..engine.run import Run
@@ -143,6 +143,29 @@ class Cancel:
 
 
 @dataclass(slots=True)
+class Steered:
+    """What a wish leads to: events, and the answer once they are committed, which is for the sink."""
+
+    events: list[Event]
+    answer: Callable[[Run], Any]
+
+
+@dataclass(slots=True)
+class Steer:
+    """What somebody asks of a run that is under way. `wish` decides at `now` (microseconds since 1970) and changes
+    nothing; of a run that has ended it can only answer. With events it is audited as `action`, with `reason` and
+    `details`. `sink` gets None for a run that is not here."""
+
+    run_id: str
+    principal: str
+    action: str
+    reason: str
+    details: dict[str, str]
+    wish: Callable[[Run, int], Steered]
+    sink: Sink
+
+
+@dataclass(slots=True)
 class Reserved:
     """A slot that came free for a task that waited."""
 
@@ -230,6 +253,7 @@ Input: TypeAlias = (
     | Progress
     | Call
     | Cancel
+    | Steer
     | Reserved
     | Inventory
     | SidecarGone

@@ -46,5 +46,5 @@ def turn_away(shard: int, fleet: Fleet, item: i.Input) -> None:
         fleet.give_back(item.offered.instance.instance_id)
     elif isinstance(item, i.Report):
         item.reporter.no_verdict()
-    elif isinstance(item, i.Submit | i.Call | i.Cancel | i.Read | i.Survey | i.Watch):
+    elif isinstance(item, i.Submit | i.Call | i.Cancel | i.Steer | i.Read | i.Survey | i.Watch):
         item.sink(i.Moved(shard))

@@ -20,12 +20,13 @@ from antiphon.store.v1 import journal_pb2 as journal
 from ..engine import decide
 from ..engine import events as e
 from ..engine.decide import Outcome, Verdict
+from ..engine.escalation import fail_task
 from ..engine.failure import Failure, FailureKind
 from ..engine.plan import TaskPlan
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
-from . import codec
+from . import asking, codec
 from . import inputs as i
 from .auditing import ShardAudit
 from .children import Children
@@ -91,14 +92,15 @@ class Shard:
             i.Progress: self._progress,
             i.Call: self._call,
             i.Cancel: self._cancel,
+            i.Steer: self._steer,
             i.Reserved: self._reserved,
             i.Inventory: self._inventory,
             i.SidecarGone: self._sidecar_gone,
-            i.Read: self._read,
-            i.Survey: self._survey,
-            i.Watch: self._watch,
-            i.Unwatch: self._unwatch,
-            i.Leave: self._leave,
+            i.Read: lambda turn, item: asking.read(self.runs, turn, item),
+            i.Survey: lambda turn, item: asking.survey(self.runs, turn, item),
+            i.Watch: lambda turn, item: asking.watch(self.runs, turn, item),
+            i.Unwatch: lambda turn, item: asking.unwatch(self.runs, turn, item),
+            i.Leave: lambda turn, item: asking.leave(self.runs, self.requests, turn, item),
             i.ContextFound: self._context_found,
             i.Archived: self._archived,
         }
@@ -163,15 +165,27 @@ class Shard:
                 self._to_place.append((entry, member))
         elif kind is e.TaskWaiting:
             self._set_timer(entry, run.task(event.task, event.member))  # type: ignore[union-attr]
-        elif kind is e.TaskEnded:
+        elif kind is e.TaskEnded or kind is e.TaskEscalated:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
             self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
             if self._children:
                 self._calls_ended(run, run.task(event.task, event.member))  # type: ignore[union-attr]
+        elif kind is e.TaskCompleted:
+            self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
+        elif kind is e.TaskReopened or kind is e.RunPaused or kind is e.RunResumed:
+            self._look_again(entry)
         elif kind is e.RunEnded:
             self.timers.clear((run.run_id, -1, 0))
             turn.ended.append(entry)
             self.audit.ended(turn, entry, event)  # type: ignore[arg-type]
+
+    def _look_again(self, entry: Entry) -> None:
+        """Timers and places of a run whose tasks somebody made ready, or keeps from beginning."""
+        for task in entry.run.all_tasks():
+            self._fleet.leave(entry.run.run_id, task.plan.index, task.member)
+            self._set_timer(entry, task)
+            if task.state is TaskState.READY:
+                self._to_place.append((entry, task))
 
     def _keep(self, turn: Turn, entry: Entry, raw: bytes) -> None:
         if entry.mark < 0:
@@ -225,7 +239,7 @@ class Shard:
             if turn.size >= MAX_BYTES:
                 self._unfinished[entry.run.run_id] = None
                 return
-            events = decide.advance(entry.run)
+            events = decide.advance(entry.run, turn.now)
             if events:
                 first = events[0]
                 if type(first) is e.TaskReady and self._place_at_once(turn, entry, first):
@@ -262,7 +276,7 @@ class Shard:
 
     def _place(self, turn: Turn, entry: Entry, task: Task) -> None:
         run = entry.run
-        if task.state is not TaskState.READY or run.state is not RunState.RUNNING or run.cancel is not None:
+        if task.state is not TaskState.READY or not _may_begin(run, task):
             return
         if turn.size >= MAX_BYTES:
             self._to_place.appendleft((entry, task))
@@ -277,7 +291,7 @@ class Shard:
             self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member)
             self._set_timer(entry, task)
         elif isinstance(result, Refused):
-            for event in decide.fail_task(run, task, result.failure):
+            for event in fail_task(task, result.failure):
                 self._record(turn, entry, event)
             self._unfinished_now(turn, entry)
         else:
@@ -424,7 +438,7 @@ class Shard:
         waiter, offered = item.waiter, item.offered
         entry = self.runs.get(waiter.run_id)
         task = entry.run.task(waiter.task, waiter.member) if entry is not None else None
-        if entry is None or task is None or task.state is not TaskState.READY or entry.run.cancel is not None:
+        if entry is None or task is None or task.state is not TaskState.READY or not _may_begin(entry.run, task):
             self._fleet.give_back(offered.instance.instance_id)
             return
         run = entry.run
@@ -440,7 +454,7 @@ class Shard:
             self._to_place.append((entry, task))
             self._advance(turn, entry)
         elif isinstance(result, Refused):
-            self._follow(turn, entry, decide.fail_task(run, task, result.failure))
+            self._follow(turn, entry, fail_task(task, result.failure))
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
 
@@ -466,22 +480,29 @@ class Shard:
         refused for want of a slot and the second accepted, the task would be worked on twice.
         """
         missing = self.out.missing(item.incarnation, item.held, item.before)
-        if missing is not None:
-            turn.offers += missing
-            self._heard(item.incarnation)
+        if missing is None:
+            return
+        for entry, task in missing:
+            if task.plan.at_most_once:
+                self._lose(turn, entry, task, "its sidecar does not have it, and it is offered at most once")
+            else:
+                turn.offers.append((entry, task))
+        self._heard(item.incarnation)
 
     def _sidecar_gone(self, turn: Turn, item: i.SidecarGone) -> None:
-        failure = Failure(FailureKind.LOST, "its sidecar went away without an outcome")
         for entry, task in self.out.of(item.incarnation):
             if turn.size >= MAX_BYTES:
                 self._put_back(turn, item)
                 return
-            outcome = Outcome(AttemptState.LOST, failure=failure)
-            _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
-            self._follow(turn, entry, events)
+            self._lose(turn, entry, task, "its sidecar went away without an outcome")
         if not self.out.of(item.incarnation):
             self.out.gone(item.incarnation)
         self._heard(item.incarnation)
+
+    def _lose(self, turn: Turn, entry: Entry, task: Task, reason: str) -> None:
+        outcome = Outcome(AttemptState.LOST, failure=Failure(FailureKind.LOST, reason))
+        _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
+        self._follow(turn, entry, events)
 
     def _on_time(self, turn: Turn, run_id: str, index: int, member: int) -> None:
         entry = self.runs.get(run_id)
@@ -494,48 +515,16 @@ class Shard:
         elif task is not None and not task.ended and entry.run.state is RunState.RUNNING:
             self._set_timer(entry, task)
 
-    def _read(self, turn: Turn, item: i.Read) -> None:
-        entry = self.runs.get(item.run_id)
-        turn.replies.append((item.sink, (lambda: item.question(entry.run)) if entry is not None else (lambda: None)))
-
-    def _survey(self, turn: Turn, item: i.Survey) -> None:
-        turn.replies.append((item.sink, lambda: item.question(entry.run for entry in self.runs.values())))
-
-    def _watch(self, turn: Turn, item: i.Watch) -> None:
+    def _steer(self, turn: Turn, item: i.Steer) -> None:
         entry = self.runs.get(item.run_id)
         if entry is None:
             turn.replies.append((item.sink, lambda: None))
             return
-
-        def begin() -> tuple[int, Run]:
-            # At release memory holds exactly what is committed: the watcher misses nothing and sees nothing early.
-            skip = max(0, item.cursor + 1 - entry.first_seq)
-            item.watcher.records(entry.records[skip:])
-            if entry.run.state is RunState.RUNNING:
-                entry.watchers.append(item.watcher)
-            else:
-                item.watcher.ended(entry.run)
-            return entry.first_seq, entry.run
-
-        turn.replies.append((item.sink, begin))
-
-    def _unwatch(self, turn: Turn, item: i.Unwatch) -> None:
-        entry = self.runs.get(item.run_id)
-        if entry is None:
-            return
-
-        def end() -> None:
-            if item.watcher in entry.watchers:
-                entry.watchers.remove(item.watcher)
-
-        # At release, as watching begins: both may come in one turn.
-        turn.replies.append((lambda _: None, end))
-
-    def _leave(self, turn: Turn, item: i.Leave) -> None:
-        run_id = item.run_id or self.requests.get(item.key, ("", b""))[0]
-        entry = self.runs.get(run_id)
-        if entry is not None and item.sink in entry.waiters:
-            entry.waiters.remove(item.sink)
+        run, steered = entry.run, item.wish(entry.run, turn.now)
+        if steered.events:
+            self.audit.steered(turn, entry, item)
+        self._follow(turn, entry, steered.events)
+        turn.replies.append((item.sink, lambda: steered.answer(run)))
 
     def _context_found(self, turn: Turn, item: i.ContextFound) -> None:
         entry = self.runs.get(item.run_id)
@@ -681,3 +670,11 @@ class Shard:
     def oldest_pinned(self) -> tuple[str, int] | None:
         """The run that holds the oldest segment, and that segment."""
         return next(iter(self.pinned.items()), None)
+
+
+def _may_begin(run: Run, task: Task) -> bool:
+    """Whether an attempt of a READY task may go out: not while its run is held, nor, but to undo another, once it is to
+    end."""
+    if run.state is not RunState.RUNNING or run.paused is not None:
+        return False
+    return run.cancel is None or task.plan.compensates >= 0

@@ -37,6 +37,8 @@ const (
 	OnFailure_ON_FAILURE_SKIP OnFailure = 2
 	// Dependents go on with a null output and can read tasks.ID.failure; the run may still succeed.
 	OnFailure_ON_FAILURE_CONTINUE OnFailure = 3
+	// The task is ESCALATED: it waits for a person, who gives its output, lets it fail (then as FAIL) or has it tried again.
+	OnFailure_ON_FAILURE_ESCALATE OnFailure = 4
 )
 
 // Enum value maps for OnFailure.
@@ -46,12 +48,14 @@ var (
 		1: "ON_FAILURE_FAIL",
 		2: "ON_FAILURE_SKIP",
 		3: "ON_FAILURE_CONTINUE",
+		4: "ON_FAILURE_ESCALATE",
 	}
 	OnFailure_value = map[string]int32{
 		"ON_FAILURE_UNSPECIFIED": 0,
 		"ON_FAILURE_FAIL":        1,
 		"ON_FAILURE_SKIP":        2,
 		"ON_FAILURE_CONTINUE":    3,
+		"ON_FAILURE_ESCALATE":    4,
 	}
 )
 
@@ -192,8 +196,9 @@ func (x *Graph) GetLabels() map[string]string {
 	return nil
 }
 
-// GraphTask is one node. Expressions are CEL over: input (the run's input), tasks.ID.output, tasks.ID.state,
-// tasks.ID.failure, and inside a for_each: item and index.
+// GraphTask is one node: it asks for a capability, or waits. Expressions are CEL over: input (the run's input),
+// tasks.ID.output, tasks.ID.state, tasks.ID.failure, inside a for_each: item and index, and inside a loop (until):
+// iteration and previous.
 type GraphTask struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Identifier within the graph.
@@ -201,7 +206,7 @@ type GraphTask struct {
 	// For people.
 	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
 	// The operation asked for and the versions that will do: text.summarize@1 (any 1.x), @1.2 (from 1.2, below 2),
-	// @=1.2.3, or comparisons such as @>=1.2,<3.
+	// @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that waits.
 	Capability string `protobuf:"bytes,3,opt,name=capability,proto3" json:"capability,omitempty"`
 	// Tasks that come before this one, besides those its expressions refer to.
 	Needs []string `protobuf:"bytes,4,rep,name=needs,proto3" json:"needs,omitempty"`
@@ -228,7 +233,16 @@ type GraphTask struct {
 	// What a failure of the task means for the run.
 	OnFailure OnFailure `protobuf:"varint,14,opt,name=on_failure,json=onFailure,proto3,enum=antiphon.v1.OnFailure" json:"on_failure,omitempty"`
 	// What the agent must have.
-	Constraints   *Constraints `protobuf:"bytes,15,opt,name=constraints,proto3" json:"constraints,omitempty"`
+	Constraints *Constraints `protobuf:"bytes,15,opt,name=constraints,proto3" json:"constraints,omitempty"`
+	// Instead of a capability: the task waits, and no agent works on it.
+	Wait *Wait `protobuf:"bytes,16,opt,name=wait,proto3" json:"wait,omitempty"`
+	// The task is a loop: it is done again until a condition holds.
+	Until *Until `protobuf:"bytes,17,opt,name=until,proto3" json:"until,omitempty"`
+	// How what the task did is undone, when it has succeeded and its run fails or is cancelled. Not for a for_each.
+	Compensate *Compensate `protobuf:"bytes,18,opt,name=compensate,proto3" json:"compensate,omitempty"`
+	// True: after a loss, a timeout or any other doubt whether the work was done the task is not offered again, but
+	// ESCALATED, whatever on_failure says.
+	AtMostOnce    bool `protobuf:"varint,19,opt,name=at_most_once,json=atMostOnce,proto3" json:"at_most_once,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -368,6 +382,274 @@ func (x *GraphTask) GetConstraints() *Constraints {
 	return nil
 }
 
+func (x *GraphTask) GetWait() *Wait {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+func (x *GraphTask) GetUntil() *Until {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *GraphTask) GetCompensate() *Compensate {
+	if x != nil {
+		return x.Compensate
+	}
+	return nil
+}
+
+func (x *GraphTask) GetAtMostOnce() bool {
+	if x != nil {
+		return x.AtMostOnce
+	}
+	return false
+}
+
+// Compensate undoes a task. When a run fails or is cancelled, the tasks of it that have succeeded are undone one after the
+// other, the last to succeed first, before the run ends; deadlines do not stop that. One that cannot be undone is
+// ESCALATED, and the run waits for the answer.
+type Compensate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The operation asked for, as GraphTask.capability.
+	Capability string `protobuf:"bytes,1,opt,name=capability,proto3" json:"capability,omitempty"`
+	// Its input, as GraphTask.input; it may refer to any task, and finds null where one has no output. Empty: the output of
+	// the task that is undone.
+	Input string `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
+	// Retry rules, as GraphTask.retry.
+	Retry []*RetryRule `protobuf:"bytes,3,rep,name=retry,proto3" json:"retry,omitempty"`
+	// Longest duration of one attempt, as GraphTask.timeout.
+	Timeout       *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Compensate) Reset() {
+	*x = Compensate{}
+	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Compensate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Compensate) ProtoMessage() {}
+
+func (x *Compensate) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Compensate.ProtoReflect.Descriptor instead.
+func (*Compensate) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Compensate) GetCapability() string {
+	if x != nil {
+		return x.Capability
+	}
+	return ""
+}
+
+func (x *Compensate) GetInput() string {
+	if x != nil {
+		return x.Input
+	}
+	return ""
+}
+
+func (x *Compensate) GetRetry() []*RetryRule {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+func (x *Compensate) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+// Wait makes a task wait for a time or for a signal. The time begins when the task's needs are done; `deadline` bounds
+// it, and what its passing means for the run is `on_failure`.
+type Wait struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is waited for.
+	//
+	// Types that are valid to be assigned to Cause:
+	//
+	//	*Wait_Time
+	//	*Wait_Moment
+	//	*Wait_Signal
+	Cause         isWait_Cause `protobuf_oneof:"cause"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Wait) Reset() {
+	*x = Wait{}
+	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Wait) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Wait) ProtoMessage() {}
+
+func (x *Wait) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Wait.ProtoReflect.Descriptor instead.
+func (*Wait) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Wait) GetCause() isWait_Cause {
+	if x != nil {
+		return x.Cause
+	}
+	return nil
+}
+
+func (x *Wait) GetTime() *durationpb.Duration {
+	if x != nil {
+		if x, ok := x.Cause.(*Wait_Time); ok {
+			return x.Time
+		}
+	}
+	return nil
+}
+
+func (x *Wait) GetMoment() string {
+	if x != nil {
+		if x, ok := x.Cause.(*Wait_Moment); ok {
+			return x.Moment
+		}
+	}
+	return ""
+}
+
+func (x *Wait) GetSignal() string {
+	if x != nil {
+		if x, ok := x.Cause.(*Wait_Signal); ok {
+			return x.Signal
+		}
+	}
+	return ""
+}
+
+type isWait_Cause interface {
+	isWait_Cause()
+}
+
+type Wait_Time struct {
+	// So much time. The output is null.
+	Time *durationpb.Duration `protobuf:"bytes,1,opt,name=time,proto3,oneof"`
+}
+
+type Wait_Moment struct {
+	// A CEL expression, evaluated once: a timestamp or text of that form (RFC 3339) is the moment until which to wait, a
+	// duration or text of that form ("90s") the time to wait. One that has passed is no wait. The output is null.
+	Moment string `protobuf:"bytes,2,opt,name=moment,proto3,oneof"`
+}
+
+type Wait_Signal struct {
+	// Name of a signal. Each signal ends one wait, in the order in which they came; one that comes before the task waits
+	// is kept for it. The output is what came with it.
+	Signal string `protobuf:"bytes,3,opt,name=signal,proto3,oneof"`
+}
+
+func (*Wait_Time) isWait_Cause() {}
+
+func (*Wait_Moment) isWait_Cause() {}
+
+func (*Wait_Signal) isWait_Cause() {}
+
+// Until makes a task a loop. Its iterations are its members, counted from 1, each with attempts and retries of its own;
+// its output is that of the last. An iteration that fails ends the loop with its failure.
+type Until struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A CEL condition over output (of the iteration that has ended) and iteration (its number), besides what every
+	// expression knows. When it is true the task has succeeded; otherwise the next iteration begins.
+	Condition string `protobuf:"bytes,1,opt,name=condition,proto3" json:"condition,omitempty"`
+	// Iterations after which the task fails when the condition still is false.
+	MaxIterations uint32 `protobuf:"varint,2,opt,name=max_iterations,json=maxIterations,proto3" json:"max_iterations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Until) Reset() {
+	*x = Until{}
+	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Until) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Until) ProtoMessage() {}
+
+func (x *Until) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Until.ProtoReflect.Descriptor instead.
+func (*Until) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Until) GetCondition() string {
+	if x != nil {
+		return x.Condition
+	}
+	return ""
+}
+
+func (x *Until) GetMaxIterations() uint32 {
+	if x != nil {
+		return x.MaxIterations
+	}
+	return 0
+}
+
 // Join is a rule over the needs of a task. A need that was skipped, failed or cancelled does not count as done; one that
 // failed with on_failure CONTINUE does. When the rule can no longer be met the task is SKIPPED.
 type Join struct {
@@ -386,7 +668,7 @@ type Join struct {
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -398,7 +680,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -411,7 +693,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{2}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Join) GetRule() isJoin_Rule {
@@ -482,7 +764,7 @@ type AllOf struct {
 
 func (x *AllOf) Reset() {
 	*x = AllOf{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +776,7 @@ func (x *AllOf) String() string {
 func (*AllOf) ProtoMessage() {}
 
 func (x *AllOf) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +789,7 @@ func (x *AllOf) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllOf.ProtoReflect.Descriptor instead.
 func (*AllOf) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{3}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{6}
 }
 
 // AnyOf has no settings.
@@ -519,7 +801,7 @@ type AnyOf struct {
 
 func (x *AnyOf) Reset() {
 	*x = AnyOf{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +813,7 @@ func (x *AnyOf) String() string {
 func (*AnyOf) ProtoMessage() {}
 
 func (x *AnyOf) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +826,7 @@ func (x *AnyOf) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnyOf.ProtoReflect.Descriptor instead.
 func (*AnyOf) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{4}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{7}
 }
 
 // RetryRule says how often and how soon failures of some kinds are tried again. The wait before attempt n+1 is drawn
@@ -567,7 +849,7 @@ type RetryRule struct {
 
 func (x *RetryRule) Reset() {
 	*x = RetryRule{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +861,7 @@ func (x *RetryRule) String() string {
 func (*RetryRule) ProtoMessage() {}
 
 func (x *RetryRule) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +874,7 @@ func (x *RetryRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryRule.ProtoReflect.Descriptor instead.
 func (*RetryRule) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{5}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RetryRule) GetKinds() []FailureKind {
@@ -643,7 +925,7 @@ type Constraints struct {
 
 func (x *Constraints) Reset() {
 	*x = Constraints{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +937,7 @@ func (x *Constraints) String() string {
 func (*Constraints) ProtoMessage() {}
 
 func (x *Constraints) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +950,7 @@ func (x *Constraints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Constraints.ProtoReflect.Descriptor instead.
 func (*Constraints) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Constraints) GetAgentLabels() map[string]string {
@@ -701,7 +983,7 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"\x06labels\x18\b \x03(\v2\x1e.antiphon.v1.Graph.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xce\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfa\x05\n" +
 	"\tGraphTask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x1e\n" +
@@ -721,7 +1003,30 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"\bpriority\x18\r \x01(\rR\bpriority\x125\n" +
 	"\n" +
 	"on_failure\x18\x0e \x01(\x0e2\x16.antiphon.v1.OnFailureR\tonFailure\x12:\n" +
-	"\vconstraints\x18\x0f \x01(\v2\x18.antiphon.v1.ConstraintsR\vconstraints\"{\n" +
+	"\vconstraints\x18\x0f \x01(\v2\x18.antiphon.v1.ConstraintsR\vconstraints\x12%\n" +
+	"\x04wait\x18\x10 \x01(\v2\x11.antiphon.v1.WaitR\x04wait\x12(\n" +
+	"\x05until\x18\x11 \x01(\v2\x12.antiphon.v1.UntilR\x05until\x127\n" +
+	"\n" +
+	"compensate\x18\x12 \x01(\v2\x17.antiphon.v1.CompensateR\n" +
+	"compensate\x12 \n" +
+	"\fat_most_once\x18\x13 \x01(\bR\n" +
+	"atMostOnce\"\xa5\x01\n" +
+	"\n" +
+	"Compensate\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x01 \x01(\tR\n" +
+	"capability\x12\x14\n" +
+	"\x05input\x18\x02 \x01(\tR\x05input\x12,\n" +
+	"\x05retry\x18\x03 \x03(\v2\x16.antiphon.v1.RetryRuleR\x05retry\x123\n" +
+	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"t\n" +
+	"\x04Wait\x12/\n" +
+	"\x04time\x18\x01 \x01(\v2\x19.google.protobuf.DurationH\x00R\x04time\x12\x18\n" +
+	"\x06moment\x18\x02 \x01(\tH\x00R\x06moment\x12\x18\n" +
+	"\x06signal\x18\x03 \x01(\tH\x00R\x06signalB\a\n" +
+	"\x05cause\"L\n" +
+	"\x05Until\x12\x1c\n" +
+	"\tcondition\x18\x01 \x01(\tR\tcondition\x12%\n" +
+	"\x0emax_iterations\x18\x02 \x01(\rR\rmaxIterations\"{\n" +
 	"\x04Join\x12&\n" +
 	"\x03all\x18\x01 \x01(\v2\x12.antiphon.v1.AllOfH\x00R\x03all\x12&\n" +
 	"\x03any\x18\x02 \x01(\v2\x12.antiphon.v1.AnyOfH\x00R\x03any\x12\x1b\n" +
@@ -743,12 +1048,13 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"\bmax_cost\x18\x02 \x01(\x01R\amaxCost\x1a>\n" +
 	"\x10AgentLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*j\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\x83\x01\n" +
 	"\tOnFailure\x12\x1a\n" +
 	"\x16ON_FAILURE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fON_FAILURE_FAIL\x10\x01\x12\x13\n" +
 	"\x0fON_FAILURE_SKIP\x10\x02\x12\x17\n" +
-	"\x13ON_FAILURE_CONTINUE\x10\x03b\x06proto3"
+	"\x13ON_FAILURE_CONTINUE\x10\x03\x12\x17\n" +
+	"\x13ON_FAILURE_ESCALATE\x10\x04b\x06proto3"
 
 var (
 	file_antiphon_v1_graph_proto_rawDescOnce sync.Once
@@ -763,43 +1069,52 @@ func file_antiphon_v1_graph_proto_rawDescGZIP() []byte {
 }
 
 var file_antiphon_v1_graph_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_antiphon_v1_graph_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_antiphon_v1_graph_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_antiphon_v1_graph_proto_goTypes = []any{
 	(OnFailure)(0),              // 0: antiphon.v1.OnFailure
 	(*Graph)(nil),               // 1: antiphon.v1.Graph
 	(*GraphTask)(nil),           // 2: antiphon.v1.GraphTask
-	(*Join)(nil),                // 3: antiphon.v1.Join
-	(*AllOf)(nil),               // 4: antiphon.v1.AllOf
-	(*AnyOf)(nil),               // 5: antiphon.v1.AnyOf
-	(*RetryRule)(nil),           // 6: antiphon.v1.RetryRule
-	(*Constraints)(nil),         // 7: antiphon.v1.Constraints
-	nil,                         // 8: antiphon.v1.Graph.LabelsEntry
-	nil,                         // 9: antiphon.v1.Constraints.AgentLabelsEntry
-	(*durationpb.Duration)(nil), // 10: google.protobuf.Duration
-	(FailureKind)(0),            // 11: antiphon.v1.FailureKind
+	(*Compensate)(nil),          // 3: antiphon.v1.Compensate
+	(*Wait)(nil),                // 4: antiphon.v1.Wait
+	(*Until)(nil),               // 5: antiphon.v1.Until
+	(*Join)(nil),                // 6: antiphon.v1.Join
+	(*AllOf)(nil),               // 7: antiphon.v1.AllOf
+	(*AnyOf)(nil),               // 8: antiphon.v1.AnyOf
+	(*RetryRule)(nil),           // 9: antiphon.v1.RetryRule
+	(*Constraints)(nil),         // 10: antiphon.v1.Constraints
+	nil,                         // 11: antiphon.v1.Graph.LabelsEntry
+	nil,                         // 12: antiphon.v1.Constraints.AgentLabelsEntry
+	(*durationpb.Duration)(nil), // 13: google.protobuf.Duration
+	(FailureKind)(0),            // 14: antiphon.v1.FailureKind
 }
 var file_antiphon_v1_graph_proto_depIdxs = []int32{
 	2,  // 0: antiphon.v1.Graph.tasks:type_name -> antiphon.v1.GraphTask
-	10, // 1: antiphon.v1.Graph.deadline:type_name -> google.protobuf.Duration
-	8,  // 2: antiphon.v1.Graph.labels:type_name -> antiphon.v1.Graph.LabelsEntry
-	3,  // 3: antiphon.v1.GraphTask.join:type_name -> antiphon.v1.Join
-	6,  // 4: antiphon.v1.GraphTask.retry:type_name -> antiphon.v1.RetryRule
-	10, // 5: antiphon.v1.GraphTask.timeout:type_name -> google.protobuf.Duration
-	10, // 6: antiphon.v1.GraphTask.deadline:type_name -> google.protobuf.Duration
-	10, // 7: antiphon.v1.GraphTask.schedule_timeout:type_name -> google.protobuf.Duration
+	13, // 1: antiphon.v1.Graph.deadline:type_name -> google.protobuf.Duration
+	11, // 2: antiphon.v1.Graph.labels:type_name -> antiphon.v1.Graph.LabelsEntry
+	6,  // 3: antiphon.v1.GraphTask.join:type_name -> antiphon.v1.Join
+	9,  // 4: antiphon.v1.GraphTask.retry:type_name -> antiphon.v1.RetryRule
+	13, // 5: antiphon.v1.GraphTask.timeout:type_name -> google.protobuf.Duration
+	13, // 6: antiphon.v1.GraphTask.deadline:type_name -> google.protobuf.Duration
+	13, // 7: antiphon.v1.GraphTask.schedule_timeout:type_name -> google.protobuf.Duration
 	0,  // 8: antiphon.v1.GraphTask.on_failure:type_name -> antiphon.v1.OnFailure
-	7,  // 9: antiphon.v1.GraphTask.constraints:type_name -> antiphon.v1.Constraints
-	4,  // 10: antiphon.v1.Join.all:type_name -> antiphon.v1.AllOf
-	5,  // 11: antiphon.v1.Join.any:type_name -> antiphon.v1.AnyOf
-	11, // 12: antiphon.v1.RetryRule.kinds:type_name -> antiphon.v1.FailureKind
-	10, // 13: antiphon.v1.RetryRule.initial_backoff:type_name -> google.protobuf.Duration
-	10, // 14: antiphon.v1.RetryRule.max_backoff:type_name -> google.protobuf.Duration
-	9,  // 15: antiphon.v1.Constraints.agent_labels:type_name -> antiphon.v1.Constraints.AgentLabelsEntry
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	10, // 9: antiphon.v1.GraphTask.constraints:type_name -> antiphon.v1.Constraints
+	4,  // 10: antiphon.v1.GraphTask.wait:type_name -> antiphon.v1.Wait
+	5,  // 11: antiphon.v1.GraphTask.until:type_name -> antiphon.v1.Until
+	3,  // 12: antiphon.v1.GraphTask.compensate:type_name -> antiphon.v1.Compensate
+	9,  // 13: antiphon.v1.Compensate.retry:type_name -> antiphon.v1.RetryRule
+	13, // 14: antiphon.v1.Compensate.timeout:type_name -> google.protobuf.Duration
+	13, // 15: antiphon.v1.Wait.time:type_name -> google.protobuf.Duration
+	7,  // 16: antiphon.v1.Join.all:type_name -> antiphon.v1.AllOf
+	8,  // 17: antiphon.v1.Join.any:type_name -> antiphon.v1.AnyOf
+	14, // 18: antiphon.v1.RetryRule.kinds:type_name -> antiphon.v1.FailureKind
+	13, // 19: antiphon.v1.RetryRule.initial_backoff:type_name -> google.protobuf.Duration
+	13, // 20: antiphon.v1.RetryRule.max_backoff:type_name -> google.protobuf.Duration
+	12, // 21: antiphon.v1.Constraints.agent_labels:type_name -> antiphon.v1.Constraints.AgentLabelsEntry
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_graph_proto_init() }
@@ -808,7 +1123,12 @@ func file_antiphon_v1_graph_proto_init() {
 		return
 	}
 	file_antiphon_v1_failure_proto_init()
-	file_antiphon_v1_graph_proto_msgTypes[2].OneofWrappers = []any{
+	file_antiphon_v1_graph_proto_msgTypes[3].OneofWrappers = []any{
+		(*Wait_Time)(nil),
+		(*Wait_Moment)(nil),
+		(*Wait_Signal)(nil),
+	}
+	file_antiphon_v1_graph_proto_msgTypes[5].OneofWrappers = []any{
 		(*Join_All)(nil),
 		(*Join_Any)(nil),
 		(*Join_AtLeast)(nil),
@@ -819,7 +1139,7 @@ func file_antiphon_v1_graph_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_graph_proto_rawDesc), len(file_antiphon_v1_graph_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -39,6 +39,8 @@ const (
 	RunState_RUN_STATE_FAILED RunState = 3
 	// Terminal: cancelled by a caller.
 	RunState_RUN_STATE_CANCELLED RunState = 4
+	// Held by a caller: attempts that are out go on, nothing else begins until it is resumed. Its deadline goes on, too.
+	RunState_RUN_STATE_PAUSED RunState = 5
 )
 
 // Enum value maps for RunState.
@@ -49,6 +51,7 @@ var (
 		2: "RUN_STATE_SUCCEEDED",
 		3: "RUN_STATE_FAILED",
 		4: "RUN_STATE_CANCELLED",
+		5: "RUN_STATE_PAUSED",
 	}
 	RunState_value = map[string]int32{
 		"RUN_STATE_UNSPECIFIED": 0,
@@ -56,6 +59,7 @@ var (
 		"RUN_STATE_SUCCEEDED":   2,
 		"RUN_STATE_FAILED":      3,
 		"RUN_STATE_CANCELLED":   4,
+		"RUN_STATE_PAUSED":      5,
 	}
 )
 
@@ -98,7 +102,7 @@ const (
 	TaskState_TASK_STATE_READY TaskState = 2
 	// An attempt is out.
 	TaskState_TASK_STATE_RUNNING TaskState = 3
-	// It waits for its next attempt after a failure.
+	// It waits for its next attempt after a failure, or for the time or signal that its graph says.
 	TaskState_TASK_STATE_WAITING TaskState = 4
 	// Terminal: it has an output.
 	TaskState_TASK_STATE_SUCCEEDED TaskState = 5
@@ -106,8 +110,10 @@ const (
 	TaskState_TASK_STATE_FAILED TaskState = 6
 	// Terminal: its condition was false or its join cannot be met.
 	TaskState_TASK_STATE_SKIPPED TaskState = 7
-	// Terminal: cancelled with its run, or moot.
+	// Terminal: cancelled, with its run or by itself, or moot.
 	TaskState_TASK_STATE_CANCELLED TaskState = 8
+	// It has failed, or may have been done, and waits for a person to say how it goes on.
+	TaskState_TASK_STATE_ESCALATED TaskState = 9
 )
 
 // Enum value maps for TaskState.
@@ -122,6 +128,7 @@ var (
 		6: "TASK_STATE_FAILED",
 		7: "TASK_STATE_SKIPPED",
 		8: "TASK_STATE_CANCELLED",
+		9: "TASK_STATE_ESCALATED",
 	}
 	TaskState_value = map[string]int32{
 		"TASK_STATE_UNSPECIFIED": 0,
@@ -133,6 +140,7 @@ var (
 		"TASK_STATE_FAILED":      6,
 		"TASK_STATE_SKIPPED":     7,
 		"TASK_STATE_CANCELLED":   8,
+		"TASK_STATE_ESCALATED":   9,
 	}
 )
 
@@ -464,7 +472,9 @@ type TaskTotals struct {
 	// SKIPPED.
 	Skipped uint32 `protobuf:"varint,8,opt,name=skipped,proto3" json:"skipped,omitempty"`
 	// CANCELLED.
-	Cancelled     uint32 `protobuf:"varint,9,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	Cancelled uint32 `protobuf:"varint,9,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	// ESCALATED.
+	Escalated     uint32 `protobuf:"varint,10,opt,name=escalated,proto3" json:"escalated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -562,12 +572,19 @@ func (x *TaskTotals) GetCancelled() uint32 {
 	return 0
 }
 
+func (x *TaskTotals) GetEscalated() uint32 {
+	if x != nil {
+		return x.Escalated
+	}
+	return 0
+}
+
 // TaskKey names a task of a run.
 type TaskKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the task in its graph.
+	// Id of the task in its graph; what undoes it is called ID.compensate.
 	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// Member of a for_each, counted from 1; 0 means the task itself.
+	// Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself.
 	Member        uint32 `protobuf:"varint,2,opt,name=member,proto3" json:"member,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -617,7 +634,7 @@ func (x *TaskKey) GetMember() uint32 {
 	return 0
 }
 
-// Task is one node of a run, or one member of a for_each.
+// Task is one node of a run, or one member of a for_each, or one iteration of a loop.
 type Task struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which task.
@@ -630,7 +647,7 @@ type Task struct {
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Its input; present once it was ready.
 	Input *Payload `protobuf:"bytes,5,opt,name=input,proto3" json:"input,omitempty"`
-	// Its output; present when SUCCEEDED. Absent on a for_each task, whose output is its members'.
+	// Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'.
 	Output *Payload `protobuf:"bytes,6,opt,name=output,proto3" json:"output,omitempty"`
 	// Why it failed.
 	Failure *Failure `protobuf:"bytes,7,opt,name=failure,proto3" json:"failure,omitempty"`
@@ -638,14 +655,16 @@ type Task struct {
 	AttemptCount uint32 `protobuf:"varint,8,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
 	// When its needs were done.
 	ReadyTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ready_time,json=readyTime,proto3" json:"ready_time,omitempty"`
-	// When it ended.
+	// When it ended, or was escalated.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// Members of a for_each; 0 otherwise, or while unknown.
+	// Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown.
 	MemberCount uint32 `protobuf:"varint,11,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
 	// What of its payloads the reader does not get, for people; empty when all is there.
 	Withheld string `protobuf:"bytes,12,opt,name=withheld,proto3" json:"withheld,omitempty"`
 	// What its expressions read of shared context, and at which revision; 0 where there was no such entry.
-	Reads         []*EntryReference `protobuf:"bytes,13,rep,name=reads,proto3" json:"reads,omitempty"`
+	Reads []*EntryReference `protobuf:"bytes,13,rep,name=reads,proto3" json:"reads,omitempty"`
+	// Id of the task that it undoes; empty for what the graph itself names.
+	Compensates   string `protobuf:"bytes,14,opt,name=compensates,proto3" json:"compensates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -769,6 +788,13 @@ func (x *Task) GetReads() []*EntryReference {
 		return x.Reads
 	}
 	return nil
+}
+
+func (x *Task) GetCompensates() string {
+	if x != nil {
+		return x.Compensates
+	}
+	return ""
 }
 
 // Attempt is one try of a task by one agent.
@@ -1307,14 +1333,16 @@ type RunEvent struct {
 	Attempt *AttemptChange `protobuf:"bytes,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// What the agent says while it works; not kept.
 	Progress *Progress `protobuf:"bytes,7,opt,name=progress,proto3" json:"progress,omitempty"`
-	// Members of a for_each, once their number is known.
+	// Members of a for_each, once their number is known; iterations of a loop, when one begins.
 	MemberCount uint32 `protobuf:"varint,8,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
 	// Reason, where there is one.
 	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The failure, where there is one.
 	Failure *Failure `protobuf:"bytes,10,opt,name=failure,proto3" json:"failure,omitempty"`
 	// What the expressions of the task, or of the run's output, were given of shared context; as Task.reads.
-	Reads         []*EntryReference `protobuf:"bytes,11,rep,name=reads,proto3" json:"reads,omitempty"`
+	Reads []*EntryReference `protobuf:"bytes,11,rep,name=reads,proto3" json:"reads,omitempty"`
+	// Name of the signal that came, where one came.
+	Signal        string `protobuf:"bytes,12,opt,name=signal,proto3" json:"signal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1424,6 +1452,13 @@ func (x *RunEvent) GetReads() []*EntryReference {
 		return x.Reads
 	}
 	return nil
+}
+
+func (x *RunEvent) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
 }
 
 // AttemptChange is a new state of an attempt.
@@ -1593,7 +1628,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\foutput_reads\x18\x13 \x03(\v2\x1b.antiphon.v1.EntryReferenceR\voutputReads\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf4\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x02\n" +
 	"\n" +
 	"TaskTotals\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\rR\x05total\x12\x18\n" +
@@ -1604,10 +1639,12 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\tsucceeded\x18\x06 \x01(\rR\tsucceeded\x12\x16\n" +
 	"\x06failed\x18\a \x01(\rR\x06failed\x12\x18\n" +
 	"\askipped\x18\b \x01(\rR\askipped\x12\x1c\n" +
-	"\tcancelled\x18\t \x01(\rR\tcancelled\":\n" +
+	"\tcancelled\x18\t \x01(\rR\tcancelled\x12\x1c\n" +
+	"\tescalated\x18\n" +
+	" \x01(\rR\tescalated\":\n" +
 	"\aTaskKey\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
-	"\x06member\x18\x02 \x01(\rR\x06member\"\xa7\x04\n" +
+	"\x06member\x18\x02 \x01(\rR\x06member\"\xc9\x04\n" +
 	"\x04Task\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.antiphon.v1.TaskStateR\x05state\x12\x1e\n" +
@@ -1625,7 +1662,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12!\n" +
 	"\fmember_count\x18\v \x01(\rR\vmemberCount\x12\x1a\n" +
 	"\bwithheld\x18\f \x01(\tR\bwithheld\x121\n" +
-	"\x05reads\x18\r \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\"\xbf\x03\n" +
+	"\x05reads\x18\r \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12 \n" +
+	"\vcompensates\x18\x0e \x01(\tR\vcompensates\"\xbf\x03\n" +
 	"\aAttempt\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x16\n" +
@@ -1674,7 +1712,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x06permit\x18\x03 \x01(\bR\x06permit\x12\x1a\n" +
 	"\bpolicies\x18\x04 \x03(\tR\bpolicies\x12 \n" +
 	"\vobligations\x18\x05 \x03(\tR\vobligations\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xfc\x03\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x94\x04\n" +
 	"\bRunEvent\x12\x1b\n" +
 	"\tevent_seq\x18\x01 \x01(\x04R\beventSeq\x129\n" +
 	"\n" +
@@ -1689,7 +1727,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x06reason\x18\t \x01(\tR\x06reason\x12.\n" +
 	"\afailure\x18\n" +
 	" \x01(\v2\x14.antiphon.v1.FailureR\afailure\x121\n" +
-	"\x05reads\x18\v \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\"\xa0\x01\n" +
+	"\x05reads\x18\v \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12\x16\n" +
+	"\x06signal\x18\f \x01(\tR\x06signal\"\xa0\x01\n" +
 	"\rAttemptChange\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.antiphon.v1.AttemptStateR\x05state\x12\x14\n" +
@@ -1698,13 +1737,14 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x05stale\x18\x05 \x01(\bR\x05stale\"@\n" +
 	"\bProgress\x12\x1a\n" +
 	"\bfraction\x18\x01 \x01(\x01R\bfraction\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*\x84\x01\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*\x9a\x01\n" +
 	"\bRunState\x12\x19\n" +
 	"\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11RUN_STATE_RUNNING\x10\x01\x12\x17\n" +
 	"\x13RUN_STATE_SUCCEEDED\x10\x02\x12\x14\n" +
 	"\x10RUN_STATE_FAILED\x10\x03\x12\x17\n" +
-	"\x13RUN_STATE_CANCELLED\x10\x04*\xe8\x01\n" +
+	"\x13RUN_STATE_CANCELLED\x10\x04\x12\x14\n" +
+	"\x10RUN_STATE_PAUSED\x10\x05*\x82\x02\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12TASK_STATE_PENDING\x10\x01\x12\x14\n" +
@@ -1714,7 +1754,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x14TASK_STATE_SUCCEEDED\x10\x05\x12\x15\n" +
 	"\x11TASK_STATE_FAILED\x10\x06\x12\x16\n" +
 	"\x12TASK_STATE_SKIPPED\x10\a\x12\x18\n" +
-	"\x14TASK_STATE_CANCELLED\x10\b*\xeb\x01\n" +
+	"\x14TASK_STATE_CANCELLED\x10\b\x12\x18\n" +
+	"\x14TASK_STATE_ESCALATED\x10\t*\xeb\x01\n" +
 	"\fAttemptState\x12\x1d\n" +
 	"\x19ATTEMPT_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15ATTEMPT_STATE_OFFERED\x10\x01\x12\x19\n" +

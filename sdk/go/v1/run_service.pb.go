@@ -1298,6 +1298,726 @@ func (x *CancelRunResponse) GetRun() *Run {
 	return nil
 }
 
+// PauseRunRequest names a run.
+type PauseRunRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// Why, for the record.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRunRequest) Reset() {
+	*x = PauseRunRequest{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRunRequest) ProtoMessage() {}
+
+func (x *PauseRunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRunRequest.ProtoReflect.Descriptor instead.
+func (*PauseRunRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PauseRunRequest) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *PauseRunRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// PauseRunResponse holds the run.
+type PauseRunResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run, PAUSED.
+	Run           *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRunResponse) Reset() {
+	*x = PauseRunResponse{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRunResponse) ProtoMessage() {}
+
+func (x *PauseRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRunResponse.ProtoReflect.Descriptor instead.
+func (*PauseRunResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PauseRunResponse) GetRun() *Run {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
+// ResumeRunRequest names a run.
+type ResumeRunRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// Why, for the record.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRunRequest) Reset() {
+	*x = ResumeRunRequest{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRunRequest) ProtoMessage() {}
+
+func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRunRequest.ProtoReflect.Descriptor instead.
+func (*ResumeRunRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ResumeRunRequest) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *ResumeRunRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ResumeRunResponse holds the run.
+type ResumeRunResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run, RUNNING.
+	Run           *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRunResponse) Reset() {
+	*x = ResumeRunResponse{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRunResponse) ProtoMessage() {}
+
+func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRunResponse.ProtoReflect.Descriptor instead.
+func (*ResumeRunResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ResumeRunResponse) GetRun() *Run {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
+// CancelTaskRequest names a task.
+type CancelTaskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// The task, or a member of a for_each. An iteration stands for its loop.
+	Key *TaskKey `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// True: also every task that needs it, directly or through others. Not for a member.
+	Dependents bool `protobuf:"varint,3,opt,name=dependents,proto3" json:"dependents,omitempty"`
+	// Why, for the record.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelTaskRequest) Reset() {
+	*x = CancelTaskRequest{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelTaskRequest) ProtoMessage() {}
+
+func (x *CancelTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelTaskRequest.ProtoReflect.Descriptor instead.
+func (*CancelTaskRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *CancelTaskRequest) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *CancelTaskRequest) GetKey() *TaskKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *CancelTaskRequest) GetDependents() bool {
+	if x != nil {
+		return x.Dependents
+	}
+	return false
+}
+
+func (x *CancelTaskRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// CancelTaskResponse holds the task.
+type CancelTaskResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The task, CANCELLED or as it had ended before.
+	Task          *Task `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelTaskResponse) Reset() {
+	*x = CancelTaskResponse{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelTaskResponse) ProtoMessage() {}
+
+func (x *CancelTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelTaskResponse.ProtoReflect.Descriptor instead.
+func (*CancelTaskResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CancelTaskResponse) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+// RetryTaskRequest names a task.
+type RetryTaskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// The task, or a member of a for_each that has not ended.
+	Key *TaskKey `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Task.end_time as the caller saw it: a task that has ended again since is left alone, so that a call which is repeated
+	// does not retry twice. Absent: not looked at.
+	ExpectedEndTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expected_end_time,json=expectedEndTime,proto3" json:"expected_end_time,omitempty"`
+	// Why, for the record.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryTaskRequest) Reset() {
+	*x = RetryTaskRequest{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryTaskRequest) ProtoMessage() {}
+
+func (x *RetryTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryTaskRequest.ProtoReflect.Descriptor instead.
+func (*RetryTaskRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RetryTaskRequest) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *RetryTaskRequest) GetKey() *TaskKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *RetryTaskRequest) GetExpectedEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpectedEndTime
+	}
+	return nil
+}
+
+func (x *RetryTaskRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// RetryTaskResponse holds the task.
+type RetryTaskResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The task, under way again.
+	Task          *Task `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryTaskResponse) Reset() {
+	*x = RetryTaskResponse{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryTaskResponse) ProtoMessage() {}
+
+func (x *RetryTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryTaskResponse.ProtoReflect.Descriptor instead.
+func (*RetryTaskResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RetryTaskResponse) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+// ResolveTaskRequest is the answer to an escalation.
+type ResolveTaskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// The task, or a member of a for_each.
+	Key *TaskKey `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// What becomes of it.
+	//
+	// Types that are valid to be assigned to Answer:
+	//
+	//	*ResolveTaskRequest_Output
+	//	*ResolveTaskRequest_Failure
+	Answer isResolveTaskRequest_Answer `protobuf_oneof:"answer"`
+	// Why, for the record.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveTaskRequest) Reset() {
+	*x = ResolveTaskRequest{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveTaskRequest) ProtoMessage() {}
+
+func (x *ResolveTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveTaskRequest.ProtoReflect.Descriptor instead.
+func (*ResolveTaskRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ResolveTaskRequest) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *ResolveTaskRequest) GetKey() *TaskKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *ResolveTaskRequest) GetAnswer() isResolveTaskRequest_Answer {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+func (x *ResolveTaskRequest) GetOutput() *Payload {
+	if x != nil {
+		if x, ok := x.Answer.(*ResolveTaskRequest_Output); ok {
+			return x.Output
+		}
+	}
+	return nil
+}
+
+func (x *ResolveTaskRequest) GetFailure() string {
+	if x != nil {
+		if x, ok := x.Answer.(*ResolveTaskRequest_Failure); ok {
+			return x.Failure
+		}
+	}
+	return ""
+}
+
+func (x *ResolveTaskRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type isResolveTaskRequest_Answer interface {
+	isResolveTaskRequest_Answer()
+}
+
+type ResolveTaskRequest_Output struct {
+	// It succeeds with this output; an empty one is null. Not for a for_each as a whole.
+	Output *Payload `protobuf:"bytes,3,opt,name=output,proto3,oneof"`
+}
+
+type ResolveTaskRequest_Failure struct {
+	// It fails, with this message; its run as with on_failure FAIL. What undoes a task is given up.
+	Failure string `protobuf:"bytes,4,opt,name=failure,proto3,oneof"`
+}
+
+func (*ResolveTaskRequest_Output) isResolveTaskRequest_Answer() {}
+
+func (*ResolveTaskRequest_Failure) isResolveTaskRequest_Answer() {}
+
+// ResolveTaskResponse holds the task.
+type ResolveTaskResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The task, SUCCEEDED or FAILED.
+	Task          *Task `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveTaskResponse) Reset() {
+	*x = ResolveTaskResponse{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveTaskResponse) ProtoMessage() {}
+
+func (x *ResolveTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveTaskResponse.ProtoReflect.Descriptor instead.
+func (*ResolveTaskResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ResolveTaskResponse) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+// SignalRunRequest is one signal.
+type SignalRunRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the signal repeatable; chosen by the caller, unique among its signals to the run.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The run.
+	RunId string `protobuf:"bytes,2,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// Name of the signal, as a task of the run's graph has it.
+	Signal string `protobuf:"bytes,3,opt,name=signal,proto3" json:"signal,omitempty"`
+	// What comes with it, at most 64 KiB inline; absent means null. It is the output of the task that waits.
+	Payload       *Payload `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalRunRequest) Reset() {
+	*x = SignalRunRequest{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalRunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalRunRequest) ProtoMessage() {}
+
+func (x *SignalRunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalRunRequest.ProtoReflect.Descriptor instead.
+func (*SignalRunRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SignalRunRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SignalRunRequest) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *SignalRunRequest) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *SignalRunRequest) GetPayload() *Payload {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+// SignalRunResponse says which task the signal is for.
+type SignalRunResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The task that waited for it; absent when it is kept for one that will.
+	Key           *TaskKey `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalRunResponse) Reset() {
+	*x = SignalRunResponse{}
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalRunResponse) ProtoMessage() {}
+
+func (x *SignalRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalRunResponse.ProtoReflect.Descriptor instead.
+func (*SignalRunResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SignalRunResponse) GetKey() *TaskKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 // ExplainTaskRequest names a task.
 type ExplainTaskRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1311,7 +2031,7 @@ type ExplainTaskRequest struct {
 
 func (x *ExplainTaskRequest) Reset() {
 	*x = ExplainTaskRequest{}
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[20]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +2043,7 @@ func (x *ExplainTaskRequest) String() string {
 func (*ExplainTaskRequest) ProtoMessage() {}
 
 func (x *ExplainTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[20]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +2056,7 @@ func (x *ExplainTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainTaskRequest.ProtoReflect.Descriptor instead.
 func (*ExplainTaskRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{20}
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExplainTaskRequest) GetRunId() string {
@@ -1372,7 +2092,7 @@ type ExplainTaskResponse struct {
 
 func (x *ExplainTaskResponse) Reset() {
 	*x = ExplainTaskResponse{}
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[21]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +2104,7 @@ func (x *ExplainTaskResponse) String() string {
 func (*ExplainTaskResponse) ProtoMessage() {}
 
 func (x *ExplainTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[21]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +2117,7 @@ func (x *ExplainTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainTaskResponse.ProtoReflect.Descriptor instead.
 func (*ExplainTaskResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{21}
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExplainTaskResponse) GetTask() *Task {
@@ -1448,7 +2168,7 @@ type Dependency struct {
 
 func (x *Dependency) Reset() {
 	*x = Dependency{}
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[22]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +2180,7 @@ func (x *Dependency) String() string {
 func (*Dependency) ProtoMessage() {}
 
 func (x *Dependency) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_service_proto_msgTypes[22]
+	mi := &file_antiphon_v1_run_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +2193,7 @@ func (x *Dependency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dependency.ProtoReflect.Descriptor instead.
 func (*Dependency) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{22}
+	return file_antiphon_v1_run_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Dependency) GetTaskId() string {
@@ -1582,7 +2302,50 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"7\n" +
 	"\x11CancelRunResponse\x12\"\n" +
-	"\x03run\x18\x01 \x01(\v2\x10.antiphon.v1.RunR\x03run\"S\n" +
+	"\x03run\x18\x01 \x01(\v2\x10.antiphon.v1.RunR\x03run\"@\n" +
+	"\x0fPauseRunRequest\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"6\n" +
+	"\x10PauseRunResponse\x12\"\n" +
+	"\x03run\x18\x01 \x01(\v2\x10.antiphon.v1.RunR\x03run\"A\n" +
+	"\x10ResumeRunRequest\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"7\n" +
+	"\x11ResumeRunResponse\x12\"\n" +
+	"\x03run\x18\x01 \x01(\v2\x10.antiphon.v1.RunR\x03run\"\x8a\x01\n" +
+	"\x11CancelTaskRequest\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12&\n" +
+	"\x03key\x18\x02 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\x12\x1e\n" +
+	"\n" +
+	"dependents\x18\x03 \x01(\bR\n" +
+	"dependents\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\";\n" +
+	"\x12CancelTaskResponse\x12%\n" +
+	"\x04task\x18\x01 \x01(\v2\x11.antiphon.v1.TaskR\x04task\"\xb1\x01\n" +
+	"\x10RetryTaskRequest\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12&\n" +
+	"\x03key\x18\x02 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\x12F\n" +
+	"\x11expected_end_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0fexpectedEndTime\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\":\n" +
+	"\x11RetryTaskResponse\x12%\n" +
+	"\x04task\x18\x01 \x01(\v2\x11.antiphon.v1.TaskR\x04task\"\xc1\x01\n" +
+	"\x12ResolveTaskRequest\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12&\n" +
+	"\x03key\x18\x02 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\x12.\n" +
+	"\x06output\x18\x03 \x01(\v2\x14.antiphon.v1.PayloadH\x00R\x06output\x12\x1a\n" +
+	"\afailure\x18\x04 \x01(\tH\x00R\afailure\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reasonB\b\n" +
+	"\x06answer\"<\n" +
+	"\x13ResolveTaskResponse\x12%\n" +
+	"\x04task\x18\x01 \x01(\v2\x11.antiphon.v1.TaskR\x04task\"\x90\x01\n" +
+	"\x10SignalRunRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x15\n" +
+	"\x06run_id\x18\x02 \x01(\tR\x05runId\x12\x16\n" +
+	"\x06signal\x18\x03 \x01(\tR\x06signal\x12.\n" +
+	"\apayload\x18\x04 \x01(\v2\x14.antiphon.v1.PayloadR\apayload\";\n" +
+	"\x11SignalRunResponse\x12&\n" +
+	"\x03key\x18\x01 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\"S\n" +
 	"\x12ExplainTaskRequest\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12&\n" +
 	"\x03key\x18\x02 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\"\x83\x02\n" +
@@ -1597,7 +2360,7 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\n" +
 	"Dependency\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12,\n" +
-	"\x05state\x18\x02 \x01(\x0e2\x16.antiphon.v1.TaskStateR\x05state2\x85\b\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x16.antiphon.v1.TaskStateR\x05state2\x81\r\n" +
 	"\n" +
 	"RunService\x12i\n" +
 	"\tSubmitRun\x12\x1d.antiphon.v1.SubmitRunRequest\x1a\x1e.antiphon.v1.SubmitRunResponse\"\x1d\xaa\xbb\x18\x0e\n" +
@@ -1618,7 +2381,20 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\bWatchRun\x12\x1c.antiphon.v1.WatchRunRequest\x1a\x1d.antiphon.v1.WatchRunResponse\"\x17\xaa\xbb\x18\f\n" +
 	"\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x03\x19\x1c\x0f0\x01\x12d\n" +
 	"\tCancelRun\x12\x1d.antiphon.v1.CancelRunRequest\x1a\x1e.antiphon.v1.CancelRunResponse\"\x18\xaa\xbb\x18\x0e\n" +
-	"\x02\x01\x02\x12\x06cancel \x03\xf2\xbb\x18\x02\x19\x0f\x12i\n" +
+	"\x02\x01\x02\x12\x06cancel \x03\xf2\xbb\x18\x02\x19\x0f\x12a\n" +
+	"\bPauseRun\x12\x1c.antiphon.v1.PauseRunRequest\x1a\x1d.antiphon.v1.PauseRunResponse\"\x18\xaa\xbb\x18\r\n" +
+	"\x02\x01\x02\x12\x05pause \x03\xf2\xbb\x18\x03\x19n\x0f\x12d\n" +
+	"\tResumeRun\x12\x1d.antiphon.v1.ResumeRunRequest\x1a\x1e.antiphon.v1.ResumeRunResponse\"\x18\xaa\xbb\x18\r\n" +
+	"\x02\x01\x02\x12\x05pause \x03\xf2\xbb\x18\x03\x19n\x0f\x12i\n" +
+	"\n" +
+	"CancelTask\x12\x1e.antiphon.v1.CancelTaskRequest\x1a\x1f.antiphon.v1.CancelTaskResponse\"\x1a\xaa\xbb\x18\x0e\n" +
+	"\x02\x01\x02\x12\x06cancel \x03\xf2\xbb\x18\x04\x19n\x1a\x0f\x12f\n" +
+	"\tRetryTask\x12\x1d.antiphon.v1.RetryTaskRequest\x1a\x1e.antiphon.v1.RetryTaskResponse\"\x1a\xaa\xbb\x18\r\n" +
+	"\x02\x01\x02\x12\x05retry \x03\xf2\xbb\x18\x05\x19n\x1aq\x0f\x12q\n" +
+	"\vResolveTask\x12\x1f.antiphon.v1.ResolveTaskRequest\x1a .antiphon.v1.ResolveTaskResponse\"\x1f\xaa\xbb\x18\x0f\n" +
+	"\x02\x01\x02\x12\aresolve \x03\xf2\xbb\x18\b\x19n\x1aq<\xaa\x01\x0f\x12k\n" +
+	"\tSignalRun\x12\x1d.antiphon.v1.SignalRunRequest\x1a\x1e.antiphon.v1.SignalRunResponse\"\x1f\xaa\xbb\x18\x0e\n" +
+	"\x02\x01\x02\x12\x06signal \x02\xf2\xbb\x18\t\x19n\x14op<\xaa\x01\x0f\x12i\n" +
 	"\vExplainTask\x12\x1f.antiphon.v1.ExplainTaskRequest\x1a .antiphon.v1.ExplainTaskResponse\"\x17\xaa\xbb\x18\f\n" +
 	"\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x03\x19\x1a\x0fb\x06proto3"
 
@@ -1634,7 +2410,7 @@ func file_antiphon_v1_run_service_proto_rawDescGZIP() []byte {
 	return file_antiphon_v1_run_service_proto_rawDescData
 }
 
-var file_antiphon_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_antiphon_v1_run_service_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_antiphon_v1_run_service_proto_goTypes = []any{
 	(*SubmitRunRequest)(nil),      // 0: antiphon.v1.SubmitRunRequest
 	(*GraphReference)(nil),        // 1: antiphon.v1.GraphReference
@@ -1656,82 +2432,118 @@ var file_antiphon_v1_run_service_proto_goTypes = []any{
 	(*WatchRunResponse)(nil),      // 17: antiphon.v1.WatchRunResponse
 	(*CancelRunRequest)(nil),      // 18: antiphon.v1.CancelRunRequest
 	(*CancelRunResponse)(nil),     // 19: antiphon.v1.CancelRunResponse
-	(*ExplainTaskRequest)(nil),    // 20: antiphon.v1.ExplainTaskRequest
-	(*ExplainTaskResponse)(nil),   // 21: antiphon.v1.ExplainTaskResponse
-	(*Dependency)(nil),            // 22: antiphon.v1.Dependency
-	nil,                           // 23: antiphon.v1.SubmitRunRequest.LabelsEntry
-	nil,                           // 24: antiphon.v1.ListRunsRequest.LabelsEntry
-	(*Graph)(nil),                 // 25: antiphon.v1.Graph
-	(*Payload)(nil),               // 26: antiphon.v1.Payload
-	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
-	(*Run)(nil),                   // 28: antiphon.v1.Run
-	(*Error)(nil),                 // 29: antiphon.v1.Error
-	(TaskState)(0),                // 30: antiphon.v1.TaskState
-	(*Task)(nil),                  // 31: antiphon.v1.Task
-	(*TaskKey)(nil),               // 32: antiphon.v1.TaskKey
-	(*Attempt)(nil),               // 33: antiphon.v1.Attempt
-	(RunState)(0),                 // 34: antiphon.v1.RunState
-	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
-	(*RunEvent)(nil),              // 36: antiphon.v1.RunEvent
-	(*RoutingDecision)(nil),       // 37: antiphon.v1.RoutingDecision
+	(*PauseRunRequest)(nil),       // 20: antiphon.v1.PauseRunRequest
+	(*PauseRunResponse)(nil),      // 21: antiphon.v1.PauseRunResponse
+	(*ResumeRunRequest)(nil),      // 22: antiphon.v1.ResumeRunRequest
+	(*ResumeRunResponse)(nil),     // 23: antiphon.v1.ResumeRunResponse
+	(*CancelTaskRequest)(nil),     // 24: antiphon.v1.CancelTaskRequest
+	(*CancelTaskResponse)(nil),    // 25: antiphon.v1.CancelTaskResponse
+	(*RetryTaskRequest)(nil),      // 26: antiphon.v1.RetryTaskRequest
+	(*RetryTaskResponse)(nil),     // 27: antiphon.v1.RetryTaskResponse
+	(*ResolveTaskRequest)(nil),    // 28: antiphon.v1.ResolveTaskRequest
+	(*ResolveTaskResponse)(nil),   // 29: antiphon.v1.ResolveTaskResponse
+	(*SignalRunRequest)(nil),      // 30: antiphon.v1.SignalRunRequest
+	(*SignalRunResponse)(nil),     // 31: antiphon.v1.SignalRunResponse
+	(*ExplainTaskRequest)(nil),    // 32: antiphon.v1.ExplainTaskRequest
+	(*ExplainTaskResponse)(nil),   // 33: antiphon.v1.ExplainTaskResponse
+	(*Dependency)(nil),            // 34: antiphon.v1.Dependency
+	nil,                           // 35: antiphon.v1.SubmitRunRequest.LabelsEntry
+	nil,                           // 36: antiphon.v1.ListRunsRequest.LabelsEntry
+	(*Graph)(nil),                 // 37: antiphon.v1.Graph
+	(*Payload)(nil),               // 38: antiphon.v1.Payload
+	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
+	(*Run)(nil),                   // 40: antiphon.v1.Run
+	(*Error)(nil),                 // 41: antiphon.v1.Error
+	(TaskState)(0),                // 42: antiphon.v1.TaskState
+	(*Task)(nil),                  // 43: antiphon.v1.Task
+	(*TaskKey)(nil),               // 44: antiphon.v1.TaskKey
+	(*Attempt)(nil),               // 45: antiphon.v1.Attempt
+	(RunState)(0),                 // 46: antiphon.v1.RunState
+	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	(*RunEvent)(nil),              // 48: antiphon.v1.RunEvent
+	(*RoutingDecision)(nil),       // 49: antiphon.v1.RoutingDecision
 }
 var file_antiphon_v1_run_service_proto_depIdxs = []int32{
 	1,  // 0: antiphon.v1.SubmitRunRequest.registered:type_name -> antiphon.v1.GraphReference
-	25, // 1: antiphon.v1.SubmitRunRequest.inline:type_name -> antiphon.v1.Graph
-	26, // 2: antiphon.v1.SubmitRunRequest.input:type_name -> antiphon.v1.Payload
-	23, // 3: antiphon.v1.SubmitRunRequest.labels:type_name -> antiphon.v1.SubmitRunRequest.LabelsEntry
-	27, // 4: antiphon.v1.SubmitRunRequest.deadline:type_name -> google.protobuf.Duration
-	28, // 5: antiphon.v1.SubmitRunResponse.run:type_name -> antiphon.v1.Run
+	37, // 1: antiphon.v1.SubmitRunRequest.inline:type_name -> antiphon.v1.Graph
+	38, // 2: antiphon.v1.SubmitRunRequest.input:type_name -> antiphon.v1.Payload
+	35, // 3: antiphon.v1.SubmitRunRequest.labels:type_name -> antiphon.v1.SubmitRunRequest.LabelsEntry
+	39, // 4: antiphon.v1.SubmitRunRequest.deadline:type_name -> google.protobuf.Duration
+	40, // 5: antiphon.v1.SubmitRunResponse.run:type_name -> antiphon.v1.Run
 	0,  // 6: antiphon.v1.SubmitRunsRequest.submissions:type_name -> antiphon.v1.SubmitRunRequest
 	5,  // 7: antiphon.v1.SubmitRunsResponse.results:type_name -> antiphon.v1.SubmitRunResult
-	28, // 8: antiphon.v1.SubmitRunResult.run:type_name -> antiphon.v1.Run
-	29, // 9: antiphon.v1.SubmitRunResult.error:type_name -> antiphon.v1.Error
-	28, // 10: antiphon.v1.GetRunResponse.run:type_name -> antiphon.v1.Run
-	30, // 11: antiphon.v1.ListTasksRequest.states:type_name -> antiphon.v1.TaskState
-	31, // 12: antiphon.v1.ListTasksResponse.tasks:type_name -> antiphon.v1.Task
-	32, // 13: antiphon.v1.GetTaskRequest.key:type_name -> antiphon.v1.TaskKey
-	31, // 14: antiphon.v1.GetTaskResponse.task:type_name -> antiphon.v1.Task
-	32, // 15: antiphon.v1.ListAttemptsRequest.key:type_name -> antiphon.v1.TaskKey
-	33, // 16: antiphon.v1.ListAttemptsResponse.attempts:type_name -> antiphon.v1.Attempt
-	34, // 17: antiphon.v1.ListRunsRequest.states:type_name -> antiphon.v1.RunState
-	35, // 18: antiphon.v1.ListRunsRequest.created_after:type_name -> google.protobuf.Timestamp
-	35, // 19: antiphon.v1.ListRunsRequest.created_before:type_name -> google.protobuf.Timestamp
-	24, // 20: antiphon.v1.ListRunsRequest.labels:type_name -> antiphon.v1.ListRunsRequest.LabelsEntry
-	28, // 21: antiphon.v1.ListRunsResponse.runs:type_name -> antiphon.v1.Run
-	36, // 22: antiphon.v1.WatchRunResponse.events:type_name -> antiphon.v1.RunEvent
-	28, // 23: antiphon.v1.WatchRunResponse.run:type_name -> antiphon.v1.Run
-	28, // 24: antiphon.v1.CancelRunResponse.run:type_name -> antiphon.v1.Run
-	32, // 25: antiphon.v1.ExplainTaskRequest.key:type_name -> antiphon.v1.TaskKey
-	31, // 26: antiphon.v1.ExplainTaskResponse.task:type_name -> antiphon.v1.Task
-	22, // 27: antiphon.v1.ExplainTaskResponse.dependencies:type_name -> antiphon.v1.Dependency
-	33, // 28: antiphon.v1.ExplainTaskResponse.attempts:type_name -> antiphon.v1.Attempt
-	37, // 29: antiphon.v1.ExplainTaskResponse.pending:type_name -> antiphon.v1.RoutingDecision
-	30, // 30: antiphon.v1.Dependency.state:type_name -> antiphon.v1.TaskState
-	0,  // 31: antiphon.v1.RunService.SubmitRun:input_type -> antiphon.v1.SubmitRunRequest
-	3,  // 32: antiphon.v1.RunService.SubmitRuns:input_type -> antiphon.v1.SubmitRunsRequest
-	6,  // 33: antiphon.v1.RunService.GetRun:input_type -> antiphon.v1.GetRunRequest
-	8,  // 34: antiphon.v1.RunService.ListTasks:input_type -> antiphon.v1.ListTasksRequest
-	10, // 35: antiphon.v1.RunService.GetTask:input_type -> antiphon.v1.GetTaskRequest
-	12, // 36: antiphon.v1.RunService.ListAttempts:input_type -> antiphon.v1.ListAttemptsRequest
-	14, // 37: antiphon.v1.RunService.ListRuns:input_type -> antiphon.v1.ListRunsRequest
-	16, // 38: antiphon.v1.RunService.WatchRun:input_type -> antiphon.v1.WatchRunRequest
-	18, // 39: antiphon.v1.RunService.CancelRun:input_type -> antiphon.v1.CancelRunRequest
-	20, // 40: antiphon.v1.RunService.ExplainTask:input_type -> antiphon.v1.ExplainTaskRequest
-	2,  // 41: antiphon.v1.RunService.SubmitRun:output_type -> antiphon.v1.SubmitRunResponse
-	4,  // 42: antiphon.v1.RunService.SubmitRuns:output_type -> antiphon.v1.SubmitRunsResponse
-	7,  // 43: antiphon.v1.RunService.GetRun:output_type -> antiphon.v1.GetRunResponse
-	9,  // 44: antiphon.v1.RunService.ListTasks:output_type -> antiphon.v1.ListTasksResponse
-	11, // 45: antiphon.v1.RunService.GetTask:output_type -> antiphon.v1.GetTaskResponse
-	13, // 46: antiphon.v1.RunService.ListAttempts:output_type -> antiphon.v1.ListAttemptsResponse
-	15, // 47: antiphon.v1.RunService.ListRuns:output_type -> antiphon.v1.ListRunsResponse
-	17, // 48: antiphon.v1.RunService.WatchRun:output_type -> antiphon.v1.WatchRunResponse
-	19, // 49: antiphon.v1.RunService.CancelRun:output_type -> antiphon.v1.CancelRunResponse
-	21, // 50: antiphon.v1.RunService.ExplainTask:output_type -> antiphon.v1.ExplainTaskResponse
-	41, // [41:51] is the sub-list for method output_type
-	31, // [31:41] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	40, // 8: antiphon.v1.SubmitRunResult.run:type_name -> antiphon.v1.Run
+	41, // 9: antiphon.v1.SubmitRunResult.error:type_name -> antiphon.v1.Error
+	40, // 10: antiphon.v1.GetRunResponse.run:type_name -> antiphon.v1.Run
+	42, // 11: antiphon.v1.ListTasksRequest.states:type_name -> antiphon.v1.TaskState
+	43, // 12: antiphon.v1.ListTasksResponse.tasks:type_name -> antiphon.v1.Task
+	44, // 13: antiphon.v1.GetTaskRequest.key:type_name -> antiphon.v1.TaskKey
+	43, // 14: antiphon.v1.GetTaskResponse.task:type_name -> antiphon.v1.Task
+	44, // 15: antiphon.v1.ListAttemptsRequest.key:type_name -> antiphon.v1.TaskKey
+	45, // 16: antiphon.v1.ListAttemptsResponse.attempts:type_name -> antiphon.v1.Attempt
+	46, // 17: antiphon.v1.ListRunsRequest.states:type_name -> antiphon.v1.RunState
+	47, // 18: antiphon.v1.ListRunsRequest.created_after:type_name -> google.protobuf.Timestamp
+	47, // 19: antiphon.v1.ListRunsRequest.created_before:type_name -> google.protobuf.Timestamp
+	36, // 20: antiphon.v1.ListRunsRequest.labels:type_name -> antiphon.v1.ListRunsRequest.LabelsEntry
+	40, // 21: antiphon.v1.ListRunsResponse.runs:type_name -> antiphon.v1.Run
+	48, // 22: antiphon.v1.WatchRunResponse.events:type_name -> antiphon.v1.RunEvent
+	40, // 23: antiphon.v1.WatchRunResponse.run:type_name -> antiphon.v1.Run
+	40, // 24: antiphon.v1.CancelRunResponse.run:type_name -> antiphon.v1.Run
+	40, // 25: antiphon.v1.PauseRunResponse.run:type_name -> antiphon.v1.Run
+	40, // 26: antiphon.v1.ResumeRunResponse.run:type_name -> antiphon.v1.Run
+	44, // 27: antiphon.v1.CancelTaskRequest.key:type_name -> antiphon.v1.TaskKey
+	43, // 28: antiphon.v1.CancelTaskResponse.task:type_name -> antiphon.v1.Task
+	44, // 29: antiphon.v1.RetryTaskRequest.key:type_name -> antiphon.v1.TaskKey
+	47, // 30: antiphon.v1.RetryTaskRequest.expected_end_time:type_name -> google.protobuf.Timestamp
+	43, // 31: antiphon.v1.RetryTaskResponse.task:type_name -> antiphon.v1.Task
+	44, // 32: antiphon.v1.ResolveTaskRequest.key:type_name -> antiphon.v1.TaskKey
+	38, // 33: antiphon.v1.ResolveTaskRequest.output:type_name -> antiphon.v1.Payload
+	43, // 34: antiphon.v1.ResolveTaskResponse.task:type_name -> antiphon.v1.Task
+	38, // 35: antiphon.v1.SignalRunRequest.payload:type_name -> antiphon.v1.Payload
+	44, // 36: antiphon.v1.SignalRunResponse.key:type_name -> antiphon.v1.TaskKey
+	44, // 37: antiphon.v1.ExplainTaskRequest.key:type_name -> antiphon.v1.TaskKey
+	43, // 38: antiphon.v1.ExplainTaskResponse.task:type_name -> antiphon.v1.Task
+	34, // 39: antiphon.v1.ExplainTaskResponse.dependencies:type_name -> antiphon.v1.Dependency
+	45, // 40: antiphon.v1.ExplainTaskResponse.attempts:type_name -> antiphon.v1.Attempt
+	49, // 41: antiphon.v1.ExplainTaskResponse.pending:type_name -> antiphon.v1.RoutingDecision
+	42, // 42: antiphon.v1.Dependency.state:type_name -> antiphon.v1.TaskState
+	0,  // 43: antiphon.v1.RunService.SubmitRun:input_type -> antiphon.v1.SubmitRunRequest
+	3,  // 44: antiphon.v1.RunService.SubmitRuns:input_type -> antiphon.v1.SubmitRunsRequest
+	6,  // 45: antiphon.v1.RunService.GetRun:input_type -> antiphon.v1.GetRunRequest
+	8,  // 46: antiphon.v1.RunService.ListTasks:input_type -> antiphon.v1.ListTasksRequest
+	10, // 47: antiphon.v1.RunService.GetTask:input_type -> antiphon.v1.GetTaskRequest
+	12, // 48: antiphon.v1.RunService.ListAttempts:input_type -> antiphon.v1.ListAttemptsRequest
+	14, // 49: antiphon.v1.RunService.ListRuns:input_type -> antiphon.v1.ListRunsRequest
+	16, // 50: antiphon.v1.RunService.WatchRun:input_type -> antiphon.v1.WatchRunRequest
+	18, // 51: antiphon.v1.RunService.CancelRun:input_type -> antiphon.v1.CancelRunRequest
+	20, // 52: antiphon.v1.RunService.PauseRun:input_type -> antiphon.v1.PauseRunRequest
+	22, // 53: antiphon.v1.RunService.ResumeRun:input_type -> antiphon.v1.ResumeRunRequest
+	24, // 54: antiphon.v1.RunService.CancelTask:input_type -> antiphon.v1.CancelTaskRequest
+	26, // 55: antiphon.v1.RunService.RetryTask:input_type -> antiphon.v1.RetryTaskRequest
+	28, // 56: antiphon.v1.RunService.ResolveTask:input_type -> antiphon.v1.ResolveTaskRequest
+	30, // 57: antiphon.v1.RunService.SignalRun:input_type -> antiphon.v1.SignalRunRequest
+	32, // 58: antiphon.v1.RunService.ExplainTask:input_type -> antiphon.v1.ExplainTaskRequest
+	2,  // 59: antiphon.v1.RunService.SubmitRun:output_type -> antiphon.v1.SubmitRunResponse
+	4,  // 60: antiphon.v1.RunService.SubmitRuns:output_type -> antiphon.v1.SubmitRunsResponse
+	7,  // 61: antiphon.v1.RunService.GetRun:output_type -> antiphon.v1.GetRunResponse
+	9,  // 62: antiphon.v1.RunService.ListTasks:output_type -> antiphon.v1.ListTasksResponse
+	11, // 63: antiphon.v1.RunService.GetTask:output_type -> antiphon.v1.GetTaskResponse
+	13, // 64: antiphon.v1.RunService.ListAttempts:output_type -> antiphon.v1.ListAttemptsResponse
+	15, // 65: antiphon.v1.RunService.ListRuns:output_type -> antiphon.v1.ListRunsResponse
+	17, // 66: antiphon.v1.RunService.WatchRun:output_type -> antiphon.v1.WatchRunResponse
+	19, // 67: antiphon.v1.RunService.CancelRun:output_type -> antiphon.v1.CancelRunResponse
+	21, // 68: antiphon.v1.RunService.PauseRun:output_type -> antiphon.v1.PauseRunResponse
+	23, // 69: antiphon.v1.RunService.ResumeRun:output_type -> antiphon.v1.ResumeRunResponse
+	25, // 70: antiphon.v1.RunService.CancelTask:output_type -> antiphon.v1.CancelTaskResponse
+	27, // 71: antiphon.v1.RunService.RetryTask:output_type -> antiphon.v1.RetryTaskResponse
+	29, // 72: antiphon.v1.RunService.ResolveTask:output_type -> antiphon.v1.ResolveTaskResponse
+	31, // 73: antiphon.v1.RunService.SignalRun:output_type -> antiphon.v1.SignalRunResponse
+	33, // 74: antiphon.v1.RunService.ExplainTask:output_type -> antiphon.v1.ExplainTaskResponse
+	59, // [59:75] is the sub-list for method output_type
+	43, // [43:59] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_run_service_proto_init() }
@@ -1751,13 +2563,17 @@ func file_antiphon_v1_run_service_proto_init() {
 		(*SubmitRunResult_Run)(nil),
 		(*SubmitRunResult_Error)(nil),
 	}
+	file_antiphon_v1_run_service_proto_msgTypes[28].OneofWrappers = []any{
+		(*ResolveTaskRequest_Output)(nil),
+		(*ResolveTaskRequest_Failure)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_run_service_proto_rawDesc), len(file_antiphon_v1_run_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -30,6 +30,12 @@ const (
 	RunService_ListRuns_FullMethodName     = "/antiphon.v1.RunService/ListRuns"
 	RunService_WatchRun_FullMethodName     = "/antiphon.v1.RunService/WatchRun"
 	RunService_CancelRun_FullMethodName    = "/antiphon.v1.RunService/CancelRun"
+	RunService_PauseRun_FullMethodName     = "/antiphon.v1.RunService/PauseRun"
+	RunService_ResumeRun_FullMethodName    = "/antiphon.v1.RunService/ResumeRun"
+	RunService_CancelTask_FullMethodName   = "/antiphon.v1.RunService/CancelTask"
+	RunService_RetryTask_FullMethodName    = "/antiphon.v1.RunService/RetryTask"
+	RunService_ResolveTask_FullMethodName  = "/antiphon.v1.RunService/ResolveTask"
+	RunService_SignalRun_FullMethodName    = "/antiphon.v1.RunService/SignalRun"
 	RunService_ExplainTask_FullMethodName  = "/antiphon.v1.RunService/ExplainTask"
 )
 
@@ -61,6 +67,26 @@ type RunServiceClient interface {
 	WatchRun(ctx context.Context, in *WatchRunRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRunResponse], error)
 	// CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is.
 	CancelRun(ctx context.Context, in *CancelRunRequest, opts ...grpc.CallOption) (*CancelRunResponse, error)
+	// PauseRun holds a run: attempts that are out go on and their outcomes count, but nothing else begins, and no wait or
+	// retry falls due, until it is resumed. Deadlines go on. A run that is paused stays paused.
+	PauseRun(ctx context.Context, in *PauseRunRequest, opts ...grpc.CallOption) (*PauseRunResponse, error)
+	// ResumeRun lets a paused run go on. One that is not paused goes on as it does.
+	ResumeRun(ctx context.Context, in *ResumeRunRequest, opts ...grpc.CallOption) (*ResumeRunResponse, error)
+	// CancelTask ends a task, and with dependents all that need it, directly or not, CANCELLED; attempts of them that are
+	// out are told. A task that has ended stays as it is. The run goes on with what is left: without dependents, those join
+	// as their rule says, to which a cancelled need is not done.
+	CancelTask(ctx context.Context, in *CancelTaskRequest, opts ...grpc.CallOption) (*CancelTaskResponse, error)
+	// RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
+	// one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
+	// a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
+	// A task that is under way stays as it is.
+	RetryTask(ctx context.Context, in *RetryTaskRequest, opts ...grpc.CallOption) (*RetryTaskResponse, error)
+	// ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
+	// have it tried again, RetryTask.) The same answer given again changes nothing.
+	ResolveTask(ctx context.Context, in *ResolveTaskRequest, opts ...grpc.CallOption) (*ResolveTaskResponse, error)
+	// SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+	// request_id with the same content is one signal.
+	SignalRun(ctx context.Context, in *SignalRunRequest, opts ...grpc.CallOption) (*SignalRunResponse, error)
 	// ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions.
 	ExplainTask(ctx context.Context, in *ExplainTaskRequest, opts ...grpc.CallOption) (*ExplainTaskResponse, error)
 }
@@ -175,6 +201,66 @@ func (c *runServiceClient) CancelRun(ctx context.Context, in *CancelRunRequest, 
 	return out, nil
 }
 
+func (c *runServiceClient) PauseRun(ctx context.Context, in *PauseRunRequest, opts ...grpc.CallOption) (*PauseRunResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseRunResponse)
+	err := c.cc.Invoke(ctx, RunService_PauseRun_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runServiceClient) ResumeRun(ctx context.Context, in *ResumeRunRequest, opts ...grpc.CallOption) (*ResumeRunResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeRunResponse)
+	err := c.cc.Invoke(ctx, RunService_ResumeRun_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runServiceClient) CancelTask(ctx context.Context, in *CancelTaskRequest, opts ...grpc.CallOption) (*CancelTaskResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelTaskResponse)
+	err := c.cc.Invoke(ctx, RunService_CancelTask_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runServiceClient) RetryTask(ctx context.Context, in *RetryTaskRequest, opts ...grpc.CallOption) (*RetryTaskResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetryTaskResponse)
+	err := c.cc.Invoke(ctx, RunService_RetryTask_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runServiceClient) ResolveTask(ctx context.Context, in *ResolveTaskRequest, opts ...grpc.CallOption) (*ResolveTaskResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResolveTaskResponse)
+	err := c.cc.Invoke(ctx, RunService_ResolveTask_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runServiceClient) SignalRun(ctx context.Context, in *SignalRunRequest, opts ...grpc.CallOption) (*SignalRunResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignalRunResponse)
+	err := c.cc.Invoke(ctx, RunService_SignalRun_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *runServiceClient) ExplainTask(ctx context.Context, in *ExplainTaskRequest, opts ...grpc.CallOption) (*ExplainTaskResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ExplainTaskResponse)
@@ -213,6 +299,26 @@ type RunServiceServer interface {
 	WatchRun(*WatchRunRequest, grpc.ServerStreamingServer[WatchRunResponse]) error
 	// CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is.
 	CancelRun(context.Context, *CancelRunRequest) (*CancelRunResponse, error)
+	// PauseRun holds a run: attempts that are out go on and their outcomes count, but nothing else begins, and no wait or
+	// retry falls due, until it is resumed. Deadlines go on. A run that is paused stays paused.
+	PauseRun(context.Context, *PauseRunRequest) (*PauseRunResponse, error)
+	// ResumeRun lets a paused run go on. One that is not paused goes on as it does.
+	ResumeRun(context.Context, *ResumeRunRequest) (*ResumeRunResponse, error)
+	// CancelTask ends a task, and with dependents all that need it, directly or not, CANCELLED; attempts of them that are
+	// out are told. A task that has ended stays as it is. The run goes on with what is left: without dependents, those join
+	// as their rule says, to which a cancelled need is not done.
+	CancelTask(context.Context, *CancelTaskRequest) (*CancelTaskResponse, error)
+	// RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
+	// one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
+	// a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
+	// A task that is under way stays as it is.
+	RetryTask(context.Context, *RetryTaskRequest) (*RetryTaskResponse, error)
+	// ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
+	// have it tried again, RetryTask.) The same answer given again changes nothing.
+	ResolveTask(context.Context, *ResolveTaskRequest) (*ResolveTaskResponse, error)
+	// SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+	// request_id with the same content is one signal.
+	SignalRun(context.Context, *SignalRunRequest) (*SignalRunResponse, error)
 	// ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions.
 	ExplainTask(context.Context, *ExplainTaskRequest) (*ExplainTaskResponse, error)
 	mustEmbedUnimplementedRunServiceServer()
@@ -251,6 +357,24 @@ func (UnimplementedRunServiceServer) WatchRun(*WatchRunRequest, grpc.ServerStrea
 }
 func (UnimplementedRunServiceServer) CancelRun(context.Context, *CancelRunRequest) (*CancelRunResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CancelRun not implemented")
+}
+func (UnimplementedRunServiceServer) PauseRun(context.Context, *PauseRunRequest) (*PauseRunResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseRun not implemented")
+}
+func (UnimplementedRunServiceServer) ResumeRun(context.Context, *ResumeRunRequest) (*ResumeRunResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeRun not implemented")
+}
+func (UnimplementedRunServiceServer) CancelTask(context.Context, *CancelTaskRequest) (*CancelTaskResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelTask not implemented")
+}
+func (UnimplementedRunServiceServer) RetryTask(context.Context, *RetryTaskRequest) (*RetryTaskResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RetryTask not implemented")
+}
+func (UnimplementedRunServiceServer) ResolveTask(context.Context, *ResolveTaskRequest) (*ResolveTaskResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResolveTask not implemented")
+}
+func (UnimplementedRunServiceServer) SignalRun(context.Context, *SignalRunRequest) (*SignalRunResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignalRun not implemented")
 }
 func (UnimplementedRunServiceServer) ExplainTask(context.Context, *ExplainTaskRequest) (*ExplainTaskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExplainTask not implemented")
@@ -420,6 +544,114 @@ func _RunService_CancelRun_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RunService_PauseRun_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseRunRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).PauseRun(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_PauseRun_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).PauseRun(ctx, req.(*PauseRunRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RunService_ResumeRun_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeRunRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).ResumeRun(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_ResumeRun_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).ResumeRun(ctx, req.(*ResumeRunRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RunService_CancelTask_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelTaskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).CancelTask(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_CancelTask_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).CancelTask(ctx, req.(*CancelTaskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RunService_RetryTask_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetryTaskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).RetryTask(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_RetryTask_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).RetryTask(ctx, req.(*RetryTaskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RunService_ResolveTask_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResolveTaskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).ResolveTask(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_ResolveTask_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).ResolveTask(ctx, req.(*ResolveTaskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RunService_SignalRun_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignalRunRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunServiceServer).SignalRun(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RunService_SignalRun_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunServiceServer).SignalRun(ctx, req.(*SignalRunRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RunService_ExplainTask_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ExplainTaskRequest)
 	if err := dec(in); err != nil {
@@ -472,6 +704,30 @@ var RunService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CancelRun",
 			Handler:    _RunService_CancelRun_Handler,
+		},
+		{
+			MethodName: "PauseRun",
+			Handler:    _RunService_PauseRun_Handler,
+		},
+		{
+			MethodName: "ResumeRun",
+			Handler:    _RunService_ResumeRun_Handler,
+		},
+		{
+			MethodName: "CancelTask",
+			Handler:    _RunService_CancelTask_Handler,
+		},
+		{
+			MethodName: "RetryTask",
+			Handler:    _RunService_RetryTask_Handler,
+		},
+		{
+			MethodName: "ResolveTask",
+			Handler:    _RunService_ResolveTask_Handler,
+		},
+		{
+			MethodName: "SignalRun",
+			Handler:    _RunService_SignalRun_Handler,
 		},
 		{
 			MethodName: "ExplainTask",

@@ -37,6 +37,7 @@ from . import _calls
 from ._client_audit import AuditCalls
 from ._client_context import ContextCalls
 from ._client_policies import PolicyCalls
+from ._client_steering import SteeringCalls
 from ._connection import Connection, Generation, Renew
 from ._context import value_of
 from ._credentials import Credentials, load_profile
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 _WAIT_STEP = 300.0
 
 
-class Client(AuditCalls, ContextCalls, PolicyCalls):
+class Client(AuditCalls, ContextCalls, PolicyCalls, SteeringCalls):
     """A connection to the orchestrators of one identity; make it with `connect`, use it with `async with`."""
 
     @classmethod

@@ -23,7 +23,7 @@ from antiphon.v1 import failure_pb2, graph_pb2
 
 from . import _json
 
-OnFailure = Literal["fail", "skip", "continue"]
+OnFailure = Literal["fail", "skip", "continue", "escalate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class Ref:
 
 
 def ref(expression: str) -> Ref:
-    """What a CEL expression gives when the task is ready; it may name `input`, `tasks.ID.output`, `item` and `index`.
+    """What a CEL expression gives when the task is ready; it may name `input`, `tasks.ID.output`, in a for_each `item`
+    and `index`, and in a loop `iteration` and `previous`.
 
     In an input: `{"text": ref("tasks.fetch.output.text")}`, or within a text: `f"Dear {ref('input.name')}"`.
     """
@@ -72,6 +73,44 @@ class Retry:
             initial_backoff=_duration(self.backoff),
             max_backoff=_duration(self.max_backoff),
             multiplier=self.multiplier,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """Makes a task a loop: it is done again until `condition` is true, and fails when it is not after `max_iterations`.
+
+    The condition is CEL over `output` (of the iteration that has ended) and `iteration` (its number, from 1); the input
+    of the task may use `iteration` and `previous`, the output of the iteration before, null in the first.
+    """
+
+    condition: str
+    max_iterations: int
+
+    def to_proto(self) -> graph_pb2.Until:
+        """The loop as a message."""
+        return graph_pb2.Until(condition=bare(self.condition), max_iterations=self.max_iterations)
+
+
+@dataclass(frozen=True, slots=True)
+class Compensate:
+    """How what a task did is undone, when it has succeeded and its run fails or is cancelled.
+
+    `input` is JSON with `ref(…)` in it, by default the output of the task.
+    """
+
+    capability: str
+    input: Any = None
+    retry: Sequence[Retry] = ()
+    timeout: timedelta | None = None
+
+    def to_proto(self) -> graph_pb2.Compensate:
+        """The message. Raises as `Graph.task`."""
+        return graph_pb2.Compensate(
+            capability=self.capability,
+            input=template(self.input),
+            retry=[rule.to_proto() for rule in self.retry],
+            timeout=_duration(self.timeout),
         )
 
 
@@ -133,6 +172,7 @@ class Graph:
         needs: Iterable[str | TaskRef] = (),
         when: str | Ref = "",
         for_each: str | Ref = "",
+        until: Until | None = None,
         join: graph_pb2.Join | None = None,
         retry: Iterable[Retry] = (),
         timeout: timedelta | None = None,
@@ -142,14 +182,17 @@ class Graph:
         on_failure: OnFailure | None = None,
         agent_labels: Mapping[str, str] | None = None,
         max_cost: float = 0.0,
+        compensate: Compensate | None = None,
+        at_most_once: bool = False,
         description: str = "",
     ) -> TaskRef:
         """Add a task, and return what other tasks refer to it by.
 
         `input` is JSON with `ref(…)` in it. `needs` are tasks that come before, besides those that expressions refer
-        to. `when` is a condition, `for_each` a list whose items are worked on each by a member. Times: `timeout` of one
-        attempt, `deadline` from ready to the end, `schedule_timeout` of waiting for an agent. Raises `TypeError` or
-        `ValueError` for an input that is not JSON.
+        to. `when` is a condition, `for_each` a list whose items are worked on each by a member, `until` makes a loop.
+        Times: `timeout` of one attempt, `deadline` from ready to the end, `schedule_timeout` of waiting for an agent.
+        `compensate` says how it is undone if the run fails; with `at_most_once` a doubt whether it was done escalates.
+        Raises `TypeError` or `ValueError` for an input that is not JSON.
         """
         task = self._graph.tasks.add(
             id=id,
@@ -158,6 +201,9 @@ class Graph:
             needs=[need.id if isinstance(need, TaskRef) else need for need in needs],
             when=_expression(when),
             for_each=_expression(for_each),
+            until=until.to_proto() if until else None,
+            compensate=compensate.to_proto() if compensate else None,
+            at_most_once=at_most_once,
             input=template(input),
             join=join,
             retry=[rule.to_proto() for rule in retry],
@@ -165,10 +211,45 @@ class Graph:
             deadline=_duration(deadline),
             schedule_timeout=_duration(schedule_timeout),
             priority=priority,
-            on_failure=graph_pb2.OnFailure.Value(f"ON_FAILURE_{on_failure.upper()}") if on_failure else None,
+            on_failure=_on_failure(on_failure),
         )
         if agent_labels or max_cost:
             task.constraints.CopyFrom(graph_pb2.Constraints(agent_labels=agent_labels, max_cost=max_cost))
+        return TaskRef(id)
+
+    def wait(
+        self,
+        id: str,
+        *,
+        time: timedelta | None = None,
+        moment: str | Ref = "",
+        signal: str = "",
+        needs: Iterable[str | TaskRef] = (),
+        when: str | Ref = "",
+        join: graph_pb2.Join | None = None,
+        deadline: timedelta | None = None,
+        on_failure: OnFailure | None = None,
+        description: str = "",
+    ) -> TaskRef:
+        """Add a task that only waits, for one of these: so much `time`; a `moment` in CEL, a timestamp or a duration;
+        a `signal` of that name, whose payload is the task's output. When the `deadline` passes before, the task fails
+        with TIMEOUT, and `on_failure` says what that means.
+        """
+        wait = graph_pb2.Wait(time=_duration(time))
+        if moment:
+            wait.moment = _expression(moment)
+        if signal:
+            wait.signal = signal
+        self._graph.tasks.add(
+            id=id,
+            description=description,
+            needs=[need.id if isinstance(need, TaskRef) else need for need in needs],
+            when=_expression(when),
+            join=join,
+            deadline=_duration(deadline),
+            on_failure=_on_failure(on_failure),
+            wait=wait,
+        )
         return TaskRef(id)
 
     def to_proto(self) -> graph_pb2.Graph:
@@ -193,6 +274,10 @@ def _spelled(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_spelled(part) for part in value]
     return value
+
+
+def _on_failure(name: OnFailure | None) -> graph_pb2.OnFailure.ValueType | None:
+    return graph_pb2.OnFailure.Value(f"ON_FAILURE_{name.upper()}") if name else None
 
 
 def _expression(value: str | Ref) -> str:

@@ -60,6 +60,8 @@ _GRAPH_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}(\.[a-z0-9_-]{1,63}){0,7}")
 _VERSION = re.compile(r"([0-9]{1,6}(\.[0-9]{1,6}){0,2})?")
 _TASK_ID = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,62}")
 
+_SIGNAL = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,62}")
+
 _RETRY = "[{on: [TRANSIENT], max_attempts: 5}]"
 _ALSO_CALLED = {"on": "kinds", "backoff": "initial_backoff"}
 """Fields whose name in the message, and so in a server's mistakes, is another one."""
@@ -174,9 +176,13 @@ class _Reader:
             "needs": lambda node, path: self._list(node, path, self._text),
             "when": self._expression,
             "for_each": self._expression,
+            "until": self._until,
+            "wait": self._wait,
+            "compensate": self._compensate,
+            "at_most_once": self._flag,
             "input": self._json,
             "join": self._join,
-            "retry": lambda node, path: self._list(node, path, self._retry, "a list, such as " + _RETRY),
+            "retry": self._rules,
             "timeout": self._duration,
             "deadline": self._duration,
             "schedule_timeout": self._duration,
@@ -194,8 +200,55 @@ class _Reader:
     def _task(self, node: Node, path: str) -> graph_pb2.GraphTask | None:
         if (values := self._message(node, path, self._task_fields())) is None:
             return None
-        self._require(node, path, values, "id", "capability")
+        waits = "wait" in {key.value for key, _ in node.value if key.id == "scalar"}
+        self._require(node, path, values, "id", *(() if waits else ("capability",)))
         return graph_pb2.GraphTask(**values)
+
+    def _compensate(self, node: Node, path: str) -> graph_pb2.Compensate | None:
+        fields: dict[str, Field] = {
+            "capability": self._text,
+            "input": self._json,
+            "retry": self._rules,
+            "timeout": self._duration,
+        }
+        if (values := self._message(node, path, fields)) is None:
+            return None
+        self._require(node, path, values, "capability")
+        return graph_pb2.Compensate(**values)
+
+    def _rules(self, node: Node, path: str) -> list[graph_pb2.RetryRule] | None:
+        return self._list(node, path, self._retry, "a list, such as " + _RETRY)
+
+    def _flag(self, node: Node, path: str) -> bool | None:
+        value = self._plain(node, path)
+        if not isinstance(value, bool):
+            self._mistake(path, "value", "write true or false")
+            return None
+        return value
+
+    def _until(self, node: Node, path: str) -> graph_pb2.Until | None:
+        fields: dict[str, Field] = {
+            "condition": self._expression,
+            "max_iterations": lambda one, at: self._integer(one, at, 1, 1000),
+        }
+        if (values := self._message(node, path, fields)) is None:
+            return None
+        self._require(node, path, values, *fields)
+        return graph_pb2.Until(**values)
+
+    def _wait(self, node: Node, path: str) -> graph_pb2.Wait | None:
+        fields: dict[str, Field] = {
+            "time": self._duration,
+            "moment": self._expression,
+            "signal": lambda one, at: self._shaped(one, at, _SIGNAL, "a name, such as approved"),
+        }
+        if (values := self._message(node, path, fields)) is None:
+            return None
+        if len(node.value) != 1:
+            self._mistake(
+                path, "value", "write one of time, moment and signal, such as {time: 30s} or {signal: approved}"
+            )
+        return graph_pb2.Wait(**values)
 
     def _join(self, node: Node, path: str) -> graph_pb2.Join | None:
         if node.id == "scalar":

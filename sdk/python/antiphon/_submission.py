@@ -39,6 +39,14 @@ class SubmitOptions(TypedDict, total=False):
 Upload = Callable[[bytes], Awaitable[Payload]]
 
 
+async def payload_of(upload: Upload, value: Any) -> Payload:
+    """A value as what is sent of it; above the inline limit it is uploaded. Raises as `submission`."""
+    if isinstance(value, Payload):
+        return value
+    data = _json.dumps(value)
+    return await upload(data) if len(data) > INLINE_LIMIT else Payload(inline=data)
+
+
 async def submission(
     upload: Upload, graph: str | Graph | graph_pb2.Graph, input: Any, options: SubmitOptions, trace: str
 ) -> SubmitRunRequest:
@@ -55,14 +63,8 @@ async def submission(
         request.registered.CopyFrom(GraphReference(name=name, version=version))
     else:
         request.inline.CopyFrom(graph if isinstance(graph, graph_pb2.Graph) else graph.to_proto())
-    if isinstance(input, Payload):
-        request.input.CopyFrom(input)
-    elif input is not None:
-        data = _json.dumps(input)
-        if len(data) > INLINE_LIMIT:
-            request.input.CopyFrom(await upload(data))
-        else:
-            request.input.inline = data
+    if input is not None:
+        request.input.CopyFrom(await payload_of(upload, input))
     if (deadline := options.get("deadline")) is not None:
         request.deadline.FromTimedelta(deadline)
     return request

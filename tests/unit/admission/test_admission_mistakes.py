@@ -5,7 +5,19 @@ from typing import Any
 import pytest
 from admission_views import graph, task
 from antiphon.v1.failure_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_TIMEOUT, FAILURE_KIND_TRANSIENT
-from antiphon.v1.graph_pb2 import ON_FAILURE_SKIP, AllOf, AnyOf, Constraints, Graph, Join, RetryRule
+from antiphon.v1.graph_pb2 import (
+    ON_FAILURE_SKIP,
+    AllOf,
+    AnyOf,
+    Compensate,
+    Constraints,
+    Graph,
+    GraphTask,
+    Join,
+    RetryRule,
+    Until,
+    Wait,
+)
 from antiphon_orchestrator.admission import Compiled, GraphInvalid, compile_graph
 from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure
@@ -39,6 +51,98 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
         [
             ("tasks[1].when", "unknown_reference", "unknown task 'fetsh'; did you mean 'fetch'?"),
             ("tasks[1].input", "unknown_reference", "unknown task 'zzz'"),
+        ],
+    ),
+    "neither a capability nor a wait": (
+        graph(GraphTask(id="a")),
+        [("tasks[0].capability", "value", "is missing; a task asks for a capability, or waits")],
+    ),
+    "a wait with what only calls have": (
+        graph(task("a", wait=Wait(signal="go"), for_each="[1]", input="1", priority=2)),
+        [
+            ("tasks[0].capability", "value", "a task that waits has no capability"),
+            ("tasks[0].for_each", "value", "a task that waits has no for_each"),
+            ("tasks[0].input", "value", "a task that waits has no input"),
+            ("tasks[0].priority", "value", "a task that waits has no priority"),
+        ],
+    ),
+    "a moment that is none": (
+        graph(GraphTask(id="a", wait=Wait(moment="1 + 1")), GraphTask(id="b", wait=Wait(moment="tasks.c.output"))),
+        [
+            (
+                "tasks[0].wait.moment",
+                "type",
+                "gives int; a moment is a timestamp, or a duration from when the task begins to wait",
+            ),
+            ("tasks[1].wait.moment", "unknown_reference", "unknown task 'c'"),
+        ],
+    ),
+    "a loop that is a for_each": (
+        graph(task("a", for_each="[1]", until=Until(condition="true", max_iterations=2))),
+        [("tasks[0].until", "value", "a task is a loop or a for_each; put the loop into a task of its own")],
+    ),
+    "names of a loop where they are not": (
+        graph(
+            task("a", input='"${previous}"', when="output.ok", until=Until(condition="previous > 1", max_iterations=2)),
+            task("b", input='"${iteration}"', when="output.ok"),
+        ),
+        [
+            (
+                "tasks[0].when",
+                "unknown_reference",
+                "output exists only in the condition of a loop (until); elsewhere write tasks.ID.output",
+            ),
+            ("tasks[0].until.condition", "unknown_reference", "previous exists only in the input of a loop (until)"),
+            (
+                "tasks[1].when",
+                "unknown_reference",
+                "output exists only in the condition of a loop (until); elsewhere write tasks.ID.output",
+            ),
+            (
+                "tasks[1].input",
+                "unknown_reference",
+                "iteration exists only in the input and in the condition of a loop (until)",
+            ),
+        ],
+    ),
+    "a condition that is none": (
+        graph(task("a", until=Until(condition="iteration + 1", max_iterations=2))),
+        [("tasks[0].until.condition", "type", "gives int; a condition is true or false")],
+    ),
+    "at most once and tried again": (
+        graph(task("a", at_most_once=True, retry=[retry(FAILURE_KIND_LOST, FAILURE_KIND_TRANSIENT)])),
+        [
+            (
+                "tasks[0].retry[0].kinds",
+                "value",
+                "LOST leaves in doubt whether the work was done, and at_most_once does not try it again",
+            )
+        ],
+    ),
+    "what cannot be undone": (
+        graph(
+            task("a", for_each="[1]", compensate=Compensate(capability="text.undo@1")),
+            task("b", compensate=Compensate(capability="no version", input='["${tasks.zzz.output}", "${item}"]')),
+            task("c", compensate=Compensate(capability="text.undo@1", input='"${context.run.key}"')),
+        ),
+        [
+            (
+                "tasks[0].compensate",
+                "value",
+                "a for_each cannot be undone; let a task after it, which can be undone, undo all of it",
+            ),
+            (
+                "tasks[1].compensate.capability",
+                "value",
+                "'no version' is not a capability's name; write lower case with dots, such as text.summarize",
+            ),
+            ("tasks[1].compensate.input", "unknown_reference", "item exists only in the input of a task with for_each"),
+            ("tasks[1].compensate.input", "unknown_reference", "unknown task 'zzz'"),
+            (
+                "tasks[2].compensate.input",
+                "value",
+                "what undoes a task cannot read shared context; read it in the task, and hand it on in its output",
+            ),
         ],
     ),
     "needs itself": (
@@ -139,7 +243,8 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
                 "tasks[1].input",
                 "unknown_reference",
                 "${fetch.output} column 1: unknown name 'fetch'; "
-                "an expression knows input, tasks, context, and inside a for_each item and index",
+                "an expression knows input, tasks, context, inside a for_each item and index, "
+                "and inside a loop iteration and previous",
             )
         ],
     ),

@@ -10,12 +10,23 @@ from typing import Any
 
 from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import run_pb2
-from antiphon_orchestrator.engine import decide
+from antiphon_orchestrator.engine import decide, steer, waits
 from antiphon_orchestrator.engine.decide import Outcome
-from antiphon_orchestrator.engine.events import AttemptEnded, Event, Placement, TaskEnded, TaskReady, TaskWaiting
+from antiphon_orchestrator.engine.escalation import fail_task
+from antiphon_orchestrator.engine.events import (
+    AttemptEnded,
+    Event,
+    Placement,
+    SignalReceived,
+    TaskEnded,
+    TaskEscalated,
+    TaskReady,
+    TaskReopened,
+    TaskWaiting,
+)
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure, Plan
-from antiphon_orchestrator.engine.run import Run, Task, apply, start
+from antiphon_orchestrator.engine.run import FATAL, Run, Task, apply, start
 from antiphon_orchestrator.engine.states import AttemptState, RunState, TaskState
 from antiphon_orchestrator.shards import codec
 
@@ -44,11 +55,13 @@ def state_of(run: Run) -> dict[str, Any]:
 
 @dataclass
 class Player:
-    """One run being played with. `log` holds the records as bytes; `returns`: how readily offers come back."""
+    """One run being played with. `log` holds the records as bytes; `returns`: how readily offers come back;
+    `steers`: how often somebody pauses, resumes, cancels a task or has one tried again."""
 
     plan: Plan
     rng: random.Random
     returns: int = 1
+    steers: float = 0
     run: Run = field(init=False)
     now: int = START
     log: list[bytes] = field(default_factory=list)
@@ -81,7 +94,7 @@ class Player:
                 verdict, events = decide.settle(self.run, task, number, self.outcome(), self.now, self)
                 assert verdict in (decide.Verdict.DUPLICATE, decide.Verdict.STALE)
                 assert events == []
-        assert decide.advance(self.run) == []
+        assert decide.advance(self.run, self.now) == []
         assert decide.cancel_run(self.run, "someone", "late") == []
         assert decide.on_time(self.run, None, self.now + 10**12) == []
         assert state_of(self.run) == before
@@ -94,14 +107,20 @@ class Player:
         live = [t for t in tasks if t.live is not None]
         tried = [t for t in tasks if t.attempts]
         move = rng.choices(
-            ["offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "nothing"],
-            [20, 6, 30, 8, 10, 1, 0.4, 1, 1],
+            ["offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "signal", "steer", "nothing"],
+            [20, 6, 30, 8, 10, 1, 0.4, 1, 4 if run.plan.signals else 0, self.steers, 1],
         )[0]
         self.now += rng.choice([0, rng.randrange(0, SECOND // 10)])
         if move == "offer" and ready:
             task = rng.choice(ready)
             decision = run_pb2.RoutingDecision(chosen="s/i/a").SerializeToString()
             self.record([decide.offer(run, task, Placement("a", "s/i/a", "text.work@1.0", decision, 1), 7)])
+        elif move == "steer":
+            wish = rng.choice(["pause", "resume", "resume", "retry", "retry", "end", "end all", "resolve", "resolve"])
+            failed = [t for t in tasks if t.state in (TaskState.FAILED, TaskState.ESCALATED)]
+            self.steer(wish, rng.choice(failed if failed and wish in ("retry", "resolve") else tasks))
+        elif move == "signal":
+            self.signal(rng.choice(sorted(run.plan.signals)))
         elif move == "started" and live:
             task = rng.choice(live)
             self.record(decide.started(run, task, len(task.attempts)))
@@ -129,13 +148,51 @@ class Player:
         elif move == "refuse" and ready:
             task = rng.choice(ready)
             failure = Failure(FailureKind.POLICY, "denied", retryable=False)
-            self.record(decide.fail_task(run, task, failure))
+            self.record(fail_task(task, failure))
         self.go_on()
+
+    def steer(self, wish: str, task: Task) -> None:
+        """What a person may ask for, and what it means for the task."""
+        run = self.run
+        if wish == "pause":
+            self.record(steer.pause(run, "someone", "because"))
+            assert run.paused is not None or steer.over(run)
+        elif wish == "resume":
+            self.record(steer.resume(run, "someone", "because"))
+            assert run.paused is None
+        elif wish == "retry":
+            try:
+                self.record(steer.retry_task(run, task, None, "someone", "because"))
+            except steer.Conflict:
+                assert task.state in ENDED or task.state is TaskState.ESCALATED
+        elif wish == "resolve":
+            self.resolve(task)
+        elif task.plan.compensates < 0:
+            below = below_of(run, task) if wish == "end all" else set()
+            self.record(steer.cancel_task(run, task, wish == "end all", "someone", "because"))
+            if not steer.over(run):
+                self.go_on(whole=True)
+                assert task.state in ENDED
+                assert all(run.tasks[index].state in ENDED for index in below)
+
+    def resolve(self, task: Task) -> None:
+        """A person's answer, which only an escalated task takes."""
+        output = payload("a person's") if self.rng.random() < 0.5 else None
+        try:
+            self.record(steer.resolve_task(self.run, task, output, "" if output else "no", "someone"))
+        except steer.Conflict:
+            fan_out = task.plan.fan_out and not task.member and not task.plan.most_iterations
+            assert task.state is not TaskState.ESCALATED or (fan_out and output)
+        else:
+            assert task.state is not TaskState.ESCALATED or steer.over(self.run, task)
 
     def finish(self) -> None:
         """Ends what is left without further trouble."""
+        self.steer("resume", self.run.tasks[0])
         while self.run.state is RunState.RUNNING:
             for task in list(self.run.all_tasks()):
+                if task.state is TaskState.ESCALATED:
+                    self.resolve(task)
                 if task.state is TaskState.READY:
                     self.record([decide.offer(self.run, task, Placement("a", "s/i/a", "c@1", b"", 1), 7)])
                 if task.live is not None:
@@ -143,9 +200,27 @@ class Player:
                         self.run, task, len(task.attempts), Outcome(AttemptState.SUCCEEDED), self.now, self
                     )
                     self.record(events)
+            for name in sorted(self.run.plan.signals):
+                self.signal(name)
             self.now += SECOND
             self.tick()
             self.go_on(whole=True)
+
+    def signal(self, name: str) -> None:
+        """Sends a signal; it ends the wait that began first, or is kept until one begins."""
+        number = len(self.run.signals) + 1
+        events = waits.receive(
+            self.run, SignalReceived(name, payload(f"{name} {number}"), "someone", str(number), b"d")
+        )
+        waiting = [
+            t for t in self.run.tasks if t.state is TaskState.WAITING and t.plan.wait and t.plan.wait.signal == name
+        ]
+        self.record(events)
+        if events:
+            first = min(waiting, key=lambda task: (task.ready_time, task.plan.index)) if waiting else None
+            assert first is None or first.output == payload(f"{name} {number}")
+            assert self.run.signals[-1].task == (-1 if first is None else first.plan.index)
+            assert waits.known(self.run, "someone", str(number)) is self.run.signals[-1]
 
     def tick(self) -> None:
         for task in [None, *self.run.all_tasks()]:
@@ -184,6 +259,12 @@ class Player:
     def record(self, events: list[Event]) -> None:
         for event in events:
             apply(self.run, event, self.now)
+            if isinstance(event, TaskReopened):
+                self.finished = {
+                    (task.plan.index, task.member): summary(task)
+                    for task in self.run.all_tasks()
+                    if task.state in ENDED
+                }
             raw = codec.encode(self.run.run_id, self.run.event_seq, self.now, event)
             assert codec.decode(journal_pb2.Record.FromString(raw)) == event
             self.log.append(raw)
@@ -195,9 +276,11 @@ class Player:
     def go_on(self, whole: bool = False) -> None:
         """Advances to the end; now and then not quite, as a turn that is full leaves it."""
         while whole or self.rng.random() < 0.95:
-            events = decide.advance(self.run)
+            events = decide.advance(self.run, self.now)
             if not events:
                 break
+            if self.run.paused is not None:
+                assert all(isinstance(event, TaskEnded | AttemptEnded) for event in events), "only cancels go on"
             first = events[0]
             if isinstance(first, TaskReady) and self.rng.random() < 0.5:
                 at_once = decide.offer(self.run, self.run.tasks[first.task], Placement("a", "s/i/a", "c@1", b"", 1), 7)
@@ -214,10 +297,15 @@ class Player:
             ended = [run.tasks[i] for i in node.plan.needs if run.tasks[i].state in ENDED]
             assert node.needs_ended == len(ended)
             assert node.needs_done == sum(done(t) for t in ended)
+            if (wait := node.plan.wait) is not None and node.state is TaskState.WAITING:
+                assert not any(s.task < 0 and s.received.signal == wait.signal for s in run.signals) or isinstance(
+                    event, TaskWaiting | SignalReceived
+                )
             assert node.members_open == sum(m.state not in ENDED for m in node.members)
             if node.state in ENDED:
                 assert all(m.state in ENDED for m in node.members)
-        assert run.tasks_open == sum(t.state not in ENDED for t in run.tasks)
+        assert run.tasks_open == sum(t.state not in ENDED for t in run.tasks if t.plan.compensates < 0)
+        assert set(run.completed) == {t.plan.index for t in run.tasks if undone(t)}
         assert len(set(run.frontier)) == len(run.frontier)
         assert set(run.frontier) == {t.plan.index for t in run.tasks if actionable(run, t)}
         for task in run.all_tasks():
@@ -232,8 +320,24 @@ class Player:
             elif task.state in ENDED:
                 self.finished[key] = summary(task)
         if run.state is not RunState.RUNNING:
-            assert all(t.state in ENDED for t in run.all_tasks())
+            assert all(t.state in ENDED for t in run.all_tasks() if t.plan.compensates < 0)
             assert not isinstance(event, TaskEnded)
+        self.check_undoing()
+
+    def check_undoing(self) -> None:
+        """Only a run that fails or is cancelled is undone: in reverse order, one task at a time, and wholly."""
+        run = self.run
+        undoing = [run.tasks[run.tasks[index].plan.compensation] for index in reversed(run.completed)]
+        begun = [task for task in undoing if task.state is not TaskState.PENDING]
+        assert begun == undoing[: len(begun)]
+        assert all(task.state in ENDED for task in begun[:-1])
+        assert len(begun) == sum(t.state is not TaskState.PENDING for t in run.tasks if t.plan.compensates >= 0)
+        if begun:
+            assert run.tasks_open == 0 and (run.cancel is not None or run.first_failure or run.unwinding)
+        if run.state in (RunState.FAILED, RunState.CANCELLED):
+            assert len(begun) == len(undoing) and all(task.state in ENDED for task in begun)
+        elif run.state is RunState.SUCCEEDED:
+            assert not begun
 
     def check_retry(self, task: Task, outcome: Outcome, events: list[Event]) -> None:
         ended = events[0]
@@ -249,14 +353,16 @@ class Player:
         assert failure is not None
         rule = next((r for r in task.plan.retry if failure.kind in r.kinds), None)
         tries = sum(a.state is not AttemptState.RETURNED for a in task.attempts)
-        again = rule is not None and failure.retryable and tries < rule.max_attempts
+        doubtful = task.plan.at_most_once and failure.kind in (FailureKind.LOST, FailureKind.TIMEOUT)
+        again = rule is not None and failure.retryable and tries < rule.max_attempts and not doubtful
         if not again:
-            assert isinstance(events[1], TaskEnded)
+            escalates = task.plan.on_failure is OnFailure.ESCALATE
+            assert isinstance(events[1], TaskEscalated if escalates or doubtful else TaskEnded)
             return
         assert rule is not None
         wait = min(rule.max_backoff, rule.initial_backoff * rule.multiplier ** (tries - 1))
         limit = decide.task_deadline(self.run, task)
-        if isinstance(events[1], TaskEnded):
+        if isinstance(events[1], TaskEnded | TaskEscalated):
             assert self.now + wait >= limit
         else:
             until = events[1].until  # type: ignore[union-attr]
@@ -269,25 +375,34 @@ class Player:
         evaluator = self.plan.evaluator
         assert isinstance(evaluator, FakeEvaluator)
         for task in run.tasks:
+            if task.plan.compensates >= 0:
+                continue
             node = evaluator.nodes[task.plan.index]
             if task.state is TaskState.CANCELLED:
-                assert run.cancel is not None
+                assert run.cancel is not None or self.steers
                 continue
+            if task.plan.on_failure is OnFailure.ESCALATE and task.state is TaskState.SUCCEEDED:
+                continue  # perhaps by a person's answer, whatever the plan says
             if sum(done(run.tasks[i]) for i in node.needs) < task.plan.join and run.cancel is None:
                 assert task.state is TaskState.SKIPPED
             elif task.state is TaskState.SKIPPED:
                 assert node.when is False or run.cancel is not None
             elif node.when is False:
                 assert task.state is TaskState.FAILED and node.broken == "when"
-            elif node.broken and (node.broken != "members" or (node.members or 0) > 100):
+            elif node.broken not in ("", "undo") and (node.broken != "members" or (node.members or 0) > 100):
                 assert task.state is TaskState.FAILED
             if task.state is TaskState.SUCCEEDED and task.plan.fan_out:
-                assert len(task.members) == node.members
-                allowed = {TaskState.SUCCEEDED}
-                if task.plan.on_failure is not OnFailure.FAIL:
+                loop = node.most_iterations > 0
+                assert len(task.members) == (max(1, node.iterations) if loop else node.members)
+                allowed = {TaskState.SUCCEEDED} | ({TaskState.CANCELLED} if self.steers else set())
+                if task.plan.on_failure not in FATAL and not loop:
                     allowed.add(TaskState.FAILED)
                 assert {m.state for m in task.members} <= allowed
-        failed = [t for t in run.tasks if t.state is TaskState.FAILED and t.plan.on_failure is OnFailure.FAIL]
+        failed = [
+            t
+            for t in run.tasks
+            if t.state is TaskState.FAILED and t.plan.on_failure in FATAL and t.plan.compensates < 0
+        ]
         if run.cancel is not None:
             assert run.state is (RunState.CANCELLED if run.cancel.principal else RunState.FAILED)
         elif failed or evaluator.broken_output:
@@ -319,8 +434,27 @@ def done(task: Task) -> bool:
     return task.state is TaskState.SUCCEEDED
 
 
+def undone(task: Task) -> bool:
+    """Whether a task has to be undone if its run fails."""
+    return task.state is TaskState.SUCCEEDED and task.plan.compensation >= 0
+
+
+def below_of(run: Run, task: Task) -> set[int]:
+    """All that needs a task, directly or not; of a member nothing."""
+    below: set[int] = set()
+    if not task.member:
+        for node in run.tasks:
+            if task.plan.index in node.plan.needs or below & set(node.plan.needs):
+                below.add(node.plan.index)
+    return below
+
+
 def actionable(run: Run, task: Task) -> bool:
     """Whether a node can be taken a step further without anything from outside."""
+    if task.cancel_reason:
+        return True
+    if task.plan.compensates >= 0 or task.state is TaskState.ESCALATED:
+        return False
     if task.state is TaskState.PENDING:
         ended = [run.tasks[i] for i in task.plan.needs if run.tasks[i].state in ENDED]
         met = sum(done(t) for t in ended)

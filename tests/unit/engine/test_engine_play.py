@@ -22,12 +22,17 @@ def nodes(draw: st.DrawFn, index: int) -> Node:
     earlier = list(range(index))
     needs = tuple(sorted(draw(st.sets(st.sampled_from(earlier), max_size=4)))) if earlier else ()
     fan_out = draw(st.sampled_from([None, None, None, 0, 1, 3, 7, 120]))
-    broken = draw(st.sampled_from([""] * 10 + ["when", "input", "for_each", "members"]))
+    broken = draw(st.sampled_from([""] * 10 + ["when", "input", "for_each", "members", "undo"]))
     when = draw(st.sampled_from([None, None, None, True, False]))
     if (broken == "when" and when is None) or (broken == "input" and fan_out is not None):
         broken = ""
     if broken in ("for_each", "members") and fan_out is None:
         broken = ""
+    other = draw(st.sampled_from([""] * 5 + ["wait", "loop"])) if fan_out is None and not broken else ""
+    wait = (
+        draw(st.sampled_from([0, 2 * SECOND, -3 * SECOND, -(10**12), "go", "go", "stop"])) if other == "wait" else None
+    )
+    iterations = draw(st.integers(0, 4)) if other == "loop" else 0
     return Node(
         needs=needs,
         join=draw(st.one_of(st.none(), st.integers(1, len(needs)))) if needs else None,
@@ -37,6 +42,11 @@ def nodes(draw: st.DrawFn, index: int) -> Node:
         on_failure=draw(st.sampled_from(OnFailure)),
         retry=draw(st.sampled_from([(), (retry(3),), (retry(2, first=5 * SECOND, longest=6 * SECOND),)])),
         deadline=draw(st.sampled_from([None, None, 3 * SECOND, 50 * SECOND])),
+        wait=wait,
+        iterations=iterations,
+        most_iterations=draw(st.integers(max(1, iterations - 1), 5)) if other == "loop" else 0,
+        undone=fan_out is None and other != "wait" and draw(st.booleans()),
+        at_most_once=other != "wait" and draw(st.integers(0, 3)) == 3,
     )
 
 
@@ -49,13 +59,13 @@ def plans(draw: st.DrawFn) -> Plan:
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(plans(), st.integers(0, 2**32))
 def test_any_order_of_events_keeps_every_invariant_and_ends_the_run(of: Plan, seed: int) -> None:
-    Player(of, random.Random(seed)).play()
+    Player(of, random.Random(seed), steers=seed % 3 * 2).play()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(plans(), st.integers(0, 2**32), st.integers(0, 60))
 def test_recovery_from_records_or_from_a_snapshot_gives_the_live_state(of: Plan, seed: int, steps: int) -> None:
-    player = Player(of, random.Random(seed))
+    player = Player(of, random.Random(seed), steers=seed % 2 * 4)
     for _ in range(steps):
         if player.run.state is not RunState.RUNNING:
             break
@@ -106,10 +116,19 @@ def test_every_row_of_every_table_is_there_for_something(tables: dict[str, _Rows
         plan(Node(), Node((0,))),
         plan(Node(retry=(retry(100, first=4 * SECOND),), deadline=60 * SECOND), Node((0,))),
         plan(Node(members=3, retry=(retry(3),), deadline=deadline)),
+        plan(Node(wait=SECOND), Node(wait="go", deadline=deadline), Node((1,), iterations=2, most_iterations=3)),
+        plan(Node(members=3), Node((0,)), Node(wait="go")),
+        plan(
+            Node(on_failure=OnFailure.ESCALATE, schedule_timeout=SECOND),
+            Node(broken="input", on_failure=OnFailure.ESCALATE),
+            Node(wait="go", deadline=deadline, on_failure=OnFailure.ESCALATE),
+            Node(members=2, on_failure=OnFailure.ESCALATE, retry=(retry(3),), deadline=deadline),
+            Node(iterations=9, most_iterations=1, broken="until", on_failure=OnFailure.ESCALATE),
+        ),
     ]
     Player(plan(Node(members=120)), random.Random(0)).play(10)
-    for seed in range(600):
-        Player(graphs[seed % 4], random.Random(seed), 1 + seed % 3 * 10).play(60)
+    for seed in range(900):
+        Player(graphs[seed % len(graphs)], random.Random(seed), 1 + seed % 3 * 10, seed % 2 * 5).play(60)
         if all(table.used == set(table) for table in tables.values()):
             break
     for name, table in tables.items():

@@ -19,6 +19,7 @@ from antiphon_orchestrator.engine.events import (
     TaskEnded,
     TaskExpanded,
     TaskReady,
+    TaskReopened,
     TaskWaiting,
 )
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
@@ -52,7 +53,7 @@ def begun(of: Plan) -> Run:
 def go_on(run: Run, events: list[Event] | None = None, now: int = 0) -> None:
     for event in events or ():
         apply(run, event, now)
-    while following := decide.advance(run):
+    while following := decide.advance(run, 0):
         for event in following:
             apply(run, event, now)
 
@@ -74,6 +75,7 @@ FAILURE = Outcome(AttemptState.FAILED, failure=Failure(FailureKind.TRANSIENT, "t
 EVENT_OF: dict[TaskTrigger, Event] = {
     TaskTrigger.NEEDS_MET: TaskReady(0, 0, b""),
     TaskTrigger.DUE: TaskReady(0, 0, b""),
+    TaskTrigger.WAITED: TaskWaiting(0, 0, 1, ""),
     TaskTrigger.EXPANDED: TaskExpanded(0, 1, 1, []),
     TaskTrigger.OFFERED: AttemptOffered(0, 0, 2, Placement("a", "s/i/a", "c@1", b"", 1), 1),
     TaskTrigger.RETURNED: AttemptEnded(0, 0, 1, AttemptState.RETURNED),
@@ -82,6 +84,7 @@ EVENT_OF: dict[TaskTrigger, Event] = {
     TaskTrigger.FAILED: TaskEnded(0, 0, TaskState.FAILED),
     TaskTrigger.SKIPPED: TaskEnded(0, 0, TaskState.SKIPPED),
     TaskTrigger.CANCELLED: TaskEnded(0, 0, TaskState.CANCELLED),
+    TaskTrigger.REOPENED: TaskReopened(0, 0, "someone", ""),
 }
 
 
@@ -89,9 +92,14 @@ EVENT_OF: dict[TaskTrigger, Event] = {
     ("state", "trigger"),
     [
         (state, trigger)
-        for state, trigger in itertools.product(TaskState, TaskTrigger)
-        # What a waiting task gets is always DUE, and any other NEEDS_MET: the two triggers are one event.
-        if (state, trigger) not in TASK_TRANSITIONS and (state is TaskState.WAITING) == (trigger is TaskTrigger.DUE)
+        for state, trigger in itertools.product(TaskState, EVENT_OF)
+        # Two triggers may be one event, which the state tells apart: a WAITING task that is ready is DUE, any other
+        # NEEDS_MET; a
+        # PENDING one that waits has WAITED, any other BACKED_OFF.
+        if (state, trigger) not in TASK_TRANSITIONS
+        and (state is TaskState.WAITING) == (trigger is TaskTrigger.DUE)
+        and (state is TaskState.PENDING or trigger is not TaskTrigger.WAITED)
+        and (state is not TaskState.PENDING or trigger is not TaskTrigger.BACKED_OFF)
     ],
 )
 def test_a_task_refuses_whatever_its_table_does_not_name(state: TaskState, trigger: TaskTrigger) -> None:
@@ -215,7 +223,7 @@ def test_a_failed_member_takes_all_others_with_it_in_bounded_steps() -> None:
     for event in events:
         apply(run, event, 0)
     sizes = []
-    while following := decide.advance(run):
+    while following := decide.advance(run, 0):
         sizes.append(len(following))
         for event in following:
             apply(run, event, 0)
@@ -238,7 +246,7 @@ def test_a_failed_member_of_a_tolerant_fan_out_is_a_hole_in_its_list() -> None:
 
 def test_a_cancel_finds_a_fan_out_that_has_only_half_of_its_members() -> None:
     run = start("r", plan(Node(members=300)), submitted(), 0)
-    for event in decide.advance(run):
+    for event in decide.advance(run, 0):
         apply(run, event, 0)
     assert len(run.tasks[0].members) == 100
     go_on(run, decide.cancel_run(run, "someone", "enough"))
@@ -259,7 +267,7 @@ def test_a_list_that_changes_between_two_chunks_fails_the_task_and_never_spins()
     changing = Plan(of.name, of.version, of.tasks, of.roots, of.deadline, _Shrinking([Node(members=150)]), of.index_of)
     run = start("r", changing, submitted(), 0)
     for _ in range(20):
-        events = decide.advance(run)
+        events = decide.advance(run, 0)
         for event in events:
             apply(run, event, 0)
     assert run.state is RunState.FAILED

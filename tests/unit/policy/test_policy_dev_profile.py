@@ -43,7 +43,7 @@ def decide(action: Action, kind: str, *, of: str = "demo", labels: frozenset[str
             request = Request.entry(
                 action, principal, kind, "demo", "namespace", "plan", labels=labels, agent="", own=True
             )
-        case Action.READ | Action.CANCEL:
+        case Action.READ | Action.CANCEL | Action.SIGNAL | Action.PAUSE | Action.RETRY | Action.RESOLVE:
             request = Request(action, principal, kind, "demo", ResourceKind.RUN, "r1")
     (decision,) = POLICIES.decide_batch([request])
     return decision
@@ -53,6 +53,10 @@ ALLOWED = {
     Action.SUBMIT: {"client"},
     Action.READ: {"client", "operator"},
     Action.CANCEL: {"client", "operator"},
+    Action.SIGNAL: {"client", "operator"},
+    Action.PAUSE: {"client", "operator"},
+    Action.RETRY: {"client", "operator"},
+    Action.RESOLVE: {"client", "operator"},
     Action.DISPATCH: set(KINDS),
     Action.CALL: set(KINDS),
     Action.RELEASE: set(KINDS),

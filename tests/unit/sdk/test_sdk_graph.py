@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from antiphon import Graph, Mistake, Retry, any_of, at_least, item, load_graph, ref
+from antiphon import Compensate, Graph, Mistake, Retry, Until, any_of, at_least, item, load_graph, ref
 from antiphon.v1 import failure_pb2, graph_pb2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -143,6 +143,76 @@ def test_a_graph_is_the_same_from_yaml_from_json_and_from_python(tmp_path: Path)
     }
     for indent in (None, "\t", 2):
         assert load_graph(json.dumps(as_json, indent=indent)).graph == built()
+
+
+TRIP = """
+name: trip
+tasks:
+  - {id: pause, wait: {time: 30s}}
+  - {id: opening, wait: {moment: timestamp(input.at)}, when: input.wait}
+  - {id: approved, wait: {signal: approved}, needs: [pause, opening], join: any, deadline: 2d, on_failure: continue}
+  - id: book
+    capability: hotel.book@1
+    at_most_once: true
+    on_failure: escalate
+    compensate: {capability: hotel.cancel@1, input: {number: "${tasks.book.output}"}, timeout: 10s,
+                 retry: [{on: [LOST], max_attempts: 9}]}
+  - {id: improve, capability: text.improve@1, until: {condition: output.good, max_iterations: 5}}
+"""
+
+
+def test_waits_loops_and_what_undoes_a_task_are_the_same_from_a_file_and_from_python() -> None:
+    graph = Graph("trip")
+    graph.wait("pause", time=timedelta(seconds=30))
+    graph.wait("opening", moment=ref("timestamp(input.at)"), when="input.wait")
+    graph.wait(
+        "approved",
+        signal="approved",
+        needs=["pause", "opening"],
+        join=any_of(),
+        deadline=timedelta(days=2),
+        on_failure="continue",
+    )
+    graph.task(
+        "book",
+        "hotel.book@1",
+        at_most_once=True,
+        on_failure="escalate",
+        compensate=Compensate(
+            "hotel.cancel@1",
+            {"number": ref("tasks.book.output")},
+            retry=[Retry(["LOST"], max_attempts=9)],
+            timeout=timedelta(seconds=10),
+        ),
+    )
+    graph.task("improve", "text.improve@1", until=Until("${output.good}", max_iterations=5))
+    loaded = load_graph(TRIP)
+    assert not loaded.mistakes
+    assert loaded.graph == graph.to_proto()
+
+
+def test_mistakes_in_waits_loops_and_what_undoes_a_task_have_their_place() -> None:
+    loaded = load_graph(
+        """
+name: trip
+tasks:
+  - {id: a, wait: {time: 30s, signal: go}}
+  - {id: b, wait: {signal: "no name"}}
+  - {id: c, wait: 30s}
+  - {id: d, capability: a.b@1, until: {condition: "true"}, at_most_once: perhaps}
+  - {id: e, capability: a.b@1, compensate: {input: 1}}
+  - {id: f}
+"""
+    )
+    assert [(mistake.field, mistake.line) for mistake in loaded.mistakes] == [
+        ("tasks[0].wait", 4),
+        ("tasks[1].wait.signal", 5),
+        ("tasks[2].wait", 6),
+        ("tasks[3].until", 7),
+        ("tasks[3].at_most_once", 7),
+        ("tasks[4].compensate", 8),
+        ("tasks[5]", 9),
+    ]
 
 
 def test_positions_lead_back_to_the_text() -> None:

@@ -25,6 +25,8 @@ _STYLES = {
     "SUSPENDED": "yellow",
     "DRAINING": "yellow",
     "WAITING": "yellow",
+    "PAUSED": "yellow",
+    "ESCALATED": "bold red",
     "RETURNED": "yellow",
     "RUNNING": "cyan",
     "OFFERED": "cyan",

@@ -53,9 +53,9 @@ def run_tree(run: Run, tasks: Sequence[Task], attempts: Attempts, *, whole: bool
     for task in shown_tasks(tasks, whole=whole):
         del hidden[key_of(task)]
         if task.key.member:
-            branch = branches.get(task.key.task_id, tree).add(_task_line(task, f"[{task.key.member}]"))
+            branch = branches.get(task.key.task_id, tree).add(task_line(task, f"[{task.key.member}]"))
         else:
-            branch = branches[task.key.task_id] = tree.add(_task_line(task, task.key.task_id))
+            branch = branches[task.key.task_id] = tree.add(task_line(task, task.key.task_id))
         for attempt in attempts.get(key_of(task), ()):
             branch.add(attempt_line(attempt))
         if task.HasField("failure"):
@@ -114,7 +114,8 @@ def output_line(payload: Payload) -> Text:
     return line.append(f"{size} bytes of {media_type}", "dim")
 
 
-def _task_line(task: Task, name: str) -> Text:
+def task_line(task: Task, name: str) -> Text:
+    """Name, capability, state, members, duration, and why it is there."""
     members = f"{task.member_count} members" if task.member_count else ""
     reason = Text(task.reason, "dim") if task.reason and task.state != TASK_STATE_SUCCEEDED else ""
     return _line(

@@ -1,4 +1,4 @@
-"""`antiphon run`: submit, follow, read, cancel and explain runs."""
+"""`antiphon run`: submit, follow, read and explain runs; `steering` has the rest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .. import Client
 from .._submission import SubmitOptions
 from ..v1.graph_pb2 import Graph
 from ..v1.run_pb2 import RUN_STATE_SUCCEEDED, Run, RunEvent, Task
-from . import output
+from . import output, steering
 from .connection import first, gather, with_client
 from .explain_view import explanation
 from .following import follow
@@ -34,7 +34,8 @@ from .text import (
 )
 from .watch_view import event_line
 
-app = typer.Typer(help="Runs: submit, follow, read, cancel, explain.", no_args_is_help=True)
+app = typer.Typer(help="Runs: submit, follow, read, steer, explain.", no_args_is_help=True)
+app.registered_commands += steering.app.registered_commands
 
 RunId = Annotated[str, typer.Argument(help="Id of the run.", metavar="RUN")]
 Labels = Annotated[list[str] | None, typer.Option("--label", help="May be repeated.", metavar="KEY=VALUE")]
@@ -160,21 +161,6 @@ def watch(run_id: RunId, as_json: AsJson = False, profile: ProfileName = None) -
         if run.HasField("failure"):
             output.show(failure_line(run.failure))
     return _exit_code(run)
-
-
-@app.command()
-def cancel(
-    run_id: RunId,
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
-    as_json: AsJson = False,
-    profile: ProfileName = None,
-) -> None:
-    """Ask a run to end. A run that has ended stays as it is."""
-    run = with_client(profile, lambda client: client.cancel(run_id, reason=reason))
-    if as_json:
-        output.show_json(run)
-    else:
-        output.show(run_line(run))
 
 
 @app.command()

@@ -19,7 +19,7 @@ from .problems import Problem
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_TASK = re.compile(r"([a-zA-Z][a-zA-Z0-9_]{0,62})(?:\[(\d{1,7})\])?")
+_TASK = re.compile(r"([a-zA-Z][a-zA-Z0-9_]{0,62}(?:\.compensate)?)(?:\[(\d{1,7})\])?")
 
 
 def parse_duration(text: str) -> timedelta:

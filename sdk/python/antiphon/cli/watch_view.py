@@ -113,6 +113,8 @@ def event_line(event: RunEvent) -> Text:
         line.append(f"  {event.member_count} members")
     if event.HasField("progress"):
         line.append(f"  {event.progress.fraction:.0%} {event.progress.message}", "dim")
+    if event.signal:
+        line.append(f"  signal {event.signal}")
     if event.reason:
         line.append(f"  {event.reason}", "dim")
     if event.HasField("failure"):

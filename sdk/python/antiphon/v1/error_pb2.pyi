@@ -106,6 +106,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The join token is malformed, unknown, expired or used."""
     ERROR_REASON_SIGNING_REQUEST_INVALID: _ErrorReason.ValueType  # 81
     """The certificate signing request cannot be used."""
+    ERROR_REASON_RUN_ENDED: _ErrorReason.ValueType  # 110
+    """The run has ended; nothing can be asked of it any more."""
+    ERROR_REASON_SIGNAL_NOT_EXPECTED: _ErrorReason.ValueType  # 111
+    """No task of the run's graph waits for a signal of that name."""
+    ERROR_REASON_SIGNALS_EXHAUSTED: _ErrorReason.ValueType  # 112
+    """The run was sent as many signals as one may be sent."""
+    ERROR_REASON_TASK_STATE_CONFLICT: _ErrorReason.ValueType  # 113
+    """The task is not in a state in which that can be asked of it."""
     ERROR_REASON_POLICY_INVALID: _ErrorReason.ValueType  # 120
     """The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line."""
     ERROR_REASON_POLICY_EPOCH_CHANGED: _ErrorReason.ValueType  # 121
@@ -222,6 +230,14 @@ ERROR_REASON_TOKEN_NOT_ACCEPTED: ErrorReason.ValueType  # 80
 """The join token is malformed, unknown, expired or used."""
 ERROR_REASON_SIGNING_REQUEST_INVALID: ErrorReason.ValueType  # 81
 """The certificate signing request cannot be used."""
+ERROR_REASON_RUN_ENDED: ErrorReason.ValueType  # 110
+"""The run has ended; nothing can be asked of it any more."""
+ERROR_REASON_SIGNAL_NOT_EXPECTED: ErrorReason.ValueType  # 111
+"""No task of the run's graph waits for a signal of that name."""
+ERROR_REASON_SIGNALS_EXHAUSTED: ErrorReason.ValueType  # 112
+"""The run was sent as many signals as one may be sent."""
+ERROR_REASON_TASK_STATE_CONFLICT: ErrorReason.ValueType  # 113
+"""The task is not in a state in which that can be asked of it."""
 ERROR_REASON_POLICY_INVALID: ErrorReason.ValueType  # 120
 """The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line."""
 ERROR_REASON_POLICY_EPOCH_CHANGED: ErrorReason.ValueType  # 121

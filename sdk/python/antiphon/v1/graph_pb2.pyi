@@ -37,6 +37,8 @@ class _OnFailureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnFailure.V
     """Dependents are skipped as their joins say; the run may still succeed."""
     ON_FAILURE_CONTINUE: _OnFailure.ValueType  # 3
     """Dependents go on with a null output and can read tasks.ID.failure; the run may still succeed."""
+    ON_FAILURE_ESCALATE: _OnFailure.ValueType  # 4
+    """The task is ESCALATED: it waits for a person, who gives its output, lets it fail (then as FAIL) or has it tried again."""
 
 class OnFailure(_OnFailure, metaclass=_OnFailureEnumTypeWrapper):
     """OnFailure is what a task's final failure means for its run."""
@@ -49,6 +51,8 @@ ON_FAILURE_SKIP: OnFailure.ValueType  # 2
 """Dependents are skipped as their joins say; the run may still succeed."""
 ON_FAILURE_CONTINUE: OnFailure.ValueType  # 3
 """Dependents go on with a null output and can read tasks.ID.failure; the run may still succeed."""
+ON_FAILURE_ESCALATE: OnFailure.ValueType  # 4
+"""The task is ESCALATED: it waits for a person, who gives its output, lets it fail (then as FAIL) or has it tried again."""
 Global___OnFailure: _TypeAlias = OnFailure  # noqa: Y015
 
 @_typing.final
@@ -131,8 +135,9 @@ Global___Graph: _TypeAlias = Graph  # noqa: Y015
 
 @_typing.final
 class GraphTask(_message.Message):
-    """GraphTask is one node. Expressions are CEL over: input (the run's input), tasks.ID.output, tasks.ID.state,
-    tasks.ID.failure, and inside a for_each: item and index.
+    """GraphTask is one node: it asks for a capability, or waits. Expressions are CEL over: input (the run's input),
+    tasks.ID.output, tasks.ID.state, tasks.ID.failure, inside a for_each: item and index, and inside a loop (until):
+    iteration and previous.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -152,13 +157,17 @@ class GraphTask(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     ON_FAILURE_FIELD_NUMBER: _builtins.int
     CONSTRAINTS_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    COMPENSATE_FIELD_NUMBER: _builtins.int
+    AT_MOST_ONCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifier within the graph."""
     description: _builtins.str
     """For people."""
     capability: _builtins.str
     """The operation asked for and the versions that will do: text.summarize@1 (any 1.x), @1.2 (from 1.2, below 2),
-    @=1.2.3, or comparisons such as @>=1.2,<3.
+    @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that waits.
     """
     when: _builtins.str
     """A CEL condition; when false the task is SKIPPED. Empty means true."""
@@ -172,6 +181,10 @@ class GraphTask(_message.Message):
     """0 (default) to 9; higher goes first among tasks that wait for the same agents."""
     on_failure: Global___OnFailure.ValueType
     """What a failure of the task means for the run."""
+    at_most_once: _builtins.bool
+    """True: after a loss, a timeout or any other doubt whether the work was done the task is not offered again, but
+    ESCALATED, whatever on_failure says.
+    """
     @_builtins.property
     def needs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tasks that come before this one, besides those its expressions refer to."""
@@ -202,6 +215,18 @@ class GraphTask(_message.Message):
     def constraints(self) -> Global___Constraints:
         """What the agent must have."""
 
+    @_builtins.property
+    def wait(self) -> Global___Wait:
+        """Instead of a capability: the task waits, and no agent works on it."""
+
+    @_builtins.property
+    def until(self) -> Global___Until:
+        """The task is a loop: it is done again until a condition holds."""
+
+    @_builtins.property
+    def compensate(self) -> Global___Compensate:
+        """How what the task did is undone, when it has succeeded and its run fails or is cancelled. Not for a for_each."""
+
     def __init__(
         self,
         *,
@@ -220,14 +245,131 @@ class GraphTask(_message.Message):
         priority: _builtins.int = ...,
         on_failure: Global___OnFailure.ValueType = ...,
         constraints: Global___Constraints | None = ...,
+        wait: Global___Wait | None = ...,
+        until: Global___Until | None = ...,
+        compensate: Global___Compensate | None = ...,
+        at_most_once: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["constraints", b"constraints", "deadline", b"deadline", "join", b"join", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "join", b"join", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "constraints", b"constraints", "deadline", b"deadline", "description", b"description", "for_each", b"for_each", "id", b"id", "input", b"input", "join", b"join", "needs", b"needs", "on_failure", b"on_failure", "priority", b"priority", "retry", b"retry", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "capability", b"capability", "compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "description", b"description", "for_each", b"for_each", "id", b"id", "input", b"input", "join", b"join", "needs", b"needs", "on_failure", b"on_failure", "priority", b"priority", "retry", b"retry", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GraphTask: _TypeAlias = GraphTask  # noqa: Y015
+
+@_typing.final
+class Compensate(_message.Message):
+    """Compensate undoes a task. When a run fails or is cancelled, the tasks of it that have succeeded are undone one after the
+    other, the last to succeed first, before the run ends; deadlines do not stop that. One that cannot be undone is
+    ESCALATED, and the run waits for the answer.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAPABILITY_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    capability: _builtins.str
+    """The operation asked for, as GraphTask.capability."""
+    input: _builtins.str
+    """Its input, as GraphTask.input; it may refer to any task, and finds null where one has no output. Empty: the output of
+    the task that is undone.
+    """
+    @_builtins.property
+    def retry(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetryRule]:
+        """Retry rules, as GraphTask.retry."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Longest duration of one attempt, as GraphTask.timeout."""
+
+    def __init__(
+        self,
+        *,
+        capability: _builtins.str = ...,
+        input: _builtins.str = ...,
+        retry: _abc.Iterable[Global___RetryRule] | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "input", b"input", "retry", b"retry", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Compensate: _TypeAlias = Compensate  # noqa: Y015
+
+@_typing.final
+class Wait(_message.Message):
+    """Wait makes a task wait for a time or for a signal. The time begins when the task's needs are done; `deadline` bounds
+    it, and what its passing means for the run is `on_failure`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    MOMENT_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    moment: _builtins.str
+    """A CEL expression, evaluated once: a timestamp or text of that form (RFC 3339) is the moment until which to wait, a
+    duration or text of that form ("90s") the time to wait. One that has passed is no wait. The output is null.
+    """
+    signal: _builtins.str
+    """Name of a signal. Each signal ends one wait, in the order in which they came; one that comes before the task waits
+    is kept for it. The output is what came with it.
+    """
+    @_builtins.property
+    def time(self) -> _duration_pb2.Duration:
+        """So much time. The output is null."""
+
+    def __init__(
+        self,
+        *,
+        time: _duration_pb2.Duration | None = ...,
+        moment: _builtins.str = ...,
+        signal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "moment", b"moment", "signal", b"signal", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "moment", b"moment", "signal", b"signal", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_cause: _TypeAlias = _typing.Literal["time", "moment", "signal"]  # noqa: Y015
+    _WhichOneofArgType_cause: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_cause) -> _WhichOneofReturnType_cause | None: ...
+
+Global___Wait: _TypeAlias = Wait  # noqa: Y015
+
+@_typing.final
+class Until(_message.Message):
+    """Until makes a task a loop. Its iterations are its members, counted from 1, each with attempts and retries of its own;
+    its output is that of the last. An iteration that fails ends the loop with its failure.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONDITION_FIELD_NUMBER: _builtins.int
+    MAX_ITERATIONS_FIELD_NUMBER: _builtins.int
+    condition: _builtins.str
+    """A CEL condition over output (of the iteration that has ended) and iteration (its number), besides what every
+    expression knows. When it is true the task has succeeded; otherwise the next iteration begins.
+    """
+    max_iterations: _builtins.int
+    """Iterations after which the task fails when the condition still is false."""
+    def __init__(
+        self,
+        *,
+        condition: _builtins.str = ...,
+        max_iterations: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "max_iterations", b"max_iterations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Until: _TypeAlias = Until  # noqa: Y015
 
 @_typing.final
 class Join(_message.Message):

@@ -40,6 +40,8 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     """Terminal: a task failed, or the deadline passed."""
     RUN_STATE_CANCELLED: _RunState.ValueType  # 4
     """Terminal: cancelled by a caller."""
+    RUN_STATE_PAUSED: _RunState.ValueType  # 5
+    """Held by a caller: attempts that are out go on, nothing else begins until it is resumed. Its deadline goes on, too."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
     """RunState is where a run is. SUCCEEDED, FAILED and CANCELLED are terminal."""
@@ -54,6 +56,8 @@ RUN_STATE_FAILED: RunState.ValueType  # 3
 """Terminal: a task failed, or the deadline passed."""
 RUN_STATE_CANCELLED: RunState.ValueType  # 4
 """Terminal: cancelled by a caller."""
+RUN_STATE_PAUSED: RunState.ValueType  # 5
+"""Held by a caller: attempts that are out go on, nothing else begins until it is resumed. Its deadline goes on, too."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 class _TaskState:
@@ -71,7 +75,7 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     TASK_STATE_RUNNING: _TaskState.ValueType  # 3
     """An attempt is out."""
     TASK_STATE_WAITING: _TaskState.ValueType  # 4
-    """It waits for its next attempt after a failure."""
+    """It waits for its next attempt after a failure, or for the time or signal that its graph says."""
     TASK_STATE_SUCCEEDED: _TaskState.ValueType  # 5
     """Terminal: it has an output."""
     TASK_STATE_FAILED: _TaskState.ValueType  # 6
@@ -79,7 +83,9 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     TASK_STATE_SKIPPED: _TaskState.ValueType  # 7
     """Terminal: its condition was false or its join cannot be met."""
     TASK_STATE_CANCELLED: _TaskState.ValueType  # 8
-    """Terminal: cancelled with its run, or moot."""
+    """Terminal: cancelled, with its run or by itself, or moot."""
+    TASK_STATE_ESCALATED: _TaskState.ValueType  # 9
+    """It has failed, or may have been done, and waits for a person to say how it goes on."""
 
 class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
     """TaskState is where a task is. SUCCEEDED, FAILED, SKIPPED and CANCELLED are terminal."""
@@ -93,7 +99,7 @@ TASK_STATE_READY: TaskState.ValueType  # 2
 TASK_STATE_RUNNING: TaskState.ValueType  # 3
 """An attempt is out."""
 TASK_STATE_WAITING: TaskState.ValueType  # 4
-"""It waits for its next attempt after a failure."""
+"""It waits for its next attempt after a failure, or for the time or signal that its graph says."""
 TASK_STATE_SUCCEEDED: TaskState.ValueType  # 5
 """Terminal: it has an output."""
 TASK_STATE_FAILED: TaskState.ValueType  # 6
@@ -101,7 +107,9 @@ TASK_STATE_FAILED: TaskState.ValueType  # 6
 TASK_STATE_SKIPPED: TaskState.ValueType  # 7
 """Terminal: its condition was false or its join cannot be met."""
 TASK_STATE_CANCELLED: TaskState.ValueType  # 8
-"""Terminal: cancelled with its run, or moot."""
+"""Terminal: cancelled, with its run or by itself, or moot."""
+TASK_STATE_ESCALATED: TaskState.ValueType  # 9
+"""It has failed, or may have been done, and waits for a person to say how it goes on."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 class _AttemptState:
@@ -297,6 +305,7 @@ class TaskTotals(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    ESCALATED_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     """All."""
     pending: _builtins.int
@@ -315,6 +324,8 @@ class TaskTotals(_message.Message):
     """SKIPPED."""
     cancelled: _builtins.int
     """CANCELLED."""
+    escalated: _builtins.int
+    """ESCALATED."""
     def __init__(
         self,
         *,
@@ -327,10 +338,11 @@ class TaskTotals(_message.Message):
         failed: _builtins.int = ...,
         skipped: _builtins.int = ...,
         cancelled: _builtins.int = ...,
+        escalated: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "failed", b"failed", "pending", b"pending", "ready", b"ready", "running", b"running", "skipped", b"skipped", "succeeded", b"succeeded", "total", b"total", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "escalated", b"escalated", "failed", b"failed", "pending", b"pending", "ready", b"ready", "running", b"running", "skipped", b"skipped", "succeeded", b"succeeded", "total", b"total", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,9 +357,9 @@ class TaskKey(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     MEMBER_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
-    """Id of the task in its graph."""
+    """Id of the task in its graph; what undoes it is called ID.compensate."""
     member: _builtins.int
-    """Member of a for_each, counted from 1; 0 means the task itself."""
+    """Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself."""
     def __init__(
         self,
         *,
@@ -364,7 +376,7 @@ Global___TaskKey: _TypeAlias = TaskKey  # noqa: Y015
 
 @_typing.final
 class Task(_message.Message):
-    """Task is one node of a run, or one member of a for_each."""
+    """Task is one node of a run, or one member of a for_each, or one iteration of a loop."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -381,6 +393,7 @@ class Task(_message.Message):
     MEMBER_COUNT_FIELD_NUMBER: _builtins.int
     WITHHELD_FIELD_NUMBER: _builtins.int
     READS_FIELD_NUMBER: _builtins.int
+    COMPENSATES_FIELD_NUMBER: _builtins.int
     state: Global___TaskState.ValueType
     """Where it is."""
     capability: _builtins.str
@@ -390,9 +403,11 @@ class Task(_message.Message):
     attempt_count: _builtins.int
     """Attempts so far, RETURNED ones included."""
     member_count: _builtins.int
-    """Members of a for_each; 0 otherwise, or while unknown."""
+    """Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown."""
     withheld: _builtins.str
     """What of its payloads the reader does not get, for people; empty when all is there."""
+    compensates: _builtins.str
+    """Id of the task that it undoes; empty for what the graph itself names."""
     @_builtins.property
     def key(self) -> Global___TaskKey:
         """Which task."""
@@ -403,7 +418,7 @@ class Task(_message.Message):
 
     @_builtins.property
     def output(self) -> _payload_pb2.Payload:
-        """Its output; present when SUCCEEDED. Absent on a for_each task, whose output is its members'."""
+        """Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'."""
 
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
@@ -415,7 +430,7 @@ class Task(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ended."""
+        """When it ended, or was escalated."""
 
     @_builtins.property
     def reads(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.EntryReference]:
@@ -437,10 +452,11 @@ class Task(_message.Message):
         member_count: _builtins.int = ...,
         withheld: _builtins.str = ...,
         reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
+        compensates: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "output", b"output", "ready_time", b"ready_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "capability", b"capability", "end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "reads", b"reads", "ready_time", b"ready_time", "reason", b"reason", "state", b"state", "withheld", b"withheld"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "capability", b"capability", "compensates", b"compensates", "end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "reads", b"reads", "ready_time", b"ready_time", "reason", b"reason", "state", b"state", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -725,6 +741,7 @@ class RunEvent(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     READS_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
     event_seq: _builtins.int
     """1, 2, 3 … within the run; the cursor of WatchRun. 0 on ephemeral progress, which has no place in the history."""
     run_state: Global___RunState.ValueType
@@ -732,9 +749,11 @@ class RunEvent(_message.Message):
     task_state: Global___TaskState.ValueType
     """New state of the task; unspecified when it did not change."""
     member_count: _builtins.int
-    """Members of a for_each, once their number is known."""
+    """Members of a for_each, once their number is known; iterations of a loop, when one begins."""
     reason: _builtins.str
     """Reason, where there is one."""
+    signal: _builtins.str
+    """Name of the signal that came, where one came."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it was decided."""
@@ -773,10 +792,11 @@ class RunEvent(_message.Message):
         reason: _builtins.str = ...,
         failure: _failure_pb2.Failure | None = ...,
         reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
+        signal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_time", b"event_time", "failure", b"failure", "key", b"key", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "progress", b"progress", "reads", b"reads", "reason", b"reason", "run_state", b"run_state", "task_state", b"task_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "progress", b"progress", "reads", b"reads", "reason", b"reason", "run_state", b"run_state", "signal", b"signal", "task_state", b"task_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,6 +80,36 @@ class RunServiceStub(object):
                 request_serializer=antiphon_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=antiphon_dot_v1_dot_run__service__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.PauseRun = channel.unary_unary(
+                '/antiphon.v1.RunService/PauseRun',
+                request_serializer=antiphon_dot_v1_dot_run__service__pb2.PauseRunRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_run__service__pb2.PauseRunResponse.FromString,
+                _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/antiphon.v1.RunService/ResumeRun',
+                request_serializer=antiphon_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_run__service__pb2.ResumeRunResponse.FromString,
+                _registered_method=True)
+        self.CancelTask = channel.unary_unary(
+                '/antiphon.v1.RunService/CancelTask',
+                request_serializer=antiphon_dot_v1_dot_run__service__pb2.CancelTaskRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_run__service__pb2.CancelTaskResponse.FromString,
+                _registered_method=True)
+        self.RetryTask = channel.unary_unary(
+                '/antiphon.v1.RunService/RetryTask',
+                request_serializer=antiphon_dot_v1_dot_run__service__pb2.RetryTaskRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_run__service__pb2.RetryTaskResponse.FromString,
+                _registered_method=True)
+        self.ResolveTask = channel.unary_unary(
+                '/antiphon.v1.RunService/ResolveTask',
+                request_serializer=antiphon_dot_v1_dot_run__service__pb2.ResolveTaskRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_run__service__pb2.ResolveTaskResponse.FromString,
+                _registered_method=True)
+        self.SignalRun = channel.unary_unary(
+                '/antiphon.v1.RunService/SignalRun',
+                request_serializer=antiphon_dot_v1_dot_run__service__pb2.SignalRunRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_run__service__pb2.SignalRunResponse.FromString,
+                _registered_method=True)
         self.ExplainTask = channel.unary_unary(
                 '/antiphon.v1.RunService/ExplainTask',
                 request_serializer=antiphon_dot_v1_dot_run__service__pb2.ExplainTaskRequest.SerializeToString,
@@ -158,6 +188,56 @@ class RunServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseRun(self, request, context):
+        """PauseRun holds a run: attempts that are out go on and their outcomes count, but nothing else begins, and no wait or
+        retry falls due, until it is resumed. Deadlines go on. A run that is paused stays paused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRun(self, request, context):
+        """ResumeRun lets a paused run go on. One that is not paused goes on as it does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelTask(self, request, context):
+        """CancelTask ends a task, and with dependents all that need it, directly or not, CANCELLED; attempts of them that are
+        out are told. A task that has ended stays as it is. The run goes on with what is left: without dependents, those join
+        as their rule says, to which a cancelled need is not done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryTask(self, request, context):
+        """RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
+        one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
+        a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
+        A task that is under way stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveTask(self, request, context):
+        """ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
+        have it tried again, RetryTask.) The same answer given again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignalRun(self, request, context):
+        """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+        request_id with the same content is one signal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainTask(self, request, context):
         """ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions.
         """
@@ -212,6 +292,36 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=antiphon_dot_v1_dot_run__service__pb2.CancelRunRequest.FromString,
                     response_serializer=antiphon_dot_v1_dot_run__service__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'PauseRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRun,
+                    request_deserializer=antiphon_dot_v1_dot_run__service__pb2.PauseRunRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_run__service__pb2.PauseRunResponse.SerializeToString,
+            ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=antiphon_dot_v1_dot_run__service__pb2.ResumeRunRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_run__service__pb2.ResumeRunResponse.SerializeToString,
+            ),
+            'CancelTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelTask,
+                    request_deserializer=antiphon_dot_v1_dot_run__service__pb2.CancelTaskRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_run__service__pb2.CancelTaskResponse.SerializeToString,
+            ),
+            'RetryTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryTask,
+                    request_deserializer=antiphon_dot_v1_dot_run__service__pb2.RetryTaskRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_run__service__pb2.RetryTaskResponse.SerializeToString,
+            ),
+            'ResolveTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveTask,
+                    request_deserializer=antiphon_dot_v1_dot_run__service__pb2.ResolveTaskRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_run__service__pb2.ResolveTaskResponse.SerializeToString,
+            ),
+            'SignalRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalRun,
+                    request_deserializer=antiphon_dot_v1_dot_run__service__pb2.SignalRunRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_run__service__pb2.SignalRunResponse.SerializeToString,
             ),
             'ExplainTask': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainTask,
@@ -463,6 +573,168 @@ class RunService(object):
             '/antiphon.v1.RunService/CancelRun',
             antiphon_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
             antiphon_dot_v1_dot_run__service__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.RunService/PauseRun',
+            antiphon_dot_v1_dot_run__service__pb2.PauseRunRequest.SerializeToString,
+            antiphon_dot_v1_dot_run__service__pb2.PauseRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.RunService/ResumeRun',
+            antiphon_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
+            antiphon_dot_v1_dot_run__service__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.RunService/CancelTask',
+            antiphon_dot_v1_dot_run__service__pb2.CancelTaskRequest.SerializeToString,
+            antiphon_dot_v1_dot_run__service__pb2.CancelTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.RunService/RetryTask',
+            antiphon_dot_v1_dot_run__service__pb2.RetryTaskRequest.SerializeToString,
+            antiphon_dot_v1_dot_run__service__pb2.RetryTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.RunService/ResolveTask',
+            antiphon_dot_v1_dot_run__service__pb2.ResolveTaskRequest.SerializeToString,
+            antiphon_dot_v1_dot_run__service__pb2.ResolveTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.RunService/SignalRun',
+            antiphon_dot_v1_dot_run__service__pb2.SignalRunRequest.SerializeToString,
+            antiphon_dot_v1_dot_run__service__pb2.SignalRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,31 @@ class RunServiceStub:
     """
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]
     """CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is."""
+    PauseRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.PauseRunRequest, _run_service_pb2.PauseRunResponse]
+    """PauseRun holds a run: attempts that are out go on and their outcomes count, but nothing else begins, and no wait or
+    retry falls due, until it is resumed. Deadlines go on. A run that is paused stays paused.
+    """
+    ResumeRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.ResumeRunResponse]
+    """ResumeRun lets a paused run go on. One that is not paused goes on as it does."""
+    CancelTask: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelTaskRequest, _run_service_pb2.CancelTaskResponse]
+    """CancelTask ends a task, and with dependents all that need it, directly or not, CANCELLED; attempts of them that are
+    out are told. A task that has ended stays as it is. The run goes on with what is left: without dependents, those join
+    as their rule says, to which a cancelled need is not done.
+    """
+    RetryTask: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RetryTaskRequest, _run_service_pb2.RetryTaskResponse]
+    """RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
+    one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
+    a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
+    A task that is under way stays as it is.
+    """
+    ResolveTask: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResolveTaskRequest, _run_service_pb2.ResolveTaskResponse]
+    """ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
+    have it tried again, RetryTask.) The same answer given again changes nothing.
+    """
+    SignalRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]
+    """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+    request_id with the same content is one signal.
+    """
     ExplainTask: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ExplainTaskRequest, _run_service_pb2.ExplainTaskResponse]
     """ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions."""
 
@@ -91,6 +116,31 @@ class RunServiceAsyncStub(RunServiceStub):
     """
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]  # type: ignore[assignment]
     """CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is."""
+    PauseRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.PauseRunRequest, _run_service_pb2.PauseRunResponse]  # type: ignore[assignment]
+    """PauseRun holds a run: attempts that are out go on and their outcomes count, but nothing else begins, and no wait or
+    retry falls due, until it is resumed. Deadlines go on. A run that is paused stays paused.
+    """
+    ResumeRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
+    """ResumeRun lets a paused run go on. One that is not paused goes on as it does."""
+    CancelTask: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelTaskRequest, _run_service_pb2.CancelTaskResponse]  # type: ignore[assignment]
+    """CancelTask ends a task, and with dependents all that need it, directly or not, CANCELLED; attempts of them that are
+    out are told. A task that has ended stays as it is. The run goes on with what is left: without dependents, those join
+    as their rule says, to which a cancelled need is not done.
+    """
+    RetryTask: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RetryTaskRequest, _run_service_pb2.RetryTaskResponse]  # type: ignore[assignment]
+    """RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
+    one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
+    a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
+    A task that is under way stays as it is.
+    """
+    ResolveTask: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResolveTaskRequest, _run_service_pb2.ResolveTaskResponse]  # type: ignore[assignment]
+    """ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
+    have it tried again, RetryTask.) The same answer given again changes nothing.
+    """
+    SignalRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]  # type: ignore[assignment]
+    """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+    request_id with the same content is one signal.
+    """
     ExplainTask: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ExplainTaskRequest, _run_service_pb2.ExplainTaskResponse]  # type: ignore[assignment]
     """ExplainTask tells how a task came to be where it is: its expressions' inputs, placements and policy decisions."""
 
@@ -175,6 +225,67 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.CancelRunResponse, _abc.Awaitable[_run_service_pb2.CancelRunResponse]]:
         """CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is."""
+
+    @_abc_1.abstractmethod
+    def PauseRun(
+        self,
+        request: _run_service_pb2.PauseRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.PauseRunResponse, _abc.Awaitable[_run_service_pb2.PauseRunResponse]]:
+        """PauseRun holds a run: attempts that are out go on and their outcomes count, but nothing else begins, and no wait or
+        retry falls due, until it is resumed. Deadlines go on. A run that is paused stays paused.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _run_service_pb2.ResumeRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ResumeRunResponse, _abc.Awaitable[_run_service_pb2.ResumeRunResponse]]:
+        """ResumeRun lets a paused run go on. One that is not paused goes on as it does."""
+
+    @_abc_1.abstractmethod
+    def CancelTask(
+        self,
+        request: _run_service_pb2.CancelTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.CancelTaskResponse, _abc.Awaitable[_run_service_pb2.CancelTaskResponse]]:
+        """CancelTask ends a task, and with dependents all that need it, directly or not, CANCELLED; attempts of them that are
+        out are told. A task that has ended stays as it is. The run goes on with what is left: without dependents, those join
+        as their rule says, to which a cancelled need is not done.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryTask(
+        self,
+        request: _run_service_pb2.RetryTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.RetryTaskResponse, _abc.Awaitable[_run_service_pb2.RetryTaskResponse]]:
+        """RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
+        one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
+        a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
+        A task that is under way stays as it is.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveTask(
+        self,
+        request: _run_service_pb2.ResolveTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ResolveTaskResponse, _abc.Awaitable[_run_service_pb2.ResolveTaskResponse]]:
+        """ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
+        have it tried again, RetryTask.) The same answer given again changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def SignalRun(
+        self,
+        request: _run_service_pb2.SignalRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.SignalRunResponse, _abc.Awaitable[_run_service_pb2.SignalRunResponse]]:
+        """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
+        request_id with the same content is one signal.
+        """
 
     @_abc_1.abstractmethod
     def ExplainTask(

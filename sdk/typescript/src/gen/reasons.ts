@@ -78,6 +78,14 @@ export const REASONS = {
   TOKEN_NOT_ACCEPTED: { code: 16, remedy: "ASK_OPERATOR" },
   /** the signing request cannot be used: {cause}; it must be PEM, P-256 and signed by its own key */
   SIGNING_REQUEST_INVALID: { code: 3, remedy: "FIX_REQUEST" },
+  /** run {run_id} has ended {state} and stays as it is; submit a new one */
+  RUN_ENDED: { code: 9, remedy: "FIX_REQUEST" },
+  /** no task of run {run_id} waits for signal {signal}; its graph knows {expected} */
+  SIGNAL_NOT_EXPECTED: { code: 9, remedy: "FIX_REQUEST" },
+  /** run {run_id} was sent {limit}: the most of one run */
+  SIGNALS_EXHAUSTED: { code: 8, remedy: "FIX_REQUEST" },
+  /** task {task_id} is {state}: {cause} */
+  TASK_STATE_CONFLICT: { code: 9, remedy: "REREAD" },
   /** the policies have {count} mistakes, and nothing is changed; see the field violations */
   POLICY_INVALID: { code: 3, remedy: "FIX_REQUEST" },
   /** policy epoch {current} is in force, not {expected}; look at it with antiphon policy show, then try again */

@@ -86,6 +86,14 @@ class Record(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     RUN_SNAPSHOT_FIELD_NUMBER: _builtins.int
     CONTEXT_READ_FIELD_NUMBER: _builtins.int
+    TASK_COMPLETED_FIELD_NUMBER: _builtins.int
+    SIGNAL_RECEIVED_FIELD_NUMBER: _builtins.int
+    RUN_PAUSED_FIELD_NUMBER: _builtins.int
+    RUN_RESUMED_FIELD_NUMBER: _builtins.int
+    TASK_CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    TASK_REOPENED_FIELD_NUMBER: _builtins.int
+    TASK_ESCALATED_FIELD_NUMBER: _builtins.int
+    RUN_UNWINDING_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     event_seq: _builtins.int
@@ -140,6 +148,38 @@ class Record(_message.Message):
     def context_read(self) -> Global___ContextRead:
         """What expressions find in shared context."""
 
+    @_builtins.property
+    def task_completed(self) -> Global___TaskCompleted:
+        """A task ended with an output that no attempt gave."""
+
+    @_builtins.property
+    def signal_received(self) -> Global___SignalReceived:
+        """A signal came."""
+
+    @_builtins.property
+    def run_paused(self) -> Global___RunPaused:
+        """Somebody held the run."""
+
+    @_builtins.property
+    def run_resumed(self) -> Global___RunResumed:
+        """Somebody let the run go on."""
+
+    @_builtins.property
+    def task_cancel_requested(self) -> Global___TaskCancelRequested:
+        """Somebody asked for the end of a task."""
+
+    @_builtins.property
+    def task_reopened(self) -> Global___TaskReopened:
+        """Somebody had a task taken up again."""
+
+    @_builtins.property
+    def task_escalated(self) -> Global___TaskEscalated:
+        """A task waits for a person."""
+
+    @_builtins.property
+    def run_unwinding(self) -> Global___RunUnwinding:
+        """A run that has no failed task has failed, and what was done is undone."""
+
     def __init__(
         self,
         *,
@@ -158,12 +198,20 @@ class Record(_message.Message):
         cancel_requested: Global___CancelRequested | None = ...,
         run_snapshot: Global___RunSnapshot | None = ...,
         context_read: Global___ContextRead | None = ...,
+        task_completed: Global___TaskCompleted | None = ...,
+        signal_received: Global___SignalReceived | None = ...,
+        run_paused: Global___RunPaused | None = ...,
+        run_resumed: Global___RunResumed | None = ...,
+        task_cancel_requested: Global___TaskCancelRequested | None = ...,
+        task_reopened: Global___TaskReopened | None = ...,
+        task_escalated: Global___TaskEscalated | None = ...,
+        run_unwinding: Global___RunUnwinding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "run_ended", b"run_ended", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "run_ended", b"run_ended", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_id", b"run_id", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "task_ended", b"task_ended", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_id", b"run_id", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received", "run_paused", "run_resumed", "task_cancel_requested", "task_reopened", "task_escalated", "run_unwinding"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -474,7 +522,7 @@ Global___AttemptEnded: _TypeAlias = AttemptEnded  # noqa: Y015
 
 @_typing.final
 class TaskWaiting(_message.Message):
-    """TaskWaiting tells that a task will be tried again."""
+    """TaskWaiting tells that a task will be tried again, or that one which only waits has begun to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -487,7 +535,7 @@ class TaskWaiting(_message.Message):
     member: _builtins.int
     """Member, or 0."""
     until: _builtins.int
-    """When; microseconds since 1970."""
+    """When; microseconds since 1970. 0 for a task that waits for a signal."""
     reason: _builtins.str
     """Why."""
     def __init__(
@@ -549,8 +597,140 @@ class TaskEnded(_message.Message):
 Global___TaskEnded: _TypeAlias = TaskEnded  # noqa: Y015
 
 @_typing.final
+class TaskCompleted(_message.Message):
+    """TaskCompleted is an end SUCCEEDED with an output that no attempt gave."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    member: _builtins.int
+    """Member, or 0."""
+    output: _builtins.bytes
+    """Serialised antiphon.v1.Payload; empty means null."""
+    signal: _builtins.int
+    """Place of the signal it waited for among those of the run, from 1; 0 when it waited for none."""
+    principal: _builtins.str
+    """SPIFFE id of the person who gave the output; empty when nobody did."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        member: _builtins.int = ...,
+        output: _builtins.bytes = ...,
+        signal: _builtins.int = ...,
+        principal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "output", b"output", "principal", b"principal", "signal", b"signal", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskCompleted: _TypeAlias = TaskCompleted  # noqa: Y015
+
+@_typing.final
+class TaskEscalated(_message.Message):
+    """TaskEscalated tells that a task waits for a person."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    member: _builtins.int
+    """Member, or 0."""
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why it did not succeed."""
+
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        member: _builtins.int = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "member", b"member", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskEscalated: _TypeAlias = TaskEscalated  # noqa: Y015
+
+@_typing.final
+class RunUnwinding(_message.Message):
+    """RunUnwinding tells that a run has failed although no task of it has, so that what was done is undone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why; the run will end with it."""
+
+    def __init__(
+        self,
+        *,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunUnwinding: _TypeAlias = RunUnwinding  # noqa: Y015
+
+@_typing.final
+class SignalReceived(_message.Message):
+    """SignalReceived is a signal, kept until a task waits for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
+    signal: _builtins.str
+    """Name."""
+    payload: _builtins.bytes
+    """Serialised antiphon.v1.Payload; empty means null."""
+    principal: _builtins.str
+    """SPIFFE id of who sent it."""
+    request_id: _builtins.str
+    """Its request id."""
+    request_digest: _builtins.bytes
+    """SHA-256 of its content."""
+    def __init__(
+        self,
+        *,
+        signal: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+        principal: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        request_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload", "principal", b"principal", "request_digest", b"request_digest", "request_id", b"request_id", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalReceived: _TypeAlias = SignalReceived  # noqa: Y015
+
+@_typing.final
 class TaskExpanded(_message.Message):
-    """TaskExpanded gives a for_each some of its members. Large lists come in several records."""
+    """TaskExpanded gives a for_each some of its members, or a loop its next iteration. Large lists come in several records."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -677,6 +857,122 @@ class CancelRequested(_message.Message):
 Global___CancelRequested: _TypeAlias = CancelRequested  # noqa: Y015
 
 @_typing.final
+class RunPaused(_message.Message):
+    """RunPaused is a caller's wish: nothing begins from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """SPIFFE id of the caller."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        principal: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunPaused: _TypeAlias = RunPaused  # noqa: Y015
+
+@_typing.final
+class RunResumed(_message.Message):
+    """RunResumed is a caller's wish: the run goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """SPIFFE id of the caller."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        principal: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunResumed: _TypeAlias = RunResumed  # noqa: Y015
+
+@_typing.final
+class TaskCancelRequested(_message.Message):
+    """TaskCancelRequested is a caller's wish that a task ends, with all its members."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    principal: _builtins.str
+    """SPIFFE id of the caller."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        principal: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal", "reason", b"reason", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskCancelRequested: _TypeAlias = TaskCancelRequested  # noqa: Y015
+
+@_typing.final
+class TaskReopened(_message.Message):
+    """TaskReopened is a caller's wish that a task which has failed is taken up again, and with it what was skipped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    member: _builtins.int
+    """Member, or 0."""
+    principal: _builtins.str
+    """SPIFFE id of the caller."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        member: _builtins.int = ...,
+        principal: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "principal", b"principal", "reason", b"reason", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskReopened: _TypeAlias = TaskReopened  # noqa: Y015
+
+@_typing.final
 class RunEnded(_message.Message):
     """RunEnded is the end of a run."""
 
@@ -722,12 +1018,19 @@ class RunSnapshot(_message.Message):
     TAIL_FIELD_NUMBER: _builtins.int
     FIRST_FAILED_FIELD_NUMBER: _builtins.int
     OUTPUT_FOUND_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    RESUME_TIME_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    UNWINDING_FIELD_NUMBER: _builtins.int
     create_time: _builtins.int
     """When it began; microseconds since 1970."""
     archived_seq: _builtins.int
     """Number of the last event that is in the archive."""
     first_failed: _builtins.int
     """Index, plus one, of the task whose failure the run will end with; 0 when there is none."""
+    resume_time: _builtins.int
+    """When it was last resumed; microseconds since 1970."""
     @_builtins.property
     def submitted(self) -> Global___RunSubmitted:
         """How it began."""
@@ -748,6 +1051,22 @@ class RunSnapshot(_message.Message):
     def output_found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundEntry]:
         """What the expressions of its output find in shared context; empty until that was read."""
 
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignalSnapshot]:
+        """The signals it was sent, in order."""
+
+    @_builtins.property
+    def paused(self) -> Global___RunPaused:
+        """Present while the run is held."""
+
+    @_builtins.property
+    def completed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tasks that can be undone and have succeeded, by index, in that order."""
+
+    @_builtins.property
+    def unwinding(self) -> _failure_pb2.Failure:
+        """As RunUnwinding."""
+
     def __init__(
         self,
         *,
@@ -759,14 +1078,47 @@ class RunSnapshot(_message.Message):
         tail: _abc.Iterable[_builtins.bytes] | None = ...,
         first_failed: _builtins.int = ...,
         output_found: _abc.Iterable[Global___FoundEntry] | None = ...,
+        signals: _abc.Iterable[Global___SignalSnapshot] | None = ...,
+        paused: Global___RunPaused | None = ...,
+        resume_time: _builtins.int = ...,
+        completed: _abc.Iterable[_builtins.int] | None = ...,
+        unwinding: _failure_pb2.Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "submitted", b"submitted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "paused", b"paused", "submitted", b"submitted", "unwinding", b"unwinding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "create_time", b"create_time", "first_failed", b"first_failed", "output_found", b"output_found", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "completed", b"completed", "create_time", b"create_time", "first_failed", b"first_failed", "output_found", b"output_found", "paused", b"paused", "resume_time", b"resume_time", "signals", b"signals", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks", "unwinding", b"unwinding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunSnapshot: _TypeAlias = RunSnapshot  # noqa: Y015
+
+@_typing.final
+class SignalSnapshot(_message.Message):
+    """SignalSnapshot is a signal and what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index, plus one, of the task that it ended; 0 while it is kept."""
+    @_builtins.property
+    def received(self) -> Global___SignalReceived:
+        """As it came."""
+
+    def __init__(
+        self,
+        *,
+        received: Global___SignalReceived | None = ...,
+        task: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["received", b"received"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received", b"received", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalSnapshot: _TypeAlias = SignalSnapshot  # noqa: Y015
 
 @_typing.final
 class TaskSnapshot(_message.Message):
@@ -789,6 +1141,7 @@ class TaskSnapshot(_message.Message):
     EXPANDED_FIELD_NUMBER: _builtins.int
     RELEASED_OUTPUT_FIELD_NUMBER: _builtins.int
     FOUND_FIELD_NUMBER: _builtins.int
+    CANCEL_REASON_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -813,6 +1166,8 @@ class TaskSnapshot(_message.Message):
     """True once a for_each has its members, which may be none."""
     released_output: _builtins.bytes
     """As AttemptEnded.released_output."""
+    cancel_reason: _builtins.str
+    """Why it is to be cancelled; empty unless it is."""
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
         """Its failure."""
@@ -843,10 +1198,11 @@ class TaskSnapshot(_message.Message):
         expanded: _builtins.bool = ...,
         released_output: _builtins.bytes | None = ...,
         found: _abc.Iterable[Global___FoundEntry] | None = ...,
+        cancel_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "failure", b"failure", "released_output", b"released_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "attempts", b"attempts", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "found", b"found", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "found", b"found", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__released_output: _TypeAlias = _typing.Literal["released_output"]  # noqa: Y015
     _WhichOneofArgType__released_output: _TypeAlias = _typing.Literal["_released_output", b"_released_output"]  # noqa: Y015

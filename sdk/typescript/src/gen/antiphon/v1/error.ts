@@ -91,6 +91,14 @@ export enum ErrorReason {
   TOKEN_NOT_ACCEPTED = 80,
   /** SIGNING_REQUEST_INVALID - The certificate signing request cannot be used. */
   SIGNING_REQUEST_INVALID = 81,
+  /** RUN_ENDED - The run has ended; nothing can be asked of it any more. */
+  RUN_ENDED = 110,
+  /** SIGNAL_NOT_EXPECTED - No task of the run's graph waits for a signal of that name. */
+  SIGNAL_NOT_EXPECTED = 111,
+  /** SIGNALS_EXHAUSTED - The run was sent as many signals as one may be sent. */
+  SIGNALS_EXHAUSTED = 112,
+  /** TASK_STATE_CONFLICT - The task is not in a state in which that can be asked of it. */
+  TASK_STATE_CONFLICT = 113,
   /** POLICY_INVALID - The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line. */
   POLICY_INVALID = 120,
   /** POLICY_EPOCH_CHANGED - Another epoch is in force than the caller expected. */

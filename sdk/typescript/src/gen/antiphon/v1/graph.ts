@@ -25,6 +25,8 @@ export enum OnFailure {
   SKIP = 2,
   /** CONTINUE - Dependents go on with a null output and can read tasks.ID.failure; the run may still succeed. */
   CONTINUE = 3,
+  /** ESCALATE - The task is ESCALATED: it waits for a person, who gives its output, lets it fail (then as FAIL) or has it tried again. */
+  ESCALATE = 4,
 }
 
 /** Graph is a set of tasks with their dependencies. */
@@ -60,8 +62,9 @@ export interface Graph_LabelsEntry {
 }
 
 /**
- * GraphTask is one node. Expressions are CEL over: input (the run's input), tasks.ID.output, tasks.ID.state,
- * tasks.ID.failure, and inside a for_each: item and index.
+ * GraphTask is one node: it asks for a capability, or waits. Expressions are CEL over: input (the run's input),
+ * tasks.ID.output, tasks.ID.state, tasks.ID.failure, inside a for_each: item and index, and inside a loop (until):
+ * iteration and previous.
  */
 export interface GraphTask {
   /** Identifier within the graph. */
@@ -70,7 +73,7 @@ export interface GraphTask {
   description: string;
   /**
    * The operation asked for and the versions that will do: text.summarize@1 (any 1.x), @1.2 (from 1.2, below 2),
-   * @=1.2.3, or comparisons such as @>=1.2,<3.
+   * @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that waits.
    */
   capability: string;
   /** Tasks that come before this one, besides those its expressions refer to. */
@@ -110,7 +113,87 @@ export interface GraphTask {
   /** What a failure of the task means for the run. */
   onFailure: OnFailure;
   /** What the agent must have. */
-  constraints: Constraints | undefined;
+  constraints:
+    | Constraints
+    | undefined;
+  /** Instead of a capability: the task waits, and no agent works on it. */
+  wait:
+    | Wait
+    | undefined;
+  /** The task is a loop: it is done again until a condition holds. */
+  until:
+    | Until
+    | undefined;
+  /** How what the task did is undone, when it has succeeded and its run fails or is cancelled. Not for a for_each. */
+  compensate:
+    | Compensate
+    | undefined;
+  /**
+   * True: after a loss, a timeout or any other doubt whether the work was done the task is not offered again, but
+   * ESCALATED, whatever on_failure says.
+   */
+  atMostOnce: boolean;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/**
+ * Compensate undoes a task. When a run fails or is cancelled, the tasks of it that have succeeded are undone one after the
+ * other, the last to succeed first, before the run ends; deadlines do not stop that. One that cannot be undone is
+ * ESCALATED, and the run waits for the answer.
+ */
+export interface Compensate {
+  /** The operation asked for, as GraphTask.capability. */
+  capability: string;
+  /**
+   * Its input, as GraphTask.input; it may refer to any task, and finds null where one has no output. Empty: the output of
+   * the task that is undone.
+   */
+  input: string;
+  /** Retry rules, as GraphTask.retry. */
+  retry: RetryRule[];
+  /** Longest duration of one attempt, as GraphTask.timeout. */
+  timeout: Duration | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/**
+ * Wait makes a task wait for a time or for a signal. The time begins when the task's needs are done; `deadline` bounds
+ * it, and what its passing means for the run is `on_failure`.
+ */
+export interface Wait {
+  /** What is waited for. */
+  cause:
+    | //
+    /** So much time. The output is null. */
+    { $case: "time"; value: Duration }
+    | //
+    /**
+     * A CEL expression, evaluated once: a timestamp or text of that form (RFC 3339) is the moment until which to wait, a
+     * duration or text of that form ("90s") the time to wait. One that has passed is no wait. The output is null.
+     */
+    { $case: "moment"; value: string }
+    | //
+    /**
+     * Name of a signal. Each signal ends one wait, in the order in which they came; one that comes before the task waits
+     * is kept for it. The output is what came with it.
+     */
+    { $case: "signal"; value: string }
+    | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/**
+ * Until makes a task a loop. Its iterations are its members, counted from 1, each with attempts and retries of its own;
+ * its output is that of the last. An iteration that fails ends the loop with its failure.
+ */
+export interface Until {
+  /**
+   * A CEL condition over output (of the iteration that has ended) and iteration (its number), besides what every
+   * expression knows. When it is true the task has succeeded; otherwise the next iteration begins.
+   */
+  condition: string;
+  /** Iterations after which the task fails when the condition still is false. */
+  maxIterations: number;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -459,6 +542,10 @@ function createBaseGraphTask(): GraphTask {
     priority: 0,
     onFailure: 0,
     constraints: undefined,
+    wait: undefined,
+    until: undefined,
+    compensate: undefined,
+    atMostOnce: false,
     _unknownFields: {},
   };
 }
@@ -509,6 +596,18 @@ export const GraphTask: MessageFns<GraphTask> = {
     }
     if (message.constraints !== undefined) {
       Constraints.encode(message.constraints, writer.uint32(122).fork()).join();
+    }
+    if (message.wait !== undefined) {
+      Wait.encode(message.wait, writer.uint32(130).fork()).join();
+    }
+    if (message.until !== undefined) {
+      Until.encode(message.until, writer.uint32(138).fork()).join();
+    }
+    if (message.compensate !== undefined) {
+      Compensate.encode(message.compensate, writer.uint32(146).fork()).join();
+    }
+    if (message.atMostOnce !== false) {
+      writer.uint32(152).bool(message.atMostOnce);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -654,6 +753,38 @@ export const GraphTask: MessageFns<GraphTask> = {
             message.constraints = Constraints.decode(reader, reader.uint32());
             continue;
           }
+          case 16: {
+            if (tag !== 130) {
+              break;
+            }
+
+            message.wait = Wait.decode(reader, reader.uint32());
+            continue;
+          }
+          case 17: {
+            if (tag !== 138) {
+              break;
+            }
+
+            message.until = Until.decode(reader, reader.uint32());
+            continue;
+          }
+          case 18: {
+            if (tag !== 146) {
+              break;
+            }
+
+            message.compensate = Compensate.decode(reader, reader.uint32());
+            continue;
+          }
+          case 19: {
+            if (tag !== 152) {
+              break;
+            }
+
+            message.atMostOnce = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -702,6 +833,318 @@ export const GraphTask: MessageFns<GraphTask> = {
     message.constraints = (object.constraints !== undefined && object.constraints !== null)
       ? Constraints.fromPartial(object.constraints)
       : undefined;
+    message.wait = (object.wait !== undefined && object.wait !== null) ? Wait.fromPartial(object.wait) : undefined;
+    message.until = (object.until !== undefined && object.until !== null) ? Until.fromPartial(object.until) : undefined;
+    message.compensate = (object.compensate !== undefined && object.compensate !== null)
+      ? Compensate.fromPartial(object.compensate)
+      : undefined;
+    message.atMostOnce = object.atMostOnce ?? false;
+    return message;
+  },
+};
+
+function createBaseCompensate(): Compensate {
+  return { capability: "", input: "", retry: [], timeout: undefined, _unknownFields: {} };
+}
+
+export const Compensate: MessageFns<Compensate> = {
+  encode(message: Compensate, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.capability !== "") {
+      writer.uint32(10).string(message.capability);
+    }
+    if (message.input !== "") {
+      writer.uint32(18).string(message.input);
+    }
+    for (const v of message.retry) {
+      RetryRule.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.timeout !== undefined) {
+      Duration.encode(message.timeout, writer.uint32(34).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Compensate {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCompensate();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.capability = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.input = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.retry.push(RetryRule.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.timeout = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Compensate>): Compensate {
+    return Compensate.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Compensate>): Compensate {
+    const message = createBaseCompensate();
+    message.capability = object.capability ?? "";
+    message.input = object.input ?? "";
+    message.retry = object.retry?.map((e) => RetryRule.fromPartial(e)) || [];
+    message.timeout = (object.timeout !== undefined && object.timeout !== null)
+      ? Duration.fromPartial(object.timeout)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseWait(): Wait {
+  return { cause: undefined, _unknownFields: {} };
+}
+
+export const Wait: MessageFns<Wait> = {
+  encode(message: Wait, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.cause?.$case) {
+      case "time":
+        Duration.encode(message.cause.value, writer.uint32(10).fork()).join();
+        break;
+      case "moment":
+        writer.uint32(18).string(message.cause.value);
+        break;
+      case "signal":
+        writer.uint32(26).string(message.cause.value);
+        break;
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Wait {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWait();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.cause = { $case: "time", value: Duration.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.cause = { $case: "moment", value: reader.string() };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.cause = { $case: "signal", value: reader.string() };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Wait>): Wait {
+    return Wait.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Wait>): Wait {
+    const message = createBaseWait();
+    switch (object.cause?.$case) {
+      case "time": {
+        if (object.cause?.value !== undefined && object.cause?.value !== null) {
+          message.cause = { $case: "time", value: Duration.fromPartial(object.cause.value) };
+        }
+        break;
+      }
+      case "moment": {
+        if (object.cause?.value !== undefined && object.cause?.value !== null) {
+          message.cause = { $case: "moment", value: object.cause.value };
+        }
+        break;
+      }
+      case "signal": {
+        if (object.cause?.value !== undefined && object.cause?.value !== null) {
+          message.cause = { $case: "signal", value: object.cause.value };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseUntil(): Until {
+  return { condition: "", maxIterations: 0, _unknownFields: {} };
+}
+
+export const Until: MessageFns<Until> = {
+  encode(message: Until, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.condition !== "") {
+      writer.uint32(10).string(message.condition);
+    }
+    if (message.maxIterations !== 0) {
+      writer.uint32(16).uint32(message.maxIterations);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Until {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseUntil();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.condition = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.maxIterations = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Until>): Until {
+    return Until.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Until>): Until {
+    const message = createBaseUntil();
+    message.condition = object.condition ?? "";
+    message.maxIterations = object.maxIterations ?? 0;
     return message;
   },
 };

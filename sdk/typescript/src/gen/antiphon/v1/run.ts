@@ -27,6 +27,8 @@ export enum RunState {
   FAILED = 3,
   /** CANCELLED - Terminal: cancelled by a caller. */
   CANCELLED = 4,
+  /** PAUSED - Held by a caller: attempts that are out go on, nothing else begins until it is resumed. Its deadline goes on, too. */
+  PAUSED = 5,
 }
 
 /** TaskState is where a task is. SUCCEEDED, FAILED, SKIPPED and CANCELLED are terminal. */
@@ -39,7 +41,7 @@ export enum TaskState {
   READY = 2,
   /** RUNNING - An attempt is out. */
   RUNNING = 3,
-  /** WAITING - It waits for its next attempt after a failure. */
+  /** WAITING - It waits for its next attempt after a failure, or for the time or signal that its graph says. */
   WAITING = 4,
   /** SUCCEEDED - Terminal: it has an output. */
   SUCCEEDED = 5,
@@ -47,8 +49,10 @@ export enum TaskState {
   FAILED = 6,
   /** SKIPPED - Terminal: its condition was false or its join cannot be met. */
   SKIPPED = 7,
-  /** CANCELLED - Terminal: cancelled with its run, or moot. */
+  /** CANCELLED - Terminal: cancelled, with its run or by itself, or moot. */
   CANCELLED = 8,
+  /** ESCALATED - It has failed, or may have been done, and waits for a person to say how it goes on. */
+  ESCALATED = 9,
 }
 
 /** AttemptState is where an attempt is. All but OFFERED and RUNNING are terminal. */
@@ -154,19 +158,21 @@ export interface TaskTotals {
   skipped: number;
   /** CANCELLED. */
   cancelled: number;
+  /** ESCALATED. */
+  escalated: number;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
 /** TaskKey names a task of a run. */
 export interface TaskKey {
-  /** Id of the task in its graph. */
+  /** Id of the task in its graph; what undoes it is called ID.compensate. */
   taskId: string;
-  /** Member of a for_each, counted from 1; 0 means the task itself. */
+  /** Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself. */
   member: number;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
-/** Task is one node of a run, or one member of a for_each. */
+/** Task is one node of a run, or one member of a for_each, or one iteration of a loop. */
 export interface Task {
   /** Which task. */
   key:
@@ -182,7 +188,7 @@ export interface Task {
   input:
     | Payload
     | undefined;
-  /** Its output; present when SUCCEEDED. Absent on a for_each task, whose output is its members'. */
+  /** Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'. */
   output:
     | Payload
     | undefined;
@@ -196,16 +202,18 @@ export interface Task {
   readyTime:
     | Date
     | undefined;
-  /** When it ended. */
+  /** When it ended, or was escalated. */
   endTime:
     | Date
     | undefined;
-  /** Members of a for_each; 0 otherwise, or while unknown. */
+  /** Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown. */
   memberCount: number;
   /** What of its payloads the reader does not get, for people; empty when all is there. */
   withheld: string;
   /** What its expressions read of shared context, and at which revision; 0 where there was no such entry. */
   reads: EntryReference[];
+  /** Id of the task that it undoes; empty for what the graph itself names. */
+  compensates: string;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -339,7 +347,7 @@ export interface RunEvent {
   progress:
     | Progress
     | undefined;
-  /** Members of a for_each, once their number is known. */
+  /** Members of a for_each, once their number is known; iterations of a loop, when one begins. */
   memberCount: number;
   /** Reason, where there is one. */
   reason: string;
@@ -349,6 +357,8 @@ export interface RunEvent {
     | undefined;
   /** What the expressions of the task, or of the run's output, were given of shared context; as Task.reads. */
   reads: EntryReference[];
+  /** Name of the signal that came, where one came. */
+  signal: string;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -797,6 +807,7 @@ function createBaseTaskTotals(): TaskTotals {
     failed: 0,
     skipped: 0,
     cancelled: 0,
+    escalated: 0,
     _unknownFields: {},
   };
 }
@@ -829,6 +840,9 @@ export const TaskTotals: MessageFns<TaskTotals> = {
     }
     if (message.cancelled !== 0) {
       writer.uint32(72).uint32(message.cancelled);
+    }
+    if (message.escalated !== 0) {
+      writer.uint32(80).uint32(message.escalated);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -926,6 +940,14 @@ export const TaskTotals: MessageFns<TaskTotals> = {
             message.cancelled = reader.uint32();
             continue;
           }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.escalated = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -960,6 +982,7 @@ export const TaskTotals: MessageFns<TaskTotals> = {
     message.failed = object.failed ?? 0;
     message.skipped = object.skipped ?? 0;
     message.cancelled = object.cancelled ?? 0;
+    message.escalated = object.escalated ?? 0;
     return message;
   },
 };
@@ -1062,6 +1085,7 @@ function createBaseTask(): Task {
     memberCount: 0,
     withheld: "",
     reads: [],
+    compensates: "",
     _unknownFields: {},
   };
 }
@@ -1106,6 +1130,9 @@ export const Task: MessageFns<Task> = {
     }
     for (const v of message.reads) {
       EntryReference.encode(v!, writer.uint32(106).fork()).join();
+    }
+    if (message.compensates !== "") {
+      writer.uint32(114).string(message.compensates);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1235,6 +1262,14 @@ export const Task: MessageFns<Task> = {
             message.reads.push(EntryReference.decode(reader, reader.uint32()));
             continue;
           }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.compensates = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1279,6 +1314,7 @@ export const Task: MessageFns<Task> = {
     message.memberCount = object.memberCount ?? 0;
     message.withheld = object.withheld ?? "";
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
+    message.compensates = object.compensates ?? "";
     return message;
   },
 };
@@ -2078,6 +2114,7 @@ function createBaseRunEvent(): RunEvent {
     reason: "",
     failure: undefined,
     reads: [],
+    signal: "",
     _unknownFields: {},
   };
 }
@@ -2116,6 +2153,9 @@ export const RunEvent: MessageFns<RunEvent> = {
     }
     for (const v of message.reads) {
       EntryReference.encode(v!, writer.uint32(90).fork()).join();
+    }
+    if (message.signal !== "") {
+      writer.uint32(98).string(message.signal);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -2229,6 +2269,14 @@ export const RunEvent: MessageFns<RunEvent> = {
             message.reads.push(EntryReference.decode(reader, reader.uint32()));
             continue;
           }
+          case 12: {
+            if (tag !== 98) {
+              break;
+            }
+
+            message.signal = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2271,6 +2319,7 @@ export const RunEvent: MessageFns<RunEvent> = {
       ? Failure.fromPartial(object.failure)
       : undefined;
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
+    message.signal = object.signal ?? "";
     return message;
   },
 };

@@ -1,0 +1,43 @@
+"""An agent with the few small things that the graphs of this folder ask for."""
+
+import os
+from typing import Any
+
+from antiphon import Agent, PermanentFailure
+
+agent = Agent("stepper")
+
+
+@agent.capability("step.do@1", effect="pure", idempotent=True)
+async def do(value: Any) -> Any:
+    """Answers what it is given."""
+    return value
+
+
+@agent.capability("step.next@1", effect="pure", idempotent=True)
+async def next_number(number: int) -> int:
+    """Answers the next number."""
+    return number + 1
+
+
+@agent.capability("step.positive@1", effect="pure", idempotent=True)
+async def positive(number: int) -> int:
+    """Answers a number that is positive, and fails for any other."""
+    if number <= 0:
+        raise PermanentFailure(f"{number} is not positive", "not-positive")
+    return number
+
+
+@agent.capability("step.fail@1", effect="pure")
+async def fail(reason: str) -> Any:
+    """Fails for the reason that it is given."""
+    raise PermanentFailure(reason, "asked-for")
+
+
+@agent.capability("step.lose@1", effect="write")
+async def lose(amount: int) -> Any:
+    """Dies before it can say whether anything was done."""
+    os._exit(1)
+
+
+agent.run()

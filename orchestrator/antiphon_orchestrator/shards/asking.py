@@ -1,0 +1,61 @@
+"""What is asked of a shard that changes nothing: reads and surveys, watchers that come and go, callers that leave.
+
+Answers are given at release, when memory holds exactly what is committed.
+"""
+
+from __future__ import annotations
+
+from ..engine.run import Run
+from ..engine.states import RunState
+from . import inputs as i
+from .turn import Entry, Turn
+
+Runs = dict[str, Entry]
+
+
+def read(runs: Runs, turn: Turn, item: i.Read) -> None:
+    entry = runs.get(item.run_id)
+    turn.replies.append((item.sink, (lambda: item.question(entry.run)) if entry is not None else (lambda: None)))
+
+
+def survey(runs: Runs, turn: Turn, item: i.Survey) -> None:
+    turn.replies.append((item.sink, lambda: item.question(entry.run for entry in runs.values())))
+
+
+def watch(runs: Runs, turn: Turn, item: i.Watch) -> None:
+    entry = runs.get(item.run_id)
+    if entry is None:
+        turn.replies.append((item.sink, lambda: None))
+        return
+
+    def begin() -> tuple[int, Run]:
+        # At release memory holds exactly what is committed: the watcher misses nothing and sees nothing early.
+        skip = max(0, item.cursor + 1 - entry.first_seq)
+        item.watcher.records(entry.records[skip:])
+        if entry.run.state is RunState.RUNNING:
+            entry.watchers.append(item.watcher)
+        else:
+            item.watcher.ended(entry.run)
+        return entry.first_seq, entry.run
+
+    turn.replies.append((item.sink, begin))
+
+
+def unwatch(runs: Runs, turn: Turn, item: i.Unwatch) -> None:
+    entry = runs.get(item.run_id)
+    if entry is None:
+        return
+
+    def end() -> None:
+        if item.watcher in entry.watchers:
+            entry.watchers.remove(item.watcher)
+
+    # At release, as watching begins: both may come in one turn.
+    turn.replies.append((lambda _: None, end))
+
+
+def leave(runs: Runs, requests: dict[bytes, tuple[str, bytes]], turn: Turn, item: i.Leave) -> None:
+    run_id = item.run_id or requests.get(item.key, ("", b""))[0]
+    entry = runs.get(run_id)
+    if entry is not None and item.sink in entry.waiters:
+        entry.waiters.remove(item.sink)

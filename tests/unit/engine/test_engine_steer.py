@@ -1,0 +1,212 @@
+"""What people ask of a run under way: each rule in the few lines it takes."""
+
+from __future__ import annotations
+
+import pytest
+from antiphon_orchestrator.engine import decide, steer
+from antiphon_orchestrator.engine.plan import OnFailure
+from antiphon_orchestrator.engine.run import Run
+from antiphon_orchestrator.engine.states import AttemptState, RunState, TaskState
+from test_engine_rules import FAILURE, SUCCESS, begun, go_on, offer, settle
+
+from tests.fakes.plans import SECOND, Node, plan, retry
+
+
+def states(run: Run) -> str:
+    return " ".join(task.state.name for task in run.all_tasks())
+
+
+def take_up(run: Run, index: int, member: int = 0, now: int = 0, expected: int | None = None) -> None:
+    go_on(run, steer.retry_task(run, run.task(index, member), expected, "someone", "mended"), now)
+
+
+def end(run: Run, index: int, member: int = 0, dependents: bool = False) -> None:
+    go_on(run, steer.cancel_task(run, run.task(index, member), dependents, "someone", "enough"))
+
+
+def test_a_paused_run_takes_outcomes_and_begins_nothing_until_it_is_resumed() -> None:
+    run = begun(plan(Node(), Node((0,)), Node(wait=SECOND)))
+    offer(run, 0)
+    go_on(run, steer.pause(run, "someone", "look first"))
+    assert steer.pause(run, "another", "") == []
+    settle(run, 0, SUCCESS)
+    for task in run.tasks:
+        go_on(run, decide.on_time(run, task, 10 * SECOND), 10 * SECOND)
+    assert states(run) == "SUCCEEDED PENDING WAITING"
+    assert [decide.next_due(run, task) for task in run.tasks] == [None, None, None]
+    go_on(run, steer.resume(run, "someone", ""), 20 * SECOND)
+    assert run.tasks[1].state is TaskState.READY
+    assert decide.next_due(run, run.tasks[2]) == SECOND
+
+
+def test_a_pause_does_not_count_as_waiting_for_an_agent_but_for_deadlines() -> None:
+    run = begun(plan(Node(schedule_timeout=5 * SECOND), Node(deadline=30 * SECOND)))
+    go_on(run, steer.pause(run, "someone", ""), SECOND)
+    assert decide.on_time(run, run.tasks[0], 25 * SECOND) == []
+    go_on(run, steer.resume(run, "someone", ""), 25 * SECOND)
+    assert decide.next_due(run, run.tasks[0]) == 30 * SECOND
+    go_on(run, steer.pause(run, "someone", ""), 26 * SECOND)
+    assert decide.next_due(run, run.tasks[1]) == 30 * SECOND
+    go_on(run, decide.on_time(run, run.tasks[1], 30 * SECOND), 30 * SECOND)
+    assert run.tasks[1].state is TaskState.FAILED
+
+
+def test_a_paused_run_can_be_cancelled_and_its_deadline_ends_it() -> None:
+    run = begun(plan(Node()))
+    go_on(run, steer.pause(run, "someone", ""))
+    go_on(run, decide.cancel_run(run, "someone", "enough"))
+    assert run.state is RunState.CANCELLED
+    late = begun(plan(Node()))
+    go_on(late, steer.pause(late, "someone", ""))
+    go_on(late, decide.on_time(late, None, late.submitted.deadline_time))
+    assert late.state is RunState.FAILED
+
+
+def test_a_cancelled_task_leaves_what_needs_it_to_its_join_or_takes_it_along() -> None:
+    nodes = (Node(), Node(), Node((0,)), Node((0, 1), join=1), Node((2, 3), join=1))
+    alone = begun(plan(*nodes))
+    offer(alone, 0)
+    end(alone, 0)
+    assert states(alone) == "CANCELLED READY SKIPPED PENDING PENDING"
+    assert alone.tasks[0].attempts[0].state is AttemptState.CANCELLED
+    offer(alone, 1)
+    settle(alone, 1, SUCCESS)
+    assert states(alone) == "CANCELLED SUCCEEDED SKIPPED READY PENDING"
+    together = begun(plan(*nodes))
+    end(together, 0, dependents=True)
+    assert states(together) == "CANCELLED READY CANCELLED CANCELLED CANCELLED"
+    offer(together, 1)
+    settle(together, 1, SUCCESS)
+    assert together.state is RunState.SUCCEEDED
+
+
+def test_a_large_fan_out_is_cancelled_in_bounded_steps_also_while_its_run_is_paused() -> None:
+    run = begun(plan(Node(members=250), Node((0,), join=1)))
+    go_on(run, steer.pause(run, "someone", ""))
+    events = steer.cancel_task(run, run.tasks[0], False, "someone", "enough")
+    assert len(events) == 1
+    go_on(run, events)
+    assert {member.state for member in run.tasks[0].members} == {TaskState.CANCELLED}
+    assert (run.tasks[0].state, run.tasks[1].state) == (TaskState.CANCELLED, TaskState.PENDING)
+    go_on(run, steer.resume(run, "someone", ""))
+    assert run.tasks[1].state is TaskState.SKIPPED
+
+
+def test_one_member_can_be_cancelled_and_is_a_hole_in_its_list() -> None:
+    run = begun(plan(Node(members=2)))
+    end(run, 0, 1)
+    offer(run, 0, 2)
+    settle(run, 0, SUCCESS, 2)
+    assert run.view(run.tasks[0]).output(0) == [b"", SUCCESS.output]
+    assert run.state is RunState.SUCCEEDED
+
+
+def test_cancelling_an_iteration_ends_its_loop() -> None:
+    run = begun(plan(Node(iterations=3, most_iterations=3)))
+    end(run, 0, 1)
+    assert states(run) == "CANCELLED CANCELLED"
+
+
+def test_a_failed_task_that_is_tried_again_takes_up_what_was_skipped_for_it() -> None:
+    run = begun(plan(Node(), Node((0,)), Node((1,)), Node()))
+    offer(run, 0)
+    settle(run, 0, FAILURE, now=5)
+    assert states(run) == "FAILED SKIPPED SKIPPED READY"
+    take_up(run, 0, now=7, expected=5)
+    assert states(run) == "READY PENDING PENDING READY"
+    offer(run, 0)
+    settle(run, 0, SUCCESS)
+    assert [attempt.number for attempt in run.tasks[0].attempts] == [1, 2]
+    for index in (1, 2, 3):
+        offer(run, index)
+        settle(run, index, SUCCESS)
+    assert run.state is RunState.SUCCEEDED
+
+
+def test_a_task_that_is_tried_again_has_one_attempt_and_its_run_fails_for_what_is_left() -> None:
+    run = begun(plan(Node(retry=(retry(2, first=0, longest=0),)), Node(), Node()))
+    for index in (0, 0, 1):
+        offer(run, index)
+        settle(run, index, FAILURE)
+        go_on(run, decide.on_time(run, run.tasks[index], 1), 1)
+    assert run.first_failure is not None and run.first_failure[0] == "t0"
+    take_up(run, 0)
+    assert run.first_failure is not None and run.first_failure[0] == "t1"
+    offer(run, 0)
+    settle(run, 0, FAILURE)
+    assert run.tasks[0].state is TaskState.FAILED
+    assert len(run.tasks[0].attempts) == 3
+
+
+def test_what_went_on_without_a_failed_task_is_not_run_again() -> None:
+    run = begun(plan(Node(on_failure=OnFailure.CONTINUE), Node((0,)), Node()))
+    offer(run, 0)
+    settle(run, 0, FAILURE)
+    offer(run, 1)
+    settle(run, 1, SUCCESS)
+    take_up(run, 0)
+    assert states(run) == "READY SUCCEEDED READY"
+    for index in (0, 2):
+        offer(run, index)
+        settle(run, index, SUCCESS)
+    assert run.state is RunState.SUCCEEDED
+
+
+def test_a_failed_fan_out_goes_on_with_the_members_that_did_not_succeed() -> None:
+    run = begun(plan(Node(members=3), Node((0,)), Node()))
+    offer(run, 0, 1)
+    settle(run, 0, SUCCESS, 1)
+    offer(run, 0, 2)
+    settle(run, 0, FAILURE, 2)
+    assert states(run) == "FAILED SUCCEEDED FAILED CANCELLED SKIPPED READY"
+    with pytest.raises(steer.Conflict, match="retry the task t0"):
+        take_up(run, 0, 2)
+    take_up(run, 0)
+    assert states(run) == "RUNNING SUCCEEDED READY READY PENDING READY"
+    for member in (2, 3):
+        offer(run, 0, member)
+        settle(run, 0, SUCCESS, member)
+    assert states(run) == "SUCCEEDED SUCCEEDED SUCCEEDED SUCCEEDED READY READY"
+
+
+def test_a_member_of_a_tolerant_fan_out_is_tried_again_by_itself() -> None:
+    run = begun(plan(Node(members=2, on_failure=OnFailure.SKIP)))
+    offer(run, 0, 1)
+    settle(run, 0, FAILURE, 1)
+    take_up(run, 0, 1)
+    assert states(run) == "RUNNING READY READY"
+
+
+def test_the_iteration_that_failed_is_tried_again_and_its_loop_goes_on() -> None:
+    run = begun(plan(Node(iterations=2, most_iterations=2), Node()))
+    offer(run, 0, 1)
+    settle(run, 0, SUCCESS, 1)
+    offer(run, 0, 2)
+    settle(run, 0, FAILURE, 2)
+    take_up(run, 0)
+    offer(run, 0, 2)
+    settle(run, 0, SUCCESS, 2)
+    assert run.tasks[0].state is TaskState.SUCCEEDED
+
+
+def test_what_cannot_be_tried_again_says_why_and_what_is_under_way_stays() -> None:
+    run = begun(plan(Node(), Node(iterations=9, most_iterations=1), Node(), Node()))
+    take_up(run, 0)
+    assert run.tasks[0].state is TaskState.READY
+    offer(run, 0)
+    settle(run, 0, SUCCESS)
+    offer(run, 1, 1)
+    settle(run, 1, SUCCESS, 1)
+    with pytest.raises(steer.Conflict, match="only what has failed"):
+        take_up(run, 0)
+    with pytest.raises(steer.Conflict, match="iterations are used up"):
+        take_up(run, 1)
+    offer(run, 2)
+    settle(run, 2, FAILURE, now=5)
+    with pytest.raises(steer.Conflict, match="tried since"):
+        take_up(run, 2, expected=4)
+    go_on(run, decide.cancel_run(run, "someone", "enough"))
+    for wish in (steer.pause, steer.resume):
+        assert wish(run, "someone", "") == []
+    assert steer.retry_task(run, run.tasks[2], None, "someone", "") == []
+    assert steer.cancel_task(run, run.tasks[2], True, "someone", "") == []
