@@ -21,7 +21,7 @@ from antiphon.v1.agent_service_pb2 import AgentHello, Result, WorkRequest, WorkR
 from antiphon.v1.agent_service_pb2_grpc import AgentServiceStub
 from antiphon.v1.registry_pb2 import AgentDescription
 
-from ._attempts import Attempts
+from ._attempts import Attempts, Observer
 from ._errors import AntiphonError, Remedy, from_rpc_error
 from ._handler import Handler
 from ._outbox import Outbox
@@ -42,11 +42,17 @@ _log = logging.getLogger("antiphon.agent")
 class Worker:
     """Works for the sidecar at one socket. `run` is the whole life; `drain` lets it end. Make it on the event loop."""
 
-    def __init__(self, path: str, description: AgentDescription, handlers: Mapping[tuple[str, str], Handler]) -> None:
+    def __init__(
+        self,
+        path: str,
+        description: AgentDescription,
+        handlers: Mapping[tuple[str, str], Handler],
+        observer: Observer | None = None,
+    ) -> None:
         self._path = path
         self._description = description
         self._outbox = Outbox()
-        self._attempts = Attempts(handlers, self._outbox, description.concurrency)
+        self._attempts = Attempts(handlers, self._outbox, description.concurrency, observer)
         self._recalled: Mapping[str, Result] = {}
         self._before: frozenset[str] = frozenset()
         self._draining = asyncio.Event()
@@ -159,6 +165,7 @@ class Worker:
         await stream.done_writing()
 
     async def _close_when_idle(self) -> None:
+        self._attempts.flush()
         await self._attempts.idle()
         self._outbox.close()
 
