@@ -99,7 +99,7 @@ class _Seat:
 class Host:
     """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard, `audit_max_records` the
     audit chains of all shards together. `taken` is told each shard once it is rebuilt, `lost` each that was and is not
-    here any more."""
+    here any more. `now`: microseconds since 1970; what is due goes by it."""
 
     def __init__(
         self,
@@ -115,8 +115,10 @@ class Host:
         inbox_limit: int,
         audit_max_records: int,
         metrics: telemetry.Metrics,
+        now: Callable[[], int] = now,
     ) -> None:
         self._store = store
+        self._now = now
         self._fleet = fleet
         self._outbox = outbox
         self._load_plan = load_plan
@@ -220,6 +222,12 @@ class Host:
             seat.shard.timers_held = False
             seat.wake.set()
 
+    def time_turned(self) -> None:
+        """`now` has leapt: what is due by now is not waited for any longer."""
+        for seat in self._seats:
+            if seat is not None:
+                seat.wake.set()
+
     async def own(self, number: int) -> None:
         """Takes a shard, rebuilds it from its log and drives it, until it is another's or this is cancelled.
 
@@ -273,7 +281,7 @@ class Host:
         shard.epoch = seat.log.epoch
         await seat.audit.load(shard.audit.chain)
         shard.timers_held = True
-        moment = now()
+        moment = self._now()
         async for n, kept in reading.retained(self._store, shard.index):
             latest = 0
             for request in kept.requests:
@@ -318,7 +326,7 @@ class Host:
         """The loop of a shard, until it is handed over. Raises Fenced."""
         shard = seat.shard
         while True:
-            moment = now()
+            moment = self._now()
             if seat.over:
                 raise Fenced(f"shard {shard.index}: epoch {shard.epoch} is over")
             if seat.successor_id:

@@ -160,6 +160,11 @@ class Agent:
             raise ValueError(f"{name} is offered twice by {self.name}")
         self._handlers[key] = handler
 
+    @property
+    def handlers(self) -> Mapping[tuple[str, str], Handler]:
+        """What handles each capability, by name and version."""
+        return self._handlers
+
     def describe(self) -> AgentDescription:
         """What the agent announces."""
         return AgentDescription(
