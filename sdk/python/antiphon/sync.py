@@ -40,7 +40,8 @@ def _called(
     method: Callable[Concatenate[_client.Client, _P], Coroutine[Any, Any, _T]],
 ) -> Callable[Concatenate[Client, _P], _T]:
     def call(self: Client, /, *arguments: _P.args, **named: _P.kwargs) -> _T:
-        return PORTAL.call(lambda: method(self._opened, *arguments, **named))
+        client = self._opened
+        return PORTAL.call(lambda: method(client, *arguments, **named))
 
     functools.update_wrapper(call, method)
     return call

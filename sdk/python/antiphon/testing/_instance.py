@@ -72,6 +72,15 @@ class Instance:
         self._check(capability)
         self._journal.plant_delay(capability, by)
 
+    def hold(self, capability: str) -> None:
+        """From now on, keep every attempt waiting before its handler is called, until `release`."""
+        self._check(capability)
+        self._journal.close_gate(capability)
+
+    def release(self, capability: str) -> None:
+        """Let attempts go on that are held, and hold no more."""
+        self._journal.open_gate(capability)
+
     async def crash(self) -> None:
         """The agent's process dies in the middle of what it does; its sidecar notices, and says so."""
         self._attaching, attaching = None, self._attaching
@@ -79,6 +88,13 @@ class Instance:
         await _end(attaching)
         await _end(worker)
         self._journal.lost()
+
+    async def close(self) -> None:
+        """End it for good. Raises what had ended it before: a mistake in the agent's definition, or a bug."""
+        try:
+            await self.crash()
+        finally:
+            await self.lose()
 
     async def lose(self) -> None:
         """The sidecar and its agent are gone without a word; half a second later their attempts are lost."""

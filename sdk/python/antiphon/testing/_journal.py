@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,6 +58,7 @@ class Journal(Observer):
         self._running: dict[str, Attempted] = {}
         self._failures: dict[str, tuple[int, BaseException]] = {}
         self._delays: dict[str, timedelta] = {}
+        self._gates: dict[str, asyncio.Event] = {}
 
     @property
     def busy(self) -> bool:
@@ -71,6 +73,15 @@ class Journal(Observer):
         """Before every attempt."""
         self._delays[capability] = by
 
+    def close_gate(self, capability: str) -> None:
+        """Before every attempt, until it is opened."""
+        self._gates.setdefault(capability, asyncio.Event())
+
+    def open_gate(self, capability: str) -> None:
+        """Let go what waits, and hold nothing any more."""
+        if (gate := self._gates.pop(capability, None)) is not None:
+            gate.set()
+
     def lost(self) -> None:
         """Whoever worked on what runs is gone."""
         for attempted in self._running.values():
@@ -84,6 +95,8 @@ class Journal(Observer):
         )
         self.attempts.append(attempted)
         self._running[context.attempt_id] = attempted
+        if (gate := self._gates.get(context.capability)) is not None:
+            await gate.wait()
         if (delay := self._delays.get(context.capability)) is not None:
             await self._clock.sleep(delay)
         most, failure = self._failures.get(context.capability, (0, None))

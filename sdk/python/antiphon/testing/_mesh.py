@@ -63,8 +63,8 @@ class Mesh:
         self._server = Server(self._clock, self._namespace, self._policies)
         try:
             self._life = await serve(self._server)
-            self.client = await self.connect("test")
-            self.operator = await self.connect("operator", operator=True)
+            self.client = await self._connect("default", "test")
+            self.operator = await self._connect("operator", "operator", operator=True)
         except BaseException:
             await self._close()
             raise
@@ -91,12 +91,16 @@ class Mesh:
         return instance
 
     async def connect(self, name: str, *, operator: bool = False) -> Client:
-        """Another client, with an identity of its own; it ends with the mesh."""
-        client = Client.connect(
-            address=self._serving.address, credentials=self._serving.client(name, operator=operator)
-        )
-        self._clients.append(await client.__aenter__())
-        return client
+        """Another client, with an identity and a profile of that name; it ends with the mesh."""
+        return await self._connect(name, name, operator=operator)
+
+    @property
+    def home(self) -> Path:
+        """With `ANTIPHON_HOME` set to it, code that connects by its profile, and the command, find this mesh.
+
+        It holds the profiles `default`, of the client, and `operator`.
+        """
+        return self._serving.home
 
     # Time
 
@@ -137,6 +141,12 @@ class Mesh:
             if (due := self._serving.idle_until()) is not None and (left := due - self._clock.now()) > 0:
                 self.turn(timedelta(microseconds=left))
 
+    async def _connect(self, profile: str, name: str, *, operator: bool = False) -> Client:
+        credentials = self._serving.profile(profile, name, operator=operator)
+        client = Client.connect(address=self._serving.address, credentials=credentials)
+        self._clients.append(await client.__aenter__())
+        return client
+
     @property
     def _serving(self) -> Server:
         if self._server is None:
@@ -148,7 +158,7 @@ class Mesh:
     async def _close(self) -> None:
         server, self._server = self._server, None
         assert server is not None
-        ends = [*(one.lose() for one in self.instances), *(one.__aexit__(None, None, None) for one in self._clients)]
+        ends = [*(one.close() for one in self.instances), *(one.__aexit__(None, None, None) for one in self._clients)]
         outcomes = await asyncio.gather(*ends, return_exceptions=True)
         if self._life is not None:
             self._life.cancel()

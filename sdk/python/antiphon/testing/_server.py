@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from antiphon_certs import Kind
+from antiphon_certs import Kind, Profile, profile_folder
 from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.app import Orchestrator
 from antiphon_orchestrator.config import load
@@ -66,9 +66,18 @@ class Server:
     def address(self) -> str:
         return self._orchestrator.addresses[0]
 
-    def client(self, name: str, *, operator: bool = False) -> Credentials:
-        """A certificate of its own."""
-        return self._identities.client(name, kind=Kind.OPERATOR if operator else Kind.CLIENT)
+    @property
+    def home(self) -> Path:
+        """What `ANTIPHON_HOME` is to be for whoever connects by a profile."""
+        return self.folder / "home"
+
+    def profile(self, profile: str, name: str, *, operator: bool = False) -> Credentials:
+        """Write a profile with an identity of its own, as joining does."""
+        folder = profile_folder(profile, {"ANTIPHON_HOME": str(self.home)})
+        address, join_address = self._orchestrator.addresses
+        Profile(folder, (address,), (join_address,), DOMAIN, self._identities.namespace).save()
+        kind = Kind.OPERATOR if operator else Kind.CLIENT
+        return self._identities.store(folder / "credential", self._identities.issue(kind, name))
 
     def sidecar(self, agent: str, capabilities: Sequence[str]) -> tuple[str, SidecarConfig, Path]:
         """A sidecar beside one agent that dials in: its name, what it is told, and where the agent is to dial."""
