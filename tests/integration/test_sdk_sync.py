@@ -39,7 +39,7 @@ ECHO = Graph("echo", output=ref("tasks.echo.output"))
 ECHO.task("echo", "work.echo@1", input=ref("input"))
 HOLD = Graph("hold", output=ref("tasks.hold.output"))
 HOLD.task("hold", "work.hold@1", input=ref("input"))
-LIMIT = 20.0
+LIMIT = 60.0
 
 
 def made(mesh: Mesh, name: str = "script") -> sync.Client:

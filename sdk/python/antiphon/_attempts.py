@@ -276,20 +276,21 @@ class Attempts:
         if self._running.get(attempt_id) is not attempt:
             return
         del self._running[attempt_id]
-        if self._observer is not None:
-            self._observer.end(attempt_id, outcome)
         if not isinstance(outcome, BaseException):
             self._outbox.succeed(attempt_id, outcome)
         elif attempt.context.is_cancelled and not isinstance(outcome, TaskCancelled):
             cancelled = TaskCancelled("cancelled while it ran")
             cancelled.__cause__ = outcome if not isinstance(outcome, asyncio.CancelledError) else None
-            self._outbox.fail(attempt_id, cancelled)
+            outcome = cancelled
+            self._outbox.fail(attempt_id, outcome)
         else:
             if not isinstance(outcome, TaskFailure):
                 # The text may quote the input, so it goes into the record, which has labels, and not into a log.
                 _log.warning("attempt %s failed: %s%s", attempt_id, type(outcome).__name__, _place_of(outcome))
                 _log.debug("attempt %s failed", attempt_id, exc_info=outcome)
             self._outbox.fail(attempt_id, outcome)
+        if self._observer is not None:
+            self._observer.end(attempt_id, outcome)
         if not self._running and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None

@@ -85,9 +85,10 @@ class Instance:
         """The agent's process dies in the middle of what it does; its sidecar notices, and says so."""
         self._attaching, attaching = None, self._attaching
         self._worker, worker = None, self._worker
-        await _end(attaching)
-        await _end(worker)
-        self._journal.lost()
+        try:
+            await _end(attaching, worker)
+        finally:
+            self._journal.lost()
 
     async def close(self) -> None:
         """End it for good. Raises what had ended it before: a mistake in the agent's definition, or a bug."""
@@ -157,14 +158,14 @@ class Instance:
             raise ValueError(f"agent {self.agent.name} does not offer {capability!r}; it offers {', '.join(offered)}")
 
 
-async def _end(task: asyncio.Task[None] | None) -> None:
-    """Cancel a task and wait for its end. Raises what had ended it before."""
-    if task is None:
-        return
-    task.cancel()
-    await asyncio.wait((task,))
-    if not task.cancelled() and (error := task.exception()) is not None:
-        raise error
+async def _end(*tasks: asyncio.Task[None] | None) -> None:
+    """Cancel tasks and wait for their ends. Raises what had ended the first that was not to end."""
+    there = [task for task in tasks if task is not None]
+    for task in there:
+        task.cancel()
+    for outcome in await asyncio.gather(*there, return_exceptions=True):
+        if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
+            raise outcome
 
 
 def _enough(attempts: list[Attempted], count: int) -> list[Attempted]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -77,7 +77,7 @@ class Mesh:
         try:
             await self._close()
         except Exception:
-            if kind is None:
+            if kind is None:  # else the test has told already, and better
                 raise
 
     def add(self, agent: Agent, *, capabilities: Sequence[str] = ("*",)) -> Instance:
@@ -158,13 +158,17 @@ class Mesh:
     async def _close(self) -> None:
         server, self._server = self._server, None
         assert server is not None
-        ends = [*(one.close() for one in self.instances), *(one.__aexit__(None, None, None) for one in self._clients)]
-        outcomes = await asyncio.gather(*ends, return_exceptions=True)
-        if self._life is not None:
-            self._life.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._life
-        server.remove()
+        try:
+            ends = [
+                *(one.close() for one in self.instances),
+                *(one.__aexit__(None, None, None) for one in self._clients),
+            ]
+            outcomes = await asyncio.gather(*ends, return_exceptions=True)
+            if self._life is not None:
+                self._life.cancel()
+                outcomes += await asyncio.gather(self._life, return_exceptions=True)
+        finally:
+            server.remove()
         for outcome in outcomes:
-            if isinstance(outcome, BaseException):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
                 raise outcome
