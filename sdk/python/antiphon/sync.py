@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 from antiphon.v1 import context_pb2, graph_pb2
 from antiphon.v1.run_pb2 import Run
@@ -28,9 +28,11 @@ from . import _client, _submitter
 from ._connection import Renew
 from ._credentials import Credentials
 from ._errors import SetupError
-from ._graph import Graph
 from ._portal import PORTAL
 from ._submission import SubmitOptions
+
+if TYPE_CHECKING:
+    from ._graph import Graph
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -70,6 +70,8 @@ def test_the_sdk_needs_grpc_and_protobuf_only() -> None:
         ("import antiphon", {"grpc", "google.protobuf", "asyncio"}),
         ("from antiphon import Agent, TaskContext", {"yaml", "antiphon._client", "antiphon._graph", "email"}),
         ("from antiphon import Client", {"yaml", "antiphon._agent", "antiphon._work"}),
+        ("from antiphon import sync", {"yaml", "antiphon._agent", "antiphon._graph"}),
+        ("from antiphon.testing import Mesh", {"antiphon_orchestrator", "antiphon_sidecar", "pytest", "pydantic"}),
     ],
 )
 def test_a_process_loads_what_it_uses(statement: str, unwanted: set[str]) -> None:

@@ -47,7 +47,7 @@ if __name__ == "__main__":
     agent.run()
 '''
 
-_TEST = '''"""The handler is a plain function: test it as one. The whole is tested on a mesh in the process of the test."""
+_TEST = '''"""The handler is a plain function: test it as one. The whole is tested on a mesh of its own."""
 
 import asyncio
 from pathlib import Path
