@@ -45,11 +45,11 @@ class Instance:
         return [one for one in self._journal.attempts if capability in ("", one.capability)]
 
     async def begun(self, count: int = 1, capability: str = "") -> list[Attempted]:
-        """Attempts, once so many have come. Fails after 20 s."""
+        """Attempts, once so many have come. Fails after a minute."""
         return list(await eventually(lambda: _enough(self.attempts(capability), count)))
 
     async def ended(self, count: int = 1, capability: str = "") -> list[Attempted]:
-        """Attempts that have an outcome, once there are so many. Fails after 20 s."""
+        """Attempts that have an outcome, once there are so many. Fails after a minute."""
 
         def look() -> list[Attempted]:
             return _enough([one for one in self.attempts(capability) if one.state != "RUNNING"], count)
@@ -116,7 +116,7 @@ class Instance:
             self._attaching = asyncio.create_task(self._attach())
 
     async def attached(self) -> None:
-        """Return once it may be given work. Raises what keeps it from being, and fails after 20 s.
+        """Return once it may be given work. Raises what keeps it from being, and fails after a minute.
 
         There is no need to wait before submitting: tasks wait for agents.
         """
