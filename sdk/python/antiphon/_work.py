@@ -53,6 +53,7 @@ class Worker:
         self._description = description
         self._outbox = Outbox()
         self._attempts = Attempts(handlers, self._outbox, description.concurrency, observer)
+        self._attached = False
         self._recalled: Mapping[str, Result] = {}
         self._before: frozenset[str] = frozenset()
         self._draining = asyncio.Event()
@@ -103,7 +104,10 @@ class Worker:
 
     async def _attach(self) -> None:
         """One stream, from hello to its end. Raises `AioRpcError`, or `TimeoutError` when the other side is stuck."""
-        self._recalled = self._outbox.recall()
+        if (
+            self._attached
+        ):  # else nothing was said since the stream before, and what that one may have lost still may be
+            self._recalled, self._attached = self._outbox.recall(), False
         self._before = self._outbox.waiting() | self._attempts.running()
         async with grpc.aio.insecure_channel(f"unix:{self._path}", _OPTIONS) as channel:
             stream = AgentServiceStub(channel).Work()  # type: ignore[call-arg]  # its types know no write()
@@ -117,6 +121,7 @@ class Worker:
             if first.welcome.inline_limit:
                 self._attempts.inline_limit = first.welcome.inline_limit
             _log.info("attached as %s in namespace %s", first.welcome.agent, first.welcome.namespace)
+            self._attached = True
             self._outbox.reopen()
             self._attempts.repeat_calls()
             if self._draining.is_set():
