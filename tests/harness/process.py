@@ -77,7 +77,7 @@ class Process:
             print(f"--- {self.name}\n{fresh}")
         self._shown = len(text)
 
-    def wait_for_file(self, path: Path, limit: float = 20.0) -> None:
+    def wait_for_file(self, path: Path, limit: float = 60.0) -> None:
         """Return once the file is there; fails when the process ends before, or after `limit` seconds."""
         end = time.monotonic() + limit
         while not path.exists():
