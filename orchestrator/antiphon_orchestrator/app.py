@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Callable
+from datetime import timedelta
 from importlib.metadata import version
 
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
@@ -54,7 +56,7 @@ from .config import Config
 from .context import SharedContext
 from .mesh.calls import Calls
 from .mesh.context import ContextDesk
-from .mesh.sessions import MeshSettings, Sessions
+from .mesh.sessions import REATTACH_GRACE, MeshSettings, Sessions
 from .mesh.tokens import AttemptTokens
 from .placement.fleet import Fleet
 from .policy import CedarPolicies, PolicyBundle, dev_profile, load_folder
@@ -87,11 +89,18 @@ LEAVING = 10.0
 class Orchestrator:
     """One replica, made of its settings alone; `run` does everything and ends when it is cancelled.
 
-    `ready` is set once it serves; `addresses` then holds the real ones, ports of the system's choice included.
+    `ready` is set once it serves; `addresses` then holds the real ones, ports of the system's choice included, and
+    `shards` the runs. Tests of users may turn `now` (microseconds since 1970, by which runs and sidecars are timed; not
+    certificates and leases), and need not wait for as long as others until a sidecar that is away is given up.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, *, now: Callable[[], int] = now, reattach_grace: timedelta = REATTACH_GRACE
+    ) -> None:
         self.config = config
+        self._now = now
+        self._reattach_grace = reattach_grace
+        self.shards: Host
         self.ready = asyncio.Event()
         self.addresses = ("", "")
 
@@ -114,6 +123,7 @@ class Orchestrator:
 
     async def _serve(self, store: Store, archive: Archive, blobs: Blobs) -> None:
         config = self.config
+        now = self._now
         metrics = telemetry.Metrics(fetched=config.telemetry.metrics_port is not None)
         clock = SystemClock()
         replica_id = secrets.token_hex(8)
@@ -136,10 +146,11 @@ class Orchestrator:
         context = SharedContext(store, policy, audit, blobs, config.context, clock)
         desk = ContextDesk(context, tokens)
         reads = ContextReads(context, clock, now)
-        sessions = Sessions(MeshSettings(replica_id), fleet, registry, policy, audit, tokens, calls, desk, now)
+        settings = MeshSettings(replica_id, reattach_grace=self._reattach_grace)
+        sessions = Sessions(settings, fleet, registry, policy, audit, tokens, calls, desk, now)
         book.changed = sessions.policy_changed
         shards = await shard_count(store, config.shards, 1 if config.etcd is None else CLUSTER_SHARDS)
-        host = Host(
+        host = self.shards = Host(
             store,
             fleet,
             sessions,
@@ -150,6 +161,7 @@ class Orchestrator:
             shard_count=shards,
             inbox_limit=config.inbox_limit,
             metrics=metrics,
+            now=now,
         )
         sessions.bind(host)
         mover = AuditMover(store, archive, lambda: [audit, *host.audit], config.audit_retention, clock)

@@ -99,6 +99,21 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     )
 
 
+def log_to_logging() -> None:
+    """Log to the standard library's logger `antiphon.orchestrator`, in a process whose log is somebody else's.
+
+    A process that has configured structlog for itself keeps that.
+    """
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[_only_known_fields, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=lambda *_: logging.getLogger("antiphon.orchestrator"),
+        cache_logger_on_first_use=False,
+    )
+
+
 def logger(component: str) -> FilteringBoundLogger:
     """The logger of one part: `logger("api").info("listening", address=…)`."""
     bound: FilteringBoundLogger = structlog.get_logger(component=component)

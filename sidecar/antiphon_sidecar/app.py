@@ -11,7 +11,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -79,8 +80,17 @@ def run_folder_of(config: Config, place: Place, environ: Mapping[str, str]) -> R
     return RunFolder(Path(path), config.socket)
 
 
-async def run(config: Config, environ: Mapping[str, str]) -> None:
-    """Run until drained. Raises `ConfigError`, `IdentityError`, `SocketError`, `OSError`."""
+async def run(
+    config: Config,
+    environ: Mapping[str, str],
+    *,
+    signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
+    now: Callable[[], float] = time.monotonic,
+) -> None:
+    """Run until drained, which one of `signals` begins. `now`: monotonic seconds, by which attempts are timed.
+
+    Raises `ConfigError`, `IdentityError`, `SocketError`, `OSError`.
+    """
     place = locate(config, environ)
     credential = await establish(place)
     agents = agents_of(config, credential.grants)
@@ -89,7 +99,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
         raise ConfigError("orchestrators: name one, such as 127.0.0.1:7443; neither token nor profile does")
     folder = run_folder_of(config, place, environ)
     with folder.locked():
-        await _Sidecar(config, place, credential, agents, addresses, folder).run()
+        await _Sidecar(config, place, credential, agents, addresses, folder, now).run(signals)
 
 
 class _Sidecar:
@@ -103,11 +113,12 @@ class _Sidecar:
         agents: tuple[AgentConfig, ...],
         addresses: tuple[str, ...],
         folder: RunFolder,
+        now: Callable[[], float],
     ) -> None:
         self._config = config
         self._place = place
         self._folder = folder
-        self._node = Node(credential.identity.namespace, credential.grants)
+        self._node = Node(credential.identity.namespace, credential.grants, now)
         self._replicas = Replicas(self._node, addresses, credential)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._sockets: list[tuple[AgentSocket, str]] = []
@@ -123,10 +134,10 @@ class _Sidecar:
             if agent.command:
                 self._supervisors.append(Supervisor(agent.name, agent.command, {"ANTIPHON_SOCKET": path}))
 
-    async def run(self) -> None:
+    async def run(self, signals: Sequence[int]) -> None:
         """Until drained."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals:
             loop.add_signal_handler(number, self._signalled)
         try:
             async with asyncio.TaskGroup() as parts:
@@ -147,7 +158,7 @@ class _Sidecar:
         except* _Drained:
             log.info("drained")
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in signals:
                 loop.remove_signal_handler(number)
 
     def _signalled(self) -> None:

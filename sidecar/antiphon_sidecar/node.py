@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Callable
 
 from antiphon.v1 import error_pb2, registry_pb2
 from antiphon_certs import Grants
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 class Node:
     """One sidecar process. `now` is its only clock, monotonic, in seconds."""
 
-    def __init__(self, namespace: str, grants: Grants) -> None:
+    def __init__(self, namespace: str, grants: Grants, now: Callable[[], float] = time.monotonic) -> None:
         self.namespace = namespace
         self.grants = grants
         self.incarnation = secrets.token_hex(16)
@@ -34,7 +35,7 @@ class Node:
         """Of the agents that are present, by name."""
         self.refusals: dict[str, Refused] = {}
         """Why an agent that is present gets no work, by name."""
-        self.now = time.monotonic
+        self.now = now
         self._generation = 0
 
     def next_generation(self) -> int:

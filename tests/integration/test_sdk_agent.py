@@ -273,6 +273,26 @@ async def test_an_outcome_lost_with_a_stream_is_repeated_and_not_worked_out_agai
         assert output(await again.result("r/t/0/2")) == 2
 
 
+async def test_a_dial_in_vain_does_not_make_it_forget_what_the_last_stream_may_have_lost(tmp_path: Path) -> None:
+    async with attached(tmp_path) as (sidecar, line, _process):
+        line.assign(assignment("r/t/0/1", "sample.count@1", "k"))
+        assert output(await line.result("r/t/0/1")) == 1
+        await sidecar.stop()
+        dialled = asyncio.Event()
+
+        def refuse(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+            dialled.set()
+
+        async with await asyncio.start_unix_server(refuse, sidecar.path), asyncio.timeout(WAIT):
+            await dialled.wait()
+        sidecar.path.unlink(missing_ok=True)
+        await sidecar.start()
+        again = await sidecar.line()
+        again.assign(assignment("r/t/0/1", "sample.count@1", "k"))
+        assert output(await again.result("r/t/0/1")) == 1
+
+
 async def test_work_that_ends_while_there_is_no_stream_is_not_done_again(tmp_path: Path) -> None:
     agent, begun, go, times = Agent("held"), asyncio.Event(), asyncio.Event(), []
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from antiphon_certs import Authority, Profile
 
@@ -14,7 +15,7 @@ from tests.fakes.agent_socket import WAIT, agent_socket, assignment, output
 from tests.fakes.orchestrator import DOMAIN, credential, orchestrator
 
 README = Path(__file__).parents[2] / "sdk/python/README.md"
-AGENT, CLIENT = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+AGENT, CLIENT, SCRIPT = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 async def start(script: Path, **environment: str) -> asyncio.subprocess.Process:
@@ -44,8 +45,19 @@ async def test_the_agent_of_the_readme_works(tmp_path: Path) -> None:
 
 
 async def test_the_client_of_the_readme_works(tmp_path: Path) -> None:
+    request = await run(CLIENT, tmp_path)
+    assert request.inline.output == '"${tasks.greet.output}"' and request.input.inline == b'{"name":"Ada"}'
+
+
+async def test_the_script_of_the_readme_works(tmp_path: Path) -> None:
+    request = await run(SCRIPT, tmp_path)
+    assert request.registered.name == "welcome" and request.input.inline == b'{"name":"Ada"}'
+
+
+async def run(program: str, tmp_path: Path) -> Any:
+    """Run a client that prints what its run has answered; what it has submitted."""
     script = tmp_path / "client.py"
-    script.write_text(CLIENT)
+    script.write_text(program)
     authority = Authority.init(tmp_path / "ca", DOMAIN)
     async with orchestrator(authority) as double:
         profile = Profile(tmp_path / "profiles/default", (double.address,), ("127.0.0.1:1",), DOMAIN, "team-a")
@@ -57,4 +69,4 @@ async def test_the_client_of_the_readme_works(tmp_path: Path) -> None:
             printed, _ = await process.communicate()
         assert (process.returncode, printed) == (0, b"{'answer': 42}\n")
         (request,) = double.submissions
-        assert request.inline.output == '"${tasks.greet.output}"' and request.input.inline == b'{"name":"Ada"}'
+        return request

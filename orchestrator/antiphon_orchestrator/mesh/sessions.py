@@ -48,6 +48,9 @@ _TICK = 0.25
 _STALL = 1_000_000
 """Microseconds by which a look may be late before they count as a stall, or as a clock that was set."""
 
+REATTACH_GRACE = timedelta(seconds=8)
+"""In which a sidecar that is away may come back, before its attempts are lost."""
+
 _RETURN_REASONS = {number: name.removeprefix("RETURN_REASON_") for name, number in mesh.ReturnReason.items()}
 
 
@@ -58,7 +61,7 @@ class MeshSettings:
     replica_id: str
     inline_limit: int = 65_536
     liveness_timeout: timedelta = timedelta(seconds=15)
-    reattach_grace: timedelta = timedelta(seconds=8)
+    reattach_grace: timedelta = REATTACH_GRACE
     adoption_window: timedelta = timedelta(seconds=5)
     go_away_after: timedelta = timedelta(minutes=28)
 

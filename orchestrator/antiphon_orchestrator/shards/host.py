@@ -99,7 +99,8 @@ class _Seat:
 
 class Host:
     """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard. `taken` is told each
-    shard once it is rebuilt, `lost` each that was and is not here any more."""
+    shard once it is rebuilt, `lost` each that was and is not here any more. `now`: microseconds since 1970; what is due
+    goes by it."""
 
     def __init__(
         self,
@@ -114,8 +115,10 @@ class Host:
         shard_count: int,
         inbox_limit: int,
         metrics: telemetry.Metrics,
+        now: Callable[[], int] = now,
     ) -> None:
         self._store = store
+        self._now = now
         self._fleet = fleet
         self._outbox = outbox
         self._load_plan = load_plan
@@ -234,6 +237,12 @@ class Host:
             seat.shard.timers_held = False
             seat.wake.set()
 
+    def time_turned(self) -> None:
+        """`now` has leapt: what is due by now is not waited for any longer."""
+        for seat in self._seats:
+            if seat is not None:
+                seat.wake.set()
+
     async def own(self, number: int) -> None:
         """Takes a shard, rebuilds it from its log and drives it, until it is another's or this is cancelled.
 
@@ -287,7 +296,7 @@ class Host:
         shard.epoch = seat.log.epoch
         await seat.audit.load(shard.audit.chain)
         shard.timers_held = True
-        moment = now()
+        moment = self._now()
         async for n, kept in reading.retained(self._store, shard.index):
             latest = 0
             for request in kept.requests:
@@ -332,7 +341,7 @@ class Host:
         """The loop of a shard, until it is handed over. Raises Fenced."""
         shard = seat.shard
         while True:
-            moment = now()
+            moment = self._now()
             if seat.over:
                 raise Fenced(f"shard {shard.index}: epoch {shard.epoch} is over")
             if seat.successor_id:

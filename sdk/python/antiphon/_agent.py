@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from antiphon.v1.registry_pb2 import AgentDescription
 
 from ._errors import AntiphonError, SetupError
-from ._handler import Effect, Handler, Schema, handler_of
+from ._handler import Batching, Effect, Handler, Schema, handler_of
 from ._version import VERSION
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -101,13 +101,69 @@ class Agent:
                 input_schema=input_schema,
                 output_schema=output_schema,
             )
-            key = (handler.capability.name, handler.capability.version)
-            if key in self._handlers:
-                raise ValueError(f"{name} is offered twice by {self.name}")
-            self._handlers[key] = handler
+            self._offer(name, handler)
             return function
 
         return decorate
+
+    def batch(
+        self,
+        name: str,
+        *,
+        max_size: int,
+        max_wait: timedelta = timedelta(milliseconds=20),
+        effect: Effect | None = None,
+        idempotent: bool = False,
+        clearance: Sequence[str] = (),
+        cost: float = 0.0,
+        expected_latency: timedelta | None = None,
+        description: str | None = None,
+        input_schema: Schema | None = None,
+        output_schema: Schema | None = None,
+    ) -> Callable[[Function], Function]:
+        """Offer a function that handles several tasks at once, as models and databases like it.
+
+        @agent.batch("text.embed@1", max_size=16)
+        async def embed(texts: list[str], tasks: list[TaskContext]) -> list[Vector | TaskFailure]: ...
+
+        It takes a list of inputs, and the contexts if a parameter is annotated so, and answers a list: for each task,
+        in their order, a value or a failure, which fails that task alone. What it raises fails them all. It is called
+        once `max_size` tasks are there, or after `max_wait`, or sooner for a task that has little time left; with one
+        task, if there are no others. A task that is cancelled, as at its deadline, is CANCELLED at once; its context
+        says so, what is answered for it is dropped, and when all are cancelled, so is the function. To whoever asks
+        for it, it is a capability like any other; the rest is as in `capability`. `current_task()` is None in it.
+        """
+        batching = Batching.checked(max_size, max_wait, self.concurrency)
+
+        def decorate(function: Function) -> Function:
+            handler = handler_of(
+                function,
+                name,
+                description=description,
+                effect=effect,
+                idempotent=idempotent,
+                clearance=clearance,
+                cost=cost,
+                expected_latency=expected_latency,
+                input_schema=input_schema,
+                output_schema=output_schema,
+                batching=batching,
+            )
+            self._offer(name, handler)
+            return function
+
+        return decorate
+
+    def _offer(self, name: str, handler: Handler) -> None:
+        key = (handler.capability.name, handler.capability.version)
+        if key in self._handlers:
+            raise ValueError(f"{name} is offered twice by {self.name}")
+        self._handlers[key] = handler
+
+    @property
+    def handlers(self) -> Mapping[tuple[str, str], Handler]:
+        """What handles each capability, by name and version."""
+        return self._handlers
 
     def describe(self) -> AgentDescription:
         """What the agent announces."""

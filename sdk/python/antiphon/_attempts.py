@@ -1,6 +1,7 @@
 """The attempts that run in this process: starts handlers, cancels them, and sees that each ends in exactly one outcome.
 
-An async handler is one asyncio task; a plain function runs in a bounded pool of threads. Running a handler's first step
+An async handler is one asyncio task; a plain function runs in a bounded pool of threads; what is handled together is in
+`_batches`. Running a handler's first step
 inline would save a few microseconds, but `asyncio.current_task()` is None there, which breaks `asyncio.timeout` and
 with it half of the ecosystem. Everything happens on the event loop, except the plain functions themselves.
 """
@@ -11,19 +12,20 @@ import asyncio
 import contextlib
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from antiphon.v1.agent_service_pb2 import Assignment, CallRequest, CallResponse
 from antiphon.v1.context_request_pb2 import ClaimLoss, ContextRequest, ContextResponse
 from antiphon.v1.payload_pb2 import Payload
 from antiphon.v1.run_pb2 import Progress
 
+from ._batches import Batch, Batches
 from ._context import TaskContext, entered
-from ._failures import PermanentFailure, TaskCancelled, TaskFailure
+from ._failures import InvalidInput, PermanentFailure, TaskCancelled, TaskFailure
 from ._handler import Handler
 from ._outbox import Outbox
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ._holding import Holding
 
 _THREADS = 32
+_UNBEGUN = "cancelled before it began"
 _PLACES = 3  # of a traceback, in a line of the log
 _log = logging.getLogger("antiphon.agent")
 
@@ -41,15 +44,35 @@ class _Attempt:
     def __init__(self, context: TaskContext) -> None:
         self.context = context
         self.started = False
-        self.work: asyncio.Task[None] | Future[None] | None = None
+        self.work: asyncio.Task[None] | Future[None] | Batch | None = None
+
+
+class Observer(Protocol):
+    """Sees every attempt, and may be in its way; for tests."""
+
+    async def begin(self, context: TaskContext) -> BaseException | None:
+        """Before its handler is called: None, or what is to be its outcome instead."""
+        ...
+
+    def end(self, attempt_id: str, outcome: bytes | Payload | BaseException) -> None:
+        """Once it has its outcome."""
+        ...
 
 
 class Attempts:
     """Runs what is assigned and puts each outcome into `outbox`."""
 
-    def __init__(self, handlers: Mapping[tuple[str, str], Handler], outbox: Outbox, concurrency: int) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[tuple[str, str], Handler],
+        outbox: Outbox,
+        concurrency: int,
+        observer: Observer | None = None,
+    ) -> None:
         self._handlers = handlers
         self._outbox = outbox
+        self._observer = observer
+        self._batches = Batches(self)
         self._running: dict[str, _Attempt] = {}
         self._calls: dict[tuple[str, str], tuple[CallRequest, asyncio.Future[CallResponse]]] = {}
         self._asks: dict[tuple[str, str], tuple[ContextRequest, asyncio.Future[ContextResponse]]] = {}
@@ -81,10 +104,28 @@ class Attempts:
             self._outbox.fail(attempt_id, PermanentFailure(text, "unknown_capability"))
             return
         attempt = self._running[attempt_id] = _Attempt(TaskContext(assignment, self, now))
-        if handler.plain:
+        if self._observer is None:
+            self._start(attempt_id, attempt, handler)
+        else:
+            attempt.work = self._loop.create_task(self._start_observed(self._observer, attempt_id, attempt, handler))
+
+    def _start(self, attempt_id: str, attempt: _Attempt, handler: Handler) -> None:
+        if handler.batching is not None:
+            try:
+                attempt.work = self._batches.add(attempt_id, attempt.context, handler)
+            except InvalidInput as error:
+                self._settle(attempt_id, attempt, error)
+        elif handler.plain:
             attempt.work = self._threads.submit(copy_context().run, self._run_plain, attempt_id, attempt, handler)
         else:
             attempt.work = self._loop.create_task(self._run(attempt_id, attempt, handler))
+
+    async def _start_observed(self, observer: Observer, attempt_id: str, attempt: _Attempt, handler: Handler) -> None:
+        outcome = await observer.begin(attempt.context)
+        if outcome is None:
+            self._start(attempt_id, attempt, handler)
+        else:
+            self._settle(attempt_id, attempt, outcome)
 
     def cancel(self, attempt_id: str) -> None:
         """Stop an attempt; its outcome follows when its handler has ended."""
@@ -92,9 +133,14 @@ class Attempts:
         if attempt is None or attempt.work is None:
             return
         attempt.context.cancel()
+        if isinstance(attempt.work, Batch):
+            begun = attempt.work.begun
+            attempt.work.leave(attempt_id)
+            self._settle(attempt_id, attempt, TaskCancelled("cancelled while it ran" if begun else _UNBEGUN))
+            return
         # A task that has not begun would end without running a line of its own, and a future likewise.
         if attempt.work.cancel() and not attempt.started:
-            self._settle(attempt_id, attempt, TaskCancelled("cancelled before it began"))
+            self._settle(attempt_id, attempt, TaskCancelled(_UNBEGUN))
 
     async def idle(self) -> None:
         """Return when nothing runs."""
@@ -110,8 +156,24 @@ class Attempts:
             if isinstance(attempt.work, asyncio.Task):
                 attempt.work.cancel()
                 tasks.append(attempt.work)
+        tasks += self._batches.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def flush(self) -> None:
+        """No more will be assigned: what is gathered waits for nobody any longer."""
+        self._batches.flush()
+
+    # What batches ask for
+
+    def settle(self, attempt_id: str, outcome: bytes | Payload | BaseException) -> None:
+        """An attempt of a batch has its outcome."""
+        if (attempt := self._running.get(attempt_id)) is not None:
+            self._settle(attempt_id, attempt, outcome)
+
+    def in_thread(self, work: Callable[[], None]) -> Future[None]:
+        """Run something in one of the threads of plain functions."""
+        return self._threads.submit(copy_context().run, work)
 
     # What contexts ask for
 
@@ -219,13 +281,16 @@ class Attempts:
         elif attempt.context.is_cancelled and not isinstance(outcome, TaskCancelled):
             cancelled = TaskCancelled("cancelled while it ran")
             cancelled.__cause__ = outcome if not isinstance(outcome, asyncio.CancelledError) else None
-            self._outbox.fail(attempt_id, cancelled)
+            outcome = cancelled
+            self._outbox.fail(attempt_id, outcome)
         else:
             if not isinstance(outcome, TaskFailure):
                 # The text may quote the input, so it goes into the record, which has labels, and not into a log.
                 _log.warning("attempt %s failed: %s%s", attempt_id, type(outcome).__name__, _place_of(outcome))
                 _log.debug("attempt %s failed", attempt_id, exc_info=outcome)
             self._outbox.fail(attempt_id, outcome)
+        if self._observer is not None:
+            self._observer.end(attempt_id, outcome)
         if not self._running and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import operator
 import re
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from antiphon.v1.payload_pb2 import Payload
 from . import _json
 from ._context import TaskContext, value_of
 from ._convert import Mismatch
-from ._failures import InvalidInput, InvalidOutput
+from ._failures import InvalidInput, InvalidOutput, TaskFailure
 from ._schema import Codec, codec
 
 Effect = Literal["pure", "read", "write", "egress"]
@@ -38,6 +40,30 @@ _EFFECTS = {
     "egress": capability_pb2.EFFECT_EGRESS,
 }
 _ANYTHING = codec(Any)
+_UNIONS = (typing.Union, types.UnionType)
+_LONGEST_WAIT = timedelta(minutes=1)
+_LARGEST_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How tasks are gathered for a function that takes several: at most `size` of them, for at most `wait` seconds."""
+
+    size: int
+    wait: float
+
+    @classmethod
+    def checked(cls, size: int, wait: timedelta, concurrency: int) -> Batching:
+        """Raises `ValueError` for what cannot be."""
+        if not 2 <= size <= _LARGEST_BATCH:
+            raise ValueError(f"max_size {size} must be 2 to {_LARGEST_BATCH:,}")
+        if size > concurrency:
+            raise ValueError(
+                f"max_size {size} is more than the agent ever has at once; give it a concurrency of {size}, or more"
+            )
+        if not timedelta(0) <= wait <= _LONGEST_WAIT:
+            raise ValueError(f"max_wait {wait} must be 0 to {_LONGEST_WAIT}")
+        return cls(size, wait.total_seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +80,33 @@ class Handler:
     decode: Callable[[Any], Any] | None
     """None: the input is handed over as the payload it came in."""
     encode: Callable[[Any], Any]
+    batching: Batching | None
+    """Not None: the function takes lists, of inputs and of contexts, and answers a list."""
 
     def call(self, context: TaskContext) -> Any:
         """Call the function: its result, or for an async function its coroutine. Raises `InvalidInput`."""
         keywords = {self.takes_context: context} if self.takes_context else {}
         if not self.takes_input:
             return self.function(**keywords)
+        return self.function(self.argument(context), **keywords)
+
+    def call_with(self, arguments: list[Any], contexts: list[TaskContext]) -> Any:
+        """Call a function that takes several tasks, with what `argument` made of each."""
+        keywords = {self.takes_context: contexts} if self.takes_context else {}
+        return self.function(arguments, **keywords)
+
+    def argument(self, context: TaskContext) -> Any:
+        """The input as the function takes it. Raises `InvalidInput`."""
         if self.decode is None:
-            return self.function(context.input, **keywords)
+            return context.input
         try:
-            argument = self.decode(value_of(context.input))
+            return self.decode(value_of(context.input))
         except Mismatch as error:
             raise InvalidInput(str(error), field=error.pointer) from error.__cause__
         except ValueError as error:
             raise InvalidInput(str(error)) from None
         except RecursionError:
             raise InvalidInput("the value is nested too deeply") from None
-        return self.function(argument, **keywords)
 
     def output(self, result: Any, limit: int) -> bytes | Payload:
         """What to answer; `limit` is the largest inline payload in bytes. Raises `InvalidOutput`."""
@@ -107,8 +143,12 @@ def handler_of(
     expected_latency: timedelta | None,
     input_schema: Schema | None,
     output_schema: Schema | None,
+    batching: Batching | None = None,
 ) -> Handler:
-    """Inspect a function. Raises `TypeError` or `ValueError` that says what to write instead."""
+    """Inspect a function; with `batching` one that takes several tasks.
+
+    Raises `TypeError` or `ValueError` that says what to write instead.
+    """
     match = _CAPABILITY.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} is not a capability; write a dotted name and a version, such as 'text.summarize@1'")
@@ -119,6 +159,8 @@ def handler_of(
     written = _written(function)
     hints = _hints(written)
     parameters = list(inspect.signature(function).parameters.values())
+    if batching is not None:
+        hints = _of_one(function, hints, parameters)
     context = next((one.name for one in parameters if _is_context(hints.get(one.name))), "")
     inputs = [one for one in parameters if one.name != context]
     if len(inputs) > 1 or any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in inputs):
@@ -126,7 +168,9 @@ def handler_of(
     if inputs and inputs[0].kind is inputs[0].KEYWORD_ONLY:
         raise TypeError(f"{_of(function)} must take its input by position")
     into = _codec(function, "the input", hints.get(inputs[0].name, Any) if inputs else Any)
-    out_of = _codec(function, "the output", hints.get("return", Any))
+    if batching is not None and not inputs:
+        raise TypeError(f"{_of(function)} must take a list of inputs")
+    out_of = _codec(function, "the output", hints.get("return", Any), answered=True)
     capability = capability_pb2.Capability(
         name=match[1],
         version=match[2],
@@ -151,6 +195,7 @@ def handler_of(
         plain=not inspect.iscoroutinefunction(written),
         decode=into.decode if into is not None else None,
         encode=(out_of or _ANYTHING).encode,
+        batching=batching,
     )
 
 
@@ -175,12 +220,39 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         ) from error
 
 
-def _codec(function: Callable[..., Any], what: str, annotation: Any) -> Codec | None:
+def _of_one(
+    function: Callable[..., Any], hints: dict[str, Any], parameters: Sequence[inspect.Parameter]
+) -> dict[str, Any]:
+    """The annotations of a function that takes several tasks, as they are for one of them. Raises `TypeError`."""
+    names = [one.name for one in parameters if one.name in hints]
+    found = {name: _element(function, f"'{name}'", hints[name]) for name in names}
+    if "return" in hints:
+        found["return"] = _without_failures(_element(function, "its outcomes", hints["return"]))
+    return found
+
+
+def _element(function: Callable[..., Any], what: str, annotation: Any) -> Any:
+    origin, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    if annotation is Any:
+        return Any
+    if origin not in (list, Sequence):
+        raise TypeError(f"{_of(function)} handles several tasks at once, so {what} must be a list, such as list[str]")
+    return arguments[0] if arguments else Any
+
+
+def _without_failures(annotation: Any) -> Any:
+    """An outcome's type without the failures that may stand in its place."""
+    alternatives = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    values = [one for one in alternatives if not (isinstance(one, type) and issubclass(one, TaskFailure))]
+    return functools.reduce(operator.or_, values) if values else None
+
+
+def _codec(function: Callable[..., Any], what: str, annotation: Any, *, answered: bool = False) -> Codec | None:
     """None for an annotation `Payload`: the envelope itself."""
     if annotation is Payload:
         return None
     try:
-        return codec(annotation)
+        return codec(annotation, answered=answered)
     except TypeError as error:
         raise TypeError(f"{what} of {_of(function)}: {error}") from error
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 
 def dumps(value: Any) -> bytes:
-    """`value`, with dataclasses, enums, dates and bytes in it, as JSON. Raises `ValueError` or `TypeError`."""
+    """`value`, with dataclasses, models, enums, dates and bytes in it, as JSON. Raises `ValueError` or `TypeError`."""
     try:
         return _encode(value).encode()
     except RecursionError:
@@ -29,6 +29,8 @@ def loads(data: bytes) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if (model := getattr(type(value), "__pydantic_serializer__", None)) is not None:
+        return model.to_python(value, mode="json", by_alias=True)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):

@@ -1,9 +1,9 @@
 """From Python annotations to JSON Schema (2020-12) and to converters, built once per annotation and then only called.
 
 Covered: None, bool, int, float, str, bytes (base64), datetime (with offset), date, Any, list, tuple, dict[str, T],
-Literal, Enum, unions, dataclasses and TypedDicts (nested and recursive), NewType, and Annotated, whose first string is
-the description and whose `Labels` say what a value is. Anything else is refused when the agent is defined, not when a
-task arrives.
+Literal, Enum, unions, dataclasses and TypedDicts (nested and recursive), pydantic models, NewType, and Annotated, whose
+first string is the description and whose `Labels` say what a value is. Anything else is refused when the agent is
+defined, not when a task arrives.
 
 Invariants: the schema's text depends on the annotation alone, so every process of an agent announces the same; unknown
 fields of an object are tolerated and fields without default are required; what `encode` makes `decode` accepts. A
@@ -52,6 +52,10 @@ class Labels:
     def __repr__(self) -> str:
         return f"Labels({', '.join(map(repr, self.keys))})"
 
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Callable[[Any], JsonSchema]) -> JsonSchema:
+        """By this hook pydantic puts the labels of a model's field into the model's schema."""
+        return labelled(handler(core_schema), self.keys)
+
 
 @dataclass(frozen=True, slots=True)
 class Codec:
@@ -65,9 +69,12 @@ class Codec:
     """From the annotated type to what a JSON encoder takes."""
 
 
-def codec(annotation: Any) -> Codec:
-    """The codec of an annotation, `None` meaning JSON null. Raises `TypeError` for what cannot travel as JSON."""
-    builder = _Builder()
+def codec(annotation: Any, *, answered: bool = False) -> Codec:
+    """The codec of an annotation, `None` meaning JSON null. Raises `TypeError` for what cannot travel as JSON.
+
+    `answered`: the schema is that of what is written; of a pydantic model it differs from that of what is read.
+    """
+    builder = _Builder(answered)
     shape = builder.shape(annotation)
     schema = builder.document(shape.schema)
     return Codec(json.dumps(schema, separators=(",", ":")) if schema else "", shape.decode, shape.encode)
@@ -83,7 +90,8 @@ class _Shape:
 class _Builder:
     """Builds one document: named classes become `$defs`, which is what lets them be recursive."""
 
-    def __init__(self) -> None:
+    def __init__(self, answered: bool) -> None:
+        self._answered = answered
         self._shapes: dict[type, _Shape] = {}
         self._definitions: dict[str, JsonSchema] = {}
         self._used: set[str] = set()
@@ -122,13 +130,15 @@ class _Builder:
                 raise TypeError(f"{annotation} cannot travel as JSON: keys must be str")
             return _mapping(self._part(arguments[1] if arguments else Any))
         if isinstance(annotation, type):
+            if hasattr(annotation, "__pydantic_validator__"):
+                return self._model(annotation)
             if issubclass(annotation, Enum):
                 return _choice([(member.value, member) for member in annotation])
             if typing.is_typeddict(annotation) or dataclasses.is_dataclass(annotation):
                 return self._named(annotation)
         raise TypeError(
             f"{getattr(annotation, '__qualname__', annotation)} cannot travel as JSON; use dataclasses, TypedDicts, "
-            "lists, dicts with str keys and plain types, or Any"
+            "models of pydantic, lists, dicts with str keys and plain types, or Any"
         )
 
     def _part(self, annotation: Any) -> _Shape:
@@ -180,14 +190,41 @@ class _Builder:
             schema, lambda value: tuple(each(list, decoders, value)), lambda value: each(tuple, encoders, value)
         )
 
+    def _model(self, cls: type) -> _Shape:
+        """A model of pydantic's, with definitions of its own, which may be named like others of the document."""
+        if cls in self._shapes:
+            return self._shapes[cls]
+        from ._pydantic import Model  # pydantic is there, or there would be no such class
+
+        model = Model(cls)
+        schema = model.schema("serialization" if self._answered else "validation")
+        definitions: JsonSchema = schema.pop("$defs", {})
+        names = {f"#/$defs/{name}": self._name(name) for name in definitions}
+        for name, definition in definitions.items():
+            self._definitions[names[f"#/$defs/{name}"]] = _renamed(definition, names)
+        self._used.update(names.values())
+        if set(schema) == {"$ref"}:  # it contains itself
+            reference = f"#/$defs/{names[schema['$ref']]}"
+        else:
+            name = self._name(cls.__name__)
+            self._definitions[name] = _renamed(schema, names)
+            reference = f"#/$defs/{name}"
+        self._shapes[cls] = _Shape({"$ref": reference}, model.decode, model.encode)
+        return self._shapes[cls]
+
+    def _name(self, wanted: str) -> str:
+        """A name for a definition that no other has, taken from now on."""
+        name, number = wanted, 1
+        while name in self._definitions:
+            number += 1
+            name = f"{wanted}{number}"
+        self._definitions[name] = {}
+        return name
+
     def _named(self, cls: type) -> _Shape:
         if cls in self._shapes:
             return self._shapes[cls]
-        name, number = cls.__name__, 1
-        while name in self._definitions:
-            number += 1
-            name = f"{cls.__name__}{number}"
-        self._definitions[name] = {}
+        name = self._name(cls.__name__)
         # A class that contains itself needs its converters before they exist, so it gets a way to them.
         made: list[_Shape] = []
         shape = _Shape(
@@ -355,10 +392,30 @@ def _choice(choices: list[tuple[Any, Any]]) -> _Shape:
 def _described(shape: _Shape, metadata: tuple[Any, ...]) -> _Shape:
     text = next((item for item in metadata if isinstance(item, str)), None)
     labels = [key for item in metadata if isinstance(item, Labels) for key in item.keys]
-    said: JsonSchema = {"description": text} if text else {}
-    if labels:
-        said["x-antiphon-labels"] = list(dict.fromkeys([*shape.schema.get("x-antiphon-labels", ()), *labels]))
-    return _Shape({**shape.schema, **said}, shape.decode, shape.encode) if said else shape
+    schema = {**shape.schema, "description": text} if text else shape.schema
+    schema = labelled(schema, labels) if labels else schema
+    return _Shape(schema, shape.decode, shape.encode) if schema is not shape.schema else shape
+
+
+def labelled(schema: JsonSchema, labels: Sequence[str]) -> JsonSchema:
+    """The schema with labels beside those it has."""
+    return {**schema, "x-antiphon-labels": list(dict.fromkeys([*schema.get("x-antiphon-labels", ()), *labels]))}
+
+
+def _renamed(schema: Any, names: Mapping[str, str]) -> Any:
+    """The schema with its references to definitions by their new names."""
+    if isinstance(schema, list):
+        return [_renamed(part, names) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: f"#/$defs/{names[value]}"
+        if key == "$ref" and isinstance(value, str) and value in names
+        else {tag: f"#/$defs/{names[to]}" if to in names else to for tag, to in value.items()}
+        if key == "mapping" and isinstance(value, dict) and all(isinstance(to, str) for to in value.values())
+        else _renamed(value, names)
+        for key, value in schema.items()
+    }
 
 
 _string, _boolean = _convert.exactly(str, "a string"), _convert.exactly(bool, "a boolean")

@@ -21,7 +21,7 @@ from antiphon.v1.agent_service_pb2 import AgentHello, Result, WorkRequest, WorkR
 from antiphon.v1.agent_service_pb2_grpc import AgentServiceStub
 from antiphon.v1.registry_pb2 import AgentDescription
 
-from ._attempts import Attempts
+from ._attempts import Attempts, Observer
 from ._errors import AntiphonError, Remedy, from_rpc_error
 from ._handler import Handler
 from ._outbox import Outbox
@@ -42,11 +42,18 @@ _log = logging.getLogger("antiphon.agent")
 class Worker:
     """Works for the sidecar at one socket. `run` is the whole life; `drain` lets it end. Make it on the event loop."""
 
-    def __init__(self, path: str, description: AgentDescription, handlers: Mapping[tuple[str, str], Handler]) -> None:
+    def __init__(
+        self,
+        path: str,
+        description: AgentDescription,
+        handlers: Mapping[tuple[str, str], Handler],
+        observer: Observer | None = None,
+    ) -> None:
         self._path = path
         self._description = description
         self._outbox = Outbox()
-        self._attempts = Attempts(handlers, self._outbox, description.concurrency)
+        self._attempts = Attempts(handlers, self._outbox, description.concurrency, observer)
+        self._attached = False
         self._recalled: Mapping[str, Result] = {}
         self._before: frozenset[str] = frozenset()
         self._draining = asyncio.Event()
@@ -97,7 +104,10 @@ class Worker:
 
     async def _attach(self) -> None:
         """One stream, from hello to its end. Raises `AioRpcError`, or `TimeoutError` when the other side is stuck."""
-        self._recalled = self._outbox.recall()
+        if (
+            self._attached
+        ):  # else nothing was said since the stream before, and what that one may have lost still may be
+            self._recalled, self._attached = self._outbox.recall(), False
         self._before = self._outbox.waiting() | self._attempts.running()
         async with grpc.aio.insecure_channel(f"unix:{self._path}", _OPTIONS) as channel:
             stream = AgentServiceStub(channel).Work()  # type: ignore[call-arg]  # its types know no write()
@@ -111,6 +121,7 @@ class Worker:
             if first.welcome.inline_limit:
                 self._attempts.inline_limit = first.welcome.inline_limit
             _log.info("attached as %s in namespace %s", first.welcome.agent, first.welcome.namespace)
+            self._attached = True
             self._outbox.reopen()
             self._attempts.repeat_calls()
             if self._draining.is_set():
@@ -159,6 +170,7 @@ class Worker:
         await stream.done_writing()
 
     async def _close_when_idle(self) -> None:
+        self._attempts.flush()
         await self._attempts.idle()
         self._outbox.close()
 

@@ -47,15 +47,34 @@ if __name__ == "__main__":
     agent.run()
 '''
 
-_TEST = '''"""The handler is a plain function: test it as one."""
+_TEST = '''"""The handler is a plain function: test it as one. The whole is tested on a mesh of its own."""
 
 import asyncio
+from pathlib import Path
 
-from agent import Greeting, Person, greet
+from agent import Greeting, Person, agent, greet
+
+from antiphon import load_graph, output_of
+from antiphon.testing import Mesh
 
 
 def test_a_person_is_greeted_by_name() -> None:
     assert asyncio.run(greet(Person("Ada"))) == Greeting("Hello, Ada!")
+
+
+def test_a_run_that_fails_at_first_is_answered_in_the_end() -> None:
+    graph = load_graph(Path(__file__).with_name("graph.yaml")).graph
+
+    async def journey() -> None:
+        async with Mesh() as mesh:
+            instance = mesh.add(agent)
+            instance.fail("$capability@1", attempts=1)
+            async with mesh.hurry():
+                run = await mesh.client.submit(graph, {"name": "Ada"}, wait=True)
+            assert output_of(run) == {"greet": {"text": "Hello, Ada!"}}
+            assert [attempted.state for attempted in instance.attempts()] == ["FAILED", "SUCCEEDED"]
+
+    asyncio.run(journey())
 '''
 
 _SIDECAR = """# Read by: antiphon sidecar run --config sidecar.toml
@@ -81,7 +100,7 @@ An Antiphon agent in Python. `agent.py` offers `$capability@1`.
 
 ```sh
 pip install "antiphon[server]" pytest
-pytest                                  # the handler alone
+pytest                                  # the handler alone, then on a mesh
 
 antiphon dev                            # in another terminal: a whole mesh on this machine
 export ANTIPHON_TOKEN=$$(antiphon certs token --profile operator \\

@@ -1,0 +1,105 @@
+"""pydantic models as annotations: their schema, their validation, their errors.
+
+Imported only when an annotation is one of pydantic's own classes, so whoever has one has imported pydantic already. A
+message names the place and what pydantic has to say of it, never the value, which may be confidential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import pydantic
+from pydantic_core import PydanticSerializationError
+
+from . import _json
+from ._convert import Convert, Mismatch
+
+_MOST = 16
+"""Errors of one value that are told; a list of thousands fails thousands of times."""
+Mode = Literal["validation", "serialization"]
+
+
+class Model:
+    """One model, or dataclass of pydantic's, and how it travels. Raises `TypeError` for one that cannot as JSON."""
+
+    def __init__(self, cls: type) -> None:
+        self._cls = cls
+        with self._told():
+            self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(cls)
+
+    def schema(self, mode: Mode) -> dict[str, Any]:
+        """What is accepted, or what is answered; its `$defs` are named as pydantic names them. Raises `TypeError`."""
+        with self._told():
+            return self._adapter.json_schema(mode=mode)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticUndefinedAnnotation) as error:
+            raise TypeError(f"the model {self._cls.__qualname__} cannot travel as JSON: {error.message}") from error
+
+    @property
+    def decode(self) -> Convert:
+        adapter = self._adapter
+
+        def convert(value: Any) -> Any:
+            try:
+                # As JSON, which is what it was: strict models take a date from a string in JSON, and nowhere else.
+                return adapter.validate_json(_json.dumps(value))
+            except pydantic.ValidationError as error:
+                raise _mismatch(error, value) from None  # its text quotes the input
+
+        return convert
+
+    @property
+    def encode(self) -> Convert:
+        adapter, cls = self._adapter, self._cls
+
+        def convert(value: Any) -> Any:
+            if not isinstance(value, cls):
+                raise Mismatch(f"expected {cls.__name__}, got {type(value).__name__}")
+            try:
+                return adapter.dump_python(value, mode="json", by_alias=True, warnings="error")
+            except PydanticSerializationError:
+                raise Mismatch(f"a field of {cls.__name__} holds what the model does not declare") from None
+
+        return convert
+
+
+def _mismatch(error: pydantic.ValidationError, value: Any) -> Mismatch:
+    """All that is wrong in one message, at the place of the first."""
+    found = error.errors(include_url=False, include_context=True, include_input=False)
+    told = [f"{_pointer(_text(one['loc'])) or 'the value'}: {_said(one)}" for one in found[:_MOST]]
+    if len(found) > _MOST:
+        told.append(f"and {len(found) - _MOST} more")
+    mismatch = Mismatch("; ".join(told))
+    for part in reversed(_present(found[0]["loc"], value)):
+        mismatch.within(part)
+    return mismatch
+
+
+def _said(one: Mapping[str, Any]) -> str:
+    if one["type"] == "union_tag_invalid":  # the only text of pydantic's that quotes the input
+        return f"expected {one['ctx']['discriminator']} to be one of {one['ctx']['expected_tags']}"
+    return str(one["msg"])
+
+
+def _text(location: tuple[int | str, ...]) -> list[str]:
+    return [str(part) for part in location]
+
+
+def _pointer(parts: list[str]) -> str:
+    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def _present(location: tuple[int | str, ...], value: Any) -> list[str]:
+    """What of a location leads through the value: pydantic adds names of alternatives, and of what is missing."""
+    parts = []
+    for part in location:
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and part in range(len(value))):
+            value = value[part]  # type: ignore[index]  # looked at in the line above
+            parts.append(str(part))
+    return parts
