@@ -102,7 +102,8 @@ class Network:
 
     def forward(self, target: str, real: str, host: str = HOST, port: int = 0) -> str:
         """An address in front of `real`, which is the process `target`; nobody has to listen there yet."""
-        return self._wait(self._listen(target, real, host, port))
+        address: str = self._wait(self._listen(target, real, host, port))
+        return address
 
     def know(self, *processes: Process) -> None:
         """From now on connections of these are told apart by their names; each may have several lives."""

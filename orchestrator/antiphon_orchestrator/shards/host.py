@@ -386,7 +386,7 @@ class Host:
             except StoreFull as error:
                 if wait >= 1.0:
                     log.error("store_takes_no_writes", shard=seat.shard.index, cause=str(error))
-                moment = now()
+                moment = self._now()
                 seat.shard.let_archived_go(moment)
                 while seat.shard.retain:
                     await self._forget_archived(seat, moment)

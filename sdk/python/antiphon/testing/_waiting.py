@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-LIMIT = 120.0
+LIMIT = 60.0
 """Seconds after which a state that should have come about never will; generous, for machines under load."""
 
 _PAUSE = 0.02
