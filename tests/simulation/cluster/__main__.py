@@ -8,16 +8,20 @@ import logging
 import os
 import sys
 import time
+import traceback
 from typing import Any
 
 import structlog
 
-from tests.simulation.cluster import outside, sidecar
+from tests.simulation.cluster import outside, planted, sidecar
 from tests.simulation.cluster.loop import PROCESS
 from tests.simulation.cluster.world import World
 
 HASH_SEED = "0"
 """Python's own chance decides in what order sets are read; with it given, a seed plays the same everywhere."""
+
+ENOUGH = 5
+"""Worlds that went wrong after which no more are played."""
 
 
 def _arguments() -> argparse.Namespace:
@@ -26,6 +30,7 @@ def _arguments() -> argparse.Namespace:
     which.add_argument("--seeds", help="FIRST:END, of which END is not played")
     which.add_argument("--seed", type=int)
     parser.add_argument("--trace", action="store_true", help="say what happens")
+    parser.add_argument("--find", nargs="*", choices=planted.FAULTS, help="plant these faults, or all, one at a time")
     return parser.parse_args()
 
 
@@ -45,12 +50,63 @@ def _tell_all() -> None:
     class Shown(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             process = PROCESS.get()
-            extra = {name: getattr(record, name) for name in ("orchestrator", "cause", "agent") if hasattr(record, name)}
+            extra = {
+                name: getattr(record, name) for name in ("orchestrator", "cause", "agent") if hasattr(record, name)
+            }
             print(f"{outside.OUTSIDE.loop.now:9.4f} {process.name if process else '-'} {record.getMessage()} {extra}")
             if record.exc_info:
                 print(logging.Formatter().formatException(record.exc_info))
 
     logging.basicConfig(level=logging.INFO, handlers=[Shown()])
+
+
+def _play(seed: int, trace: bool) -> tuple[World, Exception | None]:
+    world = World(seed, print if trace else None)
+    try:
+        world.play()
+    except Exception as error:
+        return world, error
+    return world, None
+
+
+def _play_all(seeds: range, trace: bool) -> int:
+    """Plays worlds until some went wrong; whether that is so."""
+    began, steps, virtual, broken = time.process_time(), 0, 0.0, 0
+    for seed in seeds:
+        world, error = _play(seed, trace)
+        if error is not None:
+            broken += 1
+            print(f"seed {seed} at {world.loop.now:.4f} s: {type(error).__name__}: {error}")
+            print(f"play it again: python -m tests.simulation.cluster --seed {seed} --trace", flush=True)
+            if not isinstance(error, AssertionError):
+                traceback.print_exception(error)
+        steps += world.loop.steps
+        virtual += world.loop.now
+        del world
+        if seed % 10 == 9:
+            gc.collect()
+        if broken == ENOUGH:
+            break
+    took = time.process_time() - began
+    print(f"{len(seeds)} worlds, {steps} steps, {virtual:.0f} s of their time, {took:.1f} s of ours, {broken} broken")
+    return 1 if broken else 0
+
+
+def _find(faults: list[str], seeds: range) -> int:
+    """Plays each fault until a world shows it; whether one was not found."""
+    missed = 0
+    for name in faults:
+        with planted.FAULTS[name]():
+            for seed in seeds:
+                _, error = _play(seed, False)
+                if error is not None:
+                    print(f"{name}: seed {seed}: {type(error).__name__}: {error}"[:300], flush=True)
+                    break
+            else:
+                print(f"{name}: NOT FOUND", flush=True)
+                missed += 1
+        gc.collect()
+    return 1 if missed else 0
 
 
 def main() -> int:
@@ -68,25 +124,9 @@ def main() -> int:
     # Worlds end in the middle of things; what those would still do when they are let go of concerns nobody.
     sys.unraisablehook = lambda unraisable: None
     gc.disable()  # what is collected when must not depend on what was played before
-    began, steps, virtual = time.process_time(), 0, 0.0
-    for seed in seeds:
-        world = World(seed, print if arguments.trace else None)
-        try:
-            world.play()
-        except Exception as error:
-            print(f"seed {seed} at {world.loop.now:.4f} s: {type(error).__name__}: {error}")
-            print(f"play it again: python -m tests.simulation.cluster --seed {seed} --trace")
-            if not isinstance(error, AssertionError) or arguments.trace:
-                raise
-            return 1
-        steps += world.loop.steps
-        virtual += world.loop.now
-        del world
-        if seed % 10 == 0:
-            gc.collect()
-    took = time.process_time() - began
-    print(f"{len(seeds)} worlds, {steps} steps, {virtual:.0f} s of their time, {took:.1f} s of ours")
-    return 0
+    if arguments.find is not None:
+        return _find(arguments.find or list(planted.FAULTS), seeds)
+    return _play_all(seeds, arguments.trace)
 
 
 if __name__ == "__main__":

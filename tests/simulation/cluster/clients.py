@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -37,23 +37,23 @@ class Client:
         await asyncio.sleep(begin)
         request = api.SubmitRunRequest(request_id=request_id, inline=graph, wait=rng.random() < 0.3)
         run_id = await self._submit(request)
-        also = [self._watch(run_id)]
+        also: list[Awaitable[Any]] = [self._watch(run_id)]
         if rng.random() < 0.3:
             also.append(self._watch(run_id))
         if rng.random() < 0.3:
-            also.append(self._later(self._submit(request)))
+            also.append(self._later(self._submit, request))
         if rng.random() < 0.3:
-            also.append(self._later(self._contradict(request)))
+            also.append(self._later(self._contradict, request))
         if rng.random() < 0.3:
-            also.append(self._later(self._get(run_id)))
+            also.append(self._later(self._get, run_id))
         if rng.random() < 0.15:
-            also.append(self._later(self._cancel(run_id)))
+            also.append(self._later(self._cancel, run_id))
         await asyncio.gather(*also)
         await self._get(run_id)
 
-    async def _later(self, work: Any) -> None:
+    async def _later(self, work: Callable[[Any], Awaitable[Any]], what: Any) -> None:
         await asyncio.sleep(10 * self._rng.random() ** 2)
-        await work
+        await work(what)
 
     async def _submit(self, request: api.SubmitRunRequest) -> str:
         run: run_pb2.Run = (await self._answer("SubmitRun", request)).run

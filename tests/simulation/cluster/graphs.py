@@ -53,9 +53,9 @@ def _diamond() -> graph_pb2.Graph:
 def _fan() -> graph_pb2.Graph:
     graph = _graph("fan")
     many = _task(graph, "many")
-    many.for_each = "${[1, 2, 3, 4, 5]}"
+    many.for_each = "[1, 2, 3, 4, 5]"
     some = _task(graph, "some", retry=False)
-    some.for_each = "${[1, 2]}"
+    some.for_each = "[1, 2]"
     some.on_failure = graph_pb2.ON_FAILURE_CONTINUE
     _task(graph, "last", "many", "some")
     return graph

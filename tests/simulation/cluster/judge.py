@@ -31,7 +31,12 @@ def judge(world: World) -> None:
         _run(world, run_id)
     for replica in world.running():
         assert replica.host is not None and replica.fleet is not None
-        live = [run_id for shard in replica.host.shards for run_id, entry in shard.runs.items() if entry.run.end_time is None]
+        live = [
+            run_id
+            for shard in replica.host.shards
+            for run_id, entry in shard.runs.items()
+            if entry.run.end_time is None
+        ]
         require(not live, f"{replica.replica_id} goes on with {live}, which have ended")
         for instance in replica.fleet.instances():
             used = f"{instance.instance_id} has {instance.in_use} slots in use at {replica.replica_id}, for nothing"
@@ -64,12 +69,17 @@ def _run(world: World, run_id: str) -> None:
     told = history.watched.get(run_id, {})
     require(set(told) == set(range(1, len(records) + 1)), f"nobody was told all of {run_id}")
     for number, raw in enumerate(records, 1):
-        require(told.get(number) == views.event_message(run, raw).SerializeToString(), f"{run_id} {number} was told otherwise")
+        require(
+            told.get(number) == views.event_message(run, raw).SerializeToString(),
+            f"{run_id} {number} was told otherwise",
+        )
         if number > 1:
             record = journal.Record.FromString(raw)
             require(run.state is RunState.RUNNING, f"something was recorded of {run_id} after its end")
             apply(run, codec.decode(record), record.time)
-    require(run.state.name == history.ends[run_id], f"{run_id} ended {run.state.name} and was told {history.ends[run_id]}")
+    require(
+        run.state.name == history.ends[run_id], f"{run_id} ended {run.state.name} and was told {history.ends[run_id]}"
+    )
     require(run.state.name == world.archive.runs[run_id].state, f"{run_id} is archived with another end")
     _attempts(world, run)
 
@@ -83,7 +93,9 @@ def _attempts(world: World, run: Run) -> None:
         done = history.done.get(name)
         require(done is None or succeeded == [int(done)], f"{name}/{done} was accepted and is not on record")
         for attempt in task.attempts:
-            lost = attempt.state is AttemptState.LOST and attempt.failure is not None and attempt.failure.message == AWAY
+            lost = (
+                attempt.state is AttemptState.LOST and attempt.failure is not None and attempt.failure.message == AWAY
+            )
             sidecar = world.incarnations.get(attempt.instance.split("/")[1])
             here = lost and sidecar is not None and not world.disturbed[sidecar.name]
             require(not here, f"{name}/{attempt.number} was given up, and its sidecar was there all the time")

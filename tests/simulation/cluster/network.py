@@ -8,7 +8,6 @@ connections; one that is stopped keeps them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -228,8 +227,10 @@ class Channel:
         if endpoint is None:
             raise ConnectionError("connection refused")
         server = endpoint.process
-        while network.is_cut(client.host, server.host) or network.is_cut(server.host, client.host):
+        while network.is_cut(client.host, server.host) or network.is_cut(server.host, client.host):  # noqa: ASYNC110 - a network has no event
             await asyncio.sleep(0.2)
+        if not server.alive:
+            raise ConnectionError("the connection was reset")
         await network.hello(server)
         if network.endpoint(self._address) is not endpoint:
             raise ConnectionError("connection refused")
@@ -240,7 +241,7 @@ class Channel:
     def unary_unary(
         self, path: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
     ) -> Callable[..., Awaitable[Any]]:
-        async def call(request: Any, *, timeout: float | None = None, metadata: Metadata = ()) -> Any:
+        async def call(request: Any, *, timeout: float | None = None, metadata: Metadata = ()) -> Any:  # noqa: ASYNC109 - as grpc
             under_way = ClientCall(self, path, metadata, timeout, request_serializer, response_deserializer)
             try:
                 under_way.send(request)
@@ -387,11 +388,12 @@ class ServerCall:
         self._abandoned = False
 
     def begin(self) -> None:
+        if self._abandoned:
+            return
         self._task = self._connection.server.spawn(self._run())
 
     async def _run(self) -> None:
-        if not self._abandoned:
-            await self._connection.endpoint.serve(self)
+        await self._connection.endpoint.serve(self)
 
     def take(self, data: bytes) -> None:
         self._requests.put_nowait(data)
@@ -425,8 +427,6 @@ class ServerCall:
 def error(code: grpc.StatusCode, said: str, trailers: Metadata = ()) -> grpc.aio.AioRpcError:
     """The end of a call that went wrong."""
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers), said)
-
-
 
 
 def _same(data: Any) -> Any:

@@ -6,7 +6,6 @@ The sidecar's own parts are real, its streams included; what stands for grpc's c
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -25,7 +24,7 @@ from tests.simulation.cluster.network import Channel, ClientCall, Network, Peer
 AGENT = "worker"
 CAPABILITY = ("text.work", "1.0")
 ALL = Grants(agents=("*",), capabilities=("*",))
-_SWEEP = 0.1
+_SWEEP = 0.2
 _BEAT = 5.0
 
 
@@ -194,5 +193,3 @@ class Sidecar:
             ]
             if old:
                 self.process.loop.call_soon(self._history.refused, old, held)
-
-

@@ -60,6 +60,7 @@ class StoreModel:
         self._keys: list[bytes] = []
         self._events: list[WatchEvent] = []
         self._leases: dict[int, tuple[int, float]] = {}
+        self._waiting: list[tuple[bytes, Callable[[], None]]] = []
 
     def get(self, key: bytes) -> KeyValue | None:
         return self._kvs.get(key)
@@ -94,6 +95,10 @@ class StoreModel:
             raise Compacted(self.compacted)
         first = bisect.bisect_left(self._events, revision, key=lambda event: event.kv.mod_revision)
         return [event for event in self._events[first:] if event.kv.key.startswith(prefix)]
+
+    def wait(self, prefix: bytes, wake: Callable[[], None]) -> None:
+        """Wakes whoever waits for the next change under a prefix, once."""
+        self._waiting.append((prefix, wake))
 
     def compact(self, revision: int) -> None:
         """As `Store.compact`."""
@@ -142,7 +147,16 @@ class StoreModel:
 
     def _note(self, changes: list[WatchEvent]) -> None:
         self.revision += bool(changes)
-        self._events += [event for event in changes if not event.kv.key.startswith(self._unwatched)]
+        fresh = [event for event in changes if not event.kv.key.startswith(self._unwatched)]
+        self._events += fresh
+        if not fresh:
+            return
+        waiting, self._waiting = self._waiting, []
+        for prefix, wake in waiting:
+            if any(event.kv.key.startswith(prefix) for event in fresh):
+                wake()
+            else:
+                self._waiting.append((prefix, wake))
 
     def _covered(self, range_: Delete) -> list[bytes]:
         if not range_.range_end:
@@ -194,15 +208,19 @@ class StoreClient:
         return await self._again(lambda: self._model.range(start, end, limit))
 
     async def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncGenerator[WatchBatch, None]:
-        revision = from_revision or self._model.revision + 1
+        model, network, host = self._model, self._network, self._process.host
+        revision = from_revision or model.revision + 1
         while True:
-            await asyncio.sleep(self._pause() + self._network.rng.choice([0.01, 0.02, 0.05, 0.3]))
-            if self._network.is_cut(STORE, self._process.host) or self._network.is_cut(self._process.host, STORE):
-                continue
-            events = self._model.since(prefix, revision)
-            if events:
-                revision = self._model.revision + 1
-                yield WatchBatch(tuple(events), events[-1].kv.mod_revision)
+            if not model.since(prefix, revision):
+                news: asyncio.Future[None] = self._loop.create_future()
+                model.wait(prefix, lambda news=news: None if news.done() else news.set_result(None))  # type: ignore[misc]
+                await news
+            await asyncio.sleep(self._pause() + network.rng.choice([0.0, 0.01, 0.02, 0.3]))
+            while network.is_cut(STORE, host) or network.is_cut(host, STORE):  # noqa: ASYNC110 - a network has no event
+                await asyncio.sleep(0.2)
+            events = model.since(prefix, revision)
+            revision = model.revision + 1
+            yield WatchBatch(tuple(events), events[-1].kv.mod_revision)
 
     async def grant(self, ttl_seconds: int) -> int:
         lease = self._network.rng.getrandbits(62) + 1

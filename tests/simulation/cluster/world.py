@@ -57,7 +57,7 @@ class World:
         self.errands = rng.choice([3, 5, 8])
         self.calm = False
         self._born = 0
-        self._trouble = rng.choice([4.0, 8.0, 15.0, 25.0])
+        self._trouble = rng.choice([3.0, 6.0, 10.0, 20.0])
 
     def play(self) -> None:
         """Raises what was found to be wrong."""
