@@ -54,16 +54,17 @@ class World:
         self.incarnations: dict[str, Sidecar] = {}
         self.disturbed: dict[str, bool] = {}
         """By sidecar: whether it was away, or could not be reached, for longer than a connection takes."""
-        self.errands = rng.choice([3, 5, 8])
+        self.errands = rng.choice([2, 4, 6])
         self.calm = False
         self._born = 0
-        self._trouble = rng.choice([3.0, 6.0, 10.0, 20.0])
+        self._trouble = rng.choice([3.0, 6.0, 10.0, 18.0])
 
     def play(self) -> None:
         """Raises what was found to be wrong."""
         with self.loop:
             for address in self.addresses:
-                self._start(address)
+                join = 0.0 if address == self.addresses[0] else self.rng.choice([0.0, 0.0, 0.3, 5.0])
+                self.loop.call_later(join, self._start, address, context=NOBODY)
             for number in range(self.rng.choice([1, 2, 2])):
                 self._attach(f"s{number}")
             errands = self._errands()
@@ -153,8 +154,9 @@ class World:
         process = Process(self.loop, CLIENT, CLIENT)
         who = Peer(process, f"{_SPIFFE}/demo/client/tester", ALL)
         client = Client(self.network, who, self.addresses, self.history)
+        busy = self._trouble * self.rng.choice([0.2, 0.5, 1.0])
         return [
-            process.spawn(client.errand(number, self.rng.choice(GRAPHS), self.rng.random() * self._trouble))
+            process.spawn(client.errand(number, self.rng.choice(GRAPHS), self.rng.random() * busy))
             for number in range(self.errands)
         ]
 
@@ -171,6 +173,8 @@ class World:
             (self._kill, rng.choice([0, 1, 3])),
             (self._leave, rng.choice([0, 1])),
             (self._stop, rng.choice([0, 1, 3])),
+            (self._choke, rng.choice([0, 1, 3])),
+            (self._isolate, rng.choice([0, 1, 2])),
             (self._cut_store, rng.choice([0, 1])),
             (self._cut_replicas, rng.choice([0, 1])),
             (self._cut_sidecar, rng.choice([0, 0, 1])),
@@ -220,6 +224,36 @@ class World:
         if process.alive and process.stopped:
             self.said(f"{process.name} goes on")
             process.go_on()
+
+    def _choke(self) -> None:
+        """A replica is stopped with offers in its buffers, which arrive when others own its shards."""
+        if (found := self._one()) is None or found[1].stopped:
+            return
+        process, seconds = found[1], self.rng.choice([6.5, 8.0])
+        self.said(f"nothing of {process.name} reaches a sidecar, and then it is stopped")
+        self._cut_sidecars(process.host, seconds, both=False)
+        self._after(self.rng.choice([0.1, 0.5, 1.5]), lambda: None if self.calm else process.stop())
+        self._after(seconds + self.rng.choice([-0.5, 0.5]), lambda: self._go_on(process))
+
+    def _isolate(self) -> None:
+        """A host loses its sidecars, then the store and the other replicas, and finds all of them again."""
+        host, seconds = self._host(), self.rng.choice([2.0, 7.0, 9.0])
+        self.said(f"{host} is cut off for {seconds} s")
+        self._cut_sidecars(host, seconds, both=True)
+        others = [STORE, *(address.partition(":")[0] for address in self.addresses)]
+        self._after(self.rng.choice([0.0, 0.5, 1.5]), lambda: self._cut_ways(host, others, seconds))
+
+    def _cut_sidecars(self, host: str, seconds: float, *, both: bool) -> None:
+        for name in self.sidecars:
+            self.disturbed[name] = True
+        self._cut_ways(host, list(self.sidecars), seconds, both=both)
+
+    def _cut_ways(self, host: str, others: list[str], seconds: float, *, both: bool = True) -> None:
+        for other in others:
+            for way in ((host, other), (other, host)) if both else ((host, other),):
+                if not self.calm and other != host:
+                    self.network.cut(*way)
+                    self._after(seconds, lambda way=way: self.network.repair(*way))  # type: ignore[misc]
 
     def _cut(self, one: str, other: str) -> None:
         seconds = self.rng.choice([0.5, 3.0, 9.0])
