@@ -96,6 +96,15 @@ def not_told() -> Any:
     return patch.object(Host, "told", lambda host, number, epoch: None)
 
 
+def denies_without_asking() -> Any:
+    """An owner that was overtaken, and does not know it, says that what others have taken since is not there."""
+
+    async def owns(host: Host, number: int) -> bool:
+        return True
+
+    return patch.object(Host, "owns", owns)
+
+
 @contextmanager
 def sidecar_ignores_epochs() -> Iterator[None]:
     """Offers of any owner are taken."""
@@ -174,6 +183,7 @@ FAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
             unclear_counts_as_committed,
             acts_before_the_commit,
             not_told,
+            denies_without_asking,
             sidecar_ignores_epochs,
             adopted_attempts_run_again,
             requests_forgotten,
