@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from antiphon.store.v1 import journal_pb2 as journal
 from antiphon.store.v1 import records_pb2 as records
-from antiphon_orchestrator.store import Delete, Put, Txn, keys
+from antiphon_orchestrator.store import Put, Target, Txn, keys
 
 from tests.simulation.cluster.store import StoreModel
 
@@ -103,8 +103,11 @@ class Fence:
                 self._owner(int(rest[0], 16), op)
             elif kind == "log" and isinstance(op, Put):
                 self._segment(int(rest[0], 16), op)
-            elif kind == "log" and isinstance(op, Delete):
-                self._history.require(self._model.get(keys.shard_owner(int(rest[0], 16))) is not None, "nobody trims")
+            elif kind in ("log", "requests"):
+                # A trim, or request ids of archived runs: they do not say whose they are, so they have to ask.
+                owner = keys.shard_owner(int(rest[0], 16))
+                asked = any(compare.key == owner and compare.target is Target.VALUE for compare in txn.compares)
+                self._history.require(asked, f"{op.key!r} was changed without asking who owns the shard")
 
     def _owner(self, shard: int, op: Put) -> None:
         require = self._history.require

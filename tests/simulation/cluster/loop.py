@@ -39,7 +39,7 @@ class Process:
         """A task of this process, begun from outside."""
         return self.loop.create_task(work, context=self._context.copy())
 
-    def call(self, callback: Callable[[], None]) -> None:
+    def call(self, callback: Callable[[], object]) -> None:
         """Has the process do something, as soon as it runs."""
         self.loop.call_soon(callback, context=self._context)
 

@@ -211,7 +211,7 @@ class World:
     def _leave(self) -> None:
         if (found := self._one()) is not None and not found[1].stopped:
             self.said(f"{found[1].name} is told to leave")
-            found[1].call(lambda: found[3].cancel() and None)
+            found[1].call(found[3].cancel)
 
     def _stop(self) -> None:
         if (found := self._one()) is not None and not found[1].stopped:
