@@ -23,7 +23,7 @@ def judge(world: World) -> None:
     history, archive = world.history, world.archive
     require = history.require
     runs = list(history.runs.values())
-    require(len(history.runs) == world.errands, "a submission was never answered")
+    require(len(history.runs) == len(world.errands), "a submission was never answered")
     require(len(set(runs)) == len(runs), "two requests became one run")
     ended = {run_id for run_id, run in archive.runs.items() if run.end_time is not None}
     require(ended == set(runs), f"lost: {set(runs) - ended}; nobody asked for: {ended - set(runs)}")

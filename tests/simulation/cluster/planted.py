@@ -173,6 +173,9 @@ def watch_skips() -> Iterator[None]:
         yield
 
 
+FIRST: Mapping[str, int] = MappingProxyType({"not_told": 60})
+"""Seeds at which to begin to look for what shows itself seldom."""
+
 FAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
         fault.__name__: fault

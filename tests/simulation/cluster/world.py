@@ -54,7 +54,10 @@ class World:
         self.incarnations: dict[str, Sidecar] = {}
         self.disturbed: dict[str, bool] = {}
         """By sidecar: whether it was away, or could not be reached, for longer than a connection takes."""
-        self.errands = rng.choice([2, 4, 6])
+        self.errands: list[asyncio.Task[Any]] = []
+        self._clients = Process(self.loop, CLIENT, CLIENT)
+        who = Peer(self._clients, f"{_SPIFFE}/demo/client/tester", ALL)
+        self._client = Client(self.network, who, self.addresses, self.history)
         self.calm = False
         self._born = 0
         self._trouble = rng.choice([3.0, 6.0, 10.0, 18.0])
@@ -67,7 +70,7 @@ class World:
                 self.loop.call_later(join, self._start, address, context=NOBODY)
             for number in range(self.rng.choice([1, 2, 2])):
                 self._attach(f"s{number}")
-            errands = self._errands()
+            self._ask(self.rng.choice([2, 4, 6]), self._trouble * self.rng.choice([0.2, 0.5, 1.0]))
             for when, trouble in self._troubles():
                 self.loop.advance(when)
                 if not self.calm:
@@ -75,10 +78,12 @@ class World:
             self.loop.advance(self._trouble)
             self._calm_down()
             until = self.loop.now + PEACE
-            self.loop.advance(until, lambda: all(errand.done() for errand in errands) and self._settled())
+            self.loop.advance(until, lambda: all(errand.done() for errand in self.errands) and self._settled())
             self.loop.advance(self.loop.now + 1.0)
             if self.loop.now >= until:
-                raise Violation(f"it does not come to rest: {self._left(errands)}")
+                raise Violation(f"it does not come to rest: {self._left()}")
+            for errand in self.errands:
+                errand.result()
             judge(self)
             if self.loop.failures:
                 raise self.loop.failures[0]
@@ -150,15 +155,12 @@ class World:
     def _sidecar_ended(self, task: asyncio.Task[Any]) -> None:
         self.loop.failures.append(task.exception() or RuntimeError("a sidecar ended by itself"))
 
-    def _errands(self) -> list[asyncio.Task[Any]]:
-        process = Process(self.loop, CLIENT, CLIENT)
-        who = Peer(process, f"{_SPIFFE}/demo/client/tester", ALL)
-        client = Client(self.network, who, self.addresses, self.history)
-        busy = self._trouble * self.rng.choice([0.2, 0.5, 1.0])
-        return [
-            process.spawn(client.errand(number, self.rng.choice(GRAPHS), self.rng.random() * busy))
-            for number in range(self.errands)
-        ]
+    def _ask(self, count: int, within: float) -> None:
+        """So many clients come with an errand, within so many seconds."""
+        rng = self.rng
+        for _ in range(count):
+            errand = self._client.errand(len(self.errands), rng.choice(GRAPHS), rng.random() * within)
+            self.errands.append(self._clients.spawn(errand))
 
     # Trouble.
 
@@ -169,6 +171,9 @@ class World:
         self.weather.late = rng.choice([0, 0, 0.02, 0.1])
         self.weather.slow = rng.choice([0.002, 0.004, 0.05])
         self.network.slow = rng.choice([0.001, 0.003, 0.05])
+        if self.weather.lost + self.weather.unanswered + self.weather.late > 0:
+            # An attach asks the store several times, which then may take longer than its attempts are waited for.
+            self.disturbed = dict.fromkeys(self.disturbed, True)
         kinds: list[tuple[Callable[[], None], float]] = [
             (self._kill, rng.choice([0, 1, 3])),
             (self._leave, rng.choice([0, 1])),
@@ -232,6 +237,7 @@ class World:
         process, seconds = found[1], self.rng.choice([6.5, 8.0])
         self.said(f"nothing of {process.name} reaches a sidecar, and then it is stopped")
         self._cut_sidecars(process.host, seconds, both=False)
+        self._ask(2, 0.5)
         self._after(self.rng.choice([0.1, 0.5, 1.5]), lambda: None if self.calm else process.stop())
         self._after(seconds + self.rng.choice([-0.5, 0.5]), lambda: self._go_on(process))
 
@@ -348,8 +354,8 @@ class World:
             return False
         return all(sidecar.node is not None and not sidecar.node.inflight.held for sidecar in self.sidecars.values())
 
-    def _left(self, errands: list[asyncio.Task[Any]]) -> str:
-        open_errands = [number for number, errand in enumerate(errands) if not errand.done()]
+    def _left(self) -> str:
+        open_errands = [number for number, errand in enumerate(self.errands) if not errand.done()]
         shards = [
             (replica.replica_id, shard.index, shard.epoch, list(shard.runs), len(shard.inbox))
             for replica in self.running()
