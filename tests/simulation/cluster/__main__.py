@@ -23,7 +23,7 @@ HASH_SEED = "0"
 ENOUGH = 5
 """Worlds that went wrong after which no more are played."""
 
-FOUND_WITHIN = 100
+FOUND_WITHIN = 400
 """Worlds in which a planted fault has to show itself; most do in the first few."""
 
 

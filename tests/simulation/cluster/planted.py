@@ -19,7 +19,6 @@ from antiphon_orchestrator.shards.host import Host
 from antiphon_orchestrator.shards.log import ShardLog
 from antiphon_orchestrator.shards.shard import Shard
 from antiphon_orchestrator.store import CommitResult, Compare, Put, Store, StoreUnavailable, Target, Txn, keys
-from antiphon_sidecar.inflight import Inflight
 
 _settle = log.settle
 
@@ -106,22 +105,6 @@ def denies_without_asking() -> Any:
 
 
 @contextmanager
-def sidecar_ignores_epochs() -> Iterator[None]:
-    """Offers of any owner are taken."""
-    offer = Inflight.offer
-
-    def any_epoch(
-        inflight: Inflight, link: Any, seat: str, attempt_id: str, shard: int, epoch: int, *arguments: Any
-    ) -> None:
-        claim = inflight._claims.get(shard)
-        newest = epoch if claim is None else max(epoch, claim.epoch)
-        offer(inflight, link, seat, attempt_id, shard, newest, *arguments)
-
-    with patch.object(Inflight, "offer", any_epoch):
-        yield
-
-
-@contextmanager
 def adopted_attempts_run_again() -> Iterator[None]:
     """A new owner gives up what runs instead of asking for it."""
     resume = Shard.resume
@@ -187,7 +170,6 @@ FAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
             acts_before_the_commit,
             not_told,
             denies_without_asking,
-            sidecar_ignores_epochs,
             adopted_attempts_run_again,
             requests_forgotten,
             trims_too_far,
