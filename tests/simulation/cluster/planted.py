@@ -19,6 +19,7 @@ from antiphon_orchestrator.shards.host import Host
 from antiphon_orchestrator.shards.log import ShardLog
 from antiphon_orchestrator.shards.shard import Shard
 from antiphon_orchestrator.store import CommitResult, Compare, Put, Store, StoreUnavailable, Target, Txn, keys
+from antiphon_sidecar.inflight import Inflight
 
 _settle = log.settle
 
@@ -95,13 +96,20 @@ def not_told() -> Any:
     return patch.object(Host, "told", lambda host, number, epoch: None)
 
 
-def denies_without_asking() -> Any:
-    """An owner that was overtaken, and does not know it, says that what others have taken since is not there."""
+@contextmanager
+def sidecar_ignores_epochs() -> Iterator[None]:
+    """Offers of any owner are taken."""
+    offer = Inflight.offer
 
-    async def owns(host: Host, number: int) -> bool:
-        return True
+    def any_epoch(
+        inflight: Inflight, link: Any, seat: str, attempt_id: str, shard: int, epoch: int, *arguments: Any
+    ) -> None:
+        claim = inflight._claims.get(shard)
+        newest = epoch if claim is None else max(epoch, claim.epoch)
+        offer(inflight, link, seat, attempt_id, shard, newest, *arguments)
 
-    return patch.object(Host, "owns", owns)
+    with patch.object(Inflight, "offer", any_epoch):
+        yield
 
 
 @contextmanager
@@ -156,7 +164,9 @@ def watch_skips() -> Iterator[None]:
         yield
 
 
-FIRST: Mapping[str, int] = MappingProxyType({"not_told": 60})
+FIRST: Mapping[str, int] = MappingProxyType(
+    {"not_told": 90, "sidecar_ignores_epochs": 40, "adopted_attempts_run_again": 80, "no_nonce": 30}
+)
 """Seeds at which to begin to look for what shows itself seldom."""
 
 FAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
@@ -169,7 +179,7 @@ FAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
             unclear_counts_as_committed,
             acts_before_the_commit,
             not_told,
-            denies_without_asking,
+            sidecar_ignores_epochs,
             adopted_attempts_run_again,
             requests_forgotten,
             trims_too_far,
