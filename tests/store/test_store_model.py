@@ -1,20 +1,17 @@
-"""Any transactions, however they are grouped, do what a dictionary would do with them one after the other."""
+"""Any transactions, however they are grouped, do what a dictionary would do with them one after the other: the model
+that tests/simulation stands on as well."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from antiphon_orchestrator.store import (
     UP_TO_LAST,
-    CommitResult,
     Compare,
     Delete,
-    EventType,
-    KeyValue,
     Operator,
     Put,
     Target,
@@ -25,52 +22,10 @@ from backends import Backend, EtcdBackend, SqliteBackend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.simulation.cluster.store import StoreModel
+
 KEYS = st.sampled_from([b"a", b"b", b"b/1", b"c", b"log/1", b"log/2"])
 VALUES = st.sampled_from([b"", b"x", b"y" * 600])
-
-
-class Model:
-    """The rules of the port over a dictionary, with no thought for speed."""
-
-    def __init__(self, revision: int) -> None:
-        self.revision = revision
-        self.keys: dict[bytes, KeyValue] = {}
-        self.events: list[WatchEvent] = []
-
-    def commit(self, txn: Txn) -> CommitResult:
-        if not all(map(self.holds, txn.compares)):
-            return CommitResult(False, self.revision, {key: self.keys.get(key) for key in txn.otherwise_get})
-        changes: list[WatchEvent] = []
-        for op in txn.ops:
-            if isinstance(op, Put):
-                old = self.keys.get(op.key)
-                created = old.create_revision if old else self.revision + 1
-                new = KeyValue(op.key, op.value, created, self.revision + 1, old.version + 1 if old else 1, op.lease)
-                self.keys[op.key] = new
-                changes.append(WatchEvent(EventType.PUT, new))
-            else:
-                for key in sorted(self.keys):
-                    end = op.range_end or op.key + b"\0"
-                    if op.key <= key and (end == UP_TO_LAST or key < end):
-                        del self.keys[key]
-                        changes.append(WatchEvent(EventType.DELETE, KeyValue(key, b"", 0, self.revision + 1, 0)))
-        self.revision += bool(changes)
-        self.events += [event for event in changes if not event.kv.key.startswith(b"log/")]
-        return CommitResult(True, self.revision, {})
-
-    def holds(self, compare: Compare) -> bool:
-        found = self.keys.get(compare.key)
-        if found is None and compare.target is Target.VALUE:
-            return False
-        left: Any = getattr(found, compare.target.value, 0)
-        right: Any = compare.value
-        holds = {
-            Operator.EQUAL: lambda: left == right,
-            Operator.NOT_EQUAL: lambda: left != right,
-            Operator.GREATER: lambda: left > right,
-            Operator.LESS: lambda: left < right,
-        }
-        return bool(holds[compare.op]())
 
 
 def compares() -> st.SearchStrategy[Compare]:
@@ -104,7 +59,8 @@ GROUPS = st.lists(st.lists(txns(), min_size=1, max_size=8), min_size=1, max_size
 
 async def follow(backend: Backend, groups: list[list[Txn]], reopen_at: int, *, together: bool) -> None:
     """Holds a new store to the model. `together`: a group's transactions are sent at once, and keep their order."""
-    model = Model(backend.revision)
+    model = StoreModel(backend.revision, (b"log/",))
+    began = backend.revision + 1
     for part in (groups[:reopen_at], groups[reopen_at:]):
         # What is watched here has one-letter keys, beside which the defaults are prefixes without history.
         async with backend.open(unwatched=()) as store:
@@ -114,20 +70,15 @@ async def follow(backend: Backend, groups: list[list[Txn]], reopen_at: int, *, t
                 else:
                     results = [await store.commit(txn) for txn in group]
                 assert list(results) == [model.commit(txn) for txn in group]
-            found = await store.range(b"\0", UP_TO_LAST)
-            assert found.revision == model.revision
-            assert list(found.kvs) == [model.keys[key] for key in sorted(model.keys)]
-            seen: list[WatchEvent] = []
+            assert await store.range(b"\0", UP_TO_LAST) == model.range(b"\0", UP_TO_LAST)
             for prefix in (b"a", b"b", b"c"):
                 watch = store.watch(prefix, backend.first)
-                expected = [event for event in model.events if event.kv.key.startswith(prefix)]
+                expected = model.since(prefix, began)
                 told: list[WatchEvent] = []
                 while len(told) < len(expected):
                     told += (await anext(watch)).events
                 assert told == expected
                 await watch.aclose()
-                seen += expected
-            assert len(seen) == len(model.events)
 
 
 @settings(max_examples=150, deadline=None)

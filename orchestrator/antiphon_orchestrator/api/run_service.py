@@ -307,7 +307,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             found = await future
             if found is None:
                 run = await self._load(request.run_id)
-                self._check_cursor(request, run)
+                await self._check_cursor(request, run)
                 records = await self._records(request.run_id, request.cursor)
                 for response in _responses(run, records):
                     yield response
@@ -316,7 +316,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             first, run = found
             if run.submitted.namespace != caller().namespace:
                 raise _not_found(request.run_id)
-            self._check_cursor(request, run)
+            await self._check_cursor(request, run)
             if request.cursor + 1 < first:
                 records = await self._records(request.run_id, request.cursor)
                 for response in _responses(run, records[: first - 1 - request.cursor]):
@@ -326,8 +326,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         finally:
             self._host.put(shard, i.Unwatch(request.run_id, watcher))
 
-    def _check_cursor(self, request: api.WatchRunRequest, run: Run) -> None:
+    async def _check_cursor(self, request: api.WatchRunRequest, run: Run) -> None:
         if request.cursor > run.event_seq:
+            await self._require_owned(request.run_id)
             raise ApiError(ErrorReason.ERROR_REASON_CURSOR_INVALID, cursor=request.cursor, last=run.event_seq)
 
     async def _ask(self, run_id: str, question: Callable[[Run], T]) -> T:
@@ -348,6 +349,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         if answer is None:
             answer = guarded(await self._load(run_id))
         if isinstance(answer, Exception):
+            await self._require_owned(run_id)
             raise answer
         result: T = answer
         return result
@@ -364,8 +366,16 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         except ArchiveUnavailable as error:
             raise ApiError(ErrorReason.ERROR_REASON_ARCHIVE_UNAVAILABLE) from error
         if run is None:
+            await self._require_owned(run_id)
             raise _not_found(run_id)
         return run
+
+    async def _require_owned(self, run_id: str) -> None:
+        """Before a caller is told that something is not there: an owner that was overtaken without knowing knows less
+        than its successor has told already. Raises ApiError when the shard is another's."""
+        shard = self._shard(run_id)
+        if not await self._host.owns(shard):
+            raise moved(shard)
 
     async def _records(self, run_id: str, cursor: int) -> list[bytes]:
         try:

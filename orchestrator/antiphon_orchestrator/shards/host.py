@@ -290,6 +290,20 @@ class Host:
             seat.over = True
             seat.wake.set()
 
+    async def owns(self, number: int) -> bool:
+        """Whether a shard that is here is still this replica's, as the store says; if not, it is let go of.
+
+        Whoever is about to say that something is not there asks: the next owner may have it, and only writes are
+        refused by themselves. Raises StoreUnavailable.
+        """
+        seat = self._seats[number]
+        if seat is None or not seat.ready:
+            return False
+        if not await seat.log.owned():
+            seat.over = True
+            seat.wake.set()
+        return not seat.over
+
     async def _recover_seat(self, seat: _Seat) -> None:
         shard = seat.shard
         await seat.log.take()

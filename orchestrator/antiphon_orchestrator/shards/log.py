@@ -64,6 +64,12 @@ class ShardLog:
         self.epoch = epoch
         self._owned = Compare(self._owner_key, Target.VALUE, value)
 
+    async def owned(self) -> bool:
+        """Whether the shard is still this writer's, as the store says now."""
+        assert self._owned is not None
+        found = (await self._store.range(self._owner_key)).kvs
+        return bool(found) and found[0].value == self._owned.value
+
     async def append(self, segment: Sequence[bytes], audit: Sequence[bytes] = (), audit_first_seq: int = 0) -> int:
         """Commits one segment of records, with the audit records of the turn, and returns its number.
 

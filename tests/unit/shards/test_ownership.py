@@ -54,6 +54,18 @@ async def test_the_shard_of_one_that_is_gone_is_taken_and_its_next_write_is_refu
     assert await theirs.append([b"record"]) == 2
 
 
+async def test_an_owner_that_was_overtaken_learns_of_it_by_asking(store: SqliteStore) -> None:
+    lease = await appears(store, "a")
+    mine, theirs = ShardLog(store, 0, "a"), ShardLog(store, 0, "b")
+    await mine.take()
+    assert await mine.owned()
+    await store.revoke(lease)
+    await theirs.take()
+    assert (await mine.owned(), await theirs.owned()) == (False, True)
+    await theirs.hand_over("c")
+    assert not await theirs.owned()
+
+
 async def test_a_shard_that_was_handed_over_is_its_successors_and_nobody_elses(store: SqliteStore) -> None:
     for name in "abc":
         await appears(store, name)

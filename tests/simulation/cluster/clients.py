@@ -1,0 +1,118 @@
+"""Clients: each has an errand, and repeats itself at whichever replica answers until it is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+from antiphon.v1 import graph_pb2, run_pb2, run_service_pb2_grpc
+from antiphon.v1 import run_service_pb2 as api
+from antiphon_sidecar.errors import reason_of
+
+from tests.simulation.cluster.history import History
+from tests.simulation.cluster.network import Channel, Network, Peer
+
+Code = grpc.StatusCode
+PASSING = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.CANCELLED})
+TERMINAL = frozenset({run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED})
+TIMEOUT = 6.0
+
+
+class Client:
+    """Calls whichever replica it thinks of, and another one when that does not answer."""
+
+    def __init__(self, network: Network, who: Peer, addresses: Sequence[str], history: History) -> None:
+        self._rng = network.rng
+        self._history = history
+        self._stubs = [
+            run_service_pb2_grpc.RunServiceStub(Channel(network, who, address))  # type: ignore[arg-type]
+            for address in addresses
+        ]
+
+    async def errand(self, number: int, graph: graph_pb2.Graph, begin: float) -> None:
+        """Submits one run, perhaps twice or with other content, perhaps cancels it, and watches it to its end."""
+        rng, request_id = self._rng, f"q{number}"
+        await asyncio.sleep(begin)
+        request = api.SubmitRunRequest(request_id=request_id, inline=graph, wait=rng.random() < 0.3)
+        run_id = await self._submit(request)
+        also: list[Awaitable[Any]] = [self._watch(run_id)]
+        if rng.random() < 0.3:
+            also.append(self._watch(run_id))
+        if rng.random() < 0.3:
+            also.append(self._later(self._submit, request))
+        if rng.random() < 0.3:
+            also.append(self._later(self._contradict, request))
+        if rng.random() < 0.3:
+            also.append(self._later(self._get, run_id))
+        if rng.random() < 0.15:
+            also.append(self._later(self._cancel, run_id))
+        await asyncio.gather(*also)
+        await self._get(run_id)
+
+    async def _later(self, work: Callable[[Any], Awaitable[Any]], what: Any) -> None:
+        await asyncio.sleep(10 * self._rng.random() ** 2)
+        await work(what)
+
+    async def _submit(self, request: api.SubmitRunRequest) -> str:
+        run: run_pb2.Run = (await self._answer("SubmitRun", request)).run
+        self._history.answered(request.request_id, run.run_id)
+        self._seen(run)
+        return run.run_id
+
+    async def _contradict(self, request: api.SubmitRunRequest) -> None:
+        """The same request id with other content is never accepted once the first was answered."""
+        other = api.SubmitRunRequest()
+        other.CopyFrom(request)
+        other.labels["other"] = "content"
+        refused = await self._answer("SubmitRun", other, "REQUEST_ID_REUSED")
+        self._history.require(refused is None, f"{request.request_id} was accepted with other content")
+
+    async def _get(self, run_id: str) -> None:
+        self._seen((await self._answer("GetRun", api.GetRunRequest(run_id=run_id))).run)
+
+    async def _cancel(self, run_id: str) -> None:
+        run: run_pb2.Run = (await self._answer("CancelRun", api.CancelRunRequest(run_id=run_id))).run
+        self._history.require(run.state in TERMINAL, f"{run_id} was cancelled and goes on")
+        self._seen(run)
+
+    async def _watch(self, run_id: str) -> None:
+        """Goes on from its cursor wherever it is let to."""
+        cursor = 0
+        while True:
+            call = self._rng.choice(self._stubs).WatchRun(api.WatchRunRequest(run_id=run_id, cursor=cursor))
+            try:
+                async for response in call:
+                    for event in response.events:
+                        self._history.event(run_id, cursor, event.event_seq, event.SerializeToString())
+                        cursor = event.event_seq
+                    if response.HasField("run"):
+                        whole = cursor == response.run.event_seq
+                        self._history.require(whole, f"a watcher of {run_id} was told its end at {cursor}")
+                        self._seen(response.run)
+                        return
+            except grpc.aio.AioRpcError as error:
+                self._expect(error, "WatchRun")
+            call.cancel()
+            await asyncio.sleep(0.05 + 0.5 * self._rng.random())
+
+    async def _answer(self, method: str, request: Any, refusal: str = "") -> Any:
+        """The answer, from whoever gives one; None when it is refused for that reason."""
+        while True:
+            call = getattr(self._rng.choice(self._stubs), method)
+            try:
+                return await call(request, timeout=TIMEOUT)
+            except grpc.aio.AioRpcError as error:
+                if refusal and reason_of(error) == refusal:
+                    return None
+                self._expect(error, method)
+            await asyncio.sleep(0.05 + 0.5 * self._rng.random())
+
+    def _expect(self, error: grpc.aio.AioRpcError, method: str) -> None:
+        said = f"{method} was refused: {error.code().name} {reason_of(error)} {error.details()}"
+        self._history.require(error.code() in PASSING, said)
+
+    def _seen(self, run: run_pb2.Run) -> None:
+        if run.state in TERMINAL:
+            self._history.ended(run.run_id, run_pb2.RunState.Name(run.state).removeprefix("RUN_STATE_"))

@@ -1,0 +1,132 @@
+"""What was seen from outside, by sidecars, clients and the store, and what must never be seen.
+
+Nothing here is the product's own word: the history is written by those who deal with it. A rule that is broken ends the
+world at once; what can only be said at the end is said by `judge.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+from antiphon.store.v1 import journal_pb2 as journal
+from antiphon.store.v1 import records_pb2 as records
+from antiphon_orchestrator.store import Put, Target, Txn, keys
+
+from tests.simulation.cluster.store import StoreModel
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster.sidecar import Sidecar
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+class History:
+    """`broken` takes each violation as it is found."""
+
+    def __init__(self, broken: Callable[[Violation], None]) -> None:
+        self._broken = broken
+        self.executions: Counter[str] = Counter()
+        self.executed_by: dict[str, Sidecar] = {}
+        self.done: dict[str, str] = {}
+        """By task: the number of the attempt whose outcome was accepted as its success."""
+        self.runs: dict[str, str] = {}
+        """By request id: the run that it became."""
+        self.ends: dict[str, str] = {}
+        """By run: the state that clients were told it ended in."""
+        self.watched: dict[str, dict[int, bytes]] = {}
+        """By run: the events that any watcher was told, by their numbers."""
+
+    def require(self, holds: bool, what: str) -> None:
+        if not holds:
+            self._broken(Violation(what))
+
+    # Sidecars and their agents.
+
+    def executed(self, sidecar: Sidecar, attempt_id: str) -> None:
+        """An agent begins to work on an attempt."""
+        self.executions[attempt_id] += 1
+        self.executed_by[attempt_id] = sidecar
+        self.require(self.executions[attempt_id] == 1, f"{attempt_id} was executed again")
+        task, _, number = attempt_id.rpartition("/")
+        done = self.done.get(task)
+        self.require(
+            done is None or int(done) > int(number), f"{attempt_id} was executed after {task}/{done} was accepted"
+        )
+
+    def accepted(self, attempt_id: str, *, succeeded: bool) -> None:
+        """A sidecar is told that an outcome counts."""
+        task, _, number = attempt_id.rpartition("/")
+        if succeeded:
+            other = self.done.setdefault(task, number)
+            self.require(other == number, f"two outcomes of {task} were accepted, of {other} and of {number}")
+
+    def refused(self, attempt_ids: Collection[str], held: Collection[str]) -> None:
+        """Offers of an epoch that is over came to a sidecar that knew of a newer one."""
+        for attempt_id in attempt_ids:
+            self.require(attempt_id not in held, f"{attempt_id} was taken from an owner whose epoch was over")
+
+    # Clients.
+
+    def answered(self, request_id: str, run_id: str) -> None:
+        """A submission was answered."""
+        first = self.runs.setdefault(request_id, run_id)
+        self.require(first == run_id, f"{request_id} became two runs, {first} and {run_id}")
+
+    def ended(self, run_id: str, state: str) -> None:
+        """A client was told how a run ended."""
+        first = self.ends.setdefault(run_id, state)
+        self.require(first == state, f"{run_id} was said to have ended {first}, and {state}")
+
+    def event(self, run_id: str, cursor: int, event_seq: int, event: bytes) -> None:
+        """A watcher, which had seen everything up to `cursor`, was told an event."""
+        self.require(event_seq == cursor + 1, f"a watcher of {run_id} was told {event_seq} after {cursor}")
+        known = self.watched.setdefault(run_id, {}).setdefault(event_seq, event)
+        self.require(known == event, f"two watchers of {run_id} were told different events {event_seq}")
+
+
+class Fence:
+    """Looks at every transaction that the store accepts: who owns a shard, and that nobody else writes to it."""
+
+    def __init__(self, model: StoreModel, history: History) -> None:
+        self._model = model
+        self._history = history
+        model.committed = self._committed
+
+    def _committed(self, txn: Txn, revision: int) -> None:
+        for op in txn.ops:
+            kind, *rest = keys.parts(op.key)
+            if kind == "shard" and rest[-1] == "owner" and isinstance(op, Put):
+                self._owner(int(rest[0], 16), op)
+            elif kind == "log" and isinstance(op, Put):
+                self._segment(int(rest[0], 16), op)
+            elif kind in ("log", "requests"):
+                # A trim, or request ids of archived runs: they do not say whose they are, so they have to ask.
+                owner = keys.shard_owner(int(rest[0], 16))
+                asked = any(compare.key == owner and compare.target is Target.VALUE for compare in txn.compares)
+                self._history.require(asked, f"{op.key!r} was changed without asking who owns the shard")
+
+    def _owner(self, shard: int, op: Put) -> None:
+        require = self._history.require
+        before, new = self._read(shard), records.ShardOwner.FromString(op.value)
+        if new.epoch == before.epoch:
+            require(not before.successor_id, f"shard {shard} was handed over twice in epoch {new.epoch}")
+            return
+        require(new.epoch == before.epoch + 1, f"shard {shard} went from epoch {before.epoch} to {new.epoch}")
+        claimant = before.successor_id or before.replica_id
+        gone = claimant in ("", new.replica_id) or self._model.get(keys.replica(claimant)) is None
+        require(gone, f"shard {shard} was taken from {claimant}, which was still there")
+
+    def _segment(self, shard: int, op: Put) -> None:
+        require = self._history.require
+        owner, segment = self._read(shard), journal.LogSegment.FromString(op.value)
+        require(self._model.get(op.key) is None, f"segment {op.key!r} was written twice")
+        ours = segment.epoch == owner.epoch and not owner.successor_id
+        require(ours, f"epoch {segment.epoch} wrote to shard {shard}, which is {owner.replica_id}'s in {owner.epoch}")
+
+    def _read(self, shard: int) -> records.ShardOwner:
+        found = self._model.get(keys.shard_owner(shard))
+        return records.ShardOwner.FromString(found.value) if found is not None else records.ShardOwner()

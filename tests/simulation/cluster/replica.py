@@ -1,0 +1,278 @@
+"""One orchestrator replica as a process of the simulated world: the real parts, joined as app.py joins them.
+
+What is not the product's own is a model: store, archive, network, clock. Left out is what a run does not pass through
+(policies that change, payloads outside, metrics, certificates).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+from antiphon.mesh.v1 import mesh_service_pb2, mesh_service_pb2_grpc
+from antiphon.v1 import run_service_pb2_grpc
+from antiphon_certs import Identity
+from antiphon_orchestrator import telemetry
+from antiphon_orchestrator.admission import SchemaSet, Values
+from antiphon_orchestrator.api.call import FORWARDED, Caller, set_caller
+from antiphon_orchestrator.api.errors import refusal
+from antiphon_orchestrator.api.interceptor import Refusal
+from antiphon_orchestrator.api.mesh_service import MeshService
+from antiphon_orchestrator.api.run_service import RunService
+from antiphon_orchestrator.archive import Archive
+from antiphon_orchestrator.audit import AuditLog
+from antiphon_orchestrator.blobs import ObjectBlobs
+from antiphon_orchestrator.cluster.assignment import Member
+from antiphon_orchestrator.cluster.gathering import Gathering
+from antiphon_orchestrator.cluster.membership import Membership
+from antiphon_orchestrator.cluster.peers import Peers
+from antiphon_orchestrator.cluster.routing import Routing
+from antiphon_orchestrator.cluster.steward import Steward
+from antiphon_orchestrator.context import SharedContext
+from antiphon_orchestrator.context.rules import Quota
+from antiphon_orchestrator.mesh.calls import Calls
+from antiphon_orchestrator.mesh.context import ContextDesk
+from antiphon_orchestrator.mesh.sessions import MeshSettings, Sessions
+from antiphon_orchestrator.mesh.tokens import AttemptTokens
+from antiphon_orchestrator.placement.fleet import Fleet
+from antiphon_orchestrator.policy import CedarPolicies, dev_profile
+from antiphon_orchestrator.registry.registry import Registry
+from antiphon_orchestrator.runs.archived import ArchivedRuns
+from antiphon_orchestrator.runs.catalog import Catalog
+from antiphon_orchestrator.runs.listing import RunListing
+from antiphon_orchestrator.runs.reads import ContextReads
+from antiphon_orchestrator.runs.room import StoreRoom
+from antiphon_orchestrator.runs.submit import Submissions
+from antiphon_orchestrator.shards.archiver import Archiver
+from antiphon_orchestrator.shards.host import Host, now
+from antiphon_orchestrator.shards.log import shard_count
+from antiphon_orchestrator.shards.remembering import Remembering
+from antiphon_orchestrator.store import Store, StoreError
+
+from tests.simulation.cluster.loop import Process
+from tests.simulation.cluster.network import Channel, Network, Peer, ServerCall, error
+
+LEAVING = 10.0
+POLICY = CedarPolicies(dev_profile())
+"""Shared by all worlds: what is remembered in it is what was asked, not what came of it."""
+METRICS = telemetry.Metrics()
+_DETAILS = "grpc-status-details-bin"
+_TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class SimulatedClock:
+    """Implements certs.Clock by the loop that runs."""
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(now() / 1e6, UTC)
+
+    async def sleep(self, duration: timedelta) -> None:
+        await asyncio.sleep(duration.total_seconds())
+
+
+class SimulatedPeers(Peers):
+    """Calls to other replicas over the simulated network."""
+
+    def __init__(self, network: Network, who: Peer, others: Callable[[], list[Member]]) -> None:
+        super().__init__(lambda: cast(Any, None), others)
+        self._network = network
+        self._who = who
+        self._channels: dict[str, Channel] = {}
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.setdefault(address, Channel(self._network, self._who, address))
+        return cast(grpc.aio.Channel, channel)
+
+
+class _Handlers:
+    """What stands for a server while servicers are added to it: keeps how each method is handled."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """They come by name as well."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        self.methods.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
+
+
+class Replica:
+    """`run` is the process. `failed` takes what no refusal says, which is a fault of the product."""
+
+    def __init__(
+        self,
+        replica_id: str,
+        address: str,
+        process: Process,
+        network: Network,
+        store: Store,
+        archive: Archive,
+        who: Peer,
+        shards: int,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self.replica_id = replica_id
+        self.process = process
+        self.host: Host | None = None
+        self.fleet: Fleet | None = None
+        self.sessions: Sessions | None = None
+        self._address = address
+        self._network = network
+        self._store = store
+        self._archive = archive
+        self._who = who
+        self._shards = shards
+        self._failed = failed
+        self._routing: Routing | None = None
+        self._handlers = _Handlers()
+
+    async def run(self) -> None:
+        """Until cancelled, which makes it leave as an operator's stop does."""
+        store, archive, replica_id = self._store, self._archive, self.replica_id
+        values = Values()
+        schemas = SchemaSet(values)
+        fleet = self.fleet = Fleet(POLICY, schemas)
+        audit = AuditLog(store, replica_id, now)
+        registry = Registry(store, fleet, schemas, now, timedelta(days=30))
+        catalog = Catalog(store, values)
+        archiver = Archiver(archive)
+        tokens = await AttemptTokens.load(store)
+        archived = ArchivedRuns(archive, catalog)
+        calls = Calls(catalog, archived, tokens, now)
+        clock = SimulatedClock()
+        blobs = ObjectBlobs("file:///nowhere")
+        context = SharedContext(store, POLICY, audit, blobs, Quota(), clock)
+        desk = ContextDesk(context, tokens)
+        reads = ContextReads(context, clock, now)
+        sessions = self.sessions = Sessions(
+            MeshSettings(replica_id), fleet, registry, POLICY, audit, tokens, calls, desk, now
+        )
+        host = self.host = Host(
+            store, fleet, sessions, archiver, reads, catalog.plan_of, replica_id=replica_id,
+            shard_count=await shard_count(store, self._shards), inbox_limit=1000, metrics=METRICS,
+        )  # fmt: skip
+        sessions.bind(host)
+        reads.answer = host.put
+        membership = Membership(store, replica_id, "0", now())
+        room = StoreRoom(store, Path("/"), 1 << 30, METRICS, host.keep_short)
+        submissions = Submissions(catalog, fleet, POLICY, audit, schemas, blobs, host, room, now)
+        peers = SimulatedPeers(self._network, self._who, lambda: membership.others)
+        routing = self._routing = Routing(host, membership, peers)
+
+        def cluster_changed() -> None:
+            staying = (member for member in membership.members.values() if not member.leaving)
+            sessions.replicas_changed(tuple(sorted((member.replica_id, member.address) for member in staying)))
+            routing.look()
+
+        steward = Steward(host, membership, cluster_changed)
+        gathering = Gathering(host, membership, peers, routing)
+        listing = RunListing(host, archive)
+        runs = RunService(host, submissions, archived, listing, fleet, routing, peers, gathering, blobs)
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, cast(Any, self._handlers))
+        mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), cast(Any, self._handlers))
+        await registry.load()
+        await context.load()
+        await audit.load()
+        self._network.listen(self._address, self.process, self._serve)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(catalog.run(), name="catalog")
+                group.create_task(audit.run(), name="audit")
+                group.create_task(registry.run(), name="registry")
+                group.create_task(archiver.run(), name="archiver")
+                group.create_task(Remembering(archive, host, clock).run(), name="request ids from the archive")
+                await membership.join(self._address)
+                group.create_task(membership.run(), name="membership")
+                group.create_task(steward.run(), name="shards")
+                await steward.begun.wait()
+                group.create_task(sessions.run(), name="sessions")
+                group.create_task(calls.run(), name="calls")
+                group.create_task(context.run(), name="context")
+                group.create_task(desk.run(), name="context requests")
+                group.create_task(reads.run(), name="context for expressions")
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    routing.stopping = True
+                    if membership.others:
+                        with contextlib.suppress(TimeoutError, StoreError):
+                            async with asyncio.timeout(LEAVING):
+                                await membership.leave()
+                                await steward.left()
+        finally:
+            sessions.drain()
+            self._network.close(self._address, self.process)
+            await audit.close()
+            await membership.gone()
+
+    async def _serve(self, call: ServerCall) -> None:
+        """As api.interceptor answers a call; that certificate and rules are in order is taken for granted."""
+        principal = call.peer.principal
+        metadata = dict(call.metadata)
+        forwarded = metadata.get(FORWARDED)
+        if isinstance(forwarded, bytes):
+            principal = mesh_service_pb2.ForwardedCall.FromString(forwarded).caller
+        who = Caller(Identity.parse(principal), call.peer.grants, _TRACE, principal, forwarded is not None)
+        set_caller(who)
+        method = self._handlers.methods[call.path]
+        try:
+            if method.unary_unary is not None:
+                call.answer(await self._unary(call, method, who))
+            else:
+                await self._stream(call, method, who)
+        except Exception as exception:
+            call.end(self._refused(exception))
+        else:
+            call.end(True)
+
+    async def _unary(self, call: ServerCall, method: Any, who: Caller) -> bytes:
+        routing, parse, request = self._routing, method.request_deserializer, await call.request()
+        assert routing is not None
+        message = parse(request)
+        shard = routing.shard(call.path, message, who)
+        if shard is None:
+            answer = await method.unary_unary(message, None)
+        else:
+            answer = await routing.unary(
+                call.path, shard, request, who, lambda: method.unary_unary(parse(request), None), call.remaining
+            )
+        return answer if isinstance(answer, bytes) else method.response_serializer(answer)
+
+    async def _stream(self, call: ServerCall, method: Any, who: Caller) -> None:
+        routing = self._routing
+        assert routing is not None
+        if method.stream_stream is not None:
+
+            async def parsed() -> Any:
+                async for request in call.requests():
+                    yield method.request_deserializer(request)
+
+            answers = method.stream_stream(parsed(), None)
+        else:
+            request = await call.request()
+            message = method.request_deserializer(request)
+            shard = routing.shard(call.path, message, who)
+            if shard is None:
+                answers = method.unary_stream(message, None)
+            else:
+                answers = routing.stream(call.path, shard, request, who, lambda: method.unary_stream(message, None))
+        async with contextlib.aclosing(answers) as responses:
+            async for response in responses:
+                call.answer(response if isinstance(response, bytes) else method.response_serializer(response))
+
+    def _refused(self, exception: Exception) -> grpc.aio.AioRpcError:
+        if isinstance(exception, Refusal):
+            trailers = ((_DETAILS, exception.details),) if exception.details is not None else ()
+            return error(exception.code, str(exception), trailers)
+        refused = refusal(exception)
+        if refused is None:
+            self._failed(exception)
+            return error(grpc.StatusCode.INTERNAL, repr(exception))
+        details = refused.to_status().SerializeToString()
+        return error(refused.spec.code, str(refused), ((_DETAILS, details),))

@@ -1,0 +1,44 @@
+"""Whole clusters, each from one seed, in processes of their own: clock and chance of the real code are replaced there.
+
+ANTIPHON_ROBUST=1 plays twenty times as many. What went wrong is printed with the command that plays it again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SEEDS = 10_000 if os.environ.get("ANTIPHON_ROBUST") == "1" else 500
+BATCH = 125
+"""Worlds in one process: enough for its start not to count."""
+
+
+def simulate(*arguments: str) -> str:
+    """What the simulation has printed. Fails when it found anything, or said anything else than how it went."""
+    command = [sys.executable, "-W", "error", "-m", "tests.simulation.cluster", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
+def test_no_cluster_breaks_a_promise_whatever_befalls_it(first: int) -> None:
+    assert f"{BATCH} worlds" in simulate("--seeds", f"{first}:{first + BATCH}")
+
+
+def test_every_planted_fault_is_found() -> None:
+    printed = simulate("--find")
+    assert "NOT FOUND" not in printed
+    assert len(printed.splitlines()) >= 6
+
+
+def test_a_seed_plays_the_same_again() -> None:
+    once, again = (simulate("--seed", "3", "--trace") for _ in range(2))
+    steps = once.splitlines()
+    assert len(steps) > 20
+    assert steps[:-1] == again.splitlines()[:-1]  # the last one says how long it took
