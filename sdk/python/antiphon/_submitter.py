@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from datetime import timedelta
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -21,6 +22,7 @@ from antiphon.v1.run_service_pb2 import SubmitRunRequest, SubmitRunResult, Submi
 from ._calls import RETRIES, Tries, metadata, pause_before
 from ._connection import Connection
 from ._errors import AntiphonError, RetryableError, SetupError, Unavailable, from_error_message, from_rpc_error
+from ._reasons import ShardMoved
 from ._stream import ended, send, talk
 from ._submission import SubmitOptions, Upload, submission
 from ._trace import traceparent
@@ -35,12 +37,13 @@ _BYTES = 1 << 20
 
 
 class _Pending:
-    __slots__ = ("answer", "failures", "later", "request")
+    __slots__ = ("answer", "failures", "later", "request", "since")
 
     def __init__(self, request: SubmitRunRequest, answer: asyncio.Future[Run]) -> None:
         self.request = request
         self.answer = answer
         self.failures = 0
+        self.since = monotonic()
         self.later: asyncio.TimerHandle | None = None
 
 
@@ -154,7 +157,9 @@ class Submitter:
             return  # answered before, on a stream that broke
         if result.HasField("error"):
             error = from_error_message(result.error)
-            if isinstance(error, RetryableError) and pending.failures < RETRIES:
+            # A shard changes hands for longer than a few tries take, when its owner ends and the machine is busy.
+            patient = isinstance(error, ShardMoved) and monotonic() - pending.since < self._patience.total_seconds()
+            if isinstance(error, RetryableError) and (pending.failures < RETRIES or patient):
                 pause = pause_before(error, pending.failures)
                 pending.failures += 1
                 pending.later = asyncio.get_running_loop().call_later(pause, self._queue, pending)
