@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from antiphon_orchestrator.api import errors
-from antiphon_orchestrator.cluster import membership, routing, steward
+from antiphon_orchestrator.cluster import gathering, membership, routing, steward
 from antiphon_orchestrator.mesh import tokens
 from antiphon_orchestrator.runs import submit
 from antiphon_orchestrator.shards import archiver, host, log
@@ -23,7 +23,7 @@ from tests.simulation.cluster.loop import PROCESS, SimulatedLoop
 START = 1_700_000_000.0
 """When every world begins, in seconds since 1970."""
 
-_TIMED: tuple[ModuleType, ...] = (membership, routing, host, node)
+_TIMED: tuple[ModuleType, ...] = (gathering, membership, routing, node)
 _RANDOM: tuple[ModuleType, ...] = (errors, steward, submit, archiver, host, log, upstream)
 _SECRET: tuple[ModuleType, ...] = (tokens, log, node)
 

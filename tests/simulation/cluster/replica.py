@@ -49,13 +49,15 @@ from antiphon_orchestrator.runs.reads import ContextReads
 from antiphon_orchestrator.runs.room import StoreRoom
 from antiphon_orchestrator.runs.submit import Submissions
 from antiphon_orchestrator.shards.archiver import Archiver
-from antiphon_orchestrator.shards.host import Host, now
+from antiphon_orchestrator.shards.clock import SteadyClock
+from antiphon_orchestrator.shards.host import Host
 from antiphon_orchestrator.shards.log import shard_count
 from antiphon_orchestrator.shards.remembering import Remembering
 from antiphon_orchestrator.store import Store, StoreError
 
 from tests.simulation.cluster.loop import Process
 from tests.simulation.cluster.network import Channel, Network, Peer, ServerCall, error
+from tests.simulation.cluster.outside import OUTSIDE
 
 LEAVING = 10.0
 POLICY = CedarPolicies(dev_profile())
@@ -68,8 +70,11 @@ _TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 class SimulatedClock:
     """Implements certs.Clock by the loop that runs."""
 
+    def __init__(self, now: Callable[[], int]) -> None:
+        self._now = now
+
     def now(self) -> datetime:
-        return datetime.fromtimestamp(now() / 1e6, UTC)
+        return datetime.fromtimestamp(self._now() / 1e6, UTC)
 
     async def sleep(self, duration: timedelta) -> None:
         await asyncio.sleep(duration.total_seconds())
@@ -138,6 +143,7 @@ class Replica:
         values = Values()
         schemas = SchemaSet(values)
         fleet = self.fleet = Fleet(POLICY, schemas)
+        now = SteadyClock(OUTSIDE.time_ns, OUTSIDE.monotonic_ns)
         audit = AuditLog(store, replica_id, now)
         registry = Registry(store, fleet, schemas, now, timedelta(days=30))
         catalog = Catalog(store, values)
@@ -145,7 +151,7 @@ class Replica:
         tokens = await AttemptTokens.load(store)
         archived = ArchivedRuns(archive, catalog)
         calls = Calls(catalog, archived, tokens, now)
-        clock = SimulatedClock()
+        clock = SimulatedClock(now)
         blobs = ObjectBlobs("file:///nowhere")
         context = SharedContext(store, POLICY, audit, blobs, Quota(), clock)
         desk = ContextDesk(context, tokens)
@@ -155,7 +161,7 @@ class Replica:
         )
         host = self.host = Host(
             store, fleet, sessions, archiver, reads, catalog.plan_of, replica_id=replica_id,
-            shard_count=await shard_count(store, self._shards), inbox_limit=1000, metrics=METRICS,
+            shard_count=await shard_count(store, self._shards), inbox_limit=1000, metrics=METRICS, now=now,
         )  # fmt: skip
         sessions.bind(host)
         reads.answer = host.put
