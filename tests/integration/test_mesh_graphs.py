@@ -212,7 +212,8 @@ async def test_the_deadline_of_a_run_ends_it_and_tells_the_agent(client: Client,
     graph = one_task("work.hold@1", str(mesh.path("never")))
     run = await client.submit(graph, deadline=SOON, wait=True)
     assert (run.state, run.failure.kind) == (run_pb2.RUN_STATE_FAILED, failure_pb2.FAILURE_KIND_TIMEOUT)
-    assert "deadline" in run.failure.message
+    # The sidecar, which was told the same moment, may have been quicker.
+    assert "deadline" in run.failure.message or "timeout" in run.failure.message
     await eventually(lambda: ("cancelled", f"{run.run_id}/t/0/1") in seen(mesh))
 
 

@@ -5,7 +5,6 @@ Only in the long form: Helm has to be built first. The manifests are judged in t
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 CHART = DEPLOY / "helm/antiphon"
 EXAMPLE = DEPLOY / "helm/example.yaml"
 
-pytestmark = pytest.mark.skipif(os.environ.get("ANTIPHON_ROBUST") != "1", reason="the long form: make robust")
+pytestmark = pytest.mark.long_form
 
 FORMS: dict[str, dict[str, Any]] = {
     "cert-manager makes the authority": {

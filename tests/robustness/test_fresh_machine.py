@@ -21,7 +21,7 @@ from tests.harness import Process, eventually
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 900.0
 
-pytestmark = pytest.mark.skipif(os.environ.get("ANTIPHON_ROBUST") != "1", reason="the long form: make robust")
+pytestmark = pytest.mark.long_form
 
 
 class Machine:

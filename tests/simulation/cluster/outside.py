@@ -23,7 +23,7 @@ from tests.simulation.cluster.loop import PROCESS, SimulatedLoop
 START = 1_700_000_000.0
 """When every world begins, in seconds since 1970."""
 
-_TIMED: tuple[ModuleType, ...] = (gathering, membership, routing, node)
+_TIMED: tuple[ModuleType, ...] = (gathering, membership, routing, host, node)
 _RANDOM: tuple[ModuleType, ...] = (errors, steward, submit, archiver, host, log, upstream)
 _SECRET: tuple[ModuleType, ...] = (tokens, log, node)
 

@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
+from antiphon_orchestrator.shards import asking, log, recovery
 from antiphon_orchestrator.shards import inputs as i
-from antiphon_orchestrator.shards import log, recovery
 from antiphon_orchestrator.shards.host import Host
 from antiphon_orchestrator.shards.log import ShardLog
 from antiphon_orchestrator.shards.shard import Shard
@@ -155,12 +155,12 @@ def trims_too_far() -> Iterator[None]:
 @contextmanager
 def watch_skips() -> Iterator[None]:
     """A watcher that comes back misses an event."""
-    watch = Shard._watch
+    watch = asking.watch
 
-    def skips(shard: Shard, turn: Any, item: i.Watch) -> None:
-        watch(shard, turn, i.Watch(item.run_id, item.cursor + bool(item.cursor), item.watcher, item.sink))
+    def skips(runs: Any, turn: Any, item: i.Watch) -> None:
+        watch(runs, turn, i.Watch(item.run_id, item.cursor + bool(item.cursor), item.watcher, item.sink))
 
-    with patch.object(Shard, "_watch", skips):
+    with patch.object(asking, "watch", skips):
         yield
 
 

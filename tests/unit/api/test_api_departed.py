@@ -86,7 +86,7 @@ async def test_a_stream_that_is_over_keeps_no_answers() -> None:
 
 
 async def test_large_answers_come_in_messages_that_clients_accept() -> None:
-    service = run_service.RunService(*[cast(Any, None)] * 8)
+    service = run_service.RunService(*[cast(Any, None)] * 9)
     stream = a_stream()
     for number in range(200):
         stream.outstanding += 1
@@ -116,7 +116,7 @@ class Immediate:
 
 async def test_a_caller_who_leaves_before_the_end_of_a_run_tells_the_shard() -> None:
     desk = Desk(1)
-    service = run_service.RunService(cast(Host, desk), *[cast(Any, None)] * 7)
+    service = run_service.RunService(cast(Host, desk), *[cast(Any, None)] * 8)
     leave = i.Leave("r0000", b"", lambda answer: None)
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     call = asyncio.create_task(service._answered(future, 0, leave))

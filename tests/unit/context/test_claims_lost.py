@@ -33,7 +33,7 @@ class Replica:
         self.told: list[tuple[str, str, int]] = []
         held = Index()
         policy = CedarPolicies(dev_profile())
-        gate = Gate(policy, AuditLog(store, name, lambda: self.now, 1_000))
+        gate = Gate(policy, AuditLog(store, name, lambda: self.now))
         self.claims = Claims(store, gate, held, Quota(), lambda: self.now)
         self.claims.lost = lambda incarnation, loss: self.told.append((incarnation, loss.attempt_id, loss.claim.fence))
         self.keeper = Keeper(store, self.claims, Index(), held, Index(), SystemClock(), lambda: self.now)
