@@ -248,14 +248,19 @@ class ObjectBlobs:
         """See `Blobs.probe`; it need not have been entered, and makes a folder's last part alone."""
         if self._folder is not None and not self._folder.exists():
             return f"{self._url}: none yet, made when an orchestrator starts"
+        # Not by obstore's coroutines: its threads still let go of the last one while whoever asked ends already, and an
+        # interpreter that ends under them is aborted.
+        await asyncio.to_thread(self._probe)
+        return f"{self._url}: can be written and read"
+
+    def _probe(self) -> None:
         path, content = f"{_SPOOL}/{uuid4().hex}", os.urandom(16)
         with _told():
-            await self._store.put_async(path, content)
-            found = bytes(await self._store.get_range_async(path, start=0, length=len(content)))
-            await self._store.delete_async(path)
+            self._store.put(path, content)
+            found = bytes(self._store.get_range(path, start=0, length=len(content)))
+            self._store.delete(path)
         if found != content:
             raise BlobsUnavailable(f"{self._url} does not give back what was written")
-        return f"{self._url}: can be written and read"
 
     async def _tidy(self) -> None:
         """Once, with the first upload: a folder's spool was cleared at the beginning, without obstore."""
