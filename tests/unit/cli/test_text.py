@@ -75,19 +75,21 @@ def test_input_comes_from_the_option_a_file_or_stdin(tmp_path: Path, monkeypatch
     file = tmp_path / "input.json"
     file.write_text('{"a": 1}')
     monkeypatch.setattr("sys.stdin", io.StringIO("[2]"))
-    assert read_input(None) is None
-    assert read_input('"x"') == "x"
-    assert read_input(f"@{file}") == {"a": 1}
-    assert read_input("-") == [2]
+    assert read_input(None, "--input") is None
+    assert read_input('"x"', "--input") == "x"
+    assert read_input(f"@{file}", "--input") == {"a": 1}
+    assert read_input("-", "--input") == [2]
 
 
 def test_input_that_is_not_json_is_refused_and_says_where(tmp_path: Path) -> None:
     file = tmp_path / "input.json"
     file.write_text("{")
     with pytest.raises(Problem, match=r"input\.json is not JSON"):
-        read_input(f"@{file}")
+        read_input(f"@{file}", "--input")
+    with pytest.raises(Problem, match="--data is not JSON"):
+        read_input("{", "--data")
     with pytest.raises(FileNotFoundError):
-        read_input(f"@{tmp_path / 'absent'}")
+        read_input(f"@{tmp_path / 'absent'}", "--input")
 
 
 @pytest.mark.parametrize(

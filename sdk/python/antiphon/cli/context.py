@@ -69,7 +69,7 @@ def put(
 ) -> None:
     """Write an entry and print its revision."""
     _spelled(scope_of, scope)
-    content = read_input(value)
+    content = read_input(value, "VALUE")
     lifetime = parse_duration(ttl) if ttl is not None else None
     answer = with_client(
         profile,

@@ -61,7 +61,7 @@ def submit(
 ) -> int:
     """Submit a run and print its id; with --wait print its output, and fail if the run fails."""
     source = _source(graph)
-    value = read_input(input_text)
+    value = read_input(input_text, "--input")
     options = SubmitOptions(labels=parse_labels(label or ()), priority=priority)
     if deadline is not None:
         options["deadline"] = parse_duration(deadline)

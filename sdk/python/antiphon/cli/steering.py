@@ -35,7 +35,7 @@ def signal(
     profile: ProfileName = None,
 ) -> None:
     """Send a signal to a run; the task that waits for it, now or later, has the data as its output."""
-    value = read_input(data)
+    value = read_input(data, "--data")
     answer = with_client(profile, lambda client: client.signal(run_id, name, value, request_id=request_id))
     if as_json:
         output.show_json(answer)
@@ -111,7 +111,7 @@ def resolve(
     """Say what becomes of a task that is ESCALATED. To have it tried again: antiphon run retry."""
     if (given is None) == (failure is None):
         raise Problem("an answer is an output or a failure", "give one of --output and --fail")
-    key, value = parse_task(task), read_input(given)
+    key, value = parse_task(task), read_input(given, "--output")
     ended = with_client(
         profile,
         lambda client: client.resolve(run_id, key.task_id, key.member, output=value, failure=failure, reason=reason),

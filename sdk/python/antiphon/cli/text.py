@@ -55,16 +55,19 @@ def parse_version(text: str) -> tuple[str, str]:
     return name, version
 
 
-def read_input(text: str | None) -> Any:
-    """The value of `--input`: JSON, `@FILE`, or `-` for stdin; None is JSON null. Raises `Problem`, `OSError`."""
+def read_input(text: str | None, name: str) -> Any:
+    """The value given as `name`, such as --input: JSON, `@FILE`, or `-` for stdin; None is JSON null.
+
+    Raises `Problem`, `OSError`.
+    """
     if text is None:
         return None
     if text == "-":
-        content, source = sys.stdin.read(), "the input on stdin"
+        content, source = sys.stdin.read(), f"{name} from stdin"
     elif text.startswith("@"):
         content, source = Path(text[1:]).read_text("utf-8"), text[1:]
     else:
-        content, source = text, "--input"
+        content, source = text, name
     try:
         return json.loads(content)
     except ValueError as error:
