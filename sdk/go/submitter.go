@@ -39,7 +39,8 @@ type Submission struct {
 	run      *antiphonv1.Run
 	err      error
 	failures int
-	resting  bool // until its next try
+	since    time.Time // the first refusal
+	resting  bool      // until its next try
 }
 
 // Answer waits for the run, as committed or as ended, or for the error that refused it.
@@ -241,7 +242,12 @@ func (s *Submitter) answer(result *antiphonv1.SubmitRunResult) {
 	}
 	if said := result.GetError(); said != nil {
 		refusal := fromMessage(said)
-		if refusal.Remedy == Retry && one.failures < mostRetries {
+		if one.since.IsZero() {
+			one.since = time.Now()
+		}
+		// A shard changes hands for longer than a few tries take, when its owner ends and the machine is busy.
+		patient := refusal.Reason == ShardMoved && time.Since(one.since) < s.client.patience
+		if refusal.Remedy == Retry && (one.failures < mostRetries || patient) {
 			pause := pauseBefore(refusal, one.failures)
 			one.failures++
 			one.resting = true

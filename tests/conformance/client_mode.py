@@ -100,15 +100,15 @@ class Orchestrator(grpc.GenericRpcHandler):
         assert left is not None
         exchange = left.popleft()
         if method.client_streaming:
+            said = iter(exchange.responses_json)
             async for request in requests:
-                yield _submitted(request)
+                text = next(said, None)
+                yield _submitted(request) if text is None else _spoken(text, method, request.submissions[0].request_id)
             return
         request = await anext(requests)
         self._check(name, request, exchange)
         for text in exchange.responses_json:
-            if hasattr(request, "request_id"):
-                text = text.replace("$REQUEST_ID", request.request_id)
-            yield json_format.Parse(text, message_factory.GetMessageClass(method.output_type)())
+            yield _spoken(text, method, getattr(request, "request_id", ""))
         if exchange.HasField("refusal"):
             await abort(context, exchange.refusal.reason, dict(exchange.refusal.metadata), *_details(exchange.refusal))
         if exchange.broken:
@@ -138,6 +138,11 @@ def _details(refusal: cases.Refusal) -> list[Any]:
     if refusal.HasField("retry_after"):
         details.append(error_details_pb2.RetryInfo(retry_delay=refusal.retry_after))
     return details
+
+
+def _spoken(text: str, method: MethodDescriptor, request_id: str) -> Any:
+    answer = message_factory.GetMessageClass(method.output_type)()
+    return json_format.Parse(text.replace("$REQUEST_ID", request_id), answer)
 
 
 def _submitted(request: run_service_pb2.SubmitRunsRequest) -> run_service_pb2.SubmitRunsResponse:

@@ -43,7 +43,7 @@ class _Pending:
         self.request = request
         self.answer = answer
         self.failures = 0
-        self.since = monotonic()
+        self.since: float | None = None  # the first refusal
         self.later: asyncio.TimerHandle | None = None
 
 
@@ -157,6 +157,8 @@ class Submitter:
             return  # answered before, on a stream that broke
         if result.HasField("error"):
             error = from_error_message(result.error)
+            if pending.since is None:
+                pending.since = monotonic()
             # A shard changes hands for longer than a few tries take, when its owner ends and the machine is busy.
             patient = isinstance(error, ShardMoved) and monotonic() - pending.since < self._patience.total_seconds()
             if isinstance(error, RetryableError) and (pending.failures < RETRIES or patient):

@@ -32,6 +32,8 @@ interface Pending {
   readonly request: SubmitRunRequest;
   readonly answer: Deferred<Run>;
   failures: number;
+  /** When it was refused first. */
+  since: number | undefined;
   later: NodeJS.Timeout | undefined;
 }
 
@@ -46,6 +48,7 @@ export class Submitter {
   readonly #connection: Connection;
   readonly #upload: (data: Buffer) => Promise<Payload>;
   readonly #tries: Tries;
+  readonly #patience: number;
   readonly #stop = new AbortController();
   readonly #life: Promise<void>;
   readonly #pending = new Map<string, Pending>();
@@ -62,6 +65,7 @@ export class Submitter {
     this.#connection = connection;
     this.#upload = upload;
     this.#places = inFlight;
+    this.#patience = patience;
     this.#tries = new Tries(connection, patience, Infinity, this.#stop.signal);
     this.#life = this.#stayConnected().catch((error: unknown) => {
       this.#ended = error;
@@ -81,7 +85,7 @@ export class Submitter {
       this.#free();
       throw new TypeError(`requestId ${request.requestId} is on its way already`);
     }
-    const pending: Pending = { request, answer: new Deferred<Run>(), failures: 0, later: undefined };
+    const pending: Pending = { request, answer: new Deferred<Run>(), failures: 0, since: undefined, later: undefined };
     // Whoever does not look at an answer does not want to be ended by it.
     pending.answer.promise.catch(() => undefined);
     this.#pending.set(request.requestId, pending);
@@ -200,7 +204,10 @@ export class Submitter {
       pending.answer.resolve(result.result.value);
     } else {
       const error = result.result === undefined ? new Unavailable("the answer is empty") : fromErrorMessage(result.result.value);
-      if (error instanceof RetryableError && pending.failures < RETRIES) {
+      pending.since ??= performance.now();
+      // A shard changes hands for longer than a few tries take, when its owner ends and the machine is busy.
+      const patient = error.reason === "SHARD_MOVED" && performance.now() - pending.since < this.#patience;
+      if (error instanceof RetryableError && (pending.failures < RETRIES || patient)) {
         pending.later = setTimeout(() => { this.#queue(pending); }, pauseBefore(error, pending.failures));
         pending.failures += 1;
         return;

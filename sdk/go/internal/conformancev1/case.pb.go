@@ -1279,8 +1279,9 @@ type Exchange struct {
 	RequestJson string `protobuf:"bytes,2,opt,name=request_json,json=requestJson,proto3" json:"request_json,omitempty"`
 	// The request must equal that of the exchange before it of this method: the same request id.
 	RepeatedRequest bool `protobuf:"varint,3,opt,name=repeated_request,json=repeatedRequest,proto3" json:"repeated_request,omitempty"`
-	// Messages to answer, as JSON text of the method's response; $REQUEST_ID in them is the request's. For SubmitRuns,
-	// answers are made by the runner: each submission is a run called run-of-REQUEST_ID that succeeds with {"answer": 42}.
+	// Messages to answer, as JSON text of the method's response; $REQUEST_ID in them is the request's. For SubmitRuns each
+	// answers one message, with the id of its first submission; what comes after them is answered by the runner: each
+	// submission is a run called run-of-REQUEST_ID that succeeds with {"answer": 42}.
 	ResponsesJson []string `protobuf:"bytes,4,rep,name=responses_json,json=responsesJson,proto3" json:"responses_json,omitempty"`
 	// After them; absent means OK.
 	//

@@ -601,8 +601,9 @@ class Exchange(_message.Message):
     """Every connection breaks."""
     @_builtins.property
     def responses_json(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Messages to answer, as JSON text of the method's response; $REQUEST_ID in them is the request's. For SubmitRuns,
-        answers are made by the runner: each submission is a run called run-of-REQUEST_ID that succeeds with {"answer": 42}.
+        """Messages to answer, as JSON text of the method's response; $REQUEST_ID in them is the request's. For SubmitRuns each
+        answers one message, with the id of its first submission; what comes after them is answered by the runner: each
+        submission is a run called run-of-REQUEST_ID that succeeds with {"answer": 42}.
         """
 
     @_builtins.property
