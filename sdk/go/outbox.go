@@ -18,8 +18,11 @@ const (
 	remembered = 8 // messages
 	// quietRounds is how often every other goroutine was let run without a further result; some microseconds in all.
 	quietRounds = 16
-	// gap is the least time from one message to the next, if that is not full: a message costs its readers more than a result.
+	// gap is the least time from one message of several results to the next, if that is not full: a message costs its readers
+	// more than a result.
 	gap = time.Millisecond
+	// several results in a message tell that there is load; a single chain, whose steps wait for each other, never comes to it.
+	several = 4
 )
 
 // outbox holds what an agent has to say to its sidecar, gathered into messages until the one writer can send the next. Bounds: a
@@ -115,7 +118,7 @@ func (o *outbox) gather() {
 	}
 }
 
-// pace lets a gap pass since the last message, so that they fill up under load; what comes after a pause goes at once.
+// pace lets a gap pass since the last message, so that they fill up under load.
 func (o *outbox) pace(ctx context.Context) {
 	o.mutex.Lock()
 	wait := time.Until(o.paced)
@@ -144,9 +147,12 @@ func (o *outbox) take(ctx context.Context) *antiphonv1.WorkRequest {
 		o.gather()
 		o.mutex.Lock()
 		if !o.isEmpty() {
-			o.paced = time.Now().Add(gap)
 			defer o.mutex.Unlock()
-			return o.next()
+			request := o.next()
+			if len(request.GetResults()) >= several {
+				o.paced = time.Now().Add(gap)
+			}
+			return request
 		}
 		closing := o.closing
 		o.mutex.Unlock()

@@ -22,25 +22,28 @@ func TestResultsOfHandlersThatReturnAtOnceTravelTogether(t *testing.T) {
 	}
 }
 
-func TestTheFirstResultAfterAPauseGoesAtOnceAndThoseThatFollowTravelTogether(t *testing.T) {
+func TestAfterSeveralResultsThoseThatFollowTravelTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		box := newOutbox()
 		add := func(id string) { box.result(&antiphonv1.Result{AttemptId: id}) }
 		began := time.Now()
-		add("first")
-		if request := box.take(t.Context()); len(request.GetResults()) != 1 || time.Since(began) != 0 {
+		for number := range several {
+			add(strconv.Itoa(number))
+		}
+		if request := box.take(t.Context()); len(request.GetResults()) != several || time.Since(began) != 0 {
 			t.Errorf("the first waited %v", time.Since(began))
 		}
-		add("second")
-		time.AfterFunc(gap/2, func() { add("third") })
+		add("next")
+		time.AfterFunc(gap/2, func() { add("and the one after it") })
 		if request := box.take(t.Context()); len(request.GetResults()) != 2 || time.Since(began) != gap {
 			t.Errorf("after %v there were %d results", time.Since(began), len(request.GetResults()))
 		}
-		time.Sleep(2 * gap)
 		began = time.Now()
-		add("fourth")
-		if box.take(t.Context()); time.Since(began) != 0 {
-			t.Errorf("the first after a pause waited %v", time.Since(began))
+		for step := range several {
+			add("step " + strconv.Itoa(step))
+			if box.take(t.Context()); time.Since(began) != 0 {
+				t.Errorf("a step of a chain waited %v", time.Since(began))
+			}
 		}
 	})
 }

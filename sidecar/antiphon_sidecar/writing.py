@@ -1,6 +1,6 @@
-"""The one writer of a stream to a replica: what comes after a pause goes at once, what follows closely goes together.
+"""The one writer of a stream to a replica: under load what follows closely goes together, else each goes at once.
 
-A message costs its reader more than a report in it does, and an agent that answers quickly may answer one by one.
+A message costs its reader more than a report in it does, and agents that answer quickly make many small ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from .wire import MOST_ITEMS
 
 GAP = 0.001
-"""Seconds after a message that was not full in which the next one gathers: less than a step of a chain takes."""
+"""Seconds after a message of several reports in which the next one gathers."""
+
+SEVERAL = 4
+"""Reports in a message which tell that there is load. A single chain never comes to it: its steps wait for each other,
+and a gap in each would only make it slower."""
 
 
 def _gap() -> Awaitable[None]:
@@ -32,5 +36,5 @@ async def keep_writing(
         wake.clear()
         while (request := take()) is not None:
             await write(request)
-            if len(request.reports) < MOST_ITEMS:
+            if SEVERAL <= len(request.reports) < MOST_ITEMS:
                 await gap()

@@ -1,4 +1,4 @@
-"""What a sidecar says to a replica goes at once after a pause, and together under load."""
+"""What a sidecar says to a replica goes at once when that is little, and together under load."""
 
 from __future__ import annotations
 
@@ -54,30 +54,42 @@ async def line() -> AsyncIterator[Line]:
         await asyncio.wait([writer])
 
 
-async def test_the_first_report_goes_at_once_and_those_of_the_gap_after_it_go_together() -> None:
+SOME = ["1", "2", "3", "4"]
+
+
+async def test_after_several_reports_those_of_the_gap_go_together() -> None:
     async with line() as one:
-        one.say("1")
+        one.say(*SOME)
         await one.settled()
-        assert one.written == [["1"]]
-        one.say("2")
+        assert one.written == [SOME]
+        one.say("5")
         await one.settled()
-        one.say("3")
+        one.say("6")
         await one.settled()
-        assert one.written == [["1"]]
+        assert one.written == [SOME]
         one.gaps.popleft().set_result(None)
         await one.settled()
-        assert one.written == [["1"], ["2", "3"]]
+        assert one.written == [SOME, ["5", "6"]]
 
 
 async def test_after_a_gap_in_which_nothing_came_the_next_report_goes_at_once() -> None:
     async with line() as one:
-        one.say("1")
+        one.say(*SOME)
         await one.settled()
         one.gaps.popleft().set_result(None)
         await one.settled()
-        one.say("2")
+        one.say("5")
         await one.settled()
-        assert one.written == [["1"], ["2"]]
+        assert one.written == [SOME, ["5"]]
+
+
+async def test_the_steps_of_a_chain_never_wait_for_each_other() -> None:
+    async with line() as one:
+        for step in SOME:
+            one.say(step)
+            await one.settled()
+        assert one.written == [[step] for step in SOME]
+        assert not one.gaps
 
 
 async def test_after_a_full_message_there_is_no_gap() -> None:
