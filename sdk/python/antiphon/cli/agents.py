@@ -33,7 +33,9 @@ def list_agents(as_json: AsJson = False, profile: ProfileName = None, limit: Pag
     if as_json:
         output.show_json({"agents": agents})
     elif agents:
-        output.show(output.table(("AGENT", "STATE", ">INSTANCES", ">IN USE", "OFFERS", "RUNTIME"), map(_row, agents)))
+        output.show(
+            output.table(("AGENT", "STATE", ">INSTANCES", ">IN USE", "OFFERS", "RUNTIME"), map(agent_row, agents))
+        )
     else:
         output.note("No agent has ever attached. Start one with: antiphon sidecar run -- python my_agent.py")
 
@@ -45,7 +47,7 @@ def show(name: AgentName, as_json: AsJson = False, profile: ProfileName = None) 
     if as_json:
         output.show_json(agent)
     else:
-        output.show(_details(agent))
+        output.show(agent_details(agent))
 
 
 @app.command()
@@ -92,7 +94,7 @@ def _change(call: Callable[[Client], Awaitable[Agent]], as_json: bool, profile: 
         output.show(Text(f"{agent.name}  ").append_text(output.state(agent_state(agent.state))))
 
 
-def _row(agent: Agent) -> list[RenderableType]:
+def agent_row(agent: Agent) -> list[RenderableType]:
     broken = sum(one.breaker.state in (pb.BREAKER_STATE_OPEN, pb.BREAKER_STATE_HALF_OPEN) for one in agent.instances)
     in_use = f"{sum(one.in_use for one in agent.instances)}/{sum(one.slots for one in agent.instances)}"
     return [
@@ -105,7 +107,7 @@ def _row(agent: Agent) -> list[RenderableType]:
     ]
 
 
-def _details(agent: Agent) -> RenderableType:
+def agent_details(agent: Agent) -> RenderableType:
     said = agent.description
     parts: list[RenderableType] = [
         Text(agent.name, "bold").append("  ").append_text(output.state(agent_state(agent.state))),
