@@ -28,7 +28,7 @@ class Breaker:
     `pause`: of the first opening, in microseconds. `completed`: outcomes without a failure that came before it.
     """
 
-    __slots__ = ("_bits", "_failures", "_pause", "_seen", "_share", "opened", "reason", "state", "until")
+    __slots__ = ("_bits", "_failures", "_pause", "_seen", "_share", "allowed", "opened", "reason", "state", "until")
 
     def __init__(self, failures: int, share: float, pause: int, completed: int) -> None:
         self._failures = failures
@@ -37,6 +37,8 @@ class Breaker:
         self._bits = 0
         self._seen = min(completed, failures * 2)
         self.state = CLOSED
+        self.allowed = 0
+        """Attempts that may be out while it is half open: those from before, and one more."""
         self.opened = 0
         """How often in a row."""
         self.until = 0

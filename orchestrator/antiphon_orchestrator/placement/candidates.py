@@ -13,7 +13,7 @@ from antiphon.v1 import registry_pb2
 from ..admission import Version
 from ..engine.failure import Failure
 from ..policy import Decision, Limit
-from .breaker import CLOSED, OPEN, Breaker
+from .breaker import CLOSED, HALF_OPEN, Breaker
 
 DEFAULT_LATENCY = 0.05
 """Seconds assumed of an instance that has neither declared nor shown any."""
@@ -90,7 +90,9 @@ class Instance:
     def admit(self) -> None:
         """Sets `usable` anew: an open breaker lets nothing through, a half open one a single attempt more."""
         state = self.breaker_state
-        self.usable = self.slots if state == CLOSED else 0 if state == OPEN else min(self.slots, self.in_use + 1)
+        self.usable = self.slots if state == CLOSED else 0
+        if state == HALF_OPEN and self.breaker is not None:
+            self.usable = min(self.slots, self.breaker.allowed)
 
 
 class Permit:

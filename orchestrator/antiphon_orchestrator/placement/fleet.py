@@ -27,7 +27,7 @@ from ..engine.failure import Failure, FailureKind
 from ..policy import Decision, PolicyPort
 from .breaker import BLAMED, CLOSED, HALF_OPEN, OPEN, Breaker
 from .candidates import DEFAULT_LATENCY, Instance, Need, Offered, Permit, Refused, Waiter
-from .limits import Counter, Limits, TaskKey
+from .limits import Counter, Full, Limits, TaskKey
 from .permits import EFFECTS, Permits, log_use
 from .shares import read_weights
 
@@ -138,7 +138,13 @@ class Fleet(Permits):
         if instance.instance_id in self._breaking:
             self._breaking[instance.instance_id] = instance
         self._eligible.clear()
+        self._has_room(instance)
+
+    def _has_room(self, instance: Instance) -> None:
+        """It may be given work now, which it could not before."""
         self.pump(instance)
+        if self.limits.waiting:
+            self.limits.more(instance.free)
 
     def detach(self, instance_id: str) -> Instance | None:
         """Removes an instance; attempts still out to it stay with their runs."""
@@ -179,6 +185,8 @@ class Fleet(Permits):
         (self._suspended.add if suspended else self._suspended.discard)((namespace, agent))
         self._eligible.clear()
         self.pump()
+        if self.limits.waiting and not suspended:
+            self.limits.more(sum(i.free for i in self.instances(namespace) if i.agent == agent))
 
     def instances(self, namespace: str | None = None) -> Iterator[Instance]:
         return (i for i in self._instances.values() if namespace is None or i.namespace == namespace)
@@ -188,7 +196,12 @@ class Fleet(Permits):
 
     def offered(self, namespace: str, requirement: str) -> bool:
         """Whether any live instance offers what a task asks for; for the warning of admission."""
-        return bool(self._fit(Need(namespace, requirement, (), 0.0, frozenset())))
+        need = Need(namespace, requirement, (), 0.0, frozenset())
+        if self._fit(need):
+            return True
+        wanted = Requirement.parse(requirement)
+        offers = self._by_capability.get((namespace, wanted.name), ())
+        return any(self._unfit(offered, need, wanted) == "breaker" for offered in offers)
 
     def demand(self, instance: Instance) -> int:
         """Attempts that are out to an instance or wait for one like it."""
@@ -231,8 +244,9 @@ class Fleet(Permits):
             instance.failed += failed
             if failed or instance.breaker is not None:
                 self._judge(instance, failure)
-        elif instance.breaker is not None:
-            instance.admit()  # nothing was learnt: a half open one may try another
+        elif (breaker := instance.breaker) is not None:
+            breaker.allowed = instance.in_use + 1  # nothing was learnt: a half open one may try another
+            instance.admit()
         if self._queues:
             self.pump(instance)
 
@@ -270,6 +284,7 @@ class Fleet(Permits):
             self._breaking.pop(instance.instance_id, None)
         else:
             self._breaking[instance.instance_id] = instance
+            breaker.allowed = instance.in_use + 1
         instance.admit()
         self._eligible.clear()
         self.broke(instance)
@@ -291,7 +306,7 @@ class Fleet(Permits):
             breaker = instance.breaker
             if breaker is not None and breaker.look(now):
                 self._switch(instance, breaker)
-                self.pump(instance)
+                self._has_room(instance)
 
     # Choice.
 
@@ -303,9 +318,9 @@ class Fleet(Permits):
         payload: bytes,
         number: int,
         called: Counter | None = None,
-    ) -> Placement | Refused | Counter | None:
-        """A reserved place for an attempt, a refusal, or None when it has to wait for a slot; a Counter when it has to
-        wait for the limit that it counts.
+    ) -> Placement | Refused | Full | None:
+        """A reserved place for an attempt, a refusal, or None when it has to wait for a slot; Full when it has to wait
+        for limits.
 
         `number`: of the attempt, from 1. `called`: the counter that has called the task up.
         """
@@ -346,11 +361,11 @@ class Fleet(Permits):
         payload: bytes,
         number: int,
         called: Counter | None,
-    ) -> Placement | Refused | Counter | None:
+    ) -> Placement | Refused | Full | None:
         """The first of these candidates, which have slots, that policy and limits let have the task."""
         denied: Decision | None = None
         unfit: Refused | None = None
-        full: Counter | None = None
+        full: Full | None = None
         limited = 0
         for index, offered in enumerate(entries):
             result = self._decide(offered, need, principal, principal_kind, payload, number)
@@ -362,8 +377,13 @@ class Fleet(Permits):
             if result.limits:
                 counter = self.limits.full(result, need, offered.instance.agent, called, False)
                 if counter is not None:
-                    full = counter
                     limited += 1
+                    if full is None:
+                        full = Full(counter)
+                    else:
+                        full.add(counter)
+                    if len(full.counters) >= FEW:
+                        break
                     continue
             why = self._describe(eligible, entries[index + 1 :], offered, index - limited, limited)
             placed = self._placement(offered, result, why, payload)
@@ -382,10 +402,10 @@ class Fleet(Permits):
 
     def take(
         self, offered: Offered, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
-    ) -> Placement | Refused | Counter | None:
+    ) -> Placement | Refused | Full | None:
         """Turns a slot that was reserved for a waiter into its place; gives the slot back when it may not be used.
 
-        A Counter: a limit has no room for it. None: the instance has gone or gets nothing any more, and the task has to
+        Full: a limit has no room for it. None: the instance has gone or gets nothing any more, and the task has to
         be placed anew.
         """
         instance = offered.instance
@@ -399,7 +419,7 @@ class Fleet(Permits):
             counter = self.limits.full(result, need, instance.agent, None, True) if result.limits else None
             if counter is not None:
                 self.give_back(instance.instance_id)
-                return counter
+                return Full(counter)
             placed = self._placement(offered, result, self._describe(self._fit(need), [], offered, 0, 0), payload)
             if isinstance(placed, Refused):
                 self.give_back(instance.instance_id)
@@ -473,8 +493,8 @@ class Fleet(Permits):
             and any(offered.label == chosen.label for offered in instance.offers)
         )
 
-    def explain(self, need: Need, task: TaskKey) -> run_pb2.RoutingDecision:
-        """What placement says now of a task that waits."""
+    def explain(self, need: Need, task: TaskKey | None = None) -> run_pb2.RoutingDecision:
+        """What placement says now of a task that waits; without one, of any that asks for this."""
         result = run_pb2.RoutingDecision(capability=need.capability)
         refusals: dict[str, int] = {}
         everything = self._by_capability.get((need.namespace, Requirement.parse(need.capability).name), [])
@@ -490,7 +510,7 @@ class Fleet(Permits):
         for name, number in sorted(refusals.items()):
             result.refusals.add(reason=name, count=number)
         ahead = len(self._queues.get(need, ()))
-        if limited := self.limits.explain(task):
+        if task is not None and (limited := self.limits.explain(task)):
             result.summary = limited
         elif not everything:
             offered_names = [name for (of, name), some in self._by_capability.items() if some and of == need.namespace]
@@ -520,14 +540,14 @@ class Fleet(Permits):
         run_id: str,
         task: int,
         member: int,
-        counter: Counter | None = None,
+        full: Full | None = None,
     ) -> None:
-        """Puts a task into the queue of its need, until a slot comes for it or it leaves; or, with a counter, among
-        those that wait for its limit."""
+        """Puts a task into the queue of its need, until a slot comes for it or it leaves; or among those that wait for
+        limits which are full."""
         self.leave(run_id, task, member)
         waiter = Waiter(-priority, deadline, next(self._arrivals), shard, run_id, task, member)
-        if counter is not None:
-            self.limits.park(counter, need.namespace, waiter)
+        if full is not None:
+            self.limits.park(full, need.namespace, waiter)
             return
         self._waiting[run_id, task, member] = (need, waiter)
         queue = self._queues.get(need)

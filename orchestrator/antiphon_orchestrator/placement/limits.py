@@ -46,6 +46,17 @@ class Counter:
         self.parked = FairQueue(weights)
 
 
+class Full:
+    """The limits that have no room for a task: one for each candidate that they keep out."""
+
+    def __init__(self, counter: Counter) -> None:
+        self.counters = [counter]
+
+    def add(self, counter: Counter) -> None:
+        if counter not in self.counters:
+            self.counters.append(counter)
+
+
 class Limits:
     """All counters of one replica. `call(waiter, counter)` has a parked task placed anew, with the room that the
     counter keeps for it, if any; `woken` is called when `due` may have become earlier. `now`: microseconds since 1970.
@@ -55,7 +66,7 @@ class Limits:
         self._now = now
         self._weights = weights
         self._counters: dict[Key, Counter] = {}
-        self._parked: dict[TaskKey, tuple[Counter, Waiter]] = {}
+        self._parked: dict[TaskKey, tuple[Full, Waiter]] = {}
         self._dry: dict[Counter, None] = {}
         self._replicas = 1
         self._rank = 0
@@ -155,27 +166,46 @@ class Limits:
 
     # Waiting.
 
-    def park(self, counter: Counter, namespace: str, waiter: Waiter) -> None:
-        """Keeps a task until the limit that had no room for it has."""
+    def park(self, full: Full, namespace: str, waiter: Waiter) -> None:
+        """Keeps a task until one of the limits that had no room for it has."""
         key = (waiter.run_id, waiter.task, waiter.member)
         self.leave(key)
-        self._parked[key] = (counter, waiter)
-        counter.parked.push(namespace, (waiter.order, waiter.deadline), waiter)
-        if counter.limit.rate and counter not in self._dry:
-            self._dry[counter] = None
-            self.woken()
+        self._parked[key] = (full, waiter)
+        for counter in full.counters:
+            counter.parked.push(namespace, (waiter.order, waiter.deadline), waiter)
+            if counter.limit.rate and counter not in self._dry:
+                self._dry[counter] = None
+                self.woken()
 
     def leave(self, key: TaskKey) -> None:
         """A task that waits no longer, if it was parked."""
         found = self._parked.pop(key, None)
-        if found is None:
-            return
-        counter = found[0]
-        # Its place in the queue is not known; clearing up at half costs each one that leaves a constant.
+        if found is not None:
+            for counter in found[0].counters:
+                self._one_left(counter)
+
+    def _one_left(self, counter: Counter) -> None:
+        """Its place in the queue is not known; clearing up at half costs each one that leaves a constant."""
         counter.left += 1
         if counter.left * 2 > counter.parked.size:
-            counter.parked.keep({waiter for of, waiter in self._parked.values() if of is counter})
+            counter.parked.keep({waiter for full, waiter in self._parked.values() if counter in full.counters})
             counter.left = 0
+
+    def _next(self, counter: Counter) -> Waiter | None:
+        """The next who waits for a limit, and does so no longer; None when nobody does."""
+        while counter.parked.size:
+            waiter: Waiter = counter.parked.pop()
+            key = (waiter.run_id, waiter.task, waiter.member)
+            found = self._parked.get(key)
+            if found is None or found[1] is not waiter:
+                counter.left -= 1
+                continue
+            del self._parked[key]
+            for other in found[0].counters:
+                if other is not counter:
+                    self._one_left(other)
+            return waiter
+        return None
 
     def settle(self, counter: Counter) -> None:
         """A task that was called up has been placed, or does not want to be any more."""
@@ -189,12 +219,9 @@ class Limits:
 
     def _call_those_who_fit(self, counter: Counter) -> None:
         while counter.parked.size and self._room(counter) > counter.called:
-            waiter = counter.parked.pop()
-            key = (waiter.run_id, waiter.task, waiter.member)
-            if (found := self._parked.get(key)) is None or found[1] is not waiter:
-                counter.left -= 1
-                continue
-            del self._parked[key]
+            waiter = self._next(counter)
+            if waiter is None:
+                return
             counter.called += 1
             self.call(waiter, counter)
 
@@ -208,15 +235,22 @@ class Limits:
 
     def policy_changed(self) -> None:
         """Limits may be others, or gone: whoever is parked is to be placed anew."""
-        for counter in {of: None for of, _ in self._parked.values()}:
-            while counter.parked.size:
-                waiter = counter.parked.pop()
-                found = self._parked.get((waiter.run_id, waiter.task, waiter.member))
-                if found is not None and found[1] is waiter:
-                    del self._parked[waiter.run_id, waiter.task, waiter.member]
-                    self.call(waiter, None)
-            counter.left = 0
-        self._dry.clear()
+        self._ask_again(lambda limit: True, len(self._parked))
+
+    def more(self, slots: int) -> None:
+        """An agent has come, or come back, with so many slots: its limits may have room, if agents have their own."""
+        self._ask_again(lambda limit: "agent" in limit.per, slots)
+
+    def _ask_again(self, chosen: Callable[[Limit], bool], most: int) -> None:
+        counters = {
+            counter: None for full, _ in self._parked.values() for counter in full.counters if chosen(counter.limit)
+        }
+        asked = []
+        for counter in counters:
+            while len(asked) < most and (waiter := self._next(counter)) is not None:
+                asked.append(waiter)
+        for waiter in asked:
+            self.call(waiter, None)
 
     # Time.
 
@@ -246,7 +280,7 @@ class Limits:
         found = self._parked.get(key)
         if found is None:
             return ""
-        counter = found[0]
+        counter = found[0].counters[0]
         limit = counter.limit
         said = []
         if limit.concurrent:

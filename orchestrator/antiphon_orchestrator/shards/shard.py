@@ -26,7 +26,7 @@ from ..engine.failure import Failure, FailureKind
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
-from ..placement.limits import Counter
+from ..placement.limits import Counter, Full
 from ..placement.shares import FairQueue
 from . import asking, codec
 from . import inputs as i
@@ -299,7 +299,7 @@ class Shard:
         submitted = run.submitted
         number = len(task.attempts) + 1
         result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, number, called)
-        if result is None or isinstance(result, Counter):
+        if result is None or isinstance(result, Full):
             self._wait(entry, task, need, result)
         elif isinstance(result, Refused):
             for event in fail_task(task, result.failure):
@@ -308,12 +308,12 @@ class Shard:
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
 
-    def _wait(self, entry: Entry, task: Task, need: Need, counter: Counter | None) -> None:
-        """For a slot, or for the limit that this counts."""
+    def _wait(self, entry: Entry, task: Task, need: Need, full: Full | None) -> None:
+        """For a slot, or for limits."""
         run = entry.run
         priority = min(9, task.plan.priority + run.submitted.priority)
         deadline = decide.task_deadline(run, task)
-        self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member, counter)
+        self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member, full)
         self._set_timer(entry, task)
 
     def _offer(self, turn: Turn, entry: Entry, task: Task, event: e.AttemptOffered) -> None:
@@ -459,7 +459,7 @@ class Shard:
         if result is None:
             self._to_place.append((entry, task))
             self._advance(turn, entry)
-        elif isinstance(result, Counter):
+        elif isinstance(result, Full):
             self._wait(entry, task, self.need(run, task), result)
         elif isinstance(result, Refused):
             self._follow(turn, entry, fail_task(task, result.failure))

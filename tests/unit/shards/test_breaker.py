@@ -115,6 +115,22 @@ def test_an_attempt_that_says_nothing_makes_room_for_another_try() -> None:
     assert world.place() is not None and world.place() is None
 
 
+def test_a_window_lets_no_second_attempt_through_while_one_is_tried() -> None:
+    world = World("a")
+    world.open()
+    world.now += SECOND
+    world.fleet.look()
+    assert world.place() is not None
+    world.fleet.window("s/i/a", 5, 9)
+    assert world.place() is None
+
+
+def test_what_only_a_broken_instance_offers_is_offered() -> None:
+    world = World("a")
+    world.open()
+    assert world.fleet.offered("demo", "text.work@1") and not world.fleet.offered("demo", "text.work@2")
+
+
 def test_each_pause_is_twice_the_last_up_to_a_minute() -> None:
     world = World("a")
     world.open()

@@ -12,6 +12,7 @@ from antiphon.v1 import run_pb2
 from antiphon_orchestrator.admission import SchemaSet, Values
 from antiphon_orchestrator.engine.events import Placement
 from antiphon_orchestrator.placement.fleet import Fleet, Need, Schedule
+from antiphon_orchestrator.placement.limits import Full
 from antiphon_orchestrator.policy import CedarPolicies, PolicyBundle, PolicyFile
 from antiphon_orchestrator.shards.leaving import abandon
 from antiphon_orchestrator.shards.recovery import recover_record
@@ -138,11 +139,30 @@ def test_an_agent_at_its_limit_is_passed_over_for_another_and_the_decision_says_
     world.fleet.instance("s/i/a").latency = 0.001  # type: ignore[union-attr]
     world.go("r0")
     world.go("r1")
-    first, second = (world.run(name).all_tasks().__next__().attempts[0].placement for name in ("r0", "r1"))
+    first, second = (world.run(name).task(0, 0).attempts[0].placement for name in ("r0", "r1"))
     assert (first.agent, second.agent) == ("a", "b")
     decision = run_pb2.RoutingDecision.FromString(second.decision)
     assert [(refusal.reason, refusal.count) for refusal in decision.refusals] == [("limit", 1)]
     assert "limit(quota0,concurrent=1,per=agent)" in decision.policy.obligations
+
+
+def test_a_task_that_two_agents_have_no_room_for_goes_to_whichever_has_first_or_to_a_third() -> None:
+    world = World('@concurrent("1") @per("agent")')
+    world.fleet.attach(instance("a", slots=9))
+    world.fleet.attach(instance("b", slots=9))
+    for number in range(5):
+        world.go(f"r{number}")
+    agents = [world.run(f"r{n}").task(0, 0).attempts[0].placement.agent for n in range(2)]
+    assert sorted(agents) == ["a", "b"] and world.fleet.limits.waiting == 3
+    world.done(world.offers[agents.index("a")])
+    world.done(world.offers[agents.index("b")])
+    assert world.runs[2:] == ["r2", "r3"]
+    world.fleet.attach(instance("c", slots=9))
+    world.tell()
+    assert world.runs[2:] == ["r2", "r3", "r4"] and not world.fleet.limits.waiting
+    world.done(*world.offers[2:])
+    counters = world.fleet.limits._counters.values()
+    assert all((counter.out, counter.called, counter.left, counter.parked.size) == (0, 0, 0, 0) for counter in counters)
 
 
 def test_who_waits_goes_by_priority_then_deadline_and_nobody_overtakes() -> None:
@@ -260,8 +280,9 @@ def test_a_limit_that_namespaces_share_is_shared_by_weight() -> None:
     assert isinstance(holding, Placement)
     for number in range(40):
         for name, need in needs.items():
-            counter = fleet.place(need, CLIENT, "client", payload("x"), 1)
-            fleet.wait(need, 0, 9, 0, f"{name}{number}", 0, 0, counter)  # type: ignore[arg-type]
+            full = fleet.place(need, CLIENT, "client", payload("x"), 1)
+            assert isinstance(full, Full)
+            fleet.wait(need, 0, 9, 0, f"{name}{number}", 0, 0, full)
     namespace = "big"
     for _ in range(40):
         fleet.limits.free(namespace, holding)
