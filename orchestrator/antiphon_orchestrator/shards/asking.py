@@ -56,7 +56,7 @@ def unwatch(runs: Runs, turn: Turn, item: i.Unwatch) -> None:
 
 
 def leave(runs: Runs, requests: dict[bytes, tuple[str, bytes]], backlog: FairQueue, turn: Turn, item: i.Leave) -> None:
-    if backlog.size:
+    if backlog.size and item.key not in requests:
         for waiting in backlog.things():
             if waiting.sink is item.sink:
                 waiting.wait = False

@@ -39,11 +39,13 @@ from .timers import Timers
 from .turn import MAX_TIMER_BYTES, SEGMENT_BYTES, Archiver, Entry, Outbox, Reader, Turn, principal_kind, request_key
 
 MAX_INPUTS = 256
-FIRST_OF_BACKLOG = 16
 MAX_BYTES = 768 * 1024
 MAX_WORK = 0.004
 """Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3), short enough for agents to work on what
 one turn gave them while the next is worked out. Timers have their own such bound."""
+
+FIRST_OF_BACKLOG = 16
+"""New runs that a turn takes before its inbox, so that runs which are there never keep them out for ever."""
 
 REQUEST_KEPT = 24 * 3600 * 1_000_000
 """Microseconds a request id is remembered after its run was archived."""
@@ -127,7 +129,6 @@ class Shard:
         until = clock() + MAX_WORK
         self._go_on(turn, lambda: turn.size < MAX_BYTES and clock() < until)
         taken = 0
-        # A few first, so that runs which are there never keep new ones out for ever.
         while self.backlog.size and taken < FIRST_OF_BACKLOG and turn.size < MAX_BYTES and not turn.full:
             taken += 1
             self._submit(turn, self.backlog.pop())
