@@ -104,7 +104,8 @@ class Limits:
         for limit in permit.limits:
             counter = self._counter(limit, need, agent)
             counter.out += 1
-            counter.tokens -= 1.0
+            if limit.rate:
+                counter.tokens -= 1.0
 
     def hold(self, namespace: str, placement: Placement) -> None:
         """Counts an attempt that is out already: recovered from the log."""
