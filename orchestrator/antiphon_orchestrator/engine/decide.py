@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Protocol
 
-from . import compensation, loops, waits
+from . import compensation, loops, quarantine, waits
 from .escalation import DOUBTFUL, escalate, fail_task
 from .events import (
     OUTPUT,
@@ -34,7 +34,7 @@ from .events import (
 from .failure import Failure, FailureKind
 from .plan import EvaluationFailed, RetryRule
 from .run import Run, Task
-from .states import AttemptState, RunState, TaskState
+from .states import TASK_ASKS, AttemptState, RunState, TaskState
 
 MEMBERS_PER_STEP = 100
 """Members a fan-out gets, or loses, in one step; a larger one takes several, so that no turn is held up by it."""
@@ -309,6 +309,8 @@ def _after_return(task: Task, now: int, ports: Ports) -> list[Event]:
 def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Ports) -> list[Event]:
     if task.plan.at_most_once and failure.kind in DOUBTFUL:
         return escalate(task, failure)
+    if quarantine.died(failure) and quarantine.alone(task, len(task.attempts)):
+        return quarantine.quarantine(task, failure)
     rule = _rule_for(task, failure)
     tries = sum(1 for a in task.attempts if a.state is not AttemptState.RETURNED)
     if rule is not None and failure.retryable and tries < rule.max_attempts:
@@ -409,7 +411,7 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
     if task is None:
         due = now >= run.submitted.deadline_time and run.cancel is None and not compensation.begun(run)
         return [CancelRequested("", "the run's deadline passed")] if due else []
-    if task.ended or task.state is TaskState.ESCALATED or (task.plan.fan_out and not task.member):
+    if task.ended or task.state in TASK_ASKS or (task.plan.fan_out and not task.member):
         return []
     if task.state is not TaskState.PENDING and task.plan.deadline is not None and now >= task_deadline(run, task):
         failure = Failure(FailureKind.TIMEOUT, "the task's deadline passed", retryable=False)
@@ -441,7 +443,7 @@ def schedule_deadline(run: Run, task: Task) -> int:
 
 def next_due(run: Run, task: Task) -> int | None:
     """When `on_time` should next look at a task; None when the clock has no say in it."""
-    if task.state is TaskState.ESCALATED:
+    if task.state in TASK_ASKS:
         return None  # a person answers when they do, or the run's deadline passes
     if task.plan.fan_out and not task.member:
         return None  # each of its members has its own deadline

@@ -40,7 +40,7 @@ class SteeringCalls(ClientBase):
         failure: str | None = None,
         reason: str = "",
     ) -> run_pb2.Task:
-        """Say what becomes of a task that is ESCALATED: it succeeds with `output` (None is null), or with `failure` it
+        """Say what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with `output` (None is null), or with `failure` it
         fails. Raises `TaskNotFound`, `TaskStateConflict`, `RunEnded`.
         """
         request = run_service_pb2.ResolveTaskRequest(

@@ -171,9 +171,6 @@ class World:
         self.weather.late = rng.choice([0, 0, 0.02, 0.1])
         self.weather.slow = rng.choice([0.002, 0.004, 0.05])
         self.network.slow = rng.choice([0.001, 0.003, 0.05])
-        if self.weather.lost + self.weather.unanswered + self.weather.late > 0:
-            # An attach asks the store several times, which then may take longer than its attempts are waited for.
-            self.disturbed = dict.fromkeys(self.disturbed, True)
         kinds: list[tuple[Callable[[], None], float]] = [
             (self._kill, rng.choice([0, 1, 3])),
             (self._leave, rng.choice([0, 1])),
