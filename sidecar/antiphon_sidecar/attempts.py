@@ -90,7 +90,8 @@ class Attempt:
     """One attempt, from its offer to the verdict on its outcome."""
 
     __slots__ = (
-        "alone", "announced", "asks", "assignment", "attempt_id", "busy", "calls", "cancelled", "deadline", "end", "grant",
+        "alone", "announced", "asks", "assignment", "attempt_id", "busy", "calls", "cancelled", "deadline", "end",
+        "grant",
         "link", "policy_epoch", "reads", "result", "seat", "seat_name", "shard", "size", "spooled", "started", "state",
         "timeout", "token",
     )  # fmt: skip

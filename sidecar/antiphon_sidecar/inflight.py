@@ -20,8 +20,8 @@ The rules (protocol.md §5 and §8):
   is ignored; but its place stays taken until the agent answers the cancel, or `LINGER` has passed.
 - When an agent goes, what it was working on is LOST, what waited for it comes back. Whether it went without a word, or
   was draining, is told apart: of the first, an attempt may have been the cause.
-- What is to be made alone is begun when no agent of this sidecar is working on anything, and nothing is begun beside it,
-  but while it waits for its own calls. If that does not come about within PATIENCE, it comes back.
+- What is to be made alone is begun when no agent of this sidecar is working on anything, and nothing beside it, but
+  while it waits for its own calls. If that does not come about within PATIENCE, it comes back.
 
 `attempts.TABLE` is the life of an attempt; `Inflight._move` is the only place that changes a state.
 """

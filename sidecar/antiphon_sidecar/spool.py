@@ -5,7 +5,7 @@ disk once a second, beside the loop. A process that is killed loses nothing that
 power may lose the last second, of which most have a verdict by then.
 
 Nothing waits for the spool. When it is full, or its disk is, outcomes are in memory alone, as they would be without it,
-and the log says so. Each life has files of its own, which it holds a lock on: what nobody holds was left by a former one.
+and the log says so. Each life has files of its own, which it holds a lock on: what nobody holds a former one has left.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class Spool:
     def _read(self, segment: Segment) -> Iterator[spool_pb2.SpooledOutcome]:
         age = time.time() - os.fstat(segment.descriptor).st_mtime
         if age > OLDEST or self._bytes > MOST_BYTES:
-            log.warning("spool dropped", extra={"path": str(segment.path), "cause": "it is too old, or there is too much"})
+            log.warning(
+                "spool dropped", extra={"path": str(segment.path), "cause": "it is too old, or there is too much"}
+            )
             return
         data = os.pread(segment.descriptor, min(segment.size, MOST_BYTES), 0)
         if not data.startswith(_FIRST_LINE):
@@ -245,7 +247,7 @@ def sync(descriptors: list[int]) -> None:
     Raises OSError."""
     try:
         for descriptor in descriptors:
-            os.fdatasync(descriptor)
+            os.fsync(descriptor)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)

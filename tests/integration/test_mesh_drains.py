@@ -88,9 +88,8 @@ async def test_an_orchestrator_that_ends_under_load_and_comes_back_begins_nothin
     mesh.sidecar("staying", version="23", concurrency=2, prefetch=4)
     await mesh.attached(client, "staying")
     run, gate = await under_way(client, mesh, 23)
-    for _ in range(2):
-        assert mesh.orchestrator.term() == 0
-        mesh.orchestrator.start()
+    assert mesh.orchestrator.term() == 0
+    mesh.orchestrator.start()
     gate.touch()
     await begun_once(client, mesh, run)
 
@@ -153,7 +152,7 @@ async def test_an_outcome_survives_the_crash_of_its_sidecar(client: Client, mesh
     mesh.orchestrator.send(signal.SIGSTOP)
     try:
         gate.touch()
-        await eventually(lambda: any(path.stat().st_size > 100 for path in spooled(sidecar)))
+        await eventually(lambda: any(path.stat().st_size > 40 for path in spooled(sidecar)))
         sidecar.kill_agent()
         sidecar.kill9()
         sidecar.start()

@@ -139,13 +139,13 @@ class _Unseen(dict[str, int]):
 @contextmanager
 def slow_hello_is_absence() -> Iterator[None]:
     """A sidecar counts as absent until the store has answered all that its hello asks of it."""
-    run = Sessions.run
+    begin = Sessions.__init__
 
-    async def blind(sessions: Sessions) -> None:
+    def blind(sessions: Sessions, *arguments: Any) -> None:
+        begin(sessions, *arguments)
         sessions._arriving = _Unseen()
-        await run(sessions)
 
-    with patch.object(Sessions, "run", blind):
+    with patch.object(Sessions, "__init__", blind):
         yield
 
 

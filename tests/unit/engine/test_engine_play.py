@@ -114,7 +114,10 @@ def test_every_row_of_every_table_is_there_for_something(tables: dict[str, _Rows
             Node((0,), broken="input"),
         ),
         plan(Node(), Node((0,))),
-        plan(Node(retry=(retry(2, first=1),)), Node(members=3, retry=(retry(2, first=1),))),
+        plan(
+            Node(on_failure=OnFailure.ESCALATE, retry=(retry(2, first=1),)),
+            Node(on_failure=OnFailure.ESCALATE, retry=(retry(2, first=1),), members=3),
+        ),
         plan(Node(retry=(retry(100, first=4 * SECOND),), deadline=60 * SECOND), Node((0,))),
         plan(Node(members=3, retry=(retry(3),), deadline=deadline)),
         plan(Node(wait=SECOND), Node(wait="go", deadline=deadline), Node((1,), iterations=2, most_iterations=3)),

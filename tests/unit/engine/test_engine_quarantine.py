@@ -1,4 +1,4 @@
-"""Tasks that take their agents with them: who is suspected, who is tried alone, who is set aside, each in a few lines."""
+"""Tasks that take their agents with them: who is suspected, who is tried alone, who is set aside."""
 
 from __future__ import annotations
 
@@ -107,9 +107,7 @@ def test_one_that_a_person_has_tried_again_is_still_suspected_and_tried_alone() 
         (OnFailure.CONTINUE, TaskState.FAILED, RunState.SUCCEEDED),
     ],
 )
-def test_a_graph_that_goes_on_without_the_task_does_so(
-    on_failure: OnFailure, state: TaskState, end: RunState
-) -> None:
+def test_a_graph_that_goes_on_without_the_task_does_so(on_failure: OnFailure, state: TaskState, end: RunState) -> None:
     run, _ = tried(Node(retry=(retry(3),), on_failure=on_failure), AGENT, AGENT, AGENT)
     task = run.tasks[0]
     assert (task.state, run.state) == (state, end)

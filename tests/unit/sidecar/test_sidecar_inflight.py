@@ -384,6 +384,48 @@ def test_suspects_leave_with_their_agent_with_a_cancel_or_when_it_drains() -> No
         assert bench.take(other) == ["b"]
 
 
+def test_an_outcome_of_a_former_life_is_reported_to_whoever_claims_its_shard_and_kept_until_its_verdict() -> None:
+    bench = Bench()
+    assert bench.core.found("old", 7, "gone", "result", 10, 0.5) is not None
+    assert bench.core.found("old", 7, "gone", "result", 10, 0.5) is None
+    assert bench.reports() == []
+    other = bench.attach({7: 3})
+    assert bench.reports(other) == [("old", End.RESULT)]
+    bench.offer("old", other)  # its owner does not know that it was answered
+    assert bench.reports(other) == [("old", End.RESULT)]
+    bench.core.verdict("old")
+    assert not bench.core.held and bench.core.outcomes == 0
+
+
+class Keeper:
+    """Notes what it is to keep, and where."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+
+    def keep(self, attempt: Attempt) -> None:
+        self.kept.append(attempt.attempt_id)
+        attempt.spooled = "here"
+
+    def forget(self, attempt: Attempt) -> None:
+        self.kept.remove(attempt.attempt_id)
+
+
+def test_only_what_agents_answer_is_kept_and_only_until_its_verdict() -> None:
+    bench = Bench(concurrency=2, prefetch=2)
+    keeper = bench.core.keeper = Keeper()
+    for attempt_id in ("answered", "lost", "back"):
+        bench.offer(attempt_id)
+    bench.take()
+    bench.end("answered")
+    assert keeper.kept == ["answered"]
+    bench.core.agent_went(bench.seat, bench.now)
+    assert bench.reports() == [("answered", End.RESULT), ("lost", End.LOST), ("back", End.AGENT_GONE)]
+    for attempt_id in ("answered", "lost", "back"):
+        bench.core.verdict(attempt_id)
+    assert keeper.kept == []
+
+
 def test_a_drain_gives_back_what_was_not_begun_and_closes_the_windows() -> None:
     bench = Bench(concurrency=1, prefetch=1)
     bench.offer("a")
