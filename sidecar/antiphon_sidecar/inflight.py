@@ -534,6 +534,10 @@ class Inflight:
         if any(other.running or other.lingering for other in self.seats.values()):
             return []
         self._begin(seat, first, now)
+        first.announced = True  # at once: that it had begun is what a death is judged by
+        if (link := self._owner(first)) is not None:
+            link.started.append(first)
+            link.wake()
         return [first]
 
     def _after_alone(self, ended: Attempt, now: float) -> None:

@@ -309,14 +309,17 @@ def _after_return(task: Task, now: int, ports: Ports) -> list[Event]:
 def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Ports) -> list[Event]:
     if task.plan.at_most_once and failure.kind in DOUBTFUL:
         return escalate(task, failure)
-    if quarantine.died(failure) and quarantine.alone(task, len(task.attempts)):
-        return quarantine.quarantine(task, failure)
     rule = _rule_for(task, failure)
     tries = sum(1 for a in task.attempts if a.state is not AttemptState.RETURNED)
-    if rule is not None and failure.retryable and tries < rule.max_attempts:
+    most = rule.max_attempts if rule is not None else 0
+    if quarantine.died(failure) and quarantine.alone(task, len(task.attempts)):
+        most *= quarantine.PATIENCE
+        if failure.code in quarantine.BEGUN or tries >= most:
+            return quarantine.quarantine(task, failure)
+    if rule is not None and failure.retryable and tries < most:
         until = now + backoff(rule, tries, ports.jitter())
         if until < task_deadline(run, task):
-            reason = f"attempt {tries} of {rule.max_attempts} failed ({failure.kind.name}: {failure.message[:200]})"
+            reason = f"attempt {tries} of {most} failed ({failure.kind.name}: {failure.message[:200]})"
             return [TaskWaiting(task.plan.index, task.member, until, reason)]
     return fail_task(task, failure)
 

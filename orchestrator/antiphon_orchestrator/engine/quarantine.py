@@ -3,6 +3,8 @@
 An attempt that a process died of says so in the code of its failure. Whoever was on the same sidecar at that moment has
 the same code, so a death accuses nobody. What is lost twice while it had begun is tried alone, and so is what is lost
 once and has one try left: its sidecar begins nothing else meanwhile. What dies alone is poison, what does not is not.
+One that is to be alone may wait beside another for its turn, and go down with that one's sidecar. It is not known to have
+begun then, as would be known at once, so it is not judged, and may be tried more often than its rule allows.
 
 Suspicion is read off the attempts, so it needs no records of its own, and a new owner of a shard suspects the same.
 """
@@ -29,6 +31,9 @@ SIDECAR_GONE: Final = "SIDECAR_GONE"
 
 POISON: Final = "POISON"
 """Code of the failure of a task that was found to be poison, when its graph says that the run goes on without it."""
+
+PATIENCE: Final = 2
+"""By what the tries of a rule are multiplied for a task whose sidecars die while it waits to be alone."""
 
 BEGUN: Final = frozenset({AGENT_DIED, SIDECAR_DIED})
 DEATHS: Final = frozenset({AGENT_DIED, SIDECAR_DIED, SIDECAR_GONE})

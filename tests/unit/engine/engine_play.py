@@ -367,10 +367,14 @@ class Player:
         suspected = begun >= 2 or (bool(deaths) and tries >= losses)
         doubtful = task.plan.at_most_once and failure.kind in (FailureKind.LOST, FailureKind.TIMEOUT)
         if not doubtful and suspected and failure.kind is FailureKind.LOST and failure.code in DEATHS:
-            goes_on = task.plan.on_failure in (OnFailure.SKIP, OnFailure.CONTINUE)
-            assert isinstance(events[1], TaskEnded if goes_on else TaskQuarantined), "it died alone"
-            return
-        again = rule is not None and failure.retryable and tries < rule.max_attempts and not doubtful
+            waited = failure.code == "SIDECAR_GONE"  # it is not known to have begun: another may have been its death
+            if not waited or rule is None or tries >= 2 * rule.max_attempts:
+                goes_on = task.plan.on_failure in (OnFailure.SKIP, OnFailure.CONTINUE)
+                assert isinstance(events[1], TaskEnded if goes_on else TaskQuarantined), "it died alone"
+                return
+        else:
+            waited = False
+        again = rule is not None and failure.retryable and tries < rule.max_attempts * (1 + waited) and not doubtful
         if not again:
             escalates = task.plan.on_failure is OnFailure.ESCALATE
             assert isinstance(events[1], TaskEscalated if escalates or doubtful else TaskEnded)

@@ -41,10 +41,9 @@ def tried(node: Node, *outcomes: Outcome) -> tuple[Run, str]:
     [
         (9, [AGENT, AGENT, AGENT], "..a", TaskState.QUARANTINED),
         (9, [AGENT, SIDECAR, AGENT], "..a", TaskState.QUARANTINED),
-        (9, [SIDECAR, SIDECAR, UNKNOWN], "..a", TaskState.QUARANTINED),
         # The last try of what was lost once is made alone; so nobody is blamed for a death that he only watched.
         (2, [AGENT, AGENT], ".a", TaskState.QUARANTINED),
-        (3, [UNKNOWN, UNKNOWN, UNKNOWN], "..a", TaskState.QUARANTINED),
+        (3, [UNKNOWN, UNKNOWN, SIDECAR], "..a", TaskState.QUARANTINED),
         (4, [FAILURE, UNKNOWN, FAILURE, AGENT], "...a", TaskState.QUARANTINED),
         (9, [AGENT, RETURNED, AGENT, RETURNED, AGENT], "...aa", TaskState.QUARANTINED),
         # What does not die alone is no poison, and has its ordinary ways to end.
@@ -53,6 +52,9 @@ def tried(node: Node, *outcomes: Outcome) -> tuple[Run, str]:
         (3, [AGENT, AGENT, FAILURE], "..a", TaskState.FAILED),
         # Deaths of which nobody knows whether it had begun accuse it only when its tries are used up.
         (9, [UNKNOWN, UNKNOWN, UNKNOWN], "...", TaskState.WAITING),
+        # One that is to be alone is known to begin. If it is not, it died waiting for its turn, of another.
+        (3, [SIDECAR, SIDECAR, UNKNOWN, UNKNOWN, SUCCESS], "..aaa", TaskState.SUCCEEDED),
+        (3, [UNKNOWN] * 6, "..aaaa", TaskState.QUARANTINED),
         # An agent that was stopped in an orderly way has not died of anything.
         (3, [STOPPED, STOPPED, STOPPED], "...", TaskState.FAILED),
         (4, [AGENT, STOPPED, AGENT, STOPPED], "...a", TaskState.FAILED),

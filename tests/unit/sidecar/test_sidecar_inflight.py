@@ -313,6 +313,7 @@ def test_what_is_to_be_alone_waits_for_all_agents_and_nothing_begins_beside_it()
     assert (bench.take(), bench.take(other)) == ([], [])
     bench.end("b", other)
     assert (bench.take(other), bench.take()) == ([], ["suspect"])
+    assert [attempt.attempt_id for attempt in bench.link.started] == ["suspect"], "that it begins is known at once"
     assert (bench.take(), bench.take(other)) == ([], [])
     bench.end("suspect")
     assert (bench.take(), bench.take(other)) == (["c"], ["d"])
