@@ -3,8 +3,8 @@
 An attempt that a process died of says so in the code of its failure. Whoever was on the same sidecar at that moment has
 the same code, so a death accuses nobody. What is lost twice while it had begun is tried alone, and so is what is lost
 once and has one try left: its sidecar begins nothing else meanwhile. What dies alone is poison, what does not is not.
-One that is to be alone may wait beside another for its turn, and go down with that one's sidecar. It is not known to have
-begun then, as would be known at once, so it is not judged, and may be tried more often than its rule allows.
+One that is to be alone may wait beside another for its turn, and go down with that one's sidecar. It is not known to
+have begun then, as would be known at once, so it is not judged, and may be tried more often than its rule allows.
 
 Suspicion is read off the attempts, so it needs no records of its own, and a new owner of a shard suspects the same.
 """
