@@ -23,6 +23,8 @@ from ..engine.decide import Outcome, Verdict
 from ..engine.escalation import fail_task
 from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
+from ..engine.plan import TaskPlan
+from ..engine.quarantine import sidecar_died
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
@@ -178,7 +180,7 @@ class Shard:
                 self._to_place.append((entry, member))
         elif kind is e.TaskWaiting:
             self._set_timer(entry, run.task(event.task, event.member))  # type: ignore[union-attr]
-        elif kind is e.TaskEnded or kind is e.TaskEscalated:
+        elif kind is e.TaskEnded or kind is e.TaskEscalated or kind is e.TaskQuarantined:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
             self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
             if self._children:
@@ -502,7 +504,8 @@ class Shard:
             return
         for entry, task in missing:
             if task.plan.at_most_once:
-                self._lose(turn, entry, task, "its sidecar does not have it, and it is offered at most once")
+                reason = "its sidecar does not have it, and it is offered at most once"
+                self._lose(turn, entry, task, Failure(FailureKind.LOST, reason))
             else:
                 turn.offers.append((entry, task))
         self._heard(item.incarnation)
@@ -512,13 +515,13 @@ class Shard:
             if turn.size >= MAX_BYTES:
                 self._put_back(turn, item)
                 return
-            self._lose(turn, entry, task, "its sidecar went away without an outcome")
+            self._lose(turn, entry, task, sidecar_died(task))
         if not self.out.of(item.incarnation):
             self.out.gone(item.incarnation)
         self._heard(item.incarnation)
 
-    def _lose(self, turn: Turn, entry: Entry, task: Task, reason: str) -> None:
-        outcome = Outcome(AttemptState.LOST, failure=Failure(FailureKind.LOST, reason))
+    def _lose(self, turn: Turn, entry: Entry, task: Task, failure: Failure) -> None:
+        outcome = Outcome(AttemptState.LOST, failure=failure)
         _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
         self._follow(turn, entry, events)
 
