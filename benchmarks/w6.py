@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from antiphon.v1 import registry_pb2
+from antiphon import Client
+from antiphon.v1 import graph_pb2, registry_pb2
 from antiphon_orchestrator.admission import SchemaSet, Values
 from antiphon_orchestrator.placement.fleet import Fleet, Instance, Need
 from antiphon_orchestrator.policy import CedarPolicies, dev_profile
@@ -93,7 +94,7 @@ async def _waiting(folder: Path, environ: Mapping[str, str], count: int) -> dict
     return {"runs": count, "kb": grown / count * 1024, "recovery_s": took / count * 10_000}
 
 
-async def _submit(client: mesh.Client, graph: workload.graph_pb2.Graph, count: int) -> list[str]:
+async def _submit(client: Client, graph: graph_pb2.Graph, count: int) -> list[str]:
     """Ids of so many runs, all of which are there."""
     async with client.submitter(IN_FLIGHT) as submitter:
         name = workload.reference(graph)

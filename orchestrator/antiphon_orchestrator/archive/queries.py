@@ -95,8 +95,9 @@ def select_page(filter: RunFilter, page_size: int, page_token: str, has_label: H
     """
     if page_size <= 0:
         raise ValueError(f"a page holds at least one run, not {page_size}")
-    query, time, run_id = select(runs), runs.c.create_time, runs.c.run_id
-    labels = filter.labels
+    query, labels = select(runs), filter.labels
+    time: ColumnElement[int] = runs.c.create_time
+    run_id: ColumnElement[str] = runs.c.run_id
     if labels and has_label is None:
         query = query.select_from(run_labels.join(runs, run_labels.c.run_id == runs.c.run_id))
         query = query.where(*_labelled(run_labels, filter.namespace, labels[0]))
