@@ -27,6 +27,8 @@ from . import views
 
 Key = tuple[int, str]
 
+_MOST_MICROS = 1 << 62
+
 
 class InvalidToken(Exception):
     """The page token is not one of ours, or belongs to another query."""
@@ -178,8 +180,8 @@ def _parse(token: str, digest: str) -> Key | None:
         return None
     try:
         owner, created, run_id = base64.urlsafe_b64decode(token).decode().split("/")
-        if owner == digest:
-            return int(created), run_id
+        if owner == digest and 0 <= (micros := int(created)) < _MOST_MICROS:
+            return micros, run_id
     except (ValueError, binascii.Error) as error:
         raise InvalidToken(token) from error
     raise InvalidToken(token)
