@@ -84,15 +84,14 @@ STAGE = 10_000
 """Most members of one fan-out of a large run; a larger run has several, each of which works on what the last gave."""
 
 
-def large(tasks: int) -> tuple[graph_pb2.Graph, list[dict[str, str]]]:
+def large(tasks: int) -> tuple[graph_pb2.Graph, list[int]]:
     """A run of so many tasks, all of them members of fan-outs, and its input. It answers with next to nothing."""
     graph = graph_pb2.Graph(name=f"bench-large-{tasks}", version="1", output='"done"')
     width = min(tasks, STAGE)
-    for number in range(tasks // width):
-        items = f"tasks.s{number - 1}.output" if number else "input"
-        graph.tasks.add(id=f"s{number}", capability="echo@1", for_each=items)
-    # The items are short: ten thousand of them are the run's input.
-    return graph, [{"text": str(number)} for number in range(width)]
+    graph.tasks.add(id="s0", capability="echo@1", for_each="input", input=json.dumps({"text": "${string(item)}"}))
+    for number in range(1, tasks // width):
+        graph.tasks.add(id=f"s{number}", capability="echo@1", for_each=f"tasks.s{number - 1}.output")
+    return graph, list(range(width))
 
 
 def waiting() -> graph_pb2.Graph:

@@ -234,7 +234,7 @@ async def test_texts_are_compared_by_their_bytes_and_ascii_letters_in_either_cas
         await archive.write([run(1, run_id=run_id, failure_text="Grün ÄRGER") for run_id in ids], [])
         found, _ = await archive.list_runs(RunFilter("default"), 50)
         assert [one.run_id for one in found] == sorted(ids, reverse=True)
-        for part, expected in (("grün", 4), ("ärger", 0), ("n Ärger", 0), ("N ÄR", 4)):
+        for part, expected in (("grün", 4), ("ärger", 0), ("n Ärger", 4), ("N ÄR", 4)):
             assert len((await archive.list_runs(RunFilter("default", failure=part), 50))[0]) == expected
 
 

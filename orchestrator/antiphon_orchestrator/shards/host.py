@@ -336,6 +336,7 @@ class Host:
             for raw, record in zip(segment.records, records, strict=True):
                 if record.run_id not in archived:
                     recover_record(shard, seq, raw, record, lambda submitted: plans[_graph_of(submitted)])
+            await asyncio.sleep(0)  # a long log takes seconds, and leases are kept meanwhile
 
     async def _plan(self, record: journal.Record, plans: dict[tuple[str, str, str], Plan]) -> None:
         """Loads the graph of a run before the run is rebuilt, which cannot wait."""
