@@ -155,9 +155,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             response = api.ListTasksResponse()
             last = (-1, 0)
             bytes_left = MESSAGE_BYTES
-            for task in run.all_tasks():
+            for task in run.tasks_behind(*after):
                 place = (task.plan.index, task.member)
-                if place <= after or (states and task.state.value not in states) or not views.shown(task):
+                if (states and task.state.value not in states) or not views.shown(task):
                     continue
                 if len(response.tasks) == size or bytes_left <= 0:
                     response.next_page_token = encode_token(request, last)
@@ -312,9 +312,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             if found is None:
                 run = await self._load(request.run_id)
                 await self._check_cursor(request, run)
-                records = await self._records(request.run_id, request.cursor)
-                for response in _responses(run, records):
-                    yield response
+                async for records in self._records(request.run_id, request.cursor):
+                    for response in _responses(run, records):
+                        yield response
                 yield api.WatchRunResponse(run=views.run_message(run))
                 return
             first, run = found
@@ -322,9 +322,13 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 raise _not_found(request.run_id)
             await self._check_cursor(request, run)
             if request.cursor + 1 < first:
-                records = await self._records(request.run_id, request.cursor)
-                for response in _responses(run, records[: first - 1 - request.cursor]):
-                    yield response
+                left = first - 1 - request.cursor
+                async for records in self._records(request.run_id, request.cursor):
+                    for response in _responses(run, records[:left]):
+                        yield response
+                    left -= len(records)
+                    if left <= 0:
+                        break
             async for response in watcher.responses(run):
                 yield response
         finally:
@@ -381,9 +385,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         if not await self._host.owns(shard):
             raise moved(shard)
 
-    async def _records(self, run_id: str, cursor: int) -> list[bytes]:
+    async def _records(self, run_id: str, cursor: int) -> AsyncIterator[list[bytes]]:
         try:
-            return await self._archived.records(run_id, cursor)
+            async for records in self._archived.records(run_id, cursor):
+                yield records
         except ArchiveUnavailable as error:
             raise ApiError(ErrorReason.ERROR_REASON_ARCHIVE_UNAVAILABLE) from error
 

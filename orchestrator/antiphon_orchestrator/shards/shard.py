@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from antiphon.store.v1 import journal_pb2 as journal
-
 from ..engine import decide
 from ..engine import events as e
 from ..engine.decide import Outcome, Verdict
@@ -32,13 +30,26 @@ from ..placement.limits import Counter, Full
 from ..placement.shares import FairQueue
 from . import asking, codec
 from . import inputs as i
-from .auditing import ShardAudit
+from .auditing import DIGESTED_AT_ONCE, ShardAudit, digest_ahead
 from .children import Children
 from .judging import called_run, judge_output
+from .moving import Moving
 from .needs import Needs
 from .outstanding import Outstanding
+from .promising import Promises
 from .timers import Timers
-from .turn import MAX_TIMER_BYTES, SEGMENT_BYTES, Archiver, Entry, Outbox, Reader, Turn, principal_kind, request_key
+from .turn import (
+    MAX_TIMER_BYTES,
+    SEGMENT_BYTES,
+    Archiver,
+    Entry,
+    Gathered,
+    Outbox,
+    Reader,
+    Turn,
+    principal_kind,
+    request_key,
+)
 
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
@@ -83,7 +94,10 @@ class Shard:
         self.timers_held = False
         self.pinned: dict[str, int] = {}
         self.retain: list[bytes] = []
+        self.gathered: dict[str, Gathered] = {}
+        self.promises = Promises()
         self.audit = ShardAudit(index)
+        self._moving = Moving(self.audit, self.pinned)
         self._fleet = fleet
         self._outbox = outbox
         self._archiver = archiver
@@ -117,7 +131,7 @@ class Shard:
     # The turn.
 
     def has_work(self, now: int) -> bool:
-        if self.inbox or self._unfinished or self._to_place or self.backlog.size:
+        if self.inbox or self._unfinished or self._to_place or self.backlog.size or self._moving.waiting:
             return True
         due = self.next_due()
         return due is not None and due <= now
@@ -129,6 +143,8 @@ class Shard:
         """Works out what waits, within the bounds of a turn. `now`: microseconds since 1970."""
         turn = Turn(now)
         until = clock() + MAX_WORK
+        if self._moving.waiting:
+            self._moving.go_on(turn, self.runs)
         self._go_on(turn, lambda: turn.size < MAX_BYTES and clock() < until)
         taken = 0
         while self.backlog.size and taken < FIRST_OF_BACKLOG and turn.size < MAX_BYTES and not turn.full:
@@ -176,6 +192,8 @@ class Shard:
             self._to_place.append((entry, run.task(event.task, event.member)))  # type: ignore[union-attr]
         elif kind is e.TaskExpanded:
             node = run.tasks[event.task]  # type: ignore[union-attr]
+            if event.first_member == 1:  # type: ignore[union-attr]
+                self.promises.add(run, node)
             for member in node.members[event.first_member - 1 :]:  # type: ignore[union-attr]
                 self._to_place.append((entry, member))
         elif kind is e.TaskWaiting:
@@ -561,7 +579,7 @@ class Shard:
         for run_id, upto in item.upto.items():
             entry = self.runs.get(run_id)
             if entry is not None and entry.run.state is RunState.RUNNING:
-                if not self._move_to_head(turn, entry, upto):
+                if not self._moving.move(turn, entry, upto):
                     self._put_back(turn, i.Archived(left))
                     return
             elif entry is not None and upto >= entry.run.event_seq:
@@ -587,36 +605,6 @@ class Shard:
                         self._let_go(entry, now)
                     del item.upto[run_id]
 
-    def _move_to_head(self, turn: Turn, entry: Entry, upto: int) -> bool:
-        """Snapshots a long run: its archived events leave memory and its old segments may go. False: in another turn.
-
-        A run that is too large for a segment stays where it is, and with it the log behind it, until it ends.
-        """
-        run = entry.run
-        drop = max(0, upto + 1 - entry.first_seq)
-        record = journal.Record(run_id=run.run_id, event_seq=run.event_seq, time=turn.now)
-        record.run_snapshot.CopyFrom(codec.snapshot(run))
-        record.run_snapshot.archived_seq = entry.first_seq + drop - 1
-        record.run_snapshot.tail.extend(entry.records[drop:])
-        raw = record.SerializeToString()
-        if len(raw) > SEGMENT_BYTES:
-            return True
-        if turn.records and turn.size + len(raw) > SEGMENT_BYTES:
-            return False
-        if drop:
-            self.audit.archived(turn, entry, entry.first_seq + drop - 1)
-        entry.records = entry.records[drop:]
-        entry.first_seq += drop
-        turn.records.append(raw)
-        turn.size += len(raw)
-        self.pinned.pop(run.run_id, None)  # pinned anew by the segment of this turn
-        if entry.mark < 0:
-            entry.mark = len(entry.records)
-            turn.touched.append(entry)
-        else:
-            entry.mark = max(0, entry.mark - drop)
-        return True
-
     # After the commit.
 
     def release(self, turn: Turn, seq: int) -> None:
@@ -630,6 +618,10 @@ class Shard:
                 for watcher in entry.watchers:
                     watcher.records(fresh)
             entry.mark = -1
+            if len(entry.records) >= entry.digested + DIGESTED_AT_ONCE:
+                digest_ahead(entry)
+        if turn.part_of:
+            self._moving.committed(turn.part_of, seq)
         for reporter, attempt_id, verdict in turn.verdicts:
             reporter.verdict(attempt_id, verdict)
         for instance_id, attempt_id, reason in turn.cancels:
@@ -659,6 +651,7 @@ class Shard:
 
         Timers that are held are let go once every sidecar that has attempts was heard, or is gone.
         """
+        self.gathered.clear()
         for entry in list(self.runs.values()):
             run = entry.run
             if run.state is not RunState.RUNNING:
@@ -668,6 +661,8 @@ class Shard:
             self._unfinished[run.run_id] = None
             for task in run.all_tasks():
                 self._set_timer(entry, task)
+                if task.members:
+                    self.promises.add(run, task)
                 if task.state is TaskState.READY:
                     self._to_place.append((entry, task))
                 if (live := task.live) is not None:

@@ -939,7 +939,12 @@ type ListRunsRequest struct {
 	// At most so many; 0 means 50.
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before; empty for the first.
-	PageToken     string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only runs that agents called for: in any attempt of the run with this id, or in the attempt with this id. Empty means
+	// all.
+	Parent string `protobuf:"bytes,8,opt,name=parent,proto3" json:"parent,omitempty"`
+	// Only runs that failed, with a message that this text occurs in; ASCII letters match in either case. Empty means all.
+	FailureText   string `protobuf:"bytes,9,opt,name=failure_text,json=failureText,proto3" json:"failure_text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1019,6 +1024,20 @@ func (x *ListRunsRequest) GetPageSize() int32 {
 func (x *ListRunsRequest) GetPageToken() string {
 	if x != nil {
 		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListRunsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ListRunsRequest) GetFailureText() string {
+	if x != nil {
+		return x.FailureText
 	}
 	return ""
 }
@@ -2274,7 +2293,7 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"page_token\x18\x04 \x01(\tR\tpageToken\"p\n" +
 	"\x14ListAttemptsResponse\x120\n" +
 	"\battempts\x18\x01 \x03(\v2\x14.antiphon.v1.AttemptR\battempts\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9c\x03\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd7\x03\n" +
 	"\x0fListRunsRequest\x12-\n" +
 	"\x06states\x18\x01 \x03(\x0e2\x15.antiphon.v1.RunStateR\x06states\x12\x1d\n" +
 	"\n" +
@@ -2284,7 +2303,9 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\x06labels\x18\x05 \x03(\v2(.antiphon.v1.ListRunsRequest.LabelsEntryR\x06labels\x12\x1b\n" +
 	"\tpage_size\x18\x06 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\a \x01(\tR\tpageToken\x1a9\n" +
+	"page_token\x18\a \x01(\tR\tpageToken\x12\x16\n" +
+	"\x06parent\x18\b \x01(\tR\x06parent\x12!\n" +
+	"\ffailure_text\x18\t \x01(\tR\vfailureText\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"`\n" +

@@ -145,10 +145,22 @@ class Client(AuditCalls, ContextCalls, PolicyCalls, SteeringCalls):
         created_after: datetime | None = None,
         created_before: datetime | None = None,
         labels: Mapping[str, str] | None = None,
+        parent: str = "",
+        failure: str = "",
         page_size: int = 0,
     ) -> AsyncIterator[run_pb2.Run]:
-        """Runs, live and archived, newest first, without payloads; pages are fetched as needed."""
-        request = run_service_pb2.ListRunsRequest(states=states, graph_name=graph, labels=labels, page_size=page_size)
+        """Runs, live and archived, newest first, without payloads; pages are fetched as needed.
+
+        `parent`: id of the run, or of the attempt, that called for them. `failure`: a part of their failure's message.
+        """
+        request = run_service_pb2.ListRunsRequest(
+            states=states,
+            graph_name=graph,
+            labels=labels,
+            parent=parent,
+            failure_text=failure,
+            page_size=page_size,
+        )
         if created_after is not None:
             request.created_after.FromDatetime(created_after)
         if created_before is not None:

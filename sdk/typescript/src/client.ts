@@ -157,7 +157,10 @@ export class Client extends ContextCalls {
     return there((await this.ask(RunServiceService.getRun, GetRunRequest.fromPartial({ runId }), times)).run);
   }
 
-  /** Runs, live and archived, newest first, without payloads. */
+  /**
+   * Runs, live and archived, newest first, without payloads. `parent`: id of the run, or of the attempt, that called for them;
+   * `failure`: a part of their failure's message.
+   */
   listRuns(
     filter: {
       states?: readonly RunState[];
@@ -165,6 +168,8 @@ export class Client extends ContextCalls {
       createdAfter?: Date;
       createdBefore?: Date;
       labels?: Readonly<Record<string, string>>;
+      parent?: string;
+      failure?: string;
     } & PageOptions = {},
   ): AsyncGenerator<Run, void> {
     const request = ListRunsRequest.fromPartial({
@@ -173,6 +178,8 @@ export class Client extends ContextCalls {
       createdAfter: filter.createdAfter,
       createdBefore: filter.createdBefore,
       labels: { ...filter.labels },
+      parent: filter.parent ?? "",
+      failureText: filter.failure ?? "",
       pageSize: filter.pageSize ?? 0,
     });
     return this.pages(RunServiceService.listRuns, request, (page) => page.runs, filter);

@@ -204,6 +204,13 @@ export interface ListRunsRequest {
   pageSize: number;
   /** next_page_token of the page before; empty for the first. */
   pageToken: string;
+  /**
+   * Only runs that agents called for: in any attempt of the run with this id, or in the attempt with this id. Empty means
+   * all.
+   */
+  parent: string;
+  /** Only runs that failed, with a message that this text occurs in; ASCII letters match in either case. Empty means all. */
+  failureText: string;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -1824,6 +1831,8 @@ function createBaseListRunsRequest(): ListRunsRequest {
     labels: {},
     pageSize: 0,
     pageToken: "",
+    parent: "",
+    failureText: "",
     _unknownFields: {},
   };
 }
@@ -1850,6 +1859,12 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
     }
     if (message.pageToken !== "") {
       writer.uint32(58).string(message.pageToken);
+    }
+    if (message.parent !== "") {
+      writer.uint32(66).string(message.parent);
+    }
+    if (message.failureText !== "") {
+      writer.uint32(74).string(message.failureText);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1944,6 +1959,22 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
             message.pageToken = reader.string();
             continue;
           }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.parent = reader.string();
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.failureText = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1984,6 +2015,8 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
     );
     message.pageSize = object.pageSize ?? 0;
     message.pageToken = object.pageToken ?? "";
+    message.parent = object.parent ?? "";
+    message.failureText = object.failureText ?? "";
     return message;
   },
 };
