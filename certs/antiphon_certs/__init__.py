@@ -19,7 +19,9 @@ from .errors import (
     PeerError,
     PeerReason,
     ProfileError,
+    RecoveryError,
     RenewalError,
+    RotationError,
     StatementError,
     TokenError,
     TokenReason,
@@ -28,9 +30,11 @@ from .grants import Grants, grants_of
 from .names import ORCHESTRATOR_DNS_NAME, Identity, Kind, dns_name, parse_kind
 from .peer import Peer, PeerVerifier
 from .profile import Profile, profile_folder
+from .recovery import prove, verify_recovery
 from .rotation import Clock, Renew, SystemClock, is_due, renew_at
 from .rotation import run as run_rotation
 from .statement import sign, verify_statement
+from .succession import Step, Succession, finish, prepare, succession, switch
 from .tokens import JoinToken, TokenRecord, mint, verify
 
 __all__ = [
@@ -58,25 +62,35 @@ __all__ = [
     "PeerVerifier",
     "Profile",
     "ProfileError",
+    "RecoveryError",
     "Renew",
     "RenewalError",
+    "RotationError",
     "Source",
     "StatementError",
+    "Step",
+    "Succession",
     "SystemClock",
     "TokenError",
     "TokenReason",
     "TokenRecord",
     "dns_name",
     "fingerprint",
+    "finish",
     "grants_of",
     "is_due",
     "mint",
     "new_key_and_csr",
     "parse_kind",
+    "prepare",
     "profile_folder",
+    "prove",
     "renew_at",
     "run_rotation",
     "sign",
+    "succession",
+    "switch",
     "verify",
+    "verify_recovery",
     "verify_statement",
 ]

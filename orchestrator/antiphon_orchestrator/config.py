@@ -34,6 +34,7 @@ _BOUNDS = {
     "audit_retention": (3600, 3_000_000_000),
     "payload_grace": (3600, 3_000_000_000),
     "agent_retention": (3600, 3_000_000_000),
+    "recovery_window": (0, 90 * 86_400),
 }
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {
@@ -100,6 +101,8 @@ class Config:
     files change. Without `authority` nobody can join here then."""
     private_key: Path | None = None
     trust_bundle: Path | None = None
+    recovery_window: timedelta = timedelta(days=7)
+    """How long after its expiry the certificate of a sidecar is given anew to who holds its key. 0s: never."""
     listen: str = "127.0.0.1:7443"
     """Mutual TLS."""
     join_listen: str = "127.0.0.1:7444"

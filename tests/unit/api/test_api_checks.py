@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from antiphon.options.v1 import options_pb2
 from antiphon.v1 import graph_service_pb2, run_service_pb2
-from antiphon_certs import Authority, Identity, Kind, PeerVerifier, new_key_and_csr
+from antiphon_certs import Authority, Identity, Kind, Peer, PeerVerifier, new_key_and_csr
 from antiphon_orchestrator.api.call import Caller, caller, set_caller, trace_id, traceparent
 from antiphon_orchestrator.api.checks import KINDS, RESOURCES, Call, Checks, policy_request
 from antiphon_orchestrator.api.errors import ApiError
@@ -49,6 +49,7 @@ def checks(
     listener: options_pb2.Listener.ValueType = options_pb2.LISTENER_MUTUAL_TLS,
     policy: CedarPolicies | None = None,
     now: datetime = NOW,
+    revoked: Callable[[Peer], None] = lambda peer: None,
     denied: list[Decision] | None = None,
     used: list[Decision] | None = None,
 ) -> Checks:
@@ -60,6 +61,7 @@ def checks(
         listener=listener,
         message_limit=1000,
         now=lambda: now,
+        revoked=revoked,
         denied=lambda _call, decision: (denied if denied is not None else []).append(decision),
         used=lambda _call, decision: (used if used is not None else []).append(decision),
     )
