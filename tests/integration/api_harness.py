@@ -252,7 +252,8 @@ async def serving(
     tasks = [asyncio.create_task(server.run())]
     if store is not None:
         await audit.load()
-        tasks.append(asyncio.create_task(audit.run()))
+        await revocations.load()
+        tasks += [asyncio.create_task(audit.run()), asyncio.create_task(revocations.run())]
     try:
         yield running
     finally:

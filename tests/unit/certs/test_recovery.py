@@ -71,9 +71,7 @@ def test_that_of_another_authority_or_kind_or_no_certificate_is_refused(
     request = new_key_and_csr(sidecar)[1]
     for credential, cause in ((foreign, "authority"), (person, "operator")):
         with pytest.raises(RecoveryError, match=cause):
-            verify_recovery(
-                credential.chain_pem, request, prove(credential, request), authority.bundle_pem, now, WEEK
-            )
+            verify_recovery(credential.chain_pem, request, prove(credential, request), authority.bundle_pem, now, WEEK)
     for chain in (b"", b"nonsense", old.key_pem):
         with pytest.raises(RecoveryError, match="read"):
             verify_recovery(chain, request, prove(old, request), authority.bundle_pem, now, WEEK)
