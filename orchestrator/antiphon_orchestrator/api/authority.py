@@ -45,7 +45,7 @@ class LiveAuthority:
             return
         try:
             found = Authority.load(self._folder)
-            if found.trust_domain != self.current.trust_domain or found.root_pem not in self.current.bundle_pem:
+            if found.trust_domain != self.current.trust_domain or found.root_pem.strip() not in self.current.bundle_pem:
                 raise AuthorityError(
                     "its root is not trusted here yet, so its certificates would be refused; "
                     "begin with: antiphon certs rotate prepare"

@@ -44,7 +44,7 @@ type IdentityServiceClient interface {
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
 	// Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
 	// machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
-	// says for how long after the expiry (identity.recovery_window); a revoked certificate is not given anew. The same
+	// says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
 	// request may come again, since an answer may be lost.
 	Recover(ctx context.Context, in *RecoverRequest, opts ...grpc.CallOption) (*RecoverResponse, error)
 	// CreateToken makes a join token; the secret is in the answer and nowhere else.
@@ -152,7 +152,7 @@ type IdentityServiceServer interface {
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
 	// Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
 	// machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
-	// says for how long after the expiry (identity.recovery_window); a revoked certificate is not given anew. The same
+	// says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
 	// request may come again, since an answer may be lost.
 	Recover(context.Context, *RecoverRequest) (*RecoverResponse, error)
 	// CreateToken makes a join token; the secret is in the answer and nowhere else.

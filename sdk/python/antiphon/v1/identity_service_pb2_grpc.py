@@ -95,7 +95,7 @@ class IdentityServiceServicer(object):
     def Recover(self, request, context):
         """Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
         machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
-        says for how long after the expiry (identity.recovery_window); a revoked certificate is not given anew. The same
+        says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
         request may come again, since an answer may be lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

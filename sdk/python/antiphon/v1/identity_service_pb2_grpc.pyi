@@ -43,7 +43,7 @@ class IdentityServiceStub:
     Recover: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.RecoverRequest, _identity_service_pb2.RecoverResponse]
     """Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
     machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
-    says for how long after the expiry (identity.recovery_window); a revoked certificate is not given anew. The same
+    says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
     request may come again, since an answer may be lost.
     """
     CreateToken: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.CreateTokenRequest, _identity_service_pb2.CreateTokenResponse]
@@ -75,7 +75,7 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     Recover: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.RecoverRequest, _identity_service_pb2.RecoverResponse]  # type: ignore[assignment]
     """Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
     machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
-    says for how long after the expiry (identity.recovery_window); a revoked certificate is not given anew. The same
+    says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
     request may come again, since an answer may be lost.
     """
     CreateToken: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.CreateTokenRequest, _identity_service_pb2.CreateTokenResponse]  # type: ignore[assignment]
@@ -122,7 +122,7 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_identity_service_pb2.RecoverResponse, _abc.Awaitable[_identity_service_pb2.RecoverResponse]]:
         """Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
         machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
-        says for how long after the expiry (identity.recovery_window); a revoked certificate is not given anew. The same
+        says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
         request may come again, since an answer may be lost.
         """
 

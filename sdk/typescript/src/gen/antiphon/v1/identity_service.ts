@@ -1751,7 +1751,7 @@ export const IdentityServiceService = {
   /**
    * Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
    * machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
-   * says for how long after the expiry (identity.recovery_window); a revoked certificate is not given anew. The same
+   * says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
    * request may come again, since an answer may be lost.
    */
   recover: {
@@ -1830,7 +1830,7 @@ export interface IdentityServiceServer extends UntypedServiceImplementation {
   /**
    * Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
    * machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
-   * says for how long after the expiry (identity.recovery_window); a revoked certificate is not given anew. The same
+   * says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
    * request may come again, since an answer may be lost.
    */
   recover: handleUnaryCall<RecoverRequest, RecoverResponse>;
