@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from antiphon.mesh.v1 import mesh_service_pb2
 from antiphon.options.v1 import options_pb2
 from antiphon.v1 import graph_service_pb2, run_service_pb2
 from antiphon.v1.error_pb2 import ErrorReason
@@ -256,8 +257,7 @@ def test_a_certificate_that_is_revoked_is_refused_before_anything_else_is_looked
 
 async def test_a_stream_that_is_to_end_is_not_listened_to_any_more(certify: Certify) -> None:
     """While a message to somebody who does not read is under way, its stream cannot end, and others would still do."""
-    path = "/antiphon.v1.RunService/SubmitRuns"
-    one = call(path, None, certify(Kind.CLIENT), deadline=None)
+    one = call("/antiphon.mesh.v1.MeshService/Attach", None, certify(Kind.SIDECAR), deadline=None)
     gate = checks()
     interceptor = Interceptor(IMAGE, gate, SystemClock(), Metrics(), frozenset(), None)
     seen: list[bytes] = []
@@ -268,7 +268,7 @@ async def test_a_stream_that_is_to_end_is_not_listened_to_any_more(certify: Cert
         yield b""
 
     class Inner:
-        request_deserializer = run_service_pb2.SubmitRunsRequest.FromString
+        request_deserializer = mesh_service_pb2.AttachRequest.FromString
 
     with pytest.raises(ApiError) as ended:
         async for request in interceptor._checked(one.known, Inner, requests(), one):
