@@ -237,9 +237,8 @@ class World:
         return {"token_id": token.token_id, "secret": token.secret.hex(), "signing_request": signing_request}
 
     def _returning(self, signing_request: str) -> dict[str, Fact]:
-        """A sidecar whose certificate expired some time ago, and the proof that it has the key."""
-        past = datetime.now(UTC) - timedelta(hours=5)
-        old = Credential.from_pem(*self.mesh.ca.issue(Kind.SIDECAR, "returning", now=past))
+        """The certificate of a sidecar, and the proof that it has the key."""
+        old = Credential.from_pem(*self.mesh.ca.issue(Kind.SIDECAR, "returning"))
         signature = prove(old, signing_request.encode())
         return {"RecoverRequest.chain": old.chain_pem.decode(), "RecoverRequest.signature": signature}
 

@@ -25,7 +25,8 @@ Runs: Any = run_service_pb2_grpc.RunServiceStub
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority.init(tmp_path_factory.mktemp("ca") / "ca", DOMAIN)
+    """One that has been there for a while, so that it may have signed what has expired long since."""
+    return Authority.init(tmp_path_factory.mktemp("ca") / "ca", DOMAIN, now=datetime.now(UTC) - timedelta(days=30))
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import grpc
 import pytest
 from antiphon import CertificateRevoked, Client, Graph, output_of
 from antiphon.v1 import run_service_pb2, run_service_pb2_grpc
-from antiphon_certs import CertificateFiles, JoinToken, Kind
+from antiphon_certs import CertificateFiles, Credential, JoinToken, Kind
 
 from tests.harness import Mesh, SidecarProcess, eventually, journal_of
 from tests.harness.raw import channel, reason_of
 
 pytest_plugins = ("tests.harness.fixtures",)
 
-AGO = timedelta(days=3)
+SHORT = timedelta(seconds=1)
 
 
 def one_task(capability: str, input: Any = None) -> Graph:
@@ -25,13 +25,19 @@ def one_task(capability: str, input: Any = None) -> Graph:
     return graph
 
 
-def expired(mesh: Mesh, agent: str) -> SidecarProcess:
-    """A sidecar that joined days ago, and has been off since."""
+async def expired(mesh: Mesh, agent: str) -> SidecarProcess:
+    """A sidecar that joined, was switched off, and whose certificate has expired since."""
     sidecar = mesh.sidecar(agent, start=False)
-    pem = mesh.ca.issue(Kind.SIDECAR, sidecar.name, agents=(agent,), capabilities=("*",), now=datetime.now(UTC) - AGO)
+    pem = mesh.ca.issue(Kind.SIDECAR, sidecar.name, agents=(agent,), capabilities=("*",), lifetime=SHORT)
     process = mesh.orchestrator
     mesh.ca.join_sidecar(sidecar.state, sidecar.name, process.address, pem, join_address=process.join_address)
+    end = kept(sidecar).not_after
+    await eventually(lambda: datetime.now(UTC) > end)
     return sidecar
+
+
+def kept(sidecar: SidecarProcess) -> Credential:
+    return CertificateFiles(sidecar.state / "profiles" / "sidecar" / "credential").load()
 
 
 async def token(operator: Client, name: str, agent: str) -> JoinToken:
@@ -52,7 +58,7 @@ async def test_a_revoked_client_loses_its_calls_and_streams_and_is_told_what_to_
             await stub.GetRun(run_service_pb2.GetRunRequest(run_id=run.run_id), timeout=30)
         assert reason_of(refused.value) == "CERTIFICATE_REVOKED"
         with pytest.raises(grpc.aio.AioRpcError) as ended:
-            async for _ in watching:
+            while await watching.read() is not grpc.aio.EOF:
                 pass
         assert reason_of(ended.value) == "CERTIFICATE_REVOKED"
         found = [one async for one in operator.list_revocations()]
@@ -89,17 +95,19 @@ async def test_a_revoked_sidecar_ends_with_a_clear_line_and_a_new_token_brings_i
         await eventually(lambda: "attached" in again.said())
 
 
-async def test_a_sidecar_that_was_off_for_days_needs_no_new_token(client: Client, mesh: Mesh) -> None:
-    sidecar = expired(mesh, "returned")
+@pytest.mark.proves("certificate expiry and rotation")
+async def test_a_sidecar_whose_certificate_expired_while_it_was_off_needs_no_new_token(
+    client: Client, mesh: Mesh
+) -> None:
+    sidecar = await expired(mesh, "returned")
     sidecar.start()
     await mesh.attached(client, "returned")
     assert "recovered" in sidecar.said()
-    kept = CertificateFiles(sidecar.state / "profiles" / "sidecar" / "credential").load()
-    assert kept.not_after > datetime.now(UTC)
+    assert kept(sidecar).not_after > datetime.now(UTC)
 
 
 async def test_a_sidecar_that_was_off_is_not_let_in_again_once_it_is_revoked(client: Client, mesh: Mesh) -> None:
-    sidecar = expired(mesh, "banned")
+    sidecar = await expired(mesh, "banned")
     async with mesh.operator() as operator:
         await operator.revoke_certificates("sidecar", sidecar.name, cause="its machine was sold")
     sidecar.start()
