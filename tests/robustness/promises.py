@@ -49,7 +49,7 @@ PROMISES = {
     "overload": "queues are bounded; unary callers are told when to come back, streams are read more slowly",
     "overload, three times": "clients that obey get 80 % of what is done at the peak",
     "certificate expiry and rotation": (
-        "a certificate is renewed, and the authority's root replaced, under load without a failed call; one that expires "
+        "a certificate is renewed, and the root replaced, under load without a failed call; one that expires "
         "ends its calls, and its streams within 3 s; its key brings a sidecar back that was away for days"
     ),
     "certificate revocation": "holds on live connections of every replica within 5 s",
