@@ -34,7 +34,7 @@ from .recovery import prove, verify_recovery
 from .rotation import Clock, Renew, SystemClock, is_due, renew_at
 from .rotation import run as run_rotation
 from .statement import sign, verify_statement
-from .succession import Step, Succession, finish, prepare, succession, switch
+from .succession import Step, Succession, finish_root, prepare_root, succession_of, switch_root
 from .tokens import JoinToken, TokenRecord, mint, verify
 
 __all__ = [
@@ -76,20 +76,20 @@ __all__ = [
     "TokenRecord",
     "dns_name",
     "fingerprint",
-    "finish",
+    "finish_root",
     "grants_of",
     "is_due",
     "mint",
     "new_key_and_csr",
     "parse_kind",
-    "prepare",
+    "prepare_root",
     "profile_folder",
     "prove",
     "renew_at",
     "run_rotation",
     "sign",
-    "succession",
-    "switch",
+    "succession_of",
+    "switch_root",
     "verify",
     "verify_recovery",
     "verify_statement",

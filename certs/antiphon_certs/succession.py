@@ -55,12 +55,12 @@ class Succession:
     next_time: datetime | None
 
 
-def succession(folder: Path) -> Succession:
+def succession_of(folder: Path) -> Succession:
     """How far it is. Raises `AuthorityError`."""
     return _in(folder, lambda: _read(folder))
 
 
-def prepare(folder: Path, *, now: datetime | None = None) -> Succession:
+def prepare_root(folder: Path, *, now: datetime | None = None) -> Succession:
     """Make the next root, and trust it beside the present one. Raises `AuthorityError`, `RotationError`."""
     moment = now or datetime.now(UTC)
 
@@ -82,7 +82,7 @@ def prepare(folder: Path, *, now: datetime | None = None) -> Succession:
     return _in(folder, act)
 
 
-def switch(folder: Path, *, force: bool = False, now: datetime | None = None) -> Succession:
+def switch_root(folder: Path, *, force: bool = False, now: datetime | None = None) -> Succession:
     """Let the next root's new intermediate sign. `force`: although some may not trust it yet.
 
     Needs `next-root.key` back in `folder`. Raises `AuthorityError`, `RotationError`.
@@ -113,7 +113,7 @@ def switch(folder: Path, *, force: bool = False, now: datetime | None = None) ->
     return _in(folder, act)
 
 
-def finish(folder: Path, *, force: bool = False, now: datetime | None = None) -> Succession:
+def finish_root(folder: Path, *, force: bool = False, now: datetime | None = None) -> Succession:
     """Trust the new root alone. `force`: although certificates of the old one may still be valid.
 
     Raises `AuthorityError`, `RotationError`.

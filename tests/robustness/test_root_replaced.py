@@ -11,7 +11,7 @@ import grpc
 import pytest
 from antiphon import Client, Credentials
 from antiphon.v1 import identity_service_pb2, identity_service_pb2_grpc, run_service_pb2, run_service_pb2_grpc
-from antiphon_certs import CertificateFiles, Kind, finish, new_key_and_csr, prepare, switch
+from antiphon_certs import CertificateFiles, Kind, finish_root, new_key_and_csr, prepare_root, switch_root
 
 from tests.harness import Mesh, eventually, journal_of
 from tests.harness.raw import Pem, channel, reason_of
@@ -52,17 +52,17 @@ async def replaced(mesh: Mesh) -> None:
         await mesh.attached(client)
         async with asyncio.TaskGroup() as group:
             group.create_task(load(client, random.Random(1), submissions, stop))
-            prepare(authority)
+            prepare_root(authority)
             await taken_up(1)
             assert {roots(files) for files in members} == {2}
-            switch(authority, force=True)
+            switch_root(authority, force=True)
             await taken_up(2)
             # Certificates of the new root, on a connection to who shows one; and work goes on beyond that.
             await eventually(lambda: sidecar.said().count('"attached"') > 1)
             count = len(submissions)
             await eventually(lambda: len(submissions) > count + 5)
             stop.set()
-        finish(authority, force=True)
+        finish_root(authority, force=True)
         await taken_up(3)
         assert {roots(files) for files in members} == {1}
         assert await answer(mesh, before) == "UNAVAILABLE", "what the old root signed is let in no more"

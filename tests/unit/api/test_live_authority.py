@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from antiphon_certs import Authority, Identity, Kind, SystemClock, finish, prepare, switch
+from antiphon_certs import Authority, Identity, Kind, SystemClock, finish_root, prepare_root, switch_root
 from antiphon_orchestrator.api.authority import LiveAuthority
 from antiphon_orchestrator.api.certificate import IssuedHere, LiveCertificate
 from antiphon_orchestrator.telemetry import Metrics
@@ -30,15 +30,15 @@ def test_each_step_of_a_rotation_is_taken_up_and_shows_in_our_own_certificate(fo
     first = certificate.credential
     live.look()
     assert certificate.credential is first, "nothing has changed"
-    prepare(folder)
+    prepare_root(folder)
     live.look()
     assert roots(certificate.credential.bundle_pem) == 2
     old = live.current.root_pem
-    switch(folder, force=True)
+    switch_root(folder, force=True)
     live.look()
     assert live.current.root_pem != old
     assert certificate.credential.chain_pem.endswith((folder / "intermediate.pem").read_bytes())
-    finish(folder, force=True)
+    finish_root(folder, force=True)
     live.look()
     assert certificate.credential.bundle_pem == live.current.bundle_pem == live.current.root_pem
 

@@ -15,11 +15,11 @@ from antiphon_certs import (
     RotationError,
     StatementError,
     Step,
-    finish,
-    prepare,
+    finish_root,
+    prepare_root,
     sign,
-    succession,
-    switch,
+    succession_of,
+    switch_root,
     verify_statement,
 )
 
@@ -42,12 +42,12 @@ def test_each_step_is_trusted_by_whoever_renewed_since_the_one_before(
 ) -> None:
     before = Authority.init(folder, "mesh.test", now=now)
     first = credential_for(before, sidecar, now=now)
-    prepare(folder, now=now)
+    prepare_root(folder, now=now)
     prepared = Authority.load(folder)
     assert prepared.root_pem == before.root_pem and prepared.bundle_pem.count(b"BEGIN") == 2
     later = now + OVERLAP
     second = credential_for(prepared, sidecar, now=later)
-    switch(folder, now=later)
+    switch_root(folder, now=later)
     switched = Authority.load(folder)
     third = credential_for(switched, sidecar, now=later)
     for credential in (second, third):
@@ -55,7 +55,7 @@ def test_each_step_is_trusted_by_whoever_renewed_since_the_one_before(
     assert not trusts(before.bundle_pem, third, later), "who never renewed cannot know the new root"
     assert switched.root_pem == load_first(switched.bundle_pem)
     later += OVERLAP
-    finish(folder, now=later)
+    finish_root(folder, now=later)
     finished = Authority.load(folder)
     fourth = credential_for(finished, sidecar, now=later)
     assert trusts(switched.bundle_pem, fourth, later)
@@ -69,17 +69,17 @@ def load_first(bundle_pem: bytes) -> bytes:
 
 def test_a_step_waits_until_everybody_has_renewed_unless_it_is_forced(folder: Path, now: datetime) -> None:
     Authority.init(folder, "mesh.test", now=now)
-    assert succession(folder).step is Step.SETTLED
-    state = prepare(folder, now=now)
+    assert succession_of(folder).step is Step.SETTLED
+    state = prepare_root(folder, now=now)
     assert (state.step, state.next_time) == (Step.PREPARED, now + OVERLAP)
     with pytest.raises(RotationError, match="wait until"):
-        switch(folder, now=now + HOUR)
-    assert succession(folder).step is Step.PREPARED
-    state = switch(folder, force=True, now=now + HOUR)
+        switch_root(folder, now=now + HOUR)
+    assert succession_of(folder).step is Step.PREPARED
+    state = switch_root(folder, force=True, now=now + HOUR)
     assert (state.step, state.next_time) == (Step.SWITCHED, now + HOUR + OVERLAP)
     with pytest.raises(RotationError, match="wait until"):
-        finish(folder, now=now + 2 * HOUR)
-    assert finish(folder, now=now + HOUR + OVERLAP).step is Step.SETTLED
+        finish_root(folder, now=now + 2 * HOUR)
+    assert finish_root(folder, now=now + HOUR + OVERLAP).step is Step.SETTLED
     assert sorted(path.name for path in folder.iterdir()) == [
         *("bundle.pem", "intermediate.key", "intermediate.pem", "root.key", "root.pem")
     ]
@@ -89,42 +89,42 @@ def test_a_step_waits_until_everybody_has_renewed_unless_it_is_forced(folder: Pa
 def test_steps_out_of_order_are_refused(folder: Path, now: datetime) -> None:
     Authority.init(folder, "mesh.test", now=now)
     with pytest.raises(RotationError, match="prepare"):
-        switch(folder, now=now)
+        switch_root(folder, now=now)
     with pytest.raises(RotationError, match="nothing to finish"):
-        finish(folder, now=now)
-    prepare(folder, now=now)
+        finish_root(folder, now=now)
+    prepare_root(folder, now=now)
     with pytest.raises(RotationError, match="under way"):
-        prepare(folder, now=now)
+        prepare_root(folder, now=now)
 
 
 def test_a_step_that_was_interrupted_is_taken_again(folder: Path, now: datetime) -> None:
     Authority.init(folder, "mesh.test", now=now)
     bundle = (folder / "bundle.pem").read_bytes()
-    prepare(folder, now=now)
+    prepare_root(folder, now=now)
     (folder / "bundle.pem").write_bytes(bundle)  # as if it had ended before its last write
-    assert succession(folder).step is Step.SETTLED
-    prepare(folder, now=now)
+    assert succession_of(folder).step is Step.SETTLED
+    prepare_root(folder, now=now)
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
-    switch(folder, now=now + OVERLAP)
+    switch_root(folder, now=now + OVERLAP)
     for name in ("next-root.key", "next-root.pem"):  # as if it had ended before these went
         (folder / name).write_bytes(kept[name])
-    assert succession(folder).step is Step.PREPARED
-    assert switch(folder, now=now + OVERLAP).step is Step.SWITCHED
+    assert succession_of(folder).step is Step.PREPARED
+    assert switch_root(folder, now=now + OVERLAP).step is Step.SWITCHED
     assert Authority.load(folder).bundle_pem.count(b"BEGIN") == 2
 
 
 def test_the_key_of_the_next_root_may_be_elsewhere_until_the_switch(folder: Path, now: datetime) -> None:
     Authority.init(folder, "mesh.test", now=now)
-    prepare(folder, now=now)
+    prepare_root(folder, now=now)
     key = (folder / "next-root.key").read_bytes()
     (folder / "next-root.key").unlink()
     with pytest.raises(AuthorityError, match=r"next-root\.key"):
-        switch(folder, now=now + OVERLAP)
+        switch_root(folder, now=now + OVERLAP)
     (folder / "next-root.key").write_bytes(key)
-    assert switch(folder, now=now + OVERLAP).step is Step.SWITCHED
+    assert switch_root(folder, now=now + OVERLAP).step is Step.SWITCHED
     assert Authority.renew_intermediate(folder, now=now + OVERLAP).root_pem == Authority.load(folder).root_pem
 
 
 def test_a_folder_that_is_no_authority_says_so(folder: Path) -> None:
     with pytest.raises(AuthorityError, match=r"bundle\.pem"):
-        succession(folder)
+        succession_of(folder)

@@ -15,12 +15,12 @@ from antiphon_certs import (
     JoinToken,
     Kind,
     Profile,
-    finish,
+    finish_root,
     mint,
     new_key_and_csr,
-    prepare,
+    prepare_root,
     profile_folder,
-    switch,
+    switch_root,
 )
 from antiphon_sidecar.config import Config
 from antiphon_sidecar.identity import Place, locate
@@ -66,9 +66,9 @@ def test_the_token_that_was_used_fits_also_when_its_root_has_been_replaced_since
     state, before = tmp_path / "state", Authority.load(folder)
     used, unused = token(before), token(before)
     joined(state, before, used)
-    prepare(folder)
-    switch(folder, force=True)
-    finish(folder, force=True)
+    prepare_root(folder)
+    switch_root(folder, force=True)
+    finish_root(folder, force=True)
     kept = joined(state, Authority.load(folder), used)  # as it renews
     assert place(state, used).stored() == kept
     assert place(state, None).stored() == kept

@@ -227,16 +227,16 @@ def rotate(
 
     Between the steps everyone has to renew, which takes an hour; orchestrators take up the folder by themselves.
     """
-    from antiphon_certs import Step, finish, prepare, succession, switch
+    from antiphon_certs import Step, finish_root, prepare_root, succession_of, switch_root
 
     if step == "status":
-        state = succession(folder)
+        state = succession_of(folder)
     elif step == "prepare":
-        state = prepare(folder)
+        state = prepare_root(folder)
     elif step == "switch":
-        state = switch(folder, force=force)
+        state = switch_root(folder, force=force)
     elif step == "finish":
-        state = finish(folder, force=force)
+        state = finish_root(folder, force=force)
     else:
         raise Problem(f"{step!r} is no step of a rotation", "use status, prepare, switch or finish")
     due = state.next_time.isoformat(timespec="seconds") if state.next_time else ""
