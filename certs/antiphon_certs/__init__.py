@@ -30,7 +30,7 @@ from .grants import Grants, grants_of
 from .names import ORCHESTRATOR_DNS_NAME, Identity, Kind, dns_name, parse_kind
 from .peer import Peer, PeerVerifier
 from .profile import Profile, profile_folder
-from .recovery import prove, verify_recovery
+from .recovery import LONGEST_RECOVERY, prove, verify_recovery
 from .rotation import Clock, Renew, SystemClock, is_due, renew_at
 from .rotation import run as run_rotation
 from .statement import sign, verify_statement
@@ -39,6 +39,7 @@ from .tokens import JoinToken, TokenRecord, mint, verify
 
 __all__ = [
     "LEAF_LIFETIME",
+    "LONGEST_RECOVERY",
     "ORCHESTRATOR_DNS_NAME",
     "Authority",
     "AuthorityError",

@@ -16,6 +16,9 @@ from .names import Kind
 from .peer import Peer, PeerVerifier
 from .statement import sign, verify_statement
 
+LONGEST_RECOVERY = timedelta(days=30)
+"""No window is longer, so that whoever keeps revocations knows for how long they can matter."""
+
 _PREFIX = b"antiphon recover 1\n"
 
 

@@ -183,7 +183,7 @@ class Orchestrator:
             routing.look()
 
         steward = Steward(host, membership, cluster_changed)
-        revocations = Revocations(store, clock, config.recovery_window)
+        revocations = Revocations(store, clock)
         image = Image.load()
         tracing = None
         if config.telemetry.tracing:

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
+from antiphon_certs import LONGEST_RECOVERY
+
 from . import archive, blobs
 from .api.server import ServerOptions
 from .context.rules import Quota
@@ -34,7 +36,7 @@ _BOUNDS = {
     "audit_retention": (3600, 3_000_000_000),
     "payload_grace": (3600, 3_000_000_000),
     "agent_retention": (3600, 3_000_000_000),
-    "recovery_window": (0, 90 * 86_400),
+    "recovery_window": (0, LONGEST_RECOVERY.total_seconds()),
 }
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {

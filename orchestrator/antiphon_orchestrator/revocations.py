@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from antiphon.store.v1 import records_pb2 as records
 from antiphon.v1.error_pb2 import ErrorReason
-from antiphon_certs import LEAF_LIFETIME, Clock, Identity, Peer
+from antiphon_certs import LEAF_LIFETIME, LONGEST_RECOVERY, Clock, Identity, Peer
 
 from . import telemetry
 from .api.errors import ApiError
@@ -48,6 +48,10 @@ MARGIN = timedelta(seconds=20)
 """By which the clocks of two replicas may differ, with the time that a commit takes. Less than how far behind the clock
 of who reads a certificate may be, so that one which is dated after it is valid at once."""
 
+KEPT = LEAF_LIFETIME + LONGEST_RECOVERY + timedelta(hours=24)
+"""As long as a certificate may be brought back, whatever window an orchestrator is told; and as a token may be used that
+was not yet."""
+
 LIMIT = 10_000
 """Of all namespaces together; some 2 MB."""
 
@@ -55,7 +59,6 @@ _STEP = timedelta(seconds=2)
 _RETRY = 0.2
 _RACES = 5
 _LOOK_AFTER = timedelta(minutes=10)
-_TOKENS = timedelta(hours=24)
 
 
 class Subject(NamedTuple):
@@ -85,13 +88,11 @@ class Known(NamedTuple):
 
 
 class Revocations:
-    """`recovery_window`: for how long after its expiry a certificate is given anew; a revocation is kept for longer."""
+    """Of the whole mesh, as this replica knows them; `load` first."""
 
-    def __init__(self, store: Store, clock: Clock, recovery_window: timedelta) -> None:
+    def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        # An unused token of a revoked identity must not outlive its revocation either.
-        self._kept = LEAF_LIFETIME + recovery_window + _TOKENS
         self._known: dict[Subject, Known] = {}
         self._followed = 0
 
@@ -145,7 +146,7 @@ class Revocations:
                 if former is not None:  # beyond what was dated after that one
                     until = max(until, _moment(former.record.issued_until) + _STEP)
                 record.issued_until = _micros(until)
-            record.expire_time = _micros(until + self._kept)
+            record.expire_time = _micros(until + KEPT)
             revision = await self._put(subject, record, former.revision if former else 0)
             if revision and self._clock.now() < until:
                 self._note(subject, Known(record, revision))

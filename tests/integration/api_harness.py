@@ -211,7 +211,7 @@ async def serving(
     policies = policy or CedarPolicies(dev_profile())
     # Without a store its queue is never emptied.
     audit = AuditLog(cast(Store, store), "one", lambda: int(clock.now().timestamp() * 1e6))
-    revocations = Revocations(cast(Store, store), clock, RECOVERY_WINDOW)
+    revocations = Revocations(cast(Store, store), clock)
     parts = Parts(IMAGE, certificate, policies, audit, metrics, DOMAIN, revocations.check, development, clock, outer)
     limits = options or ServerOptions(shutdown_grace=timedelta(0))
 

@@ -11,7 +11,17 @@ import grpc
 import pytest
 from antiphon.v1 import identity_service_pb2 as api
 from antiphon.v1 import identity_service_pb2_grpc, run_service_pb2, run_service_pb2_grpc
-from antiphon_certs import Authority, Credential, Grants, Identity, JoinToken, Kind, new_key_and_csr, prove
+from antiphon_certs import (
+    LONGEST_RECOVERY,
+    Authority,
+    Credential,
+    Grants,
+    Identity,
+    JoinToken,
+    Kind,
+    new_key_and_csr,
+    prove,
+)
 from antiphon_orchestrator.api.interceptor import RECHECK
 from antiphon_orchestrator.store import SqliteStore
 from api_harness import DOMAIN, RECOVERY_WINDOW, TIMEOUT, Running, details, reason_of, serving, status_of
@@ -148,7 +158,7 @@ async def test_revocations_are_listed_by_pages_until_nothing_is_left_of_them(run
     await revoke(running, by=running.credential(Kind.OPERATOR, "eve", "team-b"), serial="def")
 
     # One connection for all of it: whoever dials after days would have to believe that they have passed.
-    stub = Stub(running.dial(running.credential(Kind.OPERATOR, "olga", ttl=timedelta(days=30))))
+    stub = Stub(running.dial(running.credential(Kind.OPERATOR, "olga", ttl=timedelta(days=60))))
 
     async def listed() -> list[str]:
         request, found = api.ListRevocationsRequest(page_size=2), []
@@ -161,7 +171,7 @@ async def test_revocations_are_listed_by_pages_until_nothing_is_left_of_them(run
                 return found
 
     assert await listed() == ["a", "b", "c", "abc"]
-    running.clock.advance(RECOVERY_WINDOW + timedelta(days=2))
+    running.clock.advance(LONGEST_RECOVERY + timedelta(days=2))
 
     async def gone() -> bool:
         return not await listed()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from antiphon_certs import Grants, Identity, Kind, Peer
+from antiphon_certs import LONGEST_RECOVERY, Grants, Identity, Kind, Peer
 from antiphon_orchestrator import revocations
 from antiphon_orchestrator.api.errors import ApiError
 from antiphon_orchestrator.revocations import MARGIN, Revocations, Subject
@@ -18,7 +18,6 @@ from tests.harness import eventually
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 EDGE = Identity("mesh.test", "team-a", Kind.SIDECAR, "edge")
-WINDOW = timedelta(days=7)
 SECOND = timedelta(seconds=1)
 
 
@@ -59,7 +58,7 @@ async def revoke(here: Revocations, subject: Subject | None = None) -> None:
 
 
 async def test_what_another_replica_revoked_is_not_renewed_here_before_the_watch_tells(store: SqliteStore) -> None:
-    here, there = Revocations(store, Turned(), WINDOW), Revocations(store, Turned(), WINDOW)
+    here, there = Revocations(store, Turned()), Revocations(store, Turned())
     await here.load()
     peer = issued(NOW)
     issue_at = await here.not_before(EDGE)
@@ -73,7 +72,7 @@ async def test_one_that_was_issued_while_it_was_revoked_elsewhere_is_revoked_alt
     store: SqliteStore,
 ) -> None:
     ahead, behind = Turned(NOW + MARGIN - SECOND), Turned()
-    here, there = Revocations(store, ahead, WINDOW), Revocations(store, behind, WINDOW)
+    here, there = Revocations(store, ahead), Revocations(store, behind)
     issue_at = await here.not_before(EDGE)
     await here.confirm(issued(NOW - timedelta(minutes=10)), issue_at)
     await revoke(there)
@@ -82,7 +81,7 @@ async def test_one_that_was_issued_while_it_was_revoked_elsewhere_is_revoked_alt
 
 
 async def test_what_is_issued_on_purpose_afterwards_is_dated_after_it_each_time(store: SqliteStore) -> None:
-    here = Revocations(store, Turned(NOW + timedelta(microseconds=999_999)), WINDOW)
+    here = Revocations(store, Turned(NOW + timedelta(microseconds=999_999)))
     before = issued(NOW)
     for _ in range(3):
         await revoke(here)
@@ -96,7 +95,7 @@ async def test_what_is_issued_on_purpose_afterwards_is_dated_after_it_each_time(
 
 async def test_other_replicas_follow_also_what_is_forgotten(store: SqliteStore) -> None:
     clock = Turned()
-    here, there = Revocations(store, clock, WINDOW), Revocations(store, clock, WINDOW)
+    here, there = Revocations(store, clock), Revocations(store, clock)
     await there.load()
     following = asyncio.create_task(there.run())
     try:
@@ -106,7 +105,7 @@ async def test_other_replicas_follow_also_what_is_forgotten(store: SqliteStore) 
         await eventually(lambda: len(list(there.listed("team-a"))) == 2)
         assert refuses(there, issued(NOW)) and refuses(there, issued(NOW + timedelta(days=1), serial=0x2A))
         assert not refuses(there, issued(NOW + timedelta(days=1)))
-        clock.time += WINDOW + timedelta(hours=24)
+        clock.time += LONGEST_RECOVERY + timedelta(hours=24)
         await here.forget()
         assert len(list(here.listed("team-a"))) == 2, "an unused token, or a lost key, may still be there"
         clock.time += timedelta(hours=2)
@@ -122,7 +121,7 @@ async def test_there_is_a_most_of_them_and_revoking_again_needs_no_more_room(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(revocations, "LIMIT", 1)
-    here = Revocations(store, Turned(), WINDOW)
+    here = Revocations(store, Turned())
     await revoke(here)
     await revoke(here)
     with pytest.raises(ApiError) as refused:
@@ -131,7 +130,7 @@ async def test_there_is_a_most_of_them_and_revoking_again_needs_no_more_room(
 
 
 async def test_two_that_revoke_at_once_both_succeed(store: SqliteStore) -> None:
-    here, there = Revocations(store, Turned(), WINDOW), Revocations(store, Turned(), WINDOW)
+    here, there = Revocations(store, Turned()), Revocations(store, Turned())
     await asyncio.gather(revoke(here), revoke(there))
     assert refuses(here, issued(NOW)) and refuses(there, issued(NOW))
 
@@ -148,6 +147,6 @@ async def test_a_commit_that_took_longer_than_the_margin_is_made_again(store: Sq
             self.asked += 1
             return NOW if self.asked == 1 else NOW + MARGIN
 
-    here = Revocations(store, Late(), WINDOW)
+    here = Revocations(store, Late())
     await revoke(here)
     assert refuses(here, issued(NOW + MARGIN))
