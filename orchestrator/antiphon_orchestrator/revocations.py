@@ -49,8 +49,8 @@ MARGIN = timedelta(seconds=20)
 of who reads a certificate may be, so that one which is dated after it is valid at once."""
 
 KEPT = LEAF_LIFETIME + LONGEST_RECOVERY + timedelta(hours=24)
-"""As long as a certificate may be brought back, whatever window an orchestrator is told; and as a token may be used that
-was not yet."""
+"""As long as a certificate may be brought back, whatever window an orchestrator is told, and as an unused token may be
+used."""
 
 LIMIT = 10_000
 """Of all namespaces together; some 2 MB."""
