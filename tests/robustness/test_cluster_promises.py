@@ -194,7 +194,7 @@ async def test_duplicate_or_late_result_of_an_owner_that_died(cluster: Cluster) 
 @pytest.mark.proves("certificate revocation")
 async def test_what_one_replica_revokes_ends_streams_of_another(cluster: Cluster) -> None:
     """And its calls there; the one that revoked is never asked by who is revoked."""
-    one, other = cluster.replicas[0].address, cluster.replicas[1].address
+    one, other, *_ = cluster.addresses  # of those that live
     pem = cluster.ca.issue(Kind.CLIENT, "mallory")
     operator = cluster.client("olga", kind=Kind.OPERATOR, address=one)
     async with channel(other, pem) as raw, operator as olga:
