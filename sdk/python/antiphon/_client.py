@@ -36,6 +36,7 @@ from antiphon.v1 import (
 from . import _calls
 from ._client_audit import AuditCalls
 from ._client_context import ContextCalls
+from ._client_identity import IdentityCalls
 from ._client_policies import PolicyCalls
 from ._client_steering import SteeringCalls
 from ._connection import Connection, Generation, Renew
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 _WAIT_STEP = 300.0
 
 
-class Client(AuditCalls, ContextCalls, PolicyCalls, SteeringCalls):
+class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls):
     """A connection to the orchestrators of one identity; make it with `connect`, use it with `async with`."""
 
     @classmethod

@@ -11,7 +11,7 @@ export { Error, ErrorReason, FieldViolation } from "./antiphon/v1/error.js";
 export { Failure, FailureKind } from "./antiphon/v1/failure.js";
 export { AllOf, AnyOf, Compensate, Constraints, Graph, GraphTask, Join, OnFailure, RetryRule, Until, Wait } from "./antiphon/v1/graph.js";
 export { GetGraphRequest, GetGraphResponse, GraphMistake, GraphServiceService, ListGraphsRequest, ListGraphsResponse, RegisterGraphRequest, RegisterGraphResponse, RegisteredGraph, ValidateGraphRequest, ValidateGraphResponse } from "./antiphon/v1/graph_service.js";
-export { CertificateGrant, CreateTokenRequest, CreateTokenResponse, GetTrustBundleRequest, GetTrustBundleResponse, IdentityServiceService, JoinRequest, JoinResponse, RenewRequest, RenewResponse } from "./antiphon/v1/identity_service.js";
+export { CertificateGrant, CreateTokenRequest, CreateTokenResponse, GetTrustBundleRequest, GetTrustBundleResponse, IdentityName, IdentityServiceService, JoinRequest, JoinResponse, ListRevocationsRequest, ListRevocationsResponse, RecoverRequest, RecoverResponse, RenewRequest, RenewResponse, Revocation, RevokeCertificatesRequest, RevokeCertificatesResponse } from "./antiphon/v1/identity_service.js";
 export { BlobReference, FieldLabels, Label, Payload } from "./antiphon/v1/payload.js";
 export { DownloadPayloadRequest, DownloadPayloadResponse, PayloadServiceService, UploadPayloadRequest, UploadPayloadResponse } from "./antiphon/v1/payload_service.js";
 export { DecisionRecord, Fact, PolicyFile, PolicySet } from "./antiphon/v1/policy.js";
