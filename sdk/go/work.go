@@ -165,6 +165,7 @@ func (w *worker) read(ctx context.Context, stream antiphonv1.AgentService_WorkCl
 		w.receive(message)
 		if message.GetDrain() && !closing {
 			closing = true
+			w.flush()
 			idle := w.whenIdle()
 			go func() {
 				select {
@@ -196,6 +197,9 @@ func (w *worker) receive(message *antiphonv1.WorkResponse) {
 	}
 	for _, cancel := range message.GetCancels() {
 		w.cancel(cancel.GetAttemptId(), cancel.GetReason())
+	}
+	for _, partial := range message.GetCallPartials() {
+		w.made(partial)
 	}
 	for _, response := range message.GetCallResults() {
 		w.answer(response)

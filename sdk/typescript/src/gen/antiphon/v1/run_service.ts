@@ -230,6 +230,11 @@ export interface WatchRunRequest {
   cursor: number;
   /** True: progress of running attempts as well. */
   includeProgress: boolean;
+  /**
+   * True: partial output of running attempts as well, from now on. A reader that is too slow loses pieces of it, never
+   * events.
+   */
+  includePartials: boolean;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -2155,7 +2160,7 @@ export const ListRunsResponse: MessageFns<ListRunsResponse> = {
 };
 
 function createBaseWatchRunRequest(): WatchRunRequest {
-  return { runId: "", cursor: 0, includeProgress: false, _unknownFields: {} };
+  return { runId: "", cursor: 0, includeProgress: false, includePartials: false, _unknownFields: {} };
 }
 
 export const WatchRunRequest: MessageFns<WatchRunRequest> = {
@@ -2168,6 +2173,9 @@ export const WatchRunRequest: MessageFns<WatchRunRequest> = {
     }
     if (message.includeProgress !== false) {
       writer.uint32(24).bool(message.includeProgress);
+    }
+    if (message.includePartials !== false) {
+      writer.uint32(240).bool(message.includePartials);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -2217,6 +2225,14 @@ export const WatchRunRequest: MessageFns<WatchRunRequest> = {
             message.includeProgress = reader.bool();
             continue;
           }
+          case 30: {
+            if (tag !== 240) {
+              break;
+            }
+
+            message.includePartials = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2245,6 +2261,7 @@ export const WatchRunRequest: MessageFns<WatchRunRequest> = {
     message.runId = object.runId ?? "";
     message.cursor = object.cursor ?? 0;
     message.includeProgress = object.includeProgress ?? false;
+    message.includePartials = object.includePartials ?? false;
     return message;
   },
 };
