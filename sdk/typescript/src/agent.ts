@@ -112,7 +112,7 @@ export class Agent {
     handle: BatchFunction<InputOf<Input>, OutputOf<Output>>,
   ): this {
     checkRule(name, options, this.#concurrency);
-    const batches = new Batches(options, handle as BatchFunction<never, unknown>);
+    const batches = new Batches(options, handle);
     const join = ((input, task) => batches.join(input, task)) as HandlerFunction<Input, Output>;
     return this.#offer(name, { ...handlerOf(name, options, join), flush: () => { batches.flush(); } });
   }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from antiphon import InvalidOutput, Payload
+from antiphon import Agent, InvalidOutput, Payload, TaskContext
+from antiphon._attempts import Attempts
 from antiphon._context import pieces_of
+from antiphon._outbox import Outbox
 from antiphon.partials import (
     ALL_BYTES,
     JSON_BYTES,
@@ -13,6 +15,7 @@ from antiphon.partials import (
     Pieces,
     content_bytes,
 )
+from antiphon.v1.agent_service_pb2 import Assignment, CallPartial
 from antiphon.v1.run_pb2 import PartialOutput
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,3 +101,69 @@ def test_that_something_is_withheld_is_said_once() -> None:
 def test_what_cannot_travel_is_refused_where_it_is_emitted(value: object) -> None:
     with raises(InvalidOutput, match="what is emitted"):
         pieces_of([value] if isinstance(value, str) and value.startswith("x") else value)
+
+
+def assigned(capability: str) -> Assignment:
+    assignment = Assignment(attempt_id="r/t/0/1", capability=capability, version="1")
+    assignment.input.inline = b"null"
+    return assignment
+
+
+@mark.parametrize("capability", ["text.soon", "text.plain"])
+async def test_what_a_handler_emits_before_it_returns_leaves_with_its_outcome(capability: str) -> None:
+    agent = Agent("writer")
+
+    @agent.capability("text.soon@1")
+    async def soon(value: None, task: TaskContext) -> str:
+        task.emit("one ")
+        await task.emit("two")
+        return "one two"
+
+    @agent.capability("text.plain@1")
+    def plain(value: None, task: TaskContext) -> str:
+        task.emit("one ")
+        task.emit("two")
+        return "one two"
+
+    outbox = Outbox()
+    attempts = Attempts(agent._handlers, outbox, 1)
+    attempts.assign(assigned(capability), 0.0)
+    await attempts.idle()
+    request = await outbox.take()
+    assert request is not None
+    assert [(one.attempt_id, one.partial.text) for one in request.partials] == [("r/t/0/1", "one two")]
+    assert [result.output.inline for result in request.results] == [b'"one two"']
+    outbox.put_back(request)
+    again = await outbox.take()
+    assert again is not None and again.results and not again.partials
+    await attempts.stop()
+
+
+async def test_what_a_watcher_of_a_call_raises_ends_the_call_and_nothing_else() -> None:
+    agent = Agent("caller")
+
+    @agent.capability("text.ask@1")
+    async def ask(value: None, task: TaskContext) -> str:
+        def show(piece: PartialOutput) -> None:
+            raise RuntimeError(piece.text)
+
+        try:
+            return str(await task.call("text.soon@1", on_partial=show))
+        except RuntimeError as error:
+            return f"raised {error}"
+
+    outbox = Outbox()
+    attempts = Attempts(agent._handlers, outbox, 1)
+    attempts.assign(assigned("text.ask"), 0.0)
+    request = await outbox.take()
+    assert request is not None
+    (call,) = request.calls
+    partial = CallPartial(call_id=call.call_id, attempt_id=call.attempt_id)
+    partial.partial.text = "this"
+    attempts.made(partial)
+    attempts.made(CallPartial(call_id="unknown", attempt_id=call.attempt_id))
+    await attempts.idle()
+    outcome = await outbox.take()
+    assert outcome is not None
+    assert [result.output.inline for result in outcome.results] == [b'"raised this"']
+    await attempts.stop()

@@ -134,7 +134,8 @@ def event_line(event: RunEvent) -> Text:
     if event.HasField("progress"):
         line.append(f"  {event.progress.fraction:.0%} {event.progress.message}", "dim")
     if event.HasField("partial"):
-        line.append(f"  {piece_text(event.partial)}", "dim" if event.partial.withheld else "")
+        text = piece_text(event.partial).replace("\n", "\\n")  # a line an event
+        line.append(f"  {text}", "dim" if event.partial.withheld else "")
     if event.signal:
         line.append(f"  signal {event.signal}")
     if event.reason:
