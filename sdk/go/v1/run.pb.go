@@ -9,6 +9,7 @@
 package antiphonv1
 
 import (
+	_ "antiphon.dev/antiphon/options/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -1737,7 +1738,7 @@ var File_antiphon_v1_run_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x06\n" +
+	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x06\n" +
 	"\x03Run\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12+\n" +
@@ -1870,11 +1871,11 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.antiphon.v1.AttemptStateR\x05state\x12\x14\n" +
 	"\x05agent\x18\x03 \x01(\tR\x05agent\x12\x1a\n" +
 	"\binstance\x18\x04 \x01(\tR\binstance\x12\x14\n" +
-	"\x05stale\x18\x05 \x01(\bR\x05stale\"\xc0\x01\n" +
+	"\x05stale\x18\x05 \x01(\bR\x05stale\"\xcc\x01\n" +
 	"\rPartialOutput\x12\x16\n" +
-	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x14\n" +
-	"\x04text\x18\x02 \x01(\tH\x00R\x04text\x12\x14\n" +
-	"\x04json\x18\x03 \x01(\fH\x00R\x04json\x12*\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x1a\n" +
+	"\x04text\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x02H\x00R\x04text\x12\x1a\n" +
+	"\x04json\x18\x03 \x01(\fB\x04\xb0\xbb\x18\x02H\x00R\x04json\x12*\n" +
 	"\x06labels\x18\x04 \x03(\v2\x12.antiphon.v1.LabelR\x06labels\x12\x18\n" +
 	"\aattempt\x18\x05 \x01(\rR\aattempt\x12\x1a\n" +
 	"\bwithheld\x18\x06 \x01(\tR\bwithheldB\t\n" +
