@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	antiphonv1 "antiphon.dev/antiphon/v1"
@@ -30,6 +31,7 @@ type attempts struct {
 	asks        map[requestKey]*pendingAsk
 	holdings    map[holdingKey]*Claim
 	inlineLimit int
+	last        atomic.Bool // no more will be assigned on this stream
 }
 
 type requestKey struct{ attemptID, id string }
@@ -118,6 +120,7 @@ func (a *attempts) cancel(attemptID, reason string) {
 
 // flush says that no more will be assigned: what is gathered waits for nobody any longer.
 func (a *attempts) flush() {
+	a.last.Store(true) // first: an attempt that has not joined yet finds it
 	for _, handler := range a.agent.handlers {
 		if handler.flush != nil {
 			handler.flush()

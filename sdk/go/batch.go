@@ -100,7 +100,7 @@ func (g *gathering[In, Out]) add(own *member[In, Out]) *gathered[In, Out] {
 	}
 	batch.members = append(batch.members, own)
 	batch.left++
-	if batch.left >= g.rule.Size {
+	if batch.left >= g.rule.Size || own.task.worker.last.Load() {
 		g.begin(batch)
 		return batch
 	}

@@ -144,8 +144,6 @@ func TestADrainingAgentBeginsWhatIsGathered(t *testing.T) {
 	start(t, agent, at)
 	line := at.next()
 	id := line.assign("work.double", 1, "21")
-	// In the same batch for sure: the one that has little time has come after it.
-	line.assign("work.double", 2, "1", func(a *antiphonv1.Assignment) { a.RemainingTimeout = durationpb.New(time.Hour) })
 	line.say(&antiphonv1.WorkResponse{Drain: true})
 	if output := string(line.result(id).GetOutput().GetInline()); output != "42" {
 		t.Error(output)

@@ -151,6 +151,7 @@ func (w *worker) attach(life context.Context) *Error {
 }
 
 func (w *worker) welcomed(welcome *antiphonv1.AgentWelcome) {
+	w.last.Store(false)
 	if limit := welcome.GetInlineLimit(); limit != 0 {
 		w.mutex.Lock()
 		w.inlineLimit = int(limit)

@@ -31,8 +31,8 @@ test("waits, loops and undoing are in the message", () => {
     when: "true",
     capability: "",
   });
-  expect(pause?.wait).toEqual({ cause: { $case: "time", value: { seconds: 1, nanos: 5e8 } } });
-  expect(until?.wait).toEqual({ cause: { $case: "moment", value: "input.start" } });
+  expect(pause?.wait).toMatchObject({ cause: { $case: "time", value: { seconds: 1, nanos: 5e8 } } });
+  expect(until?.wait).toMatchObject({ cause: { $case: "moment", value: "input.start" } });
 });
 
 test("a graph says in its message what was said in TypeScript", () => {
