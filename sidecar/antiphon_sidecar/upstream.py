@@ -306,6 +306,8 @@ class _Stream:
             inflight.slots.acknowledged(link, ack.agent, ack.generation)
         for demand in response.demands:
             inflight.slots.demanded(link, demand.agent, demand.wanted)
+        for made in response.call_partials:
+            inflight.call_emitted(made.attempt_id, made.call_id, made.partial)
         for result in response.call_results:
             inflight.answered(result.attempt_id, result.call_id, result)
         for answer in response.context_responses:
