@@ -180,7 +180,8 @@ class Run:
     `redacted`: some output of it is not all for its principal, nor is what was made of that output. `found`: what the
     expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order.
     `paused`: since somebody holds it; `resume_time`: when it was last let go on. `completed`: tasks that can be undone,
-    in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason."""
+    in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason.
+    `passed`: of a fan-out whose members are cancelled, how many from the first on have ended; else it has no entry."""
 
     __slots__ = (
         "cancel",
@@ -193,6 +194,7 @@ class Run:
         "found",
         "frontier",
         "output",
+        "passed",
         "paused",
         "plan",
         "redacted",
@@ -228,6 +230,7 @@ class Run:
         self.signals: tuple[Signal, ...] = ()
         self.paused: RunPaused | None = None
         self.resume_time = 0
+        self.passed: dict[int, int] | None = None
 
     def view(self, task: Task) -> RunView:
         """What the expressions of a task see."""
@@ -241,6 +244,14 @@ class Run:
         """The node, or a member of it; IndexError when there is none."""
         node = self.tasks[index]
         return node if member == 0 else node.members[member - 1]
+
+    def tasks_behind(self, index: int, member: int) -> Iterator[Task]:
+        """Those that come behind a place in the order of `all_tasks`; (-1, 0) is before the first."""
+        if 0 <= index < len(self.tasks):
+            yield from self.tasks[index].members[max(0, member) :]
+        for node in self.tasks[max(0, index + 1) :]:
+            yield node
+            yield from node.members
 
     def all_tasks(self) -> Iterator[Task]:
         """Every node followed by its members."""
@@ -469,6 +480,17 @@ def _task_ended(run: Run, event: TaskEnded, now: int) -> None:
     task.wait_until = 0
     task.cancel_reason = ""
     _end_task(run, task, now)
+    if event.member and event.state is TaskState.CANCELLED:
+        _pass(run, event.task)
+
+
+def _pass(run: Run, index: int) -> None:
+    """Members are cancelled some at a time, and whoever looks for the next ones need not look at all before them."""
+    passed = run.passed = {} if run.passed is None else run.passed
+    members, place = run.tasks[index].members, passed.get(index, 0)
+    while place < len(members) and members[place].ended:
+        place += 1
+    passed[index] = place
 
 
 def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
@@ -603,6 +625,7 @@ def _forget_end(task: Task) -> None:
 
 def recount(run: Run) -> None:
     """Derives all counters, the frontier, and whose failure the run ends with, from the states of the tasks."""
+    run.passed = None
     for node in run.tasks:
         node.members_open = sum(1 for member in node.members if not member.ended)
         needs = [run.tasks[i] for i in node.plan.needs]

@@ -41,7 +41,7 @@ START = 1_000 * SECOND
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """All of a run but its plan and the order of its frontier, which recovery may change."""
+    """All of a run but its plan, and what recovery may change: the order of its frontier, how far it was looked at."""
 
     def names_of(kind: Any) -> tuple[str, ...]:
         # Compiled classes have no __slots__ at run time, but name their attributes all the same.
@@ -52,7 +52,11 @@ def state_of(run: Run) -> dict[str, Any]:
         names = [name for name in names_of(Task) if name not in ("plan", "members")]
         return {name: getattr(task, name) for name in names} | {"members": [task_state(m) for m in task.members]}
 
-    state = {name: getattr(run, name) for name in names_of(Run) if name not in ("plan", "view", "tasks", "frontier")}
+    state = {
+        name: getattr(run, name)
+        for name in names_of(Run)
+        if name not in ("plan", "view", "tasks", "frontier", "passed")
+    }
     return state | {"tasks": [task_state(task) for task in run.tasks], "frontier": sorted(run.frontier)}
 
 
