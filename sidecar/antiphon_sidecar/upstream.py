@@ -299,7 +299,7 @@ class _Stream:
             inflight.offer(
                 link, offer.agent, assignment.attempt_id, offer.shard, offer.epoch,
                 assignment, assignment.attempt_token, len(assignment.input.inline), timeout, now,
-                offer.policy_epoch,
+                offer.policy_epoch, offer.alone,
             )  # fmt: skip
         for ack in response.window_acks:
             inflight.slots.acknowledged(link, ack.agent, ack.generation)

@@ -31,7 +31,9 @@ _RETURNS = {
 _FAILURES = {
     End.CANCELLED: failed(failure_pb2.FAILURE_KIND_CANCELLED, "cancelled"),
     End.TIMEOUT: failed(failure_pb2.FAILURE_KIND_TIMEOUT, "no answer within the timeout", retryable=True),
-    End.LOST: failed(failure_pb2.FAILURE_KIND_LOST, "the agent's process went away", retryable=True),
+    # By this code the orchestrator tells who may have died of the attempt (antiphon.mesh.v1.Report).
+    End.LOST: failed(failure_pb2.FAILURE_KIND_LOST, "the agent's process went away", code="AGENT_DIED", retryable=True),
+    End.LEFT: failed(failure_pb2.FAILURE_KIND_LOST, "the agent was stopped before it had finished", retryable=True),
 }
 _PAGE_BYTES = 128 * 1024  # a page of 1,000 ids of usual length; only an estimate is needed here
 

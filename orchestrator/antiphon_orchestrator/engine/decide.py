@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Protocol
 
-from . import compensation, loops, waits
+from . import compensation, loops, quarantine, waits
 from .escalation import DOUBTFUL, escalate, fail_task
 from .events import (
     OUTPUT,
@@ -34,7 +34,7 @@ from .events import (
 from .failure import Failure, FailureKind
 from .plan import EvaluationFailed, RetryRule
 from .run import Run, Task
-from .states import AttemptState, RunState, TaskState
+from .states import TASK_ASKS, AttemptState, RunState, TaskState
 
 MOST_MEMBERS = 100_000
 """Members of one fan-out: a list of a few kilobytes can mean more work than anybody wants, all of it on record."""
@@ -316,10 +316,15 @@ def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Port
         return escalate(task, failure)
     rule = _rule_for(task, failure)
     tries = sum(1 for a in task.attempts if a.state is not AttemptState.RETURNED)
-    if rule is not None and failure.retryable and tries < rule.max_attempts:
+    most = rule.max_attempts if rule is not None else 0
+    if quarantine.died(failure) and quarantine.alone(task, len(task.attempts)):
+        most *= quarantine.PATIENCE
+        if failure.code in quarantine.BEGUN or tries >= most:
+            return quarantine.quarantine(task, failure)
+    if rule is not None and failure.retryable and tries < most:
         until = now + backoff(rule, tries, ports.jitter())
         if until < task_deadline(run, task):
-            reason = f"attempt {tries} of {rule.max_attempts} failed ({failure.kind.name}: {failure.message[:200]})"
+            reason = f"attempt {tries} of {most} failed ({failure.kind.name}: {failure.message[:200]})"
             return [TaskWaiting(task.plan.index, task.member, until, reason)]
     return fail_task(task, failure)
 
@@ -417,7 +422,7 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
     if task is None:
         due = now >= run.submitted.deadline_time and run.cancel is None and not compensation.begun(run)
         return [CancelRequested("", "the run's deadline passed")] if due else []
-    if task.ended or task.state is TaskState.ESCALATED or (task.plan.fan_out and not task.member):
+    if task.ended or task.state in TASK_ASKS or (task.plan.fan_out and not task.member):
         return []
     if task.state is not TaskState.PENDING and task.plan.deadline is not None and now >= task_deadline(run, task):
         failure = Failure(FailureKind.TIMEOUT, "the task's deadline passed", retryable=False)
@@ -449,7 +454,7 @@ def schedule_deadline(run: Run, task: Task) -> int:
 
 def next_due(run: Run, task: Task) -> int | None:
     """When `on_time` should next look at a task; None when the clock has no say in it."""
-    if task.state is TaskState.ESCALATED:
+    if task.state in TASK_ASKS:
         return None  # a person answers when they do, or the run's deadline passes
     if task.plan.fan_out and not task.member:
         return None  # each of its members has its own deadline

@@ -35,6 +35,7 @@ from .events import (
     TaskEnded,
     TaskEscalated,
     TaskExpanded,
+    TaskQuarantined,
     TaskReady,
     TaskReopened,
     TaskWaiting,
@@ -45,6 +46,7 @@ from .states import (
     ATTEMPT_LIVE,
     ATTEMPT_TRANSITIONS,
     RUN_TRANSITIONS,
+    TASK_ASKS,
     TASK_ENDED,
     TASK_TRANSITIONS,
     AttemptState,
@@ -511,7 +513,17 @@ def _task_escalated(run: Run, event: TaskEscalated, now: int) -> None:
     if not event.member and event.task in run.frontier:
         run.frontier.remove(event.task)
     _move(task, TaskTrigger.ESCALATED)
-    task.failure = event.failure
+    _ask(task, event.failure, now)
+
+
+def _task_quarantined(run: Run, event: TaskQuarantined, now: int) -> None:
+    task = run.task(event.task, event.member)
+    _move(task, TaskTrigger.QUARANTINED)
+    _ask(task, event.failure, now)
+
+
+def _ask(task: Task, failure: Failure, now: int) -> None:
+    task.failure = failure
     task.end_time = now
     task.wait_until = 0
 
@@ -636,7 +648,7 @@ def recount(run: Run) -> None:
 def _on_frontier(node: Task) -> bool:
     if node.cancel_reason:
         return True
-    if node.plan.compensates >= 0 or node.state is TaskState.ESCALATED:
+    if node.plan.compensates >= 0 or node.state in TASK_ASKS:
         return False
     if node.state is TaskState.PENDING:
         return join_settled(node)
@@ -669,6 +681,7 @@ _APPLY: dict[type[Any], Any] = {
     TaskCancelRequested: _task_cancel_requested,
     TaskReopened: _task_reopened,
     TaskEscalated: _task_escalated,
+    TaskQuarantined: _task_quarantined,
     RunUnwinding: _run_unwinding,
     RunEnded: _run_ended,
 }

@@ -136,6 +136,8 @@ def _reason(run: Run, task: Task) -> str:
             return "reads shared context"
         waits = [run.tasks[i].plan.id for i in task.plan.needs if not run.tasks[i].ended]
         return "waits for " + ", ".join(waits[:8]) + (" …" if len(waits) > 8 else "") if waits else ""
+    if task.state is TaskState.QUARANTINED:
+        return "whoever works on it dies: antiphon run resolve, or retry once it is mended"
     if task.state is TaskState.ESCALATED:
         return "waits for a person: antiphon run resolve, or retry"
     if task.state is TaskState.READY:
@@ -247,7 +249,8 @@ def _task_event(
     | e.TaskEnded
     | e.TaskCompleted
     | e.TaskReopened
-    | e.TaskEscalated,
+    | e.TaskEscalated
+    | e.TaskQuarantined,
 ) -> None:
     if isinstance(event, e.TaskReady):
         message.task_state = run_pb2.TASK_STATE_READY
@@ -260,6 +263,10 @@ def _task_event(
     elif isinstance(event, e.TaskEscalated):
         message.task_state = run_pb2.TASK_STATE_ESCALATED
         message.reason = "waits for a person"
+        _failure(message, event.failure)
+    elif isinstance(event, e.TaskQuarantined):
+        message.task_state = run_pb2.TASK_STATE_QUARANTINED
+        message.reason = "whoever works on it dies; it waits for a person"
         _failure(message, event.failure)
     elif isinstance(event, e.TaskCompleted):
         message.task_state = run_pb2.TASK_STATE_SUCCEEDED

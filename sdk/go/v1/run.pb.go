@@ -114,21 +114,24 @@ const (
 	TaskState_TASK_STATE_CANCELLED TaskState = 8
 	// It has failed, or may have been done, and waits for a person to say how it goes on.
 	TaskState_TASK_STATE_ESCALATED TaskState = 9
+	// Whoever works on it dies; it waits for a person to say how it goes on.
+	TaskState_TASK_STATE_QUARANTINED TaskState = 10
 )
 
 // Enum value maps for TaskState.
 var (
 	TaskState_name = map[int32]string{
-		0: "TASK_STATE_UNSPECIFIED",
-		1: "TASK_STATE_PENDING",
-		2: "TASK_STATE_READY",
-		3: "TASK_STATE_RUNNING",
-		4: "TASK_STATE_WAITING",
-		5: "TASK_STATE_SUCCEEDED",
-		6: "TASK_STATE_FAILED",
-		7: "TASK_STATE_SKIPPED",
-		8: "TASK_STATE_CANCELLED",
-		9: "TASK_STATE_ESCALATED",
+		0:  "TASK_STATE_UNSPECIFIED",
+		1:  "TASK_STATE_PENDING",
+		2:  "TASK_STATE_READY",
+		3:  "TASK_STATE_RUNNING",
+		4:  "TASK_STATE_WAITING",
+		5:  "TASK_STATE_SUCCEEDED",
+		6:  "TASK_STATE_FAILED",
+		7:  "TASK_STATE_SKIPPED",
+		8:  "TASK_STATE_CANCELLED",
+		9:  "TASK_STATE_ESCALATED",
+		10: "TASK_STATE_QUARANTINED",
 	}
 	TaskState_value = map[string]int32{
 		"TASK_STATE_UNSPECIFIED": 0,
@@ -141,6 +144,7 @@ var (
 		"TASK_STATE_SKIPPED":     7,
 		"TASK_STATE_CANCELLED":   8,
 		"TASK_STATE_ESCALATED":   9,
+		"TASK_STATE_QUARANTINED": 10,
 	}
 )
 
@@ -474,7 +478,9 @@ type TaskTotals struct {
 	// CANCELLED.
 	Cancelled uint32 `protobuf:"varint,9,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
 	// ESCALATED.
-	Escalated     uint32 `protobuf:"varint,10,opt,name=escalated,proto3" json:"escalated,omitempty"`
+	Escalated uint32 `protobuf:"varint,10,opt,name=escalated,proto3" json:"escalated,omitempty"`
+	// QUARANTINED.
+	Quarantined   uint32 `protobuf:"varint,11,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -579,6 +585,13 @@ func (x *TaskTotals) GetEscalated() uint32 {
 	return 0
 }
 
+func (x *TaskTotals) GetQuarantined() uint32 {
+	if x != nil {
+		return x.Quarantined
+	}
+	return 0
+}
+
 // TaskKey names a task of a run.
 type TaskKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -655,7 +668,7 @@ type Task struct {
 	AttemptCount uint32 `protobuf:"varint,8,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
 	// When its needs were done.
 	ReadyTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ready_time,json=readyTime,proto3" json:"ready_time,omitempty"`
-	// When it ended, or was escalated.
+	// When it ended, was escalated or quarantined.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	// Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown.
 	MemberCount uint32 `protobuf:"varint,11,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
@@ -1173,7 +1186,8 @@ func (x *Candidate) GetFreeSlots() uint32 {
 // Refusal counts candidates with the same reason.
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The reason: version, clearance, constraint, cost, no_slot, draining, policy.
+	// The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
+	// fails too often).
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// How many.
 	Count         uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
@@ -1628,7 +1642,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\foutput_reads\x18\x13 \x03(\v2\x1b.antiphon.v1.EntryReferenceR\voutputReads\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x02\n" +
 	"\n" +
 	"TaskTotals\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\rR\x05total\x12\x18\n" +
@@ -1641,7 +1655,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\askipped\x18\b \x01(\rR\askipped\x12\x1c\n" +
 	"\tcancelled\x18\t \x01(\rR\tcancelled\x12\x1c\n" +
 	"\tescalated\x18\n" +
-	" \x01(\rR\tescalated\":\n" +
+	" \x01(\rR\tescalated\x12 \n" +
+	"\vquarantined\x18\v \x01(\rR\vquarantined\":\n" +
 	"\aTaskKey\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\rR\x06member\"\xc9\x04\n" +
@@ -1744,7 +1759,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x13RUN_STATE_SUCCEEDED\x10\x02\x12\x14\n" +
 	"\x10RUN_STATE_FAILED\x10\x03\x12\x17\n" +
 	"\x13RUN_STATE_CANCELLED\x10\x04\x12\x14\n" +
-	"\x10RUN_STATE_PAUSED\x10\x05*\x82\x02\n" +
+	"\x10RUN_STATE_PAUSED\x10\x05*\x9e\x02\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12TASK_STATE_PENDING\x10\x01\x12\x14\n" +
@@ -1755,7 +1770,9 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x11TASK_STATE_FAILED\x10\x06\x12\x16\n" +
 	"\x12TASK_STATE_SKIPPED\x10\a\x12\x18\n" +
 	"\x14TASK_STATE_CANCELLED\x10\b\x12\x18\n" +
-	"\x14TASK_STATE_ESCALATED\x10\t*\xeb\x01\n" +
+	"\x14TASK_STATE_ESCALATED\x10\t\x12\x1a\n" +
+	"\x16TASK_STATE_QUARANTINED\x10\n" +
+	"*\xeb\x01\n" +
 	"\fAttemptState\x12\x1d\n" +
 	"\x19ATTEMPT_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15ATTEMPT_STATE_OFFERED\x10\x01\x12\x19\n" +

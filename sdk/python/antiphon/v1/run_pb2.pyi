@@ -86,6 +86,8 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     """Terminal: cancelled, with its run or by itself, or moot."""
     TASK_STATE_ESCALATED: _TaskState.ValueType  # 9
     """It has failed, or may have been done, and waits for a person to say how it goes on."""
+    TASK_STATE_QUARANTINED: _TaskState.ValueType  # 10
+    """Whoever works on it dies; it waits for a person to say how it goes on."""
 
 class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
     """TaskState is where a task is. SUCCEEDED, FAILED, SKIPPED and CANCELLED are terminal."""
@@ -110,6 +112,8 @@ TASK_STATE_CANCELLED: TaskState.ValueType  # 8
 """Terminal: cancelled, with its run or by itself, or moot."""
 TASK_STATE_ESCALATED: TaskState.ValueType  # 9
 """It has failed, or may have been done, and waits for a person to say how it goes on."""
+TASK_STATE_QUARANTINED: TaskState.ValueType  # 10
+"""Whoever works on it dies; it waits for a person to say how it goes on."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 class _AttemptState:
@@ -306,6 +310,7 @@ class TaskTotals(_message.Message):
     SKIPPED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     ESCALATED_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     """All."""
     pending: _builtins.int
@@ -326,6 +331,8 @@ class TaskTotals(_message.Message):
     """CANCELLED."""
     escalated: _builtins.int
     """ESCALATED."""
+    quarantined: _builtins.int
+    """QUARANTINED."""
     def __init__(
         self,
         *,
@@ -339,10 +346,11 @@ class TaskTotals(_message.Message):
         skipped: _builtins.int = ...,
         cancelled: _builtins.int = ...,
         escalated: _builtins.int = ...,
+        quarantined: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "escalated", b"escalated", "failed", b"failed", "pending", b"pending", "ready", b"ready", "running", b"running", "skipped", b"skipped", "succeeded", b"succeeded", "total", b"total", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "escalated", b"escalated", "failed", b"failed", "pending", b"pending", "quarantined", b"quarantined", "ready", b"ready", "running", b"running", "skipped", b"skipped", "succeeded", b"succeeded", "total", b"total", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,7 +438,7 @@ class Task(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ended, or was escalated."""
+        """When it ended, was escalated or quarantined."""
 
     @_builtins.property
     def reads(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.EntryReference]:
@@ -661,7 +669,9 @@ class Refusal(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """The reason: version, clearance, constraint, cost, no_slot, draining, policy."""
+    """The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
+    fails too often).
+    """
     count: _builtins.int
     """How many."""
     def __init__(

@@ -528,6 +528,7 @@ class Offer(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     POLICY_EPOCH_FIELD_NUMBER: _builtins.int
     WINDOW_GENERATION_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """Agent it is for."""
     shard: _builtins.int
@@ -538,6 +539,8 @@ class Offer(_message.Message):
     """Policy epoch of the decision that permitted it."""
     window_generation: _builtins.int
     """Generation of the window whose slot it uses."""
+    alone: _builtins.bool
+    """True: begin it when the sidecar has nothing else under way, and nothing else beside it. Somebody died of it, or beside it."""
     @_builtins.property
     def assignment(self) -> _agent_service_pb2.Assignment:
         """What the agent gets."""
@@ -551,10 +554,11 @@ class Offer(_message.Message):
         epoch: _builtins.int = ...,
         policy_epoch: _builtins.int = ...,
         window_generation: _builtins.int = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "assignment", b"assignment", "epoch", b"epoch", "policy_epoch", b"policy_epoch", "shard", b"shard", "window_generation", b"window_generation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "alone", b"alone", "assignment", b"assignment", "epoch", b"epoch", "policy_epoch", b"policy_epoch", "shard", b"shard", "window_generation", b"window_generation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,6 +53,8 @@ export enum TaskState {
   CANCELLED = 8,
   /** ESCALATED - It has failed, or may have been done, and waits for a person to say how it goes on. */
   ESCALATED = 9,
+  /** QUARANTINED - Whoever works on it dies; it waits for a person to say how it goes on. */
+  QUARANTINED = 10,
 }
 
 /** AttemptState is where an attempt is. All but OFFERED and RUNNING are terminal. */
@@ -160,6 +162,8 @@ export interface TaskTotals {
   cancelled: number;
   /** ESCALATED. */
   escalated: number;
+  /** QUARANTINED. */
+  quarantined: number;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -202,7 +206,7 @@ export interface Task {
   readyTime:
     | Date
     | undefined;
-  /** When it ended, or was escalated. */
+  /** When it ended, was escalated or quarantined. */
   endTime:
     | Date
     | undefined;
@@ -299,7 +303,10 @@ export interface Candidate {
 
 /** Refusal counts candidates with the same reason. */
 export interface Refusal {
-  /** The reason: version, clearance, constraint, cost, no_slot, draining, policy. */
+  /**
+   * The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
+   * fails too often).
+   */
   reason: string;
   /** How many. */
   count: number;
@@ -808,6 +815,7 @@ function createBaseTaskTotals(): TaskTotals {
     skipped: 0,
     cancelled: 0,
     escalated: 0,
+    quarantined: 0,
     _unknownFields: {},
   };
 }
@@ -843,6 +851,9 @@ export const TaskTotals: MessageFns<TaskTotals> = {
     }
     if (message.escalated !== 0) {
       writer.uint32(80).uint32(message.escalated);
+    }
+    if (message.quarantined !== 0) {
+      writer.uint32(88).uint32(message.quarantined);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -948,6 +959,14 @@ export const TaskTotals: MessageFns<TaskTotals> = {
             message.escalated = reader.uint32();
             continue;
           }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.quarantined = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -983,6 +1002,7 @@ export const TaskTotals: MessageFns<TaskTotals> = {
     message.skipped = object.skipped ?? 0;
     message.cancelled = object.cancelled ?? 0;
     message.escalated = object.escalated ?? 0;
+    message.quarantined = object.quarantined ?? 0;
     return message;
   },
 };

@@ -3996,10 +3996,10 @@ export const RunServiceService = {
     responseDeserialize: (value: Buffer): CancelTaskResponse => CancelTaskResponse.decode(value),
   },
   /**
-   * RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
-   * one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
-   * a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
-   * A task that is under way stays as it is.
+   * RetryTask takes up a task that has FAILED, or is ESCALATED or QUARANTINED, of a run that has not ended: its
+   * expressions are evaluated anew, it gets one attempt more, and what was skipped because of it waits for it again. What
+   * went on without it is not run again. Of a for_each that failed, the members that failed or were cancelled are taken
+   * up; of a loop, the iteration that failed. A task that is under way stays as it is.
    */
   retryTask: {
     path: "/antiphon.v1.RunService/RetryTask" as const,
@@ -4011,8 +4011,8 @@ export const RunServiceService = {
     responseDeserialize: (value: Buffer): RetryTaskResponse => RetryTaskResponse.decode(value),
   },
   /**
-   * ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
-   * have it tried again, RetryTask.) The same answer given again changes nothing.
+   * ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
+   * or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
    */
   resolveTask: {
     path: "/antiphon.v1.RunService/ResolveTask" as const,
@@ -4091,15 +4091,15 @@ export interface RunServiceServer extends UntypedServiceImplementation {
    */
   cancelTask: handleUnaryCall<CancelTaskRequest, CancelTaskResponse>;
   /**
-   * RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
-   * one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
-   * a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
-   * A task that is under way stays as it is.
+   * RetryTask takes up a task that has FAILED, or is ESCALATED or QUARANTINED, of a run that has not ended: its
+   * expressions are evaluated anew, it gets one attempt more, and what was skipped because of it waits for it again. What
+   * went on without it is not run again. Of a for_each that failed, the members that failed or were cancelled are taken
+   * up; of a loop, the iteration that failed. A task that is under way stays as it is.
    */
   retryTask: handleUnaryCall<RetryTaskRequest, RetryTaskResponse>;
   /**
-   * ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
-   * have it tried again, RetryTask.) The same answer given again changes nothing.
+   * ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
+   * or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
    */
   resolveTask: handleUnaryCall<ResolveTaskRequest, ResolveTaskResponse>;
   /**
