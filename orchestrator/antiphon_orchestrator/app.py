@@ -26,11 +26,12 @@ from antiphon.v1 import (
     registry_service_pb2_grpc,
     run_service_pb2_grpc,
 )
-from antiphon_certs import Authority, ExternalFiles, Identity, Kind, SystemClock
+from antiphon_certs import ExternalFiles, Identity, Kind, SystemClock
 
 from . import telemetry
 from .admission import SchemaSet, Values
 from .api.audit_service import AuditService
+from .api.authority import LiveAuthority
 from .api.certificate import IssuedHere, LiveCertificate
 from .api.cluster_service import ClusterService
 from .api.context_service import ContextService
@@ -64,6 +65,7 @@ from .placement.pacing import Pacing, divide
 from .policy import CedarPolicies, PolicyBundle, dev_profile, load_folder
 from .policy_book import FOLDER, PROFILE, PolicyBook
 from .registry.registry import Registry
+from .revocations import Revocations
 from .runs.archived import ArchivedRuns
 from .runs.catalog import Catalog
 from .runs.collection import PayloadCollector
@@ -133,7 +135,7 @@ class Orchestrator:
         replica_id = secrets.token_hex(8)
         # A folder that another authority's files replace may be absent; then nobody can join here.
         external = config.certificate
-        authority = None if external and not config.authority.exists() else Authority.load(config.authority)
+        authority = None if external and not config.authority.exists() else LiveAuthority(config.authority, clock)
         policy = CedarPolicies(now=now)
         book = PolicyBook(store, policy, now)
         await book.begin(*self._seed())
@@ -199,6 +201,7 @@ class Orchestrator:
             routing.look()
 
         steward = Steward(host, membership, cluster_changed)
+        revocations = Revocations(store, clock)
         image = Image.load()
         tracing = None
         if config.telemetry.tracing:
@@ -210,6 +213,7 @@ class Orchestrator:
             audit,
             metrics,
             certificate.credential.identity.trust_domain,
+            revocations.check,
             config.development,
             clock,
             tracing.interceptors if tracing is not None else (),
@@ -239,7 +243,17 @@ class Orchestrator:
             lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
         ]
         if authority is not None:
-            identities = IdentityService(authority, store, policy, clock, lambda: self._all(membership), audit)
+            authority.changed = certificate.look
+            identities = IdentityService(
+                lambda: authority.current,
+                store,
+                policy,
+                clock,
+                lambda: self._all(membership),
+                audit,
+                revocations,
+                config.recovery_window,
+            )
             services.append(lambda s: identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, s))
         server = ApiServer(
             parts,
@@ -251,6 +265,7 @@ class Orchestrator:
         )
         metrics.calls_limit.set_function(lambda: server.mutual_tls.gate.limit)
         await registry.load()
+        await revocations.load()
         await context.load()
         await audit.load()
         audit.note(_policies_loaded(certificate.credential.identity, policy), now())
@@ -269,6 +284,9 @@ class Orchestrator:
                 group.create_task(catalog.run(), name="catalog")
                 group.create_task(audit.run(), name="audit")
                 group.create_task(book.run(), name="policies")
+                group.create_task(revocations.run(), name="revocations")
+                if authority is not None:
+                    group.create_task(authority.run(), name="authority")
                 await room.look()
                 group.create_task(room.run(), name="room")
                 group.create_task(registry.run(), name="registry")
@@ -313,7 +331,7 @@ class Orchestrator:
                 tracing.close()
 
     def _certificate(
-        self, authority: Authority | None, replica_id: str, clock: SystemClock, metrics: telemetry.Metrics
+        self, authority: LiveAuthority | None, replica_id: str, clock: SystemClock, metrics: telemetry.Metrics
     ) -> LiveCertificate:
         """Ours: issued here, or the files that another authority keeps fresh."""
         config = self.config
@@ -321,8 +339,8 @@ class Orchestrator:
             files = ExternalFiles(config.private_key, config.certificate, config.trust_bundle)
             return LiveCertificate(files, None, clock, metrics)
         assert authority is not None
-        identity = Identity(authority.trust_domain, "system", Kind.ORCHESTRATOR, replica_id)
-        source = IssuedHere(authority, identity, config.certificate_hosts, clock)
+        identity = Identity(authority.current.trust_domain, "system", Kind.ORCHESTRATOR, replica_id)
+        source = IssuedHere(lambda: authority.current, identity, config.certificate_hosts, clock)
         return LiveCertificate(source, source.renew, clock, metrics)
 
     def _seed(self) -> tuple[PolicyBundle | None, str]:

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
+from antiphon_certs import LONGEST_RECOVERY
+
 from . import archive, blobs
 from .api.server import ServerOptions
 from .context.rules import Quota
@@ -38,6 +40,7 @@ _BOUNDS = {
     "agent_retention": (3600, 3_000_000_000),
     "schedule.breaker_failures": (1, 1000),
     "schedule.breaker_share": (0.01, 1),
+    "recovery_window": (0, LONGEST_RECOVERY.total_seconds()),
 }
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {
@@ -104,6 +107,8 @@ class Config:
     files change. Without `authority` nobody can join here then."""
     private_key: Path | None = None
     trust_bundle: Path | None = None
+    recovery_window: timedelta = timedelta(days=7)
+    """How long after its expiry the certificate of a sidecar is given anew to who holds its key. 0s: never."""
     listen: str = "127.0.0.1:7443"
     """Mutual TLS."""
     join_listen: str = "127.0.0.1:7444"

@@ -25,6 +25,7 @@ from .adapters.base import AdapterAgent, describe
 from .agents import AgentSocket
 from .checks import mistakes_in_description
 from .config import AgentConfig, Config, ConfigError
+from .errors import Revoked
 from .identity import Place, establish, locate, renew
 from .inflight import ANNOUNCE_AFTER
 from .node import Node
@@ -90,7 +91,7 @@ async def run(
 ) -> None:
     """Run until drained, which one of `signals` begins. `now`: monotonic seconds, by which attempts are timed.
 
-    Raises `ConfigError`, `IdentityError`, `SocketError`, `OSError`.
+    Raises `ConfigError`, `IdentityError`, `Revoked`, `SocketError`, `OSError`.
     """
     place = locate(config, environ)
     credential = await establish(place)
@@ -100,7 +101,11 @@ async def run(
         raise ConfigError("orchestrators: name one, such as 127.0.0.1:7443; neither token nor profile does")
     folder = run_folder_of(config, place, environ)
     with folder.locked():
-        await _Sidecar(config, place, credential, agents, addresses, folder, now).run(signals)
+        try:
+            await _Sidecar(config, place, credential, agents, addresses, folder, now).run(signals)
+        except* Revoked:
+            place.forget()
+            raise
 
 
 class _Sidecar:
@@ -221,10 +226,10 @@ class _Sidecar:
                     log.warning("outcomes may not be on disk yet", extra={"cause": str(error)})
 
     async def _rotate(self) -> None:
-        source = self._place.source
+        source, join = self._place.source, self._place.join_addresses
         await run_rotation(
             source,
-            partial(renew, source, self._replicas.addresses) if isinstance(source, CertificateFiles) else None,
+            partial(renew, source, self._replicas.addresses, join) if isinstance(source, CertificateFiles) else None,
             SystemClock(),
             changed=self._renewed,
             delayed=lambda error: log.warning("certificate not renewed yet", extra={"cause": str(error)}),

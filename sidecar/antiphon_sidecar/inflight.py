@@ -1,4 +1,4 @@
-"""What a sidecar holds: attempts without an outcome, and outcomes without a verdict. Pure; standard library only.
+"""What a sidecar holds: attempts without an outcome, and outcomes without a verdict. Pure.
 
 Events come in as method calls with the time (monotonic seconds); what is to be sent comes out in the outboxes of the
 links (one to each orchestrator replica) and seats (one for each agent), whose writers are woken and take from them. No
@@ -115,6 +115,7 @@ class Inflight:
         seat.lingering.clear()
         seat.cancels.clear()
         seat.losses.clear()
+        seat.pieces.clear()
         for link in self.slots.links:
             link.agents[seat.name] = False
             link.windows.pop(seat.name, None)
@@ -181,6 +182,13 @@ class Inflight:
         if attempt and link:
             link.progress[attempt_id] = (attempt, update)
             link.wake()
+
+    def emitted(self, seat: Seat, attempt_id: str, piece: Any) -> None:
+        """The agent sent a piece of output. It leaves with whatever leaves next, at the latest with the next sweep."""
+        attempt = seat.running.get(attempt_id)
+        link = attempt and self._owner(attempt)
+        if link:
+            link.pieces.add(attempt_id, piece)
 
     def vouched(self, seat: Seat, attempt_id: str, token: bytes) -> Attempt | None:
         """The attempt the agent is working on, if it knows its token. Raises `KeyError` when there is none."""
@@ -409,6 +417,13 @@ class Inflight:
             self.slots.settle(attempt.seat)
         waiting[2](response)
 
+    def call_emitted(self, attempt_id: str, call_id: str, piece: Any) -> None:
+        """A piece of what a call is making has come; it is dropped when nobody waits for the call any more."""
+        attempt = self.held.get(attempt_id)
+        if attempt and attempt.seat and attempt.calls and call_id in attempt.calls:
+            attempt.seat.pieces.add((attempt_id, call_id), piece)
+            attempt.seat.wake()
+
     def told(self, attempt_id: str, request_id: str, response: Any) -> None:
         """Shared context has answered. An answer to an attempt that has ended is dropped."""
         attempt = self.held.get(attempt_id)
@@ -452,6 +467,9 @@ class Inflight:
                     self._finish(attempt, Event.CROWDED, now)
             else:
                 self._wake_all()  # what lingered at an agent may be over
+        for link in self.slots.links:
+            if link.pieces:
+                link.wake()
         if now - self._last_turn >= 1.0:
             self._last_turn = now
             self.slots.give_turns()

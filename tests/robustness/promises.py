@@ -52,10 +52,10 @@ PROMISES = {
     "overload": "queues are bounded; unary callers are told when to come back, streams are read more slowly",
     "overload, three times": "clients that obey get 80 % of what is done at the peak",
     "certificate expiry and rotation": (
-        "a certificate is renewed under load without a failed call; one that expires ends its calls, and its streams "
-        "within 3 s"
+        "a certificate is renewed, and the root replaced, under load without a failed call; one that expires "
+        "ends its calls, and its streams within 3 s; its key brings a sidecar back that was away for days"
     ),
-    "certificate revocation": "holds on live connections within 5 s",
+    "certificate revocation": "holds on live connections of every replica within 5 s",
     "policy change while a run goes on": "from its commit on nothing is dispatched under the old policies",
     "clock set forwards or backwards": (
         "no attempt is declared lost for it, no run stands still, and nothing that has finished runs again"

@@ -237,6 +237,9 @@ class Watching:
     def progress(self, task_id: str, member: int, progress: Any) -> None:
         raise AssertionError("no agent of the model reports progress")
 
+    def partial(self, task_id: str, member: int, piece: Any) -> None:
+        raise AssertionError("no agent of the model emits pieces of output")
+
     def moved(self) -> None:
         """Whoever asks again goes on from the cursor."""
 

@@ -31,10 +31,12 @@ class Caller:
     principal: str
     forwarded: bool = False
     """Whether another replica passed the call on, for what this one owns."""
+    peer: Peer | None = None
+    """What the certificate of the connection says."""
 
     @classmethod
     def of(cls, peer: Peer, traceparent: str, forwarded: bool = False) -> Caller:
-        return cls(peer.identity, peer.grants, traceparent, peer.identity.uri, forwarded)
+        return cls(peer.identity, peer.grants, traceparent, peer.identity.uri, forwarded, peer)
 
     @property
     def namespace(self) -> str:

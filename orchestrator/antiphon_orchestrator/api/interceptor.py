@@ -31,7 +31,7 @@ from .gate import Gate, Place
 from .image import Image, Method
 
 RECHECK = timedelta(seconds=3)
-"""How long a stream may go on after its certificate has expired, or policy has come to deny it."""
+"""How long a stream may go on after its certificate has expired or is known to be revoked, or policy denies it."""
 
 _ALWAYS = frozenset({Kind.OPERATOR, Kind.ORCHESTRATOR})
 _DETAILS = "grpc-status-details-bin"
@@ -69,11 +69,10 @@ class Router(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _OpenStream:
-    """`ended`: why it is to end. `writing`: a message is under way, until whose end gRPC takes no status."""
+    """`writing`: a message is under way, until whose end gRPC takes no status."""
 
     task: asyncio.Task[Any]
     call: Call
-    ended: ApiError | None = None
     writing: bool = False
 
 
@@ -102,7 +101,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._log = telemetry.logger("api")
 
     async def run(self) -> None:
-        """Ends streams whose certificate has expired, or which policy denies by now; cancel to stop.
+        """Ends streams whose certificate has expired or was revoked, or which policy denies by now; cancel to stop.
 
         One whose reader is slow ends after the message that is under way, and without a reader at all with its
         connection, which has an age: while a message is under way gRPC takes no status, and cannot reset a stream.
@@ -110,13 +109,13 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         while True:
             await self._clock.sleep(RECHECK)
             for stream in tuple(self._streams):
-                if stream.call.certificate is None or stream.ended is not None:
+                if stream.call.certificate is None or stream.call.ended is not None:
                     continue
                 try:
                     self._checks.verified(stream.call.certificate)
                     self._checks.access_allowed(stream.call)
                 except ApiError as error:
-                    stream.ended = error
+                    stream.call.ended = error
                     if not stream.writing:
                         stream.task.cancel()
 
@@ -222,7 +221,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
             try:
                 self._admit(call)
                 with self._watched(call):
-                    response = await behaviour(self._checked(method, inner, requests), context)
+                    response = await behaviour(self._checked(method, inner, requests, call), context)
             except Exception as error:
                 await self._refuse(context, call, error)
             self._metrics.count_call(method.path, "OK")
@@ -239,7 +238,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
             try:
                 who = self._admit(call)
                 requests = (
-                    self._checked(method, inner, received)
+                    self._checked(method, inner, received, call)
                     if method.request_streaming
                     else inner.request_deserializer(received)
                 )
@@ -257,17 +256,22 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
                             open_stream.writing = True
                             await context.write(response)
                             open_stream.writing = False
-                            if open_stream.ended is not None:
-                                raise open_stream.ended
+                            if call.ended is not None:
+                                raise call.ended
             except Exception as error:
                 await self._refuse(context, call, error)
             self._metrics.count_call(method.path, "OK")
 
         return stream
 
-    async def _checked(self, method: Method, inner: Handler, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async def _checked(
+        self, method: Method, inner: Handler, requests: AsyncIterator[bytes], call: Call
+    ) -> AsyncIterator[Any]:
+        """The client's messages. One that does not read, so that its stream cannot end, is not listened to either."""
         parse = inner.request_deserializer
         async for request in requests:
+            if call.ended is not None:
+                raise call.ended
             yield self._checks.stream_message(method, parse, request)
 
     def _admit(self, call: Call) -> Caller | None:
@@ -295,10 +299,10 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         try:
             yield stream
         except asyncio.CancelledError:
-            if stream.ended is None:
+            if call.ended is None:
                 raise
             task.uncancel()
-            raise stream.ended from None
+            raise call.ended from None
         finally:
             self._streams.discard(stream)
             self._metrics.streams.dec()

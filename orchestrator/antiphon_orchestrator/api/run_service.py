@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
+from antiphon.partials import Pieces
 from antiphon.v1 import error_pb2, run_pb2, run_service_pb2_grpc
 from antiphon.v1 import run_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
@@ -304,7 +305,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
     async def WatchRun(self, request: api.WatchRunRequest, context: Context) -> AsyncIterator[api.WatchRunResponse]:
         shard = self._shard(request.run_id)
-        watcher = _Watcher(request.include_progress)
+        watcher = _Watcher(request.include_progress, request.include_partials)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._host.put(shard, i.Watch(request.run_id, request.cursor, watcher, _sink(future, lambda found: found)))
         try:
@@ -396,10 +397,12 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 class _Watcher:
     """Implements shards.inputs.Watcher: keeps what a slow reader has not taken, as references to the run's records."""
 
-    def __init__(self, with_progress: bool) -> None:
+    def __init__(self, with_progress: bool, with_partials: bool) -> None:
         self._with_progress = with_progress
+        self._with_partials = with_partials
         self._records: deque[bytes] = deque()
         self._progress: dict[tuple[str, int], Any] = {}
+        self._pieces = Pieces[tuple[str, int]]()
         self._ended: run_pb2.Run | None = None
         self._moved = False
         self._wake = asyncio.Event()
@@ -411,6 +414,13 @@ class _Watcher:
     def progress(self, task_id: str, member: int, progress: Any) -> None:
         if self._with_progress and len(self._progress) < EVENTS:
             self._progress[task_id, member] = progress
+            self._wake.set()
+
+    def partial(self, task_id: str, member: int, piece: Any) -> None:
+        if self._with_partials:
+            own = run_pb2.PartialOutput()
+            own.CopyFrom(piece)  # text is joined to it
+            self._pieces.add((task_id, member), own)
             self._wake.set()
 
     def ended(self, run: Run) -> None:
@@ -425,9 +435,13 @@ class _Watcher:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._records or self._progress:
+            while self._records or self._progress or self._pieces:
                 response = api.WatchRunResponse()
                 size = 0
+                # First what came while tasks ran, then the events, which may tell that they have ended.
+                for (task_id, member), piece in self._pieces.take():
+                    made = response.events.add(partial=piece)
+                    made.key.task_id, made.key.member = task_id, member
                 while self._records and len(response.events) < EVENTS and size < MESSAGE_BYTES:
                     event = views.event_message(run, self._records.popleft())
                     size += event.ByteSize()

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 from antiphon.options.v1 import options_pb2
-from antiphon_certs import Clock, PeerVerifier, SystemClock
+from antiphon_certs import Clock, Peer, PeerVerifier, SystemClock
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from antiphon_orchestrator import telemetry
@@ -98,6 +98,8 @@ class Parts:
     audit: AuditLog
     metrics: telemetry.Metrics
     trust_domain: str
+    revoked: Callable[[Peer], None]
+    """Raises `ApiError` for a caller whose certificate is revoked."""
     development: bool = False
     clock: Clock = field(default_factory=SystemClock)
     outer: tuple[grpc.aio.ServerInterceptor[Any, Any], ...] = ()
@@ -131,6 +133,7 @@ class Listener:
             listener=kind,
             message_limit=options.message_limit,
             now=parts.clock.now,
+            revoked=parts.revoked,
             denied=self._denied,
             used=self._used,
         )
@@ -174,7 +177,7 @@ class Listener:
         await self._health.set("", statuses.SERVING if serving else statuses.NOT_SERVING)
 
     async def run(self) -> None:
-        """Ends the streams whose certificate has expired; cancel to stop."""
+        """Ends the streams whose certificate holds no more; cancel to stop."""
         await self._interceptor.run()
 
     async def stop(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
+from antiphon.partials import MESSAGE_PIECES
 from antiphon.v1 import agent_service_pb2, context_request_pb2, registry_pb2
 from antiphon.v1.error_pb2 import ErrorReason
 
@@ -33,7 +34,7 @@ from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.payloads import assert_labels
 from ..shards.shard import Shard
-from . import reports
+from . import partials, reports
 from .calls import Calls
 from .context import ContextDesk
 from .session import PendingOffer, Session
@@ -135,6 +136,13 @@ class Sessions:
     def _claim_lost(self, incarnation: str, loss: context_request_pb2.ClaimLoss) -> None:
         if (session := self._sessions.get(incarnation)) is not None:
             session.control.claim_losses.append(loss)
+            session.wake()
+
+    def _call_partial(self, instance_id: str, piece: agent_service_pb2.CallPartial) -> None:
+        session = self._sessions.get(instance_id.split("/")[1])
+        # One that does not read loses pieces; nothing waits for them.
+        if session is not None and len(session.control.call_partials) < MESSAGE_PIECES:
+            session.control.call_partials.append(piece)
             session.wake()
 
     @property
@@ -365,6 +373,8 @@ class Sessions:
             raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause="hello came twice")
         for page in message.inventories:
             self._inventory(session, page)
+        if message.partials:
+            partials.take(session, message.partials, self.host, self._fleet, self._call_partial)
         if message.reports:
             reports.take(session, message.reports, self.host.shard_count, self.host.put, self._fleet.values)
         for window in message.windows:

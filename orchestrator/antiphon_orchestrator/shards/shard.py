@@ -46,6 +46,7 @@ from .turn import (
     Outbox,
     Reader,
     Turn,
+    found_attempt,
     principal_kind,
     request_key,
 )
@@ -391,22 +392,7 @@ class Shard:
         self._advance(turn, entry)
 
     def _find(self, source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
-        """The attempt, if it is here and out (or was out) to that sidecar."""
-        try:
-            run_id, task_id, member_text, number_text = attempt_id.split("/")
-            member, number = int(member_text), int(number_text)
-            entry = self.runs[run_id]
-            run = entry.run
-            task = run.task(run.plan.index_of[task_id], member)
-            attempt = task.attempts[number - 1]
-        except (ValueError, KeyError, IndexError):
-            return None
-        if task.member != member or attempt.number != number:
-            return None  # -1 and 0 are places in a list, but no attempts
-        namespace, _, sidecar = source.partition("/")
-        if namespace != run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
-            return None
-        return entry, task, number
+        return found_attempt(self.runs, source, attempt_id)
 
     def _report(self, turn: Turn, item: i.Report) -> None:
         found = self._find(item.source, item.attempt_id)

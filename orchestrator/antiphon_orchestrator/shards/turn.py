@@ -106,3 +106,22 @@ def principal_kind(principal: str) -> str:
 def request_key(submitted: RunSubmitted) -> bytes:
     """16 bytes that stand for the request of a submission."""
     return payloads.request_key(submitted.principal, submitted.request_id)
+
+
+def found_attempt(runs: dict[str, Entry], source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
+    """The attempt, if its run is here and it is out (or was out) to that sidecar, NAMESPACE/SIDECAR."""
+    try:
+        run_id, task_id, member_text, number_text = attempt_id.split("/")
+        member, number = int(member_text), int(number_text)
+        entry = runs[run_id]
+        run = entry.run
+        task = run.task(run.plan.index_of[task_id], member)
+        attempt = task.attempts[number - 1]
+    except (ValueError, KeyError, IndexError):
+        return None
+    if task.member != member or attempt.number != number:
+        return None  # -1 and 0 are places in a list, but no attempts
+    namespace, _, sidecar = source.partition("/")
+    if namespace != run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
+        return None
+    return entry, task, number

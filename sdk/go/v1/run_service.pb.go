@@ -1106,6 +1106,9 @@ type WatchRunRequest struct {
 	Cursor uint64 `protobuf:"varint,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// True: progress of running attempts as well.
 	IncludeProgress bool `protobuf:"varint,3,opt,name=include_progress,json=includeProgress,proto3" json:"include_progress,omitempty"`
+	// True: partial output of running attempts as well, from now on. A reader that is too slow loses pieces of it, never
+	// events.
+	IncludePartials bool `protobuf:"varint,30,opt,name=include_partials,json=includePartials,proto3" json:"include_partials,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1157,6 +1160,13 @@ func (x *WatchRunRequest) GetCursor() uint64 {
 func (x *WatchRunRequest) GetIncludeProgress() bool {
 	if x != nil {
 		return x.IncludeProgress
+	}
+	return false
+}
+
+func (x *WatchRunRequest) GetIncludePartials() bool {
+	if x != nil {
+		return x.IncludePartials
 	}
 	return false
 }
@@ -2311,11 +2321,12 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"`\n" +
 	"\x10ListRunsResponse\x12$\n" +
 	"\x04runs\x18\x01 \x03(\v2\x10.antiphon.v1.RunR\x04runs\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"k\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x96\x01\n" +
 	"\x0fWatchRunRequest\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\x12)\n" +
-	"\x10include_progress\x18\x03 \x01(\bR\x0fincludeProgress\"e\n" +
+	"\x10include_progress\x18\x03 \x01(\bR\x0fincludeProgress\x12)\n" +
+	"\x10include_partials\x18\x1e \x01(\bR\x0fincludePartials\"e\n" +
 	"\x10WatchRunResponse\x12-\n" +
 	"\x06events\x18\x01 \x03(\v2\x15.antiphon.v1.RunEventR\x06events\x12\"\n" +
 	"\x03run\x18\x02 \x01(\v2\x10.antiphon.v1.RunR\x03run\"A\n" +

@@ -595,22 +595,28 @@ class WatchRunRequest(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     INCLUDE_PROGRESS_FIELD_NUMBER: _builtins.int
+    INCLUDE_PARTIALS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     cursor: _builtins.int
     """event_seq of the last event seen; 0 means from the beginning."""
     include_progress: _builtins.bool
     """True: progress of running attempts as well."""
+    include_partials: _builtins.bool
+    """True: partial output of running attempts as well, from now on. A reader that is too slow loses pieces of it, never
+    events.
+    """
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         cursor: _builtins.int = ...,
         include_progress: _builtins.bool = ...,
+        include_partials: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "include_progress", b"include_progress", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "include_partials", b"include_partials", "include_progress", b"include_progress", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

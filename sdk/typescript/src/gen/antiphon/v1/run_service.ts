@@ -237,6 +237,11 @@ export interface WatchRunRequest {
   cursor: number;
   /** True: progress of running attempts as well. */
   includeProgress: boolean;
+  /**
+   * True: partial output of running attempts as well, from now on. A reader that is too slow loses pieces of it, never
+   * events.
+   */
+  includePartials: boolean;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -2188,7 +2193,7 @@ export const ListRunsResponse: MessageFns<ListRunsResponse> = {
 };
 
 function createBaseWatchRunRequest(): WatchRunRequest {
-  return { runId: "", cursor: 0, includeProgress: false, _unknownFields: {} };
+  return { runId: "", cursor: 0, includeProgress: false, includePartials: false, _unknownFields: {} };
 }
 
 export const WatchRunRequest: MessageFns<WatchRunRequest> = {
@@ -2201,6 +2206,9 @@ export const WatchRunRequest: MessageFns<WatchRunRequest> = {
     }
     if (message.includeProgress !== false) {
       writer.uint32(24).bool(message.includeProgress);
+    }
+    if (message.includePartials !== false) {
+      writer.uint32(240).bool(message.includePartials);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -2250,6 +2258,14 @@ export const WatchRunRequest: MessageFns<WatchRunRequest> = {
             message.includeProgress = reader.bool();
             continue;
           }
+          case 30: {
+            if (tag !== 240) {
+              break;
+            }
+
+            message.includePartials = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2278,6 +2294,7 @@ export const WatchRunRequest: MessageFns<WatchRunRequest> = {
     message.runId = object.runId ?? "";
     message.cursor = object.cursor ?? 0;
     message.includeProgress = object.includeProgress ?? false;
+    message.includePartials = object.includePartials ?? false;
     return message;
   },
 };
