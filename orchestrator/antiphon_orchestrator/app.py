@@ -59,7 +59,9 @@ from .mesh.calls import Calls
 from .mesh.context import ContextDesk
 from .mesh.sessions import REATTACH_GRACE, MeshSettings, Sessions
 from .mesh.tokens import AttemptTokens
-from .placement.fleet import Fleet
+from .placement.breaker import OPEN
+from .placement.fleet import Fleet, Instance
+from .placement.pacing import Pacing, divide
 from .policy import CedarPolicies, PolicyBundle, dev_profile, load_folder
 from .policy_book import FOLDER, PROFILE, PolicyBook
 from .registry.registry import Registry
@@ -80,6 +82,8 @@ from .shards.remembering import Remembering
 from .store import SqliteStore, Store, StoreError
 from .store.etcd import EtcdStore
 from .tracing import Tracing
+
+log = telemetry.logger("placement")
 
 CLUSTER_SHARDS = 32
 """Of a store that several replicas share, unless it is told otherwise."""
@@ -137,7 +141,8 @@ class Orchestrator:
         await book.begin(*self._seed())
         values = Values()
         schemas = SchemaSet(values)
-        fleet = Fleet(policy, schemas)
+        fleet = Fleet(policy, schemas, now, config.schedule)
+        pacing = Pacing(fleet, now)
         audit = AuditLog(store, replica_id, now)
         registry = Registry(store, fleet, schemas, now, config.agent_retention)
         catalog = Catalog(store, values)
@@ -150,7 +155,6 @@ class Orchestrator:
         reads = ContextReads(context, clock, now)
         settings = MeshSettings(replica_id, reattach_grace=self._reattach_grace)
         sessions = Sessions(settings, fleet, registry, policy, audit, tokens, calls, desk, now)
-        book.changed = sessions.policy_changed
         shards = await shard_count(store, config.shards, 1 if config.etcd is None else CLUSTER_SHARDS)
         host = self.shards = Host(
             store,
@@ -166,6 +170,17 @@ class Orchestrator:
             now=now,
         )
         sessions.bind(host)
+        fleet.broke = lambda instance: _breaker_changed(instance, registry, pacing, metrics)
+        metrics.tasks_waiting.set_function(lambda: fleet.waiting)
+        metrics.tasks_limited.set_function(lambda: fleet.limits.waiting)
+        metrics.runs_waiting.set_function(lambda: sum(shard.backlog.size for shard in host.shards))
+        metrics.breakers_open.set_function(lambda: fleet.broken)
+
+        def policy_changed(epoch: int) -> None:
+            sessions.policy_changed(epoch)
+            fleet.limits.policy_changed()
+
+        book.changed = policy_changed
         mover = AuditMover(store, archive, lambda: [audit, *host.audit], config.audit_retention, clock)
         metrics.archive_waiting.set_function(lambda: archiver.lag)
         metrics.audit_waiting.set_function(lambda: mover.waiting)
@@ -179,7 +194,9 @@ class Orchestrator:
         routing = Routing(host, membership, peers)
 
         def cluster_changed() -> None:
-            sessions.replicas_changed(_topology(membership))
+            topology = _topology(membership)
+            sessions.replicas_changed(topology)
+            divide(fleet.limits, [replica for replica, _ in topology], replica_id)
             routing.look()
 
         steward = Steward(host, membership, cluster_changed)
@@ -245,6 +262,7 @@ class Orchestrator:
             options=config.api,
             join_options=config.join,
         )
+        metrics.calls_limit.set_function(lambda: server.mutual_tls.gate.limit)
         await registry.load()
         await revocations.load()
         await context.load()
@@ -280,6 +298,7 @@ class Orchestrator:
                 group.create_task(steward.run(), name="shards")
                 await steward.begun.wait()
                 group.create_task(sessions.run(), name="sessions")
+                group.create_task(pacing.run(), name="pacing")
                 group.create_task(calls.run(), name="calls")
                 group.create_task(context.run(), name="context")
                 group.create_task(desk.run(), name="context requests")
@@ -344,6 +363,16 @@ def _topology(membership: Membership) -> tuple[tuple[str, str], ...]:
     """Where sidecars are to attach: every replica that is not about to end."""
     staying = (member for member in membership.members.values() if not member.leaving)
     return tuple(sorted((member.replica_id, member.address) for member in staying))
+
+
+def _breaker_changed(instance: Instance, registry: Registry, pacing: Pacing, metrics: telemetry.Metrics) -> None:
+    """Tells operators, whoever watches agents, and the one who looks at the time."""
+    pacing.wake()
+    registry.changed(instance.namespace, instance.agent)
+    breaker = instance.breaker
+    if breaker is not None and breaker.state == OPEN:
+        metrics.breaker_openings.inc()
+        log.warning("breaker_open", agent=instance.agent, namespace=instance.namespace, cause=breaker.reason)
 
 
 def _policies_loaded(who: Identity, policy: CedarPolicies) -> Fact:

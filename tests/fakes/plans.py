@@ -221,9 +221,9 @@ def submitted(
     principal: str = CLIENT,
     input: bytes | None = None,
 ) -> RunSubmitted:
-    """A submission in namespace demo; its digest follows from the request id."""
+    """A submission in its principal's namespace; its digest follows from the request id."""
     return RunSubmitted(
-        namespace="demo",
+        namespace=principal.split("/")[4],
         principal=principal,
         request_id=request_id,
         request_digest=request_id.encode(),

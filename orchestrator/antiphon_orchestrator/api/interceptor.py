@@ -20,18 +20,20 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
 from antiphon.v1.error_pb2 import ErrorReason
-from antiphon_certs import Clock
+from antiphon_certs import Clock, Kind
 
 from antiphon_orchestrator import telemetry
 
-from .call import Caller, forwarded, set_caller, trace_id, traceparent
+from .call import Caller, forwarded, set_caller, set_place, trace_id, traceparent
 from .checks import Call, Checks
 from .errors import ApiError, refusal
+from .gate import Gate, Place
 from .image import Image, Method
 
 RECHECK = timedelta(seconds=3)
 """How long a stream may go on after its certificate has expired or is known to be revoked, or policy denies it."""
 
+_ALWAYS = frozenset({Kind.OPERATOR, Kind.ORCHESTRATOR})
 _DETAILS = "grpc-status-details-bin"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Which of its four behaviours a handler has depends on the method; no static type says so.
@@ -85,9 +87,11 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         metrics: telemetry.Metrics,
         open_services: frozenset[str],
         router: Router | None,
+        gate: Gate,
     ) -> None:
         self._image = image
         self._router = router
+        self._gate = gate
         self._checks = checks
         self._clock = clock
         self._metrics = metrics
@@ -166,23 +170,48 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
 
         async def unary(request: bytes, context: Context) -> Any:
             call = _call(method.path, method, context, request)
+            place: Place | None = None
             try:
                 who = self._admit(call)
+                place = self._place(call)
                 shard = self._shard(call, who)
                 if shard is None:
                     response = await behaviour(parse(request), context)
                 else:
                     assert self._router is not None and who is not None
+                    if place is not None and _waits(call):
+                        place.give_back()
                     response = await self._router.unary(
                         method.path, shard, request, who, lambda: behaviour(parse(request), context),
                         context.time_remaining,
                     )  # fmt: skip
             except Exception as error:
                 await self._refuse(context, call, error)
+            else:
+                if place is not None:
+                    place.ended()
+            finally:
+                if place is not None:
+                    place.give_back()
             self._metrics.count_call(method.path, "OK")
             return response
 
         return unary
+
+    def _place(self, call: Call) -> Place | None:
+        """The call's place among those in hand. Raises ApiError when there is none.
+
+        Operators and other replicas need none: whoever is to help must get in, and a call that is passed on was counted
+        where it came in.
+        """
+        peer = call.peer
+        if call.forwarded is not None or (peer is not None and peer.identity.kind in _ALWAYS):
+            return None
+        place = self._gate.enter(peer.identity.uri if peer is not None else call.address)
+        if place is None:
+            raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="the list of calls in hand")
+        set_place(place)
+        return place
 
     def _upload(self, method: Method, inner: Handler) -> Callable[[AsyncIterator[bytes], Context], Awaitable[Any]]:
         behaviour = inner.stream_unary
@@ -296,6 +325,11 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._metrics.count_call(call.path if call.method else "unknown", refused.spec.code.name)
         details = refused.to_status().SerializeToString()
         await context.abort(refused.spec.code, str(refused), ((_DETAILS, details),))
+
+
+def _waits(call: Call) -> bool:
+    """Whether a call that is passed on is answered when a run ends; one that is answered here says so itself."""
+    return call.path == "/antiphon.v1.RunService/CancelRun" or getattr(call.message, "wait", False) is True
 
 
 def _call(path: str, method: Method | None, context: Context, request: bytes | None) -> Call:

@@ -27,7 +27,7 @@ from ..runs.submit import Submissions
 from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.inputs import RequestIdReused
-from .call import FORWARDED, caller
+from .call import FORWARDED, caller, now_waiting
 from .errors import ApiError
 from .paging import decode_token, encode_token
 from .submit_stream import SubmitStream
@@ -78,9 +78,11 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         shard, item = await self._submissions.prepare(
             request, who.principal, who.namespace, who.traceparent, _sink(future, views.run_message)
         )
-        if self._host.full(shard):
+        if self._host.full(shard, who.namespace):
             raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="the shard's inbox")
-        self._host.put(shard, item)
+        self._host.submit(shard, item)
+        if item.wait:
+            now_waiting()
         value = await self._answered(future, shard, i.Leave("", item.key, item.sink))
         return api.SubmitRunResponse(run=await self._answer(value, request_id))
 
@@ -214,6 +216,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         shard = self._shard(request.run_id)
         item = i.Cancel(request.run_id, caller().principal, request.reason, _sink(future, views.run_message))
         self._host.put(shard, item)
+        now_waiting()
         message = await self._answered(future, shard, i.Leave(request.run_id, b"", item.sink))
         if message is None:
             message = views.run_message(await self._load(request.run_id))
@@ -293,7 +296,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 attempts=[views.attempt_message(run, task, a) for a in task.attempts[-ATTEMPTS_EXPLAINED:]],
             )
             if task.state.name == "READY":
-                response.pending.CopyFrom(self._fleet.explain(self._host.need(run, task)))
+                key = (run.run_id, task.plan.index, task.member)
+                response.pending.CopyFrom(self._fleet.explain(self._host.need(run, task), key))
             return response
 
         return await self._ask(request.run_id, question)

@@ -26,6 +26,7 @@ from antiphon_orchestrator.policy import Decision, PolicyPort
 from .call import trace_id
 from .certificate import LiveCertificate
 from .checks import Call, Checks, policy_request
+from .gate import Gate
 from .image import Image
 from .interceptor import Interceptor, Router
 from .rate import TokenBuckets
@@ -50,6 +51,9 @@ class ServerOptions:
     concurrent_streams: int = 4096
     calls_per_second: float = 2000
     call_burst: float = 4000
+    concurrent_calls: int = 1024
+    """Unary calls in hand; fewer while most of them take longer than `call_latency`."""
+    call_latency: timedelta = timedelta(seconds=1)
     handshake_timeout: timedelta = timedelta(seconds=2)
     connection_age: timedelta = timedelta(minutes=30)
     connection_grace: timedelta = timedelta(seconds=60)
@@ -134,8 +138,9 @@ class Listener:
             used=self._used,
         )
         open_services = {HEALTH, REFLECTION} if parts.development else {HEALTH}
+        self.gate = Gate(options.concurrent_calls, options.call_latency.total_seconds(), time.monotonic)
         self._interceptor = Interceptor(
-            parts.image, checks, parts.clock, parts.metrics, frozenset(open_services), parts.router
+            parts.image, checks, parts.clock, parts.metrics, frozenset(open_services), parts.router, self.gate
         )
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None

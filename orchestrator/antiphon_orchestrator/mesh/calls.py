@@ -63,7 +63,7 @@ class Calls:
         if shard is None or not self._tokens.valid(attempt_id, call.attempt_token):
             refuse(Kind.FAILURE_KIND_POLICY, "the attempt token is not valid", "ATTEMPT_TOKEN_INVALID")
             return
-        if self._host.full(shard):
+        if self._host.crowded(shard):
             refuse(Kind.FAILURE_KIND_TRANSIENT, "the orchestrator has more to do than it can; try again", "OVERLOADED")
             return
         graph = graph_pb2.Graph(name="call")

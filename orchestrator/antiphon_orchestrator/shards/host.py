@@ -27,6 +27,7 @@ from ..engine.plan import Plan
 from ..engine.run import Run, Task
 from ..engine.states import RunState
 from ..placement.fleet import Fleet, Need, Offered, Waiter
+from ..placement.limits import Counter
 from ..store.port import Store, StoreFull
 from . import codec, reading
 from . import inputs as i
@@ -36,7 +37,7 @@ from .clock import now
 from .leaving import abandon, turn_away
 from .log import Fenced, ShardLog
 from .recovery import recover_record, remember_requests
-from .shard import REQUEST_KEPT, REQUESTS_KEPT, Shard
+from .shard import MAX_INPUTS, REQUEST_KEPT, REQUESTS_KEPT, Shard
 from .turn import Outbox, Reader, Turn
 
 log = telemetry.logger("shards")
@@ -98,7 +99,8 @@ class _Seat:
 
 
 class Host:
-    """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard. `taken` is told each
+    """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard: together, and each
+    namespace its share of it by weight. `taken` is told each
     shard once it is rebuilt, `lost` each that was and is not here any more. `now`: microseconds since 1970; what is due
     goes by it."""
 
@@ -132,6 +134,7 @@ class Host:
         self._count = 0
         archiver.answer = self.put
         fleet.deliver = self._deliver
+        fleet.limits.call = self._call_up
         self.taken: Callable[[int], None] = _nobody
         self.lost: Callable[[int], None] = _nobody
 
@@ -216,16 +219,42 @@ class Host:
         seat.shard.inbox.append(item)
         seat.wake.set()
 
-    async def room(self, shard: int) -> None:
-        """Waits until submitters may add to a shard: the back-pressure of streams."""
-        while (seat := self._seats[shard]) is not None and len(seat.shard.inbox) >= self._inbox_limit:
+    def submit(self, shard: int, item: i.Submit) -> None:
+        """Hands a new run to a shard: behind what is there, and among new runs by the weight of its namespace."""
+        seat = self._seats[shard]
+        if seat is None:
+            turn_away(shard, self._fleet, item)
+            return
+        if seat.shard.backlog.size or len(seat.shard.inbox) >= min(MAX_INPUTS, self._inbox_limit):
+            event = item.event
+            seat.shard.backlog.push(event.namespace, (-event.priority, event.deadline_time), item)
+        else:
+            seat.shard.inbox.append(item)
+        seat.wake.set()
+
+    async def room(self, shard: int, namespace: str) -> None:
+        """Waits until submitters of a namespace may add to a shard: the back-pressure of streams."""
+        while (seat := self._seats[shard]) is not None and self.full(shard, namespace):
             seat.room.clear()
             await seat.room.wait()
 
-    def full(self, shard: int) -> bool:
-        """Whether unary submitters are to be refused."""
+    def full(self, shard: int, namespace: str) -> bool:
+        """Whether unary submitters of a namespace are to be refused: as much waits as may, and it has its share."""
+        seat = self._seats[shard]
+        if seat is None:
+            return False
+        backlog = seat.shard.backlog
+        if len(seat.shard.inbox) + backlog.size < self._inbox_limit:
+            return False
+        return backlog.of(namespace) >= backlog.share(namespace, self._inbox_limit)
+
+    def crowded(self, shard: int) -> bool:
+        """Whether so much waits that comes of accepted work that no more calls of agents are taken."""
         seat = self._seats[shard]
         return seat is not None and len(seat.shard.inbox) >= self._inbox_limit
+
+    def _call_up(self, waiter: Waiter, counter: Counter | None) -> None:
+        self.put(waiter.shard, i.CalledUp(waiter, counter))
 
     def _deliver(self, waiter: Waiter, offered: Offered) -> None:
         self.put(waiter.shard, i.Reserved(waiter, offered))
@@ -239,6 +268,7 @@ class Host:
 
     def time_turned(self) -> None:
         """`now` has leapt: what is due by now is not waited for any longer."""
+        self._fleet.limits.woken()
         for seat in self._seats:
             if seat is not None:
                 seat.wake.set()
@@ -382,8 +412,7 @@ class Host:
             seat.turn = None
             shard.release(turn, seq)
             await asyncio.sleep(0)  # what was released leaves before the next turn is worked out
-            if not seat.room.is_set() and len(shard.inbox) < self._inbox_limit:
-                seat.room.set()
+            seat.room.set()  # who finds none after all waits on
             if seat.log.next_seq >= seat.trim_at:
                 await self._trim(seat)
             if shard.retain and (len(shard.retain) >= RETAIN_BATCH or moment >= seat.retain_due):

@@ -21,16 +21,19 @@ from ..engine import decide
 from ..engine import events as e
 from ..engine.decide import Outcome, Verdict
 from ..engine.escalation import fail_task
+from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
-from ..engine.plan import TaskPlan
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
+from ..placement.limits import Counter, Full
+from ..placement.shares import FairQueue
 from . import asking, codec
 from . import inputs as i
 from .auditing import ShardAudit
 from .children import Children
 from .judging import called_run, judge_output
+from .needs import Needs
 from .outstanding import Outstanding
 from .timers import Timers
 from .turn import MAX_TIMER_BYTES, SEGMENT_BYTES, Archiver, Entry, Outbox, Reader, Turn, principal_kind, request_key
@@ -40,6 +43,9 @@ MAX_BYTES = 768 * 1024
 MAX_WORK = 0.004
 """Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3), short enough for agents to work on what
 one turn gave them while the next is worked out. Timers have their own such bound."""
+
+FIRST_OF_BACKLOG = 16
+"""New runs that a turn takes before its inbox, so that runs which are there never keep them out for ever."""
 
 REQUEST_KEPT = 24 * 3600 * 1_000_000
 """Microseconds a request id is remembered after its run was archived."""
@@ -66,6 +72,8 @@ class Shard:
         self.epoch = 0
         self.jitter = jitter
         self.inbox: deque[i.Input] = deque()
+        self.backlog = FairQueue(fleet.weights)
+        """New runs that have to wait: the inbox is for what comes of runs that are there."""
         self.runs: dict[str, Entry] = {}
         self.requests: dict[bytes, tuple[str, bytes]] = {}
         self.kept: dict[bytes, tuple[str, bytes, int]] = {}
@@ -81,9 +89,7 @@ class Shard:
         self.out = Outstanding()
         self._children = Children()
         self._unfinished: dict[str, None] = {}
-        # By identity, since a plan is shared by all its runs and comparing one costs more than the need; the plan is
-        # kept beside it so that its id cannot come to mean another.
-        self._needs: dict[tuple[int, str], tuple[TaskPlan, Need]] = {}
+        self._needs = Needs(fleet)
         self._to_place: deque[tuple[Entry, Task]] = deque()
         self._handlers: dict[type[Any], Callable[[Turn, Any], None]] = {
             i.Submit: self._submit,
@@ -94,13 +100,14 @@ class Shard:
             i.Cancel: self._cancel,
             i.Steer: self._steer,
             i.Reserved: self._reserved,
+            i.CalledUp: self._called_up,
             i.Inventory: self._inventory,
             i.SidecarGone: self._sidecar_gone,
             i.Read: lambda turn, item: asking.read(self.runs, turn, item),
             i.Survey: lambda turn, item: asking.survey(self.runs, turn, item),
             i.Watch: lambda turn, item: asking.watch(self.runs, turn, item),
             i.Unwatch: lambda turn, item: asking.unwatch(self.runs, turn, item),
-            i.Leave: lambda turn, item: asking.leave(self.runs, self.requests, turn, item),
+            i.Leave: lambda turn, item: asking.leave(self.runs, self.requests, self.backlog, turn, item),
             i.ContextFound: self._context_found,
             i.Archived: self._archived,
         }
@@ -108,7 +115,7 @@ class Shard:
     # The turn.
 
     def has_work(self, now: int) -> bool:
-        if self.inbox or self._unfinished or self._to_place:
+        if self.inbox or self._unfinished or self._to_place or self.backlog.size:
             return True
         due = self.next_due()
         return due is not None and due <= now
@@ -122,10 +129,16 @@ class Shard:
         until = clock() + MAX_WORK
         self._go_on(turn, lambda: turn.size < MAX_BYTES and clock() < until)
         taken = 0
+        while self.backlog.size and taken < FIRST_OF_BACKLOG and turn.size < MAX_BYTES and not turn.full:
+            taken += 1
+            self._submit(turn, self.backlog.pop())
         while self.inbox and taken < MAX_INPUTS and turn.size < MAX_BYTES and not turn.full and clock() < until:
             item = self.inbox.popleft()
             taken += 1
             self._handlers[type(item)](turn, item)
+        while self.backlog.size and taken < MAX_INPUTS and turn.size < MAX_BYTES and not turn.full and clock() < until:
+            taken += 1
+            self._submit(turn, self.backlog.pop())
         turn.inputs = taken
         # After the inbox: an outcome that waited in it was in time, however late this turn comes.
         if not self.timers_held:
@@ -205,7 +218,9 @@ class Shard:
         self.out.remove(attempt.instance, task)
         worked = event.state in (AttemptState.SUCCEEDED, AttemptState.FAILED)
         latency = (turn.now - attempt.offer_time) / 1e6 if worked else None
-        self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED)
+        if self._fleet.limits.active:
+            self._fleet.limits.free(run.submitted.namespace, attempt.placement)
+        self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED, event.failure)
         if self._children and event.state is AttemptState.SUCCEEDED:
             self._calls_ended(run, task)
         if event.state is AttemptState.CANCELLED:
@@ -264,17 +279,16 @@ class Shard:
         """Records both steps of a task that finds its place as soon as it may run as one; False when it finds none."""
         run = entry.run
         task = run.tasks[ready.task]
-        result = self._fleet.place(
-            self._need(run, task.plan, ready.input), run.submitted.principal, entry.principal_kind, ready.input, 1
-        )
-        if result is None or isinstance(result, Refused):
+        need = self._needs.of(run.submitted.namespace, task.plan, ready.input)
+        result = self._fleet.place(need, run.submitted.principal, entry.principal_kind, ready.input, 1)
+        if not isinstance(result, Placement):
             return False
         event = decide.offer(run, task, result, self.epoch)
         event.input = ready.input
         self._offer(turn, entry, task, event)
         return True
 
-    def _place(self, turn: Turn, entry: Entry, task: Task) -> None:
+    def _place(self, turn: Turn, entry: Entry, task: Task, called: Counter | None = None) -> None:
         run = entry.run
         if task.state is not TaskState.READY or not _may_begin(run, task):
             return
@@ -284,18 +298,24 @@ class Shard:
             return
         need = self.need(run, task)
         submitted = run.submitted
-        result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, len(task.attempts) + 1)
-        if result is None:
-            priority = min(9, task.plan.priority + submitted.priority)
-            deadline = decide.task_deadline(run, task)
-            self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member)
-            self._set_timer(entry, task)
+        number = len(task.attempts) + 1
+        result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, number, called)
+        if result is None or isinstance(result, Full):
+            self._wait(entry, task, need, result)
         elif isinstance(result, Refused):
             for event in fail_task(task, result.failure):
                 self._record(turn, entry, event)
             self._unfinished_now(turn, entry)
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
+
+    def _wait(self, entry: Entry, task: Task, need: Need, full: Full | None) -> None:
+        """For a slot, or for limits."""
+        run = entry.run
+        priority = min(9, task.plan.priority + run.submitted.priority)
+        deadline = decide.task_deadline(run, task)
+        self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member, full)
+        self._set_timer(entry, task)
 
     def _offer(self, turn: Turn, entry: Entry, task: Task, event: e.AttemptOffered) -> None:
         self._record(turn, entry, event)
@@ -312,20 +332,7 @@ class Shard:
 
     def need(self, run: Run, task: Task) -> Need:
         """What the task asks of an agent."""
-        return self._need(run, task.plan, task.input)
-
-    def _need(self, run: Run, plan: TaskPlan, payload: bytes) -> Need:
-        namespace, labels = run.submitted.namespace, self._fleet.labels(payload)
-        if labels:
-            parts = self._fleet.label_parts(payload)
-            return Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels, parts)
-        known = self._needs.get((id(plan), namespace))
-        if known is None or known[0] is not plan:
-            if len(self._needs) >= 4096:
-                self._needs.clear()
-            need = Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels)
-            known = self._needs[id(plan), namespace] = (plan, need)
-        return known[1]
+        return self._needs.of(run.submitted.namespace, task.plan, task.input)
 
     # Inputs.
 
@@ -453,10 +460,21 @@ class Shard:
         if result is None:
             self._to_place.append((entry, task))
             self._advance(turn, entry)
+        elif isinstance(result, Full):
+            self._wait(entry, task, self.need(run, task), result)
         elif isinstance(result, Refused):
             self._follow(turn, entry, fail_task(task, result.failure))
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
+
+    def _called_up(self, turn: Turn, item: i.CalledUp) -> None:
+        waiter = item.waiter
+        entry = self.runs.get(waiter.run_id)
+        if entry is not None:
+            self._place(turn, entry, entry.run.task(waiter.task, waiter.member), item.counter)
+            self._advance(turn, entry)
+        if item.counter is not None:
+            self._fleet.limits.settle(item.counter)
 
     def live_ids(self, incarnation: str) -> frozenset[str]:
         """The attempts that are out to a sidecar whose stream begins now; its inventory will say which it holds."""
@@ -651,6 +669,7 @@ class Shard:
                     self._to_place.append((entry, task))
                 if (live := task.live) is not None:
                     self._fleet.hold(live.instance)
+                    self._fleet.limits.hold(run.submitted.namespace, live.placement)
                     self.out.add(live.instance, entry, task)
         self.inbox.extend(self._children.recover(self.runs))
         if not self.out.taken():

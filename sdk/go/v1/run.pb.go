@@ -1173,7 +1173,8 @@ func (x *Candidate) GetFreeSlots() uint32 {
 // Refusal counts candidates with the same reason.
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The reason: version, clearance, constraint, cost, no_slot, draining, policy.
+	// The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
+	// fails too often).
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// How many.
 	Count         uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`

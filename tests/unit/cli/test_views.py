@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 
+from antiphon.cli.agents import agent_details, agent_row
 from antiphon.cli.explain_view import explanation
 from antiphon.cli.run_view import MEMBERS_SHOWN, OUTPUT_SHOWN, key_of, output_line, run_tree, shown_tasks
 from antiphon.cli.watch_view import RunProgress, event_line
 from antiphon.v1.context_pb2 import ContextScope, EntryReference
 from antiphon.v1.failure_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_PERMANENT, Failure
 from antiphon.v1.payload_pb2 import BlobReference, Payload
+from antiphon.v1.registry_pb2 import BREAKER_STATE_CLOSED, BREAKER_STATE_OPEN, Agent
 from antiphon.v1.run_pb2 import (
     ATTEMPT_STATE_LOST,
     ATTEMPT_STATE_SUCCEEDED,
@@ -226,3 +228,16 @@ def test_an_event_is_one_line() -> None:
         "PERMANENT quota at /a: two lines",
     ):
         assert part in line, part
+
+
+def test_an_agent_shows_which_instances_get_nothing_and_why() -> None:
+    agent = Agent(name="writer")
+    well, broken = agent.instances.add(instance_id="s/i/well"), agent.instances.add(instance_id="s/i/broken")
+    well.breaker.state = BREAKER_STATE_CLOSED
+    broken.breaker.state, broken.breaker.reason = BREAKER_STATE_OPEN, "10 of its last 12 attempts failed"
+    broken.breaker.retry_time.seconds = 10
+    shown = text_of(agent_details(agent))
+    assert "OPEN" in shown and "CLOSED" in shown
+    assert "s/i/broken gets no work until" in shown and "10 of its last 12 attempts failed" in shown
+    assert "s/i/well gets" not in shown
+    assert agent_row(agent)[2] == "2, 1 broken"

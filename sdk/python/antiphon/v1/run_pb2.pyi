@@ -661,7 +661,9 @@ class Refusal(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """The reason: version, clearance, constraint, cost, no_slot, draining, policy."""
+    """The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
+    fails too often).
+    """
     count: _builtins.int
     """How many."""
     def __init__(

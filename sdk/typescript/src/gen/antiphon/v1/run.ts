@@ -299,7 +299,10 @@ export interface Candidate {
 
 /** Refusal counts candidates with the same reason. */
 export interface Refusal {
-  /** The reason: version, clearance, constraint, cost, no_slot, draining, policy. */
+  /**
+   * The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
+   * fails too often).
+   */
   reason: string;
   /** How many. */
   count: number;
