@@ -187,7 +187,8 @@ class Orchestrator:
         metrics.archive_available.set_function(lambda: archiver.available and mover.available)
         reads.answer = host.put
         membership = Membership(store, replica_id, version("antiphon-server"), now())
-        room = StoreRoom(store, config.data, store.max_bytes or config.store_max_bytes, metrics, host.keep_short)
+        most = store.max_bytes or config.store_max_bytes
+        room = StoreRoom(store, config.data, most, metrics, host.keep_short, host.promised)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
         peers = Peers(lambda: certificate.credential, lambda: membership.others)

@@ -38,9 +38,9 @@ _BOUNDS = {
     "audit_retention": (3600, 3_000_000_000),
     "payload_grace": (3600, 3_000_000_000),
     "agent_retention": (3600, 3_000_000_000),
-    "recovery_window": (0, LONGEST_RECOVERY.total_seconds()),
     "schedule.breaker_failures": (1, 1000),
     "schedule.breaker_share": (0.01, 1),
+    "recovery_window": (0, LONGEST_RECOVERY.total_seconds()),
 }
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {

@@ -300,12 +300,14 @@ class _Stream:
             inflight.offer(
                 link, offer.agent, assignment.attempt_id, offer.shard, offer.epoch,
                 assignment, assignment.attempt_token, len(assignment.input.inline), timeout, now,
-                offer.policy_epoch,
+                offer.policy_epoch, offer.alone,
             )  # fmt: skip
         for ack in response.window_acks:
             inflight.slots.acknowledged(link, ack.agent, ack.generation)
         for demand in response.demands:
             inflight.slots.demanded(link, demand.agent, demand.wanted)
+        for made in response.call_partials:
+            inflight.call_emitted(made.attempt_id, made.call_id, made.partial)
         for result in response.call_results:
             inflight.answered(result.attempt_id, result.call_id, result)
         for answer in response.context_responses:

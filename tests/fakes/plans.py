@@ -220,6 +220,7 @@ def submitted(
     priority: int = 0,
     principal: str = CLIENT,
     input: bytes | None = None,
+    parent_attempt_id: str = "",
 ) -> RunSubmitted:
     """A submission in its principal's namespace; its digest follows from the request id."""
     return RunSubmitted(
@@ -236,4 +237,5 @@ def submitted(
         priority=priority,
         traceparent="",
         policy=None,
+        parent_attempt_id=parent_attempt_id,
     )

@@ -70,7 +70,7 @@ class Calls:
         graph.tasks.add(id="call", capability=call.capability, input='"${input}"')
         graph.output = '"${tasks.call.output}"'
         try:
-            plan = self._catalog.inline(graph)
+            plan = self._catalog.small(graph)
         except GraphInvalid as error:
             refuse(Kind.FAILURE_KIND_INVALID_INPUT, error.mistakes[0].message, "REQUEST_INVALID")
             return

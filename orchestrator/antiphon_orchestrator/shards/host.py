@@ -36,6 +36,7 @@ from .audited import AuditPages
 from .clock import now
 from .leaving import abandon, turn_away
 from .log import Fenced, ShardLog
+from .moving import pays
 from .recovery import recover_record, remember_requests
 from .shard import MAX_INPUTS, REQUEST_KEPT, REQUESTS_KEPT, Shard
 from .turn import Outbox, Reader, Turn
@@ -147,6 +148,10 @@ class Host:
     def shards(self) -> list[Shard]:
         """Those that are here and rebuilt."""
         return [seat.shard for seat in self._seats if seat is not None and seat.ready]
+
+    def promised(self) -> int:
+        """Bytes that large fan-outs of these shards will still write, about."""
+        return sum(shard.promises.size() for shard in self.shards)
 
     @property
     def audit(self) -> list[AuditPages]:
@@ -361,6 +366,7 @@ class Host:
             for raw, record in zip(segment.records, records, strict=True):
                 if record.run_id not in archived:
                     recover_record(shard, seq, raw, record, lambda submitted: plans[_graph_of(submitted)])
+            await asyncio.sleep(0)  # a long log takes seconds, and leases are kept meanwhile
 
     async def _plan(self, record: journal.Record, plans: dict[tuple[str, str, str], Plan]) -> None:
         """Loads the graph of a run before the run is rebuilt, which cannot wait."""
@@ -368,6 +374,9 @@ class Host:
             submitted = codec.get_submitted(record.run_submitted)
         elif record.HasField("run_snapshot"):
             submitted = codec.get_submitted(record.run_snapshot.submitted)
+        elif record.HasField("run_part") and record.run_part.number == 1:
+            await self._plan(journal.Record.FromString(record.run_part.records[0]), plans)
+            return
         else:
             return
         key = _graph_of(submitted)
@@ -511,7 +520,9 @@ class Host:
             if seat.log.next_seq - first < self._long_log:
                 return
             entry = seat.shard.runs.get(run_id)
-            if entry is not None and entry.run.state is RunState.RUNNING and seat.moving.get(run_id) != first:
+            if entry is None or entry.run.state is not RunState.RUNNING or seat.moving.get(run_id) == first:
+                continue
+            if pays(entry, seat.log.next_seq - first):
                 seat.moving[run_id] = first
                 self._archiver.put(seat.shard.index, entry.run, entry.key, entry.first_seq, tuple(entry.records))
 

@@ -36,6 +36,9 @@ class Watcher(Protocol):
 
     def progress(self, task_id: str, member: int, progress: Any) -> None: ...
 
+    def partial(self, task_id: str, member: int, piece: Any) -> None:
+        """A piece of output, as the run's principal may have it; shared with other watchers, not to be changed."""
+
     def ended(self, run: Run) -> None: ...
 
     def moved(self) -> None:

@@ -22,7 +22,7 @@ def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcom
     was made of, and with a permit that demands redaction also what is left of it for the run's principal."""
     attempt = task.attempts[-1]
     namespace, label = run.submitted.namespace, attempt.placement.capability
-    output, given = outcome.output, _handed_on(task, attempt)
+    output, given = outcome.output, handed_on(task, attempt)
     violation = fleet.check_output(namespace, label, output)
     if violation is not None:
         message = f"the output does not fit {label}: {violation.message}"
@@ -58,7 +58,7 @@ def called_run(
     deadline = min(decide.task_deadline(run, task), attempt.offer_time + task.plan.timeout)
     if call.timeout is not None:
         deadline = min(deadline, now + call.timeout)
-    known = _handed_on(task, attempt)  # what the caller knows it knows from its own input
+    known = handed_on(task, attempt)  # what the caller knows it knows from its own input
     given = payloads.inherit_labels(known, call.input) if fleet.labels(known) else call.input
     decision = fleet.may_call(
         submitted.principal,
@@ -90,7 +90,7 @@ def called_run(
     )
 
 
-def _handed_on(task: Task, attempt: Attempt) -> bytes:
+def handed_on(task: Task, attempt: Attempt) -> bytes:
     """The input as the agent got it."""
     reduced = attempt.placement.reduced_input
     return task.input if reduced is None else reduced

@@ -15,14 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from antiphon.store.v1 import journal_pb2 as journal
-
 from ..engine import decide
 from ..engine import events as e
 from ..engine.decide import Outcome, Verdict
 from ..engine.escalation import fail_task
 from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
+from ..engine.plan import TaskPlan
+from ..engine.quarantine import sidecar_died
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
@@ -30,13 +30,27 @@ from ..placement.limits import Counter, Full
 from ..placement.shares import FairQueue
 from . import asking, codec
 from . import inputs as i
-from .auditing import ShardAudit
+from .auditing import DIGESTED_AT_ONCE, ShardAudit, digest_ahead
 from .children import Children
 from .judging import called_run, judge_output
+from .moving import Moving
 from .needs import Needs
 from .outstanding import Outstanding
+from .promising import Promises
 from .timers import Timers
-from .turn import MAX_TIMER_BYTES, SEGMENT_BYTES, Archiver, Entry, Outbox, Reader, Turn, principal_kind, request_key
+from .turn import (
+    MAX_TIMER_BYTES,
+    SEGMENT_BYTES,
+    Archiver,
+    Entry,
+    Gathered,
+    Outbox,
+    Reader,
+    Turn,
+    found_attempt,
+    principal_kind,
+    request_key,
+)
 
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
@@ -81,7 +95,10 @@ class Shard:
         self.timers_held = False
         self.pinned: dict[str, int] = {}
         self.retain: list[bytes] = []
+        self.gathered: dict[str, Gathered] = {}
+        self.promises = Promises()
         self.audit = ShardAudit(index)
+        self._moving = Moving(self.audit, self.pinned)
         self._fleet = fleet
         self._outbox = outbox
         self._archiver = archiver
@@ -115,7 +132,7 @@ class Shard:
     # The turn.
 
     def has_work(self, now: int) -> bool:
-        if self.inbox or self._unfinished or self._to_place or self.backlog.size:
+        if self.inbox or self._unfinished or self._to_place or self.backlog.size or self._moving.waiting:
             return True
         due = self.next_due()
         return due is not None and due <= now
@@ -127,6 +144,8 @@ class Shard:
         """Works out what waits, within the bounds of a turn. `now`: microseconds since 1970."""
         turn = Turn(now)
         until = clock() + MAX_WORK
+        if self._moving.waiting:
+            self._moving.go_on(turn, self.runs)
         self._go_on(turn, lambda: turn.size < MAX_BYTES and clock() < until)
         taken = 0
         while self.backlog.size and taken < FIRST_OF_BACKLOG and turn.size < MAX_BYTES and not turn.full:
@@ -174,11 +193,13 @@ class Shard:
             self._to_place.append((entry, run.task(event.task, event.member)))  # type: ignore[union-attr]
         elif kind is e.TaskExpanded:
             node = run.tasks[event.task]  # type: ignore[union-attr]
+            if event.first_member == 1:  # type: ignore[union-attr]
+                self.promises.add(run, node)
             for member in node.members[event.first_member - 1 :]:  # type: ignore[union-attr]
                 self._to_place.append((entry, member))
         elif kind is e.TaskWaiting:
             self._set_timer(entry, run.task(event.task, event.member))  # type: ignore[union-attr]
-        elif kind is e.TaskEnded or kind is e.TaskEscalated:
+        elif kind is e.TaskEnded or kind is e.TaskEscalated or kind is e.TaskQuarantined:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
             self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
             if self._children:
@@ -372,22 +393,7 @@ class Shard:
         self._advance(turn, entry)
 
     def _find(self, source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
-        """The attempt, if it is here and out (or was out) to that sidecar."""
-        try:
-            run_id, task_id, member_text, number_text = attempt_id.split("/")
-            member, number = int(member_text), int(number_text)
-            entry = self.runs[run_id]
-            run = entry.run
-            task = run.task(run.plan.index_of[task_id], member)
-            attempt = task.attempts[number - 1]
-        except (ValueError, KeyError, IndexError):
-            return None
-        if task.member != member or attempt.number != number:
-            return None  # -1 and 0 are places in a list, but no attempts
-        namespace, _, sidecar = source.partition("/")
-        if namespace != run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
-            return None
-        return entry, task, number
+        return found_attempt(self.runs, source, attempt_id)
 
     def _report(self, turn: Turn, item: i.Report) -> None:
         found = self._find(item.source, item.attempt_id)
@@ -502,7 +508,8 @@ class Shard:
             return
         for entry, task in missing:
             if task.plan.at_most_once:
-                self._lose(turn, entry, task, "its sidecar does not have it, and it is offered at most once")
+                reason = "its sidecar does not have it, and it is offered at most once"
+                self._lose(turn, entry, task, Failure(FailureKind.LOST, reason))
             else:
                 turn.offers.append((entry, task))
         self._heard(item.incarnation)
@@ -512,13 +519,13 @@ class Shard:
             if turn.size >= MAX_BYTES:
                 self._put_back(turn, item)
                 return
-            self._lose(turn, entry, task, "its sidecar went away without an outcome")
+            self._lose(turn, entry, task, sidecar_died(task))
         if not self.out.of(item.incarnation):
             self.out.gone(item.incarnation)
         self._heard(item.incarnation)
 
-    def _lose(self, turn: Turn, entry: Entry, task: Task, reason: str) -> None:
-        outcome = Outcome(AttemptState.LOST, failure=Failure(FailureKind.LOST, reason))
+    def _lose(self, turn: Turn, entry: Entry, task: Task, failure: Failure) -> None:
+        outcome = Outcome(AttemptState.LOST, failure=failure)
         _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
         self._follow(turn, entry, events)
 
@@ -558,7 +565,7 @@ class Shard:
         for run_id, upto in item.upto.items():
             entry = self.runs.get(run_id)
             if entry is not None and entry.run.state is RunState.RUNNING:
-                if not self._move_to_head(turn, entry, upto):
+                if not self._moving.move(turn, entry, upto):
                     self._put_back(turn, i.Archived(left))
                     return
             elif entry is not None and upto >= entry.run.event_seq:
@@ -584,36 +591,6 @@ class Shard:
                         self._let_go(entry, now)
                     del item.upto[run_id]
 
-    def _move_to_head(self, turn: Turn, entry: Entry, upto: int) -> bool:
-        """Snapshots a long run: its archived events leave memory and its old segments may go. False: in another turn.
-
-        A run that is too large for a segment stays where it is, and with it the log behind it, until it ends.
-        """
-        run = entry.run
-        drop = max(0, upto + 1 - entry.first_seq)
-        record = journal.Record(run_id=run.run_id, event_seq=run.event_seq, time=turn.now)
-        record.run_snapshot.CopyFrom(codec.snapshot(run))
-        record.run_snapshot.archived_seq = entry.first_seq + drop - 1
-        record.run_snapshot.tail.extend(entry.records[drop:])
-        raw = record.SerializeToString()
-        if len(raw) > SEGMENT_BYTES:
-            return True
-        if turn.records and turn.size + len(raw) > SEGMENT_BYTES:
-            return False
-        if drop:
-            self.audit.archived(turn, entry, entry.first_seq + drop - 1)
-        entry.records = entry.records[drop:]
-        entry.first_seq += drop
-        turn.records.append(raw)
-        turn.size += len(raw)
-        self.pinned.pop(run.run_id, None)  # pinned anew by the segment of this turn
-        if entry.mark < 0:
-            entry.mark = len(entry.records)
-            turn.touched.append(entry)
-        else:
-            entry.mark = max(0, entry.mark - drop)
-        return True
-
     # After the commit.
 
     def release(self, turn: Turn, seq: int) -> None:
@@ -627,6 +604,10 @@ class Shard:
                 for watcher in entry.watchers:
                     watcher.records(fresh)
             entry.mark = -1
+            if len(entry.records) >= entry.digested + DIGESTED_AT_ONCE:
+                digest_ahead(entry)
+        if turn.part_of:
+            self._moving.committed(turn.part_of, seq)
         for reporter, attempt_id, verdict in turn.verdicts:
             reporter.verdict(attempt_id, verdict)
         for instance_id, attempt_id, reason in turn.cancels:
@@ -656,6 +637,7 @@ class Shard:
 
         Timers that are held are let go once every sidecar that has attempts was heard, or is gone.
         """
+        self.gathered.clear()
         for entry in list(self.runs.values()):
             run = entry.run
             if run.state is not RunState.RUNNING:
@@ -665,6 +647,8 @@ class Shard:
             self._unfinished[run.run_id] = None
             for task in run.all_tasks():
                 self._set_timer(entry, task)
+                if task.members:
+                    self.promises.add(run, task)
                 if task.state is TaskState.READY:
                     self._to_place.append((entry, task))
                 if (live := task.live) is not None:

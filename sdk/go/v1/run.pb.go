@@ -9,6 +9,7 @@
 package antiphonv1
 
 import (
+	_ "antiphon.dev/antiphon/options/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -114,21 +115,24 @@ const (
 	TaskState_TASK_STATE_CANCELLED TaskState = 8
 	// It has failed, or may have been done, and waits for a person to say how it goes on.
 	TaskState_TASK_STATE_ESCALATED TaskState = 9
+	// Whoever works on it dies; it waits for a person to say how it goes on.
+	TaskState_TASK_STATE_QUARANTINED TaskState = 10
 )
 
 // Enum value maps for TaskState.
 var (
 	TaskState_name = map[int32]string{
-		0: "TASK_STATE_UNSPECIFIED",
-		1: "TASK_STATE_PENDING",
-		2: "TASK_STATE_READY",
-		3: "TASK_STATE_RUNNING",
-		4: "TASK_STATE_WAITING",
-		5: "TASK_STATE_SUCCEEDED",
-		6: "TASK_STATE_FAILED",
-		7: "TASK_STATE_SKIPPED",
-		8: "TASK_STATE_CANCELLED",
-		9: "TASK_STATE_ESCALATED",
+		0:  "TASK_STATE_UNSPECIFIED",
+		1:  "TASK_STATE_PENDING",
+		2:  "TASK_STATE_READY",
+		3:  "TASK_STATE_RUNNING",
+		4:  "TASK_STATE_WAITING",
+		5:  "TASK_STATE_SUCCEEDED",
+		6:  "TASK_STATE_FAILED",
+		7:  "TASK_STATE_SKIPPED",
+		8:  "TASK_STATE_CANCELLED",
+		9:  "TASK_STATE_ESCALATED",
+		10: "TASK_STATE_QUARANTINED",
 	}
 	TaskState_value = map[string]int32{
 		"TASK_STATE_UNSPECIFIED": 0,
@@ -141,6 +145,7 @@ var (
 		"TASK_STATE_SKIPPED":     7,
 		"TASK_STATE_CANCELLED":   8,
 		"TASK_STATE_ESCALATED":   9,
+		"TASK_STATE_QUARANTINED": 10,
 	}
 )
 
@@ -474,7 +479,9 @@ type TaskTotals struct {
 	// CANCELLED.
 	Cancelled uint32 `protobuf:"varint,9,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
 	// ESCALATED.
-	Escalated     uint32 `protobuf:"varint,10,opt,name=escalated,proto3" json:"escalated,omitempty"`
+	Escalated uint32 `protobuf:"varint,10,opt,name=escalated,proto3" json:"escalated,omitempty"`
+	// QUARANTINED.
+	Quarantined   uint32 `protobuf:"varint,11,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -579,6 +586,13 @@ func (x *TaskTotals) GetEscalated() uint32 {
 	return 0
 }
 
+func (x *TaskTotals) GetQuarantined() uint32 {
+	if x != nil {
+		return x.Quarantined
+	}
+	return 0
+}
+
 // TaskKey names a task of a run.
 type TaskKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -655,7 +669,7 @@ type Task struct {
 	AttemptCount uint32 `protobuf:"varint,8,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
 	// When its needs were done.
 	ReadyTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ready_time,json=readyTime,proto3" json:"ready_time,omitempty"`
-	// When it ended, or was escalated.
+	// When it ended, was escalated or quarantined.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	// Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown.
 	MemberCount uint32 `protobuf:"varint,11,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
@@ -1320,7 +1334,7 @@ func (x *PolicyDecision) GetReason() string {
 // RunEvent is one entry of a run's history, in the order of event_seq without gaps.
 type RunEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1, 2, 3 … within the run; the cursor of WatchRun. 0 on ephemeral progress, which has no place in the history.
+	// 1, 2, 3 … within the run; the cursor of WatchRun. 0 on progress and partial output, which have no place in the history.
 	EventSeq uint64 `protobuf:"varint,1,opt,name=event_seq,json=eventSeq,proto3" json:"event_seq,omitempty"`
 	// When it was decided.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
@@ -1343,7 +1357,9 @@ type RunEvent struct {
 	// What the expressions of the task, or of the run's output, were given of shared context; as Task.reads.
 	Reads []*EntryReference `protobuf:"bytes,11,rep,name=reads,proto3" json:"reads,omitempty"`
 	// Name of the signal that came, where one came.
-	Signal        string `protobuf:"bytes,12,opt,name=signal,proto3" json:"signal,omitempty"`
+	Signal string `protobuf:"bytes,12,opt,name=signal,proto3" json:"signal,omitempty"`
+	// A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0.
+	Partial       *PartialOutput `protobuf:"bytes,30,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1462,6 +1478,13 @@ func (x *RunEvent) GetSignal() string {
 	return ""
 }
 
+func (x *RunEvent) GetPartial() *PartialOutput {
+	if x != nil {
+		return x.Partial
+	}
+	return nil
+}
+
 // AttemptChange is a new state of an attempt.
 type AttemptChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1544,6 +1567,132 @@ func (x *AttemptChange) GetStale() bool {
 	return false
 }
 
+// PartialOutput is a piece of what an attempt is making, while it makes it. It is never kept, and may be lost on its way: the
+// output of the task is what counts.
+type PartialOutput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes of the contents of all pieces of this attempt that come before it, from 0. Whoever expected a lower number has
+	// missed what lies between.
+	Offset uint64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	// What there is; absent when it is withheld.
+	//
+	// Types that are valid to be assigned to Content:
+	//
+	//	*PartialOutput_Text
+	//	*PartialOutput_Json
+	Content isPartialOutput_Content `protobuf_oneof:"content"`
+	// What it is, beside what the attempt's input and the capability's output schema say already.
+	Labels []*Label `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`
+	// Number of the attempt that makes it, counted from 1; another one begins anew. Set by the server.
+	Attempt uint32 `protobuf:"varint,5,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Why the content is not shown, for people: what policy refuses or redacts of an output is withheld whole in its pieces.
+	// Set by the server.
+	Withheld      string `protobuf:"bytes,6,opt,name=withheld,proto3" json:"withheld,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PartialOutput) Reset() {
+	*x = PartialOutput{}
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartialOutput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartialOutput) ProtoMessage() {}
+
+func (x *PartialOutput) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartialOutput.ProtoReflect.Descriptor instead.
+func (*PartialOutput) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PartialOutput) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *PartialOutput) GetContent() isPartialOutput_Content {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *PartialOutput) GetText() string {
+	if x != nil {
+		if x, ok := x.Content.(*PartialOutput_Text); ok {
+			return x.Text
+		}
+	}
+	return ""
+}
+
+func (x *PartialOutput) GetJson() []byte {
+	if x != nil {
+		if x, ok := x.Content.(*PartialOutput_Json); ok {
+			return x.Json
+		}
+	}
+	return nil
+}
+
+func (x *PartialOutput) GetLabels() []*Label {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *PartialOutput) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *PartialOutput) GetWithheld() string {
+	if x != nil {
+		return x.Withheld
+	}
+	return ""
+}
+
+type isPartialOutput_Content interface {
+	isPartialOutput_Content()
+}
+
+type PartialOutput_Text struct {
+	// Text that follows that of the piece before. On its way it may be joined with its neighbours.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3,oneof"`
+}
+
+type PartialOutput_Json struct {
+	// A JSON value of its own.
+	Json []byte `protobuf:"bytes,3,opt,name=json,proto3,oneof"`
+}
+
+func (*PartialOutput_Text) isPartialOutput_Content() {}
+
+func (*PartialOutput_Json) isPartialOutput_Content() {}
+
 // Progress is what an agent says while it works.
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1557,7 +1706,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1718,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1731,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Progress) GetFraction() float64 {
@@ -1603,7 +1752,7 @@ var File_antiphon_v1_run_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x06\n" +
+	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x06\n" +
 	"\x03Run\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12+\n" +
@@ -1629,7 +1778,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\foutput_reads\x18\x13 \x03(\v2\x1b.antiphon.v1.EntryReferenceR\voutputReads\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x02\n" +
 	"\n" +
 	"TaskTotals\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\rR\x05total\x12\x18\n" +
@@ -1642,7 +1791,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\askipped\x18\b \x01(\rR\askipped\x12\x1c\n" +
 	"\tcancelled\x18\t \x01(\rR\tcancelled\x12\x1c\n" +
 	"\tescalated\x18\n" +
-	" \x01(\rR\tescalated\":\n" +
+	" \x01(\rR\tescalated\x12 \n" +
+	"\vquarantined\x18\v \x01(\rR\vquarantined\":\n" +
 	"\aTaskKey\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\rR\x06member\"\xc9\x04\n" +
@@ -1713,7 +1863,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x06permit\x18\x03 \x01(\bR\x06permit\x12\x1a\n" +
 	"\bpolicies\x18\x04 \x03(\tR\bpolicies\x12 \n" +
 	"\vobligations\x18\x05 \x03(\tR\vobligations\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x94\x04\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xca\x04\n" +
 	"\bRunEvent\x12\x1b\n" +
 	"\tevent_seq\x18\x01 \x01(\x04R\beventSeq\x129\n" +
 	"\n" +
@@ -1729,13 +1879,22 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\afailure\x18\n" +
 	" \x01(\v2\x14.antiphon.v1.FailureR\afailure\x121\n" +
 	"\x05reads\x18\v \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12\x16\n" +
-	"\x06signal\x18\f \x01(\tR\x06signal\"\xa0\x01\n" +
+	"\x06signal\x18\f \x01(\tR\x06signal\x124\n" +
+	"\apartial\x18\x1e \x01(\v2\x1a.antiphon.v1.PartialOutputR\apartial\"\xa0\x01\n" +
 	"\rAttemptChange\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.antiphon.v1.AttemptStateR\x05state\x12\x14\n" +
 	"\x05agent\x18\x03 \x01(\tR\x05agent\x12\x1a\n" +
 	"\binstance\x18\x04 \x01(\tR\binstance\x12\x14\n" +
-	"\x05stale\x18\x05 \x01(\bR\x05stale\"@\n" +
+	"\x05stale\x18\x05 \x01(\bR\x05stale\"\xcc\x01\n" +
+	"\rPartialOutput\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x1a\n" +
+	"\x04text\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x02H\x00R\x04text\x12\x1a\n" +
+	"\x04json\x18\x03 \x01(\fB\x04\xb0\xbb\x18\x02H\x00R\x04json\x12*\n" +
+	"\x06labels\x18\x04 \x03(\v2\x12.antiphon.v1.LabelR\x06labels\x12\x18\n" +
+	"\aattempt\x18\x05 \x01(\rR\aattempt\x12\x1a\n" +
+	"\bwithheld\x18\x06 \x01(\tR\bwithheldB\t\n" +
+	"\acontent\"@\n" +
 	"\bProgress\x12\x1a\n" +
 	"\bfraction\x18\x01 \x01(\x01R\bfraction\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage*\x9a\x01\n" +
@@ -1745,7 +1904,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x13RUN_STATE_SUCCEEDED\x10\x02\x12\x14\n" +
 	"\x10RUN_STATE_FAILED\x10\x03\x12\x17\n" +
 	"\x13RUN_STATE_CANCELLED\x10\x04\x12\x14\n" +
-	"\x10RUN_STATE_PAUSED\x10\x05*\x82\x02\n" +
+	"\x10RUN_STATE_PAUSED\x10\x05*\x9e\x02\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12TASK_STATE_PENDING\x10\x01\x12\x14\n" +
@@ -1756,7 +1915,9 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x11TASK_STATE_FAILED\x10\x06\x12\x16\n" +
 	"\x12TASK_STATE_SKIPPED\x10\a\x12\x18\n" +
 	"\x14TASK_STATE_CANCELLED\x10\b\x12\x18\n" +
-	"\x14TASK_STATE_ESCALATED\x10\t*\xeb\x01\n" +
+	"\x14TASK_STATE_ESCALATED\x10\t\x12\x1a\n" +
+	"\x16TASK_STATE_QUARANTINED\x10\n" +
+	"*\xeb\x01\n" +
 	"\fAttemptState\x12\x1d\n" +
 	"\x19ATTEMPT_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15ATTEMPT_STATE_OFFERED\x10\x01\x12\x19\n" +
@@ -1780,7 +1941,7 @@ func file_antiphon_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_antiphon_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_antiphon_v1_run_proto_goTypes = []any{
 	(RunState)(0),                 // 0: antiphon.v1.RunState
 	(TaskState)(0),                // 1: antiphon.v1.TaskState
@@ -1797,57 +1958,61 @@ var file_antiphon_v1_run_proto_goTypes = []any{
 	(*PolicyDecision)(nil),        // 12: antiphon.v1.PolicyDecision
 	(*RunEvent)(nil),              // 13: antiphon.v1.RunEvent
 	(*AttemptChange)(nil),         // 14: antiphon.v1.AttemptChange
-	(*Progress)(nil),              // 15: antiphon.v1.Progress
-	nil,                           // 16: antiphon.v1.Run.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*Payload)(nil),               // 18: antiphon.v1.Payload
-	(*Failure)(nil),               // 19: antiphon.v1.Failure
-	(*EntryReference)(nil),        // 20: antiphon.v1.EntryReference
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*PartialOutput)(nil),         // 15: antiphon.v1.PartialOutput
+	(*Progress)(nil),              // 16: antiphon.v1.Progress
+	nil,                           // 17: antiphon.v1.Run.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*Payload)(nil),               // 19: antiphon.v1.Payload
+	(*Failure)(nil),               // 20: antiphon.v1.Failure
+	(*EntryReference)(nil),        // 21: antiphon.v1.EntryReference
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*Label)(nil),                 // 23: antiphon.v1.Label
 }
 var file_antiphon_v1_run_proto_depIdxs = []int32{
 	0,  // 0: antiphon.v1.Run.state:type_name -> antiphon.v1.RunState
-	17, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	17, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	17, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
-	18, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
-	18, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
-	19, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
+	18, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	18, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	18, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
+	19, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
+	19, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
+	20, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
 	4,  // 7: antiphon.v1.Run.totals:type_name -> antiphon.v1.TaskTotals
-	16, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
-	20, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
+	17, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
+	21, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
 	5,  // 10: antiphon.v1.Task.key:type_name -> antiphon.v1.TaskKey
 	1,  // 11: antiphon.v1.Task.state:type_name -> antiphon.v1.TaskState
-	18, // 12: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
-	18, // 13: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
-	19, // 14: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
-	17, // 15: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
-	17, // 16: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
-	20, // 17: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
+	19, // 12: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
+	19, // 13: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
+	20, // 14: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
+	18, // 15: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
+	18, // 16: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
+	21, // 17: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
 	2,  // 18: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
-	19, // 19: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
-	17, // 20: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
-	17, // 21: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	21, // 22: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
+	20, // 19: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
+	18, // 20: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
+	18, // 21: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	22, // 22: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
 	8,  // 23: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
 	10, // 24: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
 	11, // 25: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
 	12, // 26: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
 	9,  // 27: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
-	17, // 28: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
+	18, // 28: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
 	5,  // 29: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
 	0,  // 30: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
 	1,  // 31: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
 	14, // 32: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
-	15, // 33: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
-	19, // 34: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
-	20, // 35: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
-	2,  // 36: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	16, // 33: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
+	20, // 34: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
+	21, // 35: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
+	15, // 36: antiphon.v1.RunEvent.partial:type_name -> antiphon.v1.PartialOutput
+	2,  // 37: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
+	23, // 38: antiphon.v1.PartialOutput.labels:type_name -> antiphon.v1.Label
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_run_proto_init() }
@@ -1858,13 +2023,17 @@ func file_antiphon_v1_run_proto_init() {
 	file_antiphon_v1_context_proto_init()
 	file_antiphon_v1_failure_proto_init()
 	file_antiphon_v1_payload_proto_init()
+	file_antiphon_v1_run_proto_msgTypes[12].OneofWrappers = []any{
+		(*PartialOutput_Text)(nil),
+		(*PartialOutput_Json)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_run_proto_rawDesc), len(file_antiphon_v1_run_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

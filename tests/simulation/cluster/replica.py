@@ -169,7 +169,7 @@ class Replica:
         sessions.bind(host)
         reads.answer = host.put
         membership = Membership(store, replica_id, "0", now())
-        room = StoreRoom(store, Path("/"), 1 << 30, METRICS, host.keep_short)
+        room = StoreRoom(store, Path("/"), 1 << 30, METRICS, host.keep_short, host.promised)
         submissions = Submissions(catalog, fleet, POLICY, audit, schemas, blobs, host, room, now)
         peers = SimulatedPeers(self._network, self._who, lambda: membership.others)
         routing = self._routing = Routing(host, membership, peers)

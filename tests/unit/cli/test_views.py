@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from antiphon.cli.agents import agent_details, agent_row
 from antiphon.cli.explain_view import explanation
@@ -22,6 +23,7 @@ from antiphon.v1.run_pb2 import (
     Attempt,
     AttemptChange,
     Candidate,
+    PartialOutput,
     PolicyDecision,
     Progress,
     Refusal,
@@ -183,6 +185,28 @@ def test_a_short_output_is_shown_and_of_a_long_one_its_size() -> None:
     assert "9 bytes of image/png" in text_of(output_line(Payload(inline=b"x" * 9, media_type="image/png")))
     stored = BlobReference(size=OUTPUT_SHOWN + 1)
     assert f"{OUTPUT_SHOWN + 1} bytes" in text_of(output_line(Payload(blob=stored)))
+
+
+def test_pieces_of_output_are_a_line_each_and_the_end_of_them_stands_beside_their_task() -> None:
+    key = TaskKey(task_id="write")
+
+    def said(**piece: Any) -> RunEvent:
+        return RunEvent(key=key, partial=PartialOutput(**{"attempt": 1, **piece}))
+
+    assert event_line(said(text="two\nlines")).plain.endswith("write  two\\nlines")
+    assert "withheld: no.pii" in event_line(said(withheld="no.pii")).plain
+    progress = RunProgress("r-1")
+    task = progress.tasks
+    for event in (said(text="one"), said(text=" two\nthree")):
+        progress.apply(event)
+    assert task["write"].says == "one two three"
+    progress.apply(said(text="x" * 500))
+    assert task["write"].says == "x" * 60
+    progress.apply(said(text="again", attempt=2))
+    assert task["write"].says == "again"
+    progress.apply(said(json=b'{"a":1}', attempt=2))
+    assert task["write"].says == '{"a":1}'
+    assert '{"a":1}' in text_of(progress.render())
 
 
 def test_progress_counts_members_once_however_often_they_change() -> None:
