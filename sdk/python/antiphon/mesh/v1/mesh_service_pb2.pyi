@@ -552,7 +552,9 @@ class Offer(_message.Message):
     window_generation: _builtins.int
     """Generation of the window whose slot it uses."""
     alone: _builtins.bool
-    """True: begin it when the sidecar has nothing else under way, and nothing else beside it. Somebody died of it, or beside it."""
+    """True: begin it when no agent of the sidecar has anything else under way, and nothing else beside it. Whoever worked
+    on it died, perhaps of it; it comes back NO_SLOT if that does not come about.
+    """
     @_builtins.property
     def assignment(self) -> _agent_service_pb2.Assignment:
         """What the agent gets."""
@@ -609,7 +611,9 @@ class Report(_message.Message):
 
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
-        """Failure, also after a cancel, a timeout or the exit of the agent."""
+        """Failure, also after a cancel, a timeout or the exit of the agent. LOST has code AGENT_DIED when the agent went away
+        without a word, none when it was draining.
+        """
 
     @_builtins.property
     def returned(self) -> Global___Returned:
