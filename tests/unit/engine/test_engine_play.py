@@ -114,10 +114,6 @@ def test_every_row_of_every_table_is_there_for_something(tables: dict[str, _Rows
             Node((0,), broken="input"),
         ),
         plan(Node(), Node((0,))),
-        plan(
-            Node(on_failure=OnFailure.ESCALATE, retry=(retry(2, first=1),)),
-            Node(on_failure=OnFailure.ESCALATE, retry=(retry(2, first=1),), members=3),
-        ),
         plan(Node(retry=(retry(100, first=4 * SECOND),), deadline=60 * SECOND), Node((0,))),
         plan(Node(members=3, retry=(retry(3),), deadline=deadline)),
         plan(Node(wait=SECOND), Node(wait="go", deadline=deadline), Node((1,), iterations=2, most_iterations=3)),
@@ -130,10 +126,17 @@ def test_every_row_of_every_table_is_there_for_something(tables: dict[str, _Rows
             Node(iterations=9, most_iterations=1, broken="until", on_failure=OnFailure.ESCALATE),
         ),
     ]
+    dying = plan(
+        Node(on_failure=OnFailure.ESCALATE, retry=(retry(2, first=1),)),
+        Node(on_failure=OnFailure.ESCALATE, retry=(retry(2, first=1),), members=3),
+    )
     Player(plan(Node(members=120)), random.Random(0)).play(10)
+    looping = plan(Node(iterations=9, most_iterations=1, broken="until", on_failure=OnFailure.ESCALATE))
+    for seed in range(100):
+        Player(dying, random.Random(seed), 1, 10, 25).play(60)
+        Player(looping, random.Random(seed), 1, 10).play(60)
     for seed in range(900):
-        turn, which = divmod(seed, len(graphs))
-        Player(graphs[which], random.Random(seed), 1 + turn % 3 * 10, turn % 2 * 5, 1 + turn % 5 * 5).play(60)
+        Player(graphs[seed % len(graphs)], random.Random(seed), 1 + seed % 3 * 10, seed % 2 * 5).play(60)
         if all(table.used == set(table) for table in tables.values()):
             break
     for name, table in tables.items():
