@@ -171,6 +171,18 @@ class Archiving:
         self.waiting.append((shard, run, run.state, first_seq, list(records)))
 
 
+class NoGraphs:
+    """Implements shards.turn.Graphs: no plan here runs another."""
+
+    def open(self, shard: int, run: Run, task: Task) -> None:
+        raise AssertionError(task.plan.graph)
+
+    def admit(
+        self, parent: RunSubmitted, graph: str, input_schema: str, payload: bytes, priority: int
+    ) -> tuple[bytes, Any] | Failure:
+        raise AssertionError(graph)
+
+
 class Replica:
     """One process of an orchestrator. Implements shards.turn.Outbox."""
 
@@ -206,7 +218,7 @@ class Replica:
     def take(self, n: int) -> None:
         """Becomes the owner, whoever was."""
         disk, moment = self.disk, self.wall()
-        seat = Seat(Shard(n, self.fleet, self, self.archiver, self, self.rng.random))
+        seat = Seat(Shard(n, self.fleet, self, self.archiver, self, NoGraphs(), self.rng.random))
         shard = seat.shard
         shard.epoch = disk.take(n, self.number)
         shard.timers_held = True

@@ -352,7 +352,8 @@ class Sessions:
         for page in message.inventories:
             self._inventory(session, page)
         if message.reports:
-            reports.take(session, message.reports, self.host.shard_count, self.host.put, self._fleet.values)
+            count, put = self.host.shard_count, self.host.put
+            reports.take(session, message.reports, count, put, self._fleet.values, self._calls.answered)
         for window in message.windows:
             self._window(session, window)
         for call in message.calls:

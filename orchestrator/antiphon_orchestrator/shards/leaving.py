@@ -44,7 +44,7 @@ def turn_away(shard: int, fleet: Fleet, item: i.Input) -> None:
     """Answers an input of a shard that is not here. What it was to be told is asked for anew by its new owner."""
     if isinstance(item, i.Reserved):
         fleet.give_back(item.offered.instance.instance_id)
-    elif isinstance(item, i.Report):
+    elif isinstance(item, i.Report | i.Answered):
         item.reporter.no_verdict()
     elif isinstance(item, i.Submit | i.Call | i.Cancel | i.Steer | i.Read | i.Survey | i.Watch):
         item.sink(i.Moved(shard))

@@ -493,6 +493,7 @@ type Result struct {
 	//
 	//	*Result_Output
 	//	*Result_Failure
+	//	*Result_Subgraph
 	Outcome       isResult_Outcome `protobuf_oneof:"outcome"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -560,6 +561,15 @@ func (x *Result) GetFailure() *Failure {
 	return nil
 }
 
+func (x *Result) GetSubgraph() *Subgraph {
+	if x != nil {
+		if x, ok := x.Outcome.(*Result_Subgraph); ok {
+			return x.Subgraph
+		}
+	}
+	return nil
+}
+
 type isResult_Outcome interface {
 	isResult_Outcome()
 }
@@ -574,9 +584,74 @@ type Result_Failure struct {
 	Failure *Failure `protobuf:"bytes,3,opt,name=failure,proto3,oneof"`
 }
 
+type Result_Subgraph struct {
+	// A graph whose run is to give the output.
+	Subgraph *Subgraph `protobuf:"bytes,20,opt,name=subgraph,proto3,oneof"`
+}
+
 func (*Result_Output) isResult_Outcome() {}
 
 func (*Result_Failure) isResult_Outcome() {}
+
+func (*Result_Subgraph) isResult_Outcome() {}
+
+// Subgraph is the answer of an agent that takes its task apart: a graph, run beneath the task on behalf of the run's
+// principal, within the time the task has left. Its output is the task's, and has to fit the capability's schema; its
+// failure is the task's. A graph with mistakes fails the attempt with INVALID_OUTPUT, which names each.
+type Subgraph struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The graph; at most 256 KiB. Its name is for people, its version means nothing: it runs in the name of the graph that
+	// the task belongs to.
+	Graph *Graph `protobuf:"bytes,1,opt,name=graph,proto3" json:"graph,omitempty"`
+	// The input of its run; absent means null.
+	Input         *Payload `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Subgraph) Reset() {
+	*x = Subgraph{}
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Subgraph) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Subgraph) ProtoMessage() {}
+
+func (x *Subgraph) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Subgraph.ProtoReflect.Descriptor instead.
+func (*Subgraph) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Subgraph) GetGraph() *Graph {
+	if x != nil {
+		return x.Graph
+	}
+	return nil
+}
+
+func (x *Subgraph) GetInput() *Payload {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
 
 // ProgressUpdate says how far an attempt is.
 type ProgressUpdate struct {
@@ -591,7 +666,7 @@ type ProgressUpdate struct {
 
 func (x *ProgressUpdate) Reset() {
 	*x = ProgressUpdate{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[6]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -603,7 +678,7 @@ func (x *ProgressUpdate) String() string {
 func (*ProgressUpdate) ProtoMessage() {}
 
 func (x *ProgressUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[6]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -616,7 +691,7 @@ func (x *ProgressUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressUpdate.ProtoReflect.Descriptor instead.
 func (*ProgressUpdate) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ProgressUpdate) GetAttemptId() string {
@@ -646,7 +721,7 @@ type AttemptCancel struct {
 
 func (x *AttemptCancel) Reset() {
 	*x = AttemptCancel{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +733,7 @@ func (x *AttemptCancel) String() string {
 func (*AttemptCancel) ProtoMessage() {}
 
 func (x *AttemptCancel) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +746,7 @@ func (x *AttemptCancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptCancel.ProtoReflect.Descriptor instead.
 func (*AttemptCancel) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AttemptCancel) GetAttemptId() string {
@@ -701,7 +776,7 @@ type ReportProgressRequest struct {
 
 func (x *ReportProgressRequest) Reset() {
 	*x = ReportProgressRequest{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +788,7 @@ func (x *ReportProgressRequest) String() string {
 func (*ReportProgressRequest) ProtoMessage() {}
 
 func (x *ReportProgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +801,7 @@ func (x *ReportProgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProgressRequest.ProtoReflect.Descriptor instead.
 func (*ReportProgressRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReportProgressRequest) GetUpdate() *ProgressUpdate {
@@ -752,7 +827,7 @@ type ReportProgressResponse struct {
 
 func (x *ReportProgressResponse) Reset() {
 	*x = ReportProgressResponse{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +839,7 @@ func (x *ReportProgressResponse) String() string {
 func (*ReportProgressResponse) ProtoMessage() {}
 
 func (x *ReportProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +852,7 @@ func (x *ReportProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProgressResponse.ProtoReflect.Descriptor instead.
 func (*ReportProgressResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{9}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{10}
 }
 
 // CallRequest asks for a capability on behalf of an attempt.
@@ -801,7 +876,7 @@ type CallRequest struct {
 
 func (x *CallRequest) Reset() {
 	*x = CallRequest{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +888,7 @@ func (x *CallRequest) String() string {
 func (*CallRequest) ProtoMessage() {}
 
 func (x *CallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +901,7 @@ func (x *CallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallRequest.ProtoReflect.Descriptor instead.
 func (*CallRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{10}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CallRequest) GetCallId() string {
@@ -891,7 +966,7 @@ type CallResponse struct {
 
 func (x *CallResponse) Reset() {
 	*x = CallResponse{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +978,7 @@ func (x *CallResponse) String() string {
 func (*CallResponse) ProtoMessage() {}
 
 func (x *CallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +991,7 @@ func (x *CallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallResponse.ProtoReflect.Descriptor instead.
 func (*CallResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{11}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CallResponse) GetCallId() string {
@@ -980,7 +1055,7 @@ var File_antiphon_v1_agent_service_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_agent_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1fantiphon/v1/agent_service.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a!antiphon/v1/context_request.proto\x1a\x17antiphon/v1/error.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1aantiphon/v1/registry.proto\x1a\x15antiphon/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb2\x02\n" +
+	"\x1fantiphon/v1/agent_service.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a!antiphon/v1/context_request.proto\x1a\x17antiphon/v1/error.proto\x1a\x19antiphon/v1/failure.proto\x1a\x17antiphon/v1/graph.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1aantiphon/v1/registry.proto\x1a\x15antiphon/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb2\x02\n" +
 	"\vWorkRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.antiphon.v1.AgentHelloR\x05hello\x12-\n" +
 	"\aresults\x18\x02 \x03(\v2\x13.antiphon.v1.ResultR\aresults\x127\n" +
@@ -1023,13 +1098,17 @@ const file_antiphon_v1_agent_service_proto_rawDesc = "" +
 	"\x11remaining_timeout\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\x10remainingTimeout\x12*\n" +
 	"\x05input\x18\v \x01(\v2\x14.antiphon.v1.PayloadR\x05input\x12\x16\n" +
-	"\x06number\x18\f \x01(\rR\x06number\"\x94\x01\n" +
+	"\x06number\x18\f \x01(\rR\x06number\"\xc9\x01\n" +
 	"\x06Result\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12.\n" +
 	"\x06output\x18\x02 \x01(\v2\x14.antiphon.v1.PayloadH\x00R\x06output\x120\n" +
-	"\afailure\x18\x03 \x01(\v2\x14.antiphon.v1.FailureH\x00R\afailureB\t\n" +
-	"\aoutcome\"b\n" +
+	"\afailure\x18\x03 \x01(\v2\x14.antiphon.v1.FailureH\x00R\afailure\x123\n" +
+	"\bsubgraph\x18\x14 \x01(\v2\x15.antiphon.v1.SubgraphH\x00R\bsubgraphB\t\n" +
+	"\aoutcome\"`\n" +
+	"\bSubgraph\x12(\n" +
+	"\x05graph\x18\x01 \x01(\v2\x12.antiphon.v1.GraphR\x05graph\x12*\n" +
+	"\x05input\x18\x02 \x01(\v2\x14.antiphon.v1.PayloadR\x05input\"b\n" +
 	"\x0eProgressUpdate\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x121\n" +
@@ -1058,14 +1137,14 @@ const file_antiphon_v1_agent_service_proto_rawDesc = "" +
 	"attempt_id\x18\x02 \x01(\tR\tattemptId\x12.\n" +
 	"\x06output\x18\x03 \x01(\v2\x14.antiphon.v1.PayloadH\x00R\x06output\x120\n" +
 	"\afailure\x18\x04 \x01(\v2\x14.antiphon.v1.FailureH\x00R\afailureB\t\n" +
-	"\aoutcome2\xa4\x02\n" +
+	"\aoutcome2\xa6\x02\n" +
 	"\fAgentService\x12T\n" +
 	"\x04Work\x12\x18.antiphon.v1.WorkRequest\x1a\x19.antiphon.v1.WorkResponse\"\x13\xaa\xbb\x18\a\n" +
 	"\x01\x05\x18\x03 \x03\xf2\xbb\x18\x04,+)*(\x010\x01\x12l\n" +
 	"\x0eReportProgress\x12\".antiphon.v1.ReportProgressRequest\x1a#.antiphon.v1.ReportProgressResponse\"\x11\xaa\xbb\x18\a\n" +
-	"\x01\x05\x18\x03 \x03\xf2\xbb\x18\x02-.\x12P\n" +
-	"\x04Call\x12\x18.antiphon.v1.CallRequest\x1a\x19.antiphon.v1.CallResponse\"\x13\xaa\xbb\x18\a\n" +
-	"\x01\x05\x18\x03 \x02\xf2\xbb\x18\x04-./\x14b\x06proto3"
+	"\x01\x05\x18\x03 \x03\xf2\xbb\x18\x02-.\x12R\n" +
+	"\x04Call\x12\x18.antiphon.v1.CallRequest\x1a\x19.antiphon.v1.CallResponse\"\x15\xaa\xbb\x18\a\n" +
+	"\x01\x05\x18\x03 \x02\xf2\xbb\x18\x06-./rs\x14b\x06proto3"
 
 var (
 	file_antiphon_v1_agent_service_proto_rawDescOnce sync.Once
@@ -1079,7 +1158,7 @@ func file_antiphon_v1_agent_service_proto_rawDescGZIP() []byte {
 	return file_antiphon_v1_agent_service_proto_rawDescData
 }
 
-var file_antiphon_v1_agent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_antiphon_v1_agent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_antiphon_v1_agent_service_proto_goTypes = []any{
 	(*WorkRequest)(nil),            // 0: antiphon.v1.WorkRequest
 	(*WorkResponse)(nil),           // 1: antiphon.v1.WorkResponse
@@ -1087,55 +1166,60 @@ var file_antiphon_v1_agent_service_proto_goTypes = []any{
 	(*AgentWelcome)(nil),           // 3: antiphon.v1.AgentWelcome
 	(*Assignment)(nil),             // 4: antiphon.v1.Assignment
 	(*Result)(nil),                 // 5: antiphon.v1.Result
-	(*ProgressUpdate)(nil),         // 6: antiphon.v1.ProgressUpdate
-	(*AttemptCancel)(nil),          // 7: antiphon.v1.AttemptCancel
-	(*ReportProgressRequest)(nil),  // 8: antiphon.v1.ReportProgressRequest
-	(*ReportProgressResponse)(nil), // 9: antiphon.v1.ReportProgressResponse
-	(*CallRequest)(nil),            // 10: antiphon.v1.CallRequest
-	(*CallResponse)(nil),           // 11: antiphon.v1.CallResponse
-	(*ContextRequest)(nil),         // 12: antiphon.v1.ContextRequest
-	(*ContextResponse)(nil),        // 13: antiphon.v1.ContextResponse
-	(*ClaimLoss)(nil),              // 14: antiphon.v1.ClaimLoss
-	(*AgentDescription)(nil),       // 15: antiphon.v1.AgentDescription
-	(*durationpb.Duration)(nil),    // 16: google.protobuf.Duration
-	(*Payload)(nil),                // 17: antiphon.v1.Payload
-	(*Failure)(nil),                // 18: antiphon.v1.Failure
-	(*Progress)(nil),               // 19: antiphon.v1.Progress
+	(*Subgraph)(nil),               // 6: antiphon.v1.Subgraph
+	(*ProgressUpdate)(nil),         // 7: antiphon.v1.ProgressUpdate
+	(*AttemptCancel)(nil),          // 8: antiphon.v1.AttemptCancel
+	(*ReportProgressRequest)(nil),  // 9: antiphon.v1.ReportProgressRequest
+	(*ReportProgressResponse)(nil), // 10: antiphon.v1.ReportProgressResponse
+	(*CallRequest)(nil),            // 11: antiphon.v1.CallRequest
+	(*CallResponse)(nil),           // 12: antiphon.v1.CallResponse
+	(*ContextRequest)(nil),         // 13: antiphon.v1.ContextRequest
+	(*ContextResponse)(nil),        // 14: antiphon.v1.ContextResponse
+	(*ClaimLoss)(nil),              // 15: antiphon.v1.ClaimLoss
+	(*AgentDescription)(nil),       // 16: antiphon.v1.AgentDescription
+	(*durationpb.Duration)(nil),    // 17: google.protobuf.Duration
+	(*Payload)(nil),                // 18: antiphon.v1.Payload
+	(*Failure)(nil),                // 19: antiphon.v1.Failure
+	(*Graph)(nil),                  // 20: antiphon.v1.Graph
+	(*Progress)(nil),               // 21: antiphon.v1.Progress
 }
 var file_antiphon_v1_agent_service_proto_depIdxs = []int32{
 	2,  // 0: antiphon.v1.WorkRequest.hello:type_name -> antiphon.v1.AgentHello
 	5,  // 1: antiphon.v1.WorkRequest.results:type_name -> antiphon.v1.Result
-	6,  // 2: antiphon.v1.WorkRequest.progress:type_name -> antiphon.v1.ProgressUpdate
-	10, // 3: antiphon.v1.WorkRequest.calls:type_name -> antiphon.v1.CallRequest
-	12, // 4: antiphon.v1.WorkRequest.context_requests:type_name -> antiphon.v1.ContextRequest
+	7,  // 2: antiphon.v1.WorkRequest.progress:type_name -> antiphon.v1.ProgressUpdate
+	11, // 3: antiphon.v1.WorkRequest.calls:type_name -> antiphon.v1.CallRequest
+	13, // 4: antiphon.v1.WorkRequest.context_requests:type_name -> antiphon.v1.ContextRequest
 	3,  // 5: antiphon.v1.WorkResponse.welcome:type_name -> antiphon.v1.AgentWelcome
 	4,  // 6: antiphon.v1.WorkResponse.assignments:type_name -> antiphon.v1.Assignment
-	7,  // 7: antiphon.v1.WorkResponse.cancels:type_name -> antiphon.v1.AttemptCancel
-	11, // 8: antiphon.v1.WorkResponse.call_results:type_name -> antiphon.v1.CallResponse
-	13, // 9: antiphon.v1.WorkResponse.context_responses:type_name -> antiphon.v1.ContextResponse
-	14, // 10: antiphon.v1.WorkResponse.claim_losses:type_name -> antiphon.v1.ClaimLoss
-	15, // 11: antiphon.v1.AgentHello.description:type_name -> antiphon.v1.AgentDescription
-	16, // 12: antiphon.v1.Assignment.remaining_timeout:type_name -> google.protobuf.Duration
-	17, // 13: antiphon.v1.Assignment.input:type_name -> antiphon.v1.Payload
-	17, // 14: antiphon.v1.Result.output:type_name -> antiphon.v1.Payload
-	18, // 15: antiphon.v1.Result.failure:type_name -> antiphon.v1.Failure
-	19, // 16: antiphon.v1.ProgressUpdate.progress:type_name -> antiphon.v1.Progress
-	6,  // 17: antiphon.v1.ReportProgressRequest.update:type_name -> antiphon.v1.ProgressUpdate
-	17, // 18: antiphon.v1.CallRequest.input:type_name -> antiphon.v1.Payload
-	16, // 19: antiphon.v1.CallRequest.timeout:type_name -> google.protobuf.Duration
-	17, // 20: antiphon.v1.CallResponse.output:type_name -> antiphon.v1.Payload
-	18, // 21: antiphon.v1.CallResponse.failure:type_name -> antiphon.v1.Failure
-	0,  // 22: antiphon.v1.AgentService.Work:input_type -> antiphon.v1.WorkRequest
-	8,  // 23: antiphon.v1.AgentService.ReportProgress:input_type -> antiphon.v1.ReportProgressRequest
-	10, // 24: antiphon.v1.AgentService.Call:input_type -> antiphon.v1.CallRequest
-	1,  // 25: antiphon.v1.AgentService.Work:output_type -> antiphon.v1.WorkResponse
-	9,  // 26: antiphon.v1.AgentService.ReportProgress:output_type -> antiphon.v1.ReportProgressResponse
-	11, // 27: antiphon.v1.AgentService.Call:output_type -> antiphon.v1.CallResponse
-	25, // [25:28] is the sub-list for method output_type
-	22, // [22:25] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	8,  // 7: antiphon.v1.WorkResponse.cancels:type_name -> antiphon.v1.AttemptCancel
+	12, // 8: antiphon.v1.WorkResponse.call_results:type_name -> antiphon.v1.CallResponse
+	14, // 9: antiphon.v1.WorkResponse.context_responses:type_name -> antiphon.v1.ContextResponse
+	15, // 10: antiphon.v1.WorkResponse.claim_losses:type_name -> antiphon.v1.ClaimLoss
+	16, // 11: antiphon.v1.AgentHello.description:type_name -> antiphon.v1.AgentDescription
+	17, // 12: antiphon.v1.Assignment.remaining_timeout:type_name -> google.protobuf.Duration
+	18, // 13: antiphon.v1.Assignment.input:type_name -> antiphon.v1.Payload
+	18, // 14: antiphon.v1.Result.output:type_name -> antiphon.v1.Payload
+	19, // 15: antiphon.v1.Result.failure:type_name -> antiphon.v1.Failure
+	6,  // 16: antiphon.v1.Result.subgraph:type_name -> antiphon.v1.Subgraph
+	20, // 17: antiphon.v1.Subgraph.graph:type_name -> antiphon.v1.Graph
+	18, // 18: antiphon.v1.Subgraph.input:type_name -> antiphon.v1.Payload
+	21, // 19: antiphon.v1.ProgressUpdate.progress:type_name -> antiphon.v1.Progress
+	7,  // 20: antiphon.v1.ReportProgressRequest.update:type_name -> antiphon.v1.ProgressUpdate
+	18, // 21: antiphon.v1.CallRequest.input:type_name -> antiphon.v1.Payload
+	17, // 22: antiphon.v1.CallRequest.timeout:type_name -> google.protobuf.Duration
+	18, // 23: antiphon.v1.CallResponse.output:type_name -> antiphon.v1.Payload
+	19, // 24: antiphon.v1.CallResponse.failure:type_name -> antiphon.v1.Failure
+	0,  // 25: antiphon.v1.AgentService.Work:input_type -> antiphon.v1.WorkRequest
+	9,  // 26: antiphon.v1.AgentService.ReportProgress:input_type -> antiphon.v1.ReportProgressRequest
+	11, // 27: antiphon.v1.AgentService.Call:input_type -> antiphon.v1.CallRequest
+	1,  // 28: antiphon.v1.AgentService.Work:output_type -> antiphon.v1.WorkResponse
+	10, // 29: antiphon.v1.AgentService.ReportProgress:output_type -> antiphon.v1.ReportProgressResponse
+	12, // 30: antiphon.v1.AgentService.Call:output_type -> antiphon.v1.CallResponse
+	28, // [28:31] is the sub-list for method output_type
+	25, // [25:28] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_agent_service_proto_init() }
@@ -1146,14 +1230,16 @@ func file_antiphon_v1_agent_service_proto_init() {
 	file_antiphon_v1_context_request_proto_init()
 	file_antiphon_v1_error_proto_init()
 	file_antiphon_v1_failure_proto_init()
+	file_antiphon_v1_graph_proto_init()
 	file_antiphon_v1_payload_proto_init()
 	file_antiphon_v1_registry_proto_init()
 	file_antiphon_v1_run_proto_init()
 	file_antiphon_v1_agent_service_proto_msgTypes[5].OneofWrappers = []any{
 		(*Result_Output)(nil),
 		(*Result_Failure)(nil),
+		(*Result_Subgraph)(nil),
 	}
-	file_antiphon_v1_agent_service_proto_msgTypes[11].OneofWrappers = []any{
+	file_antiphon_v1_agent_service_proto_msgTypes[12].OneofWrappers = []any{
 		(*CallResponse_Output)(nil),
 		(*CallResponse_Failure)(nil),
 	}
@@ -1163,7 +1249,7 @@ func file_antiphon_v1_agent_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_agent_service_proto_rawDesc), len(file_antiphon_v1_agent_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

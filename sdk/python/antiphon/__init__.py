@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         AttemptTokenInvalid,
         AuditChainNotFound,
         AuditRecordNotFound,
+        CallRepeated,
         CallTooDeep,
         CapabilityConflict,
         CertificateExpired,
@@ -132,6 +133,7 @@ if TYPE_CHECKING:
         TaskNotFound,
         TaskStateConflict,
         TokenNotAccepted,
+        TooMuchBeneath,
         VerifyReportNotAccepted,
     )
     from ._schema import (
@@ -139,6 +141,9 @@ if TYPE_CHECKING:
     )
     from ._shared import (
         SharedContext,
+    )
+    from ._subgraph import (
+        Subgraph,
     )
     from ._submission import (
         SubmitOptions,
@@ -163,6 +168,7 @@ __all__ = [
     "AuditRecordNotFound",
     "BudgetExceeded",
     "CallFailed",
+    "CallRepeated",
     "CallTooDeep",
     "CapabilityConflict",
     "CertificateExpired",
@@ -234,6 +240,7 @@ __all__ = [
     "StoreFull",
     "StoreUnavailable",
     "StreamReplaced",
+    "Subgraph",
     "SubmitOptions",
     "Submitter",
     "Tampering",
@@ -244,6 +251,7 @@ __all__ = [
     "TaskRef",
     "TaskStateConflict",
     "TokenNotAccepted",
+    "TooMuchBeneath",
     "TransientFailure",
     "Unavailable",
     "Until",
@@ -322,6 +330,7 @@ _HOMES = {
     ),
     "_schema": ("Labels",),
     "_shared": ("SharedContext",),
+    "_subgraph": ("Subgraph",),
     "_submission": ("SubmitOptions",),
     "_submitter": ("Submitter",),
     "v1.payload_pb2": ("Payload",),

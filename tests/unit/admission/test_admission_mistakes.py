@@ -55,7 +55,7 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
     ),
     "neither a capability nor a wait": (
         graph(GraphTask(id="a")),
-        [("tasks[0].capability", "value", "is missing; a task asks for a capability, or waits")],
+        [("tasks[0].capability", "value", "is missing; a task asks for a capability, runs a graph, or waits")],
     ),
     "a wait with what only calls have": (
         graph(task("a", wait=Wait(signal="go"), for_each="[1]", input="1", priority=2)),

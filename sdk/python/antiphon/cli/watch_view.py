@@ -113,6 +113,8 @@ def event_line(event: RunEvent) -> Text:
         line.append(f"  {event.member_count} members")
     if event.HasField("progress"):
         line.append(f"  {event.progress.fraction:.0%} {event.progress.message}", "dim")
+    if event.HasField("child"):
+        line.append(f"  began {event.child.run_id}  {event.child.name}")
     if event.signal:
         line.append(f"  signal {event.signal}")
     if event.reason:
