@@ -83,6 +83,7 @@ async def test_a_graph_with_mistakes_is_a_failure_that_names_each(client: Client
 
 async def test_a_graph_that_nobody_registered_fails_its_task(client: Client) -> None:
     run = await client.submit(above("nowhere@7"), wait=True)
+    assert list(run.warnings) == ["the graph nowhere@7 is not registered yet; tasks that run it fail"]
     assert run.failure.code == "GRAPH_NOT_FOUND"
     assert "the graph nowhere@7 is not registered in this namespace" in run.failure.message
 
