@@ -310,6 +310,15 @@ class RunGrown:
 
 
 @dataclass(slots=True)
+class TaskQuarantined:
+    """A task that took with it whoever worked on it waits for a person."""
+
+    task: int
+    member: int
+    failure: Failure
+
+
+@dataclass(slots=True)
 class RunUnwinding:
     """A run has failed although no task of it has, so that what was done is undone."""
 
@@ -345,6 +354,7 @@ Event: TypeAlias = (
     | TaskEscalated
     | ChildBegun
     | RunGrown
+    | TaskQuarantined
     | RunUnwinding
     | RunEnded
 )

@@ -59,6 +59,7 @@ class Calls:
         self._now = now
         self._host: Host | None = None
         self._late: asyncio.Queue[tuple[str, str, str, str, str]] = asyncio.Queue(ARCHIVED_QUEUE)
+        self._graphs: asyncio.Queue[tuple[i.Reporter, str, mesh.Report]] = asyncio.Queue()
         self.answer: Callable[[str, agent_service_pb2.CallResponse], None] = lambda incarnation, response: None
 
     def bind(self, host: Host) -> None:
@@ -78,14 +79,14 @@ class Calls:
         if shard is None or not self._tokens.valid(attempt_id, call.attempt_token):
             refuse(Kind.FAILURE_KIND_POLICY, "the attempt token is not valid", "ATTEMPT_TOKEN_INVALID")
             return
-        if self._host.full(shard):
+        if self._host.crowded(shard):
             refuse(Kind.FAILURE_KIND_TRANSIENT, "the orchestrator has more to do than it can; try again", "OVERLOADED")
             return
         graph = graph_pb2.Graph(name="call")
         graph.tasks.add(id="call", capability=call.capability, input='"${input}"')
         graph.output = '"${tasks.call.output}"'
         try:
-            plan = self._catalog.inline(graph)
+            plan = self._catalog.small(graph)
         except GraphInvalid as error:
             refuse(Kind.FAILURE_KIND_INVALID_INPUT, error.mistakes[0].message, "REQUEST_INVALID")
             return
@@ -113,18 +114,27 @@ class Calls:
         item = i.Call(source, attempt_id, call_id, run_id, plan, graph, digest, payload, timeout, sink)
         self._host.put(shard, item)
 
-    def answered(self, reporter: i.Reporter, source: str, report: mesh.Report) -> i.Answered:
-        """The graph that an agent answered its attempt with, compiled; or a failure that names each mistake in it."""
-        given = report.subgraph
-        graph, plan = self._graph(given.graph)
-        payload = b""
-        if given.HasField("input"):
-            given.input.origin_attempt_id = report.attempt_id
-            payload = given.input.SerializeToString()
-        run_id = new_run_id(report.shard, self._now())
-        return i.Answered(reporter, source, report.attempt_id, run_id, plan, graph, payload, report.busy)
+    def answered(self, reporter: i.Reporter, source: str, report: mesh.Report) -> None:
+        """Hands the graph that an agent answered its attempt with to its shard, once it is compiled. What waits for that
+        needs no bound of its own: an attempt that is out is in it once."""
+        self._graphs.put_nowait((reporter, source, report))
 
-    def _graph(self, data: bytes) -> tuple[graph_pb2.Graph, Plan | Failure]:
+    async def _compile(self) -> None:
+        """Compiles what agents have answered, large graphs beside the event loop."""
+        while True:
+            reporter, source, report = await self._graphs.get()
+            given = report.subgraph
+            graph, plan = await self._graph(given.graph)
+            payload = b""
+            if given.HasField("input"):
+                given.input.origin_attempt_id = report.attempt_id
+                payload = given.input.SerializeToString()
+            run_id = new_run_id(report.shard, self._now())
+            item = i.Answered(reporter, source, report.attempt_id, run_id, plan, graph, payload, report.busy)
+            assert self._host is not None
+            self._host.put(report.shard, item)
+
+    async def _graph(self, data: bytes) -> tuple[graph_pb2.Graph, Plan | Failure]:
         graph = graph_pb2.Graph()
         try:
             graph.ParseFromString(data)
@@ -134,7 +144,7 @@ class Calls:
         if broken:
             return graph, _unfit([f"{violation.field}: {violation.message}" for violation in broken])
         try:
-            return graph, self._catalog.answered(graph)
+            return graph, await self._catalog.answered(graph)
         except GraphInvalid as error:
             return graph, _unfit([f"{mistake.field}: {mistake.message}" for mistake in error.mistakes])
 
@@ -153,7 +163,12 @@ class Calls:
             refuse(Kind.FAILURE_KIND_TRANSIENT, "too many repeated calls are waiting; try again")
 
     async def run(self) -> None:
-        """Answers calls whose run is archived."""
+        """Answers calls whose run is archived, and compiles graphs, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._answer_late(), name="calls whose run is archived")
+            group.create_task(self._compile(), name="graphs of agents")
+
+    async def _answer_late(self) -> None:
         while True:
             incarnation, namespace, run_id, call_id, attempt_id = await self._late.get()
             response = agent_service_pb2.CallResponse(call_id=call_id, attempt_id=attempt_id)

@@ -25,12 +25,12 @@ def take(
     shards: int,
     put: Callable[[int, i.Input], None],
     values: Values,
-    answered: Callable[[i.Reporter, str, mesh.Report], i.Answered],
+    answered: Callable[[i.Reporter, str, mesh.Report], None],
 ) -> None:
     """Hands each report to its shard. Raises ApiError for a shard beyond the `shards` there are.
 
     The session counts those that are answered by a verdict. Outputs are made known to `values`, for whoever looks into
-    them: they are parsed here already. `answered` compiles the graphs that agents answer with.
+    them: they are parsed here already. `answered` takes the graphs that agents answer with.
     """
     source, principal = session.source, session.principal
     count = 0
@@ -65,7 +65,7 @@ def take(
         elif kind == "subgraph":
             count += 1
             assert_labels(report.subgraph.input, principal) if report.subgraph.HasField("input") else None
-            put(shard, answered(session, source, report))
+            answered(session, source, report)
         else:
             put(shard, i.Progress(source, attempt_id, report.progress))
     session.unanswered += count

@@ -25,7 +25,7 @@ from . import inputs as i
 from . import payloads
 from .children import task_of
 from .judging import handed_on, judge_output, may_begin
-from .turn import Entry, Graphs, Turn, request_key
+from .turn import Entry, Graphs, Turn, found_attempt, request_key
 
 if TYPE_CHECKING:
     from .shard import Shard
@@ -41,7 +41,7 @@ class Beneath:
     def call(self, turn: Turn, item: i.Call) -> None:
         """A call of an attempt; the same call of another attempt of the task is the same run."""
         shard = self._shard
-        found = shard._find(item.source, item.attempt_id)
+        found = found_attempt(shard.runs, item.source, item.attempt_id)
         live = found[1].live if found is not None else None
         if found is None or live is None or live.number != found[2]:
             turn.replies.append((item.sink, lambda: i.CallRefused("the attempt is not running")))
@@ -120,7 +120,7 @@ class Beneath:
     def answered(self, turn: Turn, item: i.Answered) -> None:
         """An agent has answered with a graph: its run begins and the attempt has succeeded; or it has failed."""
         shard = self._shard
-        found = shard._find(item.source, item.attempt_id)
+        found = found_attempt(shard.runs, item.source, item.attempt_id)
         if found is None:
             turn.verdicts.append((item.reporter, item.attempt_id, Verdict.GONE))
             return
@@ -132,12 +132,11 @@ class Beneath:
             shard._follow(turn, entry, events)
             turn.verdicts.append((item.reporter, item.attempt_id, verdict))
             return
-        failure, name = None, ""
-        event = None
+        failure, name, event, fleet = None, "", None, shard._fleet
         if isinstance(plan, Failure):
             failure = plan
         else:
-            known, fleet = handed_on(task, live), shard._fleet
+            known = handed_on(task, live)
             given = payloads.inherit_labels(known, item.input) if fleet.labels(known) else item.input
             deadline = min(turn.now + plan.deadline, decide.task_deadline(run, task))
             # In the name of the graph that the task belongs to: an agent does not choose whose context it works in.
@@ -150,7 +149,9 @@ class Beneath:
             shard._follow(turn, entry, events)
         else:
             shard.out.remove(live.instance, task)
-            shard._fleet.give_back(live.instance, (turn.now - live.offer_time) / 1e6)
+            if fleet.limits.active:
+                fleet.limits.free(run.submitted.namespace, live.placement)
+            fleet.give_back(live.instance, (turn.now - live.offer_time) / 1e6)
             self._begin(turn, entry, task, ChildKind.ANSWER, item.run_id, plan, event, name, number, item.busy)
         turn.verdicts.append((item.reporter, item.attempt_id, Verdict.ACCEPTED))
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from ..engine import steer
 from ..engine.run import Run, Task
-from ..engine.states import ChildKind, RunState, TaskState
+from ..engine.states import TASK_ASKS, ChildKind, RunState, TaskState
 from . import inputs as i
 from .turn import Entry
 
@@ -43,12 +43,12 @@ class Children:
                 del self._of[_caller(run)]
 
     def ended(self, run: Run, task: Task) -> Iterable[i.Cancel]:
-        """A task has ended, or is escalated: what is to be done about the runs beneath it."""
+        """A task has ended, or waits for a person: what is to be done about the runs beneath it."""
         there = self._of.get(f"{run.run_id}/{task.plan.id}/{task.member}")
         if there is None:
             return ()
         # After an escalation another attempt finds the calls; it would not find a sub-run.
-        escalated = task.state is TaskState.ESCALATED
+        escalated = task.state in TASK_ASKS
         over = [run_id for run_id, kind in there.items() if not escalated or kind is not ChildKind.CALL]
         if len(over) == len(there):
             del self._of[f"{run.run_id}/{task.plan.id}/{task.member}"]
@@ -77,7 +77,7 @@ class Children:
                 if (parent := runs.get(_caller(run).partition("/")[0])) is not None:
                     tasks[_caller(run)] = parent.run, task_of(parent.run, run)
         for run, task in tasks.values():
-            if task.ended or task.state is TaskState.ESCALATED:
+            if task.ended or task.state in TASK_ASKS:
                 due += self.ended(run, task)
         for run in {id(run): run for run, _ in tasks.values()}.values():
             if run.state is RunState.RUNNING:

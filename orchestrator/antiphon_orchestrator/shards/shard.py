@@ -15,32 +15,52 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from antiphon.store.v1 import journal_pb2 as journal
-
 from ..engine import decide
 from ..engine import events as e
 from ..engine.decide import Outcome, Verdict
 from ..engine.escalation import fail_task
+from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
 from ..engine.plan import TaskPlan
+from ..engine.quarantine import sidecar_died
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, ChildKind, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
+from ..placement.limits import Counter, Full
+from ..placement.shares import FairQueue
 from . import asking, codec
 from . import inputs as i
-from .auditing import ShardAudit
+from .auditing import DIGESTED_AT_ONCE, ShardAudit, digest_ahead
 from .beneath import Beneath
 from .children import Children
 from .judging import judge_output, may_begin
+from .moving import Moving
+from .needs import Needs
 from .outstanding import Outstanding
+from .promising import Promises
 from .timers import Timers
-from .turn import MAX_TIMER_BYTES, SEGMENT_BYTES, Archiver, Entry, Graphs, Outbox, Reader, Turn, principal_kind
+from .turn import (
+    MAX_TIMER_BYTES,
+    SEGMENT_BYTES,
+    Archiver,
+    Entry,
+    Gathered,
+    Graphs,
+    Outbox,
+    Reader,
+    Turn,
+    found_attempt,
+    principal_kind,
+)
 
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
 MAX_WORK = 0.004
 """Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3), short enough for agents to work on what
 one turn gave them while the next is worked out. Timers have their own such bound."""
+
+FIRST_OF_BACKLOG = 16
+"""New runs that a turn takes before its inbox, so that runs which are there never keep them out for ever."""
 
 REQUEST_KEPT = 24 * 3600 * 1_000_000
 """Microseconds a request id is remembered after its run was archived."""
@@ -68,6 +88,8 @@ class Shard:
         self.epoch = 0
         self.jitter = jitter
         self.inbox: deque[i.Input] = deque()
+        self.backlog = FairQueue(fleet.weights)
+        """New runs that have to wait: the inbox is for what comes of runs that are there."""
         self.runs: dict[str, Entry] = {}
         self.requests: dict[bytes, tuple[str, bytes]] = {}
         self.kept: dict[bytes, tuple[str, bytes, int]] = {}
@@ -75,7 +97,10 @@ class Shard:
         self.timers_held = False
         self.pinned: dict[str, int] = {}
         self.retain: list[bytes] = []
+        self.gathered: dict[str, Gathered] = {}
+        self.promises = Promises()
         self.audit = ShardAudit(index)
+        self._moving = Moving(self.audit, self.pinned)
         self._fleet = fleet
         self._outbox = outbox
         self._archiver = archiver
@@ -85,9 +110,7 @@ class Shard:
         self._children = Children()
         self._beneath = Beneath(self, graphs)
         self._unfinished: dict[str, None] = {}
-        # By identity, since a plan is shared by all its runs and comparing one costs more than the need; the plan is
-        # kept beside it so that its id cannot come to mean another.
-        self._needs: dict[tuple[int, str], tuple[TaskPlan, Need]] = {}
+        self._needs = Needs(fleet)
         self._to_place: deque[tuple[Entry, Task]] = deque()
         self._handlers: dict[type[Any], Callable[[Turn, Any], None]] = {
             i.Submit: self._submit,
@@ -100,13 +123,14 @@ class Shard:
             i.Cancel: self._cancel,
             i.Steer: self._steer,
             i.Reserved: self._reserved,
+            i.CalledUp: self._called_up,
             i.Inventory: self._inventory,
             i.SidecarGone: self._sidecar_gone,
             i.Read: lambda turn, item: asking.read(self.runs, turn, item),
             i.Survey: lambda turn, item: asking.survey(self.runs, turn, item),
             i.Watch: lambda turn, item: asking.watch(self.runs, turn, item),
             i.Unwatch: lambda turn, item: asking.unwatch(self.runs, turn, item),
-            i.Leave: lambda turn, item: asking.leave(self.runs, self.requests, turn, item),
+            i.Leave: lambda turn, item: asking.leave(self.runs, self.requests, self.backlog, turn, item),
             i.ContextFound: self._context_found,
             i.Archived: self._archived,
         }
@@ -114,7 +138,7 @@ class Shard:
     # The turn.
 
     def has_work(self, now: int) -> bool:
-        if self.inbox or self._unfinished or self._to_place:
+        if self.inbox or self._unfinished or self._to_place or self.backlog.size or self._moving.waiting:
             return True
         due = self.next_due()
         return due is not None and due <= now
@@ -126,12 +150,20 @@ class Shard:
         """Works out what waits, within the bounds of a turn. `now`: microseconds since 1970."""
         turn = Turn(now)
         until = clock() + MAX_WORK
+        if self._moving.waiting:
+            self._moving.go_on(turn, self.runs)
         self._go_on(turn, lambda: turn.size < MAX_BYTES and clock() < until)
         taken = 0
+        while self.backlog.size and taken < FIRST_OF_BACKLOG and turn.size < MAX_BYTES and not turn.full:
+            taken += 1
+            self._submit(turn, self.backlog.pop())
         while self.inbox and taken < MAX_INPUTS and turn.size < MAX_BYTES and not turn.full and clock() < until:
             item = self.inbox.popleft()
             taken += 1
             self._handlers[type(item)](turn, item)
+        while self.backlog.size and taken < MAX_INPUTS and turn.size < MAX_BYTES and not turn.full and clock() < until:
+            taken += 1
+            self._submit(turn, self.backlog.pop())
         turn.inputs = taken
         # After the inbox: an outcome that waited in it was in time, however late this turn comes.
         if not self.timers_held:
@@ -167,11 +199,13 @@ class Shard:
             self._to_place.append((entry, run.task(event.task, event.member)))  # type: ignore[union-attr]
         elif kind is e.TaskExpanded:
             node = run.tasks[event.task]  # type: ignore[union-attr]
+            if event.first_member == 1:  # type: ignore[union-attr]
+                self.promises.add(run, node)
             for member in node.members[event.first_member - 1 :]:  # type: ignore[union-attr]
                 self._to_place.append((entry, member))
         elif kind is e.TaskWaiting:
             self._set_timer(entry, run.task(event.task, event.member))  # type: ignore[union-attr]
-        elif kind is e.TaskEnded or kind is e.TaskEscalated:
+        elif kind is e.TaskEnded or kind is e.TaskEscalated or kind is e.TaskQuarantined:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
             self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
             if self._children:
@@ -218,7 +252,9 @@ class Shard:
         self.out.remove(attempt.instance, task)
         worked = event.state in (AttemptState.SUCCEEDED, AttemptState.FAILED)
         latency = (turn.now - attempt.offer_time) / 1e6 if worked else None
-        self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED)
+        if self._fleet.limits.active:
+            self._fleet.limits.free(run.submitted.namespace, attempt.placement)
+        self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED, event.failure)
         if self._children and event.state is AttemptState.SUCCEEDED:
             self._calls_ended(run, task)
         if event.state is AttemptState.CANCELLED:
@@ -279,17 +315,16 @@ class Shard:
         task = run.tasks[ready.task]
         if task.plan.graph is not None or run.submitted.child_kind > ChildKind.CALL:
             return False
-        result = self._fleet.place(
-            self._need(run, task.plan, ready.input), run.submitted.principal, entry.principal_kind, ready.input, 1
-        )
-        if result is None or isinstance(result, Refused):
+        need = self._needs.of(run.submitted.namespace, task.plan, ready.input)
+        result = self._fleet.place(need, run.submitted.principal, entry.principal_kind, ready.input, 1)
+        if not isinstance(result, Placement):
             return False
         event = decide.offer(run, task, result, self.epoch)
         event.input = ready.input
         self._offer(turn, entry, task, event)
         return True
 
-    def _place(self, turn: Turn, entry: Entry, task: Task) -> None:
+    def _place(self, turn: Turn, entry: Entry, task: Task, called: Counter | None = None) -> None:
         run = entry.run
         if task.state is not TaskState.READY or not may_begin(run, task):
             return
@@ -309,18 +344,24 @@ class Shard:
             self._set_timer(entry, task)
             return
         need = self.need(run, task)
-        result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, len(task.attempts) + 1)
-        if result is None:
-            priority = min(9, task.plan.priority + submitted.priority)
-            deadline = decide.task_deadline(run, task)
-            self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member)
-            self._set_timer(entry, task)
+        number = len(task.attempts) + 1
+        result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, number, called)
+        if result is None or isinstance(result, Full):
+            self._wait(entry, task, need, result)
         elif isinstance(result, Refused):
             for event in fail_task(task, result.failure):
                 self._record(turn, entry, event)
             self._unfinished_now(turn, entry)
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
+
+    def _wait(self, entry: Entry, task: Task, need: Need, full: Full | None) -> None:
+        """For a slot, or for limits."""
+        run = entry.run
+        priority = min(9, task.plan.priority + run.submitted.priority)
+        deadline = decide.task_deadline(run, task)
+        self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member, full)
+        self._set_timer(entry, task)
 
     def _offer(self, turn: Turn, entry: Entry, task: Task, event: e.AttemptOffered) -> None:
         self._record(turn, entry, event)
@@ -337,20 +378,7 @@ class Shard:
 
     def need(self, run: Run, task: Task) -> Need:
         """What the task asks of an agent."""
-        return self._need(run, task.plan, task.input)
-
-    def _need(self, run: Run, plan: TaskPlan, payload: bytes) -> Need:
-        namespace, labels = run.submitted.namespace, self._fleet.labels(payload)
-        if labels:
-            parts = self._fleet.label_parts(payload)
-            return Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels, parts)
-        known = self._needs.get((id(plan), namespace))
-        if known is None or known[0] is not plan:
-            if len(self._needs) >= 4096:
-                self._needs.clear()
-            need = Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels)
-            known = self._needs[id(plan), namespace] = (plan, need)
-        return known[1]
+        return self._needs.of(run.submitted.namespace, task.plan, task.input)
 
     # Inputs.
 
@@ -390,22 +418,7 @@ class Shard:
         self._advance(turn, entry)
 
     def _find(self, source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
-        """The attempt, if it is here and out (or was out) to that sidecar."""
-        try:
-            run_id, task_id, member_text, number_text = attempt_id.split("/")
-            member, number = int(member_text), int(number_text)
-            entry = self.runs[run_id]
-            run = entry.run
-            task = run.task(run.plan.index_of[task_id], member)
-            attempt = task.attempts[number - 1]
-        except (ValueError, KeyError, IndexError):
-            return None
-        if task.member != member or attempt.number != number:
-            return None  # -1 and 0 are places in a list, but no attempts
-        namespace, _, sidecar = source.partition("/")
-        if namespace != run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
-            return None
-        return entry, task, number
+        return found_attempt(self.runs, source, attempt_id)
 
     def _report(self, turn: Turn, item: i.Report) -> None:
         found = self._find(item.source, item.attempt_id)
@@ -466,10 +479,21 @@ class Shard:
         if result is None:
             self._to_place.append((entry, task))
             self._advance(turn, entry)
+        elif isinstance(result, Full):
+            self._wait(entry, task, self.need(run, task), result)
         elif isinstance(result, Refused):
             self._follow(turn, entry, fail_task(task, result.failure))
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
+
+    def _called_up(self, turn: Turn, item: i.CalledUp) -> None:
+        waiter = item.waiter
+        entry = self.runs.get(waiter.run_id)
+        if entry is not None:
+            self._place(turn, entry, entry.run.task(waiter.task, waiter.member), item.counter)
+            self._advance(turn, entry)
+        if item.counter is not None:
+            self._fleet.limits.settle(item.counter)
 
     def live_ids(self, incarnation: str) -> frozenset[str]:
         """The attempts that are out to a sidecar whose stream begins now; its inventory will say which it holds."""
@@ -497,7 +521,8 @@ class Shard:
             return
         for entry, task in missing:
             if task.plan.at_most_once:
-                self._lose(turn, entry, task, "its sidecar does not have it, and it is offered at most once")
+                reason = "its sidecar does not have it, and it is offered at most once"
+                self._lose(turn, entry, task, Failure(FailureKind.LOST, reason))
             else:
                 turn.offers.append((entry, task))
         self._heard(item.incarnation)
@@ -507,13 +532,13 @@ class Shard:
             if turn.size >= MAX_BYTES:
                 self._put_back(turn, item)
                 return
-            self._lose(turn, entry, task, "its sidecar went away without an outcome")
+            self._lose(turn, entry, task, sidecar_died(task))
         if not self.out.of(item.incarnation):
             self.out.gone(item.incarnation)
         self._heard(item.incarnation)
 
-    def _lose(self, turn: Turn, entry: Entry, task: Task, reason: str) -> None:
-        outcome = Outcome(AttemptState.LOST, failure=Failure(FailureKind.LOST, reason))
+    def _lose(self, turn: Turn, entry: Entry, task: Task, failure: Failure) -> None:
+        outcome = Outcome(AttemptState.LOST, failure=failure)
         _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
         self._follow(turn, entry, events)
 
@@ -553,7 +578,7 @@ class Shard:
         for run_id, upto in item.upto.items():
             entry = self.runs.get(run_id)
             if entry is not None and entry.run.state is RunState.RUNNING:
-                if not self._move_to_head(turn, entry, upto):
+                if not self._moving.move(turn, entry, upto):
                     self._put_back(turn, i.Archived(left))
                     return
             elif entry is not None and upto >= entry.run.event_seq:
@@ -579,36 +604,6 @@ class Shard:
                         self._let_go(entry, now)
                     del item.upto[run_id]
 
-    def _move_to_head(self, turn: Turn, entry: Entry, upto: int) -> bool:
-        """Snapshots a long run: its archived events leave memory and its old segments may go. False: in another turn.
-
-        A run that is too large for a segment stays where it is, and with it the log behind it, until it ends.
-        """
-        run = entry.run
-        drop = max(0, upto + 1 - entry.first_seq)
-        record = journal.Record(run_id=run.run_id, event_seq=run.event_seq, time=turn.now)
-        record.run_snapshot.CopyFrom(codec.snapshot(run))
-        record.run_snapshot.archived_seq = entry.first_seq + drop - 1
-        record.run_snapshot.tail.extend(entry.records[drop:])
-        raw = record.SerializeToString()
-        if len(raw) > SEGMENT_BYTES:
-            return True
-        if turn.records and turn.size + len(raw) > SEGMENT_BYTES:
-            return False
-        if drop:
-            self.audit.archived(turn, entry, entry.first_seq + drop - 1)
-        entry.records = entry.records[drop:]
-        entry.first_seq += drop
-        turn.records.append(raw)
-        turn.size += len(raw)
-        self.pinned.pop(run.run_id, None)  # pinned anew by the segment of this turn
-        if entry.mark < 0:
-            entry.mark = len(entry.records)
-            turn.touched.append(entry)
-        else:
-            entry.mark = max(0, entry.mark - drop)
-        return True
-
     # After the commit.
 
     def release(self, turn: Turn, seq: int) -> None:
@@ -622,6 +617,10 @@ class Shard:
                 for watcher in entry.watchers:
                     watcher.records(fresh)
             entry.mark = -1
+            if len(entry.records) >= entry.digested + DIGESTED_AT_ONCE:
+                digest_ahead(entry)
+        if turn.part_of:
+            self._moving.committed(turn.part_of, seq)
         for reporter, attempt_id, verdict in turn.verdicts:
             reporter.verdict(attempt_id, verdict)
         for instance_id, attempt_id, reason in turn.cancels:
@@ -653,6 +652,7 @@ class Shard:
 
         Timers that are held are let go once every sidecar that has attempts was heard, or is gone.
         """
+        self.gathered.clear()
         for entry in list(self.runs.values()):
             run = entry.run
             if run.state is not RunState.RUNNING:
@@ -662,10 +662,13 @@ class Shard:
             self._unfinished[run.run_id] = None
             for task in run.all_tasks():
                 self._set_timer(entry, task)
+                if task.members:
+                    self.promises.add(run, task)
                 if task.state is TaskState.READY:
                     self._to_place.append((entry, task))
                 if (live := task.live) is not None:
                     self._fleet.hold(live.instance)
+                    self._fleet.limits.hold(run.submitted.namespace, live.placement)
                     self.out.add(live.instance, entry, task)
         self.inbox.extend(self._children.recover(self.runs))
         if not self.out.taken():

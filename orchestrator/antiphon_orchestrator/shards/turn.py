@@ -22,7 +22,8 @@ SEGMENT_BYTES = 1280 * 1024
 @dataclass(slots=True, eq=False)
 class Entry:
     """A run in memory. `records` are its serialised events from `first_seq` on, those the archive does not have yet.
-    `reading`: tasks, or OUTPUT, that shared context is being read for; a new owner reads for them anew."""
+    `reading`: tasks, or OUTPUT, that shared context is being read for; a new owner reads for them anew. `base`: its
+    last snapshot as it stands in the log, b"" if there is none. `digest` is that of the first `digested` records."""
 
     run: Run
     key: bytes
@@ -31,8 +32,27 @@ class Entry:
     principal_kind: str
     mark: int = -1
     reading: set[int] | None = None
+    base: bytes = b""
+    digest: Any = None
+    digested: int = 0
     waiters: list[i.Sink] = field(default_factory=list)
     watchers: list[i.Watcher] = field(default_factory=list)
+
+    def forget(self, count: int) -> None:
+        """Lets go of the first records, which the archive has."""
+        self.records = self.records[count:]
+        self.first_seq += count
+        self.digest, self.digested = None, 0
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What recovery has found of a run in parts: `seq` is the segment of the first, `later` what happened to the run
+    since, by number."""
+
+    seq: int
+    records: list[bytes] = field(default_factory=list)
+    later: list[tuple[int, bytes]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -52,6 +72,8 @@ class Turn:
     ended: list[Entry] = field(default_factory=list)
     reads: list[tuple[Entry, list[int]]] = field(default_factory=list)
     opens: list[tuple[Entry, Task]] = field(default_factory=list)
+    part_of: str = ""
+    """The run of which this turn copies a part to the head of the log."""
     audit: list[bytes] = field(default_factory=list)
     """Audit records of this turn, which are committed with its records."""
 
@@ -101,3 +123,22 @@ def principal_kind(principal: str) -> str:
 def request_key(submitted: RunSubmitted) -> bytes:
     """16 bytes that stand for the request of a submission."""
     return payloads.request_key(submitted.principal, submitted.request_id)
+
+
+def found_attempt(runs: dict[str, Entry], source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
+    """The attempt, if its run is here and it is out (or was out) to that sidecar, NAMESPACE/SIDECAR."""
+    try:
+        run_id, task_id, member_text, number_text = attempt_id.split("/")
+        member, number = int(member_text), int(number_text)
+        entry = runs[run_id]
+        run = entry.run
+        task = run.task(run.plan.index_of[task_id], member)
+        attempt = task.attempts[number - 1]
+    except (ValueError, KeyError, IndexError):
+        return None
+    if task.member != member or attempt.number != number:
+        return None  # -1 and 0 are places in a list, but no attempts
+    namespace, _, sidecar = source.partition("/")
+    if namespace != run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
+        return None
+    return entry, task, number

@@ -21,6 +21,7 @@ from antiphon_orchestrator.engine.events import (
     SignalReceived,
     TaskEnded,
     TaskEscalated,
+    TaskQuarantined,
     TaskReady,
     TaskReopened,
     TaskWaiting,
@@ -33,13 +34,15 @@ from antiphon_orchestrator.shards import codec
 
 from tests.fakes.plans import SECOND, FakeEvaluator, payload, submitted
 
+DEATHS = ("AGENT_DIED", "SIDECAR_DIED", "SIDECAR_GONE")
+ASKS = {TaskState.ESCALATED, TaskState.QUARANTINED}
 ENDED = {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.SKIPPED, TaskState.CANCELLED}
 LIVE = {AttemptState.OFFERED, AttemptState.RUNNING}
 START = 1_000 * SECOND
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """All of a run but its plan and the order of its frontier, which recovery may change."""
+    """All of a run but its plan, and what recovery may change: the order of its frontier, how far it was looked at."""
 
     def names_of(kind: Any) -> tuple[str, ...]:
         # Compiled classes have no __slots__ at run time, but name their attributes all the same.
@@ -50,20 +53,25 @@ def state_of(run: Run) -> dict[str, Any]:
         names = [name for name in names_of(Task) if name not in ("plan", "members")]
         return {name: getattr(task, name) for name in names} | {"members": [task_state(m) for m in task.members]}
 
-    state = {name: getattr(run, name) for name in names_of(Run) if name not in ("plan", "view", "tasks", "frontier")}
+    state = {
+        name: getattr(run, name)
+        for name in names_of(Run)
+        if name not in ("plan", "view", "tasks", "frontier", "passed")
+    }
     return state | {"tasks": [task_state(task) for task in run.tasks], "frontier": sorted(run.frontier)}
 
 
 @dataclass
 class Player:
     """One run being played with. `log` holds the records as bytes; `returns`: how readily offers come back;
-    `steers`: how often somebody pauses, resumes, cancels a task or has one tried again; `answers`: the share of
-    outcomes that are graphs."""
+    `steers`: how often somebody pauses, resumes, cancels a task or has one tried again; `losses`: how readily processes
+    die; `answers`: the share of outcomes that are graphs."""
 
     plan: Plan
     rng: random.Random
     returns: int = 1
     steers: float = 0
+    losses: int = 1
     answers: float = 0
     run: Run = field(init=False)
     now: int = START
@@ -134,7 +142,7 @@ class Player:
             self.record([decide.offer(run, task, Placement("a", "s/i/a", "text.work@1.0", decision, 1), 7)])
         elif move == "steer":
             wish = rng.choice(["pause", "resume", "resume", "retry", "retry", "end", "end all", "resolve", "resolve"])
-            failed = [t for t in tasks if t.state in (TaskState.FAILED, TaskState.ESCALATED)]
+            failed = [t for t in tasks if t.state is TaskState.FAILED or t.state in ASKS]
             self.steer(wish, rng.choice(failed if failed and wish in ("retry", "resolve") else tasks))
         elif move == "below":
             self.below(rng.choice(below), rng.random() < 0.7)
@@ -204,7 +212,7 @@ class Player:
             try:
                 self.record(steer.retry_task(run, task, None, "someone", "because"))
             except steer.Conflict:
-                assert task.state in ENDED or task.state is TaskState.ESCALATED
+                assert task.state in ENDED or task.state in ASKS
         elif wish == "resolve":
             self.resolve(task)
         elif task.plan.compensates < 0:
@@ -216,22 +224,22 @@ class Player:
                 assert all(run.tasks[index].state in ENDED for index in below)
 
     def resolve(self, task: Task) -> None:
-        """A person's answer, which only an escalated task takes."""
+        """A person's answer, which only a task that waits for one takes."""
         output = payload("a person's") if self.rng.random() < 0.5 else None
         try:
             self.record(steer.resolve_task(self.run, task, output, "" if output else "no", "someone"))
         except steer.Conflict:
             fan_out = task.plan.fan_out and not task.member and not task.plan.most_iterations
-            assert task.state is not TaskState.ESCALATED or (fan_out and output)
+            assert task.state not in ASKS or (fan_out and output)
         else:
-            assert task.state is not TaskState.ESCALATED or steer.over(self.run, task)
+            assert task.state not in ASKS or steer.over(self.run, task)
 
     def finish(self) -> None:
         """Ends what is left without further trouble."""
         self.steer("resume", self.run.tasks[0])
         while self.run.state is RunState.RUNNING:
             for task in list(self.run.all_tasks()):
-                if task.state is TaskState.ESCALATED:
+                if task.state in ASKS:
                     self.resolve(task)
                 if task.sub_run or (task.state is TaskState.READY and task.plan.graph is not None):
                     self.below(task, True)
@@ -272,14 +280,17 @@ class Player:
         state = self.rng.choice(
             [AttemptState.SUCCEEDED] * 5
             + [AttemptState.FAILED] * 4
-            + [AttemptState.LOST]
+            + [AttemptState.LOST] * self.losses
             + [AttemptState.RETURNED] * self.returns
         )
         if state is AttemptState.SUCCEEDED:
             policy = run_pb2.PolicyDecision(decision_id="d1", permit=True).SerializeToString()
             return Outcome(state, payload("result"), busy=self.rng.randrange(10**6), policy=policy)
         kind = FailureKind.LOST if state is AttemptState.LOST else self.rng.choice(list(FailureKind))
-        return Outcome(state, failure=Failure(kind, "trouble", "E1", retryable=self.rng.random() < 0.8))
+        codes = [*DEATHS, "E1"] if state is AttemptState.LOST else ["E1"]
+        return Outcome(
+            state, failure=Failure(kind, "trouble", self.rng.choice(codes), retryable=self.rng.random() < 0.8)
+        )
 
     def settle(self, task: Task, number: int, expected: str | None) -> None:
         run = self.run
@@ -397,8 +408,20 @@ class Player:
         assert failure is not None
         rule = next((r for r in task.plan.retry if failure.kind in r.kinds), None)
         tries = sum(a.state is not AttemptState.RETURNED for a in task.attempts)
+        deaths = [code for code in codes_of_deaths(task) if code]
+        begun = sum(code != "SIDECAR_GONE" for code in deaths)
+        losses = next((r.max_attempts for r in task.plan.retry if FailureKind.LOST in r.kinds), 1)
+        suspected = begun >= 2 or (bool(deaths) and tries >= losses)
         doubtful = task.plan.at_most_once and failure.kind in (FailureKind.LOST, FailureKind.TIMEOUT)
-        again = rule is not None and failure.retryable and tries < rule.max_attempts and not doubtful
+        if not doubtful and suspected and failure.kind is FailureKind.LOST and failure.code in DEATHS:
+            waited = failure.code == "SIDECAR_GONE"  # it is not known to have begun: another may have been its death
+            if not waited or rule is None or tries >= 2 * rule.max_attempts:
+                goes_on = task.plan.on_failure in (OnFailure.SKIP, OnFailure.CONTINUE)
+                assert isinstance(events[1], TaskEnded if goes_on else TaskQuarantined), "it died alone"
+                return
+        else:
+            waited = False
+        again = rule is not None and failure.retryable and tries < rule.max_attempts * (1 + waited) and not doubtful
         if not again:
             escalates = task.plan.on_failure is OnFailure.ESCALATE
             assert isinstance(events[1], TaskEscalated if escalates or doubtful else TaskEnded)
@@ -425,7 +448,8 @@ class Player:
             if task.state is TaskState.CANCELLED:
                 assert run.cancel is not None or self.steers
                 continue
-            if task.plan.on_failure is OnFailure.ESCALATE and task.state is TaskState.SUCCEEDED:
+            died = bool(task.attempts) and task.attempts[-1].state is AttemptState.LOST
+            if (task.plan.on_failure is OnFailure.ESCALATE or died) and task.state is TaskState.SUCCEEDED:
                 continue  # perhaps by a person's answer, whatever the plan says
             if sum(done(run.tasks[i]) for i in node.needs) < task.plan.join and run.cancel is None:
                 assert task.state is TaskState.SKIPPED
@@ -483,6 +507,12 @@ def undone(task: Task) -> bool:
     return task.state is TaskState.SUCCEEDED and task.plan.compensation >= 0
 
 
+def codes_of_deaths(task: Task) -> list[str]:
+    """What is said of the processes that died of a task's earlier attempts, or beside them; "" where none did."""
+    failures = [attempt.failure for attempt in task.attempts[:-1] if attempt.state is AttemptState.LOST]
+    return [failure.code if failure and failure.code in DEATHS else "" for failure in failures]
+
+
 def below_of(run: Run, task: Task) -> set[int]:
     """All that needs a task, directly or not; of a member nothing."""
     below: set[int] = set()
@@ -497,7 +527,7 @@ def actionable(run: Run, task: Task) -> bool:
     """Whether a node can be taken a step further without anything from outside."""
     if task.cancel_reason:
         return True
-    if task.plan.compensates >= 0 or task.state is TaskState.ESCALATED:
+    if task.plan.compensates >= 0 or task.state in ASKS:
         return False
     if task.state is TaskState.PENDING:
         ended = [run.tasks[i] for i in task.plan.needs if run.tasks[i].state in ENDED]

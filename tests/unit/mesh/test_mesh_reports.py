@@ -31,13 +31,13 @@ def session() -> Session:
     return Session("demo", "s", "spiffe://x/ns/demo/sidecar/s", "i", 1, AttemptTokens(b"k" * 32), lambda: 0)
 
 
-def answered(reporter: i.Reporter, source: str, report: mesh.Report) -> i.Answered:
-    failure = Failure(FailureKind.INVALID_OUTPUT, "no graph")
-    return i.Answered(reporter, source, report.attempt_id, "r2", failure, None, b"", report.busy)
-
-
 def taken(of: Session) -> list[i.Input]:
     inputs: list[i.Input] = []
+
+    def answered(reporter: i.Reporter, source: str, report: mesh.Report) -> None:
+        failure = Failure(FailureKind.INVALID_OUTPUT, "no graph")
+        inputs.append(i.Answered(reporter, source, report.attempt_id, "r2", failure, None, b"", report.busy))
+
     reports.take(of, KINDS, 1, lambda shard, item: inputs.append(item), Values(), answered)
     return inputs
 
@@ -62,4 +62,4 @@ def test_a_report_to_a_shard_that_is_not_here_waits_for_no_verdict_here() -> Non
 
 def test_a_shard_that_is_none_ends_the_stream() -> None:
     with pytest.raises(ApiError, match="there is no shard 1"):
-        reports.take(session(), [mesh.Report(shard=1)], 1, lambda shard, item: None, Values(), answered)
+        reports.take(session(), [mesh.Report(shard=1)], 1, lambda shard, item: None, Values(), lambda *_: None)

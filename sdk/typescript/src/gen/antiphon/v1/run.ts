@@ -7,7 +7,7 @@ import { Duration } from "../../google/protobuf/duration.js";
 import { Timestamp } from "../../google/protobuf/timestamp.js";
 import { EntryReference } from "./context.js";
 import { Failure } from "./failure.js";
-import { Payload } from "./payload.js";
+import { Label, Payload } from "./payload.js";
 
 export const protobufPackage = "antiphon.v1";
 
@@ -53,6 +53,8 @@ export enum TaskState {
   CANCELLED = 8,
   /** ESCALATED - It has failed, or may have been done, and waits for a person to say how it goes on. */
   ESCALATED = 9,
+  /** QUARANTINED - Whoever works on it dies; it waits for a person to say how it goes on. */
+  QUARANTINED = 10,
 }
 
 /** AttemptState is where an attempt is. All but OFFERED and RUNNING are terminal. */
@@ -73,18 +75,6 @@ export enum AttemptState {
   LOST = 6,
   /** CANCELLED - Terminal: cancelled. */
   CANCELLED = 7,
-}
-
-/** ChildKind is how a run came to be beneath a task of another run. */
-export enum ChildKind {
-  /** UNSPECIFIED - It did not: a client submitted it. */
-  UNSPECIFIED = 0,
-  /** CALL - An attempt of the task called for it. */
-  CALL = 1,
-  /** GRAPH - The task's graph says so: GraphTask.graph. */
-  GRAPH = 2,
-  /** ANSWER - The agent answered the task with its graph. */
-  ANSWER = 3,
 }
 
 /** Run is one submitted piece of work. */
@@ -133,10 +123,7 @@ export interface Run {
   eventSeq: number;
   /** Labels given at submission. */
   labels: { [key: string]: string };
-  /**
-   * The attempt that called for it, or answered with its graph; run/task/member/0 for a sub-run that a graph asks for.
-   * Empty for a run a client submitted.
-   */
+  /** The attempt that called for it; empty for a run a client submitted. */
   parentAttemptId: string;
   /** W3C traceparent it was submitted with, or a new one. */
   traceparent: string;
@@ -144,31 +131,12 @@ export interface Run {
   warnings: string[];
   /** What the expressions of its output read of shared context, as Task.reads. */
   outputReads: EntryReference[];
-  /** How it came to be beneath parent_attempt_id; unspecified for a run that a client submitted. */
-  childKind: ChildKind;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
 export interface Run_LabelsEntry {
   key: string;
   value: string;
-  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
-}
-
-/** Child is a run beneath a task. */
-export interface Child {
-  /** The run. */
-  runId: string;
-  /** How it came to be. */
-  kind: ChildKind;
-  /** What it runs: the capability of a call, the graph with its version, or the name of what an agent answered. */
-  name: string;
-  /** Number of the attempt that called for it, or answered it; 0 when the graph says so. */
-  attempt: number;
-  /** The call, as CallRequest.call_id; empty for what is no call. */
-  callId: string;
-  /** When it began. */
-  beginTime: Date | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -194,6 +162,8 @@ export interface TaskTotals {
   cancelled: number;
   /** ESCALATED. */
   escalated: number;
+  /** QUARANTINED. */
+  quarantined: number;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -236,7 +206,7 @@ export interface Task {
   readyTime:
     | Date
     | undefined;
-  /** When it ended, or was escalated. */
+  /** When it ended, was escalated or quarantined. */
   endTime:
     | Date
     | undefined;
@@ -248,12 +218,6 @@ export interface Task {
   reads: EntryReference[];
   /** Id of the task that it undoes; empty for what the graph itself names. */
   compensates: string;
-  /** The runs beneath it, the last 16, oldest first. */
-  children: Child[];
-  /** How many there are in all. */
-  childCount: number;
-  /** The graph it runs, as GraphTask.graph; empty for a task that asks for a capability, or waits. */
-  graph: string;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -339,7 +303,10 @@ export interface Candidate {
 
 /** Refusal counts candidates with the same reason. */
 export interface Refusal {
-  /** The reason: version, clearance, constraint, cost, no_slot, draining, policy. */
+  /**
+   * The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
+   * fails too often).
+   */
   reason: string;
   /** How many. */
   count: number;
@@ -365,7 +332,7 @@ export interface PolicyDecision {
 
 /** RunEvent is one entry of a run's history, in the order of event_seq without gaps. */
 export interface RunEvent {
-  /** 1, 2, 3 … within the run; the cursor of WatchRun. 0 on ephemeral progress, which has no place in the history. */
+  /** 1, 2, 3 … within the run; the cursor of WatchRun. 0 on progress and partial output, which have no place in the history. */
   eventSeq: number;
   /** When it was decided. */
   eventTime:
@@ -399,8 +366,8 @@ export interface RunEvent {
   reads: EntryReference[];
   /** Name of the signal that came, where one came. */
   signal: string;
-  /** The run that began beneath the task, where one did. */
-  child: Child | undefined;
+  /** A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0. */
+  partial: PartialOutput | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -416,6 +383,37 @@ export interface AttemptChange {
   instance: string;
   /** True for an outcome that came after the task had moved on: recorded, not used. */
   stale: boolean;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/**
+ * PartialOutput is a piece of what an attempt is making, while it makes it. It is never kept, and may be lost on its way: the
+ * output of the task is what counts.
+ */
+export interface PartialOutput {
+  /**
+   * Bytes of the contents of all pieces of this attempt that come before it, from 0. Whoever expected a lower number has
+   * missed what lies between.
+   */
+  offset: number;
+  /** What there is; absent when it is withheld. */
+  content:
+    | //
+    /** Text that follows that of the piece before. On its way it may be joined with its neighbours. */
+    { $case: "text"; value: string }
+    | //
+    /** A JSON value of its own. */
+    { $case: "json"; value: Buffer }
+    | undefined;
+  /** What it is, beside what the attempt's input and the capability's output schema say already. */
+  labels: Label[];
+  /** Number of the attempt that makes it, counted from 1; another one begins anew. Set by the server. */
+  attempt: number;
+  /**
+   * Why the content is not shown, for people: what policy refuses or redacts of an output is withheld whole in its pieces.
+   * Set by the server.
+   */
+  withheld: string;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -449,7 +447,6 @@ function createBaseRun(): Run {
     traceparent: "",
     warnings: [],
     outputReads: [],
-    childKind: 0,
     _unknownFields: {},
   };
 }
@@ -512,9 +509,6 @@ export const Run: MessageFns<Run> = {
     }
     for (const v of message.outputReads) {
       EntryReference.encode(v!, writer.uint32(154).fork()).join();
-    }
-    if (message.childKind !== 0) {
-      writer.uint32(160).int32(message.childKind);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -695,14 +689,6 @@ export const Run: MessageFns<Run> = {
             message.outputReads.push(EntryReference.decode(reader, reader.uint32()));
             continue;
           }
-          case 20: {
-            if (tag !== 160) {
-              break;
-            }
-
-            message.childKind = reader.int32() as any;
-            continue;
-          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -763,7 +749,6 @@ export const Run: MessageFns<Run> = {
     message.traceparent = object.traceparent ?? "";
     message.warnings = object.warnings?.map((e) => e) || [];
     message.outputReads = object.outputReads?.map((e) => EntryReference.fromPartial(e)) || [];
-    message.childKind = object.childKind ?? 0;
     return message;
   },
 };
@@ -851,137 +836,6 @@ export const Run_LabelsEntry: MessageFns<Run_LabelsEntry> = {
   },
 };
 
-function createBaseChild(): Child {
-  return { runId: "", kind: 0, name: "", attempt: 0, callId: "", beginTime: undefined, _unknownFields: {} };
-}
-
-export const Child: MessageFns<Child> = {
-  encode(message: Child, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.runId !== "") {
-      writer.uint32(10).string(message.runId);
-    }
-    if (message.kind !== 0) {
-      writer.uint32(16).int32(message.kind);
-    }
-    if (message.name !== "") {
-      writer.uint32(26).string(message.name);
-    }
-    if (message.attempt !== 0) {
-      writer.uint32(32).uint32(message.attempt);
-    }
-    if (message.callId !== "") {
-      writer.uint32(42).string(message.callId);
-    }
-    if (message.beginTime !== undefined) {
-      Timestamp.encode(toTimestamp(message.beginTime), writer.uint32(50).fork()).join();
-    }
-    if (message._unknownFields !== undefined) {
-      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
-        const tag = parseInt(key, 10);
-        for (const value of values) {
-          writer.uint32(tag).raw(value);
-        }
-      }
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): Child {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseChild();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 1: {
-            if (tag !== 10) {
-              break;
-            }
-
-            message.runId = reader.string();
-            continue;
-          }
-          case 2: {
-            if (tag !== 16) {
-              break;
-            }
-
-            message.kind = reader.int32() as any;
-            continue;
-          }
-          case 3: {
-            if (tag !== 26) {
-              break;
-            }
-
-            message.name = reader.string();
-            continue;
-          }
-          case 4: {
-            if (tag !== 32) {
-              break;
-            }
-
-            message.attempt = reader.uint32();
-            continue;
-          }
-          case 5: {
-            if (tag !== 42) {
-              break;
-            }
-
-            message.callId = reader.string();
-            continue;
-          }
-          case 6: {
-            if (tag !== 50) {
-              break;
-            }
-
-            message.beginTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        const buf = reader.skip(tag & 7);
-
-        const list = message._unknownFields![tag];
-
-        if (list === undefined) {
-          message._unknownFields![tag] = [buf];
-        } else {
-          list.push(buf);
-        }
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create(base?: DeepPartial<Child>): Child {
-    return Child.fromPartial(base ?? {});
-  },
-  fromPartial(object: DeepPartial<Child>): Child {
-    const message = createBaseChild();
-    message.runId = object.runId ?? "";
-    message.kind = object.kind ?? 0;
-    message.name = object.name ?? "";
-    message.attempt = object.attempt ?? 0;
-    message.callId = object.callId ?? "";
-    message.beginTime = object.beginTime ?? undefined;
-    return message;
-  },
-};
-
 function createBaseTaskTotals(): TaskTotals {
   return {
     total: 0,
@@ -994,6 +848,7 @@ function createBaseTaskTotals(): TaskTotals {
     skipped: 0,
     cancelled: 0,
     escalated: 0,
+    quarantined: 0,
     _unknownFields: {},
   };
 }
@@ -1029,6 +884,9 @@ export const TaskTotals: MessageFns<TaskTotals> = {
     }
     if (message.escalated !== 0) {
       writer.uint32(80).uint32(message.escalated);
+    }
+    if (message.quarantined !== 0) {
+      writer.uint32(88).uint32(message.quarantined);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1134,6 +992,14 @@ export const TaskTotals: MessageFns<TaskTotals> = {
             message.escalated = reader.uint32();
             continue;
           }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.quarantined = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1169,6 +1035,7 @@ export const TaskTotals: MessageFns<TaskTotals> = {
     message.skipped = object.skipped ?? 0;
     message.cancelled = object.cancelled ?? 0;
     message.escalated = object.escalated ?? 0;
+    message.quarantined = object.quarantined ?? 0;
     return message;
   },
 };
@@ -1272,9 +1139,6 @@ function createBaseTask(): Task {
     withheld: "",
     reads: [],
     compensates: "",
-    children: [],
-    childCount: 0,
-    graph: "",
     _unknownFields: {},
   };
 }
@@ -1322,15 +1186,6 @@ export const Task: MessageFns<Task> = {
     }
     if (message.compensates !== "") {
       writer.uint32(114).string(message.compensates);
-    }
-    for (const v of message.children) {
-      Child.encode(v!, writer.uint32(162).fork()).join();
-    }
-    if (message.childCount !== 0) {
-      writer.uint32(168).uint32(message.childCount);
-    }
-    if (message.graph !== "") {
-      writer.uint32(178).string(message.graph);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1468,30 +1323,6 @@ export const Task: MessageFns<Task> = {
             message.compensates = reader.string();
             continue;
           }
-          case 20: {
-            if (tag !== 162) {
-              break;
-            }
-
-            message.children.push(Child.decode(reader, reader.uint32()));
-            continue;
-          }
-          case 21: {
-            if (tag !== 168) {
-              break;
-            }
-
-            message.childCount = reader.uint32();
-            continue;
-          }
-          case 22: {
-            if (tag !== 178) {
-              break;
-            }
-
-            message.graph = reader.string();
-            continue;
-          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1537,9 +1368,6 @@ export const Task: MessageFns<Task> = {
     message.withheld = object.withheld ?? "";
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
     message.compensates = object.compensates ?? "";
-    message.children = object.children?.map((e) => Child.fromPartial(e)) || [];
-    message.childCount = object.childCount ?? 0;
-    message.graph = object.graph ?? "";
     return message;
   },
 };
@@ -2340,7 +2168,7 @@ function createBaseRunEvent(): RunEvent {
     failure: undefined,
     reads: [],
     signal: "",
-    child: undefined,
+    partial: undefined,
     _unknownFields: {},
   };
 }
@@ -2383,8 +2211,8 @@ export const RunEvent: MessageFns<RunEvent> = {
     if (message.signal !== "") {
       writer.uint32(98).string(message.signal);
     }
-    if (message.child !== undefined) {
-      Child.encode(message.child, writer.uint32(162).fork()).join();
+    if (message.partial !== undefined) {
+      PartialOutput.encode(message.partial, writer.uint32(242).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -2506,12 +2334,12 @@ export const RunEvent: MessageFns<RunEvent> = {
             message.signal = reader.string();
             continue;
           }
-          case 20: {
-            if (tag !== 162) {
+          case 30: {
+            if (tag !== 242) {
               break;
             }
 
-            message.child = Child.decode(reader, reader.uint32());
+            message.partial = PartialOutput.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -2557,7 +2385,9 @@ export const RunEvent: MessageFns<RunEvent> = {
       : undefined;
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
     message.signal = object.signal ?? "";
-    message.child = (object.child !== undefined && object.child !== null) ? Child.fromPartial(object.child) : undefined;
+    message.partial = (object.partial !== undefined && object.partial !== null)
+      ? PartialOutput.fromPartial(object.partial)
+      : undefined;
     return message;
   },
 };
@@ -2677,6 +2507,151 @@ export const AttemptChange: MessageFns<AttemptChange> = {
     message.agent = object.agent ?? "";
     message.instance = object.instance ?? "";
     message.stale = object.stale ?? false;
+    return message;
+  },
+};
+
+function createBasePartialOutput(): PartialOutput {
+  return { offset: 0, content: undefined, labels: [], attempt: 0, withheld: "", _unknownFields: {} };
+}
+
+export const PartialOutput: MessageFns<PartialOutput> = {
+  encode(message: PartialOutput, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.offset !== 0) {
+      writer.uint32(8).uint64(message.offset);
+    }
+    switch (message.content?.$case) {
+      case "text":
+        writer.uint32(18).string(message.content.value);
+        break;
+      case "json":
+        writer.uint32(26).bytes(message.content.value);
+        break;
+    }
+    for (const v of message.labels) {
+      Label.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.attempt !== 0) {
+      writer.uint32(40).uint32(message.attempt);
+    }
+    if (message.withheld !== "") {
+      writer.uint32(50).string(message.withheld);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PartialOutput {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePartialOutput();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.offset = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.content = { $case: "text", value: reader.string() };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.content = { $case: "json", value: Buffer.from(reader.bytes()) };
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.labels.push(Label.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.attempt = reader.uint32();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.withheld = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<PartialOutput>): PartialOutput {
+    return PartialOutput.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PartialOutput>): PartialOutput {
+    const message = createBasePartialOutput();
+    message.offset = object.offset ?? 0;
+    switch (object.content?.$case) {
+      case "text": {
+        if (object.content?.value !== undefined && object.content?.value !== null) {
+          message.content = { $case: "text", value: object.content.value };
+        }
+        break;
+      }
+      case "json": {
+        if (object.content?.value !== undefined && object.content?.value !== null) {
+          message.content = { $case: "json", value: object.content.value };
+        }
+        break;
+      }
+    }
+    message.labels = object.labels?.map((e) => Label.fromPartial(e)) || [];
+    message.attempt = object.attempt ?? 0;
+    message.withheld = object.withheld ?? "";
     return message;
   },
 };
