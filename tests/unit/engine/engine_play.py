@@ -154,7 +154,7 @@ class Player:
             assert task.live is not None and task.live.state is AttemptState.RUNNING
         elif move == "outcome" and live:
             task = rng.choice(live)
-            if rng.random() < self.answers:
+            if self.answers and rng.random() < self.answers:
                 number, name = len(task.attempts), f"a{self.now}"
                 begun = ChildBegun(task.plan.index, task.member, name, ChildKind.ANSWER, "x", number, "", 2, 7)
                 self.record([begun])
