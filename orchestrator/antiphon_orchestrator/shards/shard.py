@@ -21,7 +21,6 @@ from ..engine.decide import Outcome, Verdict
 from ..engine.escalation import fail_task
 from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
-from ..engine.plan import TaskPlan
 from ..engine.quarantine import sidecar_died
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, ChildKind, RunState, TaskState
