@@ -115,8 +115,8 @@ class Calls:
         self._host.put(shard, item)
 
     def answered(self, reporter: i.Reporter, source: str, report: mesh.Report) -> None:
-        """Hands the graph that an agent answered its attempt with to its shard, once it is compiled. What waits for that
-        needs no bound of its own: an attempt that is out is in it once."""
+        """Hands the graph that an agent answered its attempt with to its shard, once it is compiled. What waits for
+        that needs no bound of its own: an attempt that is out is in it once."""
         self._graphs.put_nowait((reporter, source, report))
 
     async def _compile(self) -> None:

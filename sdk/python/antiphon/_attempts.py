@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from antiphon.v1.agent_service_pb2 import Assignment, CallPartial, CallRequest, CallResponse
 from antiphon.v1.context_request_pb2 import ClaimLoss, ContextRequest, ContextResponse
-from antiphon.v1.payload_pb2 import Payload
 from antiphon.v1.run_pb2 import PartialOutput, Progress
 
 from ._batches import Batch, Batches
