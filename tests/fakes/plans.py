@@ -13,6 +13,7 @@ from antiphon_orchestrator.engine.events import RunSubmitted
 from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.plan import (
     EvaluationFailed,
+    GraphPlan,
     OnFailure,
     Plan,
     Read,
@@ -40,7 +41,7 @@ class Node:
     """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression fails. `reads`: keys
     of the namespace's shared context; the input is then what was found under the first. `wait`: microseconds, negative
     for a moment that the evaluator gives, or the name of a signal. A loop is done after `iterations`.
-    `undone`: something undoes it; it is `broken` at "undo" when that has no input."""
+    `undone`: something undoes it; it is `broken` at "undo" when that has no input. `graph`: NAME@VERSION it runs."""
 
     needs: tuple[int, ...] = ()
     join: int | None = None
@@ -60,6 +61,7 @@ class Node:
     most_iterations: int = 0
     undone: bool = False
     at_most_once: bool = False
+    graph: str = ""
 
 
 @dataclass
@@ -156,6 +158,7 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             wait=_wait(node.wait),
             most_iterations=node.most_iterations,
             at_most_once=node.at_most_once,
+            graph=GraphPlan(*node.graph.partition("@")[::2]) if node.graph else None,
         )
         for index, node in enumerate(nodes)
     )
@@ -175,6 +178,7 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             reads=(),
             most_iterations=0,
             at_most_once=False,
+            graph=None,
             compensates=index,
         )
         for place, index in enumerate(undone)

@@ -46,6 +46,16 @@ class WaitPlan:
     signal: str
 
 
+class GraphPlan(NamedTuple):
+    """A registered graph that a task runs; with an empty version the newest when the task begins."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}" if self.version else self.name
+
+
 class Read(NamedTuple):
     """An entry of shared context that expressions refer to. `scope` is namespace, graph or run: the run's own."""
 
@@ -61,6 +71,7 @@ class TaskPlan:
     path from a root, for display and fair ordering. `reads` is what its expressions refer to in shared context. `wait`
     is set for a task that no agent works on. A loop is a `fan_out` with `most_iterations`, whose members come one after
     the other. `compensation` is the index of what undoes the task, `compensates`, there, that of the task; or else -1.
+    `graph` is set for a task that runs another graph.
     """
 
     index: int
@@ -87,6 +98,7 @@ class TaskPlan:
     at_most_once: bool = False
     compensation: int = -1
     compensates: int = -1
+    graph: GraphPlan | None = None
 
 
 class EvaluationFailed(Exception):

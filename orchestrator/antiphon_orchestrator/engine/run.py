@@ -20,11 +20,13 @@ from .events import (
     AttemptOffered,
     AttemptStarted,
     CancelRequested,
+    ChildBegun,
     ContextRead,
     Event,
     Found,
     Placement,
     RunEnded,
+    RunGrown,
     RunPaused,
     RunResumed,
     RunSubmitted,
@@ -50,11 +52,13 @@ from .states import (
     TASK_ENDED,
     TASK_TRANSITIONS,
     AttemptState,
+    ChildKind,
     IllegalTransition,
     RunState,
     TaskState,
     TaskTrigger,
 )
+from .view import ReleasedView, RunView
 
 
 @dataclass(slots=True)
@@ -98,13 +102,22 @@ class Attempt:
 
 
 @dataclass(slots=True)
+class Child:
+    """A run beneath a task, as it began."""
+
+    begun: ChildBegun
+    begin_time: int
+
+
+@dataclass(slots=True)
 class Task:
     """One node of a run, or one member of a fan-out (`member` from 1; 0 for the node itself).
 
     `released` is the output as the run's principal may have it, None when that is all of it. `found` is what its
     expressions see of shared context, None until that was read.
     A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended.
-    `cancel_reason` is set, for a node, while it is to be cancelled and has not ended.
+    `cancel_reason` is set, for a node, while it is to be cancelled and has not ended. `children`: the runs beneath it,
+    in order; None for the many that have none.
     """
 
     plan: TaskPlan
@@ -126,6 +139,7 @@ class Task:
     attempts: list[Attempt]
     found: tuple[Found, ...] | None
     cancel_reason: str
+    children: list[Child] | None
 
     def __init__(self, plan: TaskPlan, member: int = 0, input: bytes = b"", ready_time: int = 0) -> None:
         self.plan = plan
@@ -147,6 +161,15 @@ class Task:
         self.attempts = []
         self.found = None
         self.cancel_reason = ""
+        self.children = None
+
+    @property
+    def sub_run(self) -> str:
+        """The run beneath it that it waits for; empty when it waits for none."""
+        if self.children is None or self.state is not TaskState.RUNNING or self.live is not None:
+            return ""
+        last = self.children[-1].begun
+        return "" if last.kind is ChildKind.CALL else last.run_id
 
     @property
     def live(self) -> Attempt | None:
@@ -181,6 +204,7 @@ class Run:
     expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order.
     `paused`: since somebody holds it; `resume_time`: when it was last let go on. `completed`: tasks that can be undone,
     in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason.
+    `grown`: tasks of all the runs beneath it, as far as this one counts them.
     `passed`: of a fan-out whose members are cancelled, how many from the first on have ended; else it has no entry."""
 
     __slots__ = (
@@ -193,6 +217,7 @@ class Run:
         "first_failure",
         "found",
         "frontier",
+        "grown",
         "output",
         "passed",
         "paused",
@@ -230,6 +255,7 @@ class Run:
         self.signals: tuple[Signal, ...] = ()
         self.paused: RunPaused | None = None
         self.resume_time = 0
+        self.grown = 0
         self.passed: dict[int, int] | None = None
 
     def view(self, task: Task) -> RunView:
@@ -258,67 +284,6 @@ class Run:
         for node in self.tasks:
             yield node
             yield from node.members
-
-
-class RunView:
-    """What expressions may see of a run; implements engine.plan.View."""
-
-    __slots__ = ("_found", "_run")
-
-    def __init__(self, run: Run, found: tuple[Found, ...] | None) -> None:
-        self._run = run
-        self._found = found
-
-    @property
-    def run_id(self) -> str:
-        return self._run.run_id
-
-    @property
-    def input(self) -> bytes:
-        return self._run.submitted.input
-
-    def output(self, task: int) -> bytes | list[bytes] | None:
-        node = self._run.tasks[task]
-        if node.plan.fan_out:
-            if node.state is not TaskState.SUCCEEDED:
-                return None
-            if node.plan.most_iterations:
-                return node.members[-1].output if node.output is None else node.output  # a person's answer goes first
-            return [m.output or b"" for m in node.members]
-        return node.output
-
-    def state(self, task: int) -> str:
-        return self._run.tasks[task].state.name
-
-    def failure(self, task: int) -> tuple[str, str] | None:
-        failure = self._run.tasks[task].failure
-        return (failure.kind.name, failure.message) if failure else None
-
-    def entry(self, scope: str, key: str) -> bytes | None:
-        for found in self._found or ():
-            if found.scope == scope and found.key == key:
-                return found.value
-        return None
-
-
-class ReleasedView(RunView):
-    """The same with outputs as the run's principal may have them."""
-
-    __slots__ = ()
-
-    def output(self, task: int) -> bytes | list[bytes] | None:
-        node = self._run.tasks[task]
-        if node.plan.fan_out:
-            if node.state is not TaskState.SUCCEEDED:
-                return None
-            if node.plan.most_iterations:
-                return _released(node.members[-1] if node.output is None else node)
-            return [_released(m) or b"" for m in node.members]
-        return _released(node)
-
-
-def _released(task: Task) -> bytes | None:
-    return task.output if task.released is None else task.released
 
 
 def start(run_id: str, plan: Plan, event: RunSubmitted, now: int) -> Run:
@@ -497,6 +462,11 @@ def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
     task = run.task(event.task, event.member)
     _move(task, TaskTrigger.SUCCEEDED)
     task.output = event.output
+    if event.released is not None:
+        task.released = event.released
+        run.redacted = True
+    if event.policy:
+        task.attempts[-1].policy = event.policy
     task.reason = f"its output was given by {event.principal}" if event.principal else ""
     task.failure = None
     task.wait_until = 0
@@ -526,6 +496,25 @@ def _ask(task: Task, failure: Failure, now: int) -> None:
     task.failure = failure
     task.end_time = now
     task.wait_until = 0
+
+
+def _child_begun(run: Run, event: ChildBegun, now: int) -> None:
+    task = run.task(event.task, event.member)
+    if event.kind is not ChildKind.CALL:
+        _move(task, TaskTrigger.DELEGATED)
+    if event.kind is ChildKind.ANSWER:
+        attempt = task.attempts[event.number - 1]
+        _move_attempt(attempt, AttemptState.SUCCEEDED)
+        attempt.end_time = now
+        attempt.busy = event.busy
+    if task.children is None:
+        task.children = []
+    task.children.append(Child(event, now))
+    run.grown += event.tasks
+
+
+def _run_grown(run: Run, event: RunGrown, now: int) -> None:
+    run.grown += event.tasks
 
 
 def _run_unwinding(run: Run, event: RunUnwinding, now: int) -> None:
@@ -681,6 +670,8 @@ _APPLY: dict[type[Any], Any] = {
     TaskCancelRequested: _task_cancel_requested,
     TaskReopened: _task_reopened,
     TaskEscalated: _task_escalated,
+    ChildBegun: _child_begun,
+    RunGrown: _run_grown,
     TaskQuarantined: _task_quarantined,
     RunUnwinding: _run_unwinding,
     RunEnded: _run_ended,

@@ -23,15 +23,16 @@ from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
 from ..engine.quarantine import sidecar_died
 from ..engine.run import Run, Task, apply, start
-from ..engine.states import AttemptState, RunState, TaskState
+from ..engine.states import AttemptState, ChildKind, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
 from ..placement.limits import Counter, Full
 from ..placement.shares import FairQueue
 from . import asking, codec
 from . import inputs as i
 from .auditing import DIGESTED_AT_ONCE, ShardAudit, digest_ahead
+from .beneath import Beneath
 from .children import Children
-from .judging import called_run, judge_output
+from .judging import judge_output, may_begin
 from .moving import Moving
 from .needs import Needs
 from .outstanding import Outstanding
@@ -43,12 +44,12 @@ from .turn import (
     Archiver,
     Entry,
     Gathered,
+    Graphs,
     Outbox,
     Reader,
     Turn,
     found_attempt,
     principal_kind,
-    request_key,
 )
 
 MAX_INPUTS = 256
@@ -77,6 +78,7 @@ class Shard:
         outbox: Outbox,
         archiver: Archiver,
         reader: Reader,
+        graphs: Graphs,
         jitter: Callable[[], float],
         requests_kept: int = REQUESTS_KEPT,
     ) -> None:
@@ -103,7 +105,9 @@ class Shard:
         self._archiver = archiver
         self._reader = reader
         self.out = Outstanding()
+        self._graphs = graphs
         self._children = Children()
+        self._beneath = Beneath(self, graphs)
         self._unfinished: dict[str, None] = {}
         self._needs = Needs(fleet)
         self._to_place: deque[tuple[Entry, Task]] = deque()
@@ -112,7 +116,9 @@ class Shard:
             i.Report: self._report,
             i.Started: self._started,
             i.Progress: self._progress,
-            i.Call: self._call,
+            i.Call: self._beneath.call,
+            i.Answered: self._beneath.answered,
+            i.Opened: self._beneath.opened,
             i.Cancel: self._cancel,
             i.Steer: self._steer,
             i.Reserved: self._reserved,
@@ -205,12 +211,19 @@ class Shard:
                 self._calls_ended(run, run.task(event.task, event.member))  # type: ignore[union-attr]
         elif kind is e.TaskCompleted:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
+            if self._children:
+                self._calls_ended(run, run.task(event.task, event.member))  # type: ignore[union-attr]
         elif kind is e.TaskReopened or kind is e.RunPaused or kind is e.RunResumed:
             self._look_again(entry)
+            if self._children and kind is not e.TaskReopened:
+                self.inbox.extend(self._children.held(run))
         elif kind is e.RunEnded:
             self.timers.clear((run.run_id, -1, 0))
             turn.ended.append(entry)
             self.audit.ended(turn, entry, event)  # type: ignore[arg-type]
+            if run.submitted.child_kind is not ChildKind.NONE:
+                self._children.gone(run)
+                self._beneath.ended(turn, run)
 
     def _look_again(self, entry: Entry) -> None:
         """Timers and places of a run whose tasks somebody made ready, or keeps from beginning."""
@@ -299,6 +312,8 @@ class Shard:
         """Records both steps of a task that finds its place as soon as it may run as one; False when it finds none."""
         run = entry.run
         task = run.tasks[ready.task]
+        if task.plan.graph is not None or run.submitted.child_kind > ChildKind.CALL:
+            return False
         need = self._needs.of(run.submitted.namespace, task.plan, ready.input)
         result = self._fleet.place(need, run.submitted.principal, entry.principal_kind, ready.input, 1)
         if not isinstance(result, Placement):
@@ -310,14 +325,24 @@ class Shard:
 
     def _place(self, turn: Turn, entry: Entry, task: Task, called: Counter | None = None) -> None:
         run = entry.run
-        if task.state is not TaskState.READY or not _may_begin(run, task):
+        if task.state is not TaskState.READY or not may_begin(run, task):
             return
         if turn.size >= MAX_BYTES:
             self._to_place.appendleft((entry, task))
             self._unfinished[run.run_id] = None
             return
-        need = self.need(run, task)
         submitted = run.submitted
+        repeated = self._beneath.repeats(run, task) if submitted.child_kind > ChildKind.CALL else None
+        if repeated is not None:
+            for event in fail_task(task, repeated):
+                self._record(turn, entry, event)
+            self._unfinished_now(turn, entry)
+            return
+        if task.plan.graph is not None:
+            turn.opens.append((entry, task))
+            self._set_timer(entry, task)
+            return
+        need = self.need(run, task)
         number = len(task.attempts) + 1
         result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, number, called)
         if result is None or isinstance(result, Full):
@@ -419,18 +444,6 @@ class Shard:
             for watcher in entry.watchers:
                 watcher.progress(task.plan.id, task.member, item.progress)
 
-    def _call(self, turn: Turn, item: i.Call) -> None:
-        found = self._find(item.source, item.attempt_id)
-        live = found[1].live if found is not None else None
-        if found is None or live is None or live.number != found[2]:
-            turn.replies.append((item.sink, lambda: i.CallRefused("the attempt is not running")))
-            return
-        event = called_run(self._fleet, found[0], found[1], live, item, turn.now)
-        if not isinstance(event, e.RunSubmitted):
-            turn.replies.append((item.sink, lambda: event))
-            return
-        self._submit(turn, i.Submit(item.run_id, item.plan, event, request_key(event), True, item.sink))
-
     def _cancel(self, turn: Turn, item: i.Cancel) -> None:
         entry = self.runs.get(item.run_id)
         if entry is None:
@@ -450,7 +463,7 @@ class Shard:
         waiter, offered = item.waiter, item.offered
         entry = self.runs.get(waiter.run_id)
         task = entry.run.task(waiter.task, waiter.member) if entry is not None else None
-        if entry is None or task is None or task.state is not TaskState.READY or not _may_begin(entry.run, task):
+        if entry is None or task is None or task.state is not TaskState.READY or not may_begin(entry.run, task):
             self._fleet.give_back(offered.instance.instance_id)
             return
         run = entry.run
@@ -619,6 +632,8 @@ class Shard:
                 self._outbox.offer(self.index, self.epoch, entry.run, task)
         for entry, tasks in turn.reads:
             self._reader.read(self.index, entry.run, tasks)
+        for entry, task in turn.opens:
+            self._graphs.open(self.index, entry.run, task)
         for sink, answer in turn.replies:
             sink(answer())
         for entry in turn.ended:
@@ -672,11 +687,3 @@ class Shard:
     def oldest_pinned(self) -> tuple[str, int] | None:
         """The run that holds the oldest segment, and that segment."""
         return next(iter(self.pinned.items()), None)
-
-
-def _may_begin(run: Run, task: Task) -> bool:
-    """Whether an attempt of a READY task may go out: not while its run is held, nor, but to undo another, once it is to
-    end."""
-    if run.state is not RunState.RUNNING or run.paused is not None:
-        return False
-    return run.cancel is None or task.plan.compensates >= 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..engine.events import RunSubmitted
+from ..engine.failure import Failure
 from ..engine.run import Run, Task
 from . import inputs as i
 from . import payloads
@@ -70,6 +71,7 @@ class Turn:
     replies: list[tuple[i.Sink, Callable[[], Any]]] = field(default_factory=list)
     ended: list[Entry] = field(default_factory=list)
     reads: list[tuple[Entry, list[int]]] = field(default_factory=list)
+    opens: list[tuple[Entry, Task]] = field(default_factory=list)
     part_of: str = ""
     """The run of which this turn copies a part to the head of the log."""
     audit: list[bytes] = field(default_factory=list)
@@ -89,6 +91,21 @@ class Reader(Protocol):
 
     def read(self, shard: int, run: Run, tasks: Sequence[int]) -> None:
         """Reads what these tasks of a run refer to (OUTPUT: its output) and answers with a ContextFound input."""
+        ...
+
+
+class Graphs(Protocol):
+    """The way to registered graphs, and to whoever says what may be run."""
+
+    def open(self, shard: int, run: Run, task: Task) -> None:
+        """Looks up the graph that a task runs and answers with an Opened input."""
+        ...
+
+    def admit(
+        self, parent: RunSubmitted, graph: str, input_schema: str, payload: bytes, priority: int
+    ) -> tuple[bytes, Any] | Failure:
+        """Whether the principal of a run may run a graph beneath it with that input: the input with the labels that its
+        schema declares, and the decision as it is recorded; or the failure of the task."""
         ...
 
 

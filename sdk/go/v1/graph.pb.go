@@ -196,7 +196,7 @@ func (x *Graph) GetLabels() map[string]string {
 	return nil
 }
 
-// GraphTask is one node: it asks for a capability, or waits. Expressions are CEL over: input (the run's input),
+// GraphTask is one node: it asks for a capability, runs another graph, or waits. Expressions are CEL over: input (the run's input),
 // tasks.ID.output, tasks.ID.state, tasks.ID.failure, inside a for_each: item and index, and inside a loop (until):
 // iteration and previous.
 type GraphTask struct {
@@ -206,7 +206,7 @@ type GraphTask struct {
 	// For people.
 	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
 	// The operation asked for and the versions that will do: text.summarize@1 (any 1.x), @1.2 (from 1.2, below 2),
-	// @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that waits.
+	// @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that runs another graph, or waits.
 	Capability string `protobuf:"bytes,3,opt,name=capability,proto3" json:"capability,omitempty"`
 	// Tasks that come before this one, besides those its expressions refer to.
 	Needs []string `protobuf:"bytes,4,rep,name=needs,proto3" json:"needs,omitempty"`
@@ -242,7 +242,11 @@ type GraphTask struct {
 	Compensate *Compensate `protobuf:"bytes,18,opt,name=compensate,proto3" json:"compensate,omitempty"`
 	// True: after a loss, a timeout or any other doubt whether the work was done the task is not offered again, but
 	// ESCALATED, whatever on_failure says.
-	AtMostOnce    bool `protobuf:"varint,19,opt,name=at_most_once,json=atMostOnce,proto3" json:"at_most_once,omitempty"`
+	AtMostOnce bool `protobuf:"varint,19,opt,name=at_most_once,json=atMostOnce,proto3" json:"at_most_once,omitempty"`
+	// Instead of a capability: a registered graph of the namespace, NAME@VERSION, or NAME for its newest version when the
+	// task begins. It runs as a run of its own beneath this one, with the task's input; its output, or its failure, is the
+	// task's. It may last as long as the task.
+	Graph         string `protobuf:"bytes,20,opt,name=graph,proto3" json:"graph,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -408,6 +412,13 @@ func (x *GraphTask) GetAtMostOnce() bool {
 		return x.AtMostOnce
 	}
 	return false
+}
+
+func (x *GraphTask) GetGraph() string {
+	if x != nil {
+		return x.Graph
+	}
+	return ""
 }
 
 // Compensate undoes a task. When a run fails or is cancelled, the tasks of it that have succeeded are undone one after the
@@ -983,7 +994,7 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"\x06labels\x18\b \x03(\v2\x1e.antiphon.v1.Graph.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfa\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x06\n" +
 	"\tGraphTask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x1e\n" +
@@ -1010,7 +1021,8 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"compensate\x18\x12 \x01(\v2\x17.antiphon.v1.CompensateR\n" +
 	"compensate\x12 \n" +
 	"\fat_most_once\x18\x13 \x01(\bR\n" +
-	"atMostOnce\"\xa5\x01\n" +
+	"atMostOnce\x12\x14\n" +
+	"\x05graph\x18\x14 \x01(\tR\x05graph\"\xa5\x01\n" +
 	"\n" +
 	"Compensate\x12\x1e\n" +
 	"\n" +

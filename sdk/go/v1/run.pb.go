@@ -249,6 +249,63 @@ func (AttemptState) EnumDescriptor() ([]byte, []int) {
 	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{2}
 }
 
+// ChildKind is how a run came to be beneath a task of another run.
+type ChildKind int32
+
+const (
+	// It did not: a client submitted it.
+	ChildKind_CHILD_KIND_UNSPECIFIED ChildKind = 0
+	// An attempt of the task called for it.
+	ChildKind_CHILD_KIND_CALL ChildKind = 1
+	// The task's graph says so: GraphTask.graph.
+	ChildKind_CHILD_KIND_GRAPH ChildKind = 2
+	// The agent answered the task with its graph.
+	ChildKind_CHILD_KIND_ANSWER ChildKind = 3
+)
+
+// Enum value maps for ChildKind.
+var (
+	ChildKind_name = map[int32]string{
+		0: "CHILD_KIND_UNSPECIFIED",
+		1: "CHILD_KIND_CALL",
+		2: "CHILD_KIND_GRAPH",
+		3: "CHILD_KIND_ANSWER",
+	}
+	ChildKind_value = map[string]int32{
+		"CHILD_KIND_UNSPECIFIED": 0,
+		"CHILD_KIND_CALL":        1,
+		"CHILD_KIND_GRAPH":       2,
+		"CHILD_KIND_ANSWER":      3,
+	}
+)
+
+func (x ChildKind) Enum() *ChildKind {
+	p := new(ChildKind)
+	*p = x
+	return p
+}
+
+func (x ChildKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChildKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_antiphon_v1_run_proto_enumTypes[3].Descriptor()
+}
+
+func (ChildKind) Type() protoreflect.EnumType {
+	return &file_antiphon_v1_run_proto_enumTypes[3]
+}
+
+func (x ChildKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChildKind.Descriptor instead.
+func (ChildKind) EnumDescriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{3}
+}
+
 // Run is one submitted piece of work.
 type Run struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -282,14 +339,18 @@ type Run struct {
 	EventSeq uint64 `protobuf:"varint,14,opt,name=event_seq,json=eventSeq,proto3" json:"event_seq,omitempty"`
 	// Labels given at submission.
 	Labels map[string]string `protobuf:"bytes,15,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// The attempt that called for it; empty for a run a client submitted.
+	// The attempt that called for it, or answered with its graph; run/task/member/0 for a sub-run that a graph asks for.
+	// Empty for a run a client submitted.
 	ParentAttemptId string `protobuf:"bytes,16,opt,name=parent_attempt_id,json=parentAttemptId,proto3" json:"parent_attempt_id,omitempty"`
 	// W3C traceparent it was submitted with, or a new one.
 	Traceparent string `protobuf:"bytes,17,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// Warnings of admission, such as a capability that nobody offers yet.
 	Warnings []string `protobuf:"bytes,18,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// What the expressions of its output read of shared context, as Task.reads.
-	OutputReads   []*EntryReference `protobuf:"bytes,19,rep,name=output_reads,json=outputReads,proto3" json:"output_reads,omitempty"`
+	OutputReads []*EntryReference `protobuf:"bytes,19,rep,name=output_reads,json=outputReads,proto3" json:"output_reads,omitempty"`
+	// How it came to be beneath parent_attempt_id; unspecified for a run that a client submitted, and in lists of archived
+	// runs.
+	ChildKind     ChildKind `protobuf:"varint,20,opt,name=child_kind,json=childKind,proto3,enum=antiphon.v1.ChildKind" json:"child_kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -457,6 +518,104 @@ func (x *Run) GetOutputReads() []*EntryReference {
 	return nil
 }
 
+func (x *Run) GetChildKind() ChildKind {
+	if x != nil {
+		return x.ChildKind
+	}
+	return ChildKind_CHILD_KIND_UNSPECIFIED
+}
+
+// Child is a run beneath a task.
+type Child struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// How it came to be.
+	Kind ChildKind `protobuf:"varint,2,opt,name=kind,proto3,enum=antiphon.v1.ChildKind" json:"kind,omitempty"`
+	// What it runs: the capability of a call, the graph with its version, or the name of what an agent answered.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Number of the attempt that called for it, or answered it; 0 when the graph says so.
+	Attempt uint32 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// The call, as CallRequest.call_id; empty for what is no call.
+	CallId string `protobuf:"bytes,5,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	// When it began.
+	BeginTime     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=begin_time,json=beginTime,proto3" json:"begin_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Child) Reset() {
+	*x = Child{}
+	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Child) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Child) ProtoMessage() {}
+
+func (x *Child) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Child.ProtoReflect.Descriptor instead.
+func (*Child) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Child) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *Child) GetKind() ChildKind {
+	if x != nil {
+		return x.Kind
+	}
+	return ChildKind_CHILD_KIND_UNSPECIFIED
+}
+
+func (x *Child) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Child) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Child) GetCallId() string {
+	if x != nil {
+		return x.CallId
+	}
+	return ""
+}
+
+func (x *Child) GetBeginTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BeginTime
+	}
+	return nil
+}
+
 // TaskTotals counts tasks by state.
 type TaskTotals struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -488,7 +647,7 @@ type TaskTotals struct {
 
 func (x *TaskTotals) Reset() {
 	*x = TaskTotals{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	mi := &file_antiphon_v1_run_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +659,7 @@ func (x *TaskTotals) String() string {
 func (*TaskTotals) ProtoMessage() {}
 
 func (x *TaskTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	mi := &file_antiphon_v1_run_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +672,7 @@ func (x *TaskTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskTotals.ProtoReflect.Descriptor instead.
 func (*TaskTotals) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{1}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *TaskTotals) GetTotal() uint32 {
@@ -606,7 +765,7 @@ type TaskKey struct {
 
 func (x *TaskKey) Reset() {
 	*x = TaskKey{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[2]
+	mi := &file_antiphon_v1_run_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -618,7 +777,7 @@ func (x *TaskKey) String() string {
 func (*TaskKey) ProtoMessage() {}
 
 func (x *TaskKey) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[2]
+	mi := &file_antiphon_v1_run_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -631,7 +790,7 @@ func (x *TaskKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskKey.ProtoReflect.Descriptor instead.
 func (*TaskKey) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{2}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *TaskKey) GetTaskId() string {
@@ -678,14 +837,20 @@ type Task struct {
 	// What its expressions read of shared context, and at which revision; 0 where there was no such entry.
 	Reads []*EntryReference `protobuf:"bytes,13,rep,name=reads,proto3" json:"reads,omitempty"`
 	// Id of the task that it undoes; empty for what the graph itself names.
-	Compensates   string `protobuf:"bytes,14,opt,name=compensates,proto3" json:"compensates,omitempty"`
+	Compensates string `protobuf:"bytes,14,opt,name=compensates,proto3" json:"compensates,omitempty"`
+	// The runs beneath it, the last 16, oldest first.
+	Children []*Child `protobuf:"bytes,20,rep,name=children,proto3" json:"children,omitempty"`
+	// How many there are in all.
+	ChildCount uint32 `protobuf:"varint,21,opt,name=child_count,json=childCount,proto3" json:"child_count,omitempty"`
+	// The graph it runs, as GraphTask.graph; empty for a task that asks for a capability, or waits.
+	Graph         string `protobuf:"bytes,22,opt,name=graph,proto3" json:"graph,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[3]
+	mi := &file_antiphon_v1_run_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +862,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[3]
+	mi := &file_antiphon_v1_run_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +875,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{3}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Task) GetKey() *TaskKey {
@@ -811,6 +976,27 @@ func (x *Task) GetCompensates() string {
 	return ""
 }
 
+func (x *Task) GetChildren() []*Child {
+	if x != nil {
+		return x.Children
+	}
+	return nil
+}
+
+func (x *Task) GetChildCount() uint32 {
+	if x != nil {
+		return x.ChildCount
+	}
+	return 0
+}
+
+func (x *Task) GetGraph() string {
+	if x != nil {
+		return x.Graph
+	}
+	return ""
+}
+
 // Attempt is one try of a task by one agent.
 type Attempt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -840,7 +1026,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[4]
+	mi := &file_antiphon_v1_run_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +1038,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[4]
+	mi := &file_antiphon_v1_run_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +1051,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{4}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Attempt) GetAttemptId() string {
@@ -967,7 +1153,7 @@ type RoutingDecision struct {
 
 func (x *RoutingDecision) Reset() {
 	*x = RoutingDecision{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	mi := &file_antiphon_v1_run_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1165,7 @@ func (x *RoutingDecision) String() string {
 func (*RoutingDecision) ProtoMessage() {}
 
 func (x *RoutingDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	mi := &file_antiphon_v1_run_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,7 +1178,7 @@ func (x *RoutingDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutingDecision.ProtoReflect.Descriptor instead.
 func (*RoutingDecision) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{5}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RoutingDecision) GetChosen() string {
@@ -1078,7 +1264,7 @@ type WithheldField struct {
 
 func (x *WithheldField) Reset() {
 	*x = WithheldField{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	mi := &file_antiphon_v1_run_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1276,7 @@ func (x *WithheldField) String() string {
 func (*WithheldField) ProtoMessage() {}
 
 func (x *WithheldField) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	mi := &file_antiphon_v1_run_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1289,7 @@ func (x *WithheldField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithheldField.ProtoReflect.Descriptor instead.
 func (*WithheldField) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WithheldField) GetPointer() string {
@@ -1135,7 +1321,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	mi := &file_antiphon_v1_run_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1333,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	mi := &file_antiphon_v1_run_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1346,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Candidate) GetInstance() string {
@@ -1198,7 +1384,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[8]
+	mi := &file_antiphon_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1396,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[8]
+	mi := &file_antiphon_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1409,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Refusal) GetReason() string {
@@ -1261,7 +1447,7 @@ type PolicyDecision struct {
 
 func (x *PolicyDecision) Reset() {
 	*x = PolicyDecision{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[9]
+	mi := &file_antiphon_v1_run_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1459,7 @@ func (x *PolicyDecision) String() string {
 func (*PolicyDecision) ProtoMessage() {}
 
 func (x *PolicyDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[9]
+	mi := &file_antiphon_v1_run_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1472,7 @@ func (x *PolicyDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyDecision.ProtoReflect.Descriptor instead.
 func (*PolicyDecision) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{9}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PolicyDecision) GetDecisionId() string {
@@ -1358,6 +1544,8 @@ type RunEvent struct {
 	Reads []*EntryReference `protobuf:"bytes,11,rep,name=reads,proto3" json:"reads,omitempty"`
 	// Name of the signal that came, where one came.
 	Signal string `protobuf:"bytes,12,opt,name=signal,proto3" json:"signal,omitempty"`
+	// The run that began beneath the task, where one did.
+	Child *Child `protobuf:"bytes,20,opt,name=child,proto3" json:"child,omitempty"`
 	// A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0.
 	Partial       *PartialOutput `protobuf:"bytes,30,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1366,7 +1554,7 @@ type RunEvent struct {
 
 func (x *RunEvent) Reset() {
 	*x = RunEvent{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[10]
+	mi := &file_antiphon_v1_run_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1566,7 @@ func (x *RunEvent) String() string {
 func (*RunEvent) ProtoMessage() {}
 
 func (x *RunEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[10]
+	mi := &file_antiphon_v1_run_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1579,7 @@ func (x *RunEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent.ProtoReflect.Descriptor instead.
 func (*RunEvent) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{10}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RunEvent) GetEventSeq() uint64 {
@@ -1478,6 +1666,13 @@ func (x *RunEvent) GetSignal() string {
 	return ""
 }
 
+func (x *RunEvent) GetChild() *Child {
+	if x != nil {
+		return x.Child
+	}
+	return nil
+}
+
 func (x *RunEvent) GetPartial() *PartialOutput {
 	if x != nil {
 		return x.Partial
@@ -1504,7 +1699,7 @@ type AttemptChange struct {
 
 func (x *AttemptChange) Reset() {
 	*x = AttemptChange{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[11]
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1711,7 @@ func (x *AttemptChange) String() string {
 func (*AttemptChange) ProtoMessage() {}
 
 func (x *AttemptChange) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[11]
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1724,7 @@ func (x *AttemptChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptChange.ProtoReflect.Descriptor instead.
 func (*AttemptChange) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{11}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AttemptChange) GetNumber() uint32 {
@@ -1594,7 +1789,7 @@ type PartialOutput struct {
 
 func (x *PartialOutput) Reset() {
 	*x = PartialOutput{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1801,7 @@ func (x *PartialOutput) String() string {
 func (*PartialOutput) ProtoMessage() {}
 
 func (x *PartialOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1814,7 @@ func (x *PartialOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartialOutput.ProtoReflect.Descriptor instead.
 func (*PartialOutput) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PartialOutput) GetOffset() uint64 {
@@ -1706,7 +1901,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[13]
+	mi := &file_antiphon_v1_run_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1913,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[13]
+	mi := &file_antiphon_v1_run_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1926,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{13}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Progress) GetFraction() float64 {
@@ -1752,7 +1947,7 @@ var File_antiphon_v1_run_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x06\n" +
+	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\a\n" +
 	"\x03Run\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12+\n" +
@@ -1775,10 +1970,20 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x11parent_attempt_id\x18\x10 \x01(\tR\x0fparentAttemptId\x12 \n" +
 	"\vtraceparent\x18\x11 \x01(\tR\vtraceparent\x12\x1a\n" +
 	"\bwarnings\x18\x12 \x03(\tR\bwarnings\x12>\n" +
-	"\foutput_reads\x18\x13 \x03(\v2\x1b.antiphon.v1.EntryReferenceR\voutputReads\x1a9\n" +
+	"\foutput_reads\x18\x13 \x03(\v2\x1b.antiphon.v1.EntryReferenceR\voutputReads\x125\n" +
+	"\n" +
+	"child_kind\x18\x14 \x01(\x0e2\x16.antiphon.v1.ChildKindR\tchildKind\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\x01\n" +
+	"\x05Child\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12*\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x16.antiphon.v1.ChildKindR\x04kind\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
+	"\aattempt\x18\x04 \x01(\rR\aattempt\x12\x17\n" +
+	"\acall_id\x18\x05 \x01(\tR\x06callId\x129\n" +
+	"\n" +
+	"begin_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tbeginTime\"\xb4\x02\n" +
 	"\n" +
 	"TaskTotals\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\rR\x05total\x12\x18\n" +
@@ -1795,7 +2000,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\vquarantined\x18\v \x01(\rR\vquarantined\":\n" +
 	"\aTaskKey\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
-	"\x06member\x18\x02 \x01(\rR\x06member\"\xc9\x04\n" +
+	"\x06member\x18\x02 \x01(\rR\x06member\"\xb0\x05\n" +
 	"\x04Task\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.antiphon.v1.TaskStateR\x05state\x12\x1e\n" +
@@ -1814,7 +2019,11 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\fmember_count\x18\v \x01(\rR\vmemberCount\x12\x1a\n" +
 	"\bwithheld\x18\f \x01(\tR\bwithheld\x121\n" +
 	"\x05reads\x18\r \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12 \n" +
-	"\vcompensates\x18\x0e \x01(\tR\vcompensates\"\xbf\x03\n" +
+	"\vcompensates\x18\x0e \x01(\tR\vcompensates\x12.\n" +
+	"\bchildren\x18\x14 \x03(\v2\x12.antiphon.v1.ChildR\bchildren\x12\x1f\n" +
+	"\vchild_count\x18\x15 \x01(\rR\n" +
+	"childCount\x12\x14\n" +
+	"\x05graph\x18\x16 \x01(\tR\x05graph\"\xbf\x03\n" +
 	"\aAttempt\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x16\n" +
@@ -1863,7 +2072,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x06permit\x18\x03 \x01(\bR\x06permit\x12\x1a\n" +
 	"\bpolicies\x18\x04 \x03(\tR\bpolicies\x12 \n" +
 	"\vobligations\x18\x05 \x03(\tR\vobligations\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xca\x04\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xf4\x04\n" +
 	"\bRunEvent\x12\x1b\n" +
 	"\tevent_seq\x18\x01 \x01(\x04R\beventSeq\x129\n" +
 	"\n" +
@@ -1879,7 +2088,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\afailure\x18\n" +
 	" \x01(\v2\x14.antiphon.v1.FailureR\afailure\x121\n" +
 	"\x05reads\x18\v \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12\x16\n" +
-	"\x06signal\x18\f \x01(\tR\x06signal\x124\n" +
+	"\x06signal\x18\f \x01(\tR\x06signal\x12(\n" +
+	"\x05child\x18\x14 \x01(\v2\x12.antiphon.v1.ChildR\x05child\x124\n" +
 	"\apartial\x18\x1e \x01(\v2\x1a.antiphon.v1.PartialOutputR\apartial\"\xa0\x01\n" +
 	"\rAttemptChange\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12/\n" +
@@ -1926,7 +2136,12 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x17ATTEMPT_STATE_SUCCEEDED\x10\x04\x12\x18\n" +
 	"\x14ATTEMPT_STATE_FAILED\x10\x05\x12\x16\n" +
 	"\x12ATTEMPT_STATE_LOST\x10\x06\x12\x1b\n" +
-	"\x17ATTEMPT_STATE_CANCELLED\x10\ab\x06proto3"
+	"\x17ATTEMPT_STATE_CANCELLED\x10\a*i\n" +
+	"\tChildKind\x12\x1a\n" +
+	"\x16CHILD_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fCHILD_KIND_CALL\x10\x01\x12\x14\n" +
+	"\x10CHILD_KIND_GRAPH\x10\x02\x12\x15\n" +
+	"\x11CHILD_KIND_ANSWER\x10\x03b\x06proto3"
 
 var (
 	file_antiphon_v1_run_proto_rawDescOnce sync.Once
@@ -1940,79 +2155,86 @@ func file_antiphon_v1_run_proto_rawDescGZIP() []byte {
 	return file_antiphon_v1_run_proto_rawDescData
 }
 
-var file_antiphon_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_antiphon_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_antiphon_v1_run_proto_goTypes = []any{
 	(RunState)(0),                 // 0: antiphon.v1.RunState
 	(TaskState)(0),                // 1: antiphon.v1.TaskState
 	(AttemptState)(0),             // 2: antiphon.v1.AttemptState
-	(*Run)(nil),                   // 3: antiphon.v1.Run
-	(*TaskTotals)(nil),            // 4: antiphon.v1.TaskTotals
-	(*TaskKey)(nil),               // 5: antiphon.v1.TaskKey
-	(*Task)(nil),                  // 6: antiphon.v1.Task
-	(*Attempt)(nil),               // 7: antiphon.v1.Attempt
-	(*RoutingDecision)(nil),       // 8: antiphon.v1.RoutingDecision
-	(*WithheldField)(nil),         // 9: antiphon.v1.WithheldField
-	(*Candidate)(nil),             // 10: antiphon.v1.Candidate
-	(*Refusal)(nil),               // 11: antiphon.v1.Refusal
-	(*PolicyDecision)(nil),        // 12: antiphon.v1.PolicyDecision
-	(*RunEvent)(nil),              // 13: antiphon.v1.RunEvent
-	(*AttemptChange)(nil),         // 14: antiphon.v1.AttemptChange
-	(*PartialOutput)(nil),         // 15: antiphon.v1.PartialOutput
-	(*Progress)(nil),              // 16: antiphon.v1.Progress
-	nil,                           // 17: antiphon.v1.Run.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*Payload)(nil),               // 19: antiphon.v1.Payload
-	(*Failure)(nil),               // 20: antiphon.v1.Failure
-	(*EntryReference)(nil),        // 21: antiphon.v1.EntryReference
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
-	(*Label)(nil),                 // 23: antiphon.v1.Label
+	(ChildKind)(0),                // 3: antiphon.v1.ChildKind
+	(*Run)(nil),                   // 4: antiphon.v1.Run
+	(*Child)(nil),                 // 5: antiphon.v1.Child
+	(*TaskTotals)(nil),            // 6: antiphon.v1.TaskTotals
+	(*TaskKey)(nil),               // 7: antiphon.v1.TaskKey
+	(*Task)(nil),                  // 8: antiphon.v1.Task
+	(*Attempt)(nil),               // 9: antiphon.v1.Attempt
+	(*RoutingDecision)(nil),       // 10: antiphon.v1.RoutingDecision
+	(*WithheldField)(nil),         // 11: antiphon.v1.WithheldField
+	(*Candidate)(nil),             // 12: antiphon.v1.Candidate
+	(*Refusal)(nil),               // 13: antiphon.v1.Refusal
+	(*PolicyDecision)(nil),        // 14: antiphon.v1.PolicyDecision
+	(*RunEvent)(nil),              // 15: antiphon.v1.RunEvent
+	(*AttemptChange)(nil),         // 16: antiphon.v1.AttemptChange
+	(*PartialOutput)(nil),         // 17: antiphon.v1.PartialOutput
+	(*Progress)(nil),              // 18: antiphon.v1.Progress
+	nil,                           // 19: antiphon.v1.Run.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*Payload)(nil),               // 21: antiphon.v1.Payload
+	(*Failure)(nil),               // 22: antiphon.v1.Failure
+	(*EntryReference)(nil),        // 23: antiphon.v1.EntryReference
+	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
+	(*Label)(nil),                 // 25: antiphon.v1.Label
 }
 var file_antiphon_v1_run_proto_depIdxs = []int32{
 	0,  // 0: antiphon.v1.Run.state:type_name -> antiphon.v1.RunState
-	18, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	18, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	18, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
-	19, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
-	19, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
-	20, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
-	4,  // 7: antiphon.v1.Run.totals:type_name -> antiphon.v1.TaskTotals
-	17, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
-	21, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
-	5,  // 10: antiphon.v1.Task.key:type_name -> antiphon.v1.TaskKey
-	1,  // 11: antiphon.v1.Task.state:type_name -> antiphon.v1.TaskState
-	19, // 12: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
-	19, // 13: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
-	20, // 14: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
-	18, // 15: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
-	18, // 16: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
-	21, // 17: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
-	2,  // 18: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
-	20, // 19: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
-	18, // 20: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
-	18, // 21: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	22, // 22: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
-	8,  // 23: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
-	10, // 24: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
-	11, // 25: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
-	12, // 26: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
-	9,  // 27: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
-	18, // 28: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
-	5,  // 29: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
-	0,  // 30: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
-	1,  // 31: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
-	14, // 32: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
-	16, // 33: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
-	20, // 34: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
-	21, // 35: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
-	15, // 36: antiphon.v1.RunEvent.partial:type_name -> antiphon.v1.PartialOutput
-	2,  // 37: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
-	23, // 38: antiphon.v1.PartialOutput.labels:type_name -> antiphon.v1.Label
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	20, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	20, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	20, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
+	21, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
+	21, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
+	22, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
+	6,  // 7: antiphon.v1.Run.totals:type_name -> antiphon.v1.TaskTotals
+	19, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
+	23, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
+	3,  // 10: antiphon.v1.Run.child_kind:type_name -> antiphon.v1.ChildKind
+	3,  // 11: antiphon.v1.Child.kind:type_name -> antiphon.v1.ChildKind
+	20, // 12: antiphon.v1.Child.begin_time:type_name -> google.protobuf.Timestamp
+	7,  // 13: antiphon.v1.Task.key:type_name -> antiphon.v1.TaskKey
+	1,  // 14: antiphon.v1.Task.state:type_name -> antiphon.v1.TaskState
+	21, // 15: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
+	21, // 16: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
+	22, // 17: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
+	20, // 18: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
+	20, // 19: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
+	23, // 20: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
+	5,  // 21: antiphon.v1.Task.children:type_name -> antiphon.v1.Child
+	2,  // 22: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
+	22, // 23: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
+	20, // 24: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
+	20, // 25: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	24, // 26: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
+	10, // 27: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
+	12, // 28: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
+	13, // 29: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
+	14, // 30: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
+	11, // 31: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
+	20, // 32: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
+	7,  // 33: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
+	0,  // 34: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
+	1,  // 35: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
+	16, // 36: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
+	18, // 37: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
+	22, // 38: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
+	23, // 39: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
+	5,  // 40: antiphon.v1.RunEvent.child:type_name -> antiphon.v1.Child
+	17, // 41: antiphon.v1.RunEvent.partial:type_name -> antiphon.v1.PartialOutput
+	2,  // 42: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
+	25, // 43: antiphon.v1.PartialOutput.labels:type_name -> antiphon.v1.Label
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_run_proto_init() }
@@ -2023,7 +2245,7 @@ func file_antiphon_v1_run_proto_init() {
 	file_antiphon_v1_context_proto_init()
 	file_antiphon_v1_failure_proto_init()
 	file_antiphon_v1_payload_proto_init()
-	file_antiphon_v1_run_proto_msgTypes[12].OneofWrappers = []any{
+	file_antiphon_v1_run_proto_msgTypes[13].OneofWrappers = []any{
 		(*PartialOutput_Text)(nil),
 		(*PartialOutput_Json)(nil),
 	}
@@ -2032,8 +2254,8 @@ func file_antiphon_v1_run_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_run_proto_rawDesc), len(file_antiphon_v1_run_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   15,
+			NumEnums:      4,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

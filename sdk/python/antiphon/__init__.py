@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         AttemptTokenInvalid,
         AuditChainNotFound,
         AuditRecordNotFound,
+        CallRepeated,
         CallTooDeep,
         CapabilityConflict,
         CertificateExpired,
@@ -135,6 +136,7 @@ if TYPE_CHECKING:
         TaskNotFound,
         TaskStateConflict,
         TokenNotAccepted,
+        TooMuchBeneath,
         VerifyReportNotAccepted,
     )
     from ._schema import (
@@ -142,6 +144,9 @@ if TYPE_CHECKING:
     )
     from ._shared import (
         SharedContext,
+    )
+    from ._subgraph import (
+        Subgraph,
     )
     from ._submission import (
         SubmitOptions,
@@ -166,6 +171,7 @@ __all__ = [
     "AuditRecordNotFound",
     "BudgetExceeded",
     "CallFailed",
+    "CallRepeated",
     "CallTooDeep",
     "CapabilityConflict",
     "CertificateExpired",
@@ -240,6 +246,7 @@ __all__ = [
     "StoreFull",
     "StoreUnavailable",
     "StreamReplaced",
+    "Subgraph",
     "SubmitOptions",
     "Submitter",
     "Tampering",
@@ -250,6 +257,7 @@ __all__ = [
     "TaskRef",
     "TaskStateConflict",
     "TokenNotAccepted",
+    "TooMuchBeneath",
     "TransientFailure",
     "Unavailable",
     "Until",
@@ -328,6 +336,7 @@ _HOMES = {
     ),
     "_schema": ("Labels",),
     "_shared": ("SharedContext",),
+    "_subgraph": ("Subgraph",),
     "_submission": ("SubmitOptions",),
     "_submitter": ("Submitter",),
     "v1.payload_pb2": ("Payload",),

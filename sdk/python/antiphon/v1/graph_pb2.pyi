@@ -135,7 +135,7 @@ Global___Graph: _TypeAlias = Graph  # noqa: Y015
 
 @_typing.final
 class GraphTask(_message.Message):
-    """GraphTask is one node: it asks for a capability, or waits. Expressions are CEL over: input (the run's input),
+    """GraphTask is one node: it asks for a capability, runs another graph, or waits. Expressions are CEL over: input (the run's input),
     tasks.ID.output, tasks.ID.state, tasks.ID.failure, inside a for_each: item and index, and inside a loop (until):
     iteration and previous.
     """
@@ -161,13 +161,14 @@ class GraphTask(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     COMPENSATE_FIELD_NUMBER: _builtins.int
     AT_MOST_ONCE_FIELD_NUMBER: _builtins.int
+    GRAPH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifier within the graph."""
     description: _builtins.str
     """For people."""
     capability: _builtins.str
     """The operation asked for and the versions that will do: text.summarize@1 (any 1.x), @1.2 (from 1.2, below 2),
-    @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that waits.
+    @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that runs another graph, or waits.
     """
     when: _builtins.str
     """A CEL condition; when false the task is SKIPPED. Empty means true."""
@@ -184,6 +185,11 @@ class GraphTask(_message.Message):
     at_most_once: _builtins.bool
     """True: after a loss, a timeout or any other doubt whether the work was done the task is not offered again, but
     ESCALATED, whatever on_failure says.
+    """
+    graph: _builtins.str
+    """Instead of a capability: a registered graph of the namespace, NAME@VERSION, or NAME for its newest version when the
+    task begins. It runs as a run of its own beneath this one, with the task's input; its output, or its failure, is the
+    task's. It may last as long as the task.
     """
     @_builtins.property
     def needs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -249,10 +255,11 @@ class GraphTask(_message.Message):
         until: Global___Until | None = ...,
         compensate: Global___Compensate | None = ...,
         at_most_once: _builtins.bool = ...,
+        graph: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "join", b"join", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "capability", b"capability", "compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "description", b"description", "for_each", b"for_each", "id", b"id", "input", b"input", "join", b"join", "needs", b"needs", "on_failure", b"on_failure", "priority", b"priority", "retry", b"retry", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "capability", b"capability", "compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "description", b"description", "for_each", b"for_each", "graph", b"graph", "id", b"id", "input", b"input", "join", b"join", "needs", b"needs", "on_failure", b"on_failure", "priority", b"priority", "retry", b"retry", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
