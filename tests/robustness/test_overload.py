@@ -76,7 +76,7 @@ async def impatient(mesh: Mesh, stop: asyncio.Event) -> set[str]:
 @pytest.mark.long_form
 @pytest.mark.proves("overload, three times")
 async def test_clients_that_obey_get_at_three_times_the_load_nearly_what_they_get_at_the_peak() -> None:
-    with Mesh("--shards", "1", "--inbox-limit", "1", "--api-concurrent-calls", "128") as mesh:
+    with Mesh("--shards", "1", "--inbox-limit", "3", "--api-concurrent-calls", "128") as mesh:
         mesh.sidecar(concurrency=64)
         async with mesh.client(timeout=timedelta(seconds=60)) as client:
             await mesh.attached(client)
