@@ -201,7 +201,7 @@ class Orchestrator:
         listing = RunListing(host, archive)
         runs = RunService(host, submissions, archived, listing, fleet, routing, peers, gathering, blobs)
         payloads = PayloadService(blobs, limit=config.payload_limit)
-        graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
+        graphs = GraphService(store, clock, audit, lambda namespace: lambda *asked: fleet.offered(namespace, *asked))
         policies = PolicyService(book, policy, fleet, audit, peers)
         audits = AuditService(
             store, archive, host.write_audit, archived, clock, lambda: certificate.credential, gathering

@@ -13,6 +13,7 @@ from antiphon_orchestrator.engine.events import RunSubmitted
 from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.plan import (
     EvaluationFailed,
+    HedgePlan,
     OnFailure,
     Plan,
     Read,
@@ -40,7 +41,7 @@ class Node:
     """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression fails. `reads`: keys
     of the namespace's shared context; the input is then what was found under the first. `wait`: microseconds, negative
     for a moment that the evaluator gives, or the name of a signal. A loop is done after `iterations`.
-    `undone`: something undoes it; it is `broken` at "undo" when that has no input."""
+    Answers of a quorum agree when they are equal. `undone`: something undoes it; it is `broken` at "undo" when that has no input."""
 
     needs: tuple[int, ...] = ()
     join: int | None = None
@@ -60,6 +61,11 @@ class Node:
     most_iterations: int = 0
     undone: bool = False
     at_most_once: bool = False
+    agree: int = 0
+    of: int = 0
+    apart: str = "agent"
+    hedge: HedgePlan | None = None
+    cache_ttl: int = 0
 
 
 @dataclass
@@ -115,6 +121,10 @@ class FakeEvaluator:
         self._check(task, "until")
         return number >= self.nodes[task].iterations
 
+    def agrees(self, task: int, view: View, output: bytes, other: bytes) -> bool:
+        self._check(task, "quorum")
+        return output == other
+
     def output(self, view: View) -> bytes:
         if self.broken_output:
             raise EvaluationFailed("output", "is broken")
@@ -141,7 +151,7 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             dependents=tuple(dependents[index]),
             join=len(node.needs) if node.join is None else node.join,
             conditional=node.when is not None,
-            fan_out=node.members is not None or node.most_iterations > 0,
+            fan_out=node.members is not None or node.most_iterations > 0 or node.agree > 0,
             retry=node.retry,
             timeout=60 * SECOND,
             deadline=node.deadline,
@@ -156,6 +166,11 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             wait=_wait(node.wait),
             most_iterations=node.most_iterations,
             at_most_once=node.at_most_once,
+            agree=node.agree,
+            of=node.of,
+            apart=node.apart if node.agree else "",
+            hedge=node.hedge,
+            cache_ttl=node.cache_ttl,
         )
         for index, node in enumerate(nodes)
     )
@@ -176,6 +191,10 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             most_iterations=0,
             at_most_once=False,
             compensates=index,
+            agree=0,
+            of=0,
+            hedge=None,
+            cache_ttl=0,
         )
         for place, index in enumerate(undone)
     ]

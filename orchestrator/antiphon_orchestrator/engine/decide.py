@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Protocol
 
-from . import compensation, loops, waits
+from . import agreement, compensation, loops, waits
 from .escalation import DOUBTFUL, escalate, fail_task
 from .events import (
     OUTPUT,
@@ -25,8 +25,10 @@ from .events import (
     Placement,
     RunEnded,
     RunUnwinding,
+    TaskAgreed,
     TaskCompleted,
     TaskEnded,
+    TaskEscalated,
     TaskExpanded,
     TaskReady,
     TaskWaiting,
@@ -143,6 +145,8 @@ def _open_task(run: Run, task: Task, now: int) -> list[Event]:
             return _fail_fan_out(task, task.failure)
         if plan.most_iterations:
             return loops.go_on(run, task)
+        if plan.agree:
+            return _with_rest_cancelled(task, agreement.go_on(run, task))
         if len(task.members) == task.member_count:
             return [TaskEnded(index, 0, TaskState.SUCCEEDED)]
     if task.needs_done < plan.join:
@@ -154,6 +158,8 @@ def _open_task(run: Run, task: Task, now: int) -> list[Event]:
         if plan.most_iterations:
             return [TaskExpanded(index, 1, 1, [evaluator.iteration(index, view, 1, b"")])]
         if plan.fan_out:
+            if plan.agree:
+                return agreement.begin(run, task)
             first = len(task.members) + 1
             count, inputs = evaluator.members(index, view, first, MEMBERS_PER_STEP)
             if first > 1 and count != task.member_count:
@@ -309,7 +315,8 @@ def _after_return(task: Task, now: int, ports: Ports) -> list[Event]:
 def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Ports) -> list[Event]:
     if task.plan.at_most_once and failure.kind in DOUBTFUL:
         return escalate(task, failure)
-    rule = _rule_for(task, failure)
+    # The second attempt of a hedge is spent for being quick; trying it again would double the load of a bad day.
+    rule = None if task.plan.hedge is not None and task.member > 1 else _rule_for(task, failure)
     tries = sum(1 for a in task.attempts if a.state is not AttemptState.RETURNED)
     if rule is not None and failure.retryable and tries < rule.max_attempts:
         until = now + backoff(rule, tries, ports.jitter())
@@ -345,6 +352,16 @@ def _fail_fan_out(node: Task, failure: Failure) -> list[Event]:
     if len(events) >= MEMBERS_PER_STEP:
         return events
     return [*events, TaskEnded(node.plan.index, 0, TaskState.FAILED, failure)]
+
+
+def _with_rest_cancelled(node: Task, events: list[Event]) -> list[Event]:
+    """What follows from the answers of several agents; once that is the end, whoever is still at it is told to stop."""
+    last = events[-1]
+    if type(last) is TaskAgreed:
+        return [*_cancel_members(node, f"the answer of member {last.member} is used"), *events]
+    if type(last) is TaskEnded or type(last) is TaskEscalated:
+        return [*_cancel_members(node, "its agents can no longer agree"), *events]
+    return events
 
 
 def _cancel_node(node: Task) -> list[Event]:

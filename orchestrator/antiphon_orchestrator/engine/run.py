@@ -16,6 +16,7 @@ from typing import Any
 
 from .events import (
     OUTPUT,
+    AnswerCompared,
     AttemptEnded,
     AttemptOffered,
     AttemptStarted,
@@ -24,12 +25,15 @@ from .events import (
     Event,
     Found,
     Placement,
+    ResultReused,
+    Reused,
     RunEnded,
     RunPaused,
     RunResumed,
     RunSubmitted,
     RunUnwinding,
     SignalReceived,
+    TaskAgreed,
     TaskCancelRequested,
     TaskCompleted,
     TaskEnded,
@@ -53,6 +57,7 @@ from .states import (
     TaskState,
     TaskTrigger,
 )
+from .view import ReleasedView, RunView
 
 
 @dataclass(slots=True)
@@ -102,7 +107,9 @@ class Task:
     `released` is the output as the run's principal may have it, None when that is all of it. `found` is what its
     expressions see of shared context, None until that was read.
     A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended.
-    `cancel_reason` is set, for a node, while it is to be cancelled and has not ended.
+    `cancel_reason` is set, for a node, while it is to be cancelled and has not ended. `answer`: of a member of a quorum
+    the first member that its output agrees with, 0 until it was compared; of a quorum or hedge itself the member whose
+    output is its own. `reused`: where the output comes from when no attempt of the task gave it.
     """
 
     plan: TaskPlan
@@ -124,6 +131,8 @@ class Task:
     attempts: list[Attempt]
     found: tuple[Found, ...] | None
     cancel_reason: str
+    answer: int
+    reused: Reused | None
 
     def __init__(self, plan: TaskPlan, member: int = 0, input: bytes = b"", ready_time: int = 0) -> None:
         self.plan = plan
@@ -145,6 +154,8 @@ class Task:
         self.attempts = []
         self.found = None
         self.cancel_reason = ""
+        self.answer = 0
+        self.reused = None
 
     @property
     def live(self) -> Attempt | None:
@@ -247,67 +258,6 @@ class Run:
             yield from node.members
 
 
-class RunView:
-    """What expressions may see of a run; implements engine.plan.View."""
-
-    __slots__ = ("_found", "_run")
-
-    def __init__(self, run: Run, found: tuple[Found, ...] | None) -> None:
-        self._run = run
-        self._found = found
-
-    @property
-    def run_id(self) -> str:
-        return self._run.run_id
-
-    @property
-    def input(self) -> bytes:
-        return self._run.submitted.input
-
-    def output(self, task: int) -> bytes | list[bytes] | None:
-        node = self._run.tasks[task]
-        if node.plan.fan_out:
-            if node.state is not TaskState.SUCCEEDED:
-                return None
-            if node.plan.most_iterations:
-                return node.members[-1].output if node.output is None else node.output  # a person's answer goes first
-            return [m.output or b"" for m in node.members]
-        return node.output
-
-    def state(self, task: int) -> str:
-        return self._run.tasks[task].state.name
-
-    def failure(self, task: int) -> tuple[str, str] | None:
-        failure = self._run.tasks[task].failure
-        return (failure.kind.name, failure.message) if failure else None
-
-    def entry(self, scope: str, key: str) -> bytes | None:
-        for found in self._found or ():
-            if found.scope == scope and found.key == key:
-                return found.value
-        return None
-
-
-class ReleasedView(RunView):
-    """The same with outputs as the run's principal may have them."""
-
-    __slots__ = ()
-
-    def output(self, task: int) -> bytes | list[bytes] | None:
-        node = self._run.tasks[task]
-        if node.plan.fan_out:
-            if node.state is not TaskState.SUCCEEDED:
-                return None
-            if node.plan.most_iterations:
-                return _released(node.members[-1] if node.output is None else node)
-            return [_released(m) or b"" for m in node.members]
-        return _released(node)
-
-
-def _released(task: Task) -> bytes | None:
-    return task.output if task.released is None else task.released
-
-
 def start(run_id: str, plan: Plan, event: RunSubmitted, now: int) -> Run:
     """The state after RunSubmitted, which is the first event of every run."""
     return Run(run_id, plan, event, now)
@@ -333,7 +283,7 @@ def _end_task(run: Run, task: Task, now: int) -> None:
         node = run.tasks[task.plan.index]
         node.members_open -= 1
         loop = task.plan.most_iterations > 0
-        fatal = task.plan.on_failure in FATAL or loop
+        fatal = (task.plan.on_failure in FATAL or loop) and not task.plan.agree
         if task.state is TaskState.FAILED and fatal and node.failure is None:
             f = task.failure or Failure(FailureKind.PERMANENT, "")
             member = f"{'iteration' if loop else 'member'} {task.member}"
@@ -374,8 +324,27 @@ def join_settled(task: Task) -> bool:
 
 
 def fan_out_settled(node: Task) -> bool:
-    """True when a fan-out has something to do: more members to get, a failure to spread, or its end."""
+    """True when a fan-out has something to do: more members to get, a failure to spread, an answer to compare, or its
+    end."""
+    if node.plan.agree:
+        return len(node.members) < node.member_count or _agreement_settled(node)
     return node.failure is not None or len(node.members) < node.member_count or node.members_open == 0
+
+
+def votes(node: Task) -> list[int]:
+    """Of a quorum or hedge: by member, how many answers agree with its own, which came first; an answer that was not
+    compared yet counts at 0."""
+    counts = [0] * (len(node.members) + 1)
+    for member in node.members:
+        if member.state is TaskState.SUCCEEDED:
+            counts[member.answer] += 1
+    return counts
+
+
+def _agreement_settled(node: Task) -> bool:
+    counts = votes(node)
+    most = max(counts)
+    return counts[0] > 0 or most >= node.plan.agree or most + node.members_open < node.plan.agree
 
 
 def _task_ready(run: Run, event: TaskReady, now: int) -> None:
@@ -514,8 +483,38 @@ def _task_expanded(run: Run, event: TaskExpanded, now: int) -> None:
         node.members.append(member)
     node.members_open += len(event.inputs)
     node.ready_time = node.ready_time or now
+    if event.task in run.frontier and not fan_out_settled(node):
+        run.frontier.remove(event.task)
+
+
+def _answer_compared(run: Run, event: AnswerCompared, now: int) -> None:
+    node, member = run.tasks[event.task], run.task(event.task, event.member)
+    member.answer = event.agrees_with
+    member.reason = event.reason
     if not fan_out_settled(node):
         run.frontier.remove(event.task)
+
+
+def _task_agreed(run: Run, event: TaskAgreed, now: int) -> None:
+    node = run.tasks[event.task]
+    run.frontier.remove(event.task)
+    _move(node, TaskTrigger.SUCCEEDED)
+    node.answer = event.member
+    node.cancel_reason = ""
+    _end_task(run, node, now)
+
+
+def _result_reused(run: Run, event: ResultReused, now: int) -> None:
+    task = run.task(event.task, event.member)
+    if event.input is not None:
+        _needs_met(run, task, event.input, now)
+    _move(task, TaskTrigger.SUCCEEDED)
+    task.output = event.output
+    task.reused = event.reused
+    if event.released is not None:
+        task.released = event.released
+        run.redacted = True
+    _end_task(run, task, now)
 
 
 def _context_read(run: Run, event: ContextRead, now: int) -> None:
@@ -638,6 +637,9 @@ _APPLY: dict[type[Any], Any] = {
     TaskEnded: _task_ended,
     TaskCompleted: _task_completed,
     TaskExpanded: _task_expanded,
+    AnswerCompared: _answer_compared,
+    TaskAgreed: _task_agreed,
+    ResultReused: _result_reused,
     SignalReceived: _signal_received,
     ContextRead: _context_read,
     CancelRequested: _cancel_requested,

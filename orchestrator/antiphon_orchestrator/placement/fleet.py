@@ -12,26 +12,26 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import count
-from typing import NamedTuple
 
-from antiphon.v1 import registry_pb2, run_pb2
+from antiphon.v1 import capability_pb2, run_pb2
 
 from .. import telemetry
 from ..admission import Reduced, Requirement, SchemaSet, SchemaViolation, Unusable, Values, Version
 from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
 from ..policy import Decision, PolicyPort, Request
+from .candidates import DEFAULT_LATENCY, Instance, Need, Offered, Permit, Refused, Waiter
+from .hedging import Hedging
+from .results import Results
+
+__all__ = ["Fleet", "Instance", "Need", "Offered", "Refused", "Waiter", "log_use"]
 
 log = telemetry.logger("policy")
 
 OTHERS_RECORDED = 8
 """Candidates besides the chosen one that a routing decision names (protocol.md §10)."""
-
-DEFAULT_LATENCY = 0.05
-"""Seconds assumed of an instance that has neither declared nor shown any."""
 
 SMOOTHING = 0.2
 """Weight of the newest latency in the exponentially weighted mean."""
@@ -41,116 +41,6 @@ EFFECTS = {0: "egress", 1: "pure", 2: "read", 3: "write", 4: "egress"}
 
 
 NO_LABELS: frozenset[str] = frozenset()
-
-
-class Need(NamedTuple):
-    """What a task asks of an agent, and all that hard filters look at. Tasks with equal needs share a queue.
-
-    `labels` are all of its input; `parts` says which of them are those of some fields only, by JSON pointer with * for
-    places of lists: an agent whose schema does not declare a field does not get it, nor needs clearance for it.
-    """
-
-    namespace: str
-    capability: str
-    agent_labels: tuple[tuple[str, str], ...]
-    max_cost: float
-    labels: frozenset[str]
-    parts: tuple[tuple[str, frozenset[str]], ...] = ()
-
-
-class Waiter(NamedTuple):
-    """A task that waits for a slot; ordered by its first three fields."""
-
-    order: int
-    deadline: int
-    arrival: int
-    shard: int
-    run_id: str
-    task: int
-    member: int
-
-
-@dataclass(slots=True)
-class Instance:
-    """One live process of an agent. `in_use` counts attempts out to it, those of a former owner's run included."""
-
-    instance_id: str
-    namespace: str
-    sidecar: str
-    incarnation: str
-    description: registry_pb2.AgentDescription
-    slots: int
-    window_generation: int
-    attach_time: int
-    in_use: int = 0
-    latency: float | None = None
-    completed: int = 0
-    failed: int = 0
-    draining: bool = False
-    offers: list[Offered] = field(default_factory=list)
-    agent: str = field(init=False)
-    concurrency: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Read for every task that is placed, and a message's fields are slow to read.
-        self.agent = self.description.name
-        self.concurrency = max(1, self.description.concurrency)
-
-    @property
-    def free(self) -> int:
-        return self.slots - self.in_use
-
-
-class Permit:
-    """A policy decision about handing tasks on, or outputs back, and what always goes with it.
-
-    `recorded`: what the record says whenever it holds, serialised. `redactions`: as `Decision.redactions`.
-    """
-
-    __slots__ = ("allowed", "decision", "epoch", "logged", "recorded", "redactions")
-
-    def __init__(self, decision: Decision, recorded: bytes) -> None:
-        self.decision = decision
-        self.recorded = recorded
-        self.allowed = decision.allowed
-        self.epoch = decision.epoch
-        self.redactions = decision.redactions
-        self.logged = decision.logged
-
-
-@dataclass(slots=True, eq=False)
-class Offered:
-    """One capability version of one instance; `label` is name@version as announced.
-
-    `permits` keeps policy decisions with what a routing decision says whenever they hold, serialised: for one policy
-    epoch. The rest is appended to it, since parts of a serialised message that follow each other are one message.
-    `may_drop`: an input may have fields that the schema does not declare, which are not handed on.
-    """
-
-    instance: Instance
-    name: str
-    label: str
-    version: Version
-    effect: str
-    clearance: frozenset[str]
-    cost: float
-    expected_latency: float
-    input_schema: str
-    may_drop: bool
-    permits: dict[tuple[str, frozenset[str], int], Permit] = field(default_factory=dict)
-
-    def score(self) -> float:
-        """Expected seconds until an outcome if the attempt goes here: work, and the queue before it."""
-        instance = self.instance
-        latency = instance.latency if instance.latency is not None else self.expected_latency
-        return latency * (1.0 + instance.in_use / instance.concurrency)
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """No agent may have the task: it fails."""
-
-    failure: Failure
 
 
 class Fleet:
@@ -177,6 +67,8 @@ class Fleet:
         self._alone: dict[float, bytes] = {}
         self._arrivals = count()
         self.deliver: Callable[[Waiter, Offered], None] = lambda waiter, offered: None
+        self.hedging = Hedging()
+        self.results = Results()
 
     @property
     def values(self) -> Values:
@@ -207,6 +99,7 @@ class Fleet:
                 (latency.seconds + latency.nanos / 1e9) or DEFAULT_LATENCY,
                 capability.input_schema,
                 self._schemas.fields(capability.input_schema).may_drop,
+                _traits(capability),
             )
             instance.offers.append(offered)
             self.declare(instance.namespace, offered.label, capability.output_schema)
@@ -259,9 +152,10 @@ class Fleet:
     def instance(self, instance_id: str) -> Instance | None:
         return self._instances.get(instance_id)
 
-    def offered(self, namespace: str, requirement: str) -> bool:
-        """Whether any live instance offers what a task asks for; for the warning of admission."""
-        return bool(self._fit(Need(namespace, requirement, (), 0.0, frozenset())))
+    def offered(self, namespace: str, requirement: str, trait: str = "") -> bool:
+        """Whether any live instance offers what a task asks for, and declares it pure or idempotent; for admission."""
+        traits = (trait,) if trait else ()
+        return bool(self._fit(Need(namespace, requirement, (), 0.0, frozenset(), (), traits)))
 
     def demand(self, instance: Instance) -> int:
         """Attempts that are out to an instance or wait for one like it."""
@@ -359,6 +253,19 @@ class Fleet:
             return Refused(Failure(FailureKind.POLICY, result.reason, result.decision_id, retryable=False))
         return result
 
+    def rehearse(
+        self, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
+    ) -> list[tuple[Offered, Placement]]:
+        """Where an attempt might go if all had slots, one instance of each version; nothing is reserved."""
+        found: dict[str, tuple[Offered, Placement]] = {}
+        for offered in self._fit(need):
+            if offered.label not in found:
+                result = self._decide(offered, need, principal, principal_kind, payload, number)
+                placed = self._placement(offered, result, b"", payload) if isinstance(result, Permit) else None
+                if isinstance(placed, Placement):
+                    found[offered.label] = offered, placed
+        return list(found.values())
+
     def _placement(self, offered: Offered, permit: Permit, why: bytes, payload: bytes) -> Placement | Refused:
         """The place as it is recorded, with the input as it is handed on; a refusal when that cannot be made."""
         instance = offered.instance
@@ -444,6 +351,10 @@ class Fleet:
         """What an output of `label` (name@version) breaks of its schema."""
         schema = self._outputs.get((namespace, label))
         return self._schemas.check(schema, payload) if schema else None
+
+    def output_schema(self, namespace: str, label: str) -> str:
+        """That of `label`, empty when it accepts anything, or is not known."""
+        return self._outputs.get((namespace, label), "")
 
     def label_output(self, namespace: str, label: str, payload: bytes) -> bytes:
         """An output of `label` that fits its schema, with the labels that the schema declares."""
@@ -675,7 +586,15 @@ class Fleet:
             return "constraint"
         if need.max_cost and offered.cost > need.max_cost:
             return "cost"
-        return None
+        for trait in need.traits:
+            if trait not in offered.traits:
+                return f"not_{trait}"
+        return "taken" if instance.agent in need.taken or instance.instance_id in need.taken else None
+
+
+def _traits(capability: capability_pb2.Capability) -> frozenset[str]:
+    pure = EFFECTS.get(capability.effect) == "pure"
+    return frozenset((["pure"] if pure else []) + (["idempotent"] if pure or capability.idempotent else []))
 
 
 def _demanding(permit: Permit) -> str:

@@ -22,7 +22,7 @@ def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcom
     was made of, and with a permit that demands redaction also what is left of it for the run's principal."""
     attempt = task.attempts[-1]
     namespace, label = run.submitted.namespace, attempt.placement.capability
-    output, given = outcome.output, _handed_on(task, attempt)
+    output, given = outcome.output, handed_on(task, attempt)
     violation = fleet.check_output(namespace, label, output)
     if violation is not None:
         message = f"the output does not fit {label}: {violation.message}"
@@ -32,6 +32,14 @@ def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcom
     labels, inherited = fleet.labels(output), fleet.labels(given)
     if inherited:  # also when the output has the same keys: their values may differ
         output, labels = payloads.inherit_labels(given, output), labels | inherited
+    return release(fleet, run, principal_kind, label, output, labels, outcome.busy)
+
+
+def release(
+    fleet: Fleet, run: Run, principal_kind: str, label: str, output: bytes, labels: frozenset[str], busy: int
+) -> Outcome:
+    """Release policy of an output of `label`, name@version, which has all its labels."""
+    namespace = run.submitted.namespace
     permit = fleet.may_release(run.submitted.principal, principal_kind, namespace, label.partition("@")[0], labels)
     reason = "" if permit.allowed else permit.decision.reason
     released: bytes | None = None
@@ -43,8 +51,8 @@ def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcom
             released = found
     if reason:
         failure = Failure(FailureKind.POLICY, reason, permit.decision.decision_id, retryable=False)
-        return Outcome(AttemptState.FAILED, failure=failure, busy=outcome.busy, policy=permit.recorded)
-    return Outcome(AttemptState.SUCCEEDED, output, busy=outcome.busy, policy=permit.recorded, released=released)
+        return Outcome(AttemptState.FAILED, failure=failure, busy=busy, policy=permit.recorded)
+    return Outcome(AttemptState.SUCCEEDED, output, busy=busy, policy=permit.recorded, released=released)
 
 
 def called_run(
@@ -58,7 +66,7 @@ def called_run(
     deadline = min(decide.task_deadline(run, task), attempt.offer_time + task.plan.timeout)
     if call.timeout is not None:
         deadline = min(deadline, now + call.timeout)
-    known = _handed_on(task, attempt)  # what the caller knows it knows from its own input
+    known = handed_on(task, attempt)  # what the caller knows it knows from its own input
     given = payloads.inherit_labels(known, call.input) if fleet.labels(known) else call.input
     decision = fleet.may_call(
         submitted.principal,
@@ -90,7 +98,7 @@ def called_run(
     )
 
 
-def _handed_on(task: Task, attempt: Attempt) -> bytes:
+def handed_on(task: Task, attempt: Attempt) -> bytes:
     """The input as the agent got it."""
     reduced = attempt.placement.reduced_input
     return task.input if reduced is None else reduced

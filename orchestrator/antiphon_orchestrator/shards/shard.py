@@ -15,25 +15,37 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from antiphon.store.v1 import journal_pb2 as journal
-
 from ..engine import decide
 from ..engine import events as e
 from ..engine.decide import Outcome, Verdict
 from ..engine.escalation import fail_task
 from ..engine.failure import Failure, FailureKind
-from ..engine.plan import TaskPlan
+from ..engine.plan import HedgePlan
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
-from . import asking, codec
+from . import agreeing, asking, codec
 from . import inputs as i
 from .auditing import ShardAudit
 from .children import Children
 from .judging import called_run, judge_output
+from .moving import move_to_head
+from .needs import Needs
 from .outstanding import Outstanding
+from .reusing import reuse, worth_keeping
 from .timers import Timers
-from .turn import MAX_TIMER_BYTES, SEGMENT_BYTES, Archiver, Entry, Outbox, Reader, Turn, principal_kind, request_key
+from .turn import (
+    MAX_TIMER_BYTES,
+    SEGMENT_BYTES,
+    Archiver,
+    Entry,
+    Outbox,
+    Reader,
+    Turn,
+    found_attempt,
+    principal_kind,
+    request_key,
+)
 
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
@@ -81,9 +93,7 @@ class Shard:
         self.out = Outstanding()
         self._children = Children()
         self._unfinished: dict[str, None] = {}
-        # By identity, since a plan is shared by all its runs and comparing one costs more than the need; the plan is
-        # kept beside it so that its id cannot come to mean another.
-        self._needs: dict[tuple[int, str], tuple[TaskPlan, Need]] = {}
+        self._needs = Needs(fleet)
         self._to_place: deque[tuple[Entry, Task]] = deque()
         self._handlers: dict[type[Any], Callable[[Turn, Any], None]] = {
             i.Submit: self._submit,
@@ -170,8 +180,11 @@ class Shard:
             self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
             if self._children:
                 self._calls_ended(run, run.task(event.task, event.member))  # type: ignore[union-attr]
-        elif kind is e.TaskCompleted:
+        elif kind is e.TaskCompleted or kind is e.TaskAgreed:
+            self.timers.clear((run.run_id, event.task, event.member if kind is e.TaskCompleted else 0))  # type: ignore[union-attr]
+        elif kind is e.ResultReused:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
+            self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
         elif kind is e.TaskReopened or kind is e.RunPaused or kind is e.RunResumed:
             self._look_again(entry)
         elif kind is e.RunEnded:
@@ -208,6 +221,8 @@ class Shard:
         self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED)
         if self._children and event.state is AttemptState.SUCCEEDED:
             self._calls_ended(run, task)
+        if event.member and task.plan.agree:
+            self._to_place.extend((entry, other) for other in agreeing.ended(self._fleet, run, task, event, turn.now))
         if event.state is AttemptState.CANCELLED:
             reason = event.failure.message if event.failure else "cancelled"
             turn.cancels.append((attempt.instance, decide.attempt_id(run.run_id, task, event.number), reason))
@@ -222,6 +237,8 @@ class Shard:
 
     def _set_timer(self, entry: Entry, task: Task) -> None:
         due = decide.next_due(entry.run, task)
+        if task.plan.hedge is not None and not task.member:
+            due = agreeing.due(self._fleet, entry.run, task, task.plan.hedge)
         key = (entry.run.run_id, task.plan.index, task.member)
         if due is None:
             self.timers.clear(key)
@@ -264,14 +281,17 @@ class Shard:
         """Records both steps of a task that finds its place as soon as it may run as one; False when it finds none."""
         run = entry.run
         task = run.tasks[ready.task]
-        result = self._fleet.place(
-            self._need(run, task.plan, ready.input), run.submitted.principal, entry.principal_kind, ready.input, 1
-        )
+        need = self._needs.of(run.submitted.namespace, task.plan, ready.input)
+        if task.plan.cache_ttl and (event := reuse(self._fleet, entry, task, need, ready.input, turn.now)) is not None:
+            event.input = ready.input
+            self._record(turn, entry, event)
+            return True
+        result = self._fleet.place(need, run.submitted.principal, entry.principal_kind, ready.input, 1)
         if result is None or isinstance(result, Refused):
             return False
-        event = decide.offer(run, task, result, self.epoch)
-        event.input = ready.input
-        self._offer(turn, entry, task, event)
+        offer = decide.offer(run, task, result, self.epoch)
+        offer.input = ready.input
+        self._offer(turn, entry, task, offer)
         return True
 
     def _place(self, turn: Turn, entry: Entry, task: Task) -> None:
@@ -284,6 +304,9 @@ class Shard:
             return
         need = self.need(run, task)
         submitted = run.submitted
+        if task.plan.cache_ttl and self._reuse(turn, entry, task, need):
+            self._unfinished_now(turn, entry)
+            return
         result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, len(task.attempts) + 1)
         if result is None:
             priority = min(9, task.plan.priority + submitted.priority)
@@ -297,6 +320,27 @@ class Shard:
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
 
+    def _reuse(self, turn: Turn, entry: Entry, task: Task, need: Need) -> bool:
+        """Ends a READY task with a result that is kept, if there is one."""
+        event = reuse(self._fleet, entry, task, need, task.input, turn.now)
+        if event is not None:
+            self._record(turn, entry, event)
+        return event is not None
+
+    def _hedge(self, turn: Turn, entry: Entry, node: Task, hedge: HedgePlan) -> None:
+        """A second attempt of a hedge, if it is time and there may be one; else that is looked at again after the
+        delay."""
+        due = agreeing.due(self._fleet, entry.run, node, hedge)
+        if due is None or due > turn.now:
+            self._set_timer(entry, node)
+        elif (second := agreeing.second(self._fleet, self._needs, entry, node)) is not None:
+            self._record(turn, entry, second[0])
+            member = node.members[-1]
+            self._offer(turn, entry, member, decide.offer(entry.run, member, second[1], self.epoch))
+        else:
+            again = turn.now + self._fleet.hedging.delay(entry.run.submitted.namespace, node.plan, hedge)
+            self.timers.set((entry.run.run_id, node.plan.index, 0), again)
+
     def _offer(self, turn: Turn, entry: Entry, task: Task, event: e.AttemptOffered) -> None:
         self._record(turn, entry, event)
         self.out.add(event.placement.instance, entry, task)
@@ -305,6 +349,9 @@ class Shard:
             self._set_timer(entry, task)
         else:
             self.timers.clear((entry.run.run_id, task.plan.index, task.member))
+        if task.plan.hedge is not None and task.member == 1:
+            agreeing.began(self._fleet, entry.run, task, task.plan.hedge)
+            self._set_timer(entry, entry.run.tasks[task.plan.index])
 
     def _unfinished_now(self, turn: Turn, entry: Entry) -> None:
         """A run that was changed while another one was being advanced is taken up right after."""
@@ -312,20 +359,7 @@ class Shard:
 
     def need(self, run: Run, task: Task) -> Need:
         """What the task asks of an agent."""
-        return self._need(run, task.plan, task.input)
-
-    def _need(self, run: Run, plan: TaskPlan, payload: bytes) -> Need:
-        namespace, labels = run.submitted.namespace, self._fleet.labels(payload)
-        if labels:
-            parts = self._fleet.label_parts(payload)
-            return Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels, parts)
-        known = self._needs.get((id(plan), namespace))
-        if known is None or known[0] is not plan:
-            if len(self._needs) >= 4096:
-                self._needs.clear()
-            need = Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels)
-            known = self._needs[id(plan), namespace] = (plan, need)
-        return known[1]
+        return agreeing.need_of(self._needs, run, task, task.input)
 
     # Inputs.
 
@@ -365,22 +399,7 @@ class Shard:
         self._advance(turn, entry)
 
     def _find(self, source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
-        """The attempt, if it is here and out (or was out) to that sidecar."""
-        try:
-            run_id, task_id, member_text, number_text = attempt_id.split("/")
-            member, number = int(member_text), int(number_text)
-            entry = self.runs[run_id]
-            run = entry.run
-            task = run.task(run.plan.index_of[task_id], member)
-            attempt = task.attempts[number - 1]
-        except (ValueError, KeyError, IndexError):
-            return None
-        if task.member != member or attempt.number != number:
-            return None  # -1 and 0 are places in a list, but no attempts
-        namespace, _, sidecar = source.partition("/")
-        if namespace != run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
-            return None
-        return entry, task, number
+        return found_attempt(self.runs, source, attempt_id)
 
     def _report(self, turn: Turn, item: i.Report) -> None:
         found = self._find(item.source, item.attempt_id)
@@ -393,6 +412,10 @@ class Shard:
             if live is not None and live.number == number and outcome.state is AttemptState.SUCCEEDED:
                 outcome = judge_output(self._fleet, entry.run, entry.principal_kind, task, outcome)
             verdict, events = decide.settle(entry.run, task, number, outcome, turn.now, self)
+            if task.plan.cache_ttl and verdict == Verdict.ACCEPTED and outcome.state is AttemptState.SUCCEEDED:
+                kept = worth_keeping(self._fleet, entry.run, task, task.attempts[number - 1], outcome, turn.now)
+                if kept is not None:
+                    turn.results.append(kept)
             self._follow(turn, entry, events)
         turn.verdicts.append((item.reporter, item.attempt_id, verdict))
 
@@ -442,9 +465,14 @@ class Shard:
             self._fleet.give_back(offered.instance.instance_id)
             return
         run = entry.run
+        need = self.need(run, task)
+        if task.plan.cache_ttl and self._reuse(turn, entry, task, need):
+            self._fleet.give_back(offered.instance.instance_id)
+            self._advance(turn, entry)
+            return
         result = self._fleet.take(
             offered,
-            self.need(run, task),
+            need,
             run.submitted.principal,
             entry.principal_kind,
             task.input,
@@ -509,6 +537,9 @@ class Shard:
         if entry is None:
             return
         task = None if index < 0 else entry.run.task(index, member)
+        if task is not None and task.plan.hedge is not None and not member:
+            self._hedge(turn, entry, task, task.plan.hedge)
+            return
         events = decide.on_time(entry.run, task, turn.now)
         if events:
             self._follow(turn, entry, events)
@@ -540,7 +571,7 @@ class Shard:
         for run_id, upto in item.upto.items():
             entry = self.runs.get(run_id)
             if entry is not None and entry.run.state is RunState.RUNNING:
-                if not self._move_to_head(turn, entry, upto):
+                if not move_to_head(self.audit, self.pinned, turn, entry, upto):
                     self._put_back(turn, i.Archived(left))
                     return
             elif entry is not None and upto >= entry.run.event_seq:
@@ -565,36 +596,6 @@ class Shard:
                     if upto >= entry.run.event_seq:
                         self._let_go(entry, now)
                     del item.upto[run_id]
-
-    def _move_to_head(self, turn: Turn, entry: Entry, upto: int) -> bool:
-        """Snapshots a long run: its archived events leave memory and its old segments may go. False: in another turn.
-
-        A run that is too large for a segment stays where it is, and with it the log behind it, until it ends.
-        """
-        run = entry.run
-        drop = max(0, upto + 1 - entry.first_seq)
-        record = journal.Record(run_id=run.run_id, event_seq=run.event_seq, time=turn.now)
-        record.run_snapshot.CopyFrom(codec.snapshot(run))
-        record.run_snapshot.archived_seq = entry.first_seq + drop - 1
-        record.run_snapshot.tail.extend(entry.records[drop:])
-        raw = record.SerializeToString()
-        if len(raw) > SEGMENT_BYTES:
-            return True
-        if turn.records and turn.size + len(raw) > SEGMENT_BYTES:
-            return False
-        if drop:
-            self.audit.archived(turn, entry, entry.first_seq + drop - 1)
-        entry.records = entry.records[drop:]
-        entry.first_seq += drop
-        turn.records.append(raw)
-        turn.size += len(raw)
-        self.pinned.pop(run.run_id, None)  # pinned anew by the segment of this turn
-        if entry.mark < 0:
-            entry.mark = len(entry.records)
-            turn.touched.append(entry)
-        else:
-            entry.mark = max(0, entry.mark - drop)
-        return True
 
     # After the commit.
 
@@ -621,6 +622,8 @@ class Shard:
                 self._outbox.offer(self.index, self.epoch, entry.run, task)
         for entry, tasks in turn.reads:
             self._reader.read(self.index, entry.run, tasks)
+        for key, kept in turn.results:
+            self._fleet.results.keep(key, kept)
         for sink, answer in turn.replies:
             sink(answer())
         for entry in turn.ended:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ..engine.events import RunSubmitted
 from ..engine.run import Run, Task
+from ..placement.results import Kept
 from . import inputs as i
 from . import payloads
 
@@ -50,6 +51,8 @@ class Turn:
     replies: list[tuple[i.Sink, Callable[[], Any]]] = field(default_factory=list)
     ended: list[Entry] = field(default_factory=list)
     reads: list[tuple[Entry, list[int]]] = field(default_factory=list)
+    results: list[tuple[bytes, Kept]] = field(default_factory=list)
+    """Those to be used again from now on, by their keys."""
     audit: list[bytes] = field(default_factory=list)
     """Audit records of this turn, which are committed with its records."""
 
@@ -84,3 +87,22 @@ def principal_kind(principal: str) -> str:
 def request_key(submitted: RunSubmitted) -> bytes:
     """16 bytes that stand for the request of a submission."""
     return payloads.request_key(submitted.principal, submitted.request_id)
+
+
+def found_attempt(runs: dict[str, Entry], source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
+    """The attempt, if its run is here and it is out (or was out) to that sidecar, NAMESPACE/SIDECAR."""
+    try:
+        run_id, task_id, member_text, number_text = attempt_id.split("/")
+        member, number = int(member_text), int(number_text)
+        entry = runs[run_id]
+        run = entry.run
+        task = run.task(run.plan.index_of[task_id], member)
+        attempt = task.attempts[number - 1]
+    except (ValueError, KeyError, IndexError):
+        return None
+    if task.member != member or attempt.number != number:
+        return None  # -1 and 0 are places in a list, but no attempts
+    namespace, _, sidecar = source.partition("/")
+    if namespace != run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
+        return None
+    return entry, task, number

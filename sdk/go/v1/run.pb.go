@@ -584,7 +584,7 @@ type TaskKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the task in its graph; what undoes it is called ID.compensate.
 	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself.
+	// Member of a for_each, quorum or hedge, or iteration of a loop, counted from 1; 0 means the task itself.
 	Member        uint32 `protobuf:"varint,2,opt,name=member,proto3" json:"member,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -634,7 +634,7 @@ func (x *TaskKey) GetMember() uint32 {
 	return 0
 }
 
-// Task is one node of a run, or one member of a for_each, or one iteration of a loop.
+// Task is one node of a run, or one member of a for_each, quorum or hedge, or one iteration of a loop.
 type Task struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which task.
@@ -647,7 +647,8 @@ type Task struct {
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Its input; present once it was ready.
 	Input *Payload `protobuf:"bytes,5,opt,name=input,proto3" json:"input,omitempty"`
-	// Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'.
+	// Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'. Of a quorum
+	// or hedge that of the member that was chosen.
 	Output *Payload `protobuf:"bytes,6,opt,name=output,proto3" json:"output,omitempty"`
 	// Why it failed.
 	Failure *Failure `protobuf:"bytes,7,opt,name=failure,proto3" json:"failure,omitempty"`
@@ -657,14 +658,18 @@ type Task struct {
 	ReadyTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ready_time,json=readyTime,proto3" json:"ready_time,omitempty"`
 	// When it ended, or was escalated.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown.
+	// Members of a for_each, quorum or hedge, or iterations of a loop so far; 0 otherwise, or while unknown.
 	MemberCount uint32 `protobuf:"varint,11,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
 	// What of its payloads the reader does not get, for people; empty when all is there.
 	Withheld string `protobuf:"bytes,12,opt,name=withheld,proto3" json:"withheld,omitempty"`
 	// What its expressions read of shared context, and at which revision; 0 where there was no such entry.
 	Reads []*EntryReference `protobuf:"bytes,13,rep,name=reads,proto3" json:"reads,omitempty"`
 	// Id of the task that it undoes; empty for what the graph itself names.
-	Compensates   string `protobuf:"bytes,14,opt,name=compensates,proto3" json:"compensates,omitempty"`
+	Compensates string `protobuf:"bytes,14,opt,name=compensates,proto3" json:"compensates,omitempty"`
+	// What its members answered, for a task with a quorum or a hedge; absent otherwise.
+	Agreement *Agreement `protobuf:"bytes,24,opt,name=agreement,proto3" json:"agreement,omitempty"`
+	// Where its output comes from when no attempt gave it, because the result of an earlier one was used again.
+	Reused        *ReusedResult `protobuf:"bytes,25,opt,name=reused,proto3" json:"reused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -797,6 +802,248 @@ func (x *Task) GetCompensates() string {
 	return ""
 }
 
+func (x *Task) GetAgreement() *Agreement {
+	if x != nil {
+		return x.Agreement
+	}
+	return nil
+}
+
+func (x *Task) GetReused() *ReusedResult {
+	if x != nil {
+		return x.Reused
+	}
+	return nil
+}
+
+// Agreement is what is known of the members of a task that several agents were asked to do.
+type Agreement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Members that may be asked.
+	Of uint32 `protobuf:"varint,1,opt,name=of,proto3" json:"of,omitempty"`
+	// Answers that must agree; 1 for a hedge.
+	Agree uint32 `protobuf:"varint,2,opt,name=agree,proto3" json:"agree,omitempty"`
+	// The member whose answer is the task's output; 0 while there is none.
+	Chosen uint32 `protobuf:"varint,3,opt,name=chosen,proto3" json:"chosen,omitempty"`
+	// Answers that agree with each other, those with the most first.
+	Groups []*AnswerGroup `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
+	// Members that ended without an answer, cancelled ones not included.
+	Failed uint32 `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Members that were cancelled, most of them because the others had agreed.
+	Cancelled uint32 `protobuf:"varint,6,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	// Time that agents worked on members whose answers are not the task's output, as far as it is known.
+	SpentDuration *durationpb.Duration `protobuf:"bytes,7,opt,name=spent_duration,json=spentDuration,proto3" json:"spent_duration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Agreement) Reset() {
+	*x = Agreement{}
+	mi := &file_antiphon_v1_run_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Agreement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Agreement) ProtoMessage() {}
+
+func (x *Agreement) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Agreement.ProtoReflect.Descriptor instead.
+func (*Agreement) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Agreement) GetOf() uint32 {
+	if x != nil {
+		return x.Of
+	}
+	return 0
+}
+
+func (x *Agreement) GetAgree() uint32 {
+	if x != nil {
+		return x.Agree
+	}
+	return 0
+}
+
+func (x *Agreement) GetChosen() uint32 {
+	if x != nil {
+		return x.Chosen
+	}
+	return 0
+}
+
+func (x *Agreement) GetGroups() []*AnswerGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *Agreement) GetFailed() uint32 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *Agreement) GetCancelled() uint32 {
+	if x != nil {
+		return x.Cancelled
+	}
+	return 0
+}
+
+func (x *Agreement) GetSpentDuration() *durationpb.Duration {
+	if x != nil {
+		return x.SpentDuration
+	}
+	return nil
+}
+
+// AnswerGroup is a set of answers that agree.
+type AnswerGroup struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Members that gave them, in the order in which they came: the first is the one that the others agree with.
+	Members []uint32 `protobuf:"varint,1,rep,packed,name=members,proto3" json:"members,omitempty"`
+	// Why the first could not be compared with some earlier answer; empty when it could.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerGroup) Reset() {
+	*x = AnswerGroup{}
+	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerGroup) ProtoMessage() {}
+
+func (x *AnswerGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerGroup.ProtoReflect.Descriptor instead.
+func (*AnswerGroup) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AnswerGroup) GetMembers() []uint32 {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *AnswerGroup) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ReusedResult is a result that was used again.
+type ReusedResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The attempt that gave it, of this run or another.
+	OriginAttemptId string `protobuf:"bytes,1,opt,name=origin_attempt_id,json=originAttemptId,proto3" json:"origin_attempt_id,omitempty"`
+	// When it was kept.
+	KeepTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=keep_time,json=keepTime,proto3" json:"keep_time,omitempty"`
+	// The instance that would have got the task, and the policy decision that permitted it.
+	Decision *RoutingDecision `protobuf:"bytes,3,opt,name=decision,proto3" json:"decision,omitempty"`
+	// The policy decision that released the output.
+	Release       *PolicyDecision `protobuf:"bytes,4,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReusedResult) Reset() {
+	*x = ReusedResult{}
+	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReusedResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReusedResult) ProtoMessage() {}
+
+func (x *ReusedResult) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReusedResult.ProtoReflect.Descriptor instead.
+func (*ReusedResult) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ReusedResult) GetOriginAttemptId() string {
+	if x != nil {
+		return x.OriginAttemptId
+	}
+	return ""
+}
+
+func (x *ReusedResult) GetKeepTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.KeepTime
+	}
+	return nil
+}
+
+func (x *ReusedResult) GetDecision() *RoutingDecision {
+	if x != nil {
+		return x.Decision
+	}
+	return nil
+}
+
+func (x *ReusedResult) GetRelease() *PolicyDecision {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
 // Attempt is one try of a task by one agent.
 type Attempt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -826,7 +1073,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[4]
+	mi := &file_antiphon_v1_run_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +1085,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[4]
+	mi := &file_antiphon_v1_run_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +1098,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{4}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Attempt) GetAttemptId() string {
@@ -953,7 +1200,7 @@ type RoutingDecision struct {
 
 func (x *RoutingDecision) Reset() {
 	*x = RoutingDecision{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	mi := &file_antiphon_v1_run_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1212,7 @@ func (x *RoutingDecision) String() string {
 func (*RoutingDecision) ProtoMessage() {}
 
 func (x *RoutingDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	mi := &file_antiphon_v1_run_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1225,7 @@ func (x *RoutingDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutingDecision.ProtoReflect.Descriptor instead.
 func (*RoutingDecision) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{5}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RoutingDecision) GetChosen() string {
@@ -1064,7 +1311,7 @@ type WithheldField struct {
 
 func (x *WithheldField) Reset() {
 	*x = WithheldField{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	mi := &file_antiphon_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1323,7 @@ func (x *WithheldField) String() string {
 func (*WithheldField) ProtoMessage() {}
 
 func (x *WithheldField) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	mi := &file_antiphon_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1336,7 @@ func (x *WithheldField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithheldField.ProtoReflect.Descriptor instead.
 func (*WithheldField) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WithheldField) GetPointer() string {
@@ -1121,7 +1368,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	mi := &file_antiphon_v1_run_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1133,7 +1380,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	mi := &file_antiphon_v1_run_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1393,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Candidate) GetInstance() string {
@@ -1173,7 +1420,8 @@ func (x *Candidate) GetFreeSlots() uint32 {
 // Refusal counts candidates with the same reason.
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The reason: version, clearance, constraint, cost, no_slot, draining, policy.
+	// The reason: version, clearance, constraint, cost, no_slot, draining, policy; not_pure and not_idempotent, where a cache
+	// or a hedge asks for that; taken, by another member of the same quorum or hedge.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// How many.
 	Count         uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
@@ -1183,7 +1431,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[8]
+	mi := &file_antiphon_v1_run_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1443,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[8]
+	mi := &file_antiphon_v1_run_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1456,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Refusal) GetReason() string {
@@ -1246,7 +1494,7 @@ type PolicyDecision struct {
 
 func (x *PolicyDecision) Reset() {
 	*x = PolicyDecision{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[9]
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1506,7 @@ func (x *PolicyDecision) String() string {
 func (*PolicyDecision) ProtoMessage() {}
 
 func (x *PolicyDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[9]
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1519,7 @@ func (x *PolicyDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyDecision.ProtoReflect.Descriptor instead.
 func (*PolicyDecision) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{9}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PolicyDecision) GetDecisionId() string {
@@ -1333,7 +1581,7 @@ type RunEvent struct {
 	Attempt *AttemptChange `protobuf:"bytes,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// What the agent says while it works; not kept.
 	Progress *Progress `protobuf:"bytes,7,opt,name=progress,proto3" json:"progress,omitempty"`
-	// Members of a for_each, once their number is known; iterations of a loop, when one begins.
+	// Members of a for_each, quorum or hedge, once their number is known; iterations of a loop, when one begins.
 	MemberCount uint32 `protobuf:"varint,8,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
 	// Reason, where there is one.
 	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -1342,14 +1590,16 @@ type RunEvent struct {
 	// What the expressions of the task, or of the run's output, were given of shared context; as Task.reads.
 	Reads []*EntryReference `protobuf:"bytes,11,rep,name=reads,proto3" json:"reads,omitempty"`
 	// Name of the signal that came, where one came.
-	Signal        string `protobuf:"bytes,12,opt,name=signal,proto3" json:"signal,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Signal string `protobuf:"bytes,12,opt,name=signal,proto3" json:"signal,omitempty"`
+	// The attempt whose result the task used again; empty otherwise.
+	OriginAttemptId string `protobuf:"bytes,24,opt,name=origin_attempt_id,json=originAttemptId,proto3" json:"origin_attempt_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *RunEvent) Reset() {
 	*x = RunEvent{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[10]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1611,7 @@ func (x *RunEvent) String() string {
 func (*RunEvent) ProtoMessage() {}
 
 func (x *RunEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[10]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1624,7 @@ func (x *RunEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent.ProtoReflect.Descriptor instead.
 func (*RunEvent) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{10}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RunEvent) GetEventSeq() uint64 {
@@ -1461,6 +1711,13 @@ func (x *RunEvent) GetSignal() string {
 	return ""
 }
 
+func (x *RunEvent) GetOriginAttemptId() string {
+	if x != nil {
+		return x.OriginAttemptId
+	}
+	return ""
+}
+
 // AttemptChange is a new state of an attempt.
 type AttemptChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1480,7 +1737,7 @@ type AttemptChange struct {
 
 func (x *AttemptChange) Reset() {
 	*x = AttemptChange{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[11]
+	mi := &file_antiphon_v1_run_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1749,7 @@ func (x *AttemptChange) String() string {
 func (*AttemptChange) ProtoMessage() {}
 
 func (x *AttemptChange) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[11]
+	mi := &file_antiphon_v1_run_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1762,7 @@ func (x *AttemptChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptChange.ProtoReflect.Descriptor instead.
 func (*AttemptChange) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{11}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AttemptChange) GetNumber() uint32 {
@@ -1556,7 +1813,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1825,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +1838,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Progress) GetFraction() float64 {
@@ -1644,7 +1901,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	" \x01(\rR\tescalated\":\n" +
 	"\aTaskKey\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
-	"\x06member\x18\x02 \x01(\rR\x06member\"\xc9\x04\n" +
+	"\x06member\x18\x02 \x01(\rR\x06member\"\xb2\x05\n" +
 	"\x04Task\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.antiphon.v1.TaskStateR\x05state\x12\x1e\n" +
@@ -1663,7 +1920,25 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\fmember_count\x18\v \x01(\rR\vmemberCount\x12\x1a\n" +
 	"\bwithheld\x18\f \x01(\tR\bwithheld\x121\n" +
 	"\x05reads\x18\r \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12 \n" +
-	"\vcompensates\x18\x0e \x01(\tR\vcompensates\"\xbf\x03\n" +
+	"\vcompensates\x18\x0e \x01(\tR\vcompensates\x124\n" +
+	"\tagreement\x18\x18 \x01(\v2\x16.antiphon.v1.AgreementR\tagreement\x121\n" +
+	"\x06reused\x18\x19 \x01(\v2\x19.antiphon.v1.ReusedResultR\x06reused\"\xf3\x01\n" +
+	"\tAgreement\x12\x0e\n" +
+	"\x02of\x18\x01 \x01(\rR\x02of\x12\x14\n" +
+	"\x05agree\x18\x02 \x01(\rR\x05agree\x12\x16\n" +
+	"\x06chosen\x18\x03 \x01(\rR\x06chosen\x120\n" +
+	"\x06groups\x18\x04 \x03(\v2\x18.antiphon.v1.AnswerGroupR\x06groups\x12\x16\n" +
+	"\x06failed\x18\x05 \x01(\rR\x06failed\x12\x1c\n" +
+	"\tcancelled\x18\x06 \x01(\rR\tcancelled\x12@\n" +
+	"\x0espent_duration\x18\a \x01(\v2\x19.google.protobuf.DurationR\rspentDuration\"?\n" +
+	"\vAnswerGroup\x12\x18\n" +
+	"\amembers\x18\x01 \x03(\rR\amembers\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xe4\x01\n" +
+	"\fReusedResult\x12*\n" +
+	"\x11origin_attempt_id\x18\x01 \x01(\tR\x0foriginAttemptId\x127\n" +
+	"\tkeep_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bkeepTime\x128\n" +
+	"\bdecision\x18\x03 \x01(\v2\x1c.antiphon.v1.RoutingDecisionR\bdecision\x125\n" +
+	"\arelease\x18\x04 \x01(\v2\x1b.antiphon.v1.PolicyDecisionR\arelease\"\xbf\x03\n" +
 	"\aAttempt\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x16\n" +
@@ -1712,7 +1987,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x06permit\x18\x03 \x01(\bR\x06permit\x12\x1a\n" +
 	"\bpolicies\x18\x04 \x03(\tR\bpolicies\x12 \n" +
 	"\vobligations\x18\x05 \x03(\tR\vobligations\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x94\x04\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xc0\x04\n" +
 	"\bRunEvent\x12\x1b\n" +
 	"\tevent_seq\x18\x01 \x01(\x04R\beventSeq\x129\n" +
 	"\n" +
@@ -1728,7 +2003,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\afailure\x18\n" +
 	" \x01(\v2\x14.antiphon.v1.FailureR\afailure\x121\n" +
 	"\x05reads\x18\v \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12\x16\n" +
-	"\x06signal\x18\f \x01(\tR\x06signal\"\xa0\x01\n" +
+	"\x06signal\x18\f \x01(\tR\x06signal\x12*\n" +
+	"\x11origin_attempt_id\x18\x18 \x01(\tR\x0foriginAttemptId\"\xa0\x01\n" +
 	"\rAttemptChange\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.antiphon.v1.AttemptStateR\x05state\x12\x14\n" +
@@ -1779,7 +2055,7 @@ func file_antiphon_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_antiphon_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_antiphon_v1_run_proto_goTypes = []any{
 	(RunState)(0),                 // 0: antiphon.v1.RunState
 	(TaskState)(0),                // 1: antiphon.v1.TaskState
@@ -1788,65 +2064,75 @@ var file_antiphon_v1_run_proto_goTypes = []any{
 	(*TaskTotals)(nil),            // 4: antiphon.v1.TaskTotals
 	(*TaskKey)(nil),               // 5: antiphon.v1.TaskKey
 	(*Task)(nil),                  // 6: antiphon.v1.Task
-	(*Attempt)(nil),               // 7: antiphon.v1.Attempt
-	(*RoutingDecision)(nil),       // 8: antiphon.v1.RoutingDecision
-	(*WithheldField)(nil),         // 9: antiphon.v1.WithheldField
-	(*Candidate)(nil),             // 10: antiphon.v1.Candidate
-	(*Refusal)(nil),               // 11: antiphon.v1.Refusal
-	(*PolicyDecision)(nil),        // 12: antiphon.v1.PolicyDecision
-	(*RunEvent)(nil),              // 13: antiphon.v1.RunEvent
-	(*AttemptChange)(nil),         // 14: antiphon.v1.AttemptChange
-	(*Progress)(nil),              // 15: antiphon.v1.Progress
-	nil,                           // 16: antiphon.v1.Run.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*Payload)(nil),               // 18: antiphon.v1.Payload
-	(*Failure)(nil),               // 19: antiphon.v1.Failure
-	(*EntryReference)(nil),        // 20: antiphon.v1.EntryReference
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*Agreement)(nil),             // 7: antiphon.v1.Agreement
+	(*AnswerGroup)(nil),           // 8: antiphon.v1.AnswerGroup
+	(*ReusedResult)(nil),          // 9: antiphon.v1.ReusedResult
+	(*Attempt)(nil),               // 10: antiphon.v1.Attempt
+	(*RoutingDecision)(nil),       // 11: antiphon.v1.RoutingDecision
+	(*WithheldField)(nil),         // 12: antiphon.v1.WithheldField
+	(*Candidate)(nil),             // 13: antiphon.v1.Candidate
+	(*Refusal)(nil),               // 14: antiphon.v1.Refusal
+	(*PolicyDecision)(nil),        // 15: antiphon.v1.PolicyDecision
+	(*RunEvent)(nil),              // 16: antiphon.v1.RunEvent
+	(*AttemptChange)(nil),         // 17: antiphon.v1.AttemptChange
+	(*Progress)(nil),              // 18: antiphon.v1.Progress
+	nil,                           // 19: antiphon.v1.Run.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*Payload)(nil),               // 21: antiphon.v1.Payload
+	(*Failure)(nil),               // 22: antiphon.v1.Failure
+	(*EntryReference)(nil),        // 23: antiphon.v1.EntryReference
+	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
 }
 var file_antiphon_v1_run_proto_depIdxs = []int32{
 	0,  // 0: antiphon.v1.Run.state:type_name -> antiphon.v1.RunState
-	17, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	17, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	17, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
-	18, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
-	18, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
-	19, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
+	20, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	20, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	20, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
+	21, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
+	21, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
+	22, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
 	4,  // 7: antiphon.v1.Run.totals:type_name -> antiphon.v1.TaskTotals
-	16, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
-	20, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
+	19, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
+	23, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
 	5,  // 10: antiphon.v1.Task.key:type_name -> antiphon.v1.TaskKey
 	1,  // 11: antiphon.v1.Task.state:type_name -> antiphon.v1.TaskState
-	18, // 12: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
-	18, // 13: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
-	19, // 14: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
-	17, // 15: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
-	17, // 16: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
-	20, // 17: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
-	2,  // 18: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
-	19, // 19: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
-	17, // 20: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
-	17, // 21: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	21, // 22: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
-	8,  // 23: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
-	10, // 24: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
-	11, // 25: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
-	12, // 26: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
-	9,  // 27: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
-	17, // 28: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
-	5,  // 29: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
-	0,  // 30: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
-	1,  // 31: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
-	14, // 32: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
-	15, // 33: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
-	19, // 34: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
-	20, // 35: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
-	2,  // 36: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	21, // 12: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
+	21, // 13: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
+	22, // 14: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
+	20, // 15: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
+	20, // 16: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
+	23, // 17: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
+	7,  // 18: antiphon.v1.Task.agreement:type_name -> antiphon.v1.Agreement
+	9,  // 19: antiphon.v1.Task.reused:type_name -> antiphon.v1.ReusedResult
+	8,  // 20: antiphon.v1.Agreement.groups:type_name -> antiphon.v1.AnswerGroup
+	24, // 21: antiphon.v1.Agreement.spent_duration:type_name -> google.protobuf.Duration
+	20, // 22: antiphon.v1.ReusedResult.keep_time:type_name -> google.protobuf.Timestamp
+	11, // 23: antiphon.v1.ReusedResult.decision:type_name -> antiphon.v1.RoutingDecision
+	15, // 24: antiphon.v1.ReusedResult.release:type_name -> antiphon.v1.PolicyDecision
+	2,  // 25: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
+	22, // 26: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
+	20, // 27: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
+	20, // 28: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	24, // 29: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
+	11, // 30: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
+	13, // 31: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
+	14, // 32: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
+	15, // 33: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
+	12, // 34: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
+	20, // 35: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
+	5,  // 36: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
+	0,  // 37: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
+	1,  // 38: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
+	17, // 39: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
+	18, // 40: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
+	22, // 41: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
+	23, // 42: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
+	2,  // 43: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_run_proto_init() }
@@ -1863,7 +2149,7 @@ func file_antiphon_v1_run_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_run_proto_rawDesc), len(file_antiphon_v1_run_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   14,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from ._graph import (
         Compensate,
         Graph,
+        Hedge,
+        Quorum,
         Ref,
         Retry,
         TaskRef,
@@ -185,6 +187,7 @@ __all__ = [
     "GraphInvalid",
     "GraphNotFound",
     "GraphVersionExists",
+    "Hedge",
     "HistoryCompacted",
     "InputInvalid",
     "Internal",
@@ -212,6 +215,7 @@ __all__ = [
     "PolicyInvalid",
     "PolicyLocksOut",
     "ProtocolViolation",
+    "Quorum",
     "RateLimited",
     "Ref",
     "Remedy",
@@ -305,6 +309,8 @@ _HOMES = {
     "_graph": (
         "Compensate",
         "Graph",
+        "Hedge",
+        "Quorum",
         "Ref",
         "Retry",
         "TaskRef",

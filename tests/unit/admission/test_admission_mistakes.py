@@ -477,7 +477,7 @@ def test_a_join_counts_needs(join: Join | None, count: int) -> None:
 
 def test_a_capability_that_nobody_offers_is_a_warning() -> None:
     definition = graph(task("a", capability="text.summarize@1"), task("b", capability="text.redact@1"))
-    found = compile_graph(definition, offered=lambda capability: capability.startswith("text.redact"))
+    found = compile_graph(definition, offered=lambda capability, trait: capability.startswith("text.redact"))
     (warning,) = found.warnings
     assert warning.field == "tasks[0].capability"
     assert warning.message.startswith("nobody offers text.summarize@1 now; the task will wait")
