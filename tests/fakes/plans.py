@@ -41,7 +41,8 @@ class Node:
     """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression fails. `reads`: keys
     of the namespace's shared context; the input is then what was found under the first. `wait`: microseconds, negative
     for a moment that the evaluator gives, or the name of a signal. A loop is done after `iterations`.
-    Answers of a quorum agree when they are equal. `undone`: something undoes it; it is `broken` at "undo" when that has no input."""
+    Answers of a quorum agree when they are equal. `undone`: something undoes it; it is `broken` at "undo" when that has
+    no input."""
 
     needs: tuple[int, ...] = ()
     join: int | None = None

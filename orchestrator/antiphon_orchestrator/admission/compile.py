@@ -91,9 +91,9 @@ def compile_graph(
 ) -> Compiled:
     """Compiles a graph whose fields passed validation; raises GraphInvalid with every mistake.
 
-    `offered` says whether some agent offers a task's capability now, and, with a trait that is not empty, declares it so:
-    pure or idempotent; without it nothing is said about that. `values`
-    is the memory of parsed payloads to share; without it the plan gets its own.
+    `offered` says whether some agent offers a task's capability now and, with a trait that is not empty, declares it
+    so, pure or idempotent; without it nothing is said about that. `values` is the memory of parsed payloads to share;
+    without it the plan gets its own.
     """
     return _Compiler(graph, offered, values or Values()).compile()
 

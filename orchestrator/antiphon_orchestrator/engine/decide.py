@@ -69,8 +69,8 @@ def attempt_id(run_id: str, task: Task, number: int) -> str:
 
 
 def idempotency_key(run_id: str, task: Task) -> str:
-    """The same for every attempt of a task."""
-    return f"{run_id}/{task.plan.id}/{task.member}"
+    """The same for every attempt of a task, those of both members of a hedge included: its effect is wanted once."""
+    return f"{run_id}/{task.plan.id}/{task.member if task.plan.hedge is None else 1}"
 
 
 def advance(run: Run, now: int) -> list[Event]:

@@ -82,7 +82,7 @@ def called_run(
         submitted.namespace,
         submitted.principal,
         # The same call of another attempt of the task is the same run: what was done is not done again.
-        f"{decide.idempotency_key(run.run_id, task)}#{call.call_id}",
+        f"{run.run_id}/{task.plan.id}/{task.member}#{call.call_id}",
         call.digest,
         call.plan.name,
         "",

@@ -10,13 +10,16 @@ from typing import Any
 
 from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import run_pb2
-from antiphon_orchestrator.engine import decide, steer, waits
+from antiphon_orchestrator.engine import agreement, decide, steer, waits
 from antiphon_orchestrator.engine.decide import Outcome
 from antiphon_orchestrator.engine.escalation import fail_task
 from antiphon_orchestrator.engine.events import (
+    AnswerCompared,
     AttemptEnded,
     Event,
     Placement,
+    ResultReused,
+    Reused,
     SignalReceived,
     TaskEnded,
     TaskEscalated,
@@ -33,6 +36,10 @@ from antiphon_orchestrator.shards import codec
 from tests.fakes.plans import SECOND, FakeEvaluator, payload, submitted
 
 ENDED = {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.SKIPPED, TaskState.CANCELLED}
+MOVES = (
+    *("offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "signal", "steer"),
+    *("reuse", "hedge", "nothing"),
+)
 LIVE = {AttemptState.OFFERED, AttemptState.RUNNING}
 START = 1_000 * SECOND
 
@@ -106,10 +113,7 @@ class Player:
         ready = [t for t in tasks if t.state is TaskState.READY]
         live = [t for t in tasks if t.live is not None]
         tried = [t for t in tasks if t.attempts]
-        move = rng.choices(
-            ["offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "signal", "steer", "nothing"],
-            [20, 6, 30, 8, 10, 1, 0.4, 1, 4 if run.plan.signals else 0, self.steers, 1],
-        )[0]
+        move = rng.choices(MOVES, [20, 6, 30, 8, 10, 1, 0.4, 1, 4 if run.plan.signals else 0, self.steers, 3, 10, 1])[0]
         self.now += rng.choice([0, rng.randrange(0, SECOND // 10)])
         if move == "offer" and ready:
             task = rng.choice(ready)
@@ -121,6 +125,10 @@ class Player:
             self.steer(wish, rng.choice(failed if failed and wish in ("retry", "resolve") else tasks))
         elif move == "signal":
             self.signal(rng.choice(sorted(run.plan.signals)))
+        elif move == "reuse" and (known := [t for t in ready if t.plan.cache_ttl]):
+            self.record([self.reuse(rng.choice(known))])
+        elif move == "hedge" and (alone := [t for t in run.tasks if t.plan.hedge and agreement.alone(run, t)]):
+            self.record([agreement.second(rng.choice(alone))])
         elif move == "started" and live:
             task = rng.choice(live)
             self.record(decide.started(run, task, len(task.attempts)))
@@ -150,6 +158,12 @@ class Player:
             failure = Failure(FailureKind.POLICY, "denied", retryable=False)
             self.record(fail_task(task, failure))
         self.go_on()
+
+    def reuse(self, task: Task) -> ResultReused:
+        """The end of a READY task with a result of before, redacted now and then."""
+        origin = Reused("other/t/0/1", self.now - 1, b"decision", b"policy")
+        released = payload("less") if self.rng.random() < 0.3 else None
+        return ResultReused(task.plan.index, task.member, payload("result"), origin, None, released)
 
     def steer(self, wish: str, task: Task) -> None:
         """What a person may ask for, and what it means for the task."""
@@ -181,7 +195,7 @@ class Player:
         try:
             self.record(steer.resolve_task(self.run, task, output, "" if output else "no", "someone"))
         except steer.Conflict:
-            fan_out = task.plan.fan_out and not task.member and not task.plan.most_iterations
+            fan_out = task.plan.fan_out and not task.member and not task.plan.most_iterations and not task.plan.agree
             assert task.state is not TaskState.ESCALATED or (fan_out and output)
         else:
             assert task.state is not TaskState.ESCALATED or steer.over(self.run, task)
@@ -235,7 +249,8 @@ class Player:
         )
         if state is AttemptState.SUCCEEDED:
             policy = run_pb2.PolicyDecision(decision_id="d1", permit=True).SerializeToString()
-            return Outcome(state, payload("result"), busy=self.rng.randrange(10**6), policy=policy)
+            answer = payload(self.rng.choice(["result", "result", "another"]))
+            return Outcome(state, answer, busy=self.rng.randrange(10**6), policy=policy)
         kind = FailureKind.LOST if state is AttemptState.LOST else self.rng.choice(list(FailureKind))
         return Outcome(state, failure=Failure(kind, "trouble", "E1", retryable=self.rng.random() < 0.8))
 
@@ -265,6 +280,10 @@ class Player:
                     for task in self.run.all_tasks()
                     if task.state in ENDED
                 }
+            if isinstance(event, AnswerCompared):
+                member = self.run.task(event.task, event.member)
+                assert member.answer == event.agrees_with <= len(self.run.tasks[event.task].members)
+                self.finished[event.task, event.member] = summary(member)  # it may have a reason now
             raw = codec.encode(self.run.run_id, self.run.event_seq, self.now, event)
             assert codec.decode(journal_pb2.Record.FromString(raw)) == event
             self.log.append(raw)
@@ -286,6 +305,10 @@ class Player:
                 at_once = decide.offer(self.run, self.run.tasks[first.task], Placement("a", "s/i/a", "c@1", b"", 1), 7)
                 at_once.input = first.input
                 events = [at_once]
+            elif isinstance(first, TaskReady) and first.member == 0 and self.run.tasks[first.task].plan.cache_ttl:
+                reused = self.reuse(self.run.tasks[first.task])
+                reused.input = first.input
+                events = [reused]
             self.record(events)
 
     # What always holds.
@@ -355,8 +378,9 @@ class Player:
         tries = sum(a.state is not AttemptState.RETURNED for a in task.attempts)
         doubtful = task.plan.at_most_once and failure.kind in (FailureKind.LOST, FailureKind.TIMEOUT)
         again = rule is not None and failure.retryable and tries < rule.max_attempts and not doubtful
+        again &= task.plan.hedge is None or task.member == 1
         if not again:
-            escalates = task.plan.on_failure is OnFailure.ESCALATE
+            escalates = task.plan.on_failure is OnFailure.ESCALATE and not task.plan.agree
             assert isinstance(events[1], TaskEscalated if escalates or doubtful else TaskEnded)
             return
         assert rule is not None
@@ -389,9 +413,12 @@ class Player:
                 assert node.when is False or run.cancel is not None
             elif node.when is False:
                 assert task.state is TaskState.FAILED and node.broken == "when"
-            elif node.broken not in ("", "undo") and (node.broken != "members" or (node.members or 0) > 100):
+            elif node.broken not in ("", "undo", "quorum") and (node.broken != "members" or (node.members or 0) > 100):
                 assert task.state is TaskState.FAILED
             if task.state is TaskState.SUCCEEDED and task.plan.fan_out:
+                if node.agree:
+                    self.check_agreement(task)
+                    continue
                 loop = node.most_iterations > 0
                 assert len(task.members) == (max(1, node.iterations) if loop else node.members)
                 allowed = {TaskState.SUCCEEDED} | ({TaskState.CANCELLED} if self.steers else set())
@@ -409,6 +436,20 @@ class Player:
             assert run.state is RunState.FAILED and run.failure is not None
         else:
             assert run.state is RunState.SUCCEEDED and run.output == payload("output")
+
+    def check_agreement(self, task: Task) -> None:
+        """graph.proto, Quorum and Hedge: a task succeeds with an answer on which so many agree."""
+        evaluator = self.plan.evaluator
+        assert isinstance(evaluator, FakeEvaluator)
+        answers = [m for m in task.members if m.state is TaskState.SUCCEEDED]
+        chosen = task.members[task.answer - 1]
+        assert chosen in answers and self.run.view(task).output(task.plan.index) == chosen.output
+        assert len(task.members) <= task.plan.of
+        if task.plan.hedge is None:
+            assert evaluator.nodes[task.plan.index].broken != "quorum"
+            same = [m for m in answers if m.output == chosen.output and m.answer]
+            assert {m.answer for m in same} == {chosen.member} and len(same) >= task.plan.agree
+            assert chosen.end_time == min(m.end_time for m in same), "the first of those that agree is used"
 
     def fold(self) -> Run:
         """The state that recovery makes of the log."""
@@ -462,6 +503,12 @@ def actionable(run: Run, task: Task) -> bool:
     if not task.plan.fan_out or task.state in ENDED:
         return False
     unmade = len(task.members) < task.member_count
+    if task.plan.agree:
+        answers = [m for m in task.members if m.state is TaskState.SUCCEEDED]
+        judged = max((sum(m.answer == other.member for m in answers) for other in answers), default=0)
+        still = sum(m.state not in ENDED for m in task.members)
+        over = judged >= task.plan.agree or judged + still < task.plan.agree
+        return unmade or over or any(not m.answer for m in answers)
     return unmade or task.failure is not None or all(m.state in ENDED for m in task.members)
 
 
