@@ -14,17 +14,18 @@ from ..engine.states import AttemptState
 from ..placement.fleet import Fleet, Need
 from ..placement.results import Kept, key_of
 from .judging import handed_on, release
-from .turn import Entry
+from .turn import Entry, Turn
 
 
-def reuse(fleet: Fleet, entry: Entry, task: Task, need: Need, payload: bytes, now: int) -> ResultReused | None:
+def reuse(fleet: Fleet, turn: Turn, entry: Entry, task: Task, need: Need, payload: bytes) -> ResultReused | None:
     """The end of a task with a result that is kept; None when an agent has to do it."""
     run, index, member = entry.run, task.plan.index, task.member
     kind, number = entry.principal_kind, len(task.attempts) + 1
     for offered, place in fleet.rehearse(need, run.submitted.principal, kind, payload, number):
         given = payload if place.reduced_input is None else place.reduced_input
         schema = fleet.output_schema(need.namespace, offered.label)
-        kept = fleet.results.get(key_of(need.namespace, offered, schema, given), now, task.plan.cache_ttl)
+        key = key_of(need.namespace, offered, schema, given)
+        kept = turn.results.get(key) or fleet.results.get(key, turn.now, task.plan.cache_ttl)
         if kept is None:
             continue
         outcome = release(fleet, run, kind, offered.label, kept.output, fleet.labels(kept.output), 0)

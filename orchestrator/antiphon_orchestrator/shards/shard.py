@@ -282,7 +282,7 @@ class Shard:
         run = entry.run
         task = run.tasks[ready.task]
         need = self._needs.of(run.submitted.namespace, task.plan, ready.input)
-        if task.plan.cache_ttl and (event := reuse(self._fleet, entry, task, need, ready.input, turn.now)) is not None:
+        if task.plan.cache_ttl and (event := reuse(self._fleet, turn, entry, task, need, ready.input)) is not None:
             event.input = ready.input
             self._record(turn, entry, event)
             return True
@@ -322,7 +322,7 @@ class Shard:
 
     def _reuse(self, turn: Turn, entry: Entry, task: Task, need: Need) -> bool:
         """Ends a READY task with a result that is kept, if there is one."""
-        event = reuse(self._fleet, entry, task, need, task.input, turn.now)
+        event = reuse(self._fleet, turn, entry, task, need, task.input)
         if event is not None:
             self._record(turn, entry, event)
         return event is not None
@@ -415,7 +415,7 @@ class Shard:
             if task.plan.cache_ttl and verdict == Verdict.ACCEPTED and outcome.state is AttemptState.SUCCEEDED:
                 kept = worth_keeping(self._fleet, entry.run, task, task.attempts[number - 1], outcome, turn.now)
                 if kept is not None:
-                    turn.results.append(kept)
+                    turn.results[kept[0]] = kept[1]
             self._follow(turn, entry, events)
         turn.verdicts.append((item.reporter, item.attempt_id, verdict))
 
@@ -622,7 +622,7 @@ class Shard:
                 self._outbox.offer(self.index, self.epoch, entry.run, task)
         for entry, tasks in turn.reads:
             self._reader.read(self.index, entry.run, tasks)
-        for key, kept in turn.results:
+        for key, kept in turn.results.items():
             self._fleet.results.keep(key, kept)
         for sink, answer in turn.replies:
             sink(answer())

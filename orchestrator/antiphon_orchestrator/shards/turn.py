@@ -51,8 +51,8 @@ class Turn:
     replies: list[tuple[i.Sink, Callable[[], Any]]] = field(default_factory=list)
     ended: list[Entry] = field(default_factory=list)
     reads: list[tuple[Entry, list[int]]] = field(default_factory=list)
-    results: list[tuple[bytes, Kept]] = field(default_factory=list)
-    """Those to be used again from now on, by their keys."""
+    results: dict[bytes, Kept] = field(default_factory=dict)
+    """Those to be used again by whoever is committed with this turn or after it, by their keys."""
     audit: list[bytes] = field(default_factory=list)
     """Audit records of this turn, which are committed with its records."""
 
