@@ -168,6 +168,11 @@ class Orchestrator:
         metrics.archive_waiting.set_function(lambda: archiver.lag)
         metrics.audit_waiting.set_function(lambda: mover.waiting)
         metrics.archive_available.set_function(lambda: archiver.available and mover.available)
+        metrics.second_attempts.set_function(lambda: fleet.hedging.made)
+        metrics.second_attempts_used.set_function(lambda: fleet.hedging.used)
+        metrics.second_attempts_withheld.set_function(lambda: fleet.hedging.withheld)
+        metrics.results_kept.set_function(lambda: len(fleet.results))
+        metrics.results_reused.set_function(lambda: fleet.results.hits)
         reads.answer = host.put
         membership = Membership(store, replica_id, version("antiphon-server"), now())
         room = StoreRoom(store, config.data, store.max_bytes or config.store_max_bytes, metrics, host.keep_short)

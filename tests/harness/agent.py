@@ -121,6 +121,21 @@ async def sleep(seconds: float, ctx: TaskContext) -> float:
     return seconds
 
 
+@offers("work.race", idempotent=True)
+async def race(gate: str, ctx: TaskContext) -> str:
+    """The first member of a hedge works until a file is there, any other answers at once."""
+    member = int(ctx.attempt_id.split("/")[2])
+    while member < 2 and not Path(gate).exists():  # noqa: ASYNC240
+        await asyncio.sleep(0.01)
+    return f"member {member}"
+
+
+@offers("work.pure", effect="pure")
+async def pure(value: Any, ctx: TaskContext) -> dict[str, Any]:
+    """Says which attempt worked it out, which a pure capability would not, so that a test can tell."""
+    return {"value": value, "attempt_id": ctx.attempt_id}
+
+
 @offers("work.fail")
 async def fail(how: dict[str, Any], ctx: TaskContext) -> int:
     """Fails the first `times` attempts, as `kind` says; then answers the number of the attempt."""

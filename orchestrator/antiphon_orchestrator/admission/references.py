@@ -24,7 +24,7 @@ _WHERE = {
     "index": "in the input of a task with for_each",
     "iteration": "in the input and in the condition of a loop (until)",
     "previous": "in the input of a loop (until)",
-    "output": "in the condition of a loop (until) and of a quorum; elsewhere write tasks.ID.output",
+    "output": "in the conditions of a loop (until) and a quorum; elsewhere write tasks.ID.output",
     "other": "in the condition of a quorum",
 }
 _TASK_FIELDS = ("output", "state", "failure")

@@ -94,13 +94,13 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
             (
                 "tasks[0].when",
                 "unknown_reference",
-                "output exists only in the condition of a loop (until) and of a quorum; elsewhere write tasks.ID.output",
+                "output exists only in the conditions of a loop (until) and a quorum; elsewhere write tasks.ID.output",
             ),
             ("tasks[0].until.condition", "unknown_reference", "previous exists only in the input of a loop (until)"),
             (
                 "tasks[1].when",
                 "unknown_reference",
-                "output exists only in the condition of a loop (until) and of a quorum; elsewhere write tasks.ID.output",
+                "output exists only in the conditions of a loop (until) and a quorum; elsewhere write tasks.ID.output",
             ),
             (
                 "tasks[1].input",
