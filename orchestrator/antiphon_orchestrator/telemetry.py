@@ -201,7 +201,7 @@ class Metrics:
         )
         self.results_kept: Gauge = library.Gauge(
             "antiphon_results_kept",
-            "Results of pure capabilities that are kept to be used again",
+            "Results that are kept to be used again",
             registry=self.registry,
         )
         self.results_reused: Gauge = library.Gauge(

@@ -95,13 +95,17 @@ async def who(value: Any, ctx: TaskContext) -> dict[str, Any]:
     }
 
 
-@offers("work.hold")
-async def hold(gate: str, ctx: TaskContext) -> str:
+async def held(gate: str, ctx: TaskContext) -> str:
     """Works until a file is there, and says so all the while: who watches later than the first time hears it too."""
     while not Path(gate).exists():  # noqa: ASYNC240 - another process makes it
         ctx.progress(0.5, "holding")
         await asyncio.sleep(0.01)
     return "released"
+
+
+@offers("work.hold")
+async def hold(gate: str, ctx: TaskContext) -> str:
+    return await held(gate, ctx)
 
 
 @offers("work.stubborn")
@@ -123,11 +127,9 @@ async def sleep(seconds: float, ctx: TaskContext) -> float:
 
 @offers("work.race", idempotent=True)
 async def race(gate: str, ctx: TaskContext) -> str:
-    """The first member of a hedge works until a file is there, any other answers at once."""
+    """The first member of a hedge works until a file is there, the other answers at once."""
     member = int(ctx.attempt_id.split("/")[2])
-    while member < 2 and not Path(gate).exists():  # noqa: ASYNC240
-        await asyncio.sleep(0.01)
-    return f"member {member}"
+    return f"member {member}" if member > 1 else await held(gate, ctx)
 
 
 @offers("work.pure", effect="pure")

@@ -103,7 +103,7 @@ async def test_a_result_is_used_again_by_other_runs_and_nobody_is_asked(client: 
     told = (await client.explain(again.run_id, "pure")).task
     assert told.reused.origin_attempt_id == f"{first.run_id}/pure/0/1"
     assert told.reused.decision.policy.permit and told.reused.release.permit
-    events = [event async for event in client.watch_run(again.run_id)]
+    events = [event async for event in client.watch(again.run_id)]
     assert [event.origin_attempt_id for event in events if event.origin_attempt_id] == [f"{first.run_id}/pure/0/1"]
     other = await client.submit(graph, {"number": 8}, wait=True)
     assert output_of(other)["attempt_id"].startswith(other.run_id)
