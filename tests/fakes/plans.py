@@ -41,8 +41,8 @@ class Node:
     """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression fails. `reads`: keys
     of the namespace's shared context; the input is then what was found under the first. `wait`: microseconds, negative
     for a moment that the evaluator gives, or the name of a signal. A loop is done after `iterations`.
-    Answers of a quorum agree when they are equal. `undone`: something undoes it; it is `broken` at "undo" when that has
-    no input."""
+    Answers of a quorum agree when they are equal, or all of them with `alike`. `undone`: something undoes it; it is
+    `broken` at "undo" when that has no input."""
 
     needs: tuple[int, ...] = ()
     join: int | None = None
@@ -65,6 +65,7 @@ class Node:
     agree: int = 0
     of: int = 0
     apart: str = "agent"
+    alike: bool = False
     hedge: HedgePlan | None = None
     cache_ttl: int = 0
 
@@ -124,7 +125,7 @@ class FakeEvaluator:
 
     def agrees(self, task: int, view: View, output: bytes, other: bytes) -> bool:
         self._check(task, "quorum")
-        return output == other
+        return self.nodes[task].alike or output == other
 
     def output(self, view: View) -> bytes:
         if self.broken_output:
