@@ -127,7 +127,7 @@ def _put_agreement(message: run_pb2.Agreement, node: Task) -> None:
         message.failed += member.state is TaskState.FAILED
         message.cancelled += member.state is TaskState.CANCELLED
         if member.member != node.answer:
-            spent += sum(attempt.busy for attempt in member.attempts)
+            spent += sum(a.busy or max(0, a.end_time - a.offer_time) for a in member.attempts)
     for first, members in sorted(groups.items(), key=lambda group: -len(group[1])):
         reason = node.members[first - 1].reason
         message.groups.add(members=[member.member for member in members], reason=reason)
@@ -172,7 +172,7 @@ def _reason(run: Run, task: Task) -> str:
     if task.reused is not None:
         return f"the result of {task.reused.origin_attempt_id} was used again"
     if task.plan.hedge is not None and not task.member and task.answer and len(task.members) > 1:
-        return f"the answer of attempt {task.answer} of 2 came first"
+        return f"the answer of member {task.answer} of 2 came first"
     if task.state is TaskState.READY:
         return f"waits for an agent that offers {task.plan.capability}"
     return ""

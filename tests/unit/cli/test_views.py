@@ -118,7 +118,7 @@ def test_an_explanation_tells_who_agreed_and_what_was_spent_on_the_others() -> N
     assert "2 of 4 must agree" in shown
     assert "members 2, 4  used" in shown
     assert "member 1  cannot be compared with member 2" in shown
-    assert "1 failed" in shown and "0.250 s of work" in shown
+    assert "1 failed" in shown and "0.250 s went into answers" in shown
 
 
 def test_an_explanation_tells_which_attempt_gave_a_result_that_was_used_again() -> None:

@@ -132,7 +132,8 @@ def test_a_second_instance_is_asked_after_the_delay_and_not_before() -> None:
     assert one.cancels == ["r1/t0/1/1"]
     assert one.archived and (one.fleet.hedging.made, one.fleet.hedging.used) == (1, 1)
     told = views.task_message(one.run("r1"), one.run("r1").tasks[0])
-    assert (told.agreement.chosen, told.reason) == (2, "the answer of attempt 2 of 2 came first")
+    assert (told.agreement.chosen, told.reason) == (2, "the answer of member 2 of 2 came first")
+    assert told.agreement.spent_duration.ToMicroseconds() == SECOND, "what the first had cost until then"
 
 
 def test_a_second_attempt_never_waits_for_a_slot_and_is_looked_for_again() -> None:
@@ -300,7 +301,7 @@ def test_members_of_a_fan_out_use_results_again_as_well_and_so_do_tasks_that_wai
 
 POLICIES = (
     '@id("all") permit (principal, action, resource);',
-    '@id("tester-not") forbid (principal == Client::"{who}", action == Action::"{action}", resource);',
+    '@id("tester-not") forbid (principal == Identity::"{who}", action == Action::"{action}", resource);',
 )
 
 

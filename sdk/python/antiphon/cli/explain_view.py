@@ -71,7 +71,7 @@ def agreement(said: Agreement) -> Iterator[RenderableType]:
     if ends:
         yield Text(f"  others     {', '.join(ends)}")
     if seconds := said.spent_duration.ToMicroseconds() / 1e6:
-        yield Text(f"  spent      {seconds:.3f} s of work on answers that are not used")
+        yield Text(f"  spent      {seconds:.3f} s went into answers that are not used")
 
 
 def reused(said: ReusedResult) -> Iterator[RenderableType]:
