@@ -12,6 +12,9 @@ from ..placement.fleet import Fleet, Need
 from .needs import Needs
 from .turn import Entry
 
+AGAIN = 1_000_000
+"""Microseconds at least until a second attempt that could not be made is looked at again, however short the delay."""
+
 
 def need_of(needs: Needs, run: Run, task: Task, payload: bytes) -> Need:
     """What a task asks of an agent; a member of a quorum or hedge besides, that it is no other member's."""

@@ -328,8 +328,7 @@ class Shard:
         return event is not None
 
     def _hedge(self, turn: Turn, entry: Entry, node: Task, hedge: HedgePlan) -> None:
-        """A second attempt of a hedge, if it is time and there may be one; else that is looked at again after the
-        delay."""
+        """A second attempt of a hedge, if it is time and there may be one; else that is looked at again later."""
         due = agreeing.due(self._fleet, entry.run, node, hedge)
         if due is None or due > turn.now:
             self._set_timer(entry, node)
@@ -338,8 +337,7 @@ class Shard:
             member = node.members[-1]
             self._offer(turn, entry, member, decide.offer(entry.run, member, second[1], self.epoch))
         else:
-            again = turn.now + self._fleet.hedging.delay(entry.run.submitted.namespace, node.plan, hedge)
-            self.timers.set((entry.run.run_id, node.plan.index, 0), again)
+            self.timers.set((entry.run.run_id, node.plan.index, 0), turn.now + max(agreeing.AGAIN, hedge.delay))
 
     def _offer(self, turn: Turn, entry: Entry, task: Task, event: e.AttemptOffered) -> None:
         self._record(turn, entry, event)
