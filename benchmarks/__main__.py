@@ -14,13 +14,13 @@ from typing import Any
 from tests.harness.etcd_binary import EtcdMissing
 from tools import agents, wheel
 
-from . import clustered, fsync, identity, mesh, policy, profiling, r, report, takeover, w1, w2, w3, w4, w5, workload
+from . import clustered, fsync, identity, mesh, policy, profiling, r, report, takeover, w1, w2, w3, w4, w5, w6, workload
 from .process import ProcessFailed, cpu
 
 AGENTS = Path(__file__).parent / "agents"
 SOURCES = {"go": "echo-go.go", "typescript": "echo-typescript.mts"}
 RESULTS = Path(__file__).parent / "results"
-NAMES = ("R", "fsync", "W1", "W2", "W2_unary", "W3", "W4", "W5", "policy")
+NAMES = ("R", "fsync", "W1", "W2", "W2_unary", "W3", "W4", "W5", "W6", "policy")
 PROCESSES = ("orchestrator", "sidecar", "agent")
 
 
@@ -33,6 +33,7 @@ class Plan:
     seconds: float = 6.0
     sequential: int = 1000
     levels: tuple[int, ...] = w2.LEVELS
+    sizes: w6.Sizes = w6.WHOLE
     others: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Commands of the agents in other languages, by language; W1 and W2 are measured with each of them, too."""
 
@@ -50,6 +51,9 @@ async def measure(plan: Plan, folder: Path) -> report.Results:
         async with mesh.running(folder, plan.environ, plan.others) as product:
             results |= await _measure_product(plan, product, folder)
             product.check()
+    if "W6" in plan.only:
+        _say("W6")
+        results["W6"] = await w6.measure(folder, plan.environ, plan.sizes)
     if "R" in plan.only:
         await r.measure(folder, reference, seconds=plan.seconds / 2, sequential=plan.sequential)
         results["R"] = {
@@ -128,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         product = None if given.pure else _wheel()
         environ = product.environ() if product else {}
-        plan = Plan(only, environ, 0.4, 20, (1, 32)) if given.quick else Plan(only, environ)
+        plan = Plan(only, environ, 0.4, 20, (1, 32), w6.QUICK) if given.quick else Plan(only, environ)
         if only & {"W1", "W2"} and not given.profile and not given.cluster:
             plan = replace(plan, others=_others())
         with tempfile.TemporaryDirectory(prefix="antiphon-bench-") as folder:

@@ -76,10 +76,25 @@ def _targets(results: Results) -> Iterator[Target]:
         # Held against a sum, because the cost itself may come out as nothing, or below.
         found = results["policy"]
         yield Target("policy: CPU a task ≤ default + 10 µs", found["loaded_us"], found["default_us"] + 10, False)
+    yield from _large_targets(results.get("W6", {}))
     yield from _cluster_targets(results.get("cluster", {}))
     for name, limit in (("sidecar", 60.0), ("orchestrator", 120.0)):
         if idle := results.get("W4", {}).get(f"{name}_idle_mb"):
             yield Target(f"{name} idle ≤ {limit:g} MB", idle, limit, False)
+
+
+def _large_targets(found: Results) -> Iterator[Target]:
+    if not found:
+        return
+    few, *_, many = found["tasks"]
+    for name, what in (("us", "time"), ("peak_kb", "memory")):
+        limit = 1.25 * found["tasks"][few][name]
+        yield Target(f"W6: {what} a task, {many} ≤ 1.25 x {few}", found["tasks"][many][name], limit, False)
+    yield Target("W6: a waiting run of ten tasks ≤ 10 kB", found["waiting"]["kb"], 10.0, False)
+    few, *_, many = found["routing"]
+    for name in ("few_us", "all_us"):
+        limit = 2 * found["routing"][few][name]
+        yield Target(f"W6: routing {name}, {many} agents ≤ 2 x {few}", found["routing"][many][name], limit, False)
 
 
 def _cluster_targets(found: Results) -> Iterator[Target]:

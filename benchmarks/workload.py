@@ -9,7 +9,7 @@ import json
 import secrets
 from datetime import timedelta
 
-from antiphon.v1 import capability_pb2, graph_pb2, run_pb2, run_service_pb2
+from antiphon.v1 import capability_pb2, graph_pb2, payload_pb2, run_pb2, run_service_pb2
 
 
 class RunFailed(Exception):
@@ -78,6 +78,36 @@ def fan_out() -> graph_pb2.Graph:
     graph.tasks.add(id="each", capability="echo@1", for_each=items, input=member)
     graph.tasks.add(id="join", capability="echo@1", input=json.dumps({"text": "${string(size(tasks.each.output))}"}))
     return graph
+
+
+STAGE = 10_000
+"""Most members of one fan-out of a large run; a larger run has several, each of which works on what the last gave."""
+
+
+def large(tasks: int) -> tuple[graph_pb2.Graph, list[int]]:
+    """A run of so many tasks, all of them members of fan-outs, and its input. It answers with next to nothing."""
+    graph = graph_pb2.Graph(name=f"bench-large-{tasks}", version="1", output='"done"')
+    width = min(tasks, STAGE)
+    graph.tasks.add(id="s0", capability="echo@1", for_each="input", input=json.dumps({"text": "${string(item)}"}))
+    for number in range(1, tasks // width):
+        graph.tasks.add(id=f"s{number}", capability="echo@1", for_each=f"tasks.s{number - 1}.output")
+    return graph, list(range(width))
+
+
+def waiting() -> graph_pb2.Graph:
+    """Ten tasks, the first of which waits for a signal, and the others for it."""
+    graph = graph_pb2.Graph(name="bench-waiting", version="1", input_schema=json.dumps(_SCHEMA))
+    graph.tasks.add(id="s0").wait.signal = "go"
+    graph.tasks.add(id="s1", capability="echo@1", needs=["s0"], input=_mapping("input"))
+    for number in range(2, CHAIN):
+        graph.tasks.add(id=f"s{number}", capability="echo@1", input=_mapping(f"tasks.s{number - 1}.output"))
+    return graph
+
+
+def payload() -> bytes:
+    """The input of a task as it is placed."""
+    data: bytes = payload_pb2.Payload(inline=json.dumps(INPUT).encode()).SerializeToString()
+    return data
 
 
 def held() -> graph_pb2.Graph:

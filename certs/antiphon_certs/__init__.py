@@ -19,7 +19,9 @@ from .errors import (
     PeerError,
     PeerReason,
     ProfileError,
+    RecoveryError,
     RenewalError,
+    RotationError,
     StatementError,
     TokenError,
     TokenReason,
@@ -28,13 +30,16 @@ from .grants import Grants, grants_of
 from .names import ORCHESTRATOR_DNS_NAME, Identity, Kind, dns_name, parse_kind
 from .peer import Peer, PeerVerifier
 from .profile import Profile, profile_folder
+from .recovery import LONGEST_RECOVERY, prove, verify_recovery
 from .rotation import Clock, Renew, SystemClock, is_due, renew_at
 from .rotation import run as run_rotation
 from .statement import sign, verify_statement
+from .succession import Step, Succession, finish_root, prepare_root, succession_of, switch_root
 from .tokens import JoinToken, TokenRecord, mint, verify
 
 __all__ = [
     "LEAF_LIFETIME",
+    "LONGEST_RECOVERY",
     "ORCHESTRATOR_DNS_NAME",
     "Authority",
     "AuthorityError",
@@ -58,25 +63,35 @@ __all__ = [
     "PeerVerifier",
     "Profile",
     "ProfileError",
+    "RecoveryError",
     "Renew",
     "RenewalError",
+    "RotationError",
     "Source",
     "StatementError",
+    "Step",
+    "Succession",
     "SystemClock",
     "TokenError",
     "TokenReason",
     "TokenRecord",
     "dns_name",
     "fingerprint",
+    "finish_root",
     "grants_of",
     "is_due",
     "mint",
     "new_key_and_csr",
     "parse_kind",
+    "prepare_root",
     "profile_folder",
+    "prove",
     "renew_at",
     "run_rotation",
     "sign",
+    "succession_of",
+    "switch_root",
     "verify",
+    "verify_recovery",
     "verify_statement",
 ]

@@ -2,6 +2,7 @@
 
 One folder holds it: `root.key root.pem intermediate.key intermediate.pem bundle.pem`. Only the last three are read
 after `init`, so the root key can and should be taken elsewhere (`renew_intermediate` needs it back for a moment).
+How a root is replaced by another is in `succession.py`.
 Both CA certificates name the trust domain as a URI.
 
 Invariants: names in a signing request are ignored, only its key and its proof of possession count; who a leaf is and
@@ -24,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from .certificate import (
     PEM_LENGTH,
+    SKEW,
     belongs_to,
     fingerprint,
     is_p256,
@@ -42,9 +44,8 @@ from .grants import Grants
 from .names import ORCHESTRATOR_DNS_NAME, Identity, Kind, check_trust_domain, dns_name, is_dns_name
 
 LEAF_LIFETIME = timedelta(hours=1)
-_ROOT_LIFETIME = timedelta(days=3653)
-_INTERMEDIATE_LIFETIME = timedelta(days=366)
-_SKEW = timedelta(minutes=1)  # how far behind the reader's clock may be
+ROOT_LIFETIME = timedelta(days=3653)
+INTERMEDIATE_LIFETIME = timedelta(days=366)
 _FILES = ("root.key", "root.pem", "intermediate.key", "intermediate.pem", "bundle.pem")
 
 
@@ -68,10 +69,10 @@ class Authority:
         Raises `AuthorityError`, or `InvalidName` for the trust domain.
         """
         check_trust_domain(trust_domain)
-        start = (now or datetime.now(UTC)) - _SKEW
+        start = (now or datetime.now(UTC)) - SKEW
         root_key, key = new_key(), new_key()
-        root = _ca_certificate(trust_domain, "root", root_key, None, root_key, start, _ROOT_LIFETIME)
-        intermediate = _ca_certificate(trust_domain, "intermediate", key, root, root_key, start, _INTERMEDIATE_LIFETIME)
+        root = ca_certificate(trust_domain, "root", root_key, None, root_key, start, ROOT_LIFETIME)
+        intermediate = ca_certificate(trust_domain, "intermediate", key, root, root_key, start, INTERMEDIATE_LIFETIME)
         content = (key_to_pem(root_key), to_pem(root), key_to_pem(key), to_pem(intermediate), to_pem(root))
         try:
             make_private_folder(folder)
@@ -119,9 +120,9 @@ class Authority:
         try:
             root_key = key_from_pem((folder / "root.key").read_bytes())
             root = load_chain((folder / "root.pem").read_bytes())[0]
-            key, start = new_key(), (now or datetime.now(UTC)) - _SKEW
-            lifetime = min(_INTERMEDIATE_LIFETIME, root.not_valid_after_utc - start)
-            certificate = _ca_certificate(trust_domain_of(root), "intermediate", key, root, root_key, start, lifetime)
+            key, start = new_key(), (now or datetime.now(UTC)) - SKEW
+            lifetime = min(INTERMEDIATE_LIFETIME, root.not_valid_after_utc - start)
+            certificate = ca_certificate(trust_domain_of(root), "intermediate", key, root, root_key, start, lifetime)
             replace_private(folder / "intermediate.key", key_to_pem(key))
             replace_private(folder / "intermediate.pem", to_pem(certificate))
         except OSError as error:
@@ -183,7 +184,7 @@ class Authority:
             .issuer_name(self._certificate.subject)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(moment - _SKEW)
+            .not_valid_before(moment - SKEW)
             .not_valid_after(min(moment + ttl, self.not_after))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
@@ -231,7 +232,7 @@ def _names(identity: Identity, hosts: Sequence[str]) -> list[x509.GeneralName]:
     return names
 
 
-def _ca_certificate(
+def ca_certificate(
     trust_domain: str,
     role: str,
     key: ec.EllipticCurvePrivateKey,
@@ -240,7 +241,8 @@ def _ca_certificate(
     start: datetime,
     lifetime: timedelta,
 ) -> x509.Certificate:
-    """A root, or with `issuer` an intermediate that can sign leaves only."""
+    """A root, or with `issuer` an intermediate that can sign leaves only. `role` is for readers, and tells two roots of
+    one trust domain apart."""
     name = subject(f"Antiphon {role}")
     builder = (
         x509.CertificateBuilder()

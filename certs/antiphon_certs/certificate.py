@@ -7,6 +7,8 @@ their own error.
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -23,6 +25,8 @@ from .errors import InvalidName
 from .names import Identity, check_trust_domain
 
 PEM_LENGTH = 64 * 1024
+SKEW = timedelta(minutes=1)
+"""How far behind the reader's clock may be: what the authority signs is valid since so long before it signed."""
 _SCHEME = "spiffe://"
 
 
@@ -75,6 +79,11 @@ def load_chain(pem: bytes) -> list[x509.Certificate]:
 def fingerprint(certificate: x509.Certificate) -> str:
     """SHA-256 of the DER form, 64 lowercase hexadecimal digits."""
     return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def issue_time_of(certificate: x509.Certificate) -> datetime:
+    """When our authority signed it, to the second. One of another authority seems to be a little younger than it is."""
+    return certificate.not_valid_before_utc + SKEW
 
 
 def identity_of(certificate: x509.Certificate) -> Identity:

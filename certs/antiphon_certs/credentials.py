@@ -47,6 +47,8 @@ class Credential:
     not_after: datetime
     fingerprint: str
     """SHA-256 of the leaf's DER form, hexadecimal."""
+    serial: str
+    """Serial number of the leaf, hexadecimal, by which it can be revoked."""
 
     @classmethod
     def from_pem(cls, key_pem: bytes, chain_pem: bytes, bundle_pem: bytes) -> Credential:
@@ -68,6 +70,7 @@ class Credential:
                 leaf.not_valid_before_utc,
                 leaf.not_valid_after_utc,
                 fingerprint(leaf),
+                f"{leaf.serial_number:x}",
             )
         except ValueError as error:
             raise CredentialError(CredentialReason.MALFORMED, f"this is not a credential of ours: {error}") from error
@@ -130,6 +133,11 @@ class CertificateFiles:
             except OSError as error:
                 raise _unreadable(error) from error
         raise CredentialError(CredentialReason.MISSING, f"there is no complete credential in {self.folder}")
+
+    def discard(self) -> None:
+        """Make no generation current, for one that is of no use any more. Raises `OSError`."""
+        with taking_turns(self.folder):
+            (self.folder / _CURRENT).unlink(missing_ok=True)
 
     def _current(self) -> Path | None:
         try:

@@ -10,6 +10,8 @@
     ├── RenewalError              a renewal did not succeed this time; the rotation loop tries again
     ├── ProfileError              a command cannot find out who it is
     ├── StatementError            a signed statement that does not hold
+    ├── RecoveryError             an expired certificate that is not given anew for its key
+    ├── RotationError             the authority cannot take this step of its rotation now
     └── PeerError      .reason    a caller whose certificate is not acceptable
 
 No message ever holds a secret, a private key or the text of a token.
@@ -85,6 +87,14 @@ class ProfileError(CertsError):
 
 class StatementError(CertsError):
     """A statement is not signed by whom it says, or not by anybody of the trust domain."""
+
+
+class RecoveryError(CertsError):
+    """An expired certificate is not given anew; the message completes "the certificate is not given anew: …"."""
+
+
+class RotationError(CertsError):
+    """A step of replacing the authority's root that would be too early, or makes no sense; the message says why."""
 
 
 class PeerReason(StrEnum):

@@ -2,7 +2,8 @@
 
 TLS has checked the chain, but only when the connection was made; a connection outlives its certificate. So the expiry
 is compared on every call, while the parsing, which costs some 50 times more, is remembered by the certificate's bytes
-in a bounded cache. Revocation is the caller's: it has the serial number and the identity.
+in a bounded cache. Revocation is the caller's: it has the identity, the
+serial number and the time of issue.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import lru_cache
 
 from cryptography import x509
 
-from .certificate import identity_of, load_chain
+from .certificate import identity_of, issue_time_of, load_chain
 from .errors import PeerError, PeerReason
 from .grants import Grants, grants_of
 from .names import Identity
@@ -27,6 +28,7 @@ class Peer:
     grants: Grants
     not_after: datetime
     serial: int
+    issue_time: datetime
 
 
 class PeerVerifier:
@@ -64,7 +66,9 @@ class PeerVerifier:
         except ValueError as error:
             raise PeerError(PeerReason.NO_CERTIFICATE, f"the caller's certificate cannot be read: {error}") from error
         try:
-            peer = Peer(identity_of(leaf), grants_of(leaf), leaf.not_valid_after_utc, leaf.serial_number)
+            peer = Peer(
+                identity_of(leaf), grants_of(leaf), leaf.not_valid_after_utc, leaf.serial_number, issue_time_of(leaf)
+            )
         except ValueError as error:
             raise PeerError(PeerReason.NOT_SPIFFE, f"the caller's certificate is not one of ours: {error}") from error
         if peer.identity.trust_domain != self._trust_domain:

@@ -45,6 +45,8 @@ class Profile:
     """`host:port` of the listeners with server TLS only."""
     trust_domain: str
     namespace: str
+    token_id: str = ""
+    """The join token that it began with, where that is of interest: a sidecar is given its own at each start."""
 
     def __post_init__(self) -> None:
         for address in (*self.addresses, *self.join_addresses):
@@ -65,6 +67,7 @@ class Profile:
                 _strings(values, "join_addresses"),
                 _string(values, "trust_domain"),
                 _string(values, "namespace"),
+                _string(values, "token_id") if "token_id" in values else "",
             )
         except FileNotFoundError:
             raise ProfileError(f"there is no profile '{folder.name}' in {folder.parent}; {_REMEDY}") from None
@@ -82,6 +85,8 @@ class Profile:
             "trust_domain": self.trust_domain,
             "namespace": self.namespace,
         }
+        if self.token_id:
+            values["token_id"] = self.token_id
         # Within the grammar of these values (printable ASCII, no quotes or backslashes) JSON's spelling is TOML's.
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
         replace_private(self.folder / _FILE, text.encode())

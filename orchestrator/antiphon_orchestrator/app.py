@@ -26,11 +26,12 @@ from antiphon.v1 import (
     registry_service_pb2_grpc,
     run_service_pb2_grpc,
 )
-from antiphon_certs import Authority, ExternalFiles, Identity, Kind, SystemClock
+from antiphon_certs import ExternalFiles, Identity, Kind, SystemClock
 
 from . import telemetry
 from .admission import SchemaSet, Values
 from .api.audit_service import AuditService
+from .api.authority import LiveAuthority
 from .api.certificate import IssuedHere, LiveCertificate
 from .api.cluster_service import ClusterService
 from .api.context_service import ContextService
@@ -58,10 +59,13 @@ from .mesh.calls import Calls
 from .mesh.context import ContextDesk
 from .mesh.sessions import REATTACH_GRACE, MeshSettings, Sessions
 from .mesh.tokens import AttemptTokens
-from .placement.fleet import Fleet
+from .placement.breaker import OPEN
+from .placement.fleet import Fleet, Instance
+from .placement.pacing import Pacing, divide
 from .policy import CedarPolicies, PolicyBundle, dev_profile, load_folder
 from .policy_book import FOLDER, PROFILE, PolicyBook
 from .registry.registry import Registry
+from .revocations import Revocations
 from .runs.archived import ArchivedRuns
 from .runs.catalog import Catalog
 from .runs.collection import PayloadCollector
@@ -78,6 +82,8 @@ from .shards.remembering import Remembering
 from .store import SqliteStore, Store, StoreError
 from .store.etcd import EtcdStore
 from .tracing import Tracing
+
+log = telemetry.logger("placement")
 
 CLUSTER_SHARDS = 32
 """Of a store that several replicas share, unless it is told otherwise."""
@@ -129,13 +135,14 @@ class Orchestrator:
         replica_id = secrets.token_hex(8)
         # A folder that another authority's files replace may be absent; then nobody can join here.
         external = config.certificate
-        authority = None if external and not config.authority.exists() else Authority.load(config.authority)
+        authority = None if external and not config.authority.exists() else LiveAuthority(config.authority, clock)
         policy = CedarPolicies(now=now)
         book = PolicyBook(store, policy, now)
         await book.begin(*self._seed())
         values = Values()
         schemas = SchemaSet(values)
-        fleet = Fleet(policy, schemas)
+        fleet = Fleet(policy, schemas, now, config.schedule)
+        pacing = Pacing(fleet, now)
         audit = AuditLog(store, replica_id, now)
         registry = Registry(store, fleet, schemas, now, config.agent_retention)
         catalog = Catalog(store, values)
@@ -148,7 +155,6 @@ class Orchestrator:
         reads = ContextReads(context, clock, now)
         settings = MeshSettings(replica_id, reattach_grace=self._reattach_grace)
         sessions = Sessions(settings, fleet, registry, policy, audit, tokens, calls, desk, now)
-        book.changed = sessions.policy_changed
         shards = await shard_count(store, config.shards, 1 if config.etcd is None else CLUSTER_SHARDS)
         host = self.shards = Host(
             store,
@@ -164,6 +170,17 @@ class Orchestrator:
             now=now,
         )
         sessions.bind(host)
+        fleet.broke = lambda instance: _breaker_changed(instance, registry, pacing, metrics)
+        metrics.tasks_waiting.set_function(lambda: fleet.waiting)
+        metrics.tasks_limited.set_function(lambda: fleet.limits.waiting)
+        metrics.runs_waiting.set_function(lambda: sum(shard.backlog.size for shard in host.shards))
+        metrics.breakers_open.set_function(lambda: fleet.broken)
+
+        def policy_changed(epoch: int) -> None:
+            sessions.policy_changed(epoch)
+            fleet.limits.policy_changed()
+
+        book.changed = policy_changed
         mover = AuditMover(store, archive, lambda: [audit, *host.audit], config.audit_retention, clock)
         metrics.archive_waiting.set_function(lambda: archiver.lag)
         metrics.audit_waiting.set_function(lambda: mover.waiting)
@@ -175,17 +192,21 @@ class Orchestrator:
         metrics.results_reused.set_function(lambda: fleet.results.hits)
         reads.answer = host.put
         membership = Membership(store, replica_id, version("antiphon-server"), now())
-        room = StoreRoom(store, config.data, store.max_bytes or config.store_max_bytes, metrics, host.keep_short)
+        most = store.max_bytes or config.store_max_bytes
+        room = StoreRoom(store, config.data, most, metrics, host.keep_short, host.promised)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
         peers = Peers(lambda: certificate.credential, lambda: membership.others)
         routing = Routing(host, membership, peers)
 
         def cluster_changed() -> None:
-            sessions.replicas_changed(_topology(membership))
+            topology = _topology(membership)
+            sessions.replicas_changed(topology)
+            divide(fleet.limits, [replica for replica, _ in topology], replica_id)
             routing.look()
 
         steward = Steward(host, membership, cluster_changed)
+        revocations = Revocations(store, clock)
         image = Image.load()
         tracing = None
         if config.telemetry.tracing:
@@ -197,6 +218,7 @@ class Orchestrator:
             audit,
             metrics,
             certificate.credential.identity.trust_domain,
+            revocations.check,
             config.development,
             clock,
             tracing.interceptors if tracing is not None else (),
@@ -226,7 +248,17 @@ class Orchestrator:
             lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s),
         ]
         if authority is not None:
-            identities = IdentityService(authority, store, policy, clock, lambda: self._all(membership), audit)
+            authority.changed = certificate.look
+            identities = IdentityService(
+                lambda: authority.current,
+                store,
+                policy,
+                clock,
+                lambda: self._all(membership),
+                audit,
+                revocations,
+                config.recovery_window,
+            )
             services.append(lambda s: identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, s))
         server = ApiServer(
             parts,
@@ -236,7 +268,9 @@ class Orchestrator:
             options=config.api,
             join_options=config.join,
         )
+        metrics.calls_limit.set_function(lambda: server.mutual_tls.gate.limit)
         await registry.load()
+        await revocations.load()
         await context.load()
         await audit.load()
         audit.note(_policies_loaded(certificate.credential.identity, policy), now())
@@ -255,6 +289,9 @@ class Orchestrator:
                 group.create_task(catalog.run(), name="catalog")
                 group.create_task(audit.run(), name="audit")
                 group.create_task(book.run(), name="policies")
+                group.create_task(revocations.run(), name="revocations")
+                if authority is not None:
+                    group.create_task(authority.run(), name="authority")
                 await room.look()
                 group.create_task(room.run(), name="room")
                 group.create_task(registry.run(), name="registry")
@@ -267,6 +304,7 @@ class Orchestrator:
                 group.create_task(steward.run(), name="shards")
                 await steward.begun.wait()
                 group.create_task(sessions.run(), name="sessions")
+                group.create_task(pacing.run(), name="pacing")
                 group.create_task(calls.run(), name="calls")
                 group.create_task(context.run(), name="context")
                 group.create_task(desk.run(), name="context requests")
@@ -298,7 +336,7 @@ class Orchestrator:
                 tracing.close()
 
     def _certificate(
-        self, authority: Authority | None, replica_id: str, clock: SystemClock, metrics: telemetry.Metrics
+        self, authority: LiveAuthority | None, replica_id: str, clock: SystemClock, metrics: telemetry.Metrics
     ) -> LiveCertificate:
         """Ours: issued here, or the files that another authority keeps fresh."""
         config = self.config
@@ -306,8 +344,8 @@ class Orchestrator:
             files = ExternalFiles(config.private_key, config.certificate, config.trust_bundle)
             return LiveCertificate(files, None, clock, metrics)
         assert authority is not None
-        identity = Identity(authority.trust_domain, "system", Kind.ORCHESTRATOR, replica_id)
-        source = IssuedHere(authority, identity, config.certificate_hosts, clock)
+        identity = Identity(authority.current.trust_domain, "system", Kind.ORCHESTRATOR, replica_id)
+        source = IssuedHere(lambda: authority.current, identity, config.certificate_hosts, clock)
         return LiveCertificate(source, source.renew, clock, metrics)
 
     def _seed(self) -> tuple[PolicyBundle | None, str]:
@@ -331,6 +369,16 @@ def _topology(membership: Membership) -> tuple[tuple[str, str], ...]:
     """Where sidecars are to attach: every replica that is not about to end."""
     staying = (member for member in membership.members.values() if not member.leaving)
     return tuple(sorted((member.replica_id, member.address) for member in staying))
+
+
+def _breaker_changed(instance: Instance, registry: Registry, pacing: Pacing, metrics: telemetry.Metrics) -> None:
+    """Tells operators, whoever watches agents, and the one who looks at the time."""
+    pacing.wake()
+    registry.changed(instance.namespace, instance.agent)
+    breaker = instance.breaker
+    if breaker is not None and breaker.state == OPEN:
+        metrics.breaker_openings.inc()
+        log.warning("breaker_open", agent=instance.agent, namespace=instance.namespace, cause=breaker.reason)
 
 
 def _policies_loaded(who: Identity, policy: CedarPolicies) -> Fact:

@@ -18,9 +18,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
+from antiphon_certs import LONGEST_RECOVERY
+
 from . import archive, blobs
 from .api.server import ServerOptions
 from .context.rules import Quota
+from .placement.fleet import Schedule
+from .placement.shares import read_weights
 from .store.etcd import EtcdAddress, TlsFiles, parse
 
 PREFIX = "ANTIPHON_ORCHESTRATOR_"
@@ -34,6 +38,9 @@ _BOUNDS = {
     "audit_retention": (3600, 3_000_000_000),
     "payload_grace": (3600, 3_000_000_000),
     "agent_retention": (3600, 3_000_000_000),
+    "schedule.breaker_failures": (1, 1000),
+    "schedule.breaker_share": (0.01, 1),
+    "recovery_window": (0, LONGEST_RECOVERY.total_seconds()),
 }
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {
@@ -100,6 +107,8 @@ class Config:
     files change. Without `authority` nobody can join here then."""
     private_key: Path | None = None
     trust_bundle: Path | None = None
+    recovery_window: timedelta = timedelta(days=7)
+    """How long after its expiry the certificate of a sidecar is given anew to who holds its key. 0s: never."""
     listen: str = "127.0.0.1:7443"
     """Mutual TLS."""
     join_listen: str = "127.0.0.1:7444"
@@ -134,6 +143,8 @@ class Config:
     """`dev` loads the development profile; with neither folder nor profile everything is denied."""
     development: bool = False
     """Turns reflection on."""
+    schedule: Schedule = field(default_factory=Schedule)
+    """Shares of namespaces, and breakers of agents."""
     api: ServerOptions = field(default_factory=ServerOptions)
     join: ServerOptions = field(
         default_factory=lambda: ServerOptions(concurrent_streams=256, calls_per_second=50, call_burst=200)
@@ -340,6 +351,8 @@ def _check(key: str, value: Any) -> None:
     """What a value must be besides its type. Raises `ValueError`."""
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ValueError(f"write one of {', '.join(choice or '(nothing)' for choice in _CHOICES[key])}, not {value!r}")
+    if key == "schedule.weights":
+        read_weights(value)
     if key in _URLS and value:
         _URLS[key](value)
     if key in _ADDRESSES and value:

@@ -207,6 +207,24 @@ class Metrics:
         self.results_reused: Gauge = library.Gauge(
             "antiphon_results_reused", "Tasks that ended with a result that was kept", registry=self.registry
         )
+        self.tasks_waiting: Gauge = library.Gauge(
+            "antiphon_tasks_waiting", "Tasks that wait for a slot of an agent", registry=self.registry
+        )
+        self.tasks_limited: Gauge = library.Gauge(
+            "antiphon_tasks_limited", "Tasks that a limit of policy holds up", registry=self.registry
+        )
+        self.runs_waiting: Gauge = library.Gauge(
+            "antiphon_runs_waiting", "New runs that wait for their shard, as it has more to do", registry=self.registry
+        )
+        self.breakers_open: Gauge = library.Gauge(
+            "antiphon_breakers_open", "Instances whose breaker is open or half open", registry=self.registry
+        )
+        self.breaker_openings: Counter = library.Counter(
+            "antiphon_breaker_openings", "Times that the breaker of an instance opened", registry=self.registry
+        )
+        self.calls_limit: Gauge = library.Gauge(
+            "antiphon_calls_limit", "Unary calls that the server takes at once for now", registry=self.registry
+        )
         self._runs: Counter = library.Counter(
             "antiphon_runs", "Runs that ended, by state", ["state"], registry=self.registry
         )

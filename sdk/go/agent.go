@@ -112,15 +112,20 @@ func (a *Agent) Describe() *antiphonv1.AgentDescription {
 // after the grace. A sidecar that is away is dialled for ever. The error is an *Error: NotSetUp with everything that is wrong
 // with the agent, or the sidecar's refusal.
 func (a *Agent) Run(ctx context.Context) error {
+	path := a.socket
+	if path == "" {
+		path = os.Getenv(socketVariable)
+	}
+	return a.RunAt(ctx, path)
+}
+
+// RunAt is Run at the sidecar's socket of this path.
+func (a *Agent) RunAt(ctx context.Context, path string) error {
 	if len(a.mistakes) > 0 {
 		return setupError("agent %s cannot run: %v", a.name, errors.Join(a.mistakes...))
 	}
 	if len(a.handlers) == 0 {
 		return setupError("agent %s offers nothing; call antiphon.Handle", a.name)
-	}
-	path := a.socket
-	if path == "" {
-		path = os.Getenv(socketVariable)
 	}
 	if path == "" {
 		return setupError("%s is not set; start the agent through its sidecar: antiphon sidecar run -- ./%s",

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	antiphonv1 "antiphon.dev/antiphon/v1"
@@ -30,6 +31,7 @@ type attempts struct {
 	asks        map[requestKey]*pendingAsk
 	holdings    map[holdingKey]*Claim
 	inlineLimit int
+	last        atomic.Bool // no more will be assigned on this stream
 }
 
 type requestKey struct{ attemptID, id string }
@@ -42,6 +44,7 @@ type holdingKey struct {
 type pendingCall struct {
 	request *antiphonv1.CallRequest
 	answer  chan *antiphonv1.CallResponse // of one
+	pieces  chan *PartialOutput           // nil when nobody wants them
 }
 
 type pendingAsk struct {
@@ -112,6 +115,16 @@ func (a *attempts) cancel(attemptID, reason string) {
 	a.mutex.Unlock()
 	if task != nil {
 		task.cancel(Cancelled("the attempt is to stop: %s", reason))
+	}
+}
+
+// flush says that no more will be assigned: what is gathered waits for nobody any longer.
+func (a *attempts) flush() {
+	a.last.Store(true) // first: an attempt that has not joined yet finds it
+	for _, handler := range a.agent.handlers {
+		if handler.flush != nil {
+			handler.flush()
+		}
 	}
 }
 
@@ -198,10 +211,28 @@ func (a *attempts) progress(attemptID string, progress *antiphonv1.Progress) {
 	}
 }
 
-// call sends a call and waits for its outcome, across broken streams.
-func (a *attempts) call(ctx context.Context, request *antiphonv1.CallRequest) (*antiphonv1.CallResponse, error) {
+// emit sends pieces of output, whose offsets are set here.
+func (a *attempts) emit(attemptID string, made []*antiphonv1.PartialOutput) {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	if task := a.running[attemptID]; task != nil {
+		for _, piece := range made {
+			piece.Offset = task.emitted
+			task.emitted += uint64(contentBytes(piece))
+		}
+		a.outbox.emit(attemptID, made)
+	}
+}
+
+// call sends a call and waits for its outcome, across broken streams; meanwhile onPartial is shown what it is making.
+func (a *attempts) call(
+	ctx context.Context, request *antiphonv1.CallRequest, onPartial func(*PartialOutput),
+) (*antiphonv1.CallResponse, error) {
 	key := requestKey{request.GetAttemptId(), request.GetCallId()}
-	pending := &pendingCall{request, make(chan *antiphonv1.CallResponse, 1)}
+	pending := &pendingCall{request: request, answer: make(chan *antiphonv1.CallResponse, 1)}
+	if onPartial != nil {
+		pending.pieces = make(chan *PartialOutput, piecesMessage)
+	}
 	a.mutex.Lock()
 	if _, used := a.calls[key]; used {
 		a.mutex.Unlock()
@@ -215,11 +246,30 @@ func (a *attempts) call(ctx context.Context, request *antiphonv1.CallRequest) (*
 		defer a.mutex.Unlock()
 		delete(a.calls, key)
 	}()
-	select {
-	case response := <-pending.answer:
-		return response, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	for {
+		select {
+		case piece := <-pending.pieces:
+			onPartial(piece)
+		case response := <-pending.answer:
+			for len(pending.pieces) > 0 { // they came before it
+				onPartial(<-pending.pieces)
+			}
+			return response, nil
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// made hands a piece of what a call is making to who waits for it; one that does not take them in time loses some.
+func (a *attempts) made(partial *antiphonv1.CallPartial) {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	if pending := a.calls[requestKey{partial.GetAttemptId(), partial.GetCallId()}]; pending != nil {
+		select {
+		case pending.pieces <- partial.GetPartial():
+		default:
+		}
 	}
 }
 

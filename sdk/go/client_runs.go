@@ -172,14 +172,27 @@ func (c *Client) ListAttempts(
 	})
 }
 
-// Watch gives the events of a run after cursor (the event_seq last seen, 0 for all), in order, without gap or repeat, to its end;
-// with progress those of running attempts, too, which have no number. It goes on by itself after a broken stream; an error is the
-// last it gives. Reasons: RunNotFound, CursorInvalid.
+// WatchOption asks for more than events.
+type WatchOption func(*antiphonv1.WatchRunRequest)
+
+// WithProgress adds what handlers say of their progress.
+func WithProgress() WatchOption {
+	return func(request *antiphonv1.WatchRunRequest) { request.IncludeProgress = true }
+}
+
+// WithPartials adds the pieces of output that handlers emit.
+func WithPartials() WatchOption {
+	return func(request *antiphonv1.WatchRunRequest) { request.IncludePartials = true }
+}
+
+// Watch gives the events of a run after cursor (the event_seq last seen, 0 for all), in order, without gap or repeat, to its end.
+// Progress and pieces of output, when asked for, have no number, and who reads too slowly loses some of them, but no events. It goes
+// on by itself after a broken stream; an error is the last it gives. Reasons: RunNotFound, CursorInvalid.
 func (c *Client) Watch(
-	ctx context.Context, runID string, cursor uint64, progress bool,
+	ctx context.Context, runID string, cursor uint64, options ...WatchOption,
 ) iter.Seq2[*antiphonv1.RunEvent, error] {
 	return func(yield func(*antiphonv1.RunEvent, error) bool) {
-		for message, err := range c.watch(ctx, runID, cursor, progress) {
+		for message, err := range c.watch(ctx, runID, cursor, options) {
 			if err != nil {
 				yield(nil, err)
 				return
@@ -194,9 +207,12 @@ func (c *Client) Watch(
 }
 
 func (c *Client) watch(
-	ctx context.Context, runID string, cursor uint64, progress bool,
+	ctx context.Context, runID string, cursor uint64, options []WatchOption,
 ) iter.Seq2[*antiphonv1.WatchRunResponse, error] {
-	request := &antiphonv1.WatchRunRequest{RunId: runID, Cursor: cursor, IncludeProgress: progress}
+	request := &antiphonv1.WatchRunRequest{RunId: runID, Cursor: cursor}
+	for _, option := range options {
+		option(request)
+	}
 	messages := resume(ctx, c.connection, c.patience,
 		func(ctx context.Context, g *generation) (grpc.ServerStreamingClient[antiphonv1.WatchRunResponse], error) {
 			return runs(g).WatchRun(ctx, request)
@@ -215,7 +231,7 @@ func (c *Client) watch(
 
 // WaitForRun returns the run as it ended, succeeded or not, after as long as it takes unless ctx ends. Reasons: RunNotFound.
 func (c *Client) WaitForRun(ctx context.Context, runID string) (*antiphonv1.Run, error) {
-	for message, err := range c.watch(ctx, runID, 0, false) {
+	for message, err := range c.watch(ctx, runID, 0, nil) {
 		if err != nil {
 			return nil, err
 		}

@@ -196,7 +196,7 @@ func TestAWatchGoesOnWhereItBroke(t *testing.T) {
 		return stream.Send(&antiphonv1.WatchRunResponse{Run: &antiphonv1.Run{RunId: "r"}})
 	}
 	seen := []uint64{}
-	for event, err := range client.Watch(t.Context(), "r", 0, true) {
+	for event, err := range client.Watch(t.Context(), "r", 0, WithProgress()) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +208,7 @@ func TestAWatchGoesOnWhereItBroke(t *testing.T) {
 		t.Error(cursors, seen)
 	}
 	cursors = nil
-	for range client.Watch(t.Context(), "r", 0, false) {
+	for range client.Watch(t.Context(), "r", 0) {
 		break // and the stream is let go
 	}
 	cursors = make([]uint64, 2)

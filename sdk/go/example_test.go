@@ -63,7 +63,7 @@ func ExampleConnect() {
 	} else if err != nil {
 		log.Fatal(err)
 	}
-	for event, err := range client.Watch(ctx, run.GetRunId(), 0, false) {
+	for event, err := range client.Watch(ctx, run.GetRunId(), 0) {
 		if err != nil {
 			log.Fatal(err)
 		}

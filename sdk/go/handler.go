@@ -75,6 +75,7 @@ type capabilityKey struct{ name, version string }
 type handler struct {
 	capability *antiphonv1.Capability
 	run        func(task *Task, limit int) (*Payload, error)
+	flush      func() // of a batch: begins what is gathered; nil of others
 }
 
 // Handle offers a function as a capability, such as "text.summarize@1". Its input and output are any types that travel as JSON;

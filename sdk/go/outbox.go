@@ -34,6 +34,7 @@ type outbox struct {
 	open      *antiphonv1.WorkRequest
 	openBytes int
 	updates   map[string]*antiphonv1.Progress
+	pieces    pieces
 	calls     []*antiphonv1.CallRequest
 	asks      []*antiphonv1.ContextRequest
 	draining  bool
@@ -45,7 +46,8 @@ type outbox struct {
 
 func newOutbox() *outbox {
 	return &outbox{
-		open: &antiphonv1.WorkRequest{}, updates: map[string]*antiphonv1.Progress{}, something: make(chan struct{}, 1),
+		open: &antiphonv1.WorkRequest{}, updates: map[string]*antiphonv1.Progress{}, pieces: newPieces(),
+		something: make(chan struct{}, 1),
 	}
 }
 
@@ -68,6 +70,16 @@ func (o *outbox) progress(attemptID string, progress *antiphonv1.Progress) {
 	o.mutex.Lock()
 	defer o.mutex.Unlock()
 	o.updates[attemptID] = progress
+	o.wake()
+}
+
+// emit adds pieces of output; those that find no room are left out.
+func (o *outbox) emit(attemptID string, made []*antiphonv1.PartialOutput) {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	for _, piece := range made {
+		o.pieces.add(attemptID, piece)
+	}
 	o.wake()
 }
 
@@ -174,6 +186,8 @@ func (o *outbox) next() *antiphonv1.WorkRequest {
 	} else {
 		request = o.closeOpen()
 	}
+	// With or before the outcome of their attempt: afterwards nobody listens.
+	request.Partials = o.pieces.take()
 	for attemptID, progress := range o.updates {
 		if len(request.Progress) >= batchItems {
 			break
@@ -197,9 +211,10 @@ func (o *outbox) next() *antiphonv1.WorkRequest {
 	return request
 }
 
-// putBack takes a message that could not be sent, to go first next time; calls are the business of who waits for them.
+// putBack takes a message that could not be sent, to go first next time, without pieces, which are late by then; calls are the
+// business of who waits for them.
 func (o *outbox) putBack(request *antiphonv1.WorkRequest) {
-	request.Calls, request.ContextRequests, request.Drain = nil, nil, false
+	request.Partials, request.Calls, request.ContextRequests, request.Drain = nil, nil, nil, false
 	if len(request.Results) == 0 && len(request.Progress) == 0 {
 		return
 	}
@@ -257,8 +272,8 @@ func (o *outbox) reopen() {
 }
 
 func (o *outbox) isEmpty() bool {
-	return len(o.full) == 0 && len(o.open.Results) == 0 && len(o.updates) == 0 && len(o.calls) == 0 &&
-		len(o.asks) == 0 && !o.draining
+	return len(o.full) == 0 && len(o.open.Results) == 0 && len(o.updates) == 0 && o.pieces.empty() &&
+		len(o.calls) == 0 && len(o.asks) == 0 && !o.draining
 }
 
 func (o *outbox) closeOpen() *antiphonv1.WorkRequest {

@@ -82,6 +82,12 @@ const (
 	TokenNotAccepted Reason = "TOKEN_NOT_ACCEPTED"
 	// SigningRequestInvalid: the signing request cannot be used: {cause}; it must be PEM, P-256 and signed by its own key.
 	SigningRequestInvalid Reason = "SIGNING_REQUEST_INVALID"
+	// CertificateRevoked: the certificate of {identity} was revoked at {revoke_time}: {cause}; whoever may come back needs a new join token: antiphon certs token.
+	CertificateRevoked Reason = "CERTIFICATE_REVOKED"
+	// RevocationsExhausted: there are {limit} revocations, and there may be no more; they go when what they revoke has expired: see antiphon certs revocations.
+	RevocationsExhausted Reason = "REVOCATIONS_EXHAUSTED"
+	// RecoveryNotAccepted: the certificate is not given anew for its key: {cause}; join with a new token: antiphon certs token.
+	RecoveryNotAccepted Reason = "RECOVERY_NOT_ACCEPTED"
 	// RunEnded: run {run_id} has ended {state} and stays as it is; submit a new one.
 	RunEnded Reason = "RUN_ENDED"
 	// SignalNotExpected: no task of run {run_id} waits for signal {signal}; its graph knows {expected}.
@@ -166,6 +172,9 @@ var registry = map[Reason]reasonSpec{
 	PayloadDigestMismatch:   {codes.Code(3), FixRequest},
 	TokenNotAccepted:        {codes.Code(16), AskOperator},
 	SigningRequestInvalid:   {codes.Code(3), FixRequest},
+	CertificateRevoked:      {codes.Code(16), AskOperator},
+	RevocationsExhausted:    {codes.Code(8), AskOperator},
+	RecoveryNotAccepted:     {codes.Code(16), AskOperator},
 	RunEnded:                {codes.Code(9), FixRequest},
 	SignalNotExpected:       {codes.Code(9), FixRequest},
 	SignalsExhausted:        {codes.Code(8), FixRequest},

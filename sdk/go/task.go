@@ -23,6 +23,7 @@ type Task struct {
 	worker     *worker
 	cancel     context.CancelCauseFunc
 	calls      atomic.Int64
+	emitted    uint64 // bytes of the pieces of its output so far; the attempts' mutex guards it
 }
 
 type taskKey struct{}
@@ -103,22 +104,46 @@ func (t *Task) Progress(fraction float64, message string) {
 	})
 }
 
+// Emit shows a piece of the output before the output: a string as text, as a language model makes it, or any value as JSON. Whoever
+// watches the run, or has called this attempt, sees pieces within moments and under the rules of the output: where policy refuses
+// or redacts that, its pieces are withheld. A *Payload carries labels of its own. It never waits: what finds no room on its way is
+// left out. What the handler returns is the output; pieces are kept nowhere. The error is an INVALID_OUTPUT *Failure for what cannot
+// travel, or for more than 16 KiB of JSON.
+func (t *Task) Emit(value any) error {
+	made, err := piecesOf(value)
+	if err == nil {
+		t.worker.emit(t.AttemptID(), made)
+	}
+	return err
+}
+
 // Shared is what the team shares: entries and claims, with the rights of this task. What a task reads becomes the provenance of
 // what it writes, and its labels join those of what it writes and answers.
 func (t *Task) Shared() *SharedContext { return &SharedContext{asker: t, logger: t.Logger()} }
 
 // CallOption says something of a call to another capability.
-type CallOption func(*antiphonv1.CallRequest)
+type CallOption func(*outgoing)
+
+type outgoing struct {
+	request   *antiphonv1.CallRequest
+	onPartial func(*PartialOutput)
+}
 
 // CallID names a call within its task: when the handler runs again, the call with the same id is answered from the record and not
 // made again. Without it calls are numbered in their order, so make them in the same order each time.
 func CallID(id string) CallOption {
-	return func(request *antiphonv1.CallRequest) { request.CallId = id }
+	return func(call *outgoing) { call.request.CallId = id }
 }
 
 // CallTimeout is the longest wait; the time that the attempt has left by default.
 func CallTimeout(limit time.Duration) CallOption {
-	return func(request *antiphonv1.CallRequest) { request.Timeout = durationpb.New(limit) }
+	return func(call *outgoing) { call.request.Timeout = durationpb.New(limit) }
+}
+
+// OnPartial is shown the pieces that the called agent emits, as far as they come, in the goroutine of the call and before its
+// outcome.
+func OnPartial(show func(*PartialOutput)) CallOption {
+	return func(call *outgoing) { call.onPartial = show }
 }
 
 // Call asks for another capability, such as "text.summarize@1", on behalf of the task that ctx is or is derived from, and returns
@@ -141,10 +166,11 @@ func Call[Out any](ctx context.Context, capability string, input any, options ..
 		Capability:   capability,
 		Input:        payload,
 	}
+	call := outgoing{request: request}
 	for _, option := range options {
-		option(request)
+		option(&call)
 	}
-	response, err := task.worker.call(ctx, request)
+	response, err := task.worker.call(ctx, request, call.onPartial)
 	if err != nil {
 		return output, err
 	}

@@ -16,6 +16,10 @@ import (
 // returns *Payload gets or gives it as it is.
 type Payload = antiphonv1.Payload
 
+// PartialOutput is a piece of output that comes before the output: Text or Json, or Withheld with the reason why neither is shown.
+// A gap in the offsets tells that something was left out.
+type PartialOutput = antiphonv1.PartialOutput
+
 var payloadType = reflect.TypeFor[*Payload]()
 
 // codec is how values of one type travel in payloads.

@@ -151,6 +151,7 @@ func (w *worker) attach(life context.Context) *Error {
 }
 
 func (w *worker) welcomed(welcome *antiphonv1.AgentWelcome) {
+	w.last.Store(false)
 	if limit := welcome.GetInlineLimit(); limit != 0 {
 		w.mutex.Lock()
 		w.inlineLimit = int(limit)
@@ -165,6 +166,7 @@ func (w *worker) read(ctx context.Context, stream antiphonv1.AgentService_WorkCl
 		w.receive(message)
 		if message.GetDrain() && !closing {
 			closing = true
+			w.flush()
 			idle := w.whenIdle()
 			go func() {
 				select {
@@ -196,6 +198,9 @@ func (w *worker) receive(message *antiphonv1.WorkResponse) {
 	}
 	for _, cancel := range message.GetCancels() {
 		w.cancel(cancel.GetAttemptId(), cancel.GetReason())
+	}
+	for _, partial := range message.GetCallPartials() {
+		w.made(partial)
 	}
 	for _, response := range message.GetCallResults() {
 		w.answer(response)

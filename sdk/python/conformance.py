@@ -81,6 +81,10 @@ def agent(concurrency: int) -> Agent:
                     result = counts[step.count]
                 case "progress":
                     await task.progress(step.progress.fraction, step.progress.message)
+                case "emit_text":
+                    task.emit(step.emit_text)
+                case "emit_json":
+                    task.emit(json.loads(step.emit_json))
                 case "call":
                     result = await _call(task, step.call)
                 case "fail":
@@ -118,8 +122,13 @@ def _described(task: TaskContext) -> dict[str, Any]:
 
 
 async def _call(task: TaskContext, call: pb.ScriptCall) -> Any:
+    def emit(piece: run_pb2.PartialOutput) -> None:
+        task.emit(piece.text)
+
+    shown = emit if call.emitted else None
+    given = json.loads(call.input_json or "null")
     try:
-        return await task.call(call.capability, json.loads(call.input_json or "null"), call_id=call.call_id or None)
+        return await task.call(call.capability, given, call_id=call.call_id or None, on_partial=shown)
     except CallFailed as error:
         if not call.caught:
             raise
@@ -181,6 +190,38 @@ async def _answer(client: Client, call: pb.ClientCall) -> pb.ClientAnswer:
             return _run(await client.wait(call.wait.run_id))
         case "watch":
             return pb.ClientAnswer(event_seqs=[event.event_seq async for event in client.watch(call.watch.run_id)])
+        case "watch_partials":
+            events = [event async for event in client.watch(call.watch_partials.run_id, include_partials=True)]
+            pieces = [event.partial for event in events if event.HasField("partial")]
+            return pb.ClientAnswer(
+                event_seqs=[event.event_seq for event in events if event.event_seq],
+                names=[piece.withheld or piece.text or piece.json.decode() for piece in pieces],
+            )
+        case "signal":
+            asked = call.signal
+            data = json.loads(asked.data_json) if asked.data_json else None
+            told = await client.signal(asked.run_id, asked.signal, data, request_id=asked.request_id or None)
+            return pb.ClientAnswer(names=[told.key.task_id])
+        case "pause":
+            return _run(await client.pause(call.pause.run_id))
+        case "resume":
+            return _run(await client.resume(call.resume.run_id))
+        case "cancel_task":
+            task, more = call.cancel_task, {"dependents": call.cancel_task.dependents}
+            return _task(await client.cancel_task(task.run_id, task.task_id, task.member, reason=task.reason, **more))
+        case "retry_task":
+            task = call.retry_task
+            return _task(await client.retry(task.run_id, task.task_id, task.member, reason=task.reason))
+        case "resolve_task":
+            task, output = call.resolve_task, json.loads(call.resolve_task.output_json or "null")
+            return _task(
+                await client.resolve(task.run_id, task.task_id, task.member, output=output, reason=task.reason)
+            )
+        case "fail_task":
+            task = call.fail_task
+            return _task(
+                await client.resolve(task.run_id, task.task_id, task.member, failure=task.failure, reason=task.reason)
+            )
         case "cancel":
             return _run(await client.cancel(call.cancel.run_id))
         case "list_runs":
@@ -212,6 +253,13 @@ def _run(run: run_pb2.Run) -> pb.ClientAnswer:
     answer = pb.ClientAnswer(run_id=run.run_id, state=run_pb2.RunState.Name(run.state))
     if run.state == run_pb2.RUN_STATE_SUCCEEDED:
         answer.output_json = json.dumps(output_of(run))
+    return answer
+
+
+def _task(task: run_pb2.Task) -> pb.ClientAnswer:
+    answer = pb.ClientAnswer(state=run_pb2.TaskState.Name(task.state))
+    if task.HasField("output"):
+        answer.output_json = json.dumps(json.loads(task.output.inline or b"null"))
     return answer
 
 

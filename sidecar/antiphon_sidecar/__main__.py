@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from . import logs
 from .app import agents_of, run, run_folder_of
 from .config import Config, ConfigError, load
+from .errors import Revoked
 from .identity import IdentityError, locate
 from .socket import SocketError
 
@@ -50,12 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _failed(2, "the configuration cannot be used", error)
     except BaseExceptionGroup as group:
-        expected, bugs = group.split((IdentityError, SocketError, OSError, ConfigError))
+        expected, bugs = group.split((IdentityError, Revoked, SocketError, OSError, ConfigError))
         if bugs or expected is None:
             logging.getLogger(__name__).critical("internal error", exc_info=bugs)
             return _failed(1, "stopped by an internal error", "see the log entry above")
         return _failed(1, "stopped", _first(expected))
-    except (IdentityError, SocketError, OSError) as error:
+    except (IdentityError, Revoked, SocketError, OSError) as error:
         return _failed(1, "cannot run", error)
     except KeyboardInterrupt:  # before there was anything to drain
         return 130
@@ -88,6 +89,10 @@ async def _check(config: Config) -> None:
 
     place = locate(config, os.environ)
     credential = place.stored()
+    kept = place.kept()
+    if credential is None and place.token is None and kept is not None:
+        print(f"identity: {kept.identity}, whose certificate has expired; its key may get it a new one")
+        return
     if credential is None and place.token is None:
         raise IdentityError("there is no valid certificate, and no join token")
     if credential is None:

@@ -17,13 +17,22 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from antiphon.partials import MESSAGE_PIECES
 from antiphon.v1 import agent_service_pb2 as agents
 from antiphon.v1 import agent_service_pb2_grpc, context_request_pb2, error_pb2, failure_pb2
 
 from .asks import inherit, mistake_in_ask, note_reads, refused
 from .attempts import Attempt
 from .boxes import Seat
-from .checks import Mistake, checked_result, failed, mistake_in_call, mistake_in_progress
+from .checks import (
+    Mistake,
+    checked_result,
+    failed,
+    mistake_in_call,
+    mistake_in_partial,
+    mistake_in_piece,
+    mistake_in_progress,
+)
 from .errors import REFUSE_UNKNOWN, Refused, abort, refusal_of_call
 from .node import Node
 from .socket import SocketError
@@ -34,7 +43,13 @@ log = logging.getLogger(__name__)
 HELLO_TIMEOUT = 10.0
 PROTOCOL_VERSION = 1
 _OPTIONS = (("grpc.max_receive_message_length", 4 << 20), ("grpc.max_send_message_length", 4 << 20))
-_BATCHES = ("results", "progress", "calls", "context_requests")
+_BATCHES = (
+    ("results", MOST_ITEMS),
+    ("progress", MOST_ITEMS),
+    ("calls", MOST_ITEMS),
+    ("context_requests", MOST_ITEMS),
+    ("partials", MESSAGE_PIECES),
+)
 _MOST_CALLS = 256  # unary ones at once, on one socket
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -145,6 +160,20 @@ class _Servicer:
             await abort(context, error)
         return agents.ReportProgressResponse()
 
+    async def ReportPartial(
+        self, request: agents.ReportPartialRequest, context: _Context
+    ) -> agents.ReportPartialResponse:
+        """A piece of output."""
+        try:
+            _check_call(context, "ReportPartial", mistake_in_partial(request))
+            attempt = self._vouched(request.update.attempt_id, request.attempt_token)
+            inherit(attempt, request.update.partial)
+            _check_call(context, "ReportPartial", mistake_in_partial(request))  # with the labels it got
+            self._node.inflight.emitted(self.seat, attempt.attempt_id, request.update.partial)
+        except Exception as error:
+            await abort(context, error)
+        return agents.ReportPartialResponse()
+
     async def Call(self, request: agents.CallRequest, context: _Context) -> agents.CallResponse:
         """Ask for a capability and wait."""
         inflight = self._node.inflight
@@ -252,6 +281,9 @@ class _Session:
         while seat.cancels and len(response.cancels) < MOST_ITEMS:
             attempt_id, reason = seat.cancels.popleft()
             response.cancels.add(attempt_id=attempt_id, reason=reason[:256])
+        # Before the outcomes of the calls: afterwards nobody listens.
+        for (attempt_id, call_id), piece in seat.pieces.take() if seat.pieces else ():
+            response.call_partials.add(attempt_id=attempt_id, call_id=call_id, partial=piece)
         if self._call_results:
             room = MOST_BYTES
             while self._call_results and room > 0:
@@ -275,10 +307,16 @@ class _Session:
         inflight, now, limit = node.inflight, node.now(), node.inline_limit
         if request.HasField("hello"):
             raise Refused(error_pb2.ERROR_REASON_PROTOCOL_VIOLATION, cause="hello came twice")
-        for field in _BATCHES:
-            if len(getattr(request, field)) > MOST_ITEMS:
-                cause = f"one message has {len(getattr(request, field))} {field}; at most {MOST_ITEMS} are allowed"
+        for field, most in _BATCHES:
+            if len(getattr(request, field)) > most:
+                cause = f"one message has {len(getattr(request, field))} {field}; at most {most} are allowed"
                 raise Refused(error_pb2.ERROR_REASON_PROTOCOL_VIOLATION, cause=cause)
+        for said in request.partials:
+            inherit(seat.running.get(said.attempt_id), said.partial)
+            if mistake := mistake_in_piece(said.partial):
+                log.warning("a piece of output is left out", extra={"agent": seat.name, "cause": str(mistake)})
+            else:
+                inflight.emitted(seat, said.attempt_id, said.partial)
         for result in request.results:
             attempt = seat.running.get(result.attempt_id)
             if attempt is not None and attempt.reads is not None and not result.HasField("failure"):

@@ -25,11 +25,13 @@ from .adapters.base import AdapterAgent, describe
 from .agents import AgentSocket
 from .checks import mistakes_in_description
 from .config import AgentConfig, Config, ConfigError
+from .errors import Revoked
 from .identity import Place, establish, locate, renew
 from .inflight import ANNOUNCE_AFTER
 from .node import Node
 from .replicas import Replicas
 from .socket import RunFolder, default_folder
+from .spool import SYNC, Spool, sync
 from .supervise import Supervisor
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ async def run(
 ) -> None:
     """Run until drained, which one of `signals` begins. `now`: monotonic seconds, by which attempts are timed.
 
-    Raises `ConfigError`, `IdentityError`, `SocketError`, `OSError`.
+    Raises `ConfigError`, `IdentityError`, `Revoked`, `SocketError`, `OSError`.
     """
     place = locate(config, environ)
     credential = await establish(place)
@@ -99,7 +101,11 @@ async def run(
         raise ConfigError("orchestrators: name one, such as 127.0.0.1:7443; neither token nor profile does")
     folder = run_folder_of(config, place, environ)
     with folder.locked():
-        await _Sidecar(config, place, credential, agents, addresses, folder, now).run(signals)
+        try:
+            await _Sidecar(config, place, credential, agents, addresses, folder, now).run(signals)
+        except* Revoked:
+            place.forget()
+            raise
 
 
 class _Sidecar:
@@ -120,6 +126,7 @@ class _Sidecar:
         self._folder = folder
         self._node = Node(credential.identity.namespace, credential.grants, now)
         self._replicas = Replicas(self._node, addresses, credential)
+        self._spool: Spool | None = None
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._sockets: list[tuple[AgentSocket, str]] = []
         self._adapters: list[AdapterAgent] = []
@@ -139,6 +146,7 @@ class _Sidecar:
         loop = asyncio.get_running_loop()
         for number in signals:
             loop.add_signal_handler(number, self._signalled)
+        self._open_spool(loop)
         try:
             async with asyncio.TaskGroup() as parts:
                 for socket, path in self._sockets:
@@ -148,6 +156,8 @@ class _Sidecar:
                     log.info("socket open", extra={"agent": socket.seat.name, "path": path})
                 parts.create_task(self._serve_health())
                 parts.create_task(self._keep_time())
+                if self._spool is not None:
+                    parts.create_task(self._keep_spool(self._spool))
                 parts.create_task(self._rotate())
                 parts.create_task(self._drain())
                 for adapter in self._adapters:
@@ -158,6 +168,8 @@ class _Sidecar:
         except* _Drained:
             log.info("drained")
         finally:
+            if self._spool is not None:
+                self._spool.close()
             for number in signals:
                 loop.remove_signal_handler(number)
 
@@ -165,6 +177,8 @@ class _Sidecar:
         if self._drain_due.is_set():
             for supervisor in self._supervisors:
                 supervisor.kill()
+            if self._spool is not None:
+                self._spool.write()
             os._exit(_EXIT_AT_ONCE)
         self._drain_due.set()
 
@@ -178,11 +192,44 @@ class _Sidecar:
                 node.inflight.beat()
             await asyncio.sleep(ANNOUNCE_AFTER)
 
+    def _open_spool(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take up what former lives have left. Without a folder of the identity's own there is no spool."""
+        state = self._place.state or self._config.state
+        if state is None:
+            return
+        inflight, spool, count = self._node.inflight, Spool(state / "spool", self._node.incarnation, loop.call_soon), 0
+        try:
+            for outcome, segment in spool.former():
+                result = outcome.result
+                attempt = inflight.found(
+                    result.attempt_id, outcome.shard, outcome.agent, result, result.ByteSize(), outcome.busy / 1e6
+                )
+                if attempt is None:
+                    spool.let_go(segment)
+                else:
+                    attempt.spooled = segment
+                    count += 1
+        except OSError as error:
+            log.warning("outcomes are not kept on disk", extra={"cause": str(error)})
+            return
+        if count:
+            log.info("outcomes of a former life", extra={"count": count})
+        self._spool = inflight.keeper = spool
+
+    async def _keep_spool(self, spool: Spool) -> None:
+        while True:
+            await asyncio.sleep(SYNC)
+            if descriptors := spool.unsynced():
+                try:
+                    await asyncio.to_thread(sync, descriptors)
+                except OSError as error:
+                    log.warning("outcomes may not be on disk yet", extra={"cause": str(error)})
+
     async def _rotate(self) -> None:
-        source = self._place.source
+        source, join = self._place.source, self._place.join_addresses
         await run_rotation(
             source,
-            partial(renew, source, self._replicas.addresses) if isinstance(source, CertificateFiles) else None,
+            partial(renew, source, self._replicas.addresses, join) if isinstance(source, CertificateFiles) else None,
             SystemClock(),
             changed=self._renewed,
             delayed=lambda error: log.warning("certificate not renewed yet", extra={"cause": str(error)}),

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from antiphon.v1 import context_pb2, context_request_pb2, context_service_pb2, error_pb2, payload_pb2
+from antiphon.v1 import context_pb2, context_request_pb2, context_service_pb2, error_pb2, payload_pb2, run_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from .attempts import Attempt
@@ -159,7 +159,7 @@ def note_reads(attempt: Attempt, response: context_request_pb2.ContextResponse) 
     return len(reads.labels) <= MOST_LABELS
 
 
-def inherit(attempt: Attempt | None, payload: payload_pb2.Payload) -> None:
+def inherit(attempt: Attempt | None, payload: payload_pb2.Payload | run_pb2.PartialOutput) -> None:
     """Adds the labels of all that an attempt has read to what it made."""
     if attempt is not None and attempt.reads is not None and attempt.reads.labels:
         join(payload.labels, attempt.reads.labels)

@@ -1,5 +1,4 @@
-"""The two ends of a sidecar as seen from the middle: a link to each replica, a seat for each agent. Pure; standard
-library only.
+"""The two ends of a sidecar as seen from the middle: a link to each replica, a seat for each agent. Pure.
 
 Both are outboxes that `inflight.py` fills and the writer of a stream empties, a message at a time. Each is bounded:
 by windows, by the number of agents, or by keeping only the latest of a kind.
@@ -11,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, NamedTuple
+
+from antiphon.partials import Pieces
 
 from .attempts import Attempt
 from .windows import Grant
@@ -52,6 +53,7 @@ class Link:
         self.started: deque[Attempt] = deque()
         self.reports: deque[Attempt] = deque()
         self.progress: dict[str, tuple[Attempt, Any]] = {}  # the latest of each attempt
+        self.pieces: Pieces[str] = Pieces()  # of output, by attempt id
         self.windows: dict[str, tuple[int, int]] = {}  # agent → (generation, slots), the latest of each
         self.agents: dict[str, bool] = {}  # agent → present, the latest of each
         self.calls: deque[tuple[Any, int]] = deque()  # request, its bytes
@@ -77,6 +79,7 @@ class Seat:
         self.lingering: dict[str, float] = {}  # timed out, not yet answered: attempt id → when another gets its place
         self.cancels: deque[tuple[str, str]] = deque()  # attempt id, why
         self.losses: deque[Any] = deque()  # claims that are lost, each told by every replica at most once
+        self.pieces: Pieces[tuple[str, str]] = Pieces()  # of what calls are making, by attempt id and call id
         self.turn = 0
         self.unsettled = False
 

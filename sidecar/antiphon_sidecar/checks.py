@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from antiphon.v1 import agent_service_pb2, capability_pb2, failure_pb2, payload_pb2, registry_pb2
+from antiphon.partials import JSON_BYTES, TEXT_LENGTH
+from antiphon.v1 import agent_service_pb2, capability_pb2, failure_pb2, payload_pb2, registry_pb2, run_pb2
 
 INLINE_LIMIT = 65_536
 _LARGEST_DESCRIPTION = 2 << 20  # so that it fits a message with something to spare
@@ -155,6 +156,37 @@ def mistake_in_progress(request: agent_service_pb2.ReportProgressRequest) -> Mis
         return Mistake("update.progress.fraction", "use 0 to 1")
     if len(update.progress.message) > 1_024:
         return Mistake("update.progress.message", "use at most 1024 characters")
+    return None
+
+
+def mistake_in_partial(request: agent_service_pb2.ReportPartialRequest) -> Mistake | None:
+    """The first rule a unary piece of output breaks."""
+    update = request.update
+    if not request.HasField("update"):
+        return Mistake("update", "is required")
+    if mistake := _mistake_in_token(update.attempt_id, request.attempt_token):
+        return mistake if mistake.field == "attempt_token" else Mistake(f"update.{mistake.field}", mistake.remedy)
+    if not update.HasField("partial"):
+        return Mistake("update.partial", "is required")
+    if mistake := mistake_in_piece(update.partial):
+        return Mistake(f"update.partial.{mistake.field}", mistake.remedy)
+    return None
+
+
+def mistake_in_piece(piece: run_pb2.PartialOutput) -> Mistake | None:
+    """The first rule a piece of output breaks."""
+    if len(piece.text) > TEXT_LENGTH:
+        return Mistake("text", f"use at most {TEXT_LENGTH} characters")
+    if len(piece.json) > JSON_BYTES:
+        return Mistake("json", f"use at most {JSON_BYTES} bytes")
+    if len(piece.withheld) > 4_096:
+        return Mistake("withheld", "leave it out; the server sets it")
+    if len(piece.labels) > 64:
+        return Mistake("labels", "use at most 64")
+    try:
+        _check_labels(piece.labels, "labels")
+    except UnfitPayload as error:
+        return Mistake(error.field, str(error))
     return None
 
 

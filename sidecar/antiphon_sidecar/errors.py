@@ -26,6 +26,10 @@ _DETAILS = "grpc-status-details-bin"
 _DOMAIN = "antiphon.v1"
 
 
+class Revoked(Exception):
+    """This sidecar's certificate was revoked: nothing but a new token helps. The message is the orchestrator's."""
+
+
 class Refused(Exception):
     """A call that is refused; the servicer's edge turns it into a status.
 
@@ -122,6 +126,12 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseExceptio
     details = ((_DETAILS, error.status().SerializeToString()),)
     await context.abort(error.code, str(error), details)
     raise asyncio.CancelledError  # not reached: abort raises
+
+
+def check_revoked(error: grpc.aio.AioRpcError) -> None:
+    """Raise `Revoked` if that is why a call was refused."""
+    if reason_of(error) == "CERTIFICATE_REVOKED":
+        raise Revoked(error.details() or "the certificate was revoked") from error
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:

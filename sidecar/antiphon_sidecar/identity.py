@@ -2,8 +2,8 @@
 something else maintains; and its renewal.
 
 The state folder holds one profile, named `sidecar`. A token that was used before is not needed again while the
-certificate of its identity is kept and valid. The token's secret goes only to a server whose certificate leads to the
-root inside the token.
+certificate of its identity is kept: one that has expired is given anew for its key, as long as the orchestrators allow.
+The token's secret goes only to a server whose certificate leads to the root inside the token.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from antiphon_certs import (
     Source,
     new_key_and_csr,
     profile_folder,
+    prove,
 )
 
 from .config import Config
-from .errors import reason_of
+from .errors import Revoked, check_revoked, reason_of
 from .upstream import backoff, secure_channel
 
 log = logging.getLogger(__name__)
@@ -68,21 +69,28 @@ class Place:
     state: Path | None
     """The folder that is written to; None when something else maintains the certificate."""
 
-    def stored(self) -> Credential | None:
-        """The certificate to begin with, if one is there that is valid, and fits the token."""
+    def kept(self) -> Credential | None:
+        """The certificate that is there, if it is what the token promises; it may have expired."""
         try:
             credential = self.source.load()
         except CredentialError:
             return None
-        if credential.not_after <= datetime.now(UTC):
-            return None
-        if self.token and (
-            credential.identity != self.token.identity
-            or credential.grants != self.token.grants
-            or self.token.root_pem.strip() not in credential.bundle_pem
-        ):
+        if self.token and (credential.identity, credential.grants) != (self.token.identity, self.token.grants):
             return None
         return credential
+
+    def stored(self) -> Credential | None:
+        """The certificate to begin with, if one is there that is valid, and fits the token."""
+        credential = self.kept()
+        if credential is None or _expired(credential) or not self.same_mesh(credential):
+            return None
+        return credential
+
+    def same_mesh(self, credential: Credential) -> bool:
+        """Whether the token is the one that was used for it, or its root is trusted. If not, it is of another mesh."""
+        if self.token is None or (self.profile and self.profile.token_id == self.token.token_id):
+            return True
+        return self.token.root_pem.strip() in credential.bundle_pem
 
     @property
     def owner(self) -> str:
@@ -100,6 +108,18 @@ class Place:
         if self.token:
             return self.token.addresses
         return self.profile.addresses if self.profile else ()
+
+    @property
+    def join_addresses(self) -> tuple[str, ...]:
+        """Where who has no valid certificate is served, as token or profile say."""
+        if self.token:
+            return self.token.join_addresses
+        return self.profile.join_addresses if self.profile else ()
+
+    def forget(self) -> None:
+        """Drop a certificate that was revoked, so that the next start asks for a token. Raises `OSError`."""
+        if isinstance(self.source, CertificateFiles):
+            self.source.discard()
 
 
 def locate(config: Config, environ: Mapping[str, str]) -> Place:
@@ -149,8 +169,11 @@ def _default_state(token: JoinToken | None, environ: Mapping[str, str]) -> Path:
 
 
 async def establish(place: Place) -> Credential:
-    """The certificate to begin with; joins when there is none. Raises `IdentityError`."""
-    credential = place.stored()
+    """The certificate to begin with: kept, recovered when it has expired, or got by joining. Raises `IdentityError`."""
+    kept = place.kept()
+    credential = None
+    if kept is not None and place.same_mesh(kept):
+        credential = await _usable(place, kept)
     if credential is None and place.token:
         credential = await _join(place, place.token)
     if credential is None:
@@ -160,6 +183,55 @@ async def establish(place: Place) -> Credential:
     if credential.identity.kind is not Kind.SIDECAR:
         raise IdentityError(f"the certificate is a {credential.identity.kind.value}'s; a sidecar needs its own")
     return credential
+
+
+async def _usable(place: Place, kept: Credential) -> Credential | None:
+    """The certificate that is kept, or the one that its key gets for it. None when it is not given anew.
+
+    Asks until there is an answer: orchestrators may be started later than their sidecars.
+    """
+    if not _expired(kept):
+        return kept
+    if not isinstance(place.source, CertificateFiles) or not place.join_addresses:
+        return None
+    failures = 0
+    while True:
+        try:
+            return await _recover(place.source, place.join_addresses, kept)
+        except RenewalError as error:
+            if failures == 0:
+                log.warning("cannot get a new certificate yet", extra={"cause": str(error)})
+        except (IdentityError, Revoked) as error:
+            log.warning("the certificate has expired, and is not given anew", extra={"cause": str(error)})
+            return None
+        failures += 1
+        await asyncio.sleep(backoff(failures))
+
+
+async def _recover(source: CertificateFiles, join_addresses: Sequence[str], expired: Credential) -> Credential:
+    """Have an expired certificate given anew, by the proof that its key is here, and keep it.
+
+    Raises `RenewalError` when nobody answers, `Revoked`, `IdentityError` when it is too late.
+    """
+    key_pem, csr_pem = new_key_and_csr(expired.identity)
+    request = identity_service.RecoverRequest(
+        chain=expired.chain_pem.decode(), signing_request=csr_pem.decode(), signature=prove(expired, csr_pem)
+    )
+    problem = "no orchestrator is known"
+    for address in join_addresses:
+        try:
+            async with _join_channel(address, expired.bundle_pem) as channel:
+                stub = identity_service_pb2_grpc.IdentityServiceStub(channel)
+                answer: identity_service.RecoverResponse = await stub.Recover(request, timeout=CALL_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            check_revoked(error)
+            if error.code() not in _RETRIED:
+                raise IdentityError(error.details() or "the certificate is not given anew") from error
+            problem = f"{address}: {reason_of(error) or error.code().name}: {error.details()}"
+            continue
+        log.info("recovered", extra={"identity": expired.identity.uri, "orchestrator": address})
+        return source.store(key_pem, answer.certificate.chain.encode(), answer.certificate.trust_bundle.encode())
+    raise RenewalError(problem)
 
 
 async def _join(place: Place, token: JoinToken) -> Credential:
@@ -173,9 +245,7 @@ async def _join(place: Place, token: JoinToken) -> Credential:
         address = token.join_addresses[failures % len(token.join_addresses)]
         try:
             token.check_not_expired(datetime.now(UTC))
-            credentials = grpc.ssl_channel_credentials(token.root_pem)
-            options = (("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME),)
-            async with grpc.aio.secure_channel(address, credentials, options) as channel:
+            async with _join_channel(address, token.root_pem) as channel:
                 stub = identity_service_pb2_grpc.IdentityServiceStub(channel)
                 answer: identity_service.JoinResponse = await stub.Join(request, timeout=CALL_TIMEOUT)
             grant = answer.certificate
@@ -187,6 +257,7 @@ async def _join(place: Place, token: JoinToken) -> Credential:
                 token.join_addresses,
                 token.identity.trust_domain,
                 token.identity.namespace,
+                token.token_id,
             ).save()
             log.info("joined", extra={"identity": credential.identity.uri, "orchestrator": address})
             return credential
@@ -203,8 +274,20 @@ async def _join(place: Place, token: JoinToken) -> Credential:
         await asyncio.sleep(backoff(failures))
 
 
-async def renew(source: CertificateFiles, addresses: Callable[[], Sequence[str]], current: Credential) -> None:
-    """Have the certificate renewed by the first orchestrator that answers, and keep it. Raises `RenewalError`."""
+async def renew(
+    source: CertificateFiles,
+    addresses: Callable[[], Sequence[str]],
+    join_addresses: Sequence[str],
+    current: Credential,
+) -> None:
+    """Have the certificate renewed by the first orchestrator that answers, and keep it; one that has expired meanwhile
+    is recovered.
+
+    Raises `RenewalError`, `Revoked`, `IdentityError` when it is too late.
+    """
+    if _expired(current):
+        await _recover(source, join_addresses, current)
+        return
     key_pem, csr_pem = new_key_and_csr(current.identity)
     request = identity_service.RenewRequest(signing_request=csr_pem.decode())
     problem = "no orchestrator is known"
@@ -214,8 +297,19 @@ async def renew(source: CertificateFiles, addresses: Callable[[], Sequence[str]]
                 stub = identity_service_pb2_grpc.IdentityServiceStub(channel)
                 answer: identity_service.RenewResponse = await stub.Renew(request, timeout=CALL_TIMEOUT)
         except grpc.aio.AioRpcError as error:
+            check_revoked(error)
             problem = f"{address}: {reason_of(error) or error.code().name}: {error.details()}"
             continue
         source.store(key_pem, answer.certificate.chain.encode(), answer.certificate.trust_bundle.encode())
         return
     raise RenewalError(problem)
+
+
+def _join_channel(address: str, roots_pem: bytes) -> grpc.aio.Channel:
+    """A channel to the listener that asks for no certificate."""
+    options = (("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME),)
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(roots_pem), options)
+
+
+def _expired(credential: Credential) -> bool:
+    return credential.not_after <= datetime.now(UTC)

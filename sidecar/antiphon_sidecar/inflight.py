@@ -1,4 +1,4 @@
-"""What a sidecar holds: attempts without an outcome, and outcomes without a verdict. Pure; standard library only.
+"""What a sidecar holds: attempts without an outcome, and outcomes without a verdict. Pure.
 
 Events come in as method calls with the time (monotonic seconds); what is to be sent comes out in the outboxes of the
 links (one to each orchestrator replica) and seats (one for each agent), whose writers are woken and take from them. No
@@ -18,7 +18,10 @@ The rules (protocol.md §5 and §8):
   place, and its agent's window grows by one meanwhile, so that parents cannot block their children.
 - An attempt's time runs from the moment it is taken for the agent. At zero it fails TIMEOUT at once and its late result
   is ignored; but its place stays taken until the agent answers the cancel, or `LINGER` has passed.
-- When an agent goes, what it was working on is LOST, what waited for it comes back.
+- When an agent goes, what it was working on is LOST, what waited for it comes back. Whether it went without a word, or
+  was draining, is told apart: of the first, an attempt may have been the cause.
+- What is to be made alone is begun when no agent of this sidecar is working on anything, and nothing beside it, but
+  while it waits for its own calls. If that does not come about within PATIENCE, it comes back.
 
 `attempts.TABLE` is the life of an attempt; `Inflight._move` is the only place that changes a state.
 """
@@ -28,7 +31,7 @@ from __future__ import annotations
 import hmac
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from .attempts import TABLE, Attempt, Deliver, End, Event, State
 from .boxes import Claim, Link, Seat, pages
@@ -45,10 +48,24 @@ MOST_POLICIES = 16
 """Policy epochs told within the grace that are told apart; a later one takes the place, and the time, of the last."""
 LINGER = 30.0
 """Seconds an agent may take to stop an attempt that has timed out before its place is given to another."""
+PATIENCE = 30.0
+"""Seconds for which agents begin nothing else so that an attempt can be made alone."""
 MOST_OUTCOMES = 4_096
 """Outcomes without a verdict at which windows close."""
 MOST_CALLS = 64
 """Calls one attempt may have waiting."""
+
+
+class Keeper(Protocol):
+    """Keeps outcomes for the next life of the sidecar."""
+
+    def keep(self, attempt: Attempt) -> None:
+        """An agent has answered."""
+        ...
+
+    def forget(self, attempt: Attempt) -> None:
+        """The answer has its verdict."""
+        ...
 
 
 class Inflight:
@@ -57,6 +74,7 @@ class Inflight:
     def __init__(self) -> None:
         self.held: dict[str, Attempt] = {}
         self.outcomes = 0
+        self.keeper: Keeper | None = None
         self.draining = False
         self.policy_floor = 0
         """Attempts that were permitted under a lower policy epoch are not begun."""
@@ -67,6 +85,7 @@ class Inflight:
         self._young: deque[tuple[float, Attempt]] = deque()  # accepted within ANNOUNCE_AFTER
         self._old: dict[str, Attempt] = {}  # held longer than that
         self._last_turn = 0.0
+        self._alone: deque[Attempt] = deque()  # to be made alone, in no queue: the first one is next, or under way
 
     # ---- agents
 
@@ -89,12 +108,14 @@ class Inflight:
     def agent_went(self, seat: Seat, now: float) -> None:
         """The agent is gone: LOST is what it was working on, the rest comes back."""
         seat.present = False
+        event = Event.AGENT_LEFT if seat.draining or self.draining else Event.AGENT_GONE
         for attempt in list(seat.running.values()):
-            self._finish(attempt, Event.AGENT_GONE, now)
-        self._send_back(seat, Event.AGENT_GONE, now)
+            self._finish(attempt, event, now)
+        self._send_back(seat, event, now)
         seat.lingering.clear()
         seat.cancels.clear()
         seat.losses.clear()
+        seat.pieces.clear()
         for link in self.slots.links:
             link.agents[seat.name] = False
             link.windows.pop(seat.name, None)
@@ -122,7 +143,9 @@ class Inflight:
         taken: list[Attempt] = []
         if not seat.present:
             return taken
-        queue, running = seat.queue, seat.running
+        if self._alone and not self._others_may_begin():
+            return self._take_alone(seat, now)
+        queue = seat.queue
         free = min(seat.concurrency - seat.active, most)
         while free > 0 and queue:
             attempt = queue[0]
@@ -133,11 +156,7 @@ class Inflight:
             if most_bytes < 0 and taken:
                 break
             queue.popleft()
-            seat.queued -= 1
-            self._move(attempt, Event.TAKEN)
-            attempt.started = now
-            attempt.deadline = None if attempt.timeout is None else now + attempt.timeout
-            running[attempt.attempt_id] = attempt
+            self._begin(seat, attempt, now)
             taken.append(attempt)
             free -= 1
         return taken
@@ -151,6 +170,8 @@ class Inflight:
             return
         attempt.result, attempt.size = result, size
         self._finish(attempt, Event.ENDED, now)
+        if self.keeper is not None:
+            self.keeper.keep(attempt)
         if seat.queued:
             seat.wake()
 
@@ -161,6 +182,13 @@ class Inflight:
         if attempt and link:
             link.progress[attempt_id] = (attempt, update)
             link.wake()
+
+    def emitted(self, seat: Seat, attempt_id: str, piece: Any) -> None:
+        """The agent sent a piece of output. It leaves with whatever leaves next, at the latest with the next sweep."""
+        attempt = seat.running.get(attempt_id)
+        link = attempt and self._owner(attempt)
+        if link:
+            link.pieces.add(attempt_id, piece)
 
     def vouched(self, seat: Seat, attempt_id: str, token: bytes) -> Attempt | None:
         """The attempt the agent is working on, if it knows its token. Raises `KeyError` when there is none."""
@@ -180,6 +208,8 @@ class Inflight:
         if first and attempt.seat:
             attempt.seat.waiting += 1
             attempt.seat.wake()
+            if attempt.alone:
+                self._wake_all()
             self.slots.settle(attempt.seat)
         link = self._owner(attempt)
         if link:
@@ -205,6 +235,18 @@ class Inflight:
             link.asks.append((request, size))
             link.wake()
         return True
+
+    def found(self, attempt_id: str, shard: int, seat_name: str, result: Any, size: int, busy: float) -> Attempt | None:
+        """An outcome that a former life of this sidecar has left, before any stream: it waits for its verdict like one
+        of this life. None when it is there already."""
+        if attempt_id in self.held:
+            return None
+        attempt = self.held[attempt_id] = Attempt(attempt_id, shard, seat_name)
+        attempt.result, attempt.size, attempt.busy = result, size, busy
+        attempt.end = self._move(attempt, Event.FOUND)
+        self.outcomes += 1
+        self.slots.closed = self.slots.closed or self.outcomes > MOST_OUTCOMES
+        return attempt
 
     # ---- replicas
 
@@ -271,10 +313,12 @@ class Inflight:
     def offer(
         self, link: Link, seat_name: str, attempt_id: str, shard: int, epoch: int,
         assignment: Any, token: bytes, size: int, timeout: float | None, now: float, policy_epoch: int = 0,
+        alone: bool = False,
     ) -> None:  # fmt: skip
         """The replica offers an attempt; `size` is that of its input in bytes, `timeout` in seconds.
 
-        `policy_epoch` is that of the decision that permitted it; one that does not say is as old as can be.
+        `policy_epoch` is that of the decision that permitted it; one that does not say is as old as can be. `alone`:
+        nothing else is to be under way here meanwhile.
         """
         claim = self._claims.get(shard)
         if claim is None or claim.epoch < epoch or (claim.link is None and claim.epoch == epoch):
@@ -313,8 +357,13 @@ class Inflight:
         self._move(attempt, Event.OFFERED)
         self.held[attempt_id] = attempt
         self._young.append((now, attempt))
-        seat.queue.append(attempt)
         seat.queued += 1
+        if alone:
+            attempt.alone, attempt.started = True, now
+            self._alone.append(attempt)
+            seat.wake()
+            return
+        seat.queue.append(attempt)
         if seat.queued == 1:
             seat.wake()
 
@@ -350,6 +399,8 @@ class Inflight:
             return
         del self.held[attempt_id]
         self._move(attempt, Event.VERDICT)
+        if attempt.spooled is not None and self.keeper is not None:
+            self.keeper.forget(attempt)
         self.outcomes -= 1
         if self.slots.closed and self.outcomes <= MOST_OUTCOMES // 2 and not self.draining:
             self.slots.closed = False
@@ -365,6 +416,13 @@ class Inflight:
             attempt.seat.waiting -= 1
             self.slots.settle(attempt.seat)
         waiting[2](response)
+
+    def call_emitted(self, attempt_id: str, call_id: str, piece: Any) -> None:
+        """A piece of what a call is making has come; it is dropped when nobody waits for the call any more."""
+        attempt = self.held.get(attempt_id)
+        if attempt and attempt.seat and attempt.calls and call_id in attempt.calls:
+            attempt.seat.pieces.add((attempt_id, call_id), piece)
+            attempt.seat.wake()
 
     def told(self, attempt_id: str, request_id: str, response: Any) -> None:
         """Shared context has answered. An answer to an attempt that has ended is dropped."""
@@ -403,6 +461,15 @@ class Inflight:
                 if link:
                     link.started.append(attempt)
                     link.wake()
+        if self._alone and self._alone[0].state is State.QUEUED:
+            if now - self._alone[0].started >= PATIENCE:
+                for attempt in list(self._alone):
+                    self._finish(attempt, Event.CROWDED, now)
+            else:
+                self._wake_all()  # what lingered at an agent may be over
+        for link in self.slots.links:
+            if link.pieces:
+                link.wake()
         if now - self._last_turn >= 1.0:
             self._last_turn = now
             self.slots.give_turns()
@@ -443,6 +510,8 @@ class Inflight:
         else:
             seat.queued -= 1
         attempt.end = self._move(attempt, event)
+        if self._alone:
+            self._after_alone(attempt, now)
         if len(seat.queue) > 2 * seat.queued + 64:
             seat.queue = deque(other for other in seat.queue if other.state is State.QUEUED)
         if attempt.grant is not None:
@@ -464,6 +533,43 @@ class Inflight:
             self.slots.closed = True
             self.slots.settle_all()
 
+    def _begin(self, seat: Seat, attempt: Attempt, now: float) -> None:
+        seat.queued -= 1
+        self._move(attempt, Event.TAKEN)
+        attempt.started = now
+        attempt.deadline = None if attempt.timeout is None else now + attempt.timeout
+        seat.running[attempt.attempt_id] = attempt
+
+    def _others_may_begin(self) -> bool:
+        """Whether the attempt that is made alone waits for its own calls, which may be answered here."""
+        first = self._alone[0]
+        return first.state is State.STARTED and bool(first.calls)
+
+    def _take_alone(self, seat: Seat, now: float) -> list[Attempt]:
+        first = self._alone[0]
+        if first.state is State.STARTED or first.seat is not seat:
+            return []
+        if any(other.running or other.lingering for other in self.seats.values()):
+            return []
+        self._begin(seat, first, now)
+        first.announced = True  # at once: that it had begun is what a death is judged by
+        if (link := self._owner(first)) is not None:
+            link.started.append(first)
+            link.wake()
+        return [first]
+
+    def _after_alone(self, ended: Attempt, now: float) -> None:
+        """An attempt has ended: the next one that is to be alone may begin, or everybody else."""
+        if ended.alone:
+            self._alone.remove(ended)
+            if self._alone and self._alone[0].state is State.QUEUED:
+                self._alone[0].started = now
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        for seat in self.seats.values():
+            seat.wake()
+
     def _expire(self, attempt: Attempt, now: float) -> None:
         seat = attempt.seat
         assert seat is not None
@@ -483,12 +589,12 @@ class Inflight:
 
     def _send_back(self, seat: Seat, event: Event, now: float) -> None:
         queue, seat.queue = seat.queue, deque()
-        for attempt in queue:
+        for attempt in (*queue, *[attempt for attempt in self._alone if attempt.seat is seat]):
             if attempt.state is State.QUEUED:
                 self._finish(attempt, event, now)
 
     def _send_back_older(self, seat: Seat, now: float) -> None:
-        for attempt in list(seat.queue):
+        for attempt in (*seat.queue, *[attempt for attempt in self._alone if attempt.seat is seat]):
             if attempt.state is State.QUEUED and attempt.policy_epoch < self.policy_floor:
                 self._finish(attempt, Event.POLICY_CHANGED, now)
 

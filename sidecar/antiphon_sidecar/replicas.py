@@ -43,7 +43,7 @@ class Replicas:
             upstream.redial()
 
     async def run(self) -> None:
-        """Stay attached to every replica."""
+        """Stay attached to every replica. Raises `Revoked`."""
         async with asyncio.TaskGroup() as group:
             while True:
                 self._follow(group)

@@ -19,7 +19,7 @@ from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon_certs import ORCHESTRATOR_DNS_NAME, Credential
 
 from .boxes import Link
-from .errors import reason_of, refusal_of
+from .errors import check_revoked, reason_of, refusal_of
 from .node import Node
 from .wire import hello, next_request
 from .writing import keep_writing
@@ -111,7 +111,7 @@ class Upstream:
             self._news.set()
 
     async def run(self) -> None:
-        """Stay attached."""
+        """Stay attached. Raises `Revoked`."""
         failures = 0
         try:
             async with asyncio.TaskGroup() as streams:
@@ -142,6 +142,7 @@ class Upstream:
             await stream.run(self._credential())
             problem = "the replica ended the stream"
         except grpc.aio.AioRpcError as error:
+            check_revoked(error)
             problem = f"{reason_of(error) or error.code().name}: {error.details()}"
         except (ConnectionError, TimeoutError, _Ended) as error:
             problem = str(error) or "it does not answer in time"
@@ -299,12 +300,14 @@ class _Stream:
             inflight.offer(
                 link, offer.agent, assignment.attempt_id, offer.shard, offer.epoch,
                 assignment, assignment.attempt_token, len(assignment.input.inline), timeout, now,
-                offer.policy_epoch,
+                offer.policy_epoch, offer.alone,
             )  # fmt: skip
         for ack in response.window_acks:
             inflight.slots.acknowledged(link, ack.agent, ack.generation)
         for demand in response.demands:
             inflight.slots.demanded(link, demand.agent, demand.wanted)
+        for made in response.call_partials:
+            inflight.call_emitted(made.attempt_id, made.call_id, made.partial)
         for result in response.call_results:
             inflight.answered(result.attempt_id, result.call_id, result)
         for answer in response.context_responses:

@@ -31,7 +31,9 @@ _RETURNS = {
 _FAILURES = {
     End.CANCELLED: failed(failure_pb2.FAILURE_KIND_CANCELLED, "cancelled"),
     End.TIMEOUT: failed(failure_pb2.FAILURE_KIND_TIMEOUT, "no answer within the timeout", retryable=True),
-    End.LOST: failed(failure_pb2.FAILURE_KIND_LOST, "the agent's process went away", retryable=True),
+    # By this code the orchestrator tells who may have died of the attempt (antiphon.mesh.v1.Report).
+    End.LOST: failed(failure_pb2.FAILURE_KIND_LOST, "the agent's process went away", code="AGENT_DIED", retryable=True),
+    End.LEFT: failed(failure_pb2.FAILURE_KIND_LOST, "the agent was stopped before it had finished", retryable=True),
 }
 _PAGE_BYTES = 128 * 1024  # a page of 1,000 ids of usual length; only an estimate is needed here
 
@@ -70,7 +72,12 @@ def next_request(
             shard=shard, epoch=epoch, attempt_ids=attempt_ids, reported_attempt_ids=reported_attempt_ids, last=last
         )
         room -= _PAGE_BYTES if attempt_ids or reported_attempt_ids else 16
-    room = _add_reports(request, link, room) if not link.inventories else 0
+    if not link.inventories:
+        # Pieces before the outcomes they belong to: what is said of an attempt that is over is not shown any more.
+        room = _add_pieces(request, inflight, link, room)
+        room = _add_reports(request, link, room)
+    else:
+        room = 0
     while link.calls and room > 0 and len(request.calls) < MOST_ITEMS:
         call, size = link.calls.popleft()
         request.calls.append(call)
@@ -101,6 +108,17 @@ def next_request(
         link.drain = False
         request.drain = True
     return request if request.ListFields() else None
+
+
+def _add_pieces(request: mesh.AttachRequest, inflight: Inflight, link: Link, room: int) -> int:
+    """Pieces of output, within their share of a message; the room that is left."""
+    for attempt_id, piece in link.pieces.take() if link.pieces else ():
+        if (attempt := inflight.held.get(attempt_id)) is not None:
+            report = request.partials.add(shard=attempt.shard)
+            report.update.attempt_id = attempt_id
+            report.update.partial.CopyFrom(piece)
+            room -= report.ByteSize()
+    return room
 
 
 def _add_reports(request: mesh.AttachRequest, link: Link, room: int) -> int:

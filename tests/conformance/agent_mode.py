@@ -11,7 +11,7 @@ from pathlib import Path
 
 from antiphon.conformance.v1 import case_pb2 as cases
 from antiphon.v1 import agent_service_pb2 as pb
-from antiphon.v1 import failure_pb2
+from antiphon.v1 import failure_pb2, run_pb2
 from antiphon.verify.ledger import with_unknown_fields
 from antiphon.verify.line import Line, Socket
 from antiphon.verify.process import Process
@@ -33,7 +33,7 @@ class AgentPlay:
 
     def __init__(self, command: Sequence[str], case: cases.AgentCase, folder: str) -> None:
         self._case = case
-        self._socket = Socket(f"{folder}/agent.sock", 65_536, self._heard, self._asked, self._reported)
+        self._socket = Socket(f"{folder}/agent.sock", 65_536, self._heard, self._asked, self._reported, self._emitted)
         self._socket.namespace = "team-a"
         concurrency = str(case.concurrency or _CONCURRENCY)
         self._process = Process((*command, "agent", concurrency), self._socket.path)
@@ -43,6 +43,7 @@ class AgentPlay:
         self._calls: list[pb.CallRequest] = []
         self._answerable: dict[str, pb.CallRequest] = {}
         self._progress: list[pb.ProgressUpdate] = []
+        self._partials: list[pb.PartialUpdate] = []
         self._lines = 0
         self._first: pb.WorkRequest | None = None
 
@@ -73,12 +74,17 @@ class AgentPlay:
             self._results.setdefault(result.attempt_id, []).append(result)
         self._calls.extend(request.calls)
         self._progress.extend(request.progress)
+        self._partials.extend(request.partials)
 
     def _asked(self, request: pb.CallRequest) -> pb.CallResponse | None:
         return None  # SDKs call on the stream
 
     def _reported(self, request: pb.ReportProgressRequest) -> bool:
         self._progress.append(request.update)
+        return True
+
+    def _emitted(self, request: pb.ReportPartialRequest) -> bool:
+        self._partials.append(request.update)
         return True
 
     # Steps
@@ -99,6 +105,10 @@ class AgentPlay:
                 await self._await_call(step.await_call)
             case "await_progress":
                 await self._await_progress(step.await_progress)
+            case "await_partials":
+                await self._await_partials(step.await_partials)
+            case "send_partial":
+                self._send_partial(step.send_partial)
             case "act":
                 await self._act(step.act)
             case "await":
@@ -189,6 +199,36 @@ class AgentPlay:
             return wanted in seen
 
         await self._until(there, f"progress {wanted}")
+
+    async def _await_partials(self, expected: cases.AwaitPartials) -> None:
+        def made() -> list[run_pb2.PartialOutput]:
+            return [one.partial for one in self._partials if one.attempt_id == expected.attempt_id]
+
+        def there() -> bool:
+            text = "".join(piece.text for piece in made())
+            json_count = sum(piece.HasField("json") for piece in made())
+            return len(text) >= len(expected.text) and json_count >= len(expected.json)
+
+        await self._until(there, f"pieces of {expected.attempt_id}")
+        if (text := "".join(piece.text for piece in made())) != expected.text:
+            raise Complaint(f"the texts of its pieces are {text!r}, not {expected.text!r}")
+        values = [piece.json for piece in made() if piece.HasField("json")]
+        for value, wanted in zip(values, expected.json, strict=True):
+            if complaint := mismatch(json.loads(wanted), json.loads(value)):
+                raise Complaint(f"a piece that is JSON: {complaint}")
+        offset = 0
+        for piece in made():
+            if piece.offset != offset:
+                raise Complaint(f"a piece has the offset {piece.offset}, not {offset}")
+            offset += len(piece.text.encode()) + len(piece.json)
+
+    def _send_partial(self, send: cases.SendPartial) -> None:
+        call = self._answerable.get(send.attempt_id)
+        if call is None:
+            raise Complaint(f"no call of {send.attempt_id} was awaited")
+        partial = pb.CallPartial(call_id=call.call_id, attempt_id=call.attempt_id)
+        partial.partial.text, partial.partial.attempt = send.text, 1
+        self._line.send(pb.WorkResponse(call_partials=[partial]))
 
     async def _act(self, act: cases.Act.ValueType) -> None:
         match act:

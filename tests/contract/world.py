@@ -28,7 +28,7 @@ from antiphon.v1 import (
     payload_service_pb2,
     run_service_pb2,
 )
-from antiphon_certs import ORCHESTRATOR_DNS_NAME, JoinToken, Kind, new_key_and_csr
+from antiphon_certs import ORCHESTRATOR_DNS_NAME, Credential, JoinToken, Kind, new_key_and_csr, prove
 
 from tests.contract.cases import (
     EXPIRED,
@@ -215,6 +215,7 @@ class World:
             **waiting,
             "run_id": run.run_id,
             "signing_request": token["signing_request"],
+            **self._returning(str(token["signing_request"])),
         }
         attempt = self._attempt(client) if self._with_agents else {}
         return {"mutual_tls": general, "join": {**general, **token}, "agent_socket": {**general, **attempt}}
@@ -234,6 +235,12 @@ class World:
         token = JoinToken.parse(answer.token)
         signing_request = new_key_and_csr(token.identity)[1].decode()
         return {"token_id": token.token_id, "secret": token.secret.hex(), "signing_request": signing_request}
+
+    def _returning(self, signing_request: str) -> dict[str, Fact]:
+        """The certificate of a sidecar, and the proof that it has the key."""
+        old = Credential.from_pem(*self.mesh.ca.issue(Kind.SIDECAR, "returning"))
+        signature = prove(old, signing_request.encode())
+        return {"RecoverRequest.chain": old.chain_pem.decode(), "RecoverRequest.signature": signature}
 
     def _start_agents(self) -> None:
         self.mesh.sidecar("worker")

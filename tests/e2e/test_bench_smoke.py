@@ -51,6 +51,10 @@ def test_a_quick_run_writes_every_key(tmp_path: Path) -> None:
     assert results["policy"].keys() == {"default_us", "loaded_us", "cost_us"}
     assert results["W5"].keys() == {"put", "get", "store_put", "store_get"}
     assert all(found.keys() == {"per_s", "p50_ms"} for found in results["W5"].values())
+    assert results["W6"].keys() == {"tasks", "waiting", "routing"}
+    assert results["W6"]["tasks"].keys() == {"100", "1000"}
+    assert results["W6"]["waiting"].keys() == {"runs", "kb", "recovery_s"}
+    assert results["W6"]["routing"].keys() == {"10", "100"}
     processes = ("orchestrator", "sidecar", "agent")
     assert results["W4"].keys() == {f"{name}_{when}_mb" for name in processes for when in ("idle", "peak")}
     assert results["versions"].keys() >= {"python", "grpcio", "antiphon-server"}

@@ -241,10 +241,11 @@ def submitted(
     priority: int = 0,
     principal: str = CLIENT,
     input: bytes | None = None,
+    parent_attempt_id: str = "",
 ) -> RunSubmitted:
-    """A submission in namespace demo; its digest follows from the request id."""
+    """A submission in its principal's namespace; its digest follows from the request id."""
     return RunSubmitted(
-        namespace="demo",
+        namespace=principal.split("/")[4],
         principal=principal,
         request_id=request_id,
         request_digest=request_id.encode(),
@@ -257,4 +258,5 @@ def submitted(
         priority=priority,
         traceparent="",
         policy=None,
+        parent_attempt_id=parent_attempt_id,
     )

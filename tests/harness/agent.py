@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from antiphon import Agent, CallFailed, Payload, PermanentFailure, TaskContext, TransientFailure
+from antiphon.v1.payload_pb2 import Label
 
 from tests.harness.journal import Entry, Journal
 
@@ -108,6 +109,17 @@ async def hold(gate: str, ctx: TaskContext) -> str:
     return await held(gate, ctx)
 
 
+@offers("work.emit")
+async def emit(how: dict[str, Any], ctx: TaskContext) -> str:
+    """Emits pieces once a file is there, and answers its texts at once."""
+    while not Path(how["gate"]).exists():  # noqa: ASYNC110, ASYNC240 - another process makes it
+        await asyncio.sleep(0.01)
+    for piece in how["pieces"]:
+        labels = [Label(key=key) for key in how.get("labels", [])]
+        ctx.emit(Payload(inline=json.dumps(piece).encode(), labels=labels) if labels else piece)
+    return "".join(piece for piece in how["pieces"] if isinstance(piece, str))
+
+
 @offers("work.stubborn")
 async def stubborn(gate: str, ctx: TaskContext) -> str:
     """Works until a file is there, whatever it is told; a cancel sets a mark beside the file."""
@@ -180,8 +192,11 @@ async def reverse(payload: Payload, ctx: TaskContext) -> Payload:
 async def call(how: dict[str, Any], ctx: TaskContext) -> Any:
     """Calls another capability; may fail its own first attempt after the call was answered."""
     timeout = timedelta(seconds=how["timeout"]) if "timeout" in how else None
+    seen = (lambda piece: ctx.emit(f"<{piece.text}>") and None) if how.get("emitted") else None
     try:
-        answer = await ctx.call(how["capability"], how.get("input"), call_id=how.get("call_id"), timeout=timeout)
+        answer = await ctx.call(
+            how["capability"], how.get("input"), call_id=how.get("call_id"), timeout=timeout, on_partial=seen
+        )
     except CallFailed as error:
         return {"failed": error.failure.code or error.message, "kind": error.failure.kind}
     if ctx.number <= how.get("fail_after", 0):

@@ -17,8 +17,10 @@ class Ca(Identities):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, DOMAIN, NAMESPACE)
 
-    def join_sidecar(self, state: Path, name: str, address: str, pem: tuple[bytes, bytes, bytes]) -> None:
+    def join_sidecar(
+        self, state: Path, name: str, address: str, pem: tuple[bytes, bytes, bytes], *, join_address: str = ""
+    ) -> None:
         """Make a sidecar's state folder as it is after a join, without a token."""
         folder = state / "profiles" / "sidecar"
         self.store(folder / "credential", pem)
-        Profile(folder, (address,), (address,), DOMAIN, NAMESPACE).save()
+        Profile(folder, (address,), (join_address or address,), DOMAIN, NAMESPACE).save()

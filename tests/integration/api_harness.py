@@ -40,6 +40,7 @@ from antiphon_orchestrator.audit import AuditLog
 from antiphon_orchestrator.blobs import Blobs
 from antiphon_orchestrator.context import Quota, SharedContext
 from antiphon_orchestrator.policy import CedarPolicies, PolicyPort, dev_profile
+from antiphon_orchestrator.revocations import Revocations
 from antiphon_orchestrator.store import Store
 from antiphon_orchestrator.telemetry import Metrics
 from google.rpc import error_details_pb2, status_pb2
@@ -49,6 +50,7 @@ from tests.harness import eventually
 
 DOMAIN = "mesh.test"
 TIMEOUT = 30
+RECOVERY_WINDOW = timedelta(days=7)
 IMAGE = Image.load()
 
 
@@ -204,12 +206,13 @@ async def serving(
     """A server on two ports of the system's choice, stopped at the end: the echo, and with a store or blobs the
     services that live on them."""
     clock, metrics, runs = SteppedClock(start or datetime.now(UTC)), Metrics(), EchoRuns()
-    source = IssuedHere(authority, Identity(DOMAIN, "system", Kind.ORCHESTRATOR, "one"), (), clock)
+    source = IssuedHere(lambda: authority, Identity(DOMAIN, "system", Kind.ORCHESTRATOR, "one"), (), clock)
     certificate = LiveCertificate(source, source.renew, clock, metrics)
     policies = policy or CedarPolicies(dev_profile())
     # Without a store its queue is never emptied.
     audit = AuditLog(cast(Store, store), "one", lambda: int(clock.now().timestamp() * 1e6))
-    parts = Parts(IMAGE, certificate, policies, audit, metrics, DOMAIN, development, clock, outer)
+    revocations = Revocations(cast(Store, store), clock)
+    parts = Parts(IMAGE, certificate, policies, audit, metrics, DOMAIN, revocations.check, development, clock, outer)
     limits = options or ServerOptions(shutdown_grace=timedelta(0))
 
     context = None
@@ -220,7 +223,9 @@ async def serving(
     def register(grpc_server: grpc.aio.Server) -> None:
         run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, grpc_server)
         if store is not None:
-            identities = IdentityService(authority, store, policies, clock, endpoints, audit)
+            identities = IdentityService(
+                lambda: authority, store, policies, clock, endpoints, audit, revocations, RECOVERY_WINDOW
+            )
             identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, grpc_server)
             graphs = GraphService(store, clock, audit, lambda _namespace: lambda _capability: False)
             graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, grpc_server)
@@ -247,7 +252,8 @@ async def serving(
     tasks = [asyncio.create_task(server.run())]
     if store is not None:
         await audit.load()
-        tasks.append(asyncio.create_task(audit.run()))
+        await revocations.load()
+        tasks += [asyncio.create_task(audit.run()), asyncio.create_task(revocations.run())]
     try:
         yield running
     finally:

@@ -108,6 +108,10 @@ def test_a_new_agent_handles_a_run_from_the_command_line(home: Home) -> None:
     assert failed["state"] == "RUN_STATE_FAILED"
 
     (succeeded,) = json.loads(home.run("run", "list", "--state", "succeeded", "--json"))["runs"]
+    said = failed["failure"]["message"][:20].upper()
+    found = json.loads(home.run("run", "list", "--failure", said, "--json"))["runs"]
+    assert [one["run_id"] for one in found] == [failed["run_id"]]
+    assert json.loads(home.run("run", "list", "--since", "1h", "--until", "30m", "--json")) == {"runs": []}
     run_id = succeeded["run_id"]
     assert "greet  hello.greet@1  SUCCEEDED" in home.run("run", "get", run_id)
     assert "#1  SUCCEEDED  on hello" in home.run("run", "explain", run_id, "greet")

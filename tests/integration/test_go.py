@@ -114,14 +114,18 @@ async def test_a_task_that_exceeds_its_time_is_told(client: Client, go_mesh: Mes
     await eventually(lambda: seen(go_mesh, run) == ["begun", "cancelled"])
 
 
-async def test_progress_reaches_who_watches(client: Client, go_mesh: Mesh) -> None:
+async def test_progress_and_pieces_of_output_reach_who_watches(client: Client, go_mesh: Mesh) -> None:
     gate = go_mesh.path("gate")
     run = await client.submit(one_task("work.hold@1", str(gate)))
-    async for event in client.watch(run.run_id, include_progress=True):
+    emitted = ""
+    async for event in client.watch(run.run_id, include_progress=True, include_partials=True):
         if event.progress.message:
             assert event.progress.message == "holding" and event.progress.fraction == 0.5
+        emitted += event.partial.text
+        if event.partial.text:
             gate.touch()
     assert gate.exists()
+    assert set(emitted.split()) == {"hold"}
 
 
 async def test_agents_call_each_other(client: Client) -> None:

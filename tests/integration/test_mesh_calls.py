@@ -32,6 +32,9 @@ async def test_the_run_of_a_call_names_the_attempt_that_made_it(client: Client) 
     child = await client.get_run(output_of(run)["t"]["attempt_id"].partition("/")[0])
     assert child.parent_attempt_id == f"{run.run_id}/t/0/1"
     assert child.state == run_pb2.RUN_STATE_SUCCEEDED
+    for parent in (run.run_id, child.parent_attempt_id):
+        assert [one.run_id async for one in client.list_runs(parent=parent)] == [child.run_id]
+    assert [one async for one in client.list_runs(parent=child.run_id)] == []
 
 
 async def test_parent_and_child_on_one_agent_with_one_place_do_not_block_each_other(client: Client, mesh: Mesh) -> None:

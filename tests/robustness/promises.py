@@ -11,7 +11,10 @@ PROMISES = {
     "agent process dies": (
         "its attempt fails within 3 s; the task is tried again as its rule says; what has finished is not run again"
     ),
-    "sidecar dies": "the same for all its agents' attempts; what it had reported and got acknowledged stays",
+    "sidecar dies": (
+        "the same for all its agents' attempts; what it had reported and got acknowledged stays, and what its agents "
+        "had answered is reported by its next life"
+    ),
     "orchestrator dies": (
         "its shards go on with others once its lease of 5 s has ended, or at its restart when it is the only one; "
         "no run is lost, none ends twice; attempts that run are adopted, not run again; a watch goes on without gap "
@@ -39,9 +42,9 @@ PROMISES = {
     "a commit whose answer was lost": "is settled by sending the same bytes again; memory and journal never differ",
     "archive down": "runs go on, nothing is trimmed, an alarm says so, and it catches up by itself",
     "store full": "new runs are refused; those that run end; room comes back by trimming",
-    "poison task": "it ends after its attempts, and what runs beside it ends well",
-    "poison task, quarantined": (
-        "after two deaths of its sidecar while it ran it is set aside alone, and bystanders are not blamed"
+    "poison task": (
+        "after two deaths of its agent or sidecar while it ran, or before its last attempt, it is tried alone; once it "
+        "dies alone it is QUARANTINED for a person; bystanders are not blamed, and end well"
     ),
     "duplicate or late result": "an outcome is accepted once; a late one of an older attempt is recorded and not used",
     "the same submission twice": "is one run",
@@ -49,10 +52,10 @@ PROMISES = {
     "overload": "queues are bounded; unary callers are told when to come back, streams are read more slowly",
     "overload, three times": "clients that obey get 80 % of what is done at the peak",
     "certificate expiry and rotation": (
-        "a certificate is renewed under load without a failed call; one that expires ends its calls, and its streams "
-        "within 3 s"
+        "a certificate is renewed, and the root replaced, under load without a failed call; one that expires "
+        "ends its calls, and its streams within 3 s; its key brings a sidecar back that was away for days"
     ),
-    "certificate revocation": "holds on live connections within 5 s",
+    "certificate revocation": "holds on live connections of every replica within 5 s",
     "policy change while a run goes on": "from its commit on nothing is dispatched under the old policies",
     "clock set forwards or backwards": (
         "no attempt is declared lost for it, no run stands still, and nothing that has finished runs again"

@@ -18,14 +18,14 @@ import grpc
 import pytest
 from antiphon import Client, Graph, Retry, output_of, ref
 from antiphon.mesh.v1 import mesh_service_pb2, mesh_service_pb2_grpc
-from antiphon.v1 import run_pb2
+from antiphon.v1 import registry_service_pb2, registry_service_pb2_grpc, run_pb2
 from antiphon_certs import Kind
 
 from tests.harness import journal_of
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
 from tests.harness.orchestrator import OrchestratorProcess
-from tests.harness.raw import Pem, channel
+from tests.harness.raw import Pem, channel, reason_of
 
 pytest_plugins = ("tests.harness.etcd_fixtures",)
 
@@ -189,3 +189,23 @@ async def test_duplicate_or_late_result_of_an_owner_that_died(cluster: Cluster) 
             for line in lines:
                 line.cancel()
             await asyncio.gather(*lines, return_exceptions=True)
+
+
+@pytest.mark.proves("certificate revocation")
+async def test_what_one_replica_revokes_ends_streams_of_another(cluster: Cluster) -> None:
+    """And its calls there; the one that revoked is never asked by who is revoked."""
+    one, other, *_ = cluster.addresses  # of those that live
+    pem = cluster.ca.issue(Kind.CLIENT, "mallory")
+    operator = cluster.client("olga", kind=Kind.OPERATOR, address=one)
+    async with channel(other, pem) as raw, operator as olga:
+        stub: Any = registry_service_pb2_grpc.RegistryServiceStub(raw)
+        watching = stub.WatchAgents(registry_service_pb2.WatchAgentsRequest())
+        await watching.read()
+        await olga.revoke_certificates("client", "mallory", cause="her laptop was stolen")
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            while await watching.read() is not grpc.aio.EOF:
+                pass
+        assert reason_of(ended.value) == "CERTIFICATE_REVOKED"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ListAgents(registry_service_pb2.ListAgentsRequest(), timeout=30)
+        assert reason_of(refused.value) == "CERTIFICATE_REVOKED"

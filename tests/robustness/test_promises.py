@@ -151,19 +151,6 @@ async def test_archive_down(client: Client, mesh: Mesh) -> None:
     assert await client.get_run(runs[0].run_id) == runs[0]
 
 
-@pytest.mark.proves("poison task")
-async def test_poison_task(client: Client, mesh: Mesh) -> None:
-    """A task that kills whoever works on it ends after its attempts, and the work beside it is done."""
-    mesh.sidecar("victim", version="5")
-    await mesh.attached(client, "victim")
-    poison = await client.submit(one_task("work.die@5", 100, retry=[Retry(["LOST"], max_attempts=3, backoff=BRIEFLY)]))
-    beside = await client.submit(one_task("work.echo@5", "fine", retry=[Retry(["LOST"], max_attempts=20)]))
-    ended = await client.wait(poison.run_id)
-    assert (ended.state, ended.failure.kind) == (run_pb2.RUN_STATE_FAILED, failure_pb2.FAILURE_KIND_LOST)
-    assert (await client.get_task(poison.run_id, "t")).attempt_count == 3
-    assert output_of(await client.wait(beside.run_id)) == {"t": "fine"}
-
-
 @asynccontextmanager
 async def own_sidecar(mesh: Mesh) -> AsyncIterator[Any]:
     """An Attach stream of a sidecar written here, with the agent `odd` that has one slot for work.odd@1."""

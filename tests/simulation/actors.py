@@ -200,7 +200,7 @@ def outcome_of(attempt: Attempt) -> Outcome:
         return Outcome(AttemptState.FAILED, failure=Failure(kind, "the agent failed"))
     if end in RETURNED:
         return Outcome(AttemptState.RETURNED, failure=Failure(FailureKind.TRANSIENT, end.name))
-    if end is End.LOST:
+    if end is End.LOST or end is End.LEFT:
         return Outcome(AttemptState.LOST, failure=Failure(FailureKind.LOST, "the agent went away"))
     kind = FailureKind.CANCELLED if end is End.CANCELLED else FailureKind.TIMEOUT
     return Outcome(AttemptState.FAILED, failure=Failure(kind, end.name))
@@ -236,6 +236,9 @@ class Watching:
 
     def progress(self, task_id: str, member: int, progress: Any) -> None:
         raise AssertionError("no agent of the model reports progress")
+
+    def partial(self, task_id: str, member: int, piece: Any) -> None:
+        raise AssertionError("no agent of the model emits pieces of output")
 
     def moved(self) -> None:
         """Whoever asks again goes on from the cursor."""

@@ -56,6 +56,17 @@ async def answer(client: Client, capability: str, input: Any = None, **options: 
     return output_of(await client.submit(one_task(capability, input, **options), wait=True))["t"]
 
 
+async def test_pieces_of_output_reach_who_watches(client: Client, mesh: Mesh) -> None:
+    gate = mesh.path("gate")
+    run = await client.submit(one_task("work.hold@1", str(gate)))
+    emitted = ""
+    async for event in client.watch(run.run_id, include_partials=True):
+        emitted += event.partial.text
+        if event.partial.text:
+            gate.touch()
+    assert set(emitted.split()) == {"hold"}
+
+
 def begun(mesh: Mesh, run: run_pb2.Run) -> list[str]:
     lines = mesh.journal.read_text().split() if mesh.journal.exists() else []
     return [line for line in lines if line.startswith(run.run_id)]

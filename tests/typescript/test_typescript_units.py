@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +17,9 @@ pytest_plugins = ("tests.harness.typescript",)
 
 def test_its_own_tests_pass(typescript: Path, require_tool: RequireTool) -> None:
     require_tool("openssl", package="openssl")  # makes the certificates that they need
-    done = subprocess.run(["npm", "test", "--silent"], cwd=typescript, capture_output=True, text=True)
+    # Its kit for users' tests starts the command that is installed here.
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["npm", "test", "--silent"], cwd=typescript, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

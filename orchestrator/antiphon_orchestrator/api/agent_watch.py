@@ -177,5 +177,19 @@ def add_instances(agent: registry_pb2.Agent, elsewhere: registry_pb2.Agent) -> N
         mine.in_use += other.in_use
         mine.completed += other.completed
         mine.failed += other.failed
+        if _severity(other) > _severity(mine):
+            mine.breaker.CopyFrom(other.breaker)
     if elsewhere.instances and agent.state == GONE:
         agent.state = ACTIVE
+
+
+_SEVERITY = {
+    registry_pb2.BREAKER_STATE_CLOSED: 1,
+    registry_pb2.BREAKER_STATE_HALF_OPEN: 2,
+    registry_pb2.BREAKER_STATE_OPEN: 3,
+}
+
+
+def _severity(instance: registry_pb2.Instance) -> int:
+    """How little a breaker lets through."""
+    return _SEVERITY.get(instance.breaker.state, 0)

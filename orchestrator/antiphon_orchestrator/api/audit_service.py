@@ -176,11 +176,16 @@ class AuditService(audit_service_pb2_grpc.AuditServiceServicer):
         summary = await self._archived.summary(part.run_id)
         if summary is None or namespace not in (summary.namespace, SYSTEM_NAMESPACE):
             return ""
-        records = await self._archived.records(part.run_id, part.first_event_seq - 1)
-        count = part.last_event_seq - part.first_event_seq + 1
-        if count < 1 or len(records) < count:
+        left = part.last_event_seq - part.first_event_seq + 1
+        if left < 1:
             return ""
-        return hashlib.sha256(b"".join(records[:count])).hexdigest()
+        digest = hashlib.sha256()
+        async for events in self._archived.records(part.run_id, part.first_event_seq - 1):
+            digest.update(b"".join(events[:left]))
+            left -= min(left, len(events))
+            if not left:
+                return digest.hexdigest()
+        return ""
 
     async def _head(self, chain: str) -> records.AuditHead:
         await self._write()

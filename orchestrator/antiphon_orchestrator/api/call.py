@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from antiphon_certs import Grants, Identity, Peer
 
+from .gate import Place
+
 FORWARDED = "antiphon-forwarded-bin"
 """Metadata of a call that a replica passes on: a mesh.v1.ForwardedCall."""
 
@@ -29,10 +31,12 @@ class Caller:
     principal: str
     forwarded: bool = False
     """Whether another replica passed the call on, for what this one owns."""
+    peer: Peer | None = None
+    """What the certificate of the connection says."""
 
     @classmethod
     def of(cls, peer: Peer, traceparent: str, forwarded: bool = False) -> Caller:
-        return cls(peer.identity, peer.grants, traceparent, peer.identity.uri, forwarded)
+        return cls(peer.identity, peer.grants, traceparent, peer.identity.uri, forwarded, peer)
 
     @property
     def namespace(self) -> str:
@@ -41,6 +45,7 @@ class Caller:
 
 
 _caller: ContextVar[Caller] = ContextVar("antiphon_caller")
+_place: ContextVar[Place] = ContextVar("antiphon_place")
 
 
 def caller() -> Caller:
@@ -52,6 +57,18 @@ def caller() -> Caller:
 def set_caller(value: Caller) -> None:
     """For the interceptor."""
     _caller.set(value)
+
+
+def set_place(value: Place) -> None:
+    """For the interceptor."""
+    _place.set(value)
+
+
+def now_waiting() -> None:
+    """The present call has done its work and waits for what is not the server's: it is not in hand any more."""
+    place = _place.get(None)
+    if place is not None:
+        place.give_back()
 
 
 def traceparent(metadata: Iterable[tuple[str, str | bytes]]) -> str:

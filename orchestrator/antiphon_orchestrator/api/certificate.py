@@ -6,13 +6,15 @@ Nothing of it is on disk: the key lives and dies with the process. Where another
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 from antiphon_certs import (
     Authority,
     Clock,
     Credential,
+    CredentialError,
+    CredentialReason,
     Identity,
     InvalidRequest,
     Renew,
@@ -26,18 +28,29 @@ from antiphon_orchestrator import telemetry
 
 
 class IssuedHere:
-    """A credential source over our own authority: `load` answers the newest, `renew` issues the next."""
+    """A credential source over our own authority: `load` answers the newest, `renew` issues the next.
 
-    def __init__(self, authority: Authority, identity: Identity, hosts: Sequence[str], clock: Clock) -> None:
+    `authority` answers the one of now: when it is another than that of the newest, `load` issues, too.
+    """
+
+    def __init__(
+        self, authority: Callable[[], Authority], identity: Identity, hosts: Sequence[str], clock: Clock
+    ) -> None:
         """`hosts`: further names and addresses that clients may dial. Raises `InvalidRequest`."""
         self._authority = authority
+        self._issuer = authority()
         self._identity = identity
         self._hosts = tuple(hosts)
         self._clock = clock
         self._credential = self._issue()
 
     def load(self) -> Credential:
-        """The newest credential."""
+        """The newest credential. Raises `CredentialError`."""
+        if self._authority() is not self._issuer:
+            try:
+                self._credential = self._issue()
+            except InvalidRequest as error:
+                raise CredentialError(CredentialReason.MISSING, str(error)) from error
         return self._credential
 
     async def renew(self, _current: Credential) -> None:
@@ -49,8 +62,10 @@ class IssuedHere:
 
     def _issue(self) -> Credential:
         key, request = new_key_and_csr(self._identity)
-        chain = self._authority.issue(request, self._identity, hosts=self._hosts, now=self._clock.now())
-        return Credential.from_pem(key, chain, self._authority.bundle_pem)
+        issuer = self._authority()
+        chain = issuer.issue(request, self._identity, hosts=self._hosts, now=self._clock.now())
+        self._issuer = issuer
+        return Credential.from_pem(key, chain, issuer.bundle_pem)
 
 
 class LiveCertificate:
@@ -69,6 +84,13 @@ class LiveCertificate:
     async def run(self) -> None:
         """Follows the source and renews; cancel to stop."""
         await run_rotation(self._source, self._renew, self._clock, changed=self._changed, delayed=self._delayed)
+
+    def look(self) -> None:
+        """Looks at the source at once, for whoever knows that it has changed."""
+        try:
+            self._changed(self._source.load())
+        except CredentialError as error:
+            self._delayed(error)
 
     def server_credentials(self, *, client_certificates: bool) -> grpc.ServerCredentials:
         """Credentials that follow this certificate. gRPC asks from threads of its own, once a handshake."""
@@ -89,6 +111,8 @@ class LiveCertificate:
         )
 
     def _changed(self, credential: Credential) -> None:
+        if credential == self.credential:
+            return
         self.credential = credential
         self._metrics.certificate_expiry.set(credential.not_after.timestamp())
         self._log.info("certificate_changed", fingerprint=credential.fingerprint, expire_time=credential.not_after)

@@ -73,6 +73,7 @@ class Call:
     request         the one request, serialised; None when the client streams
     forwarded       whose call it is, when it comes from another replica: a mesh.v1.ForwardedCall; None otherwise
     message         the same as request, parsed and valid
+    ended           why a stream is to end that was admitted
     """
 
     path: str
@@ -85,6 +86,7 @@ class Call:
     forwarded: bytes | None = None
     peer: Peer | None = None
     message: Any = None
+    ended: ApiError | None = None
 
     @property
     def known(self) -> Method:
@@ -109,10 +111,12 @@ class Checks:
         listener: options_pb2.Listener.ValueType,
         message_limit: int,
         now: Callable[[], datetime],
+        revoked: Callable[[Peer], None],
         denied: Callable[[Call, Decision], None],
         used: Callable[[Call, Decision], None],
     ) -> None:
-        """For the log, `denied` is told of each refusal by policy, `used` of each permit that demands a line."""
+        """`revoked` raises `ApiError` for who is. For the log, `denied` is told of each refusal by policy, `used` of
+        each permit that demands a line."""
         self._image = image
         self._verifier = verifier
         self._policy = policy
@@ -120,6 +124,7 @@ class Checks:
         self._listener = listener
         self._message_limit = message_limit
         self._now = now
+        self._revoked = revoked
         self._denied = denied
         self._used = used
         self.order: tuple[Check, ...] = (
@@ -164,12 +169,12 @@ class Checks:
         if not believed or identity.trust_domain != replica.identity.trust_domain:
             kind = replica.identity.kind.value
             raise ApiError(ErrorReason.ERROR_REASON_ACCESS_DENIED, kind=kind, method=call.path)
-        return Peer(identity, Grants(), replica.not_after, replica.serial)
+        return Peer(identity, Grants(), replica.not_after, replica.serial, replica.issue_time)
 
     def verified(self, certificate: bytes | None) -> Peer:
         """Who shows this certificate now. Raises `ApiError`."""
         try:
-            return self._verifier.verify(certificate, self._now())
+            peer = self._verifier.verify(certificate, self._now())
         except PeerError as error:
             if not certificate:
                 raise ApiError(ErrorReason.ERROR_REASON_CERTIFICATE_REQUIRED) from error
@@ -178,6 +183,8 @@ class Checks:
                 expired = error.expire_time.astimezone(UTC).isoformat(timespec="seconds")
                 raise ApiError(ErrorReason.ERROR_REASON_CERTIFICATE_EXPIRED, expire_time=expired) from error
             raise ApiError(ErrorReason.ERROR_REASON_CERTIFICATE_NOT_ACCEPTED, cause=str(error)) from error
+        self._revoked(peer)
+        return peer
 
     def size_and_rate(self, call: Call) -> None:
         """A stream counts once; what it carries is limited by its own flow control."""

@@ -17,8 +17,9 @@ from antiphon.v1 import graph_pb2, graph_service_pb2, graph_service_pb2_grpc
 from antiphon.v1.error_pb2 import ErrorReason
 from antiphon_certs import Clock
 
-from antiphon_orchestrator.admission import Compiled, GraphInvalid, Mistake, compile_graph
+from antiphon_orchestrator.admission import Compiled, GraphInvalid, Mistake
 from antiphon_orchestrator.audit import AuditLog, Fact
+from antiphon_orchestrator.runs.compiling import compile_aside
 from antiphon_orchestrator.store import keys
 from antiphon_orchestrator.store.port import Compare, Delete, KeyValue, Put, Store, Target, Txn, prefix_end
 
@@ -69,7 +70,7 @@ class GraphService(graph_service_pb2_grpc.GraphServiceServicer):
         if len(data) > GRAPH_BYTES:
             raise ApiError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, limit=GRAPH_BYTES)
         try:
-            compiled = self._compile(graph)
+            compiled = await self._compile(graph)
         except GraphInvalid as error:
             raise ApiError(
                 ErrorReason.ERROR_REASON_GRAPH_INVALID,
@@ -160,13 +161,13 @@ class GraphService(graph_service_pb2_grpc.GraphServiceServicer):
     ) -> graph_service_pb2.ValidateGraphResponse:
         """Every mistake, in an answer that is not cut as a status is."""
         try:
-            compiled = self._compile(request.graph)
+            compiled = await self._compile(request.graph)
         except GraphInvalid as error:
             return graph_service_pb2.ValidateGraphResponse(mistakes=_mistakes(error.mistakes))
         return graph_service_pb2.ValidateGraphResponse(warnings=_mistakes(compiled.warnings))
 
-    def _compile(self, graph: graph_pb2.Graph) -> Compiled:
-        return compile_graph(graph, offered=self._offered(caller().namespace) if self._offered else None)
+    async def _compile(self, graph: graph_pb2.Graph) -> Compiled:
+        return await compile_aside(graph, offered=self._offered(caller().namespace) if self._offered else None)
 
     async def _versions(self, prefix: bytes) -> AsyncIterator[_Version]:
         """What is registered under a prefix, in the store's order; a few records at a time are in memory."""

@@ -1,14 +1,14 @@
 """IdentityService: certificates for those who may have them.
 
 A token's record is consumed by one compared put before the certificate leaves, so of two bearers one wins; the same
-signing request may come again, since its answer may have been lost. Nothing here logs or returns a secret but
-CreateToken's answer.
+signing request may come again, since its answer may have been lost. No certificate leaves for one that is revoked, or
+for a token that was made before its identity was. Nothing here logs or returns a secret but CreateToken's answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from antiphon.store.v1 import records_pb2
@@ -23,22 +23,27 @@ from antiphon_certs import (
     InvalidGrants,
     InvalidRequest,
     Kind,
+    Peer,
+    RecoveryError,
     TokenError,
     TokenReason,
     TokenRecord,
     mint,
     parse_kind,
     verify,
+    verify_recovery,
 )
 from cryptography import x509
 
 from antiphon_orchestrator.audit import AuditLog, Fact
 from antiphon_orchestrator.policy import Action, PolicyPort, Request, ResourceKind
+from antiphon_orchestrator.revocations import Revocations, Subject
 from antiphon_orchestrator.store import keys
 from antiphon_orchestrator.store.port import Compare, Delete, KeyValue, Put, Store, Target, Txn, prefix_end
 
 from .call import Caller, caller
 from .errors import ApiError, Violation, request_invalid
+from .paging import decode_token, encode_token
 from .storing import settle
 
 SYSTEM_NAMESPACE = "system"
@@ -64,18 +69,20 @@ class Endpoints(NamedTuple):
 
 
 class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
-    """Over one authority and the store. `endpoints` is asked at each token, since ports may be the system's choice."""
+    """Over one authority and the store. `authority` is asked each time, since it may have been renewed, and `endpoints`
+    too, since ports may be the system's choice. `recovery_window`: how long after its expiry a sidecar's certificate is
+    given anew."""
 
     def __init__(
         self,
-        authority: Authority,
+        authority: Callable[[], Authority],
         store: Store,
         policy: PolicyPort,
         clock: Clock,
         endpoints: Callable[[], Endpoints],
         audit: AuditLog,
-        *,
-        leaf_lifetime: timedelta = LEAF_LIFETIME,
+        revocations: Revocations,
+        recovery_window: timedelta,
     ) -> None:
         self._authority = authority
         self._store = store
@@ -83,7 +90,8 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         self._clock = clock
         self._endpoints = endpoints
         self._audit = audit
-        self._leaf_lifetime = leaf_lifetime
+        self._revocations = revocations
+        self._recovery_window = recovery_window
 
     async def Join(self, request: identity_service_pb2.JoinRequest, _context: Any) -> identity_service_pb2.JoinResponse:
         """Verify, issue in memory, consume, and only then answer."""
@@ -97,7 +105,13 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
             except TokenError as error:
                 raise _not_accepted(error.reason) from error
             assert found is not None and record is not None
-            grant = self._issue(signing_request, record.identity, record.grants)
+            revoked = await self._revocations.of(record.identity)
+            if revoked is not None and revoked.revision > found.create_revision:
+                raise ApiError(
+                    ErrorReason.ERROR_REASON_TOKEN_NOT_ACCEPTED, cause="its identity was revoked after it was made"
+                )
+            moment = await self._revocations.not_before(record.identity)
+            grant = self._issue(signing_request, record.identity, record.grants, moment)
             if record.consumed_time is not None:
                 return await self._joined(record, grant)
             used = record.consumed(signing_request, now)
@@ -130,19 +144,85 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         self, request: identity_service_pb2.RenewRequest, _context: Any
     ) -> identity_service_pb2.RenewResponse:
         """The caller's own names and grants, for a new key."""
-        who = caller()
-        grant = self._issue(request.signing_request.encode(), who.identity, who.grants)
-        await self._record("renew", who.identity, who.identity, grant, {})
+        peer = caller().peer
+        assert peer is not None
+        grant = await self._exchanged("renew", peer, request.signing_request.encode())
         return identity_service_pb2.RenewResponse(certificate=grant)
+
+    async def Recover(
+        self, request: identity_service_pb2.RecoverRequest, _context: Any
+    ) -> identity_service_pb2.RecoverResponse:
+        """As Renew, for a certificate that has expired: TLS would not have it, so its key has signed the request."""
+        signing_request = request.signing_request.encode()
+        try:
+            peer = verify_recovery(
+                request.chain.encode(),
+                signing_request,
+                request.signature,
+                self._authority().bundle_pem,
+                self._clock.now(),
+                self._recovery_window,
+            )
+        except RecoveryError as error:
+            raise ApiError(ErrorReason.ERROR_REASON_RECOVERY_NOT_ACCEPTED, cause=str(error)) from error
+        self._revocations.check(peer)
+        return identity_service_pb2.RecoverResponse(certificate=await self._exchanged("recover", peer, signing_request))
+
+    async def _exchanged(
+        self, action: str, peer: Peer, signing_request: bytes
+    ) -> identity_service_pb2.CertificateGrant:
+        """A certificate in exchange for that of `peer`, unless it turns out to be revoked."""
+        moment = await self._revocations.not_before(peer.identity)
+        grant = self._issue(signing_request, peer.identity, peer.grants, moment)
+        await self._record(action, peer.identity, peer.identity, grant, {})
+        await self._revocations.confirm(peer, moment)
+        return grant
+
+    async def RevokeCertificates(
+        self, request: identity_service_pb2.RevokeCertificatesRequest, _context: Any
+    ) -> identity_service_pb2.RevokeCertificatesResponse:
+        """In force here when it is answered, and on the other replicas as soon as their watches tell them."""
+        who = caller()
+        namespace = self._within(who, request.namespace)
+        of_all = request.identity
+        subject = Subject(namespace, of_all.kind, of_all.name, request.serial)
+        await self._revocations.revoke(subject, request.cause, who.principal)
+        resource = f"Certificate::{namespace}/{request.serial}"
+        if not request.serial:
+            resource = f"Identity::{namespace}/{of_all.kind}/{of_all.name}"
+        await self._audit.write(Fact("revoke", namespace, who.principal, resource, details={"cause": request.cause}))
+        return identity_service_pb2.RevokeCertificatesResponse()
+
+    async def ListRevocations(
+        self, request: identity_service_pb2.ListRevocationsRequest, _context: Any
+    ) -> identity_service_pb2.ListRevocationsResponse:
+        """Those of the caller's namespace."""
+        found = decode_token(request, str)
+        rest = [
+            (subject, record)
+            for subject, record in self._revocations.listed(caller().namespace)
+            if found is None or subject.key.hex() > str(found[0])
+        ]
+        page = rest[: request.page_size or 50]
+        response = identity_service_pb2.ListRevocationsResponse()
+        for subject, record in page:
+            shown = response.revocations.add(cause=record.cause, principal=record.principal)
+            if subject.serial:
+                shown.serial = subject.serial
+            else:
+                shown.identity.kind, shown.identity.name = subject.kind, subject.name
+            shown.revoke_time.FromMicroseconds(record.create_time)
+            shown.expire_time.FromMicroseconds(record.expire_time)
+        if len(rest) > len(page):
+            response.next_page_token = encode_token(request, (page[-1][0].key.hex(),))
+        return response
 
     async def CreateToken(
         self, request: identity_service_pb2.CreateTokenRequest, _context: Any
     ) -> identity_service_pb2.CreateTokenResponse:
         """The secret is in the answer and nowhere else; the store gets its hash."""
         who = caller()
-        namespace = request.namespace or who.namespace
-        if namespace != who.namespace and who.namespace != SYSTEM_NAMESPACE:
-            self._permit(who, namespace)
+        namespace = self._within(who, request.namespace)
         kind = parse_kind(request.kind)
         grants = _grants(request)
         if kind is not Kind.SIDECAR and grants != Grants():
@@ -151,10 +231,10 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         lifetime = request.lifetime.ToTimedelta() if request.HasField("lifetime") else _TOKEN_LIFETIME
         endpoints = self._endpoints()
         text, record = mint(
-            Identity(self._authority.trust_domain, namespace, kind, request.name),
+            Identity(self._authority().trust_domain, namespace, kind, request.name),
             grants,
             lifetime,
-            root_pem=self._authority.root_pem,
+            root_pem=self._authority().root_pem,
             addresses=endpoints.mutual_tls,
             join_addresses=endpoints.join,
             now=self._clock.now(),
@@ -181,7 +261,7 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
     ) -> identity_service_pb2.GetTrustBundleResponse:
         """The roots, and the digest that two people can compare aloud."""
         return identity_service_pb2.GetTrustBundleResponse(
-            trust_bundle=self._authority.bundle_pem.decode(), digest=self._authority.root_fingerprint
+            trust_bundle=self._authority().bundle_pem.decode(), digest=self._authority().root_fingerprint
         )
 
     async def _token(self, key: bytes) -> tuple[KeyValue | None, TokenRecord | None]:
@@ -189,17 +269,24 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         return (found[0], _decode(found[0].value)) if found else (None, None)
 
     def _issue(
-        self, signing_request: bytes, identity: Identity, grants: Grants
+        self, signing_request: bytes, identity: Identity, grants: Grants, now: datetime
     ) -> identity_service_pb2.CertificateGrant:
+        authority = self._authority()
         try:
-            chain = self._authority.issue(signing_request, identity, self._leaf_lifetime, grants, now=self._clock.now())
+            chain = authority.issue(signing_request, identity, LEAF_LIFETIME, grants, now=now)
         except InvalidRequest as error:
             raise ApiError(ErrorReason.ERROR_REASON_SIGNING_REQUEST_INVALID, cause=str(error)) from error
         grant = identity_service_pb2.CertificateGrant(
-            chain=chain.decode(), trust_bundle=self._authority.bundle_pem.decode(), spiffe_id=identity.uri
+            chain=chain.decode(), trust_bundle=authority.bundle_pem.decode(), spiffe_id=identity.uri
         )
         grant.expire_time.FromDatetime(x509.load_pem_x509_certificate(chain).not_valid_after_utc)
         return grant
+
+    def _within(self, who: Caller, namespace: str) -> str:
+        """The namespace that is meant, if the caller may operate in it."""
+        if namespace and namespace != who.namespace and who.namespace != SYSTEM_NAMESPACE:
+            self._permit(who, namespace)
+        return namespace or who.namespace
 
     def _permit(self, who: Caller, namespace: str) -> None:
         """The call as such was permitted in the caller's namespace; another one is a question of its own."""

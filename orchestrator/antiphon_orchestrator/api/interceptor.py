@@ -20,18 +20,20 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
 from antiphon.v1.error_pb2 import ErrorReason
-from antiphon_certs import Clock
+from antiphon_certs import Clock, Kind
 
 from antiphon_orchestrator import telemetry
 
-from .call import Caller, forwarded, set_caller, trace_id, traceparent
+from .call import Caller, forwarded, set_caller, set_place, trace_id, traceparent
 from .checks import Call, Checks
 from .errors import ApiError, refusal
+from .gate import Gate, Place
 from .image import Image, Method
 
 RECHECK = timedelta(seconds=3)
-"""How long a stream may go on after its certificate has expired, or policy has come to deny it."""
+"""How long a stream may go on after its certificate has expired or is known to be revoked, or policy denies it."""
 
+_ALWAYS = frozenset({Kind.OPERATOR, Kind.ORCHESTRATOR})
 _DETAILS = "grpc-status-details-bin"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Which of its four behaviours a handler has depends on the method; no static type says so.
@@ -67,11 +69,10 @@ class Router(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _OpenStream:
-    """`ended`: why it is to end. `writing`: a message is under way, until whose end gRPC takes no status."""
+    """`writing`: a message is under way, until whose end gRPC takes no status."""
 
     task: asyncio.Task[Any]
     call: Call
-    ended: ApiError | None = None
     writing: bool = False
 
 
@@ -86,9 +87,11 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         metrics: telemetry.Metrics,
         open_services: frozenset[str],
         router: Router | None,
+        gate: Gate,
     ) -> None:
         self._image = image
         self._router = router
+        self._gate = gate
         self._checks = checks
         self._clock = clock
         self._metrics = metrics
@@ -98,7 +101,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._log = telemetry.logger("api")
 
     async def run(self) -> None:
-        """Ends streams whose certificate has expired, or which policy denies by now; cancel to stop.
+        """Ends streams whose certificate has expired or was revoked, or which policy denies by now; cancel to stop.
 
         One whose reader is slow ends after the message that is under way, and without a reader at all with its
         connection, which has an age: while a message is under way gRPC takes no status, and cannot reset a stream.
@@ -106,13 +109,13 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         while True:
             await self._clock.sleep(RECHECK)
             for stream in tuple(self._streams):
-                if stream.call.certificate is None or stream.ended is not None:
+                if stream.call.certificate is None or stream.call.ended is not None:
                     continue
                 try:
                     self._checks.verified(stream.call.certificate)
                     self._checks.access_allowed(stream.call)
                 except ApiError as error:
-                    stream.ended = error
+                    stream.call.ended = error
                     if not stream.writing:
                         stream.task.cancel()
 
@@ -167,23 +170,48 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
 
         async def unary(request: bytes, context: Context) -> Any:
             call = _call(method.path, method, context, request)
+            place: Place | None = None
             try:
                 who = self._admit(call)
+                place = self._place(call)
                 shard = self._shard(call, who)
                 if shard is None:
                     response = await behaviour(parse(request), context)
                 else:
                     assert self._router is not None and who is not None
+                    if place is not None and _waits(call):
+                        place.give_back()
                     response = await self._router.unary(
                         method.path, shard, request, who, lambda: behaviour(parse(request), context),
                         context.time_remaining,
                     )  # fmt: skip
             except Exception as error:
                 await self._refuse(context, call, error)
+            else:
+                if place is not None:
+                    place.ended()
+            finally:
+                if place is not None:
+                    place.give_back()
             self._metrics.count_call(method.path, "OK")
             return response
 
         return unary
+
+    def _place(self, call: Call) -> Place | None:
+        """The call's place among those in hand. Raises ApiError when there is none.
+
+        Operators and other replicas need none: whoever is to help must get in, and a call that is passed on was counted
+        where it came in.
+        """
+        peer = call.peer
+        if call.forwarded is not None or (peer is not None and peer.identity.kind in _ALWAYS):
+            return None
+        place = self._gate.enter(peer.identity.uri if peer is not None else call.address)
+        if place is None:
+            raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="the list of calls in hand")
+        set_place(place)
+        return place
 
     def _upload(self, method: Method, inner: Handler) -> Callable[[AsyncIterator[bytes], Context], Awaitable[Any]]:
         behaviour = inner.stream_unary
@@ -193,7 +221,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
             try:
                 self._admit(call)
                 with self._watched(call):
-                    response = await behaviour(self._checked(method, inner, requests), context)
+                    response = await behaviour(self._checked(method, inner, requests, call), context)
             except Exception as error:
                 await self._refuse(context, call, error)
             self._metrics.count_call(method.path, "OK")
@@ -210,7 +238,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
             try:
                 who = self._admit(call)
                 requests = (
-                    self._checked(method, inner, received)
+                    self._checked(method, inner, received, call)
                     if method.request_streaming
                     else inner.request_deserializer(received)
                 )
@@ -228,17 +256,22 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
                             open_stream.writing = True
                             await context.write(response)
                             open_stream.writing = False
-                            if open_stream.ended is not None:
-                                raise open_stream.ended
+                            if call.ended is not None:
+                                raise call.ended
             except Exception as error:
                 await self._refuse(context, call, error)
             self._metrics.count_call(method.path, "OK")
 
         return stream
 
-    async def _checked(self, method: Method, inner: Handler, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async def _checked(
+        self, method: Method, inner: Handler, requests: AsyncIterator[bytes], call: Call
+    ) -> AsyncIterator[Any]:
+        """The client's messages. One that does not read, so that its stream cannot end, is not listened to either."""
         parse = inner.request_deserializer
         async for request in requests:
+            if call.ended is not None:
+                raise call.ended
             yield self._checks.stream_message(method, parse, request)
 
     def _admit(self, call: Call) -> Caller | None:
@@ -266,10 +299,10 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         try:
             yield stream
         except asyncio.CancelledError:
-            if stream.ended is None:
+            if call.ended is None:
                 raise
             task.uncancel()
-            raise stream.ended from None
+            raise call.ended from None
         finally:
             self._streams.discard(stream)
             self._metrics.streams.dec()
@@ -292,6 +325,11 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._metrics.count_call(call.path if call.method else "unknown", refused.spec.code.name)
         details = refused.to_status().SerializeToString()
         await context.abort(refused.spec.code, str(refused), ((_DETAILS, details),))
+
+
+def _waits(call: Call) -> bool:
+    """Whether a call that is passed on is answered when a run ends; one that is answered here says so itself."""
+    return call.path == "/antiphon.v1.RunService/CancelRun" or getattr(call.message, "wait", False) is True
 
 
 def _call(path: str, method: Method | None, context: Context, request: bytes | None) -> Call:

@@ -76,4 +76,6 @@ class MetricsServer:
                 file.write(credential.key_pem + credential.chain_pem)
                 file.flush()
                 socket.context.load_cert_chain(file.name)
+            # A root that is dropped is trusted here until the restart: the library has no way to take one away.
+            socket.context.load_verify_locations(cadata=credential.bundle_pem.decode())
             self._shown = credential

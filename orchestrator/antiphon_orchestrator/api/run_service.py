@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
+from antiphon.partials import Pieces
 from antiphon.v1 import error_pb2, run_pb2, run_service_pb2_grpc
 from antiphon.v1 import run_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
@@ -27,7 +28,7 @@ from ..runs.submit import Submissions
 from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.inputs import RequestIdReused
-from .call import FORWARDED, caller
+from .call import FORWARDED, caller, now_waiting
 from .errors import ApiError
 from .paging import decode_token, encode_token
 from .submit_stream import SubmitStream
@@ -78,9 +79,11 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         shard, item = await self._submissions.prepare(
             request, who.principal, who.namespace, who.traceparent, _sink(future, views.run_message)
         )
-        if self._host.full(shard):
+        if self._host.full(shard, who.namespace):
             raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="the shard's inbox")
-        self._host.put(shard, item)
+        self._host.submit(shard, item)
+        if item.wait:
+            now_waiting()
         value = await self._answered(future, shard, i.Leave("", item.key, item.sink))
         return api.SubmitRunResponse(run=await self._answer(value, request_id))
 
@@ -153,9 +156,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             response = api.ListTasksResponse()
             last = (-1, 0)
             bytes_left = MESSAGE_BYTES
-            for task in run.all_tasks():
+            for task in run.tasks_behind(*after):
                 place = (task.plan.index, task.member)
-                if place <= after or (states and task.state.value not in states) or not views.shown(task):
+                if (states and task.state.value not in states) or not views.shown(task):
                     continue
                 if len(response.tasks) == size or bytes_left <= 0:
                     response.next_page_token = encode_token(request, last)
@@ -214,6 +217,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         shard = self._shard(request.run_id)
         item = i.Cancel(request.run_id, caller().principal, request.reason, _sink(future, views.run_message))
         self._host.put(shard, item)
+        now_waiting()
         message = await self._answered(future, shard, i.Leave(request.run_id, b"", item.sink))
         if message is None:
             message = views.run_message(await self._load(request.run_id))
@@ -293,14 +297,15 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 attempts=[views.attempt_message(run, task, a) for a in task.attempts[-ATTEMPTS_EXPLAINED:]],
             )
             if task.state.name == "READY":
-                response.pending.CopyFrom(self._fleet.explain(self._host.need(run, task)))
+                key = (run.run_id, task.plan.index, task.member)
+                response.pending.CopyFrom(self._fleet.explain(self._host.need(run, task), key))
             return response
 
         return await self._ask(request.run_id, question)
 
     async def WatchRun(self, request: api.WatchRunRequest, context: Context) -> AsyncIterator[api.WatchRunResponse]:
         shard = self._shard(request.run_id)
-        watcher = _Watcher(request.include_progress)
+        watcher = _Watcher(request.include_progress, request.include_partials)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._host.put(shard, i.Watch(request.run_id, request.cursor, watcher, _sink(future, lambda found: found)))
         try:
@@ -308,9 +313,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             if found is None:
                 run = await self._load(request.run_id)
                 await self._check_cursor(request, run)
-                records = await self._records(request.run_id, request.cursor)
-                for response in _responses(run, records):
-                    yield response
+                async for records in self._records(request.run_id, request.cursor):
+                    for response in _responses(run, records):
+                        yield response
                 yield api.WatchRunResponse(run=views.run_message(run))
                 return
             first, run = found
@@ -318,9 +323,13 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 raise _not_found(request.run_id)
             await self._check_cursor(request, run)
             if request.cursor + 1 < first:
-                records = await self._records(request.run_id, request.cursor)
-                for response in _responses(run, records[: first - 1 - request.cursor]):
-                    yield response
+                left = first - 1 - request.cursor
+                async for records in self._records(request.run_id, request.cursor):
+                    for response in _responses(run, records[:left]):
+                        yield response
+                    left -= len(records)
+                    if left <= 0:
+                        break
             async for response in watcher.responses(run):
                 yield response
         finally:
@@ -377,9 +386,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         if not await self._host.owns(shard):
             raise moved(shard)
 
-    async def _records(self, run_id: str, cursor: int) -> list[bytes]:
+    async def _records(self, run_id: str, cursor: int) -> AsyncIterator[list[bytes]]:
         try:
-            return await self._archived.records(run_id, cursor)
+            async for records in self._archived.records(run_id, cursor):
+                yield records
         except ArchiveUnavailable as error:
             raise ApiError(ErrorReason.ERROR_REASON_ARCHIVE_UNAVAILABLE) from error
 
@@ -387,10 +397,12 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 class _Watcher:
     """Implements shards.inputs.Watcher: keeps what a slow reader has not taken, as references to the run's records."""
 
-    def __init__(self, with_progress: bool) -> None:
+    def __init__(self, with_progress: bool, with_partials: bool) -> None:
         self._with_progress = with_progress
+        self._with_partials = with_partials
         self._records: deque[bytes] = deque()
         self._progress: dict[tuple[str, int], Any] = {}
+        self._pieces = Pieces[tuple[str, int]]()
         self._ended: run_pb2.Run | None = None
         self._moved = False
         self._wake = asyncio.Event()
@@ -402,6 +414,13 @@ class _Watcher:
     def progress(self, task_id: str, member: int, progress: Any) -> None:
         if self._with_progress and len(self._progress) < EVENTS:
             self._progress[task_id, member] = progress
+            self._wake.set()
+
+    def partial(self, task_id: str, member: int, piece: Any) -> None:
+        if self._with_partials:
+            own = run_pb2.PartialOutput()
+            own.CopyFrom(piece)  # text is joined to it
+            self._pieces.add((task_id, member), own)
             self._wake.set()
 
     def ended(self, run: Run) -> None:
@@ -416,9 +435,13 @@ class _Watcher:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._records or self._progress:
+            while self._records or self._progress or self._pieces:
                 response = api.WatchRunResponse()
                 size = 0
+                # First what came while tasks ran, then the events, which may tell that they have ended.
+                for (task_id, member), piece in self._pieces.take():
+                    made = response.events.add(partial=piece)
+                    made.key.task_id, made.key.member = task_id, member
                 while self._records and len(response.events) < EVENTS and size < MESSAGE_BYTES:
                     event = views.event_message(run, self._records.popleft())
                     size += event.ByteSize()

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 from antiphon.options.v1 import options_pb2
-from antiphon_certs import Clock, PeerVerifier, SystemClock
+from antiphon_certs import Clock, Peer, PeerVerifier, SystemClock
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from antiphon_orchestrator import telemetry
@@ -26,6 +26,7 @@ from antiphon_orchestrator.policy import Decision, PolicyPort
 from .call import trace_id
 from .certificate import LiveCertificate
 from .checks import Call, Checks, policy_request
+from .gate import Gate
 from .image import Image
 from .interceptor import Interceptor, Router
 from .rate import TokenBuckets
@@ -50,6 +51,9 @@ class ServerOptions:
     concurrent_streams: int = 4096
     calls_per_second: float = 2000
     call_burst: float = 4000
+    concurrent_calls: int = 1024
+    """Unary calls in hand; fewer while most of them take longer than `call_latency`."""
+    call_latency: timedelta = timedelta(seconds=1)
     handshake_timeout: timedelta = timedelta(seconds=2)
     connection_age: timedelta = timedelta(minutes=30)
     connection_grace: timedelta = timedelta(seconds=60)
@@ -94,6 +98,8 @@ class Parts:
     audit: AuditLog
     metrics: telemetry.Metrics
     trust_domain: str
+    revoked: Callable[[Peer], None]
+    """Raises `ApiError` for a caller whose certificate is revoked."""
     development: bool = False
     clock: Clock = field(default_factory=SystemClock)
     outer: tuple[grpc.aio.ServerInterceptor[Any, Any], ...] = ()
@@ -127,12 +133,14 @@ class Listener:
             listener=kind,
             message_limit=options.message_limit,
             now=parts.clock.now,
+            revoked=parts.revoked,
             denied=self._denied,
             used=self._used,
         )
         open_services = {HEALTH, REFLECTION} if parts.development else {HEALTH}
+        self.gate = Gate(options.concurrent_calls, options.call_latency.total_seconds(), time.monotonic)
         self._interceptor = Interceptor(
-            parts.image, checks, parts.clock, parts.metrics, frozenset(open_services), parts.router
+            parts.image, checks, parts.clock, parts.metrics, frozenset(open_services), parts.router, self.gate
         )
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None
@@ -169,7 +177,7 @@ class Listener:
         await self._health.set("", statuses.SERVING if serving else statuses.NOT_SERVING)
 
     async def run(self) -> None:
-        """Ends the streams whose certificate has expired; cancel to stop."""
+        """Ends the streams whose certificate holds no more; cancel to stop."""
         await self._interceptor.run()
 
     async def stop(self) -> None:

@@ -115,8 +115,8 @@ class SubmitStream:
         except ApiError as error:
             sink(error)
             return
-        await self._host.room(shard)
-        self._host.put(shard, item)
+        await self._host.room(shard, who.namespace)
+        self._host.submit(shard, item)
 
     def answer(self, request_id: str, value: Any) -> None:
         """The answer to one submission."""

@@ -97,8 +97,9 @@ class AuditPage:
 class RunFilter:
     """Which runs of a namespace to list; what is left out does not restrict.
 
-    `created_after` is included, `created_before` is not. `labels`: all of these (key, value) pairs. `text`: found in
-    the run id, graph name or failure; ASCII letters match in either case.
+    `created_after` is included, `created_before` is not. `parent`: the run, or the attempt, that called for it.
+    `labels`: all of these (key, value) pairs. `failure`: a part of its failure's text; ASCII letters match in either
+    case.
     """
 
     namespace: str
@@ -106,9 +107,9 @@ class RunFilter:
     states: tuple[str, ...] = ()
     created_after: datetime | None = None
     created_before: datetime | None = None
-    parent: str | None = None
+    parent: str = ""
     labels: tuple[tuple[str, str], ...] = ()
-    text: str | None = None
+    failure: str = ""
 
 
 def to_micros(time: datetime) -> int:

@@ -30,8 +30,8 @@ class Archive(Protocol):
     async def get_run(self, run_id: str) -> ArchivedRun | None:
         """The run, or None."""
 
-    async def events(self, run_id: str, after_seq: int = 0) -> list[EventChunk]:
-        """The chunks that hold events later than `after_seq`, in order.
+    async def events(self, run_id: str, after_seq: int = 0, limit: int = 64) -> list[EventChunk]:
+        """Up to `limit` chunks that hold events later than `after_seq`, in order; none: there are no more.
 
         The first may begin earlier, and chunks may overlap after a takeover: whoever decodes them skips what it has.
         """

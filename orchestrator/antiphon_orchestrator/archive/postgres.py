@@ -124,11 +124,11 @@ class PostgresArchive:
 
         return await self._do(self._reading, work)
 
-    async def events(self, run_id: str, after_seq: int = 0) -> list[EventChunk]:
+    async def events(self, run_id: str, after_seq: int = 0, limit: int = 64) -> list[EventChunk]:
         """See `Archive.events`."""
 
         async def work(connection: AsyncConnection) -> list[EventChunk]:
-            found = await connection.execute(queries.select_events(run_id, after_seq))
+            found = await connection.execute(queries.select_events(run_id, after_seq, limit))
             return queries.chunks_of(found.all(), after_seq)
 
         return await self._do(self._reading, work)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Delete, Row, Select, delete, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Delete, FromClause, Row, Select, delete, exists, func, literal, select, tuple_
 
 from .model import (
     ArchivedRequest,
@@ -20,7 +20,7 @@ from .model import (
     read_page_token,
     to_micros,
 )
-from .tables import audit_pages, contains_text, encode_labels, run_events, runs
+from .tables import audit_pages, called_by, encode_labels, failed_with, run_events, run_labels, runs
 
 HasLabel = Callable[[str, str], ColumnElement[bool]]
 
@@ -68,9 +68,9 @@ def select_run(run_id: str) -> Select[Any]:
     return select(runs).where(runs.c.run_id == run_id)
 
 
-def select_events(run_id: str, after_seq: int) -> Select[Any]:
+def select_events(run_id: str, after_seq: int, limit: int) -> Select[Any]:
     later = select(run_events).where(run_events.c.run_id == run_id, run_events.c.last_seq > after_seq)
-    return later.order_by(run_events.c.first_seq)
+    return later.order_by(run_events.c.first_seq).limit(limit)
 
 
 def chunks_of(rows: Sequence[Row[Any]], after_seq: int) -> list[EventChunk]:
@@ -88,15 +88,37 @@ def chunk_of(row: Row[Any]) -> EventChunk:
     return EventChunk(row.run_id, row.first_seq, row.last_seq, row.data)
 
 
-def select_page(filter: RunFilter, page_size: int, page_token: str, has_label: HasLabel) -> Select[Any]:
-    """One row more than the page, which says whether another follows. Raises InvalidPageToken."""
+def select_page(filter: RunFilter, page_size: int, page_token: str, has_label: HasLabel | None) -> Select[Any]:
+    """One row more than the page, which says whether another follows. Raises InvalidPageToken.
+
+    Without `has_label` labels have a table, in the order of which those runs are looked at that have the first of them.
+    """
     if page_size <= 0:
         raise ValueError(f"a page holds at least one run, not {page_size}")
-    query = select(runs).where(*_conditions(filter, has_label))
+    query, labels = select(runs), filter.labels
+    time: ColumnElement[int] = runs.c.create_time
+    run_id: ColumnElement[str] = runs.c.run_id
+    if labels and has_label is None:
+        query = query.select_from(run_labels.join(runs, run_labels.c.run_id == runs.c.run_id))
+        query = query.where(*_labelled(run_labels, filter.namespace, labels[0]))
+        for label in labels[1:]:
+            other = run_labels.alias()
+            same = (other.c.create_time == run_labels.c.create_time, other.c.run_id == run_labels.c.run_id)
+            query = query.where(exists().where(*_labelled(other, filter.namespace, label), *same))
+        time, run_id = run_labels.c.create_time, run_labels.c.run_id
+    elif has_label is not None:
+        query = query.where(*(has_label(key, value) for key, value in labels))
+    query = query.where(*_conditions(filter, time))
     if page_token:
         position = tuple_(*(literal(part) for part in read_page_token(filter, page_token)))
-        query = query.where(tuple_(runs.c.create_time, runs.c.run_id) < position)
-    return query.order_by(runs.c.create_time.desc(), runs.c.run_id.desc()).limit(page_size + 1)
+        query = query.where(tuple_(time, run_id) < position)
+    return query.order_by(time.desc(), run_id.desc()).limit(page_size + 1)
+
+
+def _labelled(rows: FromClause, namespace: str, label: tuple[str, str]) -> Iterator[ColumnElement[bool]]:
+    yield rows.c.namespace == namespace
+    yield rows.c.name == label[0]
+    yield rows.c.value == label[1]
 
 
 def page_of(rows: Sequence[Row[Any]], filter: RunFilter, page_size: int) -> tuple[list[ArchivedRun], str]:
@@ -164,19 +186,17 @@ def delete_audit(chain: str, last: int, limit: int) -> Delete:
     return delete(audit_pages).where(of_chain, key.in_(oldest.scalar_subquery()))
 
 
-def _conditions(filter: RunFilter, has_label: HasLabel) -> Iterator[ColumnElement[bool]]:
+def _conditions(filter: RunFilter, time: ColumnElement[int]) -> Iterator[ColumnElement[bool]]:
     yield runs.c.namespace == filter.namespace
     if filter.graph_name is not None:
         yield runs.c.graph_name == filter.graph_name
     if filter.states:
         yield runs.c.state.in_(filter.states)
     if filter.created_after is not None:
-        yield runs.c.create_time >= to_micros(filter.created_after)
+        yield time >= to_micros(filter.created_after)
     if filter.created_before is not None:
-        yield runs.c.create_time < to_micros(filter.created_before)
-    if filter.parent is not None:
-        yield runs.c.parent == filter.parent
-    for key, value in filter.labels:
-        yield has_label(key, value)
-    if filter.text is not None:
-        yield contains_text(filter.text)
+        yield time < to_micros(filter.created_before)
+    if filter.parent:
+        yield called_by(filter.parent)
+    if filter.failure:
+        yield failed_with(filter.failure)

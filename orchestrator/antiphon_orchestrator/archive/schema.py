@@ -11,7 +11,7 @@ from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, Strin
 from .model import ArchiveIncompatible
 from .tables import metadata
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every migration, oldest first; the files in `migrations/versions` say what each does."""
 
 NEWEST = REVISIONS[-1]

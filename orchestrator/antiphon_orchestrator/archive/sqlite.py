@@ -24,7 +24,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingErr
 
 from . import queries, schema
 from .model import ArchivedRequest, ArchivedRun, ArchiveUnavailable, AuditPage, EventChunk, RunFilter
-from .tables import Upsert, audit_pages, has_label, run_events, runs
+from .tables import Upsert, audit_pages, run_events, runs
 
 T = TypeVar("T")
 
@@ -65,9 +65,9 @@ class SqliteArchive:
         """See `Archive.get_run`."""
         return await self._lane.do(self._get_run, run_id)
 
-    async def events(self, run_id: str, after_seq: int = 0) -> list[EventChunk]:
+    async def events(self, run_id: str, after_seq: int = 0, limit: int = 64) -> list[EventChunk]:
         """See `Archive.events`."""
-        return await self._lane.do(self._events, run_id, after_seq)
+        return await self._lane.do(self._events, run_id, after_seq, limit)
 
     async def list_runs(self, filter: RunFilter, page_size: int, page_token: str = "") -> tuple[list[ArchivedRun], str]:
         """See `Archive.list_runs`."""
@@ -114,13 +114,13 @@ class SqliteArchive:
             row = connection.execute(queries.select_run(run_id)).one_or_none()
         return queries.run_of(row) if row else None
 
-    def _events(self, run_id: str, after_seq: int) -> list[EventChunk]:
+    def _events(self, run_id: str, after_seq: int, limit: int) -> list[EventChunk]:
         with self._engine.connect() as connection:
-            rows = connection.execute(queries.select_events(run_id, after_seq)).all()
+            rows = connection.execute(queries.select_events(run_id, after_seq, limit)).all()
         return queries.chunks_of(rows, after_seq)
 
     def _list_runs(self, filter: RunFilter, page_size: int, page_token: str) -> tuple[list[ArchivedRun], str]:
-        query = queries.select_page(filter, page_size, page_token, has_label)
+        query = queries.select_page(filter, page_size, page_token, None)
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
         return queries.page_of(rows, filter, page_size)

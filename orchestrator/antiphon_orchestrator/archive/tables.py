@@ -22,10 +22,11 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    and_,
+    column,
     event,
-    func,
-    literal,
-    or_,
+    literal_column,
+    table,
 )
 from sqlalchemy.types import TypeEngine
 
@@ -64,9 +65,35 @@ runs = Table(
     Index("runs_by_end", "end_time"),
 )
 
-# As text, since an index that names PostgreSQL's options would load its dialect in every process, some 2 MB.
-_BY_LABEL = "CREATE INDEX runs_by_label ON runs USING gin ((labels::jsonb) jsonb_path_ops)"
-event.listen(runs, "after_create", DDL(_BY_LABEL).execute_if(dialect="postgresql"))  # type: ignore[no-untyped-call]
+# As text, since an index that names a database's options would load its dialect in every process, some 2 MB.
+SEARCHED = {
+    "": (
+        "CREATE INDEX runs_by_parent ON runs (namespace, parent, create_time, run_id) WHERE parent <> ''",
+        "CREATE INDEX runs_by_failure ON runs (namespace, create_time, run_id) WHERE failure_text <> ''",
+    ),
+    "postgresql": ("CREATE INDEX runs_by_label ON runs USING gin ((labels::jsonb) jsonb_path_ops)",),
+    "sqlite": (
+        "CREATE TABLE run_labels (namespace VARCHAR NOT NULL, name VARCHAR NOT NULL, value VARCHAR NOT NULL,"
+        " create_time BIGINT NOT NULL, run_id VARCHAR(128) NOT NULL,"
+        " PRIMARY KEY (namespace, name, value, create_time, run_id)) WITHOUT ROWID",
+        "CREATE TRIGGER run_labels_come AFTER INSERT ON runs WHEN new.labels <> '{}' BEGIN"
+        " INSERT INTO run_labels SELECT new.namespace, key, value, new.create_time, new.run_id"
+        " FROM json_each(new.labels); END",
+        "CREATE TRIGGER run_labels_go AFTER DELETE ON runs WHEN old.labels <> '{}' BEGIN"
+        " DELETE FROM run_labels WHERE (namespace, name, value, create_time, run_id) IN"
+        " (SELECT old.namespace, key, value, old.create_time, old.run_id FROM json_each(old.labels)); END",
+    ),
+}
+"""What a listing finds runs by besides the indexes above, by database ("": any). SQLite has no index over what is in a
+text, so each label has a row there, which comes and goes with its run; labels never change."""
+
+for _dialect, _statements in SEARCHED.items():
+    for _statement in _statements:
+        _made = DDL(_statement).execute_if(dialect=_dialect or None)  # type: ignore[no-untyped-call]
+        event.listen(runs, "after_create", _made)
+
+run_labels = table("run_labels", *map(column, ("namespace", "name", "value", "create_time", "run_id")))
+"""Of SQLite alone."""
 
 run_events = Table(
     "run_events",
@@ -127,23 +154,19 @@ class Upsert:
 
 
 def encode_labels(labels: Mapping[str, str]) -> str:
-    """JSON, one text for equal labels, each entry on a line of its own for `has_label`."""
-    if not labels:
-        return "{}"
-    return json.dumps(dict(labels), sort_keys=True, indent=0, separators=(",", ":"))
+    """JSON, one text for equal labels."""
+    return json.dumps(dict(labels), sort_keys=True, separators=(",", ":"))
 
 
-def has_label(key: str, value: str) -> ColumnElement[bool]:
-    """Whether a run carries a label, without JSON functions, which differ between databases.
+def called_by(parent: str) -> ColumnElement[bool]:
+    """Whether a run came of a call by an attempt, or by any attempt of a run: their ids begin with that of the run."""
+    # As the index has it, which is not used for what only means the same.
+    known: ColumnElement[bool] = literal_column("parent <> ''")
+    if "/" in parent:
+        return and_(known, runs.c.parent == parent)
+    return and_(known, runs.c.parent >= f"{parent}/", runs.c.parent < f"{parent}0")  # what follows the slash
 
-    JSON escapes line breaks in strings, so what follows one begins an entry, and up to its last quote it is read in
-    one way only. `replace` compares exactly, where LIKE would ignore case on SQLite.
-    """
-    entry = encode_labels({key: value}).removeprefix("{").removesuffix("\n}")
-    return func.replace(runs.c.labels, literal(entry), "") != runs.c.labels
 
-
-def contains_text(part: str) -> ColumnElement[bool]:
-    """Whether a text occurs in what people search by; ASCII letters match in either case."""
-    columns = (runs.c.run_id, runs.c.graph_name, runs.c.failure_text)
-    return or_(*(column.icontains(part, autoescape=True) for column in columns))
+def failed_with(part: str) -> ColumnElement[bool]:
+    """Whether a text occurs in a run's failure; ASCII letters match in either case."""
+    return and_(literal_column("failure_text <> ''"), runs.c.failure_text.icontains(part, autoescape=True))

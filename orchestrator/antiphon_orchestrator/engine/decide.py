@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Protocol
 
-from . import agreement, compensation, loops, waits
+from . import agreement, compensation, loops, quarantine, waits
 from .escalation import DOUBTFUL, escalate, fail_task
 from .events import (
     OUTPUT,
@@ -36,7 +36,10 @@ from .events import (
 from .failure import Failure, FailureKind
 from .plan import EvaluationFailed, RetryRule
 from .run import Run, Task
-from .states import AttemptState, RunState, TaskState
+from .states import TASK_ASKS, AttemptState, RunState, TaskState
+
+MOST_MEMBERS = 100_000
+"""Members of one fan-out: a list of a few kilobytes can mean more work than anybody wants, all of it on record."""
 
 MEMBERS_PER_STEP = 100
 """Members a fan-out gets, or loses, in one step; a larger one takes several, so that no turn is held up by it."""
@@ -84,7 +87,7 @@ def advance(run: Run, now: int) -> list[Event]:
     if run.paused is not None:
         # What is to be cancelled is, all the same: an attempt of it may end meanwhile.
         unwanted = next((index for index in run.frontier if run.tasks[index].cancel_reason), None)
-        return [] if unwanted is None else _cancel_node(run.tasks[unwanted])
+        return [] if unwanted is None else _cancel_node(run, run.tasks[unwanted])
     for index in run.frontier:
         task = run.tasks[index]
         if not task.plan.reads or not waits_to_read(task):
@@ -139,14 +142,14 @@ def _open_task(run: Run, task: Task, now: int) -> list[Event]:
     plan = task.plan
     index = plan.index
     if task.cancel_reason:
-        return _cancel_node(task)
+        return _cancel_node(run, task)
     if plan.fan_out and task.state is TaskState.RUNNING:
         if task.failure is not None:
-            return _fail_fan_out(task, task.failure)
+            return _fail_fan_out(run, task, task.failure)
         if plan.most_iterations:
             return loops.go_on(run, task)
         if plan.agree:
-            return _with_rest_cancelled(task, agreement.go_on(run, task))
+            return _with_rest_cancelled(run, task, agreement.go_on(run, task))
         if len(task.members) == task.member_count:
             return [TaskEnded(index, 0, TaskState.SUCCEEDED)]
     if task.needs_done < plan.join:
@@ -162,6 +165,8 @@ def _open_task(run: Run, task: Task, now: int) -> list[Event]:
                 return agreement.begin(run, task)
             first = len(task.members) + 1
             count, inputs = evaluator.members(index, view, first, MEMBERS_PER_STEP)
+            if count > MOST_MEMBERS:
+                raise EvaluationFailed("for_each", f"gives a list of {count} items; {MOST_MEMBERS} are the most")
             if first > 1 and count != task.member_count:
                 message = (
                     f"gave a list of {task.member_count} items, then one of {count}, as more needs ended meanwhile"
@@ -173,7 +178,7 @@ def _open_task(run: Run, task: Task, now: int) -> list[Event]:
         return [TaskReady(index, 0, evaluator.input(index, view))]
     except EvaluationFailed as error:
         failure = Failure(FailureKind.INVALID_INPUT, error.message, retryable=False, field=error.field)
-        return _fail_fan_out(task, failure) if task.members else fail_task(task, failure)
+        return _fail_fan_out(run, task, failure) if task.members else fail_task(task, failure)
 
 
 def _within_step(inputs: list[bytes]) -> list[bytes]:
@@ -318,10 +323,15 @@ def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Port
     # The second attempt of a hedge is spent for being quick; trying it again would double the load of a bad day.
     rule = None if task.plan.hedge is not None and task.member > 1 else _rule_for(task, failure)
     tries = sum(1 for a in task.attempts if a.state is not AttemptState.RETURNED)
-    if rule is not None and failure.retryable and tries < rule.max_attempts:
+    most = rule.max_attempts if rule is not None else 0
+    if quarantine.died(failure) and quarantine.alone(task, len(task.attempts)):
+        most *= quarantine.PATIENCE
+        if failure.code in quarantine.BEGUN or tries >= most:
+            return quarantine.quarantine(task, failure)
+    if rule is not None and failure.retryable and tries < most:
         until = now + backoff(rule, tries, ports.jitter())
         if until < task_deadline(run, task):
-            reason = f"attempt {tries} of {rule.max_attempts} failed ({failure.kind.name}: {failure.message[:200]})"
+            reason = f"attempt {tries} of {most} failed ({failure.kind.name}: {failure.message[:200]})"
             return [TaskWaiting(task.plan.index, task.member, until, reason)]
     return fail_task(task, failure)
 
@@ -347,34 +357,37 @@ def task_deadline(run: Run, task: Task) -> int:
     return min(run.submitted.deadline_time, task.ready_time + own)
 
 
-def _fail_fan_out(node: Task, failure: Failure) -> list[Event]:
-    events = _cancel_members(node, f"another member failed: {failure.message[:200]}")
+def _fail_fan_out(run: Run, node: Task, failure: Failure) -> list[Event]:
+    events = _cancel_members(run, node, f"another member failed: {failure.message[:200]}")
     if len(events) >= MEMBERS_PER_STEP:
         return events
     return [*events, TaskEnded(node.plan.index, 0, TaskState.FAILED, failure)]
 
 
-def _with_rest_cancelled(node: Task, events: list[Event]) -> list[Event]:
+def _with_rest_cancelled(run: Run, node: Task, events: list[Event]) -> list[Event]:
     """What follows from the answers of several agents; once that is the end, whoever is still at it is told to stop."""
     last = events[-1]
     if type(last) is TaskAgreed:
-        return [*_cancel_members(node, f"the answer of member {last.member} is used"), *events]
+        return [*_cancel_members(run, node, f"the answer of member {last.member} is used"), *events]
     if type(last) is TaskEnded or type(last) is TaskEscalated:
-        return [*_cancel_members(node, "its agents can no longer agree"), *events]
+        return [*_cancel_members(run, node, "its agents can no longer agree"), *events]
     return events
 
 
-def _cancel_node(node: Task) -> list[Event]:
+def _cancel_node(run: Run, node: Task) -> list[Event]:
     """The end of a task that somebody cancelled, some members at a time, and before it all of them."""
-    events = _cancel_members(node, node.cancel_reason)
+    events = _cancel_members(run, node, node.cancel_reason)
     return events if len(events) >= MEMBERS_PER_STEP else [*events, *cancelled(node, node.cancel_reason)]
 
 
-def _cancel_members(node: Task, reason: str) -> list[Event]:
+def _cancel_members(run: Run, node: Task, reason: str) -> list[Event]:
     events: list[Event] = []
-    for member in node.members:
-        if not member.ended:
-            events += cancelled(member, reason)
+    if not node.members_open:
+        return events
+    members = node.members
+    for place in range(0 if run.passed is None else run.passed.get(node.plan.index, 0), len(members)):
+        if not members[place].ended:
+            events += cancelled(members[place], reason)
             if len(events) >= MEMBERS_PER_STEP:
                 break
     return events
@@ -403,11 +416,11 @@ def _wind_up(run: Run, cancel: CancelRequested) -> list[Event]:
     events: list[Event] = []
     for node in run.tasks[: len(run.tasks) - run.plan.compensations]:
         # Members first: a fan-out ends after what it consists of.
-        for task in (*node.members, node):
-            if not task.ended:
-                events += cancelled(task, reason)
-                if len(events) >= MEMBERS_PER_STEP:
-                    return events
+        events += _cancel_members(run, node, reason)
+        if len(events) < MEMBERS_PER_STEP and not node.ended:
+            events += cancelled(node, reason)
+        if len(events) >= MEMBERS_PER_STEP:
+            return events
     if run.plan.compensations:
         if events:
             return events
@@ -426,7 +439,7 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
     if task is None:
         due = now >= run.submitted.deadline_time and run.cancel is None and not compensation.begun(run)
         return [CancelRequested("", "the run's deadline passed")] if due else []
-    if task.ended or task.state is TaskState.ESCALATED or (task.plan.fan_out and not task.member):
+    if task.ended or task.state in TASK_ASKS or (task.plan.fan_out and not task.member):
         return []
     if task.state is not TaskState.PENDING and task.plan.deadline is not None and now >= task_deadline(run, task):
         failure = Failure(FailureKind.TIMEOUT, "the task's deadline passed", retryable=False)
@@ -450,6 +463,14 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
     return []
 
 
+def may_begin(run: Run, task: Task) -> bool:
+    """Whether an attempt of a READY task may go out: not while its run is held, nor, but to undo another, once it is to
+    end."""
+    if run.state is not RunState.RUNNING or run.paused is not None:
+        return False
+    return run.cancel is None or task.plan.compensates >= 0
+
+
 def schedule_deadline(run: Run, task: Task) -> int:
     """When a READY task gives up waiting for an agent, counted from its last step; a pause does not count."""
     since = max(task.ready_time, task.attempts[-1].end_time if task.attempts else 0, run.resume_time)
@@ -458,7 +479,7 @@ def schedule_deadline(run: Run, task: Task) -> int:
 
 def next_due(run: Run, task: Task) -> int | None:
     """When `on_time` should next look at a task; None when the clock has no say in it."""
-    if task.state is TaskState.ESCALATED:
+    if task.state in TASK_ASKS:
         return None  # a person answers when they do, or the run's deadline passes
     if task.plan.fan_out and not task.member:
         return None  # each of its members has its own deadline

@@ -26,7 +26,7 @@ def escalate(task: Task, failure: Failure) -> list[Event]:
 
 
 def resolve(task: Task, output: bytes | None, failure: str, principal: str) -> list[Event]:
-    """A person's answer to an ESCALATED task: an output (never b"", which looks like none), or a failure."""
+    """A person's answer to a task that waits for one: an output (never b"", which looks like none), or a failure."""
     index, member = task.plan.index, task.member
     if output is not None:
         return [TaskCompleted(index, member, output, principal=principal)]

@@ -323,6 +323,15 @@ class TaskEscalated:
 
 
 @dataclass(slots=True)
+class TaskQuarantined:
+    """A task that took with it whoever worked on it waits for a person."""
+
+    task: int
+    member: int
+    failure: Failure
+
+
+@dataclass(slots=True)
 class RunUnwinding:
     """A run has failed although no task of it has, so that what was done is undone."""
 
@@ -359,6 +368,7 @@ Event: TypeAlias = (
     | TaskCancelRequested
     | TaskReopened
     | TaskEscalated
+    | TaskQuarantined
     | RunUnwinding
     | RunEnded
 )

@@ -39,6 +39,7 @@ from .events import (
     TaskEnded,
     TaskEscalated,
     TaskExpanded,
+    TaskQuarantined,
     TaskReady,
     TaskReopened,
     TaskWaiting,
@@ -49,6 +50,7 @@ from .states import (
     ATTEMPT_LIVE,
     ATTEMPT_TRANSITIONS,
     RUN_TRANSITIONS,
+    TASK_ASKS,
     TASK_ENDED,
     TASK_TRANSITIONS,
     AttemptState,
@@ -189,7 +191,8 @@ class Run:
     `redacted`: some output of it is not all for its principal, nor is what was made of that output. `found`: what the
     expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order.
     `paused`: since somebody holds it; `resume_time`: when it was last let go on. `completed`: tasks that can be undone,
-    in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason."""
+    in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason.
+    `passed`: of a fan-out whose members are cancelled, how many from the first on have ended; else it has no entry."""
 
     __slots__ = (
         "cancel",
@@ -202,6 +205,7 @@ class Run:
         "found",
         "frontier",
         "output",
+        "passed",
         "paused",
         "plan",
         "redacted",
@@ -237,6 +241,7 @@ class Run:
         self.signals: tuple[Signal, ...] = ()
         self.paused: RunPaused | None = None
         self.resume_time = 0
+        self.passed: dict[int, int] | None = None
 
     def view(self, task: Task) -> RunView:
         """What the expressions of a task see."""
@@ -250,6 +255,14 @@ class Run:
         """The node, or a member of it; IndexError when there is none."""
         node = self.tasks[index]
         return node if member == 0 else node.members[member - 1]
+
+    def tasks_behind(self, index: int, member: int) -> Iterator[Task]:
+        """Those that come behind a place in the order of `all_tasks`; (-1, 0) is before the first."""
+        if 0 <= index < len(self.tasks):
+            yield from self.tasks[index].members[max(0, member) :]
+        for node in self.tasks[max(0, index + 1) :]:
+            yield node
+            yield from node.members
 
     def all_tasks(self) -> Iterator[Task]:
         """Every node followed by its members."""
@@ -436,6 +449,17 @@ def _task_ended(run: Run, event: TaskEnded, now: int) -> None:
     task.wait_until = 0
     task.cancel_reason = ""
     _end_task(run, task, now)
+    if event.member and event.state is TaskState.CANCELLED:
+        _pass(run, event.task)
+
+
+def _pass(run: Run, index: int) -> None:
+    """Members are cancelled some at a time, and whoever looks for the next ones need not look at all before them."""
+    passed = run.passed = {} if run.passed is None else run.passed
+    members, place = run.tasks[index].members, passed.get(index, 0)
+    while place < len(members) and members[place].ended:
+        place += 1
+    passed[index] = place
 
 
 def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
@@ -458,7 +482,17 @@ def _task_escalated(run: Run, event: TaskEscalated, now: int) -> None:
     if not event.member and event.task in run.frontier:
         run.frontier.remove(event.task)
     _move(task, TaskTrigger.ESCALATED)
-    task.failure = event.failure
+    _ask(task, event.failure, now)
+
+
+def _task_quarantined(run: Run, event: TaskQuarantined, now: int) -> None:
+    task = run.task(event.task, event.member)
+    _move(task, TaskTrigger.QUARANTINED)
+    _ask(task, event.failure, now)
+
+
+def _ask(task: Task, failure: Failure, now: int) -> None:
+    task.failure = failure
     task.end_time = now
     task.wait_until = 0
 
@@ -590,6 +624,7 @@ def _forget_end(task: Task) -> None:
 
 def recount(run: Run) -> None:
     """Derives all counters, the frontier, and whose failure the run ends with, from the states of the tasks."""
+    run.passed = None
     for node in run.tasks:
         node.members_open = sum(1 for member in node.members if not member.ended)
         needs = [run.tasks[i] for i in node.plan.needs]
@@ -612,7 +647,7 @@ def recount(run: Run) -> None:
 def _on_frontier(node: Task) -> bool:
     if node.cancel_reason:
         return True
-    if node.plan.compensates >= 0 or node.state is TaskState.ESCALATED:
+    if node.plan.compensates >= 0 or node.state in TASK_ASKS:
         return False
     if node.state is TaskState.PENDING:
         return join_settled(node)
@@ -648,6 +683,7 @@ _APPLY: dict[type[Any], Any] = {
     TaskCancelRequested: _task_cancel_requested,
     TaskReopened: _task_reopened,
     TaskEscalated: _task_escalated,
+    TaskQuarantined: _task_quarantined,
     RunUnwinding: _run_unwinding,
     RunEnded: _run_ended,
 }

@@ -26,6 +26,7 @@ class TaskState(IntEnum):
     SKIPPED = 7
     CANCELLED = 8
     ESCALATED = 9
+    QUARANTINED = 10
 
 
 class AttemptState(IntEnum):
@@ -56,6 +57,7 @@ class TaskTrigger(IntEnum):
     TAKEN_UP = auto()
     CONTINUED = auto()
     ESCALATED = auto()
+    QUARANTINED = auto()
 
 
 _T, _G = TaskState, TaskTrigger
@@ -96,6 +98,13 @@ TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
     (_T.ESCALATED, _G.REOPENED): _T.PENDING,
     (_T.ESCALATED, _G.CONTINUED): _T.RUNNING,
     (_T.ESCALATED, _G.TAKEN_UP): _T.READY,
+    # The same, of what takes with it whoever works on it.
+    (_T.RUNNING, _G.QUARANTINED): _T.QUARANTINED,
+    (_T.QUARANTINED, _G.SUCCEEDED): _T.SUCCEEDED,
+    (_T.QUARANTINED, _G.FAILED): _T.FAILED,
+    (_T.QUARANTINED, _G.CANCELLED): _T.CANCELLED,
+    (_T.QUARANTINED, _G.REOPENED): _T.PENDING,
+    (_T.QUARANTINED, _G.TAKEN_UP): _T.READY,
     # By hand; the only ways out of an end.
     (_T.FAILED, _G.REOPENED): _T.PENDING,
     (_T.SKIPPED, _G.REOPENED): _T.PENDING,  # with what it had been skipped for
@@ -131,6 +140,8 @@ RUN_TRANSITIONS: frozenset[tuple[RunState, RunState]] = frozenset(
 )
 
 TASK_ENDED: frozenset[TaskState] = frozenset({_T.SUCCEEDED, _T.FAILED, _T.SKIPPED, _T.CANCELLED})
+TASK_ASKS: frozenset[TaskState] = frozenset({_T.ESCALATED, _T.QUARANTINED})
+"""States that a person ends."""
 ATTEMPT_LIVE: frozenset[AttemptState] = frozenset({_A.OFFERED, _A.RUNNING})
 
 

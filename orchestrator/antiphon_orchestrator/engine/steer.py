@@ -12,7 +12,7 @@ from .escalation import resolve, same
 from .events import Event, RunPaused, RunResumed, TaskCancelRequested, TaskReopened
 from .loops import EXHAUSTED
 from .run import Run, Task
-from .states import RunState, TaskState
+from .states import TASK_ASKS, RunState, TaskState
 
 _NOT_ANSWERED = frozenset({TaskState.FAILED, TaskState.CANCELLED})
 
@@ -46,7 +46,7 @@ def cancel_task(run: Run, task: Task, dependents: bool, principal: str, reason: 
     if over(run, task):
         return []
     if task.plan.compensates >= 0:
-        raise Conflict("what undoes a task is not cancelled; resolve it once it is ESCALATED")
+        raise Conflict("what undoes a task is not cancelled; resolve it once it is ESCALATED or QUARANTINED")
     if task.member and not task.plan.most_iterations:
         return [] if task.ended else cancelled(task, f"cancelled by {principal}: {reason}")
     wanted = {task.plan.index}
@@ -71,12 +71,12 @@ def retry_task(run: Run, task: Task, expected: int | None, principal: str, reaso
     if over(run, task):
         return []
     node = run.tasks[task.plan.index]
-    open_ = not task.ended and task.state is not TaskState.ESCALATED
+    open_ = not task.ended and task.state not in TASK_ASKS
     again = expected is not None and expected != task.end_time
     if open_ or (again and task.state is TaskState.SUCCEEDED):
         return []  # it is under way, or was and went well
-    if task.state is not TaskState.FAILED and task.state is not TaskState.ESCALATED:
-        raise Conflict("only what has failed or is escalated can be tried again")
+    if task.state is not TaskState.FAILED and task.state not in TASK_ASKS:
+        raise Conflict("only what has failed, is escalated or quarantined can be tried again")
     if task.plan.compensates < 0 and compensation.begun(run):
         raise Conflict("the run has failed, and what it did is being undone")
     if again:
@@ -91,11 +91,11 @@ def retry_task(run: Run, task: Task, expected: int | None, principal: str, reaso
 
 
 def resolve_task(run: Run, task: Task, output: bytes | None, failure: str, principal: str) -> list[Event]:
-    """A person's answer to an ESCALATED task: an output (not b""), or a failure. Raises Conflict."""
+    """A person's answer to an ESCALATED or QUARANTINED task: an output (not b""), or a failure. Raises Conflict."""
     if over(run, task) or same(task, output, failure):
         return []
-    if task.state is not TaskState.ESCALATED:
-        raise Conflict("only what is escalated can be resolved")
+    if task.state not in TASK_ASKS:
+        raise Conflict("only what is escalated or quarantined can be resolved")
     of_members = task.plan.fan_out and not task.member and not task.plan.most_iterations and not task.plan.agree
     if output is not None and of_members:
         raise Conflict("a for_each has no output of its own; have it tried again, or let it fail")

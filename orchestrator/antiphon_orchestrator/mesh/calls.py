@@ -63,14 +63,14 @@ class Calls:
         if shard is None or not self._tokens.valid(attempt_id, call.attempt_token):
             refuse(Kind.FAILURE_KIND_POLICY, "the attempt token is not valid", "ATTEMPT_TOKEN_INVALID")
             return
-        if self._host.full(shard):
+        if self._host.crowded(shard):
             refuse(Kind.FAILURE_KIND_TRANSIENT, "the orchestrator has more to do than it can; try again", "OVERLOADED")
             return
         graph = graph_pb2.Graph(name="call")
         graph.tasks.add(id="call", capability=call.capability, input='"${input}"')
         graph.output = '"${tasks.call.output}"'
         try:
-            plan = self._catalog.inline(graph)
+            plan = self._catalog.small(graph)
         except GraphInvalid as error:
             refuse(Kind.FAILURE_KIND_INVALID_INPUT, error.mistakes[0].message, "REQUEST_INVALID")
             return

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.v1 import agent_service_pb2, context_request_pb2
 
-from ..engine import decide
+from ..engine import decide, quarantine
 from ..engine.run import Run, Task
 from ..engine.states import ATTEMPT_LIVE
 from .tokens import AttemptTokens
@@ -237,6 +237,8 @@ class Session:
         offer.shard = pending.shard
         offer.epoch = pending.epoch
         offer.policy_epoch = placement.policy_epoch
+        if pending.number > 1 and quarantine.alone(task, pending.number):
+            offer.alone = True
 
 
 def _nowhere(session: Session, pending: PendingOffer) -> None:

@@ -3,7 +3,8 @@
 A stream that breaks takes its instances out of placement at once, but its attempts go on: only when the same
 incarnation has not come back within the grace are they declared lost. A shard that is taken is claimed on every stream;
 its timers are held until each incarnation that its log knows has said what it holds, at most for the adoption window,
-which those that have no stream get for coming back (protocol.md §5).
+which those that have no stream get for coming back (protocol.md §5). Whose hello is being looked at is there, however
+long the store takes for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
+from antiphon.partials import MESSAGE_PIECES
 from antiphon.v1 import agent_service_pb2, context_request_pb2, registry_pb2
 from antiphon.v1.error_pb2 import ErrorReason
 
@@ -32,7 +34,7 @@ from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.payloads import assert_labels
 from ..shards.shard import Shard
-from . import reports
+from . import partials, reports
 from .calls import Calls
 from .context import ContextDesk
 from .session import PendingOffer, Session
@@ -101,6 +103,8 @@ class Sessions:
         self._now = now
         self._sessions: dict[str, Session] = {}
         self._absent: dict[str, int] = {}
+        self._arriving: dict[str, int] = {}
+        """Incarnations whose hello is being looked at, and how many of theirs."""
         self._host: Host | None = None
         self._adopting: dict[int, int] = {}
         self._replicas: tuple[tuple[str, str], ...] = ()
@@ -132,6 +136,13 @@ class Sessions:
     def _claim_lost(self, incarnation: str, loss: context_request_pb2.ClaimLoss) -> None:
         if (session := self._sessions.get(incarnation)) is not None:
             session.control.claim_losses.append(loss)
+            session.wake()
+
+    def _call_partial(self, instance_id: str, piece: agent_service_pb2.CallPartial) -> None:
+        session = self._sessions.get(instance_id.split("/")[1])
+        # One that does not read loses pieces; nothing waits for them.
+        if session is not None and len(session.control.call_partials) < MESSAGE_PIECES:
+            session.control.call_partials.append(piece)
             session.wake()
 
     @property
@@ -168,12 +179,11 @@ class Sessions:
             raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=cause)
         if self.draining:
             raise ApiError(ErrorReason.ERROR_REASON_NOT_SERVING, state="draining")
-        former = self._sessions.get(hello.incarnation)
-        if former is not None and (former.generation >= hello.generation or former.principal != who.principal):
-            raise ApiError(ErrorReason.ERROR_REASON_STREAM_REPLACED)
         session = Session(
             who.namespace, who.name, who.principal, hello.incarnation, hello.generation, self._tokens, self._now
         )
+        if self._seat_taken(session):
+            raise ApiError(ErrorReason.ERROR_REASON_STREAM_REPLACED)
         session.take_back = self._take_back
         windows = {w.agent: w for w in hello.windows}
         control = session.control
@@ -182,10 +192,22 @@ class Sessions:
         control.welcome.inline_limit = settings.inline_limit
         control.welcome.liveness_timeout.FromTimedelta(settings.liveness_timeout)
         instances = []
-        for description in hello.agents:
-            instance = await self._admit(session, who, description, windows.get(description.name))
-            if instance is not None:
-                instances.append(instance)
+        self._arriving[session.incarnation] = self._arriving.get(session.incarnation, 0) + 1
+        try:
+            for description in hello.agents:
+                instance = await self._admit(session, who, description, windows.get(description.name))
+                if instance is not None:
+                    instances.append(instance)
+        except BaseException:
+            # The store failed, or took longer than the sidecar waits, which dials again: it is not away for that.
+            if (until := self._absent.get(session.incarnation)) is not None:
+                grace = self._now() + _micros(self.settings.reattach_grace)
+                self._absent[session.incarnation] = max(until, grace)
+            raise
+        finally:
+            self._arriving[session.incarnation] -= 1
+            if not self._arriving[session.incarnation]:
+                del self._arriving[session.incarnation]
         # From here on nothing is awaited: the old stream goes and the new one is there in the same step.
         if self._seat_taken(session):
             raise ApiError(ErrorReason.ERROR_REASON_STREAM_REPLACED)
@@ -351,6 +373,8 @@ class Sessions:
             raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause="hello came twice")
         for page in message.inventories:
             self._inventory(session, page)
+        if message.partials:
+            partials.take(session, message.partials, self.host, self._fleet, self._call_partial)
         if message.reports:
             reports.take(session, message.reports, self.host.shard_count, self.host.put, self._fleet.values)
         for window in message.windows:
@@ -452,11 +476,12 @@ class Sessions:
             if abs(gap := moment - before - int(_TICK * 1e6)) > _STALL:
                 self.extend(gap)
             for number, until in list(self._adopting.items()):
-                if moment >= until or not self.host.shard(number).timers_held:
+                shard = self.host.shard(number)
+                if not shard.timers_held or (moment >= until and shard.incarnations().isdisjoint(self._arriving)):
                     del self._adopting[number]
                     self.host.release_timers(number)
             for incarnation, until in list(self._absent.items()):
-                if moment >= until:
+                if moment >= until and incarnation not in self._arriving:
                     del self._absent[incarnation]
                     for shard in self.host.shards:
                         self.host.put(shard.index, i.SidecarGone(incarnation))

@@ -1,6 +1,6 @@
 """Who may have a task and who waits for one: plain data of placement.
 
-Never: a choice, which is the fleet's.
+Never: a choice, which is the fleet's; a question to policy, which permits.py asks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from antiphon.v1 import registry_pb2
 
 from ..admission import Version
 from ..engine.failure import Failure
-from ..policy import Decision
+from ..policy import Decision, Limit
+from .breaker import CLOSED, HALF_OPEN, Breaker
 
 DEFAULT_LATENCY = 0.05
 """Seconds assumed of an instance that has neither declared nor shown any."""
@@ -51,7 +52,10 @@ class Waiter(NamedTuple):
 
 @dataclass(slots=True)
 class Instance:
-    """One live process of an agent. `in_use` counts attempts out to it, those of a former owner's run included."""
+    """One live process of an agent. `in_use` counts attempts out to it, those of a former owner's run included.
+
+    `usable` are those of its `slots` that placement may use: all of them, unless its breaker is open.
+    """
 
     instance_id: str
     namespace: str
@@ -67,26 +71,41 @@ class Instance:
     failed: int = 0
     draining: bool = False
     offers: list[Offered] = field(default_factory=list)
+    breaker: Breaker | None = None
     agent: str = field(init=False)
     concurrency: int = field(init=False)
+    usable: int = field(init=False)
 
     def __post_init__(self) -> None:
         # Read for every task that is placed, and a message's fields are slow to read.
         self.agent = self.description.name
         self.concurrency = max(1, self.description.concurrency)
+        self.usable = self.slots
 
     @property
     def free(self) -> int:
-        return self.slots - self.in_use
+        return self.usable - self.in_use
+
+    @property
+    def breaker_state(self) -> int:
+        """As antiphon.v1.BreakerState."""
+        return CLOSED if self.breaker is None else self.breaker.state
+
+    def admit(self) -> None:
+        """Sets `usable` anew: an open breaker lets nothing through, a half open one a single attempt more."""
+        state = self.breaker_state
+        self.usable = self.slots if state == CLOSED else 0
+        if state == HALF_OPEN and self.breaker is not None:
+            self.usable = min(self.slots, self.breaker.allowed)
 
 
 class Permit:
     """A policy decision about handing tasks on, or outputs back, and what always goes with it.
 
-    `recorded`: what the record says whenever it holds, serialised. `redactions`: as `Decision.redactions`.
+    `recorded`: what the record says whenever it holds, serialised. `redactions`, `limits`: as `Decision` has them.
     """
 
-    __slots__ = ("allowed", "decision", "epoch", "logged", "recorded", "redactions")
+    __slots__ = ("allowed", "decision", "epoch", "limits", "logged", "recorded", "redactions")
 
     def __init__(self, decision: Decision, recorded: bytes) -> None:
         self.decision = decision
@@ -95,6 +114,7 @@ class Permit:
         self.epoch = decision.epoch
         self.redactions = decision.redactions
         self.logged = decision.logged
+        self.limits: tuple[Limit, ...] = decision.limits
 
 
 @dataclass(slots=True, eq=False)

@@ -11,24 +11,29 @@ Never: I/O, waiting, or a placement without a policy decision.
 from __future__ import annotations
 
 import heapq
+import random
+import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
 from difflib import get_close_matches
 from itertools import count
 
-from antiphon.v1 import capability_pb2, run_pb2
+from antiphon.v1 import run_pb2
 
-from .. import telemetry
-from ..admission import Reduced, Requirement, SchemaSet, SchemaViolation, Unusable, Values, Version
+from ..admission import Requirement, SchemaSet, Version
 from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
-from ..policy import Decision, PolicyPort, Request
+from ..policy import Decision, PolicyPort
+from .breaker import BLAMED, CLOSED, HALF_OPEN, OPEN, Breaker
 from .candidates import DEFAULT_LATENCY, Instance, Need, Offered, Permit, Refused, Waiter
 from .hedging import Hedging
+from .limits import Counter, Full, Limits, TaskKey
+from .permits import EFFECTS, Permits, log_use, traits_of
 from .results import Results
+from .shares import read_weights
 
-__all__ = ["Fleet", "Instance", "Need", "Offered", "Refused", "Waiter", "log_use"]
-
-log = telemetry.logger("policy")
+__all__ = ["Fleet", "Instance", "Need", "Offered", "Refused", "Schedule", "Waiter", "log_use"]
 
 OTHERS_RECORDED = 8
 """Candidates besides the chosen one that a routing decision names (protocol.md §10)."""
@@ -36,19 +41,54 @@ OTHERS_RECORDED = 8
 SMOOTHING = 0.2
 """Weight of the newest latency in the exponentially weighted mean."""
 
-EFFECTS = {0: "egress", 1: "pure", 2: "read", 3: "write", 4: "egress"}
-"""antiphon.v1.Effect for policy; undeclared counts as the strictest."""
+FEW = 16
+"""Candidates up to which all are compared. Of more, two with a free slot are drawn: nearly as good, for less."""
+
+DRAWS = 12
+"""Draws for those two; where hardly anybody has a slot all are looked at after all."""
 
 
-NO_LABELS: frozenset[str] = frozenset()
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Who gets how much, and when an instance gets nothing."""
+
+    weights: tuple[str, ...] = ()
+    """NAMESPACE=WEIGHT, from 1 to 1000: shares of namespaces where they wait for the same; others have weight 1."""
+    breaker_failures: int = 10
+    """Failures among the last twice as many outcomes that open the breaker of an instance,"""
+    breaker_share: float = 0.5
+    """if they are at least this share of them."""
+    breaker_pause: timedelta = timedelta(seconds=1)
+    """How long it stays open, the first time; each time that it opens again right after is twice as long, up to 64
+    times."""
 
 
-class Fleet:
-    """All live instances of one orchestrator. `deliver(waiter, offered)` hands a slot to a shard, for its next turn."""
+def _now() -> int:
+    return time.time_ns() // 1000
 
-    def __init__(self, policy: PolicyPort, schemas: SchemaSet) -> None:
-        self._policy = policy
-        self._schemas = schemas
+
+class Fleet(Permits):
+    """All live instances of one orchestrator. `deliver(waiter, offered)` hands a slot to a shard, for its next turn;
+    `broke(instance)` is told of every breaker that changes. `now`: microseconds since 1970, by which breakers and
+    limits go; when `due`, somebody has to `look`.
+
+    Agents are their namespace's own, so that namespaces never wait for the same slots; see limits.py and the shards'
+    queue of new runs for where they do.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyPort,
+        schemas: SchemaSet,
+        now: Callable[[], int] = _now,
+        schedule: Schedule = Schedule(),
+    ) -> None:
+        super().__init__(policy, schemas)
+        self._now = now
+        self._schedule = schedule
+        self._pause = schedule.breaker_pause // timedelta(microseconds=1)
+        self.weights = read_weights(schedule.weights)
+        self.limits = Limits(now, self.weights)
         self._instances: dict[str, Instance] = {}
         self._by_capability: dict[tuple[str, str], list[Offered]] = {}
         self._eligible: dict[Need, list[Offered]] = {}
@@ -59,21 +99,14 @@ class Fleet:
         self._left: dict[Need, int] = {}
         self._held: dict[str, int] = {}
         self._suspended: set[tuple[str, str]] = set()
-        self._decisions: dict[str, run_pb2.PolicyDecision] = {}
-        self._outputs: dict[tuple[str, str], str] = {}
-        self._labelling: set[tuple[str, str]] = set()
-        self._releases: dict[tuple[str, str, str, frozenset[str]], Permit] = {}
+        self._breaking: dict[str, Instance] = {}
         # What is said of a choice without alternatives, by its score.
         self._alone: dict[float, bytes] = {}
         self._arrivals = count()
         self.deliver: Callable[[Waiter, Offered], None] = lambda waiter, offered: None
+        self.broke: Callable[[Instance], None] = lambda instance: None
         self.hedging = Hedging()
         self.results = Results()
-
-    @property
-    def values(self) -> Values:
-        """The payloads that were looked into, shared with whoever else looks."""
-        return self._schemas.values
 
     # Instances.
 
@@ -83,6 +116,8 @@ class Fleet:
         if former is not None:
             instance.in_use, instance.latency = former.in_use, former.latency
             instance.completed, instance.failed = former.completed, former.failed
+            instance.breaker = former.breaker
+            instance.admit()
             self._forget(former)
         else:
             instance.in_use = self._held.pop(instance.instance_id, 0)
@@ -99,19 +134,28 @@ class Fleet:
                 (latency.seconds + latency.nanos / 1e9) or DEFAULT_LATENCY,
                 capability.input_schema,
                 self._schemas.fields(capability.input_schema).may_drop,
-                _traits(capability),
+                traits_of(capability),
             )
             instance.offers.append(offered)
             self.declare(instance.namespace, offered.label, capability.output_schema)
             self._by_capability.setdefault((instance.namespace, capability.name), []).append(offered)
         self._instances[instance.instance_id] = instance
+        if instance.instance_id in self._breaking:
+            self._breaking[instance.instance_id] = instance
         self._eligible.clear()
+        self._has_room(instance)
+
+    def _has_room(self, instance: Instance) -> None:
+        """It may be given work now, which it could not before."""
         self.pump(instance)
+        if self.limits.waiting:
+            self.limits.more(instance.free)
 
     def detach(self, instance_id: str) -> Instance | None:
         """Removes an instance; attempts still out to it stay with their runs."""
         instance = self._instances.pop(instance_id, None)
         if instance is not None:
+            self._breaking.pop(instance_id, None)
             self._forget(instance)
             if instance.in_use:
                 self._held[instance_id] = instance.in_use
@@ -131,6 +175,7 @@ class Fleet:
         if instance is None or generation < instance.window_generation:
             return None
         instance.window_generation, instance.slots = generation, slots
+        instance.admit()
         self.pump(instance)
         return instance
 
@@ -145,6 +190,8 @@ class Fleet:
         (self._suspended.add if suspended else self._suspended.discard)((namespace, agent))
         self._eligible.clear()
         self.pump()
+        if self.limits.waiting and not suspended:
+            self.limits.more(sum(i.free for i in self.instances(namespace) if i.agent == agent))
 
     def instances(self, namespace: str | None = None) -> Iterator[Instance]:
         return (i for i in self._instances.values() if namespace is None or i.namespace == namespace)
@@ -154,8 +201,12 @@ class Fleet:
 
     def offered(self, namespace: str, requirement: str, trait: str = "") -> bool:
         """Whether any live instance offers what a task asks for, and declares it pure or idempotent; for admission."""
-        traits = (trait,) if trait else ()
-        return bool(self._fit(Need(namespace, requirement, (), 0.0, frozenset(), (), traits)))
+        need = Need(namespace, requirement, (), 0.0, frozenset(), (), (trait,) if trait else ())
+        if self._fit(need):
+            return True
+        wanted = Requirement.parse(requirement)
+        offers = self._by_capability.get((namespace, wanted.name), ())
+        return any(self._unfit(offered, need, wanted) == "breaker" for offered in offers)
 
     def demand(self, instance: Instance) -> int:
         """Attempts that are out to an instance or wait for one like it."""
@@ -177,8 +228,10 @@ class Fleet:
         else:
             self._held[instance_id] = self._held.get(instance_id, 0) + 1
 
-    def give_back(self, instance_id: str, latency: float | None = None, failed: bool = False) -> None:
-        """Returns a slot. `latency`: seconds from offer to outcome, when there was one."""
+    def give_back(
+        self, instance_id: str, latency: float | None = None, failed: bool = False, failure: Failure | None = None
+    ) -> None:
+        """Returns a slot. `latency`: seconds from offer to outcome, when there was one; `failure`: why it failed."""
         instance = self._instances.get(instance_id)
         if instance is None:
             left = self._held.get(instance_id, 0) - 1
@@ -194,59 +247,189 @@ class Fleet:
             instance.latency = latency if old is None else old + SMOOTHING * (latency - old)
             instance.completed += 1
             instance.failed += failed
+            if failed or instance.breaker is not None:
+                self._judge(instance, failure)
+        elif (breaker := instance.breaker) is not None:
+            breaker.allowed = instance.in_use + 1  # nothing was learnt: a half open one may try another
+            instance.admit()
         if self._queues:
             self.pump(instance)
+
+    # Breakers.
+
+    @property
+    def broken(self) -> int:
+        """Instances whose breaker is open, or half open."""
+        return len(self._breaking)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for a slot."""
+        return len(self._waiting)
+
+    def _judge(self, instance: Instance, failure: Failure | None) -> None:
+        """Notes an outcome in the breaker of an instance, which it gets with the first failure that is its own."""
+        kind = failure.kind if failure is not None and failure.kind in BLAMED else None
+        breaker = instance.breaker
+        if breaker is None:
+            if kind is None:
+                return
+            schedule = self._schedule
+            breaker = instance.breaker = Breaker(
+                schedule.breaker_failures, schedule.breaker_share, self._pause, instance.completed - instance.failed
+            )
+        changed = breaker.note(kind, self._now())
+        if breaker.idle:
+            instance.breaker = None
+        if changed:
+            self._switch(instance, breaker)
+
+    def _switch(self, instance: Instance, breaker: Breaker) -> None:
+        if breaker.state == CLOSED:
+            self._breaking.pop(instance.instance_id, None)
+        else:
+            self._breaking[instance.instance_id] = instance
+            breaker.allowed = instance.in_use + 1
+        instance.admit()
+        self._eligible.clear()
+        self.broke(instance)
+
+    def due(self) -> int | None:
+        """When `look` has something to do, in microseconds since 1970: a pause is over, or a rate has room again."""
+        first = self.limits.due()
+        for instance in self._breaking.values():
+            breaker = instance.breaker
+            if breaker is not None and breaker.state == OPEN and (first is None or breaker.until < first):
+                first = breaker.until
+        return first
+
+    def look(self) -> None:
+        """Does what is due by now."""
+        self.limits.look()
+        now = self._now()
+        for instance in list(self._breaking.values()):
+            breaker = instance.breaker
+            if breaker is not None and breaker.look(now):
+                self._switch(instance, breaker)
+                self._has_room(instance)
 
     # Choice.
 
     def place(
-        self, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
-    ) -> Placement | Refused | None:
-        """A reserved place for an attempt, a refusal, or None when it has to wait. `number`: of the attempt, from 1."""
+        self,
+        need: Need,
+        principal: str,
+        principal_kind: str,
+        payload: bytes,
+        number: int,
+        called: Counter | None = None,
+    ) -> Placement | Refused | Full | None:
+        """A reserved place for an attempt, a refusal, or None when it has to wait for a slot; Full when it has to wait
+        for limits.
+
+        `number`: of the attempt, from 1. `called`: the counter that has called the task up.
+        """
         if self._queues and need in self._queues:
             return None  # others came first
         eligible = self._fit(need)
-        open_entries = [o for o in eligible if o.instance.slots > o.instance.in_use]
+        if len(eligible) > FEW and (two := self._draw(eligible)):
+            result = self._first(eligible, two, need, principal, principal_kind, payload, number, called)
+            if isinstance(result, Placement):
+                return result
+        open_entries = [o for o in eligible if o.instance.usable > o.instance.in_use]
         if not open_entries:
             return None
         if len(open_entries) > 1:
             open_entries.sort(key=Offered.score)
+        return self._first(eligible, open_entries, need, principal, principal_kind, payload, number, called)
+
+    def _draw(self, eligible: list[Offered]) -> list[Offered]:
+        """Two with a free slot by chance, the better one first; none when they are hard to find."""
+        first: Offered | None = None
+        for _ in range(DRAWS):
+            drawn = eligible[random.randrange(len(eligible))]
+            if drawn.instance.usable <= drawn.instance.in_use or drawn is first:
+                continue
+            if first is None:
+                first = drawn
+            else:
+                return [first, drawn] if first.score() <= drawn.score() else [drawn, first]
+        return []
+
+    def _first(
+        self,
+        eligible: list[Offered],
+        entries: list[Offered],
+        need: Need,
+        principal: str,
+        principal_kind: str,
+        payload: bytes,
+        number: int,
+        called: Counter | None,
+    ) -> Placement | Refused | Full | None:
+        """The first of these candidates, which have slots, that policy and limits let have the task."""
         denied: Decision | None = None
         unfit: Refused | None = None
-        for index, offered in enumerate(open_entries):
+        full: Full | None = None
+        limited = 0
+        for index, offered in enumerate(entries):
             result = self._decide(offered, need, principal, principal_kind, payload, number)
             if isinstance(result, Refused):
                 return result
             if isinstance(result, Decision):
                 denied = result
                 continue
-            why = self._describe(eligible, open_entries[index + 1 :], offered, index)
+            if result.limits:
+                counter = self.limits.full(result, need, offered.instance.agent, called, False)
+                if counter is not None:
+                    limited += 1
+                    if full is None:
+                        full = Full(counter)
+                    else:
+                        full.add(counter)
+                    if len(full.counters) >= FEW:
+                        break
+                    continue
+            why = self._describe(eligible, entries[index + 1 :], offered, index - limited, limited)
             placed = self._placement(offered, result, why, payload)
             if isinstance(placed, Refused):
                 unfit = placed  # for this one; another may do without what it is not to have
                 continue
+            if result.limits:
+                self.limits.take(result, need, offered.instance.agent)
             offered.instance.in_use += 1
             return placed
+        if full is not None:
+            return full
         if denied is None:
             return unfit
         return Refused(Failure(FailureKind.POLICY, denied.reason, denied.decision_id, retryable=False))
 
     def take(
         self, offered: Offered, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
-    ) -> Placement | Refused | None:
+    ) -> Placement | Refused | Full | None:
         """Turns a slot that was reserved for a waiter into its place; gives the slot back when it may not be used.
 
-        None: the instance has gone, drains or was suspended since, and the task has to be placed anew.
+        Full: a limit has no room for it. None: the instance has gone or gets nothing any more, and the task has to
+        be placed anew.
         """
         instance = offered.instance
-        if offered not in self._fit(need):
+        if self._instances.get(instance.instance_id) is not instance or self._unfit(
+            offered, need, Requirement.parse(need.capability)
+        ):
             self.give_back(instance.instance_id)
             return None
         result = self._decide(offered, need, principal, principal_kind, payload, number)
         if isinstance(result, Permit):
-            placed = self._placement(offered, result, self._describe(self._fit(need), [], offered, 0), payload)
+            counter = self.limits.full(result, need, instance.agent, None, True) if result.limits else None
+            if counter is not None:
+                self.give_back(instance.instance_id)
+                return Full(counter)
+            placed = self._placement(offered, result, self._describe(self._fit(need), [], offered, 0, 0), payload)
             if isinstance(placed, Refused):
                 self.give_back(instance.instance_id)
+            elif result.limits:
+                self.limits.take(result, need, instance.agent)
             return placed
         self.give_back(instance.instance_id)
         if isinstance(result, Decision):
@@ -285,154 +468,12 @@ class Fleet:
                 placement.reduced_input = reduced.payload
         return placement
 
-    def _reduce(self, offered: Offered, permit: Permit, payload: bytes) -> Reduced | Refused | None:
-        try:
-            reduced = self._schemas.reduce(offered.input_schema, payload, permit.redactions, _demanding(permit))
-        except Unusable as unusable:
-            if not permit.redactions:
-                message = f"what {offered.label} declares of the input cannot be told: it {unusable}"
-                return Refused(Failure(FailureKind.INVALID_INPUT, message, retryable=False))
-            message = f"policy {_demanding(permit)} demands redaction, but the input {unusable}"
-            return Refused(Failure(FailureKind.POLICY, message, permit.decision.decision_id, retryable=False))
-        if reduced is not None and permit.redactions:
-            violation = self.check_input(offered, reduced.payload)
-            if violation is not None:
-                message = (
-                    f"policy {_demanding(permit)} redacts what {offered.label} cannot do without: {violation.message}"
-                )
-                return Refused(Failure(FailureKind.POLICY, message, permit.decision.decision_id, retryable=False))
-        return reduced
-
-    def _decide(
-        self, offered: Offered, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
-    ) -> Permit | Decision | Refused:
-        """The permit with what it adds to a routing decision; a denial; or an input that does not fit."""
-        violation = self.check_input(offered, payload)
-        if violation is not None:
-            message = f"the input does not fit {offered.label}: {violation.message}"
-            return Refused(Failure(FailureKind.INVALID_INPUT, message, retryable=False, field=violation.pointer))
-        labels = self._received(offered, need) if need.parts else need.labels
-        key = (principal, labels, number)
-        permit = offered.permits.get(key)
-        if permit is None or permit.epoch != self._policy.epoch:
-            if len(offered.permits) >= 4096:
-                offered.permits.clear()
-            request = Request.dispatch(
-                principal,
-                principal_kind,
-                need.namespace,
-                offered.name,
-                version=str(offered.version),
-                effect=offered.effect,
-                labels=labels,
-                agent=offered.instance.agent,
-                agent_clearance=offered.clearance,
-                attempt=number,
-            )
-            decision = self._policy.decide_batch((request,))[0]
-            template = run_pb2.RoutingDecision(
-                chosen=offered.instance.instance_id, capability=offered.label, policy=self.policy_message(decision)
-            )
-            permit = offered.permits[key] = Permit(decision, template.SerializeToString())
-        return permit if permit.allowed else permit.decision
-
-    def check_input(self, offered: Offered, payload: bytes) -> SchemaViolation | None:
-        return self._schemas.check(offered.input_schema, payload) if offered.input_schema else None
-
-    def declare(self, namespace: str, label: str, output_schema: str) -> None:
-        """Makes an output schema known; also of a capability whose agents are away while outcomes still come."""
-        self._outputs[namespace, label] = output_schema
-        if output_schema and self._schemas.fields(output_schema).all_labels:
-            self._labelling.add((namespace, label))
-        else:
-            self._labelling.discard((namespace, label))
-
-    def check_output(self, namespace: str, label: str, payload: bytes) -> SchemaViolation | None:
-        """What an output of `label` (name@version) breaks of its schema."""
-        schema = self._outputs.get((namespace, label))
-        return self._schemas.check(schema, payload) if schema else None
-
-    def output_schema(self, namespace: str, label: str) -> str:
-        """That of `label`, empty when it accepts anything, or is not known."""
-        return self._outputs.get((namespace, label), "")
-
-    def label_output(self, namespace: str, label: str, payload: bytes) -> bytes:
-        """An output of `label` that fits its schema, with the labels that the schema declares."""
-        if not self._labelling or (namespace, label) not in self._labelling:
-            return payload
-        return self._schemas.label(self._outputs[namespace, label], payload)
-
-    def released(self, permit: Permit, namespace: str, label: str, payload: bytes) -> bytes | str | None:
-        """An output as a run's principal may have it; None when that is all of it, a text when it cannot be made."""
-        try:
-            schema = self._outputs.get((namespace, label), "")
-            reduced = self._schemas.strike(schema, payload, permit.redactions, _demanding(permit))
-        except Unusable as unusable:
-            return f"policy {_demanding(permit)} demands redaction, but the output {unusable}"
-        return None if reduced is None else reduced.payload
-
-    def may_release(
-        self, principal: str, principal_kind: str, namespace: str, capability: str, labels: frozenset[str]
-    ) -> Permit:
-        """Whether a run's principal may have an output with these labels."""
-        key = (principal, namespace, capability, labels)
-        known = self._releases.get(key)
-        if known is None or known.epoch != self._policy.epoch:
-            if len(self._releases) >= 8192:
-                self._releases.clear()
-            request = Request.release(principal, principal_kind, namespace, capability, labels=labels)
-            decision = self._policy.decide_batch((request,))[0]
-            known = self._releases[key] = Permit(decision, self.policy_message(decision).SerializeToString())
-        if known.logged:
-            log_use(known.decision, "release", capability)
-        return known
-
-    def may_call(
-        self, principal: str, principal_kind: str, namespace: str, capability: str, agent: str, labels: frozenset[str]
-    ) -> Decision:
-        """Whether an agent may ask for a capability on behalf of a run's principal."""
-        request = Request.call(principal, principal_kind, namespace, capability, agent=agent, labels=labels)
-        decision = self._policy.decide_batch((request,))[0]
-        if decision.logged:
-            log_use(decision, "call", capability)
-        return decision
-
-    def labels(self, payload: bytes) -> frozenset[str]:
-        """Keys of all labels of a serialised payload."""
-        return self._schemas.values.known(payload).label_keys if payload else NO_LABELS
-
-    def label_parts(self, payload: bytes) -> tuple[tuple[str, frozenset[str]], ...]:
-        """`Need.parts` of a serialised payload."""
-        return self._schemas.values.known(payload).label_parts()
-
-    def _received(self, offered: Offered, need: Need) -> frozenset[str]:
-        """The labels of what the agent would get."""
-        fields = self._schemas.fields(offered.input_schema)
-        of_parts = {key for _, keys in need.parts for key in keys}
-        received = {key for pointer, keys in need.parts if fields.may_receive(pointer) for key in keys}
-        return frozenset((need.labels - of_parts) | received)
-
-    def policy_message(self, decision: Decision) -> run_pb2.PolicyDecision:
-        """The decision as it is recorded; equal decisions share one message."""
-        message = self._decisions.get(decision.decision_id)
-        if message is None:
-            if len(self._decisions) >= 8192:
-                self._decisions.clear()
-            message = self._decisions[decision.decision_id] = run_pb2.PolicyDecision(
-                decision_id=decision.decision_id,
-                epoch=decision.epoch,
-                permit=decision.allowed,
-                policies=decision.policies,
-                obligations=[o.name + (f"({','.join(o.params)})" if o.params else "") for o in decision.obligations],
-                # What permits says the list of policies; only a denial needs words.
-                reason="" if decision.allowed else decision.reason,
-            )
-        return message
-
-    def _describe(self, eligible: list[Offered], others: list[Offered], chosen: Offered, denied: int) -> bytes:
+    def _describe(
+        self, eligible: list[Offered], others: list[Offered], chosen: Offered, denied: int, limited: int
+    ) -> bytes:
         """What a routing decision says of this one choice, serialised; expected times to a ten-thousandth second."""
         score = round(chosen.score(), 4)
-        alone = len(eligible) == 1 and not denied
+        alone = len(eligible) == 1 and not denied and not limited and not self._breaking
         if alone and (known := self._alone.get(score)) is not None:
             return known
         decision = run_pb2.RoutingDecision()
@@ -442,12 +483,17 @@ class Fleet:
             decision.others.add(
                 instance=other.instance.instance_id, score=other.score(), free_slots=max(0, other.instance.free)
             )
-        if len(eligible) > 1:
+        # Of many candidates two were drawn; to count the rest would cost what drawing saves.
+        if 1 < len(eligible) <= FEW:
             busy = sum(1 for o in eligible if o is not chosen and o.instance.free <= 0)
             if busy:
                 decision.refusals.add(reason="no_slot", count=busy)
         if denied:
             decision.refusals.add(reason="policy", count=denied)
+        if limited:
+            decision.refusals.add(reason="limit", count=limited)
+        if self._breaking and (broken := self._count_broken(chosen)):
+            decision.refusals.add(reason="breaker", count=broken)
         result: bytes = decision.SerializeToString()
         if alone:
             if len(self._alone) >= 4096:
@@ -455,15 +501,25 @@ class Fleet:
             self._alone[score] = result
         return result
 
-    def explain(self, need: Need) -> run_pb2.RoutingDecision:
-        """What placement says now of a task that waits."""
+    def _count_broken(self, chosen: Offered) -> int:
+        """Instances that offer the same version as the chosen one, and get nothing since their breaker is open."""
+        return sum(
+            1
+            for instance in self._breaking.values()
+            if instance.namespace == chosen.instance.namespace
+            and instance.breaker_state == OPEN
+            and any(offered.label == chosen.label for offered in instance.offers)
+        )
+
+    def explain(self, need: Need, task: TaskKey | None = None) -> run_pb2.RoutingDecision:
+        """What placement says now of a task that waits; without one, of any that asks for this."""
         result = run_pb2.RoutingDecision(capability=need.capability)
         refusals: dict[str, int] = {}
         everything = self._by_capability.get((need.namespace, Requirement.parse(need.capability).name), [])
         for offered in everything:
             reason = self._unfit(offered, need, Requirement.parse(need.capability))
             if reason is None and offered.instance.free <= 0:
-                reason = "no_slot"
+                reason = "breaker" if offered.instance.breaker_state == HALF_OPEN else "no_slot"
             if reason is None:
                 result.others.add(instance=offered.instance.instance_id, score=offered.score())
             else:
@@ -472,23 +528,45 @@ class Fleet:
         for name, number in sorted(refusals.items()):
             result.refusals.add(reason=name, count=number)
         ahead = len(self._queues.get(need, ()))
-        if not everything:
+        if task is not None and (limited := self.limits.explain(task)):
+            result.summary = limited
+        elif not everything:
             offered_names = [name for (of, name), some in self._by_capability.items() if some and of == need.namespace]
             near = get_close_matches(Requirement.parse(need.capability).name, offered_names, 1, 0.8)
             hint = f"did you mean {near[0]}?" if near else "start an agent that does"
             result.summary = f"nobody offers {need.capability}; {hint}"
         elif refusals.get("no_slot", 0):
             result.summary = f"all fitting agents are busy; {ahead} tasks wait for them"
+        elif refusals.get("breaker", 0):
+            broken = next(
+                o.instance for o in everything if self._unfit(o, need, Requirement.parse(need.capability)) == "breaker"
+            )
+            assert broken.breaker is not None
+            result.summary = f"{broken.instance_id} gets nothing for now: {broken.breaker.reason}"
         else:
             result.summary = "no agent fits: " + ", ".join(f"{n} by {r}" for r, n in sorted(refusals.items()))
         return result
 
     # Waiting.
 
-    def wait(self, need: Need, priority: int, deadline: int, shard: int, run_id: str, task: int, member: int) -> None:
-        """Puts a task into the queue of its need, until a slot comes for it or it leaves."""
+    def wait(
+        self,
+        need: Need,
+        priority: int,
+        deadline: int,
+        shard: int,
+        run_id: str,
+        task: int,
+        member: int,
+        full: Full | None = None,
+    ) -> None:
+        """Puts a task into the queue of its need, until a slot comes for it or it leaves; or among those that wait for
+        limits which are full."""
         self.leave(run_id, task, member)
         waiter = Waiter(-priority, deadline, next(self._arrivals), shard, run_id, task, member)
+        if full is not None:
+            self.limits.park(full, need.namespace, waiter)
+            return
         self._waiting[run_id, task, member] = (need, waiter)
         queue = self._queues.get(need)
         if queue is None:
@@ -500,6 +578,8 @@ class Fleet:
         """A task that wants no slot any more, if it waited for one; else what nobody offers is waited for for ever."""
         found = self._waiting.pop((run_id, task, member), None)
         if found is None:
+            if self.limits.waiting:
+                self.limits.leave((run_id, task, member))
             return
         need = found[0]
         queue = self._queues[need]
@@ -539,7 +619,7 @@ class Fleet:
             waiter, need = heads[0]
             best: Offered | None = None
             if self._waits(waiter):
-                free = [o for o in self._fit(need) if o.instance.slots > o.instance.in_use]
+                free = self._free(need, instance)
                 if not free:
                     heapq.heappop(heads)
                     continue
@@ -557,6 +637,16 @@ class Fleet:
                 self._end_queue(need)
             if best is not None:
                 self.deliver(waiter, best)
+
+    def _free(self, need: Need, instance: Instance | None) -> list[Offered]:
+        """Candidates with a free slot. Of many only the one whose slot came free: nobody waits beside another."""
+        eligible = self._fit(need)
+        if instance is None or len(eligible) <= FEW:
+            return [o for o in eligible if o.instance.usable > o.instance.in_use]
+        if instance.usable <= instance.in_use:
+            return []
+        name, requirement = _asked(need)[1], Requirement.parse(need.capability)
+        return [o for o in instance.offers if o.name == name and self._unfit(o, need, requirement) is None]
 
     def _fit(self, need: Need) -> list[Offered]:
         eligible = self._eligible.get(need)
@@ -580,6 +670,8 @@ class Fleet:
             return "suspended"
         if instance.draining:
             return "draining"
+        if instance.breaker is not None and instance.breaker.state == OPEN:
+            return "breaker"
         if not (self._received(offered, need) if need.parts else need.labels) <= offered.clearance:
             return "clearance"
         if any(instance.description.labels.get(key) != value for key, value in need.agent_labels):
@@ -590,28 +682,6 @@ class Fleet:
             if trait not in offered.traits:
                 return f"not_{trait}"
         return "taken" if instance.agent in need.taken or instance.instance_id in need.taken else None
-
-
-def _traits(capability: capability_pb2.Capability) -> frozenset[str]:
-    pure = EFFECTS.get(capability.effect) == "pure"
-    return frozenset((["pure"] if pure else []) + (["idempotent"] if pure or capability.idempotent else []))
-
-
-def _demanding(permit: Permit) -> str:
-    """The ids of the policies that demand the redactions of a permit."""
-    return ", ".join(permit.decision.redacting)
-
-
-def log_use(decision: Decision, action: str, what: str) -> None:
-    """What the obligation `log` demands: a line for each use of a permit."""
-    log.info(
-        "policy_used",
-        action=action,
-        source=what,
-        decision_id=decision.decision_id,
-        policies=",".join(decision.policies),
-        epoch=decision.epoch,
-    )
 
 
 def _asked(need: Need) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from antiphon_orchestrator.policy.cedar import CedarPolicies, Recent, would_deci
 from antiphon_orchestrator.policy.model import (
     Action,
     Decision,
+    Limit,
     Obligation,
     Outcome,
     PolicyPort,
@@ -23,6 +24,7 @@ __all__ = [
     "CedarPolicies",
     "Decision",
     "FactInvalid",
+    "Limit",
     "Obligation",
     "Outcome",
     "PolicyBundle",

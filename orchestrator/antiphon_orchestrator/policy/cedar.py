@@ -23,7 +23,7 @@ from antiphon_orchestrator.policy.model import Action, Decision, Obligation, Out
 from antiphon_orchestrator.policy.rules import SCHEMA, Rules, compile_bundle
 
 # Those that are carried out; a permit that demands more is none.
-KNOWN_OBLIGATIONS = frozenset({"log", "redact"})
+KNOWN_OBLIGATIONS = frozenset({"limit", "log", "redact"})
 # Where payloads are handed on, which is where fields can be struck out of them.
 REDACTING = frozenset({Action.DISPATCH, Action.RELEASE})
 RECENT = 4096
@@ -227,6 +227,9 @@ def _evaluate(rules: Rules, request: Request) -> _Verdict:
         if obligation.name == "redact" and request.action not in REDACTING:
             demand = f"policy {policy_id} demands redaction, which {request.action} has no payload for"
             return _deny(f"denied: {demand}; limit the policy to dispatch and release", (policy_id,))
+        if obligation.name == "limit" and request.action is not Action.DISPATCH:
+            demand = f"policy {policy_id} demands a limit, which {request.action} has no attempts for"
+            return _deny(f"denied: {demand}; limit the policy to dispatch", (policy_id,))
         if obligation.name == "redact":
             redacting.append(policy_id)
         obligations.add(obligation)

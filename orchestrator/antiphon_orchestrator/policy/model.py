@@ -190,11 +190,42 @@ class Outcome(StrEnum):
 class Obligation(NamedTuple):
     """What a permit demands of whoever acts on it.
 
-    `params`: for `redact` what to strike out, fields as JSON pointers and labels as `label:KEY`; for `log` nothing.
+    `params`: for `redact` what to strike out, fields as JSON pointers and labels as `label:KEY`; for `limit` those of
+    `Limit`; for `log` nothing.
     """
 
     name: str
     params: tuple[str, ...] = ()
+
+
+PERIODS = {"s": 1, "m": 60, "h": 3600}
+"""Seconds of what a rate may be given by."""
+
+
+class Limit(NamedTuple):
+    """What an obligation `limit` demands of whoever dispatches: attempts that begin in a second, after `burst` of them
+    at once, and attempts that are out at once; 0 where there is no such limit.
+
+    `per`: namespace, capability and agent, as far as each of them has a count of its own; else all that the policy
+    permits share one.
+    """
+
+    policy: str
+    rate: float
+    burst: int
+    concurrent: int
+    per: tuple[str, ...]
+
+    @classmethod
+    def of(cls, params: Sequence[str]) -> Self:
+        """What `Obligation.params` say: the policy, then `rate=90/m`, `burst=5`, `concurrent=3`, `per=namespace+agent`,
+        as far as there is such a limit. Without a burst it is what a second lets begin, at least one."""
+        said = dict(param.split("=", 1) for param in params[1:])
+        number, _, unit = said.get("rate", "0/s").partition("/")
+        rate = int(number) / PERIODS[unit]
+        burst = int(said.get("burst", max(1, int(rate))))
+        per = tuple(name for name in said.get("per", "").split("+") if name)
+        return cls(params[0], rate, burst, int(said.get("concurrent", 0)), per)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +249,11 @@ class Decision:
     def redactions(self) -> tuple[str, ...]:
         """What the permit demands to strike out, as `Obligation.params`; empty for nearly all."""
         return tuple(param for duty in self.obligations if duty.name == "redact" for param in duty.params)
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits that the permit demands to keep; none for nearly all."""
+        return tuple(Limit.of(duty.params) for duty in self.obligations if duty.name == "limit")
 
     @property
     def logged(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import cedarpy
 
 from antiphon_orchestrator.policy.bundle import PolicyBundle, PolicyError, PolicyFile
-from antiphon_orchestrator.policy.model import Obligation
+from antiphon_orchestrator.policy.model import Action, Obligation
 from antiphon_orchestrator.policy.roles import ROLES_FILE, Roles, read_roles
 from antiphon_orchestrator.policy.schema import schema_json
 
@@ -25,10 +25,14 @@ MAX_POLICIES = 1000
 """A decision that is not remembered looks at all of them: some 0.8 ms then."""
 MAX_REDACTIONS = 64
 
-_ANNOTATIONS = frozenset({"id", "obligation", "fields", "labels", "reason"})
+_ANNOTATIONS = frozenset({"id", "obligation", "fields", "labels", "reason", "rate", "burst", "concurrent", "per"})
+_LIMITING = ("rate", "burst", "concurrent", "per")
+_PER = ("namespace", "capability", "agent")
+_RATE = re.compile(r"[1-9][0-9]{0,5}/[smh]")
+_COUNT = re.compile(r"[1-9][0-9]{0,5}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _LABEL = re.compile(r"[a-z][a-z0-9.-]{0,62}")
-_LATER = frozenset({"approve", "cap", "escalate", "limit", "require_approval"})
+_LATER = frozenset({"approve", "cap", "escalate", "require_approval"})
 # What may hold a semicolon that ends nothing, then the one that does.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|;', re.DOTALL)
 _COMMENTS = re.compile(r"//[^\n]*")
@@ -122,17 +126,17 @@ class _Reading:
             self.problems.append(f"{place}: unknown annotation @{name}; known are @{', @'.join(sorted(_ANNOTATIONS))}")
         self.policies[policy_id] = policy
         self.places[policy_id] = place
-        obligation = self._obligation(place, policy["effect"], annotations)
+        obligation = self._obligation(place, policy, annotations)
         self.rules[policy_id] = Rule(obligation, annotations.get("reason", ""), place)
 
-    def _obligation(self, place: str, effect: str, annotations: Mapping[str, str]) -> Obligation | None:
+    def _obligation(self, place: str, policy: Mapping[str, Any], annotations: Mapping[str, str]) -> Obligation | None:
         name = annotations.get("obligation")
         if name == "":
             self.problems.append(f"{place}: @obligation names nothing")
         if name in _LATER:
             later = "comes in a later version; until then forbid what needs it"
             self.problems.append(f'{place}: @obligation("{name}") {later}')
-        if name and effect == "forbid":
+        if name and policy["effect"] == "forbid":
             self.problems.append(f"{place}: @obligation belongs to a permit; a forbid leaves nothing to be done")
         params = (
             *(self._pointer(place, path) for path in _listed(annotations.get("fields", ""))),
@@ -143,7 +147,35 @@ class _Reading:
             self.problems.append(f'{place}: @obligation("redact") and {wanted} need each other')
         if len(params) > MAX_REDACTIONS:
             self.problems.append(f"{place}: redacts {len(params)} fields and labels; {MAX_REDACTIONS} are the most")
+        if name == "limit" or any(word in annotations for word in _LIMITING):
+            params = self._limit(place, name, policy, annotations)
         return Obligation(name, params) if name else None
+
+    def _limit(
+        self, place: str, name: str | None, policy: Mapping[str, Any], annotations: Mapping[str, str]
+    ) -> tuple[str, ...]:
+        """The parameters of an obligation `limit`, as `Limit.of` reads them."""
+        if name != "limit" or not ("rate" in annotations or "concurrent" in annotations):
+            wanted = '@rate("100/s"), @concurrent("10") or both'
+            self.problems.append(f'{place}: @obligation("limit") and {wanted} need each other')
+        action = policy["action"].get("entity", {}).get("id")
+        if name == "limit" and (policy["action"]["op"] != "==" or action != Action.DISPATCH):
+            self.problems.append(f'{place}: @obligation("limit") needs action == Action::"dispatch"')
+        rate = annotations.get("rate")
+        if rate is not None and not _RATE.fullmatch(rate):
+            self.problems.append(f"{place}: @rate: {rate!r} is no rate; write 100/s, 100/m or 100/h")
+        if "burst" in annotations and rate is None:
+            self.problems.append(f"{place}: @burst belongs to a @rate")
+        for word in ("burst", "concurrent"):
+            if (number := annotations.get(word)) is not None and not _COUNT.fullmatch(number):
+                self.problems.append(f"{place}: @{word}: {number!r} is no number from 1 to 999999")
+        per = tuple(_listed(annotations.get("per", "")))
+        for word in per:
+            if word not in _PER:
+                self.problems.append(f"{place}: @per: {word!r} has no count of its own; known are {', '.join(_PER)}")
+        said = {word: annotations.get(word, "") for word in ("rate", "burst", "concurrent")}
+        said["per"] = "+".join(word for word in _PER if word in per)
+        return (annotations.get("id", ""), *(f"{word}={text}" for word, text in said.items() if text))
 
     def _pointer(self, place: str, path: str) -> str:
         """A field as a JSON pointer: `/a/b` as it is, `a.b` in dots."""

@@ -22,6 +22,7 @@ from antiphon.v1 import capability_pb2, registry_pb2
 from .. import telemetry
 from ..admission import SchemaInvalid, SchemaSet, difference
 from ..api.storing import settle
+from ..placement.breaker import OPEN
 from ..placement.fleet import Fleet, Instance
 from ..shards.archiver import moment
 from ..store import keys
@@ -366,5 +367,11 @@ def _show(message: registry_pb2.Instance, instance: Instance) -> None:
     message.completed = instance.completed
     message.failed = instance.failed
     message.attach_time.FromDatetime(moment(instance.attach_time))
+    breaker = instance.breaker
+    if breaker is not None:
+        message.breaker.state = registry_pb2.BreakerState.ValueType(breaker.state)
+        message.breaker.reason, message.breaker.openings = breaker.reason, breaker.opened
+        if breaker.state == OPEN:
+            message.breaker.retry_time.FromDatetime(moment(breaker.until))
     if instance.latency is not None:
         message.smoothed_latency.FromMicroseconds(int(instance.latency * 1e6))

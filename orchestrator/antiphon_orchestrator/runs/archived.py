@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 
 from antiphon.store.v1 import journal_pb2 as journal
 
@@ -17,12 +18,16 @@ from ..shards import codec
 from .catalog import Catalog
 
 KEPT_RECORDS = 32_000
-"""Events of all kept runs together, some 1.5 kB each once applied; a run that has more is rebuilt by every call."""
+"""Events of all kept runs together, some 1.5 kB each once applied."""
 
 KEPT_BYTES = 16 << 20
 """The same in bytes as archived, since payloads make some events large."""
 
-_AT_ONCE = 1_000  # events applied before others get their turn of the event loop
+LARGE_KEPT = 60.0
+"""Seconds that a run beyond these bounds is kept; of such only the last one is."""
+
+_AT_ONCE = 500  # events applied before others get their turn of the event loop
+_CHUNKS_AT_ONCE = 8  # of a mebibyte each, as a rule
 
 
 class ArchivedRuns:
@@ -53,35 +58,37 @@ class ArchivedRuns:
         async with self._rebuilding:
             run = self._kept.get(summary)
             if run is None:
-                records = await self.records(run_id, 0)
-                run = await self._rebuild(run_id, records)
+                run, records, size = await self._rebuild(run_id)
                 if run is not None and summary.end_time is not None:
-                    self._kept.put(run, len(records), sum(map(len, records)))
+                    self._kept.put(run, records, size)
         return run
 
-    async def _rebuild(self, run_id: str, records: list[bytes]) -> Run | None:
+    async def _rebuild(self, run_id: str) -> tuple[Run | None, int, int]:
+        """The run with the number of its events and their bytes."""
         run: Run | None = None
-        for number, raw in enumerate(records, 1):
-            record = journal.Record.FromString(raw)
-            event = codec.decode(record)
-            if run is None:
-                submitted = codec.get_submitted(record.run_submitted)
-                run = start(run_id, await self._catalog.plan_of(submitted), submitted, record.time)
-            else:
-                apply(run, event, record.time)
-            if number % _AT_ONCE == 0:
-                await asyncio.sleep(0)
-        return run
+        number = size = 0
+        async for records in self.records(run_id, 0):
+            for raw in records:
+                record = journal.Record.FromString(raw)
+                event = codec.decode(record)
+                if run is None:
+                    submitted = codec.get_submitted(record.run_submitted)
+                    run = start(run_id, await self._catalog.plan_of(submitted), submitted, record.time)
+                else:
+                    apply(run, event, record.time)
+                number += 1
+                size += len(raw)
+                if number % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+        return run, number, size
 
-    async def records(self, run_id: str, after: int) -> list[bytes]:
-        """The serialised events after a sequence number, in order."""
-        result: list[bytes] = []
-        for chunk in await self._archive.events(run_id, after):
-            for number, raw in enumerate(journal.LogSegment.FromString(chunk.data).records, chunk.first_seq):
-                if number > after:
-                    result.append(raw)
-                    after = number
-        return result
+    async def records(self, run_id: str, after: int) -> AsyncIterator[list[bytes]]:
+        """The serialised events after a sequence number, in order, some at a time."""
+        while chunks := await self._archive.events(run_id, after, _CHUNKS_AT_ONCE):
+            for chunk in chunks:
+                records = journal.LogSegment.FromString(chunk.data).records
+                yield list(records[max(0, after + 1 - chunk.first_seq) :])
+                after = chunk.last_seq
 
 
 class _Kept:
@@ -91,9 +98,15 @@ class _Kept:
         self._runs: OrderedDict[str, tuple[Run, int, int]] = OrderedDict()
         self._records = 0
         self._bytes = 0
+        self._large: Run | None = None
+        self._expiry: asyncio.TimerHandle | None = None
 
     def get(self, summary: ArchivedRun) -> Run | None:
         """The run, unless the archive has learnt more of it since."""
+        large = self._large
+        if large is not None and large.run_id == summary.run_id and large.event_seq >= summary.last_event_seq:
+            self._keep_large(large)
+            return large
         found = self._runs.get(summary.run_id)
         if found is None or found[0].event_seq < summary.last_event_seq:
             return None
@@ -101,15 +114,24 @@ class _Kept:
         return found[0]
 
     def put(self, run: Run, records: int, size: int) -> None:
-        """Keep it if it fits at all, in place of those that were not used for longest."""
+        """Keep it, in place of those that were not used for longest; for a while only if it is larger than all may be:
+        whoever pages through its tasks would have it rebuilt for every page."""
         self._forget(run.run_id)
         if records > KEPT_RECORDS or size > KEPT_BYTES:
+            self._keep_large(run)
             return
         self._runs[run.run_id] = (run, records, size)
         self._records += records
         self._bytes += size
         while self._records > KEPT_RECORDS or self._bytes > KEPT_BYTES:
             self._forget(next(iter(self._runs)))
+
+    def _keep_large(self, run: Run | None) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._large, self._expiry = run, None
+        if run is not None:
+            self._expiry = asyncio.get_running_loop().call_later(LARGE_KEPT, self._keep_large, None)
 
     def _forget(self, run_id: str) -> None:
         _, records, size = self._runs.pop(run_id, (None, 0, 0))

@@ -12,12 +12,13 @@ from collections import OrderedDict
 from antiphon.store.v1 import records_pb2 as records
 from antiphon.v1 import graph_pb2
 
-from ..admission import GraphInvalid, Values, Version, compile_graph
+from ..admission import Compiled, GraphInvalid, Values, Version, compile_graph
 from ..engine.events import RunSubmitted
 from ..engine.plan import Plan
 from ..shards.host import NoPlan
 from ..store import keys
 from ..store.port import Compacted, Store
+from .compiling import compile_aside
 
 KEPT = 512
 """Compiled graphs in memory, of each kind."""
@@ -62,7 +63,7 @@ class Catalog:
             if not kvs:
                 raise GraphNotFound(f"{name}@{version}")
             graph = records.GraphRecord.FromString(kvs[0].value).graph
-            found = self._registered[key] = (compile_graph(graph, values=self._values).plan, graph)
+            found = self._registered[key] = ((await compile_aside(graph, values=self._values)).plan, graph)
             if len(self._registered) > KEPT:
                 self._registered.popitem(last=False)
         return found
@@ -79,22 +80,33 @@ class Catalog:
             self._newest[namespace, name] = newest
         return newest
 
-    def inline(self, graph: graph_pb2.Graph) -> Plan:
+    async def inline(self, graph: graph_pb2.Graph) -> Plan:
         """The plan of a graph that was submitted as such. Raises admission.GraphInvalid."""
-        key = hashlib.sha256(graph.SerializeToString(deterministic=True)).digest()
-        plan = self._inline.get(key)
-        if plan is None:
-            plan = self._inline[key] = compile_graph(graph, values=self._values).plan
-            if len(self._inline) > KEPT:
-                self._inline.popitem(last=False)
+        key = _digest(graph)
+        return self._inline.get(key) or self._keep(key, await compile_aside(graph, values=self._values))
+
+    def small(self, graph: graph_pb2.Graph) -> Plan:
+        """The same of a graph that takes no time to compile, at once."""
+        key = _digest(graph)
+        return self._inline.get(key) or self._keep(key, compile_graph(graph, values=self._values))
+
+    def _keep(self, key: bytes, compiled: Compiled) -> Plan:
+        # Another call for the same graph may have been quicker, and its runs share what they refer to.
+        plan = self._inline.setdefault(key, compiled.plan)
+        if len(self._inline) > KEPT:
+            self._inline.popitem(last=False)
         return plan
 
     async def plan_of(self, submitted: RunSubmitted) -> Plan:
         """The plan of a run that was admitted before. Raises NoPlan."""
         try:
             if submitted.graph is not None:
-                return self.inline(submitted.graph)
+                return await self.inline(submitted.graph)
             plan, _ = await self.registered(submitted.namespace, submitted.graph_name, submitted.graph_version)
         except (GraphInvalid, GraphNotFound) as error:
             raise NoPlan(str(error)) from error
         return plan
+
+
+def _digest(graph: graph_pb2.Graph) -> bytes:
+    return hashlib.sha256(graph.SerializeToString(deterministic=True)).digest()

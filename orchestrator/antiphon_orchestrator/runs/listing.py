@@ -27,6 +27,8 @@ from . import views
 
 Key = tuple[int, str]
 
+_MOST_MICROS = 1 << 62
+
 
 class InvalidToken(Exception):
     """The page token is not one of ours, or belongs to another query."""
@@ -100,7 +102,9 @@ class RunListing:
             created_before=(
                 moment(request.created_before.ToMicroseconds()) if request.HasField("created_before") else None
             ),
+            parent=request.parent,
             labels=tuple(sorted(request.labels.items())),
+            failure=request.failure_text,
         )
         # From the very run on: those of one turn have the same time, and there may be more than a page of them.
         rows, _ = await self._archive.list_runs(wanted, size + 1, make_page_token(wanted, *before) if before else "")
@@ -122,7 +126,19 @@ def _fits(run: Run, namespace: str, request: api.ListRunsRequest, before: Key | 
         and (not request.HasField("created_after") or run.create_time >= request.created_after.ToMicroseconds())
         and (not request.HasField("created_before") or run.create_time < request.created_before.ToMicroseconds())
         and all(submitted.labels.get(key) == value for key, value in request.labels.items())
+        and (not request.parent or _called_by(submitted.parent_attempt_id, request.parent))
+        and (not request.failure_text or _failed_with(run, request.failure_text))
     )
+
+
+def _called_by(attempt_id: str, parent: str) -> bool:
+    """As the archive finds it: by an attempt, or by any of a run."""
+    return attempt_id == parent if "/" in parent else attempt_id.startswith(f"{parent}/")
+
+
+def _failed_with(run: Run, part: str) -> bool:
+    """As the archive finds it: ASCII letters match in either case."""
+    return run.failure is not None and part.encode().lower() in run.failure.message.encode().lower()
 
 
 def _message(summary: ArchivedRun) -> run_pb2.Run:
@@ -164,8 +180,8 @@ def _parse(token: str, digest: str) -> Key | None:
         return None
     try:
         owner, created, run_id = base64.urlsafe_b64decode(token).decode().split("/")
-        if owner == digest:
-            return int(created), run_id
+        if owner == digest and 0 <= (micros := int(created)) < _MOST_MICROS:
+            return micros, run_id
     except (ValueError, binascii.Error) as error:
         raise InvalidToken(token) from error
     raise InvalidToken(token)

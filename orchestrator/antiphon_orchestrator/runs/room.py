@@ -44,7 +44,8 @@ class StoreRoom:
     """`admit` is asked for every new run; `look` finds out how much there is, `run` keeps looking.
 
     `folder` lies on the store's disk. Between two looks the runs that were admitted are counted instead. `relieve` is
-    told whether the log is to be kept short, at the cost of more snapshots: from the first watermark on.
+    told whether the log is to be kept short, at the cost of more snapshots: from the first watermark on. `promised`:
+    bytes that runs which were admitted will still write; they are not there for new ones.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class StoreRoom:
         max_bytes: int,
         metrics: telemetry.Metrics,
         relieve: Callable[[bool], None],
+        promised: Callable[[], int],
     ) -> None:
         self._store = store
         self._folder = folder
         self._max_bytes = max_bytes
         self._metrics = metrics
         self._relieve = relieve
+        self._promised = promised
         self._left = int(max_bytes * WATERMARKS[Level.FULL])
         self.level = Level.ROOMY
 
@@ -74,10 +77,11 @@ class StoreRoom:
         """Brings the picture up to date, and logs and counts each change of level. Raises StoreError."""
         size = await self._store.size()
         free = shutil.disk_usage(self._folder).free - DISK_RESERVE
-        self._left = min(int(self._max_bytes * WATERMARKS[Level.FULL]) - size, free)
+        left = min(int(self._max_bytes * WATERMARKS[Level.FULL]) - size, free)
+        self._left = left - self._promised()
         self._metrics.store_bytes.set(size)
         self._metrics.store_limit_bytes.set(self._max_bytes)
-        level = Level.FULL if self._left <= 0 else level_of(size / self._max_bytes, self.level)
+        level = Level.FULL if left <= 0 else level_of(size / self._max_bytes, self.level)
         if level is not self.level:
             tell = log.info if level < self.level else log.error if level is Level.FULL else log.warning
             tell("store_level", state=level.name, bytes=size, limit=self._max_bytes)

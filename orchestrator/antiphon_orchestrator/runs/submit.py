@@ -108,7 +108,7 @@ class Submissions:
             if graph.ByteSize() > GRAPH_LIMIT:
                 raise ApiError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, limit=GRAPH_LIMIT)
             try:
-                return self._catalog.inline(graph), graph.name, "", graph.input_schema
+                return await self._catalog.inline(graph), graph.name, "", graph.input_schema
             except GraphInvalid as error:
                 raise graph_invalid(graph.name, error) from error
         reference = request.registered

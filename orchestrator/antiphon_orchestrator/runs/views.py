@@ -3,7 +3,9 @@ run is its events applied again."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, MutableSequence, Sequence
+from operator import attrgetter
 
 from antiphon.store.v1 import journal_pb2 as journal
 from antiphon.v1 import context_pb2, payload_pb2, run_pb2, run_service_pb2
@@ -16,6 +18,7 @@ from ..engine.states import AttemptState, RunState, TaskState
 from ..engine.view import chosen
 from ..shards import codec
 
+_STATE = attrgetter("state")
 _TOTAL_FIELDS = {state: state.name.lower() for state in TaskState}
 
 
@@ -79,10 +82,11 @@ def put_payload(target: payload_pb2.Payload, payload: bytes) -> None:
 
 def put_totals(target: run_pb2.TaskTotals, run: Run) -> None:
     """Counts members instead of their fan-out."""
-    counts: dict[TaskState, int] = {}
+    counts: Counter[TaskState] = Counter()
     for node in run.tasks:
-        for task in (node.members or (node,)) if shown(node) else ():
-            counts[task.state] = counts.get(task.state, 0) + 1
+        if shown(node):
+            # Counted in C: a run may have 100,000 members, and whoever waits for it asks again and again.
+            counts.update(map(_STATE, node.members or (node,)))
     for state, count in counts.items():
         setattr(target, _TOTAL_FIELDS[state], count)
     target.total = sum(counts.values())
@@ -167,6 +171,8 @@ def _reason(run: Run, task: Task) -> str:
             return "reads shared context"
         waits = [run.tasks[i].plan.id for i in task.plan.needs if not run.tasks[i].ended]
         return "waits for " + ", ".join(waits[:8]) + (" …" if len(waits) > 8 else "") if waits else ""
+    if task.state is TaskState.QUARANTINED:
+        return "whoever works on it dies: antiphon run resolve, or retry once it is mended"
     if task.state is TaskState.ESCALATED:
         return "waits for a person: antiphon run resolve, or retry"
     if task.reused is not None:
@@ -288,7 +294,8 @@ def _task_event(
     | e.AnswerCompared
     | e.ResultReused
     | e.TaskReopened
-    | e.TaskEscalated,
+    | e.TaskEscalated
+    | e.TaskQuarantined,
 ) -> None:
     if isinstance(event, e.TaskReady):
         message.task_state = run_pb2.TASK_STATE_READY
@@ -309,6 +316,10 @@ def _task_event(
         message.task_state = run_pb2.TASK_STATE_SUCCEEDED
         message.origin_attempt_id = event.reused.origin_attempt_id
         message.reason = f"the result of {event.reused.origin_attempt_id} was used again"
+    elif isinstance(event, e.TaskQuarantined):
+        message.task_state = run_pb2.TASK_STATE_QUARANTINED
+        message.reason = "whoever works on it dies; it waits for a person"
+        _failure(message, event.failure)
     elif isinstance(event, e.TaskCompleted):
         message.task_state = run_pb2.TASK_STATE_SUCCEEDED
         message.reason = f"its output was given by {event.principal}" if event.principal else ""

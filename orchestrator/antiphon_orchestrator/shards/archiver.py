@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from .. import telemetry
 from ..archive import Archive, ArchivedRun, ArchiveUnavailable, EventChunk
@@ -33,12 +34,28 @@ def moment(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
+CHUNK_BYTES = 1 << 20
+"""Bytes of events in one chunk; a history of up to FEW events is one, whatever its size."""
+
+FEW = 64
+
+WRITE_BYTES = 8 << 20
+"""Bytes of events in one write: a large run has several before the one it comes with."""
+
+
+class _Pending(NamedTuple):
+    shard: int
+    run: ArchivedRun
+    first_seq: int
+    records: Sequence[bytes]
+
+
 class Archiver:
     """`answer(shard, Archived)` tells a shard what is safe; set it before `run`."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
-        self._pending: list[tuple[int, ArchivedRun, EventChunk]] = []
+        self._pending: list[_Pending] = []
         self._wake = asyncio.Event()
         self.available = True
         """Whether the last write succeeded."""
@@ -62,8 +79,7 @@ class Archiver:
             labels=submitted.labels,
             failure_text=run.failure.message if run.failure else "",
         )
-        chunk = EventChunk(run.run_id, first_seq, first_seq + len(records) - 1, codec.frame(records))
-        self._pending.append((shard, summary, chunk))
+        self._pending.append(_Pending(shard, summary, first_seq, records))
         self._wake.set()
 
     @property
@@ -79,7 +95,7 @@ class Archiver:
                 await asyncio.sleep(GATHER)
             batch = self._pending[:BATCH]
             try:
-                await self._archive.write([run for _, run, _ in batch], [chunk for _, _, chunk in batch])
+                await self._write(batch)
             except ArchiveUnavailable as error:
                 self.available = False
                 log.error("archive_unavailable", cause=str(error), count=len(self._pending))
@@ -94,8 +110,34 @@ class Archiver:
             if not self._pending:
                 self._wake.clear()
             done: dict[int, dict[str, int]] = {}
-            for shard, run, chunk in batch:
-                done.setdefault(shard, {})[run.run_id] = chunk.last_seq
+            for one in batch:
+                done.setdefault(one.shard, {})[one.run.run_id] = one.first_seq + len(one.records) - 1
             for shard, upto in done.items():
                 self.answer(shard, Archived(upto))
             await asyncio.sleep(0)  # others first: the archive may lag, they may not
+
+    async def _write(self, batch: Sequence[_Pending]) -> None:
+        """Writes runs with their events; a run is there only with the last of them."""
+        chunks: list[EventChunk] = []
+        size = 0
+        for one in batch:
+            for chunk in cut(one.run.run_id, one.first_seq, one.records):
+                if size >= WRITE_BYTES:
+                    await self._archive.write((), chunks)
+                    chunks, size = [], 0
+                chunks.append(chunk)
+                size += len(chunk.data)
+        await self._archive.write([one.run for one in batch], chunks)
+
+
+def cut(run_id: str, first_seq: int, records: Sequence[bytes]) -> Iterator[EventChunk]:
+    """The events of a run in chunks; where one ends does not depend on what comes later, so that those of a longer
+    history replace those of a shorter one."""
+    start, size = 0, 0
+    if len(records) > FEW:
+        for place, raw in enumerate(records):
+            if size and size + len(raw) > CHUNK_BYTES:
+                yield EventChunk(run_id, first_seq + start, first_seq + place - 1, codec.frame(records[start:place]))
+                start, size = place, 0
+            size += len(raw)
+    yield EventChunk(run_id, first_seq + start, first_seq + len(records) - 1, codec.frame(records[start:]))

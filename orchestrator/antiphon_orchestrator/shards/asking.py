@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..engine.run import Run
 from ..engine.states import RunState
+from ..placement.shares import FairQueue
 from . import inputs as i
 from .turn import Entry, Turn
 
@@ -54,8 +55,27 @@ def unwatch(runs: Runs, turn: Turn, item: i.Unwatch) -> None:
     turn.replies.append((lambda _: None, end))
 
 
-def leave(runs: Runs, requests: dict[bytes, tuple[str, bytes]], turn: Turn, item: i.Leave) -> None:
+def leave(runs: Runs, requests: dict[bytes, tuple[str, bytes]], backlog: FairQueue, turn: Turn, item: i.Leave) -> None:
+    if backlog.size and item.key not in requests:
+        for waiting in backlog.things():
+            if waiting.sink is item.sink:
+                waiting.wait = False
     run_id = item.run_id or requests.get(item.key, ("", b""))[0]
     entry = runs.get(run_id)
     if entry is not None and item.sink in entry.waiters:
         entry.waiters.remove(item.sink)
+
+
+def submitted_before(runs: dict[str, Entry], turn: Turn, item: i.Submit, run_id: str, digest: bytes) -> None:
+    """The answer to a submission whose request id was used before, for that run."""
+    if digest != item.event.request_digest:
+        turn.replies.append((item.sink, lambda: i.RequestIdReused(item.event.request_id)))
+        return
+    entry = runs.get(run_id)
+    if entry is None:
+        turn.replies.append((item.sink, lambda: run_id))
+    elif item.wait and entry.run.state is RunState.RUNNING:
+        entry.waiters.append(item.sink)
+    else:
+        run = entry.run
+        turn.replies.append((item.sink, lambda: run))

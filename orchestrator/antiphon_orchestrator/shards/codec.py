@@ -301,6 +301,12 @@ def _escalated(record: journal.Record, event: e.TaskEscalated) -> None:
     put_failure(m.failure, event.failure)
 
 
+def _quarantined(record: journal.Record, event: e.TaskQuarantined) -> None:
+    m = record.task_quarantined
+    m.task, m.member = event.task, event.member
+    put_failure(m.failure, event.failure)
+
+
 def _run_ended(record: journal.Record, event: e.RunEnded) -> None:
     m = record.run_ended
     m.state = event.state.value  # type: ignore[assignment]
@@ -330,6 +336,7 @@ _ENCODERS: dict[type[Any], Callable[[journal.Record, Any], None]] = {
     e.TaskCancelRequested: _task_cancel,
     e.TaskReopened: _reopened,
     e.TaskEscalated: _escalated,
+    e.TaskQuarantined: _quarantined,
     e.RunUnwinding: lambda record, event: put_failure(record.run_unwinding.failure, event.failure),
     e.RunEnded: _run_ended,
 }
@@ -355,6 +362,7 @@ _DECODERS: dict[str, Callable[[Any], e.Event]] = {
     "task_cancel_requested": lambda m: e.TaskCancelRequested(m.task, m.principal, m.reason),
     "task_reopened": lambda m: e.TaskReopened(m.task, m.member, m.principal, m.reason),
     "task_escalated": lambda m: e.TaskEscalated(m.task, m.member, get_failure(m.failure)),
+    "task_quarantined": lambda m: e.TaskQuarantined(m.task, m.member, get_failure(m.failure)),
     "run_unwinding": lambda m: e.RunUnwinding(get_failure(m.failure)),
     "run_ended": lambda m: e.RunEnded(RunState(m.state), m.output, _failure_in(m)),
 }

@@ -27,6 +27,7 @@ from ..engine.plan import Plan
 from ..engine.run import Run, Task
 from ..engine.states import RunState
 from ..placement.fleet import Fleet, Need, Offered, Waiter
+from ..placement.limits import Counter
 from ..store.port import Store, StoreFull
 from . import codec, reading
 from . import inputs as i
@@ -35,8 +36,9 @@ from .audited import AuditPages
 from .clock import now
 from .leaving import abandon, turn_away
 from .log import Fenced, ShardLog
+from .moving import pays
 from .recovery import recover_record, remember_requests
-from .shard import REQUEST_KEPT, REQUESTS_KEPT, Shard
+from .shard import MAX_INPUTS, REQUEST_KEPT, REQUESTS_KEPT, Shard
 from .turn import Outbox, Reader, Turn
 
 log = telemetry.logger("shards")
@@ -98,7 +100,8 @@ class _Seat:
 
 
 class Host:
-    """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard. `taken` is told each
+    """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard: together, and each
+    namespace its share of it by weight. `taken` is told each
     shard once it is rebuilt, `lost` each that was and is not here any more. `now`: microseconds since 1970; what is due
     goes by it."""
 
@@ -132,6 +135,7 @@ class Host:
         self._count = 0
         archiver.answer = self.put
         fleet.deliver = self._deliver
+        fleet.limits.call = self._call_up
         self.taken: Callable[[int], None] = _nobody
         self.lost: Callable[[int], None] = _nobody
 
@@ -144,6 +148,10 @@ class Host:
     def shards(self) -> list[Shard]:
         """Those that are here and rebuilt."""
         return [seat.shard for seat in self._seats if seat is not None and seat.ready]
+
+    def promised(self) -> int:
+        """Bytes that large fan-outs of these shards will still write, about."""
+        return sum(shard.promises.size() for shard in self.shards)
 
     @property
     def audit(self) -> list[AuditPages]:
@@ -216,16 +224,42 @@ class Host:
         seat.shard.inbox.append(item)
         seat.wake.set()
 
-    async def room(self, shard: int) -> None:
-        """Waits until submitters may add to a shard: the back-pressure of streams."""
-        while (seat := self._seats[shard]) is not None and len(seat.shard.inbox) >= self._inbox_limit:
+    def submit(self, shard: int, item: i.Submit) -> None:
+        """Hands a new run to a shard: behind what is there, and among new runs by the weight of its namespace."""
+        seat = self._seats[shard]
+        if seat is None:
+            turn_away(shard, self._fleet, item)
+            return
+        if seat.shard.backlog.size or len(seat.shard.inbox) >= min(MAX_INPUTS, self._inbox_limit):
+            event = item.event
+            seat.shard.backlog.push(event.namespace, (-event.priority, event.deadline_time), item)
+        else:
+            seat.shard.inbox.append(item)
+        seat.wake.set()
+
+    async def room(self, shard: int, namespace: str) -> None:
+        """Waits until submitters of a namespace may add to a shard: the back-pressure of streams."""
+        while (seat := self._seats[shard]) is not None and self.full(shard, namespace):
             seat.room.clear()
             await seat.room.wait()
 
-    def full(self, shard: int) -> bool:
-        """Whether unary submitters are to be refused."""
+    def full(self, shard: int, namespace: str) -> bool:
+        """Whether unary submitters of a namespace are to be refused: as much waits as may, and it has its share."""
+        seat = self._seats[shard]
+        if seat is None:
+            return False
+        backlog = seat.shard.backlog
+        if len(seat.shard.inbox) + backlog.size < self._inbox_limit:
+            return False
+        return backlog.of(namespace) >= backlog.share(namespace, self._inbox_limit)
+
+    def crowded(self, shard: int) -> bool:
+        """Whether so much waits that comes of accepted work that no more calls of agents are taken."""
         seat = self._seats[shard]
         return seat is not None and len(seat.shard.inbox) >= self._inbox_limit
+
+    def _call_up(self, waiter: Waiter, counter: Counter | None) -> None:
+        self.put(waiter.shard, i.CalledUp(waiter, counter))
 
     def _deliver(self, waiter: Waiter, offered: Offered) -> None:
         self.put(waiter.shard, i.Reserved(waiter, offered))
@@ -239,6 +273,7 @@ class Host:
 
     def time_turned(self) -> None:
         """`now` has leapt: what is due by now is not waited for any longer."""
+        self._fleet.limits.woken()
         for seat in self._seats:
             if seat is not None:
                 seat.wake.set()
@@ -331,6 +366,7 @@ class Host:
             for raw, record in zip(segment.records, records, strict=True):
                 if record.run_id not in archived:
                     recover_record(shard, seq, raw, record, lambda submitted: plans[_graph_of(submitted)])
+            await asyncio.sleep(0)  # a long log takes seconds, and leases are kept meanwhile
 
     async def _plan(self, record: journal.Record, plans: dict[tuple[str, str, str], Plan]) -> None:
         """Loads the graph of a run before the run is rebuilt, which cannot wait."""
@@ -338,6 +374,9 @@ class Host:
             submitted = codec.get_submitted(record.run_submitted)
         elif record.HasField("run_snapshot"):
             submitted = codec.get_submitted(record.run_snapshot.submitted)
+        elif record.HasField("run_part") and record.run_part.number == 1:
+            await self._plan(journal.Record.FromString(record.run_part.records[0]), plans)
+            return
         else:
             return
         key = _graph_of(submitted)
@@ -382,8 +421,7 @@ class Host:
             seat.turn = None
             shard.release(turn, seq)
             await asyncio.sleep(0)  # what was released leaves before the next turn is worked out
-            if not seat.room.is_set() and len(shard.inbox) < self._inbox_limit:
-                seat.room.set()
+            seat.room.set()  # who finds none after all waits on
             if seat.log.next_seq >= seat.trim_at:
                 await self._trim(seat)
             if shard.retain and (len(shard.retain) >= RETAIN_BATCH or moment >= seat.retain_due):
@@ -482,7 +520,9 @@ class Host:
             if seat.log.next_seq - first < self._long_log:
                 return
             entry = seat.shard.runs.get(run_id)
-            if entry is not None and entry.run.state is RunState.RUNNING and seat.moving.get(run_id) != first:
+            if entry is None or entry.run.state is not RunState.RUNNING or seat.moving.get(run_id) == first:
+                continue
+            if pays(entry, seat.log.next_seq - first):
                 seat.moving[run_id] = first
                 self._archiver.put(seat.shard.index, entry.run, entry.key, entry.first_seq, tuple(entry.records))
 

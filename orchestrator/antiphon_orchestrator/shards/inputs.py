@@ -12,6 +12,7 @@ from ..engine.failure import Failure
 from ..engine.plan import Plan
 from ..engine.run import Run
 from ..placement.fleet import Offered, Waiter
+from ..placement.limits import Counter
 
 Sink: TypeAlias = Callable[[Any], None]
 """Takes the answer to an input, or the exception that is the answer: Moved, for any input, when the shard went away
@@ -34,6 +35,9 @@ class Watcher(Protocol):
     def records(self, records: list[bytes]) -> None: ...
 
     def progress(self, task_id: str, member: int, progress: Any) -> None: ...
+
+    def partial(self, task_id: str, member: int, piece: Any) -> None:
+        """A piece of output, as the run's principal may have it; shared with other watchers, not to be changed."""
 
     def ended(self, run: Run) -> None: ...
 
@@ -174,6 +178,14 @@ class Reserved:
 
 
 @dataclass(slots=True)
+class CalledUp:
+    """A task that a limit held up may be placed anew; `counter` keeps room for it, until it is told."""
+
+    waiter: Waiter
+    counter: Counter | None
+
+
+@dataclass(slots=True)
 class Inventory:
     """All that one sidecar holds of this shard. `before` are the attempts that were out to it when it was asked."""
 
@@ -255,6 +267,7 @@ Input: TypeAlias = (
     | Cancel
     | Steer
     | Reserved
+    | CalledUp
     | Inventory
     | SidecarGone
     | Read

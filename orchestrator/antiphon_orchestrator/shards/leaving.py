@@ -25,6 +25,7 @@ def abandon(shard: Shard, fleet: Fleet, turn: Turn | None) -> None:
     for run in live:
         for task in run.all_tasks():
             if (attempt := task.live) is not None:
+                fleet.limits.free(run.submitted.namespace, attempt.placement)
                 fleet.give_back(attempt.instance)
     if turn is not None:
         for sink, _ in turn.replies:
@@ -38,12 +39,17 @@ def abandon(shard: Shard, fleet: Fleet, turn: Turn | None) -> None:
             watcher.moved()
     while shard.inbox:
         turn_away(shard.index, fleet, shard.inbox.popleft())
+    while shard.backlog.size:
+        turn_away(shard.index, fleet, shard.backlog.pop())
 
 
 def turn_away(shard: int, fleet: Fleet, item: i.Input) -> None:
     """Answers an input of a shard that is not here. What it was to be told is asked for anew by its new owner."""
     if isinstance(item, i.Reserved):
         fleet.give_back(item.offered.instance.instance_id)
+    elif isinstance(item, i.CalledUp):
+        if item.counter is not None:
+            fleet.limits.settle(item.counter)
     elif isinstance(item, i.Report):
         item.reporter.no_verdict()
     elif isinstance(item, i.Submit | i.Call | i.Cancel | i.Steer | i.Read | i.Survey | i.Watch):

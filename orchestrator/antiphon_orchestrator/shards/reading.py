@@ -9,7 +9,7 @@ from antiphon.store.v1 import journal_pb2 as journal
 from ..store import keys
 from ..store.port import KeyValue, Store
 
-PAGE = 256
+PAGE = 32
 """Segments read at once; at most 1 MiB each."""
 
 

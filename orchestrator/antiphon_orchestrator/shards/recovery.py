@@ -10,8 +10,9 @@ from ..engine import events as e
 from ..engine.plan import Plan
 from ..engine.run import apply, start
 from . import codec
+from .moving import pin
 from .shard import Shard
-from .turn import Entry, principal_kind, request_key
+from .turn import Entry, Gathered, principal_kind, request_key
 
 
 def recover_record(
@@ -27,18 +28,46 @@ def recover_record(
         submitted = codec.get_submitted(record.run_submitted)
         run = start(run_id, plan_of(submitted), submitted, record.time)
         _remember(shard, Entry(run, request_key(submitted), [raw], 1, principal_kind(submitted.principal)), seq)
+    elif record.HasField("run_part"):
+        _gather(shard, seq, record, plan_of)
     elif record.HasField("run_snapshot"):
         snapshot = record.run_snapshot
         submitted = codec.get_submitted(snapshot.submitted)
         run = start(run_id, plan_of(submitted), submitted, snapshot.create_time)
         codec.restore(run, snapshot, record.event_seq)
         first = snapshot.archived_seq + 1
-        entry = Entry(run, request_key(submitted), list(snapshot.tail), first, principal_kind(submitted.principal))
+        kind = principal_kind(submitted.principal)
+        entry = Entry(run, request_key(submitted), list(snapshot.tail), first, kind, base=raw)
         _remember(shard, entry, seq)
     elif run_id in shard.runs:
         entry = shard.runs[run_id]
         apply(entry.run, codec.decode(record), record.time)
         entry.records.append(raw)
+    elif run_id in shard.gathered:
+        shard.gathered[run_id].later.append((record.event_seq, raw))
+
+
+def _gather(shard: Shard, seq: int, record: journal.Record, plan_of: Callable[[e.RunSubmitted], Plan]) -> None:
+    """Puts the parts together of a run that was copied to the head of the log. One that is there as a whole further
+    back is only pinned by them; what came between them is in its records already."""
+    run_id, part = record.run_id, record.run_part
+    if part.number == 1:
+        shard.gathered[run_id] = Gathered(seq)
+    found = shard.gathered.get(run_id)
+    if found is None:
+        return  # its beginning is gone: the run was archived
+    if run_id not in shard.runs:
+        found.records.extend(part.records)
+    if not part.last:
+        return
+    del shard.gathered[run_id]
+    for raw in found.records:
+        recover_record(shard, found.seq, raw, journal.Record.FromString(raw), plan_of)
+    run = shard.runs[run_id].run
+    for event_seq, raw in found.later:
+        if event_seq > run.event_seq:
+            recover_record(shard, seq, raw, journal.Record.FromString(raw), plan_of)
+    pin(shard.pinned, run_id, found.seq)
 
 
 def remember_requests(shard: Shard, older: dict[bytes, tuple[str, bytes, int]]) -> None:

@@ -10,7 +10,7 @@ from ..engine import decide
 from ..engine.decide import Outcome
 from ..engine.events import ResultReused, Reused
 from ..engine.run import Attempt, Run, Task
-from ..engine.states import AttemptState
+from ..engine.states import AttemptState, TaskState
 from ..placement.fleet import Fleet, Need
 from ..placement.results import Kept, key_of
 from .judging import handed_on, release
@@ -32,7 +32,8 @@ def reuse(fleet: Fleet, turn: Turn, entry: Entry, task: Task, need: Need, payloa
         if outcome.state is AttemptState.SUCCEEDED:
             fleet.results.hits += 1
             origin = Reused(kept.origin_attempt_id, kept.keep_time, place.decision, outcome.policy)
-            return ResultReused(index, member, kept.output, origin, None, outcome.released)
+            given_now = payload if task.state is TaskState.PENDING else None
+            return ResultReused(index, member, kept.output, origin, given_now, outcome.released)
     fleet.results.misses += 1
     return None
 

@@ -19,19 +19,24 @@ from ..engine import decide
 from ..engine import events as e
 from ..engine.decide import Outcome, Verdict
 from ..engine.escalation import fail_task
+from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
 from ..engine.plan import HedgePlan
+from ..engine.quarantine import sidecar_died
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
+from ..placement.limits import Counter, Full
+from ..placement.shares import FairQueue
 from . import agreeing, asking, codec
 from . import inputs as i
-from .auditing import ShardAudit
+from .auditing import DIGESTED_AT_ONCE, ShardAudit, digest_ahead
 from .children import Children
 from .judging import called_run, judge_output
-from .moving import move_to_head
+from .moving import Moving
 from .needs import Needs
 from .outstanding import Outstanding
+from .promising import Promises
 from .reusing import reuse, worth_keeping
 from .timers import Timers
 from .turn import (
@@ -39,9 +44,11 @@ from .turn import (
     SEGMENT_BYTES,
     Archiver,
     Entry,
+    Gathered,
     Outbox,
     Reader,
     Turn,
+    forget_requests,
     found_attempt,
     principal_kind,
     request_key,
@@ -52,6 +59,9 @@ MAX_BYTES = 768 * 1024
 MAX_WORK = 0.004
 """Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3), short enough for agents to work on what
 one turn gave them while the next is worked out. Timers have their own such bound."""
+
+FIRST_OF_BACKLOG = 16
+"""New runs that a turn takes before its inbox, so that runs which are there never keep them out for ever."""
 
 REQUEST_KEPT = 24 * 3600 * 1_000_000
 """Microseconds a request id is remembered after its run was archived."""
@@ -78,6 +88,8 @@ class Shard:
         self.epoch = 0
         self.jitter = jitter
         self.inbox: deque[i.Input] = deque()
+        self.backlog = FairQueue(fleet.weights)
+        """New runs that have to wait: the inbox is for what comes of runs that are there."""
         self.runs: dict[str, Entry] = {}
         self.requests: dict[bytes, tuple[str, bytes]] = {}
         self.kept: dict[bytes, tuple[str, bytes, int]] = {}
@@ -85,7 +97,10 @@ class Shard:
         self.timers_held = False
         self.pinned: dict[str, int] = {}
         self.retain: list[bytes] = []
+        self.gathered: dict[str, Gathered] = {}
+        self.promises = Promises()
         self.audit = ShardAudit(index)
+        self._moving = Moving(self.audit, self.pinned)
         self._fleet = fleet
         self._outbox = outbox
         self._archiver = archiver
@@ -104,13 +119,14 @@ class Shard:
             i.Cancel: self._cancel,
             i.Steer: self._steer,
             i.Reserved: self._reserved,
+            i.CalledUp: self._called_up,
             i.Inventory: self._inventory,
             i.SidecarGone: self._sidecar_gone,
             i.Read: lambda turn, item: asking.read(self.runs, turn, item),
             i.Survey: lambda turn, item: asking.survey(self.runs, turn, item),
             i.Watch: lambda turn, item: asking.watch(self.runs, turn, item),
             i.Unwatch: lambda turn, item: asking.unwatch(self.runs, turn, item),
-            i.Leave: lambda turn, item: asking.leave(self.runs, self.requests, turn, item),
+            i.Leave: lambda turn, item: asking.leave(self.runs, self.requests, self.backlog, turn, item),
             i.ContextFound: self._context_found,
             i.Archived: self._archived,
         }
@@ -118,7 +134,7 @@ class Shard:
     # The turn.
 
     def has_work(self, now: int) -> bool:
-        if self.inbox or self._unfinished or self._to_place:
+        if self.inbox or self._unfinished or self._to_place or self.backlog.size or self._moving.waiting:
             return True
         due = self.next_due()
         return due is not None and due <= now
@@ -130,12 +146,20 @@ class Shard:
         """Works out what waits, within the bounds of a turn. `now`: microseconds since 1970."""
         turn = Turn(now)
         until = clock() + MAX_WORK
+        if self._moving.waiting:
+            self._moving.go_on(turn, self.runs)
         self._go_on(turn, lambda: turn.size < MAX_BYTES and clock() < until)
         taken = 0
+        while self.backlog.size and taken < FIRST_OF_BACKLOG and turn.size < MAX_BYTES and not turn.full:
+            taken += 1
+            self._submit(turn, self.backlog.pop())
         while self.inbox and taken < MAX_INPUTS and turn.size < MAX_BYTES and not turn.full and clock() < until:
             item = self.inbox.popleft()
             taken += 1
             self._handlers[type(item)](turn, item)
+        while self.backlog.size and taken < MAX_INPUTS and turn.size < MAX_BYTES and not turn.full and clock() < until:
+            taken += 1
+            self._submit(turn, self.backlog.pop())
         turn.inputs = taken
         # After the inbox: an outcome that waited in it was in time, however late this turn comes.
         if not self.timers_held:
@@ -171,11 +195,13 @@ class Shard:
             self._to_place.append((entry, run.task(event.task, event.member)))  # type: ignore[union-attr]
         elif kind is e.TaskExpanded:
             node = run.tasks[event.task]  # type: ignore[union-attr]
+            if event.first_member == 1:  # type: ignore[union-attr]
+                self.promises.add(run, node)
             for member in node.members[event.first_member - 1 :]:  # type: ignore[union-attr]
                 self._to_place.append((entry, member))
         elif kind is e.TaskWaiting:
             self._set_timer(entry, run.task(event.task, event.member))  # type: ignore[union-attr]
-        elif kind is e.TaskEnded or kind is e.TaskEscalated:
+        elif kind is e.TaskEnded or kind is e.TaskEscalated or kind is e.TaskQuarantined:
             self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
             self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
             if self._children:
@@ -218,7 +244,9 @@ class Shard:
         self.out.remove(attempt.instance, task)
         worked = event.state in (AttemptState.SUCCEEDED, AttemptState.FAILED)
         latency = (turn.now - attempt.offer_time) / 1e6 if worked else None
-        self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED)
+        if self._fleet.limits.active:
+            self._fleet.limits.free(run.submitted.namespace, attempt.placement)
+        self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED, event.failure)
         if self._children and event.state is AttemptState.SUCCEEDED:
             self._calls_ended(run, task)
         if event.member and task.plan.agree:
@@ -282,21 +310,19 @@ class Shard:
         run = entry.run
         task = run.tasks[ready.task]
         need = self._needs.of(run.submitted.namespace, task.plan, ready.input)
-        if task.plan.cache_ttl and (event := reuse(self._fleet, turn, entry, task, need, ready.input)) is not None:
-            event.input = ready.input
-            self._record(turn, entry, event)
+        if task.plan.cache_ttl and self._reuse(turn, entry, task, need, ready.input):
             return True
         result = self._fleet.place(need, run.submitted.principal, entry.principal_kind, ready.input, 1)
-        if result is None or isinstance(result, Refused):
+        if not isinstance(result, Placement):
             return False
         offer = decide.offer(run, task, result, self.epoch)
         offer.input = ready.input
         self._offer(turn, entry, task, offer)
         return True
 
-    def _place(self, turn: Turn, entry: Entry, task: Task) -> None:
+    def _place(self, turn: Turn, entry: Entry, task: Task, called: Counter | None = None) -> None:
         run = entry.run
-        if task.state is not TaskState.READY or not _may_begin(run, task):
+        if task.state is not TaskState.READY or not decide.may_begin(run, task):
             return
         if turn.size >= MAX_BYTES:
             self._to_place.appendleft((entry, task))
@@ -304,25 +330,23 @@ class Shard:
             return
         need = self.need(run, task)
         submitted = run.submitted
-        if task.plan.cache_ttl and self._reuse(turn, entry, task, need):
-            self._unfinished_now(turn, entry)
+        if task.plan.cache_ttl and self._reuse(turn, entry, task, need, task.input):
+            self._unfinished[entry.run.run_id] = None
             return
-        result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, len(task.attempts) + 1)
-        if result is None:
-            priority = min(9, task.plan.priority + submitted.priority)
-            deadline = decide.task_deadline(run, task)
-            self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member)
-            self._set_timer(entry, task)
+        number = len(task.attempts) + 1
+        result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, number, called)
+        if result is None or isinstance(result, Full):
+            self._wait(entry, task, need, result)
         elif isinstance(result, Refused):
             for event in fail_task(task, result.failure):
                 self._record(turn, entry, event)
-            self._unfinished_now(turn, entry)
+            self._unfinished[entry.run.run_id] = None
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
 
-    def _reuse(self, turn: Turn, entry: Entry, task: Task, need: Need) -> bool:
-        """Ends a READY task with a result that is kept, if there is one."""
-        event = reuse(self._fleet, turn, entry, task, need, task.input)
+    def _reuse(self, turn: Turn, entry: Entry, task: Task, need: Need, payload: bytes) -> bool:
+        """Ends a task that may run with a result that is kept, if there is one."""
+        event = reuse(self._fleet, turn, entry, task, need, payload)
         if event is not None:
             self._record(turn, entry, event)
         return event is not None
@@ -339,6 +363,14 @@ class Shard:
         else:
             self.timers.set((entry.run.run_id, node.plan.index, 0), turn.now + max(agreeing.AGAIN, hedge.delay))
 
+    def _wait(self, entry: Entry, task: Task, need: Need, full: Full | None) -> None:
+        """For a slot, or for limits."""
+        run = entry.run
+        priority = min(9, task.plan.priority + run.submitted.priority)
+        deadline = decide.task_deadline(run, task)
+        self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member, full)
+        self._set_timer(entry, task)
+
     def _offer(self, turn: Turn, entry: Entry, task: Task, event: e.AttemptOffered) -> None:
         self._record(turn, entry, event)
         self.out.add(event.placement.instance, entry, task)
@@ -351,10 +383,6 @@ class Shard:
             agreeing.began(self._fleet, entry.run, task, task.plan.hedge)
             self._set_timer(entry, entry.run.tasks[task.plan.index])
 
-    def _unfinished_now(self, turn: Turn, entry: Entry) -> None:
-        """A run that was changed while another one was being advanced is taken up right after."""
-        self._unfinished[entry.run.run_id] = None
-
     def need(self, run: Run, task: Task) -> Need:
         """What the task asks of an agent."""
         return agreeing.need_of(self._needs, run, task, task.input)
@@ -364,18 +392,7 @@ class Shard:
     def _submit(self, turn: Turn, item: i.Submit) -> None:
         known = self.requests.get(item.key) or self.kept.get(item.key)
         if known is not None:
-            run_id, digest = known[:2]
-            if digest != item.event.request_digest:
-                turn.replies.append((item.sink, lambda: i.RequestIdReused(item.event.request_id)))
-                return
-            entry = self.runs.get(run_id)
-            if entry is None:
-                turn.replies.append((item.sink, lambda: run_id))
-            elif item.wait and entry.run.state is RunState.RUNNING:
-                entry.waiters.append(item.sink)
-            else:
-                run = entry.run
-                turn.replies.append((item.sink, lambda: run))
+            asking.submitted_before(self.runs, turn, item, *known[:2])
             return
         event = item.event
         raw = codec.encode(item.run_id, 1, turn.now, event)
@@ -396,11 +413,8 @@ class Shard:
         self.audit.submitted(turn, entry)
         self._advance(turn, entry)
 
-    def _find(self, source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
-        return found_attempt(self.runs, source, attempt_id)
-
     def _report(self, turn: Turn, item: i.Report) -> None:
-        found = self._find(item.source, item.attempt_id)
+        found = found_attempt(self.runs, item.source, item.attempt_id)
         if found is None:
             verdict = Verdict.GONE
         else:
@@ -418,18 +432,18 @@ class Shard:
         turn.verdicts.append((item.reporter, item.attempt_id, verdict))
 
     def _started(self, turn: Turn, item: i.Started) -> None:
-        if (found := self._find(item.source, item.attempt_id)) is not None:
+        if (found := found_attempt(self.runs, item.source, item.attempt_id)) is not None:
             entry, task, number = found
             self._follow(turn, entry, decide.started(entry.run, task, number))
 
     def _progress(self, turn: Turn, item: i.Progress) -> None:
-        if (found := self._find(item.source, item.attempt_id)) is not None:
+        if (found := found_attempt(self.runs, item.source, item.attempt_id)) is not None:
             entry, task, _ = found
             for watcher in entry.watchers:
                 watcher.progress(task.plan.id, task.member, item.progress)
 
     def _call(self, turn: Turn, item: i.Call) -> None:
-        found = self._find(item.source, item.attempt_id)
+        found = found_attempt(self.runs, item.source, item.attempt_id)
         live = found[1].live if found is not None else None
         if found is None or live is None or live.number != found[2]:
             turn.replies.append((item.sink, lambda: i.CallRefused("the attempt is not running")))
@@ -459,12 +473,12 @@ class Shard:
         waiter, offered = item.waiter, item.offered
         entry = self.runs.get(waiter.run_id)
         task = entry.run.task(waiter.task, waiter.member) if entry is not None else None
-        if entry is None or task is None or task.state is not TaskState.READY or not _may_begin(entry.run, task):
+        if entry is None or task is None or task.state is not TaskState.READY or not decide.may_begin(entry.run, task):
             self._fleet.give_back(offered.instance.instance_id)
             return
         run = entry.run
         need = self.need(run, task)
-        if task.plan.cache_ttl and self._reuse(turn, entry, task, need):
+        if task.plan.cache_ttl and self._reuse(turn, entry, task, need, task.input):
             self._fleet.give_back(offered.instance.instance_id)
             self._advance(turn, entry)
             return
@@ -479,10 +493,21 @@ class Shard:
         if result is None:
             self._to_place.append((entry, task))
             self._advance(turn, entry)
+        elif isinstance(result, Full):
+            self._wait(entry, task, self.need(run, task), result)
         elif isinstance(result, Refused):
             self._follow(turn, entry, fail_task(task, result.failure))
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
+
+    def _called_up(self, turn: Turn, item: i.CalledUp) -> None:
+        waiter = item.waiter
+        entry = self.runs.get(waiter.run_id)
+        if entry is not None:
+            self._place(turn, entry, entry.run.task(waiter.task, waiter.member), item.counter)
+            self._advance(turn, entry)
+        if item.counter is not None:
+            self._fleet.limits.settle(item.counter)
 
     def live_ids(self, incarnation: str) -> frozenset[str]:
         """The attempts that are out to a sidecar whose stream begins now; its inventory will say which it holds."""
@@ -510,7 +535,8 @@ class Shard:
             return
         for entry, task in missing:
             if task.plan.at_most_once:
-                self._lose(turn, entry, task, "its sidecar does not have it, and it is offered at most once")
+                reason = "its sidecar does not have it, and it is offered at most once"
+                self._lose(turn, entry, task, Failure(FailureKind.LOST, reason))
             else:
                 turn.offers.append((entry, task))
         self._heard(item.incarnation)
@@ -520,13 +546,13 @@ class Shard:
             if turn.size >= MAX_BYTES:
                 self._put_back(turn, item)
                 return
-            self._lose(turn, entry, task, "its sidecar went away without an outcome")
+            self._lose(turn, entry, task, sidecar_died(task))
         if not self.out.of(item.incarnation):
             self.out.gone(item.incarnation)
         self._heard(item.incarnation)
 
-    def _lose(self, turn: Turn, entry: Entry, task: Task, reason: str) -> None:
-        outcome = Outcome(AttemptState.LOST, failure=Failure(FailureKind.LOST, reason))
+    def _lose(self, turn: Turn, entry: Entry, task: Task, failure: Failure) -> None:
+        outcome = Outcome(AttemptState.LOST, failure=failure)
         _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
         self._follow(turn, entry, events)
 
@@ -569,7 +595,7 @@ class Shard:
         for run_id, upto in item.upto.items():
             entry = self.runs.get(run_id)
             if entry is not None and entry.run.state is RunState.RUNNING:
-                if not move_to_head(self.audit, self.pinned, turn, entry, upto):
+                if not self._moving.move(turn, entry, upto):
                     self._put_back(turn, i.Archived(left))
                     return
             elif entry is not None and upto >= entry.run.event_seq:
@@ -608,6 +634,10 @@ class Shard:
                 for watcher in entry.watchers:
                     watcher.records(fresh)
             entry.mark = -1
+            if len(entry.records) >= entry.digested + DIGESTED_AT_ONCE:
+                digest_ahead(entry)
+        if turn.part_of:
+            self._moving.committed(turn.part_of, seq)
         for reporter, attempt_id, verdict in turn.verdicts:
             reporter.verdict(attempt_id, verdict)
         for instance_id, attempt_id, reason in turn.cancels:
@@ -639,6 +669,7 @@ class Shard:
 
         Timers that are held are let go once every sidecar that has attempts was heard, or is gone.
         """
+        self.gathered.clear()
         for entry in list(self.runs.values()):
             run = entry.run
             if run.state is not RunState.RUNNING:
@@ -648,10 +679,13 @@ class Shard:
             self._unfinished[run.run_id] = None
             for task in run.all_tasks():
                 self._set_timer(entry, task)
+                if task.members:
+                    self.promises.add(run, task)
                 if task.state is TaskState.READY:
                     self._to_place.append((entry, task))
                 if (live := task.live) is not None:
                     self._fleet.hold(live.instance)
+                    self._fleet.limits.hold(run.submitted.namespace, live.placement)
                     self.out.add(live.instance, entry, task)
         self.inbox.extend(self._children.recover(self.runs))
         if not self.out.taken():
@@ -659,23 +693,8 @@ class Shard:
 
     def settle_retained(self, keys: Iterable[bytes], now: int) -> None:
         """The request ids of these archived runs are durable elsewhere: the log may forget the runs."""
-        for key in keys:
-            if (known := self.kept.get(key)) is not None:
-                self.pinned.pop(known[0], None)
-        while self.kept:
-            key, (_, _, expire_time) = next(iter(self.kept.items()))
-            if expire_time > now and len(self.kept) <= self.requests_kept:
-                return
-            del self.kept[key]
+        forget_requests(self.kept, self.pinned, keys, self.requests_kept, now)
 
     def oldest_pinned(self) -> tuple[str, int] | None:
         """The run that holds the oldest segment, and that segment."""
         return next(iter(self.pinned.items()), None)
-
-
-def _may_begin(run: Run, task: Task) -> bool:
-    """Whether an attempt of a READY task may go out: not while its run is held, nor, but to undo another, once it is to
-    end."""
-    if run.state is not RunState.RUNNING or run.paused is not None:
-        return False
-    return run.cancel is None or task.plan.compensates >= 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +22,8 @@ SEGMENT_BYTES = 1280 * 1024
 @dataclass(slots=True, eq=False)
 class Entry:
     """A run in memory. `records` are its serialised events from `first_seq` on, those the archive does not have yet.
-    `reading`: tasks, or OUTPUT, that shared context is being read for; a new owner reads for them anew."""
+    `reading`: tasks, or OUTPUT, that shared context is being read for; a new owner reads for them anew. `base`: its
+    last snapshot as it stands in the log, b"" if there is none. `digest` is that of the first `digested` records."""
 
     run: Run
     key: bytes
@@ -31,8 +32,27 @@ class Entry:
     principal_kind: str
     mark: int = -1
     reading: set[int] | None = None
+    base: bytes = b""
+    digest: Any = None
+    digested: int = 0
     waiters: list[i.Sink] = field(default_factory=list)
     watchers: list[i.Watcher] = field(default_factory=list)
+
+    def forget(self, count: int) -> None:
+        """Lets go of the first records, which the archive has."""
+        self.records = self.records[count:]
+        self.first_seq += count
+        self.digest, self.digested = None, 0
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What recovery has found of a run in parts: `seq` is the segment of the first, `later` what happened to the run
+    since, by number."""
+
+    seq: int
+    records: list[bytes] = field(default_factory=list)
+    later: list[tuple[int, bytes]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -53,6 +73,8 @@ class Turn:
     reads: list[tuple[Entry, list[int]]] = field(default_factory=list)
     results: dict[bytes, Kept] = field(default_factory=dict)
     """Those to be used again by whoever is committed with this turn or after it, by their keys."""
+    part_of: str = ""
+    """The run of which this turn copies a part to the head of the log."""
     audit: list[bytes] = field(default_factory=list)
     """Audit records of this turn, which are committed with its records."""
 
@@ -106,3 +128,18 @@ def found_attempt(runs: dict[str, Entry], source: str, attempt_id: str) -> tuple
     if namespace != run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
         return None
     return entry, task, number
+
+
+def forget_requests(
+    kept: dict[bytes, tuple[str, bytes, int]], pinned: dict[str, int], settled: Iterable[bytes], most: int, now: int
+) -> None:
+    """Lets the log forget the runs of settled request ids, and forgets ids of archived runs: the oldest of more than
+    `most`, and those whose time has come."""
+    for key in settled:
+        if (known := kept.get(key)) is not None:
+            pinned.pop(known[0], None)
+    while kept:
+        key, (_, _, expire_time) = next(iter(kept.items()))
+        if expire_time > now and len(kept) <= most:
+            return
+        del kept[key]

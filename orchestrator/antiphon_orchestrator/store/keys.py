@@ -24,6 +24,7 @@ REPLICAS = b"replica/"
 SHARDS = b"shard/"
 POLICIES = b"policy/"
 TOKENS = b"token/"
+REVOCATIONS = b"revocation/"
 CONTEXT = b"context/"
 CLAIMS = b"claim/"
 CONTEXT_REQUESTS = b"context-request/"
@@ -166,6 +167,16 @@ def graph_versions_prefix(namespace: str, name: str) -> bytes:
 def token(token_id: str) -> bytes:
     """The record of a join token; its secret is stored only as a hash."""
     return _spell("token", token_id)
+
+
+def revoked_identity(namespace: str, kind: str, name: str) -> bytes:
+    """What was revoked of an identity."""
+    return _spell("revocation", namespace, "identity", kind, name)
+
+
+def revoked_serial(namespace: str, serial: str) -> bytes:
+    """A certificate that was revoked by its serial number, hexadecimal."""
+    return _spell("revocation", namespace, "serial", serial)
 
 
 def secret(name: str) -> bytes:

@@ -73,6 +73,10 @@ func do(task *antiphon.Task, step *conformancev1.ScriptStep) (value any, has boo
 	case *conformancev1.ScriptStep_Progress:
 		task.Progress(kind.Progress.GetFraction(), kind.Progress.GetMessage())
 		return nil, false, nil
+	case *conformancev1.ScriptStep_EmitText:
+		return nil, false, task.Emit(kind.EmitText)
+	case *conformancev1.ScriptStep_EmitJson:
+		return nil, false, task.Emit(json.RawMessage(kind.EmitJson))
 	case *conformancev1.ScriptStep_Call:
 		value, err := call(task, kind.Call)
 		return value, true, err
@@ -117,6 +121,11 @@ func call(task *antiphon.Task, how *conformancev1.ScriptCall) (any, error) {
 	var options []antiphon.CallOption
 	if how.GetCallId() != "" {
 		options = append(options, antiphon.CallID(how.GetCallId()))
+	}
+	if how.GetEmitted() {
+		options = append(options, antiphon.OnPartial(func(piece *antiphon.PartialOutput) {
+			_ = task.Emit(piece.GetText()) // text always travels
+		}))
 	}
 	value, err := antiphon.Call[any](task, how.GetCapability(), input, options...)
 	var failed *antiphon.CallFailed

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -136,12 +137,52 @@ func ask(client *antiphon.Client, call *conformancev1.ClientCall) (*conformancev
 	case *conformancev1.ClientCall_Wait:
 		return answerOf(client.WaitForRun(ctx, kind.Wait.GetRunId()))
 	case *conformancev1.ClientCall_Watch:
-		for event, err := range client.Watch(ctx, kind.Watch.GetRunId(), 0, false) {
+		for event, err := range client.Watch(ctx, kind.Watch.GetRunId(), 0) {
 			if err != nil {
 				return nil, err
 			}
 			answer.EventSeqs = append(answer.EventSeqs, uint32(event.GetEventSeq()))
 		}
+	case *conformancev1.ClientCall_WatchPartials:
+		for event, err := range client.Watch(ctx, kind.WatchPartials.GetRunId(), 0, antiphon.WithPartials()) {
+			if err != nil {
+				return nil, err
+			}
+			if event.GetEventSeq() > 0 {
+				answer.EventSeqs = append(answer.EventSeqs, uint32(event.GetEventSeq()))
+			}
+			if piece := event.GetPartial(); piece != nil {
+				answer.Names = append(answer.Names, cmp.Or(piece.GetWithheld(), piece.GetText(), string(piece.GetJson())))
+			}
+		}
+	case *conformancev1.ClientCall_Signal:
+		signal := antiphon.Signal{Name: kind.Signal.GetSignal(), RequestID: kind.Signal.GetRequestId()}
+		if text := kind.Signal.GetDataJson(); text != "" {
+			signal.Data = json.RawMessage(text)
+		}
+		key, err := client.Signal(ctx, kind.Signal.GetRunId(), signal)
+		answer.Names = []string{key.GetTaskId()}
+		return answer, err
+	case *conformancev1.ClientCall_Pause:
+		return answerOf(client.Pause(ctx, kind.Pause.GetRunId(), ""))
+	case *conformancev1.ClientCall_Resume:
+		return answerOf(client.Resume(ctx, kind.Resume.GetRunId(), ""))
+	case *conformancev1.ClientCall_CancelTask:
+		options := optionsOf(kind.CancelTask)
+		if kind.CancelTask.GetDependents() {
+			options = append(options, antiphon.Dependents())
+		}
+		return taskAnswer(client.CancelTask(ctx, kind.CancelTask.GetRunId(), kind.CancelTask.GetTaskId(), options...))
+	case *conformancev1.ClientCall_RetryTask:
+		task := kind.RetryTask
+		return taskAnswer(client.RetryTask(ctx, task.GetRunId(), task.GetTaskId(), optionsOf(task)...))
+	case *conformancev1.ClientCall_ResolveTask:
+		task := kind.ResolveTask
+		output := json.RawMessage(cmp.Or(task.GetOutputJson(), "null"))
+		return taskAnswer(client.ResolveTask(ctx, task.GetRunId(), task.GetTaskId(), output, optionsOf(task)...))
+	case *conformancev1.ClientCall_FailTask:
+		task := kind.FailTask
+		return taskAnswer(client.FailTask(ctx, task.GetRunId(), task.GetTaskId(), task.GetFailure(), optionsOf(task)...))
 	case *conformancev1.ClientCall_Cancel:
 		return answerOf(client.Cancel(ctx, kind.Cancel.GetRunId(), ""))
 	case *conformancev1.ClientCall_ListRuns:
@@ -177,6 +218,25 @@ func ask(client *antiphon.Client, call *conformancev1.ClientCall) (*conformancev
 		return answer, err
 	default:
 		return nil, errors.New("a call of a kind that this executor does not know")
+	}
+	return answer, nil
+}
+
+func optionsOf(task *conformancev1.TaskCall) []antiphon.TaskOption {
+	return []antiphon.TaskOption{antiphon.Member(task.GetMember()), antiphon.Because(task.GetReason())}
+}
+
+func taskAnswer(task *antiphonv1.Task, err error) (*conformancev1.ClientAnswer, error) {
+	if err != nil {
+		return nil, err
+	}
+	answer := &conformancev1.ClientAnswer{State: task.GetState().String()}
+	if task.GetOutput() != nil {
+		value, err := antiphon.Decode[json.RawMessage](task.GetOutput())
+		if err != nil {
+			return nil, err
+		}
+		answer.OutputJson = string(value)
 	}
 	return answer, nil
 }

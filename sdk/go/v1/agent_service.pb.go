@@ -41,8 +41,11 @@ type WorkRequest struct {
 	Drain bool `protobuf:"varint,5,opt,name=drain,proto3" json:"drain,omitempty"`
 	// Requests to shared context on behalf of attempts.
 	ContextRequests []*ContextRequest `protobuf:"bytes,20,rep,name=context_requests,json=contextRequests,proto3" json:"context_requests,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Pieces of output, of each attempt in the order of their offsets; read before the results beside them. What waits too
+	// long for its way to whoever watches is dropped.
+	Partials      []*PartialUpdate `protobuf:"bytes,30,rep,name=partials,proto3" json:"partials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkRequest) Reset() {
@@ -117,6 +120,13 @@ func (x *WorkRequest) GetContextRequests() []*ContextRequest {
 	return nil
 }
 
+func (x *WorkRequest) GetPartials() []*PartialUpdate {
+	if x != nil {
+		return x.Partials
+	}
+	return nil
+}
+
 // WorkResponse is what a sidecar sends. Any message may hold all lists.
 type WorkResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -133,7 +143,9 @@ type WorkResponse struct {
 	// Answers from shared context.
 	ContextResponses []*ContextResponse `protobuf:"bytes,20,rep,name=context_responses,json=contextResponses,proto3" json:"context_responses,omitempty"`
 	// Claims that are not their attempts' any more.
-	ClaimLosses   []*ClaimLoss `protobuf:"bytes,21,rep,name=claim_losses,json=claimLosses,proto3" json:"claim_losses,omitempty"`
+	ClaimLosses []*ClaimLoss `protobuf:"bytes,21,rep,name=claim_losses,json=claimLosses,proto3" json:"claim_losses,omitempty"`
+	// Pieces of what calls are making, before their outcomes.
+	CallPartials  []*CallPartial `protobuf:"bytes,30,rep,name=call_partials,json=callPartials,proto3" json:"call_partials,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -213,6 +225,13 @@ func (x *WorkResponse) GetContextResponses() []*ContextResponse {
 func (x *WorkResponse) GetClaimLosses() []*ClaimLoss {
 	if x != nil {
 		return x.ClaimLosses
+	}
+	return nil
+}
+
+func (x *WorkResponse) GetCallPartials() []*CallPartial {
+	if x != nil {
+		return x.CallPartials
 	}
 	return nil
 }
@@ -633,6 +652,61 @@ func (x *ProgressUpdate) GetProgress() *Progress {
 	return nil
 }
 
+// PartialUpdate is a piece of what an attempt is making.
+type PartialUpdate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The attempt.
+	AttemptId string `protobuf:"bytes,1,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
+	// The piece.
+	Partial       *PartialOutput `protobuf:"bytes,2,opt,name=partial,proto3" json:"partial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PartialUpdate) Reset() {
+	*x = PartialUpdate{}
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartialUpdate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartialUpdate) ProtoMessage() {}
+
+func (x *PartialUpdate) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartialUpdate.ProtoReflect.Descriptor instead.
+func (*PartialUpdate) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PartialUpdate) GetAttemptId() string {
+	if x != nil {
+		return x.AttemptId
+	}
+	return ""
+}
+
+func (x *PartialUpdate) GetPartial() *PartialOutput {
+	if x != nil {
+		return x.Partial
+	}
+	return nil
+}
+
 // AttemptCancel tells to stop an attempt.
 type AttemptCancel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -646,7 +720,7 @@ type AttemptCancel struct {
 
 func (x *AttemptCancel) Reset() {
 	*x = AttemptCancel{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +732,7 @@ func (x *AttemptCancel) String() string {
 func (*AttemptCancel) ProtoMessage() {}
 
 func (x *AttemptCancel) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +745,7 @@ func (x *AttemptCancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptCancel.ProtoReflect.Descriptor instead.
 func (*AttemptCancel) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AttemptCancel) GetAttemptId() string {
@@ -701,7 +775,7 @@ type ReportProgressRequest struct {
 
 func (x *ReportProgressRequest) Reset() {
 	*x = ReportProgressRequest{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +787,7 @@ func (x *ReportProgressRequest) String() string {
 func (*ReportProgressRequest) ProtoMessage() {}
 
 func (x *ReportProgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +800,7 @@ func (x *ReportProgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProgressRequest.ProtoReflect.Descriptor instead.
 func (*ReportProgressRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReportProgressRequest) GetUpdate() *ProgressUpdate {
@@ -752,7 +826,7 @@ type ReportProgressResponse struct {
 
 func (x *ReportProgressResponse) Reset() {
 	*x = ReportProgressResponse{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +838,7 @@ func (x *ReportProgressResponse) String() string {
 func (*ReportProgressResponse) ProtoMessage() {}
 
 func (x *ReportProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +851,99 @@ func (x *ReportProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProgressResponse.ProtoReflect.Descriptor instead.
 func (*ReportProgressResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{9}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{10}
+}
+
+// ReportPartialRequest is PartialUpdate with proof.
+type ReportPartialRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which piece of which attempt.
+	Update *PartialUpdate `protobuf:"bytes,1,opt,name=update,proto3" json:"update,omitempty"`
+	// Token of the assignment.
+	AttemptToken  []byte `protobuf:"bytes,2,opt,name=attempt_token,json=attemptToken,proto3" json:"attempt_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportPartialRequest) Reset() {
+	*x = ReportPartialRequest{}
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportPartialRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportPartialRequest) ProtoMessage() {}
+
+func (x *ReportPartialRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportPartialRequest.ProtoReflect.Descriptor instead.
+func (*ReportPartialRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ReportPartialRequest) GetUpdate() *PartialUpdate {
+	if x != nil {
+		return x.Update
+	}
+	return nil
+}
+
+func (x *ReportPartialRequest) GetAttemptToken() []byte {
+	if x != nil {
+		return x.AttemptToken
+	}
+	return nil
+}
+
+// ReportPartialResponse is empty.
+type ReportPartialResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportPartialResponse) Reset() {
+	*x = ReportPartialResponse{}
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportPartialResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportPartialResponse) ProtoMessage() {}
+
+func (x *ReportPartialResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportPartialResponse.ProtoReflect.Descriptor instead.
+func (*ReportPartialResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{12}
 }
 
 // CallRequest asks for a capability on behalf of an attempt.
@@ -801,7 +967,7 @@ type CallRequest struct {
 
 func (x *CallRequest) Reset() {
 	*x = CallRequest{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +979,7 @@ func (x *CallRequest) String() string {
 func (*CallRequest) ProtoMessage() {}
 
 func (x *CallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +992,7 @@ func (x *CallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallRequest.ProtoReflect.Descriptor instead.
 func (*CallRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{10}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CallRequest) GetCallId() string {
@@ -891,7 +1057,7 @@ type CallResponse struct {
 
 func (x *CallResponse) Reset() {
 	*x = CallResponse{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +1069,7 @@ func (x *CallResponse) String() string {
 func (*CallResponse) ProtoMessage() {}
 
 func (x *CallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +1082,7 @@ func (x *CallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallResponse.ProtoReflect.Descriptor instead.
 func (*CallResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{11}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CallResponse) GetCallId() string {
@@ -976,18 +1142,84 @@ func (*CallResponse_Output) isCallResponse_Outcome() {}
 
 func (*CallResponse_Failure) isCallResponse_Outcome() {}
 
+// CallPartial is a piece of what a call is making, for the agent that made the call on its Work stream. Pieces may be lost
+// on their way; the outcome of the call is what counts.
+type CallPartial struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The call.
+	CallId string `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	// The attempt that made it.
+	AttemptId string `protobuf:"bytes,2,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
+	// The piece.
+	Partial       *PartialOutput `protobuf:"bytes,3,opt,name=partial,proto3" json:"partial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallPartial) Reset() {
+	*x = CallPartial{}
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallPartial) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallPartial) ProtoMessage() {}
+
+func (x *CallPartial) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallPartial.ProtoReflect.Descriptor instead.
+func (*CallPartial) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CallPartial) GetCallId() string {
+	if x != nil {
+		return x.CallId
+	}
+	return ""
+}
+
+func (x *CallPartial) GetAttemptId() string {
+	if x != nil {
+		return x.AttemptId
+	}
+	return ""
+}
+
+func (x *CallPartial) GetPartial() *PartialOutput {
+	if x != nil {
+		return x.Partial
+	}
+	return nil
+}
+
 var File_antiphon_v1_agent_service_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_agent_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1fantiphon/v1/agent_service.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a!antiphon/v1/context_request.proto\x1a\x17antiphon/v1/error.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1aantiphon/v1/registry.proto\x1a\x15antiphon/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb2\x02\n" +
+	"\x1fantiphon/v1/agent_service.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a!antiphon/v1/context_request.proto\x1a\x17antiphon/v1/error.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1aantiphon/v1/registry.proto\x1a\x15antiphon/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\xea\x02\n" +
 	"\vWorkRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.antiphon.v1.AgentHelloR\x05hello\x12-\n" +
 	"\aresults\x18\x02 \x03(\v2\x13.antiphon.v1.ResultR\aresults\x127\n" +
 	"\bprogress\x18\x03 \x03(\v2\x1b.antiphon.v1.ProgressUpdateR\bprogress\x12.\n" +
 	"\x05calls\x18\x04 \x03(\v2\x18.antiphon.v1.CallRequestR\x05calls\x12\x14\n" +
 	"\x05drain\x18\x05 \x01(\bR\x05drain\x12F\n" +
-	"\x10context_requests\x18\x14 \x03(\v2\x1b.antiphon.v1.ContextRequestR\x0fcontextRequests\"\x8e\x03\n" +
+	"\x10context_requests\x18\x14 \x03(\v2\x1b.antiphon.v1.ContextRequestR\x0fcontextRequests\x126\n" +
+	"\bpartials\x18\x1e \x03(\v2\x1a.antiphon.v1.PartialUpdateR\bpartials\"\xcd\x03\n" +
 	"\fWorkResponse\x123\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.antiphon.v1.AgentWelcomeR\awelcome\x129\n" +
 	"\vassignments\x18\x02 \x03(\v2\x17.antiphon.v1.AssignmentR\vassignments\x124\n" +
@@ -995,7 +1227,8 @@ const file_antiphon_v1_agent_service_proto_rawDesc = "" +
 	"\fcall_results\x18\x04 \x03(\v2\x19.antiphon.v1.CallResponseR\vcallResults\x12\x14\n" +
 	"\x05drain\x18\x05 \x01(\bR\x05drain\x12I\n" +
 	"\x11context_responses\x18\x14 \x03(\v2\x1c.antiphon.v1.ContextResponseR\x10contextResponses\x129\n" +
-	"\fclaim_losses\x18\x15 \x03(\v2\x16.antiphon.v1.ClaimLossR\vclaimLosses\"x\n" +
+	"\fclaim_losses\x18\x15 \x03(\v2\x16.antiphon.v1.ClaimLossR\vclaimLosses\x12=\n" +
+	"\rcall_partials\x18\x1e \x03(\v2\x18.antiphon.v1.CallPartialR\fcallPartials\"x\n" +
 	"\n" +
 	"AgentHello\x12?\n" +
 	"\vdescription\x18\x01 \x01(\v2\x1d.antiphon.v1.AgentDescriptionR\vdescription\x12)\n" +
@@ -1033,7 +1266,11 @@ const file_antiphon_v1_agent_service_proto_rawDesc = "" +
 	"\x0eProgressUpdate\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x121\n" +
-	"\bprogress\x18\x02 \x01(\v2\x15.antiphon.v1.ProgressR\bprogress\"F\n" +
+	"\bprogress\x18\x02 \x01(\v2\x15.antiphon.v1.ProgressR\bprogress\"d\n" +
+	"\rPartialUpdate\x12\x1d\n" +
+	"\n" +
+	"attempt_id\x18\x01 \x01(\tR\tattemptId\x124\n" +
+	"\apartial\x18\x02 \x01(\v2\x1a.antiphon.v1.PartialOutputR\apartial\"F\n" +
 	"\rAttemptCancel\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x16\n" +
@@ -1041,7 +1278,11 @@ const file_antiphon_v1_agent_service_proto_rawDesc = "" +
 	"\x15ReportProgressRequest\x123\n" +
 	"\x06update\x18\x01 \x01(\v2\x1b.antiphon.v1.ProgressUpdateR\x06update\x12)\n" +
 	"\rattempt_token\x18\x02 \x01(\fB\x04\xb0\xbb\x18\x01R\fattemptToken\"\x18\n" +
-	"\x16ReportProgressResponse\"\xf1\x01\n" +
+	"\x16ReportProgressResponse\"u\n" +
+	"\x14ReportPartialRequest\x122\n" +
+	"\x06update\x18\x01 \x01(\v2\x1a.antiphon.v1.PartialUpdateR\x06update\x12)\n" +
+	"\rattempt_token\x18\x02 \x01(\fB\x04\xb0\xbb\x18\x01R\fattemptToken\"\x17\n" +
+	"\x15ReportPartialResponse\"\xf1\x01\n" +
 	"\vCallRequest\x12\x17\n" +
 	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x1d\n" +
 	"\n" +
@@ -1058,11 +1299,18 @@ const file_antiphon_v1_agent_service_proto_rawDesc = "" +
 	"attempt_id\x18\x02 \x01(\tR\tattemptId\x12.\n" +
 	"\x06output\x18\x03 \x01(\v2\x14.antiphon.v1.PayloadH\x00R\x06output\x120\n" +
 	"\afailure\x18\x04 \x01(\v2\x14.antiphon.v1.FailureH\x00R\afailureB\t\n" +
-	"\aoutcome2\xa4\x02\n" +
+	"\aoutcome\"{\n" +
+	"\vCallPartial\x12\x17\n" +
+	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x1d\n" +
+	"\n" +
+	"attempt_id\x18\x02 \x01(\tR\tattemptId\x124\n" +
+	"\apartial\x18\x03 \x01(\v2\x1a.antiphon.v1.PartialOutputR\apartial2\x8f\x03\n" +
 	"\fAgentService\x12T\n" +
 	"\x04Work\x12\x18.antiphon.v1.WorkRequest\x1a\x19.antiphon.v1.WorkResponse\"\x13\xaa\xbb\x18\a\n" +
 	"\x01\x05\x18\x03 \x03\xf2\xbb\x18\x04,+)*(\x010\x01\x12l\n" +
 	"\x0eReportProgress\x12\".antiphon.v1.ReportProgressRequest\x1a#.antiphon.v1.ReportProgressResponse\"\x11\xaa\xbb\x18\a\n" +
+	"\x01\x05\x18\x03 \x03\xf2\xbb\x18\x02-.\x12i\n" +
+	"\rReportPartial\x12!.antiphon.v1.ReportPartialRequest\x1a\".antiphon.v1.ReportPartialResponse\"\x11\xaa\xbb\x18\a\n" +
 	"\x01\x05\x18\x03 \x03\xf2\xbb\x18\x02-.\x12P\n" +
 	"\x04Call\x12\x18.antiphon.v1.CallRequest\x1a\x19.antiphon.v1.CallResponse\"\x13\xaa\xbb\x18\a\n" +
 	"\x01\x05\x18\x03 \x02\xf2\xbb\x18\x04-./\x14b\x06proto3"
@@ -1079,7 +1327,7 @@ func file_antiphon_v1_agent_service_proto_rawDescGZIP() []byte {
 	return file_antiphon_v1_agent_service_proto_rawDescData
 }
 
-var file_antiphon_v1_agent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_antiphon_v1_agent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_antiphon_v1_agent_service_proto_goTypes = []any{
 	(*WorkRequest)(nil),            // 0: antiphon.v1.WorkRequest
 	(*WorkResponse)(nil),           // 1: antiphon.v1.WorkResponse
@@ -1088,54 +1336,66 @@ var file_antiphon_v1_agent_service_proto_goTypes = []any{
 	(*Assignment)(nil),             // 4: antiphon.v1.Assignment
 	(*Result)(nil),                 // 5: antiphon.v1.Result
 	(*ProgressUpdate)(nil),         // 6: antiphon.v1.ProgressUpdate
-	(*AttemptCancel)(nil),          // 7: antiphon.v1.AttemptCancel
-	(*ReportProgressRequest)(nil),  // 8: antiphon.v1.ReportProgressRequest
-	(*ReportProgressResponse)(nil), // 9: antiphon.v1.ReportProgressResponse
-	(*CallRequest)(nil),            // 10: antiphon.v1.CallRequest
-	(*CallResponse)(nil),           // 11: antiphon.v1.CallResponse
-	(*ContextRequest)(nil),         // 12: antiphon.v1.ContextRequest
-	(*ContextResponse)(nil),        // 13: antiphon.v1.ContextResponse
-	(*ClaimLoss)(nil),              // 14: antiphon.v1.ClaimLoss
-	(*AgentDescription)(nil),       // 15: antiphon.v1.AgentDescription
-	(*durationpb.Duration)(nil),    // 16: google.protobuf.Duration
-	(*Payload)(nil),                // 17: antiphon.v1.Payload
-	(*Failure)(nil),                // 18: antiphon.v1.Failure
-	(*Progress)(nil),               // 19: antiphon.v1.Progress
+	(*PartialUpdate)(nil),          // 7: antiphon.v1.PartialUpdate
+	(*AttemptCancel)(nil),          // 8: antiphon.v1.AttemptCancel
+	(*ReportProgressRequest)(nil),  // 9: antiphon.v1.ReportProgressRequest
+	(*ReportProgressResponse)(nil), // 10: antiphon.v1.ReportProgressResponse
+	(*ReportPartialRequest)(nil),   // 11: antiphon.v1.ReportPartialRequest
+	(*ReportPartialResponse)(nil),  // 12: antiphon.v1.ReportPartialResponse
+	(*CallRequest)(nil),            // 13: antiphon.v1.CallRequest
+	(*CallResponse)(nil),           // 14: antiphon.v1.CallResponse
+	(*CallPartial)(nil),            // 15: antiphon.v1.CallPartial
+	(*ContextRequest)(nil),         // 16: antiphon.v1.ContextRequest
+	(*ContextResponse)(nil),        // 17: antiphon.v1.ContextResponse
+	(*ClaimLoss)(nil),              // 18: antiphon.v1.ClaimLoss
+	(*AgentDescription)(nil),       // 19: antiphon.v1.AgentDescription
+	(*durationpb.Duration)(nil),    // 20: google.protobuf.Duration
+	(*Payload)(nil),                // 21: antiphon.v1.Payload
+	(*Failure)(nil),                // 22: antiphon.v1.Failure
+	(*Progress)(nil),               // 23: antiphon.v1.Progress
+	(*PartialOutput)(nil),          // 24: antiphon.v1.PartialOutput
 }
 var file_antiphon_v1_agent_service_proto_depIdxs = []int32{
 	2,  // 0: antiphon.v1.WorkRequest.hello:type_name -> antiphon.v1.AgentHello
 	5,  // 1: antiphon.v1.WorkRequest.results:type_name -> antiphon.v1.Result
 	6,  // 2: antiphon.v1.WorkRequest.progress:type_name -> antiphon.v1.ProgressUpdate
-	10, // 3: antiphon.v1.WorkRequest.calls:type_name -> antiphon.v1.CallRequest
-	12, // 4: antiphon.v1.WorkRequest.context_requests:type_name -> antiphon.v1.ContextRequest
-	3,  // 5: antiphon.v1.WorkResponse.welcome:type_name -> antiphon.v1.AgentWelcome
-	4,  // 6: antiphon.v1.WorkResponse.assignments:type_name -> antiphon.v1.Assignment
-	7,  // 7: antiphon.v1.WorkResponse.cancels:type_name -> antiphon.v1.AttemptCancel
-	11, // 8: antiphon.v1.WorkResponse.call_results:type_name -> antiphon.v1.CallResponse
-	13, // 9: antiphon.v1.WorkResponse.context_responses:type_name -> antiphon.v1.ContextResponse
-	14, // 10: antiphon.v1.WorkResponse.claim_losses:type_name -> antiphon.v1.ClaimLoss
-	15, // 11: antiphon.v1.AgentHello.description:type_name -> antiphon.v1.AgentDescription
-	16, // 12: antiphon.v1.Assignment.remaining_timeout:type_name -> google.protobuf.Duration
-	17, // 13: antiphon.v1.Assignment.input:type_name -> antiphon.v1.Payload
-	17, // 14: antiphon.v1.Result.output:type_name -> antiphon.v1.Payload
-	18, // 15: antiphon.v1.Result.failure:type_name -> antiphon.v1.Failure
-	19, // 16: antiphon.v1.ProgressUpdate.progress:type_name -> antiphon.v1.Progress
-	6,  // 17: antiphon.v1.ReportProgressRequest.update:type_name -> antiphon.v1.ProgressUpdate
-	17, // 18: antiphon.v1.CallRequest.input:type_name -> antiphon.v1.Payload
-	16, // 19: antiphon.v1.CallRequest.timeout:type_name -> google.protobuf.Duration
-	17, // 20: antiphon.v1.CallResponse.output:type_name -> antiphon.v1.Payload
-	18, // 21: antiphon.v1.CallResponse.failure:type_name -> antiphon.v1.Failure
-	0,  // 22: antiphon.v1.AgentService.Work:input_type -> antiphon.v1.WorkRequest
-	8,  // 23: antiphon.v1.AgentService.ReportProgress:input_type -> antiphon.v1.ReportProgressRequest
-	10, // 24: antiphon.v1.AgentService.Call:input_type -> antiphon.v1.CallRequest
-	1,  // 25: antiphon.v1.AgentService.Work:output_type -> antiphon.v1.WorkResponse
-	9,  // 26: antiphon.v1.AgentService.ReportProgress:output_type -> antiphon.v1.ReportProgressResponse
-	11, // 27: antiphon.v1.AgentService.Call:output_type -> antiphon.v1.CallResponse
-	25, // [25:28] is the sub-list for method output_type
-	22, // [22:25] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	13, // 3: antiphon.v1.WorkRequest.calls:type_name -> antiphon.v1.CallRequest
+	16, // 4: antiphon.v1.WorkRequest.context_requests:type_name -> antiphon.v1.ContextRequest
+	7,  // 5: antiphon.v1.WorkRequest.partials:type_name -> antiphon.v1.PartialUpdate
+	3,  // 6: antiphon.v1.WorkResponse.welcome:type_name -> antiphon.v1.AgentWelcome
+	4,  // 7: antiphon.v1.WorkResponse.assignments:type_name -> antiphon.v1.Assignment
+	8,  // 8: antiphon.v1.WorkResponse.cancels:type_name -> antiphon.v1.AttemptCancel
+	14, // 9: antiphon.v1.WorkResponse.call_results:type_name -> antiphon.v1.CallResponse
+	17, // 10: antiphon.v1.WorkResponse.context_responses:type_name -> antiphon.v1.ContextResponse
+	18, // 11: antiphon.v1.WorkResponse.claim_losses:type_name -> antiphon.v1.ClaimLoss
+	15, // 12: antiphon.v1.WorkResponse.call_partials:type_name -> antiphon.v1.CallPartial
+	19, // 13: antiphon.v1.AgentHello.description:type_name -> antiphon.v1.AgentDescription
+	20, // 14: antiphon.v1.Assignment.remaining_timeout:type_name -> google.protobuf.Duration
+	21, // 15: antiphon.v1.Assignment.input:type_name -> antiphon.v1.Payload
+	21, // 16: antiphon.v1.Result.output:type_name -> antiphon.v1.Payload
+	22, // 17: antiphon.v1.Result.failure:type_name -> antiphon.v1.Failure
+	23, // 18: antiphon.v1.ProgressUpdate.progress:type_name -> antiphon.v1.Progress
+	24, // 19: antiphon.v1.PartialUpdate.partial:type_name -> antiphon.v1.PartialOutput
+	6,  // 20: antiphon.v1.ReportProgressRequest.update:type_name -> antiphon.v1.ProgressUpdate
+	7,  // 21: antiphon.v1.ReportPartialRequest.update:type_name -> antiphon.v1.PartialUpdate
+	21, // 22: antiphon.v1.CallRequest.input:type_name -> antiphon.v1.Payload
+	20, // 23: antiphon.v1.CallRequest.timeout:type_name -> google.protobuf.Duration
+	21, // 24: antiphon.v1.CallResponse.output:type_name -> antiphon.v1.Payload
+	22, // 25: antiphon.v1.CallResponse.failure:type_name -> antiphon.v1.Failure
+	24, // 26: antiphon.v1.CallPartial.partial:type_name -> antiphon.v1.PartialOutput
+	0,  // 27: antiphon.v1.AgentService.Work:input_type -> antiphon.v1.WorkRequest
+	9,  // 28: antiphon.v1.AgentService.ReportProgress:input_type -> antiphon.v1.ReportProgressRequest
+	11, // 29: antiphon.v1.AgentService.ReportPartial:input_type -> antiphon.v1.ReportPartialRequest
+	13, // 30: antiphon.v1.AgentService.Call:input_type -> antiphon.v1.CallRequest
+	1,  // 31: antiphon.v1.AgentService.Work:output_type -> antiphon.v1.WorkResponse
+	10, // 32: antiphon.v1.AgentService.ReportProgress:output_type -> antiphon.v1.ReportProgressResponse
+	12, // 33: antiphon.v1.AgentService.ReportPartial:output_type -> antiphon.v1.ReportPartialResponse
+	14, // 34: antiphon.v1.AgentService.Call:output_type -> antiphon.v1.CallResponse
+	31, // [31:35] is the sub-list for method output_type
+	27, // [27:31] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_agent_service_proto_init() }
@@ -1153,7 +1413,7 @@ func file_antiphon_v1_agent_service_proto_init() {
 		(*Result_Output)(nil),
 		(*Result_Failure)(nil),
 	}
-	file_antiphon_v1_agent_service_proto_msgTypes[11].OneofWrappers = []any{
+	file_antiphon_v1_agent_service_proto_msgTypes[14].OneofWrappers = []any{
 		(*CallResponse_Output)(nil),
 		(*CallResponse_Failure)(nil),
 	}
@@ -1163,7 +1423,7 @@ func file_antiphon_v1_agent_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_agent_service_proto_rawDesc), len(file_antiphon_v1_agent_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	AgentService_Work_FullMethodName           = "/antiphon.v1.AgentService/Work"
 	AgentService_ReportProgress_FullMethodName = "/antiphon.v1.AgentService/ReportProgress"
+	AgentService_ReportPartial_FullMethodName  = "/antiphon.v1.AgentService/ReportPartial"
 	AgentService_Call_FullMethodName           = "/antiphon.v1.AgentService/Call"
 )
 
@@ -41,6 +42,8 @@ type AgentServiceClient interface {
 	Work(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WorkRequest, WorkResponse], error)
 	// ReportProgress says how far an attempt is, for agents that prefer unary calls.
 	ReportProgress(ctx context.Context, in *ReportProgressRequest, opts ...grpc.CallOption) (*ReportProgressResponse, error)
+	// ReportPartial sends a piece of output before the output, for agents that prefer unary calls.
+	ReportPartial(ctx context.Context, in *ReportPartialRequest, opts ...grpc.CallOption) (*ReportPartialResponse, error)
 	// Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
 	// The same call_id within the attempt's task gives the same outcome.
 	Call(ctx context.Context, in *CallRequest, opts ...grpc.CallOption) (*CallResponse, error)
@@ -77,6 +80,16 @@ func (c *agentServiceClient) ReportProgress(ctx context.Context, in *ReportProgr
 	return out, nil
 }
 
+func (c *agentServiceClient) ReportPartial(ctx context.Context, in *ReportPartialRequest, opts ...grpc.CallOption) (*ReportPartialResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportPartialResponse)
+	err := c.cc.Invoke(ctx, AgentService_ReportPartial_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentServiceClient) Call(ctx context.Context, in *CallRequest, opts ...grpc.CallOption) (*CallResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CallResponse)
@@ -101,6 +114,8 @@ type AgentServiceServer interface {
 	Work(grpc.BidiStreamingServer[WorkRequest, WorkResponse]) error
 	// ReportProgress says how far an attempt is, for agents that prefer unary calls.
 	ReportProgress(context.Context, *ReportProgressRequest) (*ReportProgressResponse, error)
+	// ReportPartial sends a piece of output before the output, for agents that prefer unary calls.
+	ReportPartial(context.Context, *ReportPartialRequest) (*ReportPartialResponse, error)
 	// Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
 	// The same call_id within the attempt's task gives the same outcome.
 	Call(context.Context, *CallRequest) (*CallResponse, error)
@@ -119,6 +134,9 @@ func (UnimplementedAgentServiceServer) Work(grpc.BidiStreamingServer[WorkRequest
 }
 func (UnimplementedAgentServiceServer) ReportProgress(context.Context, *ReportProgressRequest) (*ReportProgressResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReportProgress not implemented")
+}
+func (UnimplementedAgentServiceServer) ReportPartial(context.Context, *ReportPartialRequest) (*ReportPartialResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReportPartial not implemented")
 }
 func (UnimplementedAgentServiceServer) Call(context.Context, *CallRequest) (*CallResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Call not implemented")
@@ -169,6 +187,24 @@ func _AgentService_ReportProgress_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AgentService_ReportPartial_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportPartialRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).ReportPartial(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_ReportPartial_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).ReportPartial(ctx, req.(*ReportPartialRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AgentService_Call_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CallRequest)
 	if err := dec(in); err != nil {
@@ -197,6 +233,10 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReportProgress",
 			Handler:    _AgentService_ReportProgress_Handler,
+		},
+		{
+			MethodName: "ReportPartial",
+			Handler:    _AgentService_ReportPartial_Handler,
 		},
 		{
 			MethodName: "Call",

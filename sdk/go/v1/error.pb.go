@@ -108,6 +108,12 @@ const (
 	ErrorReason_ERROR_REASON_TOKEN_NOT_ACCEPTED ErrorReason = 80
 	// The certificate signing request cannot be used.
 	ErrorReason_ERROR_REASON_SIGNING_REQUEST_INVALID ErrorReason = 81
+	// The caller's certificate was revoked, by its serial number or with all others of its identity.
+	ErrorReason_ERROR_REASON_CERTIFICATE_REVOKED ErrorReason = 82
+	// There are as many revocations as there may be at a time.
+	ErrorReason_ERROR_REASON_REVOCATIONS_EXHAUSTED ErrorReason = 83
+	// The expired certificate is none that its key brings back.
+	ErrorReason_ERROR_REASON_RECOVERY_NOT_ACCEPTED ErrorReason = 84
 	// The run has ended; nothing can be asked of it any more.
 	ErrorReason_ERROR_REASON_RUN_ENDED ErrorReason = 110
 	// No task of the run's graph waits for a signal of that name.
@@ -194,6 +200,9 @@ var (
 		61:  "ERROR_REASON_PAYLOAD_DIGEST_MISMATCH",
 		80:  "ERROR_REASON_TOKEN_NOT_ACCEPTED",
 		81:  "ERROR_REASON_SIGNING_REQUEST_INVALID",
+		82:  "ERROR_REASON_CERTIFICATE_REVOKED",
+		83:  "ERROR_REASON_REVOCATIONS_EXHAUSTED",
+		84:  "ERROR_REASON_RECOVERY_NOT_ACCEPTED",
 		110: "ERROR_REASON_RUN_ENDED",
 		111: "ERROR_REASON_SIGNAL_NOT_EXPECTED",
 		112: "ERROR_REASON_SIGNALS_EXHAUSTED",
@@ -256,6 +265,9 @@ var (
 		"ERROR_REASON_PAYLOAD_DIGEST_MISMATCH":    61,
 		"ERROR_REASON_TOKEN_NOT_ACCEPTED":         80,
 		"ERROR_REASON_SIGNING_REQUEST_INVALID":    81,
+		"ERROR_REASON_CERTIFICATE_REVOKED":        82,
+		"ERROR_REASON_REVOCATIONS_EXHAUSTED":      83,
+		"ERROR_REASON_RECOVERY_NOT_ACCEPTED":      84,
 		"ERROR_REASON_RUN_ENDED":                  110,
 		"ERROR_REASON_SIGNAL_NOT_EXPECTED":        111,
 		"ERROR_REASON_SIGNALS_EXHAUSTED":          112,
@@ -482,7 +494,7 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*\x8a8\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*\xc7<\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12s\n" +
 	"\x1cERROR_REASON_REQUEST_INVALID\x10\x01\x1aQ\xba\xbb\x18M\b\x03\x10\x01\x1a\x05field\">{field} breaks a rule of the request; see the field violations(\x01\x12~\n" +
@@ -528,7 +540,10 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x1eERROR_REASON_PAYLOAD_NOT_FOUND\x10<\x1aH\xba\xbb\x18D\b\x05\x10\x01\x1a\x06digest\"6no payload {digest} in this namespace; upload it first\x12\x7f\n" +
 	"$ERROR_REASON_PAYLOAD_DIGEST_MISMATCH\x10=\x1aU\xba\xbb\x18Q\b\x03\x10\x01\x1a\bexpected\x1a\x06actual\"9the content has digest {actual}, announced was {expected}\x12\x88\x01\n" +
 	"\x1fERROR_REASON_TOKEN_NOT_ACCEPTED\x10P\x1ac\xba\xbb\x18_\b\x10\x10\x04\x1a\x05cause\"Rthe join token is not accepted: {cause}; make a new one with: antiphon certs token\x12\x97\x01\n" +
-	"$ERROR_REASON_SIGNING_REQUEST_INVALID\x10Q\x1am\xba\xbb\x18i\b\x03\x10\x01\x1a\x05cause\"\\the signing request cannot be used: {cause}; it must be PEM, P-256 and signed by its own key\x12x\n" +
+	"$ERROR_REASON_SIGNING_REQUEST_INVALID\x10Q\x1am\xba\xbb\x18i\b\x03\x10\x01\x1a\x05cause\"\\the signing request cannot be used: {cause}; it must be PEM, P-256 and signed by its own key\x12\xda\x01\n" +
+	" ERROR_REASON_CERTIFICATE_REVOKED\x10R\x1a\xb3\x01\xba\xbb\x18\xae\x01\b\x10\x10\x04\x1a\bidentity\x1a\vrevoke_time\x1a\x05cause\"\x87\x01the certificate of {identity} was revoked at {revoke_time}: {cause}; whoever may come back needs a new join token: antiphon certs token(\x01\x12\xbe\x01\n" +
+	"\"ERROR_REASON_REVOCATIONS_EXHAUSTED\x10S\x1a\x95\x01\xba\xbb\x18\x90\x01\b\b\x10\x04\x1a\x05limit\"\x82\x01there are {limit} revocations, and there may be no more; they go when what they revoke has expired: see antiphon certs revocations\x12\x9c\x01\n" +
+	"\"ERROR_REASON_RECOVERY_NOT_ACCEPTED\x10T\x1at\xba\xbb\x18p\b\x10\x10\x04\x1a\x05cause\"cthe certificate is not given anew for its key: {cause}; join with a new token: antiphon certs token\x12x\n" +
 	"\x16ERROR_REASON_RUN_ENDED\x10n\x1a\\\xba\xbb\x18X\b\t\x10\x01\x1a\x06run_id\x1a\x05state\"Crun {run_id} has ended {state} and stays as it is; submit a new one\x12\x97\x01\n" +
 	" ERROR_REASON_SIGNAL_NOT_EXPECTED\x10o\x1aq\xba\xbb\x18m\b\t\x10\x01\x1a\x06signal\x1a\x06run_id\x1a\bexpected\"Mno task of run {run_id} waits for signal {signal}; its graph knows {expected}\x12o\n" +
 	"\x1eERROR_REASON_SIGNALS_EXHAUSTED\x10p\x1aK\xba\xbb\x18G\b\b\x10\x01\x1a\x06run_id\x1a\x05limit\"2run {run_id} was sent {limit}: the most of one run\x12i\n" +

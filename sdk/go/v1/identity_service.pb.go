@@ -301,6 +301,117 @@ func (x *RenewResponse) GetCertificate() *CertificateGrant {
 	return nil
 }
 
+// RecoverRequest shows an expired certificate and proves that its key is at hand.
+type RecoverRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PEM chain of the expired certificate: leaf, then intermediate.
+	Chain string `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
+	// PEM signing request, P-256, of a new key. The names in it are ignored.
+	SigningRequest string `protobuf:"bytes,2,opt,name=signing_request,json=signingRequest,proto3" json:"signing_request,omitempty"`
+	// ECDSA signature with SHA-256, DER, by the key of the expired certificate, of "antiphon recover 1\n" and the signing
+	// request. It is of use to nobody who does not hold the new key.
+	Signature     []byte `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverRequest) Reset() {
+	*x = RecoverRequest{}
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverRequest) ProtoMessage() {}
+
+func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverRequest.ProtoReflect.Descriptor instead.
+func (*RecoverRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RecoverRequest) GetChain() string {
+	if x != nil {
+		return x.Chain
+	}
+	return ""
+}
+
+func (x *RecoverRequest) GetSigningRequest() string {
+	if x != nil {
+		return x.SigningRequest
+	}
+	return ""
+}
+
+func (x *RecoverRequest) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+// RecoverResponse holds the certificate.
+type RecoverResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The certificate.
+	Certificate   *CertificateGrant `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverResponse) Reset() {
+	*x = RecoverResponse{}
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverResponse) ProtoMessage() {}
+
+func (x *RecoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverResponse.ProtoReflect.Descriptor instead.
+func (*RecoverResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RecoverResponse) GetCertificate() *CertificateGrant {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
 // CreateTokenRequest says what the token allows.
 type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -322,7 +433,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_antiphon_v1_identity_service_proto_msgTypes[5]
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -334,7 +445,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_identity_service_proto_msgTypes[5]
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -347,7 +458,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{5}
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateTokenRequest) GetKind() string {
@@ -405,7 +516,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_antiphon_v1_identity_service_proto_msgTypes[6]
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +528,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_identity_service_proto_msgTypes[6]
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +541,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -447,6 +558,436 @@ func (x *CreateTokenResponse) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// RevokeCertificatesRequest says which, and why.
+type RevokeCertificatesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespace of the identity; empty means the caller's.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// What is revoked.
+	//
+	// Types that are valid to be assigned to Subject:
+	//
+	//	*RevokeCertificatesRequest_Identity
+	//	*RevokeCertificatesRequest_Serial
+	Subject isRevokeCertificatesRequest_Subject `protobuf_oneof:"subject"`
+	// Why, for people; whoever is refused reads it, too.
+	Cause         string `protobuf:"bytes,4,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificatesRequest) Reset() {
+	*x = RevokeCertificatesRequest{}
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificatesRequest) ProtoMessage() {}
+
+func (x *RevokeCertificatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificatesRequest.ProtoReflect.Descriptor instead.
+func (*RevokeCertificatesRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RevokeCertificatesRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *RevokeCertificatesRequest) GetSubject() isRevokeCertificatesRequest_Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *RevokeCertificatesRequest) GetIdentity() *IdentityName {
+	if x != nil {
+		if x, ok := x.Subject.(*RevokeCertificatesRequest_Identity); ok {
+			return x.Identity
+		}
+	}
+	return nil
+}
+
+func (x *RevokeCertificatesRequest) GetSerial() string {
+	if x != nil {
+		if x, ok := x.Subject.(*RevokeCertificatesRequest_Serial); ok {
+			return x.Serial
+		}
+	}
+	return ""
+}
+
+func (x *RevokeCertificatesRequest) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+type isRevokeCertificatesRequest_Subject interface {
+	isRevokeCertificatesRequest_Subject()
+}
+
+type RevokeCertificatesRequest_Identity struct {
+	// All certificates of an identity that were issued so far.
+	Identity *IdentityName `protobuf:"bytes,2,opt,name=identity,proto3,oneof"`
+}
+
+type RevokeCertificatesRequest_Serial struct {
+	// One certificate by its serial number: lowercase hexadecimal, as in audit records and in antiphon certs show.
+	Serial string `protobuf:"bytes,3,opt,name=serial,proto3,oneof"`
+}
+
+func (*RevokeCertificatesRequest_Identity) isRevokeCertificatesRequest_Subject() {}
+
+func (*RevokeCertificatesRequest_Serial) isRevokeCertificatesRequest_Subject() {}
+
+// IdentityName names an identity within a namespace.
+type IdentityName struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Kind of identity: sidecar, client or operator.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Name of the identity.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdentityName) Reset() {
+	*x = IdentityName{}
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdentityName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdentityName) ProtoMessage() {}
+
+func (x *IdentityName) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdentityName.ProtoReflect.Descriptor instead.
+func (*IdentityName) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *IdentityName) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *IdentityName) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// RevokeCertificatesResponse says nothing more: the revocation is in force.
+type RevokeCertificatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificatesResponse) Reset() {
+	*x = RevokeCertificatesResponse{}
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificatesResponse) ProtoMessage() {}
+
+func (x *RevokeCertificatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificatesResponse.ProtoReflect.Descriptor instead.
+func (*RevokeCertificatesResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{11}
+}
+
+// ListRevocationsRequest asks for one page.
+type ListRevocationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many; 0 means 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevocationsRequest) Reset() {
+	*x = ListRevocationsRequest{}
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevocationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevocationsRequest) ProtoMessage() {}
+
+func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
+func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListRevocationsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListRevocationsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListRevocationsResponse is one page.
+type ListRevocationsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revocations of this page.
+	Revocations []*Revocation `protobuf:"bytes,1,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevocationsResponse) Reset() {
+	*x = ListRevocationsResponse{}
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevocationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevocationsResponse) ProtoMessage() {}
+
+func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
+func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
+func (x *ListRevocationsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Revocation is what one call of RevokeCertificates has revoked.
+type Revocation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is revoked.
+	//
+	// Types that are valid to be assigned to Subject:
+	//
+	//	*Revocation_Identity
+	//	*Revocation_Serial
+	Subject isRevocation_Subject `protobuf_oneof:"subject"`
+	// Why.
+	Cause string `protobuf:"bytes,3,opt,name=cause,proto3" json:"cause,omitempty"`
+	// SPIFFE id of the operator who revoked.
+	Principal string `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
+	// When; for an identity, what was issued until some seconds later is revoked as well, lest another replica's clock differ.
+	RevokeTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=revoke_time,json=revokeTime,proto3" json:"revoke_time,omitempty"`
+	// When the revocation is forgotten, since nothing is left that it could refuse.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Revocation) GetSubject() isRevocation_Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *Revocation) GetIdentity() *IdentityName {
+	if x != nil {
+		if x, ok := x.Subject.(*Revocation_Identity); ok {
+			return x.Identity
+		}
+	}
+	return nil
+}
+
+func (x *Revocation) GetSerial() string {
+	if x != nil {
+		if x, ok := x.Subject.(*Revocation_Serial); ok {
+			return x.Serial
+		}
+	}
+	return ""
+}
+
+func (x *Revocation) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Revocation) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *Revocation) GetRevokeTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RevokeTime
+	}
+	return nil
+}
+
+func (x *Revocation) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+type isRevocation_Subject interface {
+	isRevocation_Subject()
+}
+
+type Revocation_Identity struct {
+	// All certificates of an identity that were issued until revoke_time.
+	Identity *IdentityName `protobuf:"bytes,1,opt,name=identity,proto3,oneof"`
+}
+
+type Revocation_Serial struct {
+	// One certificate by its serial number, lowercase hexadecimal.
+	Serial string `protobuf:"bytes,2,opt,name=serial,proto3,oneof"`
+}
+
+func (*Revocation_Identity) isRevocation_Subject() {}
+
+func (*Revocation_Serial) isRevocation_Subject() {}
+
 // GetTrustBundleRequest has no settings.
 type GetTrustBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -456,7 +997,7 @@ type GetTrustBundleRequest struct {
 
 func (x *GetTrustBundleRequest) Reset() {
 	*x = GetTrustBundleRequest{}
-	mi := &file_antiphon_v1_identity_service_proto_msgTypes[7]
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +1009,7 @@ func (x *GetTrustBundleRequest) String() string {
 func (*GetTrustBundleRequest) ProtoMessage() {}
 
 func (x *GetTrustBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_identity_service_proto_msgTypes[7]
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +1022,7 @@ func (x *GetTrustBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustBundleRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{15}
 }
 
 // GetTrustBundleResponse holds the roots.
@@ -497,7 +1038,7 @@ type GetTrustBundleResponse struct {
 
 func (x *GetTrustBundleResponse) Reset() {
 	*x = GetTrustBundleResponse{}
-	mi := &file_antiphon_v1_identity_service_proto_msgTypes[8]
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +1050,7 @@ func (x *GetTrustBundleResponse) String() string {
 func (*GetTrustBundleResponse) ProtoMessage() {}
 
 func (x *GetTrustBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_identity_service_proto_msgTypes[8]
+	mi := &file_antiphon_v1_identity_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +1063,7 @@ func (x *GetTrustBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetTrustBundleResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_v1_identity_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetTrustBundleResponse) GetTrustBundle() string {
@@ -559,6 +1100,12 @@ const file_antiphon_v1_identity_service_proto_rawDesc = "" +
 	"\fRenewRequest\x12'\n" +
 	"\x0fsigning_request\x18\x01 \x01(\tR\x0esigningRequest\"P\n" +
 	"\rRenewResponse\x12?\n" +
+	"\vcertificate\x18\x01 \x01(\v2\x1d.antiphon.v1.CertificateGrantR\vcertificate\"m\n" +
+	"\x0eRecoverRequest\x12\x14\n" +
+	"\x05chain\x18\x01 \x01(\tR\x05chain\x12'\n" +
+	"\x0fsigning_request\x18\x02 \x01(\tR\x0esigningRequest\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\"R\n" +
+	"\x0fRecoverResponse\x12?\n" +
 	"\vcertificate\x18\x01 \x01(\v2\x1d.antiphon.v1.CertificateGrantR\vcertificate\"\xcd\x01\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
@@ -570,17 +1117,50 @@ const file_antiphon_v1_identity_service_proto_rawDesc = "" +
 	"\x13CreateTokenResponse\x12\x1a\n" +
 	"\x05token\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01R\x05token\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\x17\n" +
+	"expireTime\"\xad\x01\n" +
+	"\x19RevokeCertificatesRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x127\n" +
+	"\bidentity\x18\x02 \x01(\v2\x19.antiphon.v1.IdentityNameH\x00R\bidentity\x12\x18\n" +
+	"\x06serial\x18\x03 \x01(\tH\x00R\x06serial\x12\x14\n" +
+	"\x05cause\x18\x04 \x01(\tR\x05causeB\t\n" +
+	"\asubject\"6\n" +
+	"\fIdentityName\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x1c\n" +
+	"\x1aRevokeCertificatesResponse\"T\n" +
+	"\x16ListRevocationsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"|\n" +
+	"\x17ListRevocationsResponse\x129\n" +
+	"\vrevocations\x18\x01 \x03(\v2\x17.antiphon.v1.RevocationR\vrevocations\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x98\x02\n" +
+	"\n" +
+	"Revocation\x127\n" +
+	"\bidentity\x18\x01 \x01(\v2\x19.antiphon.v1.IdentityNameH\x00R\bidentity\x12\x18\n" +
+	"\x06serial\x18\x02 \x01(\tH\x00R\x06serial\x12\x14\n" +
+	"\x05cause\x18\x03 \x01(\tR\x05cause\x12\x1c\n" +
+	"\tprincipal\x18\x04 \x01(\tR\tprincipal\x12;\n" +
+	"\vrevoke_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"revokeTime\x12;\n" +
+	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTimeB\t\n" +
+	"\asubject\"\x17\n" +
 	"\x15GetTrustBundleRequest\"S\n" +
 	"\x16GetTrustBundleResponse\x12!\n" +
 	"\ftrust_bundle\x18\x01 \x01(\tR\vtrustBundle\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\tR\x06digest2\xfc\x02\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest2\xc9\x05\n" +
 	"\x0fIdentityService\x12K\n" +
 	"\x04Join\x12\x18.antiphon.v1.JoinRequest\x1a\x19.antiphon.v1.JoinResponse\"\x0e\xaa\xbb\x18\x04\x18\x02 \x03\xf2\xbb\x18\x02PQ\x12Q\n" +
 	"\x05Renew\x12\x19.antiphon.v1.RenewRequest\x1a\x1a.antiphon.v1.RenewResponse\"\x11\xaa\xbb\x18\b\n" +
-	"\x04\x01\x02\x03\x04 \x03\xf2\xbb\x18\x01Q\x12d\n" +
+	"\x04\x01\x02\x03\x04 \x03\xf2\xbb\x18\x01Q\x12T\n" +
+	"\aRecover\x12\x1b.antiphon.v1.RecoverRequest\x1a\x1c.antiphon.v1.RecoverResponse\"\x0e\xaa\xbb\x18\x04\x18\x02 \x03\xf2\xbb\x18\x02TQ\x12d\n" +
 	"\vCreateToken\x12\x1f.antiphon.v1.CreateTokenRequest\x1a .antiphon.v1.CreateTokenResponse\"\x12\xaa\xbb\x18\x0e\n" +
-	"\x01\x02\x12\aoperate \x04\x12c\n" +
+	"\x01\x02\x12\aoperate \x04\x12~\n" +
+	"\x12RevokeCertificates\x12&.antiphon.v1.RevokeCertificatesRequest\x1a'.antiphon.v1.RevokeCertificatesResponse\"\x17\xaa\xbb\x18\x0e\n" +
+	"\x01\x02\x12\aoperate \x03\xf2\xbb\x18\x01S\x12u\n" +
+	"\x0fListRevocations\x12#.antiphon.v1.ListRevocationsRequest\x1a$.antiphon.v1.ListRevocationsResponse\"\x17\xaa\xbb\x18\x0e\n" +
+	"\x01\x02\x12\aoperate \x01\xf2\xbb\x18\x01\x1b\x12c\n" +
 	"\x0eGetTrustBundle\x12\".antiphon.v1.GetTrustBundleRequest\x1a#.antiphon.v1.GetTrustBundleResponse\"\b\xaa\xbb\x18\x04\x18\x02 \x01b\x06proto3"
 
 var (
@@ -595,39 +1175,59 @@ func file_antiphon_v1_identity_service_proto_rawDescGZIP() []byte {
 	return file_antiphon_v1_identity_service_proto_rawDescData
 }
 
-var file_antiphon_v1_identity_service_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_antiphon_v1_identity_service_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_antiphon_v1_identity_service_proto_goTypes = []any{
-	(*JoinRequest)(nil),            // 0: antiphon.v1.JoinRequest
-	(*JoinResponse)(nil),           // 1: antiphon.v1.JoinResponse
-	(*CertificateGrant)(nil),       // 2: antiphon.v1.CertificateGrant
-	(*RenewRequest)(nil),           // 3: antiphon.v1.RenewRequest
-	(*RenewResponse)(nil),          // 4: antiphon.v1.RenewResponse
-	(*CreateTokenRequest)(nil),     // 5: antiphon.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),    // 6: antiphon.v1.CreateTokenResponse
-	(*GetTrustBundleRequest)(nil),  // 7: antiphon.v1.GetTrustBundleRequest
-	(*GetTrustBundleResponse)(nil), // 8: antiphon.v1.GetTrustBundleResponse
-	(*timestamppb.Timestamp)(nil),  // 9: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 10: google.protobuf.Duration
+	(*JoinRequest)(nil),                // 0: antiphon.v1.JoinRequest
+	(*JoinResponse)(nil),               // 1: antiphon.v1.JoinResponse
+	(*CertificateGrant)(nil),           // 2: antiphon.v1.CertificateGrant
+	(*RenewRequest)(nil),               // 3: antiphon.v1.RenewRequest
+	(*RenewResponse)(nil),              // 4: antiphon.v1.RenewResponse
+	(*RecoverRequest)(nil),             // 5: antiphon.v1.RecoverRequest
+	(*RecoverResponse)(nil),            // 6: antiphon.v1.RecoverResponse
+	(*CreateTokenRequest)(nil),         // 7: antiphon.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),        // 8: antiphon.v1.CreateTokenResponse
+	(*RevokeCertificatesRequest)(nil),  // 9: antiphon.v1.RevokeCertificatesRequest
+	(*IdentityName)(nil),               // 10: antiphon.v1.IdentityName
+	(*RevokeCertificatesResponse)(nil), // 11: antiphon.v1.RevokeCertificatesResponse
+	(*ListRevocationsRequest)(nil),     // 12: antiphon.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),    // 13: antiphon.v1.ListRevocationsResponse
+	(*Revocation)(nil),                 // 14: antiphon.v1.Revocation
+	(*GetTrustBundleRequest)(nil),      // 15: antiphon.v1.GetTrustBundleRequest
+	(*GetTrustBundleResponse)(nil),     // 16: antiphon.v1.GetTrustBundleResponse
+	(*timestamppb.Timestamp)(nil),      // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 18: google.protobuf.Duration
 }
 var file_antiphon_v1_identity_service_proto_depIdxs = []int32{
 	2,  // 0: antiphon.v1.JoinResponse.certificate:type_name -> antiphon.v1.CertificateGrant
-	9,  // 1: antiphon.v1.CertificateGrant.expire_time:type_name -> google.protobuf.Timestamp
+	17, // 1: antiphon.v1.CertificateGrant.expire_time:type_name -> google.protobuf.Timestamp
 	2,  // 2: antiphon.v1.RenewResponse.certificate:type_name -> antiphon.v1.CertificateGrant
-	10, // 3: antiphon.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	9,  // 4: antiphon.v1.CreateTokenResponse.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 5: antiphon.v1.IdentityService.Join:input_type -> antiphon.v1.JoinRequest
-	3,  // 6: antiphon.v1.IdentityService.Renew:input_type -> antiphon.v1.RenewRequest
-	5,  // 7: antiphon.v1.IdentityService.CreateToken:input_type -> antiphon.v1.CreateTokenRequest
-	7,  // 8: antiphon.v1.IdentityService.GetTrustBundle:input_type -> antiphon.v1.GetTrustBundleRequest
-	1,  // 9: antiphon.v1.IdentityService.Join:output_type -> antiphon.v1.JoinResponse
-	4,  // 10: antiphon.v1.IdentityService.Renew:output_type -> antiphon.v1.RenewResponse
-	6,  // 11: antiphon.v1.IdentityService.CreateToken:output_type -> antiphon.v1.CreateTokenResponse
-	8,  // 12: antiphon.v1.IdentityService.GetTrustBundle:output_type -> antiphon.v1.GetTrustBundleResponse
-	9,  // [9:13] is the sub-list for method output_type
-	5,  // [5:9] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	2,  // 3: antiphon.v1.RecoverResponse.certificate:type_name -> antiphon.v1.CertificateGrant
+	18, // 4: antiphon.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	17, // 5: antiphon.v1.CreateTokenResponse.expire_time:type_name -> google.protobuf.Timestamp
+	10, // 6: antiphon.v1.RevokeCertificatesRequest.identity:type_name -> antiphon.v1.IdentityName
+	14, // 7: antiphon.v1.ListRevocationsResponse.revocations:type_name -> antiphon.v1.Revocation
+	10, // 8: antiphon.v1.Revocation.identity:type_name -> antiphon.v1.IdentityName
+	17, // 9: antiphon.v1.Revocation.revoke_time:type_name -> google.protobuf.Timestamp
+	17, // 10: antiphon.v1.Revocation.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 11: antiphon.v1.IdentityService.Join:input_type -> antiphon.v1.JoinRequest
+	3,  // 12: antiphon.v1.IdentityService.Renew:input_type -> antiphon.v1.RenewRequest
+	5,  // 13: antiphon.v1.IdentityService.Recover:input_type -> antiphon.v1.RecoverRequest
+	7,  // 14: antiphon.v1.IdentityService.CreateToken:input_type -> antiphon.v1.CreateTokenRequest
+	9,  // 15: antiphon.v1.IdentityService.RevokeCertificates:input_type -> antiphon.v1.RevokeCertificatesRequest
+	12, // 16: antiphon.v1.IdentityService.ListRevocations:input_type -> antiphon.v1.ListRevocationsRequest
+	15, // 17: antiphon.v1.IdentityService.GetTrustBundle:input_type -> antiphon.v1.GetTrustBundleRequest
+	1,  // 18: antiphon.v1.IdentityService.Join:output_type -> antiphon.v1.JoinResponse
+	4,  // 19: antiphon.v1.IdentityService.Renew:output_type -> antiphon.v1.RenewResponse
+	6,  // 20: antiphon.v1.IdentityService.Recover:output_type -> antiphon.v1.RecoverResponse
+	8,  // 21: antiphon.v1.IdentityService.CreateToken:output_type -> antiphon.v1.CreateTokenResponse
+	11, // 22: antiphon.v1.IdentityService.RevokeCertificates:output_type -> antiphon.v1.RevokeCertificatesResponse
+	13, // 23: antiphon.v1.IdentityService.ListRevocations:output_type -> antiphon.v1.ListRevocationsResponse
+	16, // 24: antiphon.v1.IdentityService.GetTrustBundle:output_type -> antiphon.v1.GetTrustBundleResponse
+	18, // [18:25] is the sub-list for method output_type
+	11, // [11:18] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_identity_service_proto_init() }
@@ -636,13 +1236,21 @@ func file_antiphon_v1_identity_service_proto_init() {
 		return
 	}
 	file_antiphon_v1_error_proto_init()
+	file_antiphon_v1_identity_service_proto_msgTypes[9].OneofWrappers = []any{
+		(*RevokeCertificatesRequest_Identity)(nil),
+		(*RevokeCertificatesRequest_Serial)(nil),
+	}
+	file_antiphon_v1_identity_service_proto_msgTypes[14].OneofWrappers = []any{
+		(*Revocation_Identity)(nil),
+		(*Revocation_Serial)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_identity_service_proto_rawDesc), len(file_antiphon_v1_identity_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

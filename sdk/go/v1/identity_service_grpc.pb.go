@@ -21,10 +21,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	IdentityService_Join_FullMethodName           = "/antiphon.v1.IdentityService/Join"
-	IdentityService_Renew_FullMethodName          = "/antiphon.v1.IdentityService/Renew"
-	IdentityService_CreateToken_FullMethodName    = "/antiphon.v1.IdentityService/CreateToken"
-	IdentityService_GetTrustBundle_FullMethodName = "/antiphon.v1.IdentityService/GetTrustBundle"
+	IdentityService_Join_FullMethodName               = "/antiphon.v1.IdentityService/Join"
+	IdentityService_Renew_FullMethodName              = "/antiphon.v1.IdentityService/Renew"
+	IdentityService_Recover_FullMethodName            = "/antiphon.v1.IdentityService/Recover"
+	IdentityService_CreateToken_FullMethodName        = "/antiphon.v1.IdentityService/CreateToken"
+	IdentityService_RevokeCertificates_FullMethodName = "/antiphon.v1.IdentityService/RevokeCertificates"
+	IdentityService_ListRevocations_FullMethodName    = "/antiphon.v1.IdentityService/ListRevocations"
+	IdentityService_GetTrustBundle_FullMethodName     = "/antiphon.v1.IdentityService/GetTrustBundle"
 )
 
 // IdentityServiceClient is the client API for IdentityService service.
@@ -39,8 +42,20 @@ type IdentityServiceClient interface {
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
 	// Renew gives the caller a new certificate with the names and grants of the one it calls with.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
+	// Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
+	// machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
+	// says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
+	// request may come again, since an answer may be lost.
+	Recover(ctx context.Context, in *RecoverRequest, opts ...grpc.CallOption) (*RecoverResponse, error)
 	// CreateToken makes a join token; the secret is in the answer and nowhere else.
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
+	// RevokeCertificates ends what certificates may do, on live connections too, within 5 s on every replica: of one identity
+	// all that were issued so far, with its unused join tokens, or one by its serial number. An identity comes back with a
+	// token that is made afterwards. Repeated, it also holds for what was issued since.
+	RevokeCertificates(ctx context.Context, in *RevokeCertificatesRequest, opts ...grpc.CallOption) (*RevokeCertificatesResponse, error)
+	// ListRevocations lists what is revoked in the caller's namespace, ordered by name. A revocation is forgotten once all
+	// that it revokes has expired, and cannot be recovered either.
+	ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error)
 	// GetTrustBundle answers the roots to trust. It is public; compare its digest with what you were told.
 	GetTrustBundle(ctx context.Context, in *GetTrustBundleRequest, opts ...grpc.CallOption) (*GetTrustBundleResponse, error)
 }
@@ -73,10 +88,40 @@ func (c *identityServiceClient) Renew(ctx context.Context, in *RenewRequest, opt
 	return out, nil
 }
 
+func (c *identityServiceClient) Recover(ctx context.Context, in *RecoverRequest, opts ...grpc.CallOption) (*RecoverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecoverResponse)
+	err := c.cc.Invoke(ctx, IdentityService_Recover_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *identityServiceClient) CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreateTokenResponse)
 	err := c.cc.Invoke(ctx, IdentityService_CreateToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *identityServiceClient) RevokeCertificates(ctx context.Context, in *RevokeCertificatesRequest, opts ...grpc.CallOption) (*RevokeCertificatesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeCertificatesResponse)
+	err := c.cc.Invoke(ctx, IdentityService_RevokeCertificates_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *identityServiceClient) ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRevocationsResponse)
+	err := c.cc.Invoke(ctx, IdentityService_ListRevocations_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -105,8 +150,20 @@ type IdentityServiceServer interface {
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
 	// Renew gives the caller a new certificate with the names and grants of the one it calls with.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
+	// Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
+	// machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
+	// says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
+	// request may come again, since an answer may be lost.
+	Recover(context.Context, *RecoverRequest) (*RecoverResponse, error)
 	// CreateToken makes a join token; the secret is in the answer and nowhere else.
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
+	// RevokeCertificates ends what certificates may do, on live connections too, within 5 s on every replica: of one identity
+	// all that were issued so far, with its unused join tokens, or one by its serial number. An identity comes back with a
+	// token that is made afterwards. Repeated, it also holds for what was issued since.
+	RevokeCertificates(context.Context, *RevokeCertificatesRequest) (*RevokeCertificatesResponse, error)
+	// ListRevocations lists what is revoked in the caller's namespace, ordered by name. A revocation is forgotten once all
+	// that it revokes has expired, and cannot be recovered either.
+	ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error)
 	// GetTrustBundle answers the roots to trust. It is public; compare its digest with what you were told.
 	GetTrustBundle(context.Context, *GetTrustBundleRequest) (*GetTrustBundleResponse, error)
 	mustEmbedUnimplementedIdentityServiceServer()
@@ -125,8 +182,17 @@ func (UnimplementedIdentityServiceServer) Join(context.Context, *JoinRequest) (*
 func (UnimplementedIdentityServiceServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
 }
+func (UnimplementedIdentityServiceServer) Recover(context.Context, *RecoverRequest) (*RecoverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Recover not implemented")
+}
 func (UnimplementedIdentityServiceServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
+}
+func (UnimplementedIdentityServiceServer) RevokeCertificates(context.Context, *RevokeCertificatesRequest) (*RevokeCertificatesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeCertificates not implemented")
+}
+func (UnimplementedIdentityServiceServer) ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRevocations not implemented")
 }
 func (UnimplementedIdentityServiceServer) GetTrustBundle(context.Context, *GetTrustBundleRequest) (*GetTrustBundleResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetTrustBundle not implemented")
@@ -188,6 +254,24 @@ func _IdentityService_Renew_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _IdentityService_Recover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IdentityServiceServer).Recover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IdentityService_Recover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IdentityServiceServer).Recover(ctx, req.(*RecoverRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _IdentityService_CreateToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateTokenRequest)
 	if err := dec(in); err != nil {
@@ -202,6 +286,42 @@ func _IdentityService_CreateToken_Handler(srv interface{}, ctx context.Context, 
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(IdentityServiceServer).CreateToken(ctx, req.(*CreateTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _IdentityService_RevokeCertificates_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeCertificatesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IdentityServiceServer).RevokeCertificates(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IdentityService_RevokeCertificates_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IdentityServiceServer).RevokeCertificates(ctx, req.(*RevokeCertificatesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _IdentityService_ListRevocations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRevocationsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IdentityServiceServer).ListRevocations(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IdentityService_ListRevocations_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IdentityServiceServer).ListRevocations(ctx, req.(*ListRevocationsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -240,8 +360,20 @@ var IdentityService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _IdentityService_Renew_Handler,
 		},
 		{
+			MethodName: "Recover",
+			Handler:    _IdentityService_Recover_Handler,
+		},
+		{
 			MethodName: "CreateToken",
 			Handler:    _IdentityService_CreateToken_Handler,
+		},
+		{
+			MethodName: "RevokeCertificates",
+			Handler:    _IdentityService_RevokeCertificates_Handler,
+		},
+		{
+			MethodName: "ListRevocations",
+			Handler:    _IdentityService_ListRevocations_Handler,
 		},
 		{
 			MethodName: "GetTrustBundle",

@@ -86,6 +86,63 @@ func (AgentState) EnumDescriptor() ([]byte, []int) {
 	return file_antiphon_v1_registry_proto_rawDescGZIP(), []int{0}
 }
 
+// BreakerState is whether an instance that failed gets work.
+type BreakerState int32
+
+const (
+	// Never set.
+	BreakerState_BREAKER_STATE_UNSPECIFIED BreakerState = 0
+	// It gets work.
+	BreakerState_BREAKER_STATE_CLOSED BreakerState = 1
+	// It gets none until retry_time.
+	BreakerState_BREAKER_STATE_OPEN BreakerState = 2
+	// It gets one attempt more, whose outcome decides.
+	BreakerState_BREAKER_STATE_HALF_OPEN BreakerState = 3
+)
+
+// Enum value maps for BreakerState.
+var (
+	BreakerState_name = map[int32]string{
+		0: "BREAKER_STATE_UNSPECIFIED",
+		1: "BREAKER_STATE_CLOSED",
+		2: "BREAKER_STATE_OPEN",
+		3: "BREAKER_STATE_HALF_OPEN",
+	}
+	BreakerState_value = map[string]int32{
+		"BREAKER_STATE_UNSPECIFIED": 0,
+		"BREAKER_STATE_CLOSED":      1,
+		"BREAKER_STATE_OPEN":        2,
+		"BREAKER_STATE_HALF_OPEN":   3,
+	}
+)
+
+func (x BreakerState) Enum() *BreakerState {
+	p := new(BreakerState)
+	*p = x
+	return p
+}
+
+func (x BreakerState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BreakerState) Descriptor() protoreflect.EnumDescriptor {
+	return file_antiphon_v1_registry_proto_enumTypes[1].Descriptor()
+}
+
+func (BreakerState) Type() protoreflect.EnumType {
+	return &file_antiphon_v1_registry_proto_enumTypes[1]
+}
+
+func (x BreakerState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BreakerState.Descriptor instead.
+func (BreakerState) EnumDescriptor() ([]byte, []int) {
+	return file_antiphon_v1_registry_proto_rawDescGZIP(), []int{1}
+}
+
 // AgentDescription is what a sidecar announces of an agent.
 type AgentDescription struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -304,7 +361,9 @@ type Instance struct {
 	// Outcomes so far.
 	Completed uint64 `protobuf:"varint,7,opt,name=completed,proto3" json:"completed,omitempty"`
 	// Failures among them.
-	Failed        uint64 `protobuf:"varint,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	Failed uint64 `protobuf:"varint,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Whether it is kept from work since it fails too often. Absent as long as nothing speaks against it.
+	Breaker       *Breaker `protobuf:"bytes,9,opt,name=breaker,proto3" json:"breaker,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -395,6 +454,87 @@ func (x *Instance) GetFailed() uint64 {
 	return 0
 }
 
+func (x *Instance) GetBreaker() *Breaker {
+	if x != nil {
+		return x.Breaker
+	}
+	return nil
+}
+
+// Breaker is what the failures of an instance have come to. Of several replicas, each with a breaker of its own, the one is
+// shown that lets the least through.
+type Breaker struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether it lets work through.
+	State BreakerState `protobuf:"varint,1,opt,name=state,proto3,enum=antiphon.v1.BreakerState" json:"state,omitempty"`
+	// One sentence about why it opened last; empty if it never did.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When an open one tries the instance again.
+	RetryTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
+	// How often it has opened in a row.
+	Openings      uint32 `protobuf:"varint,4,opt,name=openings,proto3" json:"openings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Breaker) Reset() {
+	*x = Breaker{}
+	mi := &file_antiphon_v1_registry_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Breaker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Breaker) ProtoMessage() {}
+
+func (x *Breaker) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_registry_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Breaker.ProtoReflect.Descriptor instead.
+func (*Breaker) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_registry_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Breaker) GetState() BreakerState {
+	if x != nil {
+		return x.State
+	}
+	return BreakerState_BREAKER_STATE_UNSPECIFIED
+}
+
+func (x *Breaker) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Breaker) GetRetryTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetryTime
+	}
+	return nil
+}
+
+func (x *Breaker) GetOpenings() uint32 {
+	if x != nil {
+		return x.Openings
+	}
+	return 0
+}
+
 var File_antiphon_v1_registry_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_registry_proto_rawDesc = "" +
@@ -420,7 +560,7 @@ const file_antiphon_v1_registry_proto_rawDesc = "" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12\x1a\n" +
-	"\brevision\x18\a \x01(\x03R\brevision\"\xab\x02\n" +
+	"\brevision\x18\a \x01(\x03R\brevision\"\xdb\x02\n" +
 	"\bInstance\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\tR\n" +
 	"instanceId\x12\x18\n" +
@@ -431,14 +571,26 @@ const file_antiphon_v1_registry_proto_rawDesc = "" +
 	"\vattach_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"attachTime\x12\x1c\n" +
 	"\tcompleted\x18\a \x01(\x04R\tcompleted\x12\x16\n" +
-	"\x06failed\x18\b \x01(\x04R\x06failed*\x8c\x01\n" +
+	"\x06failed\x18\b \x01(\x04R\x06failed\x12.\n" +
+	"\abreaker\x18\t \x01(\v2\x14.antiphon.v1.BreakerR\abreaker\"\xa9\x01\n" +
+	"\aBreaker\x12/\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x19.antiphon.v1.BreakerStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x129\n" +
+	"\n" +
+	"retry_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12\x1a\n" +
+	"\bopenings\x18\x04 \x01(\rR\bopenings*\x8c\x01\n" +
 	"\n" +
 	"AgentState\x12\x1b\n" +
 	"\x17AGENT_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12AGENT_STATE_ACTIVE\x10\x01\x12\x18\n" +
 	"\x14AGENT_STATE_DRAINING\x10\x02\x12\x19\n" +
 	"\x15AGENT_STATE_SUSPENDED\x10\x03\x12\x14\n" +
-	"\x10AGENT_STATE_GONE\x10\x04b\x06proto3"
+	"\x10AGENT_STATE_GONE\x10\x04*|\n" +
+	"\fBreakerState\x12\x1d\n" +
+	"\x19BREAKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14BREAKER_STATE_CLOSED\x10\x01\x12\x16\n" +
+	"\x12BREAKER_STATE_OPEN\x10\x02\x12\x1b\n" +
+	"\x17BREAKER_STATE_HALF_OPEN\x10\x03b\x06proto3"
 
 var (
 	file_antiphon_v1_registry_proto_rawDescOnce sync.Once
@@ -452,33 +604,38 @@ func file_antiphon_v1_registry_proto_rawDescGZIP() []byte {
 	return file_antiphon_v1_registry_proto_rawDescData
 }
 
-var file_antiphon_v1_registry_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_antiphon_v1_registry_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_antiphon_v1_registry_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_antiphon_v1_registry_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_antiphon_v1_registry_proto_goTypes = []any{
 	(AgentState)(0),               // 0: antiphon.v1.AgentState
-	(*AgentDescription)(nil),      // 1: antiphon.v1.AgentDescription
-	(*Agent)(nil),                 // 2: antiphon.v1.Agent
-	(*Instance)(nil),              // 3: antiphon.v1.Instance
-	nil,                           // 4: antiphon.v1.AgentDescription.LabelsEntry
-	(*Capability)(nil),            // 5: antiphon.v1.Capability
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 7: google.protobuf.Duration
+	(BreakerState)(0),             // 1: antiphon.v1.BreakerState
+	(*AgentDescription)(nil),      // 2: antiphon.v1.AgentDescription
+	(*Agent)(nil),                 // 3: antiphon.v1.Agent
+	(*Instance)(nil),              // 4: antiphon.v1.Instance
+	(*Breaker)(nil),               // 5: antiphon.v1.Breaker
+	nil,                           // 6: antiphon.v1.AgentDescription.LabelsEntry
+	(*Capability)(nil),            // 7: antiphon.v1.Capability
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 9: google.protobuf.Duration
 }
 var file_antiphon_v1_registry_proto_depIdxs = []int32{
-	5, // 0: antiphon.v1.AgentDescription.capabilities:type_name -> antiphon.v1.Capability
-	4, // 1: antiphon.v1.AgentDescription.labels:type_name -> antiphon.v1.AgentDescription.LabelsEntry
-	0, // 2: antiphon.v1.Agent.state:type_name -> antiphon.v1.AgentState
-	1, // 3: antiphon.v1.Agent.description:type_name -> antiphon.v1.AgentDescription
-	3, // 4: antiphon.v1.Agent.instances:type_name -> antiphon.v1.Instance
-	6, // 5: antiphon.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
-	6, // 6: antiphon.v1.Agent.update_time:type_name -> google.protobuf.Timestamp
-	7, // 7: antiphon.v1.Instance.smoothed_latency:type_name -> google.protobuf.Duration
-	6, // 8: antiphon.v1.Instance.attach_time:type_name -> google.protobuf.Timestamp
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	7,  // 0: antiphon.v1.AgentDescription.capabilities:type_name -> antiphon.v1.Capability
+	6,  // 1: antiphon.v1.AgentDescription.labels:type_name -> antiphon.v1.AgentDescription.LabelsEntry
+	0,  // 2: antiphon.v1.Agent.state:type_name -> antiphon.v1.AgentState
+	2,  // 3: antiphon.v1.Agent.description:type_name -> antiphon.v1.AgentDescription
+	4,  // 4: antiphon.v1.Agent.instances:type_name -> antiphon.v1.Instance
+	8,  // 5: antiphon.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
+	8,  // 6: antiphon.v1.Agent.update_time:type_name -> google.protobuf.Timestamp
+	9,  // 7: antiphon.v1.Instance.smoothed_latency:type_name -> google.protobuf.Duration
+	8,  // 8: antiphon.v1.Instance.attach_time:type_name -> google.protobuf.Timestamp
+	5,  // 9: antiphon.v1.Instance.breaker:type_name -> antiphon.v1.Breaker
+	1,  // 10: antiphon.v1.Breaker.state:type_name -> antiphon.v1.BreakerState
+	8,  // 11: antiphon.v1.Breaker.retry_time:type_name -> google.protobuf.Timestamp
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_registry_proto_init() }
@@ -492,8 +649,8 @@ func file_antiphon_v1_registry_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_registry_proto_rawDesc), len(file_antiphon_v1_registry_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   4,
+			NumEnums:      2,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -9,6 +9,7 @@
 package antiphonv1
 
 import (
+	_ "antiphon.dev/antiphon/options/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -114,21 +115,24 @@ const (
 	TaskState_TASK_STATE_CANCELLED TaskState = 8
 	// It has failed, or may have been done, and waits for a person to say how it goes on.
 	TaskState_TASK_STATE_ESCALATED TaskState = 9
+	// Whoever works on it dies; it waits for a person to say how it goes on.
+	TaskState_TASK_STATE_QUARANTINED TaskState = 10
 )
 
 // Enum value maps for TaskState.
 var (
 	TaskState_name = map[int32]string{
-		0: "TASK_STATE_UNSPECIFIED",
-		1: "TASK_STATE_PENDING",
-		2: "TASK_STATE_READY",
-		3: "TASK_STATE_RUNNING",
-		4: "TASK_STATE_WAITING",
-		5: "TASK_STATE_SUCCEEDED",
-		6: "TASK_STATE_FAILED",
-		7: "TASK_STATE_SKIPPED",
-		8: "TASK_STATE_CANCELLED",
-		9: "TASK_STATE_ESCALATED",
+		0:  "TASK_STATE_UNSPECIFIED",
+		1:  "TASK_STATE_PENDING",
+		2:  "TASK_STATE_READY",
+		3:  "TASK_STATE_RUNNING",
+		4:  "TASK_STATE_WAITING",
+		5:  "TASK_STATE_SUCCEEDED",
+		6:  "TASK_STATE_FAILED",
+		7:  "TASK_STATE_SKIPPED",
+		8:  "TASK_STATE_CANCELLED",
+		9:  "TASK_STATE_ESCALATED",
+		10: "TASK_STATE_QUARANTINED",
 	}
 	TaskState_value = map[string]int32{
 		"TASK_STATE_UNSPECIFIED": 0,
@@ -141,6 +145,7 @@ var (
 		"TASK_STATE_SKIPPED":     7,
 		"TASK_STATE_CANCELLED":   8,
 		"TASK_STATE_ESCALATED":   9,
+		"TASK_STATE_QUARANTINED": 10,
 	}
 )
 
@@ -474,7 +479,9 @@ type TaskTotals struct {
 	// CANCELLED.
 	Cancelled uint32 `protobuf:"varint,9,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
 	// ESCALATED.
-	Escalated     uint32 `protobuf:"varint,10,opt,name=escalated,proto3" json:"escalated,omitempty"`
+	Escalated uint32 `protobuf:"varint,10,opt,name=escalated,proto3" json:"escalated,omitempty"`
+	// QUARANTINED.
+	Quarantined   uint32 `protobuf:"varint,11,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -579,6 +586,13 @@ func (x *TaskTotals) GetEscalated() uint32 {
 	return 0
 }
 
+func (x *TaskTotals) GetQuarantined() uint32 {
+	if x != nil {
+		return x.Quarantined
+	}
+	return 0
+}
+
 // TaskKey names a task of a run.
 type TaskKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -656,7 +670,7 @@ type Task struct {
 	AttemptCount uint32 `protobuf:"varint,8,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
 	// When its needs were done.
 	ReadyTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ready_time,json=readyTime,proto3" json:"ready_time,omitempty"`
-	// When it ended, or was escalated.
+	// When it ended, was escalated or quarantined.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	// Members of a for_each, quorum or hedge, or iterations of a loop so far; 0 otherwise, or while unknown.
 	MemberCount uint32 `protobuf:"varint,11,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
@@ -831,7 +845,8 @@ type Agreement struct {
 	Failed uint32 `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
 	// Members that were cancelled, most of them because the others had agreed.
 	Cancelled uint32 `protobuf:"varint,6,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
-	// Time that agents worked on members whose answers are not the task's output, as far as it is known.
+	// Time that agents had for members whose answers are not the task's output: what they worked, or, of attempts that were
+	// cancelled or lost, from the offer to the end.
 	SpentDuration *durationpb.Duration `protobuf:"bytes,7,opt,name=spent_duration,json=spentDuration,proto3" json:"spent_duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1420,8 +1435,9 @@ func (x *Candidate) GetFreeSlots() uint32 {
 // Refusal counts candidates with the same reason.
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The reason: version, clearance, constraint, cost, no_slot, draining, policy; not_pure and not_idempotent, where a cache
-	// or a hedge asks for that; taken, by another member of the same quorum or hedge.
+	// The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
+	// fails too often), not_pure or not_idempotent (where a cache or a hedge asks for that), taken (by another member of the
+	// same quorum or hedge).
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// How many.
 	Count         uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
@@ -1567,7 +1583,7 @@ func (x *PolicyDecision) GetReason() string {
 // RunEvent is one entry of a run's history, in the order of event_seq without gaps.
 type RunEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1, 2, 3 … within the run; the cursor of WatchRun. 0 on ephemeral progress, which has no place in the history.
+	// 1, 2, 3 … within the run; the cursor of WatchRun. 0 on progress and partial output, which have no place in the history.
 	EventSeq uint64 `protobuf:"varint,1,opt,name=event_seq,json=eventSeq,proto3" json:"event_seq,omitempty"`
 	// When it was decided.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
@@ -1593,8 +1609,10 @@ type RunEvent struct {
 	Signal string `protobuf:"bytes,12,opt,name=signal,proto3" json:"signal,omitempty"`
 	// The attempt whose result the task used again; empty otherwise.
 	OriginAttemptId string `protobuf:"bytes,24,opt,name=origin_attempt_id,json=originAttemptId,proto3" json:"origin_attempt_id,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0.
+	Partial       *PartialOutput `protobuf:"bytes,30,opt,name=partial,proto3" json:"partial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RunEvent) Reset() {
@@ -1718,6 +1736,13 @@ func (x *RunEvent) GetOriginAttemptId() string {
 	return ""
 }
 
+func (x *RunEvent) GetPartial() *PartialOutput {
+	if x != nil {
+		return x.Partial
+	}
+	return nil
+}
+
 // AttemptChange is a new state of an attempt.
 type AttemptChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1800,6 +1825,132 @@ func (x *AttemptChange) GetStale() bool {
 	return false
 }
 
+// PartialOutput is a piece of what an attempt is making, while it makes it. It is never kept, and may be lost on its way: the
+// output of the task is what counts.
+type PartialOutput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes of the contents of all pieces of this attempt that come before it, from 0. Whoever expected a lower number has
+	// missed what lies between.
+	Offset uint64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	// What there is; absent when it is withheld.
+	//
+	// Types that are valid to be assigned to Content:
+	//
+	//	*PartialOutput_Text
+	//	*PartialOutput_Json
+	Content isPartialOutput_Content `protobuf_oneof:"content"`
+	// What it is, beside what the attempt's input and the capability's output schema say already.
+	Labels []*Label `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`
+	// Number of the attempt that makes it, counted from 1; another one begins anew. Set by the server.
+	Attempt uint32 `protobuf:"varint,5,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Why the content is not shown, for people: what policy refuses or redacts of an output is withheld whole in its pieces.
+	// Set by the server.
+	Withheld      string `protobuf:"bytes,6,opt,name=withheld,proto3" json:"withheld,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PartialOutput) Reset() {
+	*x = PartialOutput{}
+	mi := &file_antiphon_v1_run_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartialOutput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartialOutput) ProtoMessage() {}
+
+func (x *PartialOutput) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartialOutput.ProtoReflect.Descriptor instead.
+func (*PartialOutput) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PartialOutput) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *PartialOutput) GetContent() isPartialOutput_Content {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *PartialOutput) GetText() string {
+	if x != nil {
+		if x, ok := x.Content.(*PartialOutput_Text); ok {
+			return x.Text
+		}
+	}
+	return ""
+}
+
+func (x *PartialOutput) GetJson() []byte {
+	if x != nil {
+		if x, ok := x.Content.(*PartialOutput_Json); ok {
+			return x.Json
+		}
+	}
+	return nil
+}
+
+func (x *PartialOutput) GetLabels() []*Label {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *PartialOutput) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *PartialOutput) GetWithheld() string {
+	if x != nil {
+		return x.Withheld
+	}
+	return ""
+}
+
+type isPartialOutput_Content interface {
+	isPartialOutput_Content()
+}
+
+type PartialOutput_Text struct {
+	// Text that follows that of the piece before. On its way it may be joined with its neighbours.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3,oneof"`
+}
+
+type PartialOutput_Json struct {
+	// A JSON value of its own.
+	Json []byte `protobuf:"bytes,3,opt,name=json,proto3,oneof"`
+}
+
+func (*PartialOutput_Text) isPartialOutput_Content() {}
+
+func (*PartialOutput_Json) isPartialOutput_Content() {}
+
 // Progress is what an agent says while it works.
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1813,7 +1964,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[15]
+	mi := &file_antiphon_v1_run_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +1976,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[15]
+	mi := &file_antiphon_v1_run_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +1989,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{15}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Progress) GetFraction() float64 {
@@ -1859,7 +2010,7 @@ var File_antiphon_v1_run_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x06\n" +
+	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x06\n" +
 	"\x03Run\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12+\n" +
@@ -1885,7 +2036,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\foutput_reads\x18\x13 \x03(\v2\x1b.antiphon.v1.EntryReferenceR\voutputReads\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x02\n" +
 	"\n" +
 	"TaskTotals\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\rR\x05total\x12\x18\n" +
@@ -1898,7 +2049,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\askipped\x18\b \x01(\rR\askipped\x12\x1c\n" +
 	"\tcancelled\x18\t \x01(\rR\tcancelled\x12\x1c\n" +
 	"\tescalated\x18\n" +
-	" \x01(\rR\tescalated\":\n" +
+	" \x01(\rR\tescalated\x12 \n" +
+	"\vquarantined\x18\v \x01(\rR\vquarantined\":\n" +
 	"\aTaskKey\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
 	"\x06member\x18\x02 \x01(\rR\x06member\"\xb2\x05\n" +
@@ -1987,7 +2139,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x06permit\x18\x03 \x01(\bR\x06permit\x12\x1a\n" +
 	"\bpolicies\x18\x04 \x03(\tR\bpolicies\x12 \n" +
 	"\vobligations\x18\x05 \x03(\tR\vobligations\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xc0\x04\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xf6\x04\n" +
 	"\bRunEvent\x12\x1b\n" +
 	"\tevent_seq\x18\x01 \x01(\x04R\beventSeq\x129\n" +
 	"\n" +
@@ -2004,13 +2156,22 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	" \x01(\v2\x14.antiphon.v1.FailureR\afailure\x121\n" +
 	"\x05reads\x18\v \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12\x16\n" +
 	"\x06signal\x18\f \x01(\tR\x06signal\x12*\n" +
-	"\x11origin_attempt_id\x18\x18 \x01(\tR\x0foriginAttemptId\"\xa0\x01\n" +
+	"\x11origin_attempt_id\x18\x18 \x01(\tR\x0foriginAttemptId\x124\n" +
+	"\apartial\x18\x1e \x01(\v2\x1a.antiphon.v1.PartialOutputR\apartial\"\xa0\x01\n" +
 	"\rAttemptChange\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.antiphon.v1.AttemptStateR\x05state\x12\x14\n" +
 	"\x05agent\x18\x03 \x01(\tR\x05agent\x12\x1a\n" +
 	"\binstance\x18\x04 \x01(\tR\binstance\x12\x14\n" +
-	"\x05stale\x18\x05 \x01(\bR\x05stale\"@\n" +
+	"\x05stale\x18\x05 \x01(\bR\x05stale\"\xcc\x01\n" +
+	"\rPartialOutput\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x1a\n" +
+	"\x04text\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x02H\x00R\x04text\x12\x1a\n" +
+	"\x04json\x18\x03 \x01(\fB\x04\xb0\xbb\x18\x02H\x00R\x04json\x12*\n" +
+	"\x06labels\x18\x04 \x03(\v2\x12.antiphon.v1.LabelR\x06labels\x12\x18\n" +
+	"\aattempt\x18\x05 \x01(\rR\aattempt\x12\x1a\n" +
+	"\bwithheld\x18\x06 \x01(\tR\bwithheldB\t\n" +
+	"\acontent\"@\n" +
 	"\bProgress\x12\x1a\n" +
 	"\bfraction\x18\x01 \x01(\x01R\bfraction\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage*\x9a\x01\n" +
@@ -2020,7 +2181,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x13RUN_STATE_SUCCEEDED\x10\x02\x12\x14\n" +
 	"\x10RUN_STATE_FAILED\x10\x03\x12\x17\n" +
 	"\x13RUN_STATE_CANCELLED\x10\x04\x12\x14\n" +
-	"\x10RUN_STATE_PAUSED\x10\x05*\x82\x02\n" +
+	"\x10RUN_STATE_PAUSED\x10\x05*\x9e\x02\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12TASK_STATE_PENDING\x10\x01\x12\x14\n" +
@@ -2031,7 +2192,9 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x11TASK_STATE_FAILED\x10\x06\x12\x16\n" +
 	"\x12TASK_STATE_SKIPPED\x10\a\x12\x18\n" +
 	"\x14TASK_STATE_CANCELLED\x10\b\x12\x18\n" +
-	"\x14TASK_STATE_ESCALATED\x10\t*\xeb\x01\n" +
+	"\x14TASK_STATE_ESCALATED\x10\t\x12\x1a\n" +
+	"\x16TASK_STATE_QUARANTINED\x10\n" +
+	"*\xeb\x01\n" +
 	"\fAttemptState\x12\x1d\n" +
 	"\x19ATTEMPT_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15ATTEMPT_STATE_OFFERED\x10\x01\x12\x19\n" +
@@ -2055,7 +2218,7 @@ func file_antiphon_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_antiphon_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_antiphon_v1_run_proto_goTypes = []any{
 	(RunState)(0),                 // 0: antiphon.v1.RunState
 	(TaskState)(0),                // 1: antiphon.v1.TaskState
@@ -2075,64 +2238,68 @@ var file_antiphon_v1_run_proto_goTypes = []any{
 	(*PolicyDecision)(nil),        // 15: antiphon.v1.PolicyDecision
 	(*RunEvent)(nil),              // 16: antiphon.v1.RunEvent
 	(*AttemptChange)(nil),         // 17: antiphon.v1.AttemptChange
-	(*Progress)(nil),              // 18: antiphon.v1.Progress
-	nil,                           // 19: antiphon.v1.Run.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*Payload)(nil),               // 21: antiphon.v1.Payload
-	(*Failure)(nil),               // 22: antiphon.v1.Failure
-	(*EntryReference)(nil),        // 23: antiphon.v1.EntryReference
-	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
+	(*PartialOutput)(nil),         // 18: antiphon.v1.PartialOutput
+	(*Progress)(nil),              // 19: antiphon.v1.Progress
+	nil,                           // 20: antiphon.v1.Run.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*Payload)(nil),               // 22: antiphon.v1.Payload
+	(*Failure)(nil),               // 23: antiphon.v1.Failure
+	(*EntryReference)(nil),        // 24: antiphon.v1.EntryReference
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
+	(*Label)(nil),                 // 26: antiphon.v1.Label
 }
 var file_antiphon_v1_run_proto_depIdxs = []int32{
 	0,  // 0: antiphon.v1.Run.state:type_name -> antiphon.v1.RunState
-	20, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	20, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	20, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
-	21, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
-	21, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
-	22, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
+	21, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	21, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	21, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
+	22, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
+	22, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
+	23, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
 	4,  // 7: antiphon.v1.Run.totals:type_name -> antiphon.v1.TaskTotals
-	19, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
-	23, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
+	20, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
+	24, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
 	5,  // 10: antiphon.v1.Task.key:type_name -> antiphon.v1.TaskKey
 	1,  // 11: antiphon.v1.Task.state:type_name -> antiphon.v1.TaskState
-	21, // 12: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
-	21, // 13: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
-	22, // 14: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
-	20, // 15: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
-	20, // 16: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
-	23, // 17: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
+	22, // 12: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
+	22, // 13: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
+	23, // 14: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
+	21, // 15: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
+	21, // 16: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
+	24, // 17: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
 	7,  // 18: antiphon.v1.Task.agreement:type_name -> antiphon.v1.Agreement
 	9,  // 19: antiphon.v1.Task.reused:type_name -> antiphon.v1.ReusedResult
 	8,  // 20: antiphon.v1.Agreement.groups:type_name -> antiphon.v1.AnswerGroup
-	24, // 21: antiphon.v1.Agreement.spent_duration:type_name -> google.protobuf.Duration
-	20, // 22: antiphon.v1.ReusedResult.keep_time:type_name -> google.protobuf.Timestamp
+	25, // 21: antiphon.v1.Agreement.spent_duration:type_name -> google.protobuf.Duration
+	21, // 22: antiphon.v1.ReusedResult.keep_time:type_name -> google.protobuf.Timestamp
 	11, // 23: antiphon.v1.ReusedResult.decision:type_name -> antiphon.v1.RoutingDecision
 	15, // 24: antiphon.v1.ReusedResult.release:type_name -> antiphon.v1.PolicyDecision
 	2,  // 25: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
-	22, // 26: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
-	20, // 27: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
-	20, // 28: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	24, // 29: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
+	23, // 26: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
+	21, // 27: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
+	21, // 28: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	25, // 29: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
 	11, // 30: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
 	13, // 31: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
 	14, // 32: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
 	15, // 33: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
 	12, // 34: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
-	20, // 35: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
+	21, // 35: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
 	5,  // 36: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
 	0,  // 37: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
 	1,  // 38: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
 	17, // 39: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
-	18, // 40: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
-	22, // 41: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
-	23, // 42: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
-	2,  // 43: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	19, // 40: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
+	23, // 41: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
+	24, // 42: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
+	18, // 43: antiphon.v1.RunEvent.partial:type_name -> antiphon.v1.PartialOutput
+	2,  // 44: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
+	26, // 45: antiphon.v1.PartialOutput.labels:type_name -> antiphon.v1.Label
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_run_proto_init() }
@@ -2143,13 +2310,17 @@ func file_antiphon_v1_run_proto_init() {
 	file_antiphon_v1_context_proto_init()
 	file_antiphon_v1_failure_proto_init()
 	file_antiphon_v1_payload_proto_init()
+	file_antiphon_v1_run_proto_msgTypes[15].OneofWrappers = []any{
+		(*PartialOutput_Text)(nil),
+		(*PartialOutput_Json)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_run_proto_rawDesc), len(file_antiphon_v1_run_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -939,7 +939,12 @@ type ListRunsRequest struct {
 	// At most so many; 0 means 50.
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before; empty for the first.
-	PageToken     string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only runs that agents called for: in any attempt of the run with this id, or in the attempt with this id. Empty means
+	// all.
+	Parent string `protobuf:"bytes,8,opt,name=parent,proto3" json:"parent,omitempty"`
+	// Only runs that failed, with a message that this text occurs in; ASCII letters match in either case. Empty means all.
+	FailureText   string `protobuf:"bytes,9,opt,name=failure_text,json=failureText,proto3" json:"failure_text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1023,6 +1028,20 @@ func (x *ListRunsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListRunsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ListRunsRequest) GetFailureText() string {
+	if x != nil {
+		return x.FailureText
+	}
+	return ""
+}
+
 // ListRunsResponse is one page; runs come without payloads.
 type ListRunsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1087,6 +1106,9 @@ type WatchRunRequest struct {
 	Cursor uint64 `protobuf:"varint,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// True: progress of running attempts as well.
 	IncludeProgress bool `protobuf:"varint,3,opt,name=include_progress,json=includeProgress,proto3" json:"include_progress,omitempty"`
+	// True: partial output of running attempts as well, from now on. A reader that is too slow loses pieces of it, never
+	// events.
+	IncludePartials bool `protobuf:"varint,30,opt,name=include_partials,json=includePartials,proto3" json:"include_partials,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1138,6 +1160,13 @@ func (x *WatchRunRequest) GetCursor() uint64 {
 func (x *WatchRunRequest) GetIncludeProgress() bool {
 	if x != nil {
 		return x.IncludeProgress
+	}
+	return false
+}
+
+func (x *WatchRunRequest) GetIncludePartials() bool {
+	if x != nil {
+		return x.IncludePartials
 	}
 	return false
 }
@@ -2274,7 +2303,7 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"page_token\x18\x04 \x01(\tR\tpageToken\"p\n" +
 	"\x14ListAttemptsResponse\x120\n" +
 	"\battempts\x18\x01 \x03(\v2\x14.antiphon.v1.AttemptR\battempts\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9c\x03\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd7\x03\n" +
 	"\x0fListRunsRequest\x12-\n" +
 	"\x06states\x18\x01 \x03(\x0e2\x15.antiphon.v1.RunStateR\x06states\x12\x1d\n" +
 	"\n" +
@@ -2284,17 +2313,20 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\x06labels\x18\x05 \x03(\v2(.antiphon.v1.ListRunsRequest.LabelsEntryR\x06labels\x12\x1b\n" +
 	"\tpage_size\x18\x06 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\a \x01(\tR\tpageToken\x1a9\n" +
+	"page_token\x18\a \x01(\tR\tpageToken\x12\x16\n" +
+	"\x06parent\x18\b \x01(\tR\x06parent\x12!\n" +
+	"\ffailure_text\x18\t \x01(\tR\vfailureText\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"`\n" +
 	"\x10ListRunsResponse\x12$\n" +
 	"\x04runs\x18\x01 \x03(\v2\x10.antiphon.v1.RunR\x04runs\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"k\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x96\x01\n" +
 	"\x0fWatchRunRequest\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\x12)\n" +
-	"\x10include_progress\x18\x03 \x01(\bR\x0fincludeProgress\"e\n" +
+	"\x10include_progress\x18\x03 \x01(\bR\x0fincludeProgress\x12)\n" +
+	"\x10include_partials\x18\x1e \x01(\bR\x0fincludePartials\"e\n" +
 	"\x10WatchRunResponse\x12-\n" +
 	"\x06events\x18\x01 \x03(\v2\x15.antiphon.v1.RunEventR\x06events\x12\"\n" +
 	"\x03run\x18\x02 \x01(\v2\x10.antiphon.v1.RunR\x03run\"A\n" +

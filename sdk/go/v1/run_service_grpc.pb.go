@@ -76,13 +76,13 @@ type RunServiceClient interface {
 	// out are told. A task that has ended stays as it is. The run goes on with what is left: without dependents, those join
 	// as their rule says, to which a cancelled need is not done.
 	CancelTask(ctx context.Context, in *CancelTaskRequest, opts ...grpc.CallOption) (*CancelTaskResponse, error)
-	// RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
-	// one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
-	// a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
-	// A task that is under way stays as it is.
+	// RetryTask takes up a task that has FAILED, or is ESCALATED or QUARANTINED, of a run that has not ended: its
+	// expressions are evaluated anew, it gets one attempt more, and what was skipped because of it waits for it again. What
+	// went on without it is not run again. Of a for_each that failed, the members that failed or were cancelled are taken
+	// up; of a loop, the iteration that failed. A task that is under way stays as it is.
 	RetryTask(ctx context.Context, in *RetryTaskRequest, opts ...grpc.CallOption) (*RetryTaskResponse, error)
-	// ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
-	// have it tried again, RetryTask.) The same answer given again changes nothing.
+	// ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
+	// or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
 	ResolveTask(ctx context.Context, in *ResolveTaskRequest, opts ...grpc.CallOption) (*ResolveTaskResponse, error)
 	// SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
 	// request_id with the same content is one signal.
@@ -308,13 +308,13 @@ type RunServiceServer interface {
 	// out are told. A task that has ended stays as it is. The run goes on with what is left: without dependents, those join
 	// as their rule says, to which a cancelled need is not done.
 	CancelTask(context.Context, *CancelTaskRequest) (*CancelTaskResponse, error)
-	// RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
-	// one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
-	// a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
-	// A task that is under way stays as it is.
+	// RetryTask takes up a task that has FAILED, or is ESCALATED or QUARANTINED, of a run that has not ended: its
+	// expressions are evaluated anew, it gets one attempt more, and what was skipped because of it waits for it again. What
+	// went on without it is not run again. Of a for_each that failed, the members that failed or were cancelled are taken
+	// up; of a loop, the iteration that failed. A task that is under way stays as it is.
 	RetryTask(context.Context, *RetryTaskRequest) (*RetryTaskResponse, error)
-	// ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
-	// have it tried again, RetryTask.) The same answer given again changes nothing.
+	// ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
+	// or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
 	ResolveTask(context.Context, *ResolveTaskRequest) (*ResolveTaskResponse, error)
 	// SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
 	// request_id with the same content is one signal.

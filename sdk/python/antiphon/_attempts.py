@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,16 +19,17 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from antiphon.v1.agent_service_pb2 import Assignment, CallRequest, CallResponse
+from antiphon.v1.agent_service_pb2 import Assignment, CallPartial, CallRequest, CallResponse
 from antiphon.v1.context_request_pb2 import ClaimLoss, ContextRequest, ContextResponse
 from antiphon.v1.payload_pb2 import Payload
-from antiphon.v1.run_pb2 import Progress
+from antiphon.v1.run_pb2 import PartialOutput, Progress
 
 from ._batches import Batch, Batches
-from ._context import TaskContext, entered
+from ._context import OnPartial, TaskContext, entered
 from ._failures import InvalidInput, PermanentFailure, TaskCancelled, TaskFailure
 from ._handler import Handler
 from ._outbox import Outbox
+from .partials import content_bytes
 
 if TYPE_CHECKING:
     from ._holding import Holding
@@ -39,10 +41,11 @@ _log = logging.getLogger("antiphon.agent")
 
 
 class _Attempt:
-    __slots__ = ("context", "started", "work")
+    __slots__ = ("context", "emitted", "started", "work")
 
     def __init__(self, context: TaskContext) -> None:
         self.context = context
+        self.emitted = 0  # bytes, of the pieces of its output so far
         self.started = False
         self.work: asyncio.Task[None] | Future[None] | Batch | None = None
 
@@ -74,11 +77,12 @@ class Attempts:
         self._observer = observer
         self._batches = Batches(self)
         self._running: dict[str, _Attempt] = {}
-        self._calls: dict[tuple[str, str], tuple[CallRequest, asyncio.Future[CallResponse]]] = {}
+        self._calls: dict[tuple[str, str], tuple[CallRequest, asyncio.Future[CallResponse], OnPartial | None]] = {}
         self._asks: dict[tuple[str, str], tuple[ContextRequest, asyncio.Future[ContextResponse]]] = {}
         self._holdings: dict[tuple[str, int], Holding] = {}
         self._idle: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         # Threads are made when first needed, so an agent without plain functions has none.
         self._threads = ThreadPoolExecutor(min(concurrency, _THREADS), thread_name_prefix="antiphon")
         self.inline_limit = 65536
@@ -186,13 +190,27 @@ class Attempts:
         if attempt_id in self._running:
             self._outbox.progress(attempt_id, progress)
 
-    async def call(self, request: CallRequest) -> CallResponse:
+    def emit(self, attempt_id: str, pieces: list[PartialOutput]) -> None:
+        """Send pieces of output, whose offsets are set here; from any thread."""
+        if threading.get_ident() == self._thread:
+            self._emit(attempt_id, pieces)  # at once: its handler may return without ever letting go of the loop
+        else:
+            self._loop.call_soon_threadsafe(self._emit, attempt_id, pieces)
+
+    def _emit(self, attempt_id: str, pieces: list[PartialOutput]) -> None:
+        if (attempt := self._running.get(attempt_id)) is not None:
+            for piece in pieces:
+                piece.offset = attempt.emitted
+                attempt.emitted += content_bytes(piece)
+                self._outbox.emit(attempt_id, piece)
+
+    async def call(self, request: CallRequest, on_partial: OnPartial | None = None) -> CallResponse:
         """Send a call and wait for its outcome, across broken streams; bounded by the attempt's own time."""
         key = (request.attempt_id, request.call_id)
         if key in self._calls:
             raise ValueError(f"call_id {request.call_id!r} is in use by a call that has not ended")
         answer: asyncio.Future[CallResponse] = self._loop.create_future()
-        self._calls[key] = (request, answer)
+        self._calls[key] = (request, answer, on_partial)
         self._outbox.call(request)
         try:
             return await answer
@@ -201,9 +219,18 @@ class Attempts:
 
     def answer(self, response: CallResponse) -> None:
         """Hand the outcome of a call to who waits for it."""
-        _, answer = self._calls.get((response.attempt_id, response.call_id), (None, None))
+        _, answer, _ = self._calls.get((response.attempt_id, response.call_id), (None, None, None))
         if answer is not None and not answer.done():
             answer.set_result(response)
+
+    def made(self, partial: CallPartial) -> None:
+        """Show a piece of what a call is making to who waits for it. What that raises is what the call raises."""
+        _, answer, on_partial = self._calls.get((partial.attempt_id, partial.call_id), (None, None, None))
+        if answer is not None and on_partial is not None and not answer.done():
+            try:
+                on_partial(partial.partial)
+            except Exception as error:  # the handler's own code: its trouble alone, not the stream's
+                answer.set_exception(error)
 
     async def ask(self, request: ContextRequest) -> ContextResponse:
         """Ask shared context and wait for its answer, across broken streams; bounded by the attempt's own time."""
@@ -239,7 +266,7 @@ class Attempts:
         for ask, told in self._asks.values():
             if not told.done():
                 self._outbox.ask(ask)
-        for request, answer in self._calls.values():
+        for request, answer, _ in self._calls.values():
             if not answer.done():
                 self._outbox.call(request)
 

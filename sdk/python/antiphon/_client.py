@@ -36,6 +36,7 @@ from antiphon.v1 import (
 from . import _calls
 from ._client_audit import AuditCalls
 from ._client_context import ContextCalls
+from ._client_identity import IdentityCalls
 from ._client_policies import PolicyCalls
 from ._client_steering import SteeringCalls
 from ._connection import Connection, Generation, Renew
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 _WAIT_STEP = 300.0
 
 
-class Client(AuditCalls, ContextCalls, PolicyCalls, SteeringCalls):
+class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls):
     """A connection to the orchestrators of one identity; make it with `connect`, use it with `async with`."""
 
     @classmethod
@@ -145,10 +146,22 @@ class Client(AuditCalls, ContextCalls, PolicyCalls, SteeringCalls):
         created_after: datetime | None = None,
         created_before: datetime | None = None,
         labels: Mapping[str, str] | None = None,
+        parent: str = "",
+        failure: str = "",
         page_size: int = 0,
     ) -> AsyncIterator[run_pb2.Run]:
-        """Runs, live and archived, newest first, without payloads; pages are fetched as needed."""
-        request = run_service_pb2.ListRunsRequest(states=states, graph_name=graph, labels=labels, page_size=page_size)
+        """Runs, live and archived, newest first, without payloads; pages are fetched as needed.
+
+        `parent`: id of the run, or of the attempt, that called for them. `failure`: a part of their failure's message.
+        """
+        request = run_service_pb2.ListRunsRequest(
+            states=states,
+            graph_name=graph,
+            labels=labels,
+            parent=parent,
+            failure_text=failure,
+            page_size=page_size,
+        )
         if created_after is not None:
             request.created_after.FromDatetime(created_after)
         if created_before is not None:
@@ -182,13 +195,15 @@ class Client(AuditCalls, ContextCalls, PolicyCalls, SteeringCalls):
         return self._pages(lambda to: to.runs.ListAttempts, request, lambda page: page.attempts)
 
     async def watch(
-        self, run_id: str, cursor: int = 0, *, include_progress: bool = False
+        self, run_id: str, cursor: int = 0, *, include_progress: bool = False, include_partials: bool = False
     ) -> AsyncIterator[run_pb2.RunEvent]:
         """Events of a run after `cursor` (the `event_seq` last seen), in order, without gap or repeat, to its end.
 
+        With `include_progress` also what handlers say of their progress, with `include_partials` the pieces of output
+        they emit (`event.partial`). Neither has an `event_seq`, and who reads too slowly loses some, but no events.
         Goes on by itself after a broken stream. Raises `RunNotFound`, `CursorInvalid`.
         """
-        async with aclosing(self._watch(run_id, cursor, include_progress)) as messages:
+        async with aclosing(self._watch(run_id, cursor, include_progress, include_partials)) as messages:
             async for message in messages:
                 for event in message.events:
                     yield event
@@ -203,7 +218,7 @@ class Client(AuditCalls, ContextCalls, PolicyCalls, SteeringCalls):
         try:
             async with (
                 asyncio.timeout(None if timeout is None else timeout.total_seconds()),
-                aclosing(self._watch(run_id, 0, False)) as messages,
+                aclosing(self._watch(run_id, 0)) as messages,
             ):
                 async for message in messages:
                     if message.HasField("run"):
@@ -345,15 +360,17 @@ class Client(AuditCalls, ContextCalls, PolicyCalls, SteeringCalls):
                 await tries.after(error, generation)
 
     def _watch(
-        self, run_id: str, cursor: int, include_progress: bool
+        self, run_id: str, cursor: int, include_progress: bool = False, include_partials: bool = False
     ) -> AsyncGenerator[run_service_pb2.WatchRunResponse, None]:
-        request = run_service_pb2.WatchRunRequest(run_id=run_id, cursor=cursor, include_progress=include_progress)
+        request = run_service_pb2.WatchRunRequest(
+            run_id=run_id, cursor=cursor, include_progress=include_progress, include_partials=include_partials
+        )
 
         async def open_stream(to: Generation) -> AsyncIterator[run_service_pb2.WatchRunResponse]:
             stream = to.runs.WatchRun(request, metadata=_calls.metadata())
             try:
                 async for message in stream:
-                    # Progress has no place in the history, hence no number.
+                    # Progress and pieces have no place in the history, hence no number.
                     request.cursor = max((event.event_seq for event in message.events), default=0) or request.cursor
                     yield message
             finally:

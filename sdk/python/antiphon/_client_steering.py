@@ -40,8 +40,8 @@ class SteeringCalls(ClientBase):
         failure: str | None = None,
         reason: str = "",
     ) -> run_pb2.Task:
-        """Say what becomes of a task that is ESCALATED: it succeeds with `output` (None is null), or with `failure` it
-        fails. Raises `TaskNotFound`, `TaskStateConflict`, `RunEnded`.
+        """Say what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with `output` (None is null),
+        or with `failure` it fails. Raises `TaskNotFound`, `TaskStateConflict`, `RunEnded`.
         """
         request = run_service_pb2.ResolveTaskRequest(
             run_id=run_id, key=run_pb2.TaskKey(task_id=task_id, member=member), reason=reason

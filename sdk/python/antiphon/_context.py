@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from time import monotonic
@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from antiphon.v1.agent_service_pb2 import Assignment, CallRequest, CallResponse
 from antiphon.v1.context_request_pb2 import ContextRequest, ContextResponse
-from antiphon.v1.payload_pb2 import Payload
+from antiphon.v1.payload_pb2 import Label, Payload
+from antiphon.v1.run_pb2 import PartialOutput
 
 from . import _json
 from ._failures import CallFailed, InvalidOutput, TaskCancelled
 from ._schema import codec
+from .partials import JSON_BYTES, TEXT_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -41,6 +43,10 @@ def entered(context: TaskContext) -> None:
     _current.set(context)
 
 
+OnPartial = Callable[[PartialOutput], None]
+"""Is shown a piece of what a call is making; must not wait."""
+
+
 class Line(Protocol):
     """What a context needs of its worker."""
 
@@ -48,7 +54,11 @@ class Line(Protocol):
         """Tell how far an attempt is."""
         ...
 
-    async def call(self, request: CallRequest) -> CallResponse:
+    def emit(self, attempt_id: str, pieces: list[PartialOutput]) -> None:
+        """Send pieces of output."""
+        ...
+
+    async def call(self, request: CallRequest, on_partial: OnPartial | None = None) -> CallResponse:
         """Send a call and wait for its outcome."""
         ...
 
@@ -183,6 +193,18 @@ class TaskContext:
         self._line.progress(self.attempt_id, min(max(fraction, 0.0), 1.0), message[:1024])
         return _Done()
 
+    def emit(self, value: Any) -> _Done:
+        """Show a piece of the output before the output: text, as a language model makes it, or any JSON value.
+
+        Whoever watches the run, or has called this attempt, sees pieces within moments and under the rules of the
+        output: where policy refuses or redacts that, its pieces are withheld. A `Payload` carries labels of its own.
+        Works with and without `await` and never waits: what finds no room on its way is left out. What the handler
+        returns is the output; pieces are kept nowhere. Raises `InvalidOutput` for what cannot travel, or a JSON value
+        of more than 16 KiB.
+        """
+        self._line.emit(self.attempt_id, pieces_of(value))
+        return _Done()
+
     @property
     def context(self) -> SharedContext:
         """What the team shares: entries and claims, with the rights of this task. For async handlers."""
@@ -198,12 +220,14 @@ class TaskContext:
         returns: Any = Any,
         call_id: str | None = None,
         timeout: timedelta | None = None,  # noqa: ASYNC109  part of the request; the record keeps it
+        on_partial: OnPartial | None = None,
     ) -> Any:
         """Ask for another capability, such as "text.summarize@1", on behalf of this attempt, and return its output.
 
         The output is plain JSON, or what `returns` describes. When the handler runs again, the call with the same
         `call_id` is answered from the record and not made again; without one, calls are numbered in their order, so
-        make them in the same order each time. For async handlers. Raises `CallFailed`; `InvalidOutput` when the input
+        make them in the same order each time. `on_partial` is shown the pieces that the called agent emits, as far as
+        they come; what it raises ends the call. For async handlers. Raises `CallFailed`; `InvalidOutput` when the input
         cannot travel or the answer does not fit `returns`.
         """
         self._calls += 1
@@ -222,7 +246,7 @@ class TaskContext:
             raise InvalidOutput(f"the input of the call to {capability} cannot travel: {error}") from error
         if timeout is not None:
             request.timeout.FromTimedelta(timeout)
-        response = await self._line.call(request)
+        response = await self._line.call(request, on_partial)
         if response.HasField("failure"):
             raise CallFailed(capability, response.failure)
         if returns is Payload:
@@ -242,6 +266,30 @@ class TaskContext:
         self._cancelled = True
         if self._event is not None:
             self._event.set()
+
+
+def pieces_of(value: Any) -> list[PartialOutput]:
+    """What a handler emits, in pieces that may travel; offsets are not set. Raises `InvalidOutput`."""
+    labels: list[Label] = []
+    if isinstance(value, Payload):
+        labels = [*value.labels, *(label for part in value.field_labels for label in part.labels)]
+        try:
+            value = value.inline.decode() if value.media_type.startswith("text/") else value_of(value)
+        except ValueError as error:
+            raise InvalidOutput(f"what is emitted cannot travel: {error}") from error
+    if isinstance(value, str):
+        texts = [value[start : start + TEXT_LENGTH] for start in range(0, len(value), TEXT_LENGTH)]
+        try:
+            return [PartialOutput(text=text, labels=labels) for text in texts]
+        except ValueError as error:  # half a surrogate pair is no text
+            raise InvalidOutput(f"what is emitted cannot travel: {error}") from error
+    try:
+        json = _json.dumps(value)
+    except (ValueError, TypeError) as error:
+        raise InvalidOutput(f"what is emitted cannot travel: {error}") from error
+    if len(json) > JSON_BYTES:
+        raise InvalidOutput(f"what is emitted has {len(json)} bytes as JSON; at most {JSON_BYTES} travel, or any text")
+    return [PartialOutput(json=json, labels=labels)]
 
 
 def value_of(payload: Payload) -> Any:

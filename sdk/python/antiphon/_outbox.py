@@ -12,9 +12,10 @@ from collections import deque
 from antiphon.v1.agent_service_pb2 import CallRequest, Result, WorkRequest
 from antiphon.v1.context_request_pb2 import ContextRequest
 from antiphon.v1.payload_pb2 import Payload
-from antiphon.v1.run_pb2 import Progress
+from antiphon.v1.run_pb2 import PartialOutput, Progress
 
 from ._failures import failure_of
+from .partials import Pieces
 
 _ITEMS = 256
 _BYTES = 1 << 20
@@ -29,6 +30,7 @@ class Outbox:
         self._open = WorkRequest()
         self._open_bytes = 0
         self._progress: dict[str, Progress] = {}
+        self._pieces: Pieces[str] = Pieces()
         self._calls: deque[CallRequest] = deque()
         self._asks: deque[ContextRequest] = deque()
         self._drain = False
@@ -58,6 +60,11 @@ class Outbox:
         self._progress[attempt_id] = progress
         self._something.set()
 
+    def emit(self, attempt_id: str, piece: PartialOutput) -> None:
+        """Add a piece of output; one that finds no room is left out."""
+        self._pieces.add(attempt_id, piece)
+        self._something.set()
+
     def call(self, request: CallRequest) -> None:
         """Add a call."""
         self._calls.append(request)
@@ -76,7 +83,8 @@ class Outbox:
     @property
     def empty(self) -> bool:
         """Whether everything was handed to the writer."""
-        return not (self._full or self._open.results or self._progress or self._calls or self._asks or self._drain)
+        gathered = self._full or self._open.results or self._progress or self._pieces
+        return not (gathered or self._calls or self._asks or self._drain)
 
     def close(self) -> None:
         """Nothing will be added for this stream."""
@@ -92,6 +100,9 @@ class Outbox:
             await self._something.wait()
         request = self._full.popleft() if self._full else self._close()
         size = 0
+        # With or before the outcome of their attempt: afterwards nobody listens.
+        for attempt_id, piece in self._pieces.take() if self._pieces else ():
+            request.partials.add(attempt_id=attempt_id, partial=piece)
         while self._progress and len(request.progress) < _ITEMS:
             attempt_id, progress = self._progress.popitem()
             request.progress.add(attempt_id=attempt_id, progress=progress)
@@ -107,7 +118,9 @@ class Outbox:
         return request
 
     def put_back(self, request: WorkRequest) -> None:
-        """A message that could not be sent goes first next time; calls are the business of who waits for them."""
+        """A message that could not be sent goes first next time, without pieces, which are late by then; calls are the
+        business of who waits for them."""
+        del request.partials[:]
         del request.calls[:]
         del request.context_requests[:]
         request.drain = False

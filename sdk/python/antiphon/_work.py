@@ -152,6 +152,8 @@ class Worker:
                 self._attempts.assign(assignment, now)
         for cancel in message.cancels:
             self._attempts.cancel(cancel.attempt_id)
+        for made in message.call_partials:
+            self._attempts.made(made)
         for response in message.call_results:
             self._attempts.answer(response)
         for told in message.context_responses:

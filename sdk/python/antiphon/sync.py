@@ -151,6 +151,8 @@ class Client:
     put_verify_report = _called(_client.Client.put_verify_report)
     get_cluster = _called(_client.Client.get_cluster)
     create_token = _called(_client.Client.create_token)
+    revoke_certificates = _called(_client.Client.revoke_certificates)
+    list_revocations = _iterated(_client.Client.list_revocations)
 
     get_entry = _called(_client.Client.get_entry)
     put_entry = _called(_client.Client.put_entry)

@@ -19,7 +19,7 @@ import {
   Payload,
   type Task,
 } from "@antiphon/sdk";
-import { FailureKind, type Run, RunState } from "@antiphon/sdk/v1";
+import { FailureKind, type PartialOutput, type Run, RunState, type Task as RunTask, TaskState } from "@antiphon/sdk/v1";
 import { status } from "@grpc/grpc-js";
 
 // The agent
@@ -30,7 +30,9 @@ interface Step {
   describe?: boolean;
   count?: string;
   progress?: { fraction?: number; message?: string };
-  call?: { capability?: string; input_json?: string; call_id?: string; caught?: boolean };
+  call?: { capability?: string; input_json?: string; call_id?: string; caught?: boolean; emitted?: boolean };
+  emit_text?: string;
+  emit_json?: string;
   fail?: { kind: string; message?: string; code?: string; retryable?: boolean; field?: string };
   crash?: string;
   wait_cancelled?: boolean;
@@ -80,6 +82,8 @@ async function play(step: Step, task: Task, counts: Map<string, number>): Promis
     return count;
   }
   if (step.progress !== undefined) task.progress(step.progress.fraction ?? 0, step.progress.message ?? "");
+  if (step.emit_text !== undefined) task.emit(step.emit_text);
+  if (step.emit_json !== undefined) task.emit(JSON.parse(step.emit_json));
   if (step.call !== undefined) return await call(task, step.call);
   if (step.fail !== undefined) {
     const { kind, message = "", code = "", field = "" } = step.fail;
@@ -113,9 +117,15 @@ function described(task: Task): Record<string, unknown> {
 }
 
 async function call(task: Task, asked: NonNullable<Step["call"]>): Promise<unknown> {
-  const { capability = "", input_json = "null", call_id, caught = false } = asked;
+  const { capability = "", input_json = "null", call_id, caught = false, emitted = false } = asked;
+  const onPartial = ({ content }: PartialOutput): void => {
+    if (content?.$case === "text") task.emit(content.value);
+  };
   try {
-    return await task.call(capability, JSON.parse(input_json), call_id === undefined ? {} : { callId: call_id });
+    return await task.call(capability, JSON.parse(input_json), {
+      ...(call_id === undefined ? {} : { callId: call_id }),
+      ...(emitted ? { onPartial } : {}),
+    });
   } catch (error) {
     if (!caught || !(error instanceof CallFailed)) throw error;
     return { kind: `FAILURE_KIND_${FailureKind[error.failure.kind]}`, code: error.failure.code };
@@ -132,12 +142,30 @@ interface Settings {
   timeout?: string;
 }
 
+interface TaskCall {
+  run_id?: string;
+  task_id?: string;
+  member?: number;
+  reason?: string;
+  output_json?: string;
+  failure?: string;
+  dependents?: boolean;
+}
+
 interface Call {
   submit?: { graph?: string; input_json?: string; wait?: boolean; request_id?: string };
   submit_many?: { graph?: string; count?: number };
   get_run?: { run_id?: string };
   wait?: { run_id?: string };
   watch?: { run_id?: string };
+  watch_partials?: { run_id?: string };
+  signal?: { run_id?: string; signal?: string; data_json?: string; request_id?: string };
+  pause?: { run_id?: string };
+  resume?: { run_id?: string };
+  cancel_task?: TaskCall;
+  retry_task?: TaskCall;
+  resolve_task?: TaskCall;
+  fail_task?: TaskCall;
   cancel?: { run_id?: string };
   list_runs?: { page_size?: number };
   list_agents?: boolean;
@@ -187,6 +215,38 @@ async function answer(client: Client, asked: Call): Promise<object> {
   if (asked.watch !== undefined) {
     return { event_seqs: await all(client.watch(asked.watch.run_id ?? ""), (event) => event.eventSeq) };
   }
+  if (asked.watch_partials !== undefined) {
+    const watched = client.watch(asked.watch_partials.run_id ?? "", { includePartials: true });
+    const events = await all(watched, (event) => event);
+    const pieces = events.flatMap(({ partial }) => partial ?? []);
+    return {
+      event_seqs: events.map((event) => event.eventSeq).filter((seq) => seq > 0),
+      names: pieces.map(({ withheld, content }) => (withheld === "" ? (content?.value.toString() ?? "") : withheld)),
+    };
+  }
+  if (asked.signal !== undefined) {
+    const { run_id = "", signal = "", data_json, request_id } = asked.signal;
+    const data: unknown = data_json === undefined ? undefined : JSON.parse(data_json);
+    const key = await client.signal(run_id, signal, data, request_id === undefined ? {} : { requestId: request_id });
+    return { names: [key?.taskId ?? ""] };
+  }
+  if (asked.pause !== undefined) return runOf(await client.pause(asked.pause.run_id ?? ""));
+  if (asked.resume !== undefined) return runOf(await client.resume(asked.resume.run_id ?? ""));
+  if (asked.cancel_task !== undefined) {
+    const { dependents = false, ...task } = asked.cancel_task;
+    return taskOf(await client.cancelTask(...named(task), { ...acting(task), dependents }));
+  }
+  if (asked.retry_task !== undefined) {
+    return taskOf(await client.retry(...named(asked.retry_task), acting(asked.retry_task)));
+  }
+  if (asked.resolve_task !== undefined) {
+    const output: unknown = JSON.parse(asked.resolve_task.output_json ?? "null");
+    return taskOf(await client.resolve(...named(asked.resolve_task), { output }, acting(asked.resolve_task)));
+  }
+  if (asked.fail_task !== undefined) {
+    const { failure = "" } = asked.fail_task;
+    return taskOf(await client.resolve(...named(asked.fail_task), { failure }, acting(asked.fail_task)));
+  }
   if (asked.cancel !== undefined) return runOf(await client.cancel(asked.cancel.run_id ?? ""));
   if (asked.list_runs !== undefined) {
     const runs = client.listRuns({ pageSize: asked.list_runs.page_size ?? 0 });
@@ -222,6 +282,20 @@ function runOf(run: Run): object {
   const state = `RUN_STATE_${RunState[run.state]}`;
   if (run.state !== RunState.SUCCEEDED) return { run_id: run.runId, state };
   return { run_id: run.runId, state, output_json: JSON.stringify(outputOf(run)) };
+}
+
+function named({ run_id = "", task_id = "" }: TaskCall): [string, string] {
+  return [run_id, task_id];
+}
+
+function acting({ member = 0, reason = "" }: TaskCall): { member: number; reason: string } {
+  return { member, reason };
+}
+
+function taskOf(task: RunTask): object {
+  const state = `TASK_STATE_${TaskState[task.state]}`;
+  if (task.output === undefined) return { state };
+  return { state, output_json: JSON.stringify(new Payload(task.output).json()) };
 }
 
 function told(error: AntiphonError): object {

@@ -7,9 +7,17 @@
  *
  *     await agent.run();
  */
+import { type BatchFunction, Batches, type BatchRule, checkRule } from "./batches.js";
 import { AntiphonError, SetupError } from "./errors.js";
 import { AgentDescription } from "./gen/antiphon/v1/registry.js";
-import { type CapabilityOptions, type Handler, type HandlerFunction, handlerOf } from "./handler.js";
+import {
+  type CapabilityOptions,
+  type Handler,
+  type HandlerFunction,
+  handlerOf,
+  type InputOf,
+  type OutputOf,
+} from "./handler.js";
 import { type Logger, stderrLogger } from "./log.js";
 import { type Payload } from "./payload.js";
 import { type JsonSchema } from "./schema.js";
@@ -83,7 +91,33 @@ export class Agent {
     const Input extends JsonSchema | typeof Payload | undefined = undefined,
     const Output extends JsonSchema | undefined = undefined,
   >(name: string, options: CapabilityOptions<Input, Output>, handle: HandlerFunction<Input, Output>): this {
-    const handler = handlerOf(name, options, handle);
+    return this.#offer(name, handlerOf(name, options, handle));
+  }
+
+  /**
+   * Offer a function that handles several tasks at once. To graphs and to the orchestrator it is a capability like any other,
+   * with the schemas of one task. What the function throws fails all of its tasks, and each is tried again as its own rules
+   * say. A task that is cancelled has its outcome at once; `signal` is aborted when all of them are. Throws a `TypeError`
+   * for what cannot be offered.
+   *
+   * Waiting takes a place of the agent, too: where many batches are to fill while others run, give it a concurrency of
+   * several batches.
+   */
+  batch<
+    const Input extends JsonSchema | typeof Payload | undefined = undefined,
+    const Output extends JsonSchema | undefined = undefined,
+  >(
+    name: string,
+    options: CapabilityOptions<Input, Output> & BatchRule,
+    handle: BatchFunction<InputOf<Input>, OutputOf<Output>>,
+  ): this {
+    checkRule(name, options, this.#concurrency);
+    const batches = new Batches(options, handle);
+    const join = ((input, task) => batches.join(input, task)) as HandlerFunction<Input, Output>;
+    return this.#offer(name, { ...handlerOf(name, options, join), flush: () => { batches.flush(); } });
+  }
+
+  #offer(name: string, handler: Handler): this {
     if (this.#handlers.has(handler.key)) throw new TypeError(`${name} is offered twice by ${this.name}`);
     this.#handlers.set(handler.key, handler);
     return this;

@@ -1,19 +1,22 @@
 /** The attempts that run in this process: starts handlers, tells them to stop, sees that each ends in one outcome. */
 import { Failure, permanent } from "./failures.js";
-import { type Assignment, CallRequest, type CallResponse } from "./gen/antiphon/v1/agent_service.js";
+import { type Assignment, type CallPartial, CallRequest, type CallResponse } from "./gen/antiphon/v1/agent_service.js";
 import { type ClaimLoss, ContextRequest, type ContextResponse } from "./gen/antiphon/v1/context_request.js";
+import { type PartialOutput } from "./gen/antiphon/v1/run.js";
 import { type Handler } from "./handler.js";
 import { type Holding } from "./holding.js";
 import { type Logger } from "./log.js";
 import { type Outbox } from "./outbox.js";
 import { INLINE_LIMIT } from "./payload.js";
-import { inTask, type Line, Task } from "./task.js";
+import { contentBytes } from "./pieces.js";
+import { inTask, type Line, type OnPartial, Task } from "./task.js";
 import { Deferred } from "./waiting.js";
 
 /** A request whose answer somebody waits for, for as long as its attempt has time. */
 interface Open<Request, Answer> {
   request: Request;
   answer: Deferred<Answer>;
+  onPartial?: OnPartial | undefined;
 }
 
 /** Runs what is assigned and puts each outcome into the outbox. */
@@ -21,6 +24,7 @@ export class Attempts implements Line {
   readonly #handlers: ReadonlyMap<string, Handler>;
   readonly #outbox: Outbox;
   readonly #running = new Map<string, Task>();
+  readonly #emitted = new Map<string, number>(); // bytes, of the pieces of those that have emitted some
   readonly #calls = new Map<string, Open<CallRequest, CallResponse>>();
   readonly #asks = new Map<string, Open<ContextRequest, ContextResponse>>();
   readonly #holdings = new Map<string, Holding>();
@@ -78,6 +82,11 @@ export class Attempts implements Line {
     }
   }
 
+  /** No more will be assigned: what is gathered waits for nobody any longer. */
+  flush(): void {
+    for (const handler of this.#handlers.values()) handler.flush?.();
+  }
+
   /** Resolves when nothing runs. */
   async idle(): Promise<void> {
     while (this.#running.size > 0) {
@@ -97,11 +106,20 @@ export class Attempts implements Line {
     if (this.#running.has(attemptId)) this.#outbox.progress(attemptId, { fraction, message });
   }
 
-  async call(request: CallRequest): Promise<CallResponse> {
+  emit(attemptId: string, pieces: readonly PartialOutput[]): void {
+    if (!this.#running.has(attemptId)) return;
+    for (const piece of pieces) {
+      piece.offset = this.#emitted.get(attemptId) ?? 0;
+      this.#emitted.set(attemptId, piece.offset + contentBytes(piece));
+      this.#outbox.emit(attemptId, piece);
+    }
+  }
+
+  async call(request: CallRequest, onPartial?: OnPartial): Promise<CallResponse> {
     const key = keyOf(request.attemptId, request.callId);
     if (this.#calls.has(key)) throw new TypeError(`callId ${request.callId} is in use by a call that has not ended`);
     CallRequest.encode(request); // what cannot be encoded would break the stream of all attempts
-    return await this.#open(this.#calls, key, request, () => { this.#outbox.call(request); });
+    return await this.#open(this.#calls, key, request, () => { this.#outbox.call(request); }, onPartial);
   }
 
   async ask(request: ContextRequest): Promise<ContextResponse> {
@@ -121,6 +139,17 @@ export class Attempts implements Line {
   /** Hand the outcome of a call to who waits for it. */
   answer(response: CallResponse): void {
     this.#calls.get(keyOf(response.attemptId, response.callId))?.answer.resolve(response);
+  }
+
+  /** Show a piece of what a call is making to who waits for it. What that throws is what the call rejects with. */
+  made({ attemptId, callId, partial }: CallPartial): void {
+    const open = this.#calls.get(keyOf(attemptId, callId));
+    if (open?.onPartial === undefined || partial === undefined) return;
+    try {
+      open.onPartial(partial);
+    } catch (thrown) {
+      open.answer.reject(thrown); // the handler's own code: its trouble alone, not the stream's
+    }
   }
 
   /** Hand an answer of shared context to who waits for it. */
@@ -144,8 +173,9 @@ export class Attempts implements Line {
     key: string,
     request: Request,
     send: () => void,
+    onPartial?: OnPartial,
   ): Promise<Answer> {
-    const open = { request, answer: new Deferred<Answer>() };
+    const open = { request, answer: new Deferred<Answer>(), onPartial };
     all.set(key, open);
     send();
     try {
@@ -165,6 +195,7 @@ export class Attempts implements Line {
       this.#fail(task, thrown); // whatever a handler throws is an outcome, and ends nothing else
     }
     this.#running.delete(attemptId);
+    this.#emitted.delete(attemptId);
     if (this.#running.size === 0) {
       this.#idle?.resolve();
       this.#idle = undefined;

@@ -14,7 +14,7 @@ import { randomUUID } from "node:crypto";
 
 import { type CallTimes, metadata, once, Tries } from "./calls.js";
 import { type PageOptions, there } from "./caller.js";
-import { ContextCalls } from "./client-context.js";
+import { keyOf, type MemberOptions, SteeringCalls } from "./client-steering.js";
 import { Connection } from "./connection.js";
 import { type Credentials, loadProfile } from "./credentials.js";
 import { AntiphonError, errorOf } from "./errors.js";
@@ -42,13 +42,16 @@ import {
 } from "./gen/antiphon/v1/policy_service.js";
 import { type Agent as AgentRecord } from "./gen/antiphon/v1/registry.js";
 import {
+  DrainAgentRequest,
   GetAgentRequest,
   ListAgentsRequest,
   ListCapabilitiesRequest,
   type OfferedCapability,
   RegistryServiceService,
+  ResumeAgentRequest,
+  SuspendAgentRequest,
 } from "./gen/antiphon/v1/registry_service.js";
-import { type Attempt, type Run, type RunEvent, RunState, type Task, type TaskKey, type TaskState } from "./gen/antiphon/v1/run.js";
+import { type Attempt, type Run, type RunEvent, RunState, type Task, type TaskState } from "./gen/antiphon/v1/run.js";
 import {
   CancelRunRequest,
   ExplainTaskRequest,
@@ -89,13 +92,8 @@ export interface ConnectOptions {
   logger?: Logger;
 }
 
-/** One member of a forEach, counted from 1; 0 (default) is the task itself. */
-export interface MemberOptions extends CallTimes {
-  member?: number;
-}
-
 /** A connection to the orchestrators of one identity. */
-export class Client extends ContextCalls {
+export class Client extends SteeringCalls {
   /**
    * A client, by a profile or by `address` and `credentials`. Changed certificate files are noticed within seconds; whoever
    * wrote the profile renews them (`antiphon certs renew`). Rejects with a `SetupError`.
@@ -157,7 +155,10 @@ export class Client extends ContextCalls {
     return there((await this.ask(RunServiceService.getRun, GetRunRequest.fromPartial({ runId }), times)).run);
   }
 
-  /** Runs, live and archived, newest first, without payloads. */
+  /**
+   * Runs, live and archived, newest first, without payloads. `parent`: id of the run, or of the attempt, that called for them;
+   * `failure`: a part of their failure's message.
+   */
   listRuns(
     filter: {
       states?: readonly RunState[];
@@ -165,6 +166,8 @@ export class Client extends ContextCalls {
       createdAfter?: Date;
       createdBefore?: Date;
       labels?: Readonly<Record<string, string>>;
+      parent?: string;
+      failure?: string;
     } & PageOptions = {},
   ): AsyncGenerator<Run, void> {
     const request = ListRunsRequest.fromPartial({
@@ -173,6 +176,8 @@ export class Client extends ContextCalls {
       createdAfter: filter.createdAfter,
       createdBefore: filter.createdBefore,
       labels: { ...filter.labels },
+      parent: filter.parent ?? "",
+      failureText: filter.failure ?? "",
       pageSize: filter.pageSize ?? 0,
     });
     return this.pages(RunServiceService.listRuns, request, (page) => page.runs, filter);
@@ -210,11 +215,13 @@ export class Client extends ContextCalls {
 
   /**
    * Events of a run after `cursor` (the `eventSeq` last seen), in order, without gap or repeat, to its end. Goes on by itself
-   * after a broken stream. Throws RUN_NOT_FOUND, CURSOR_INVALID.
+   * after a broken stream. With `includeProgress` also what handlers say of their progress, with `includePartials` the pieces
+   * of output they emit: neither has an `eventSeq`, and who reads too slowly loses some, but no events. Throws
+   * RUN_NOT_FOUND, CURSOR_INVALID.
    */
   async *watch(
     runId: string,
-    options: { cursor?: number; includeProgress?: boolean; signal?: AbortSignal } = {},
+    options: { cursor?: number; includeProgress?: boolean; includePartials?: boolean; signal?: AbortSignal } = {},
   ): AsyncGenerator<RunEvent, void> {
     for await (const message of this.#watch(runId, options)) yield* message.events;
   }
@@ -290,6 +297,24 @@ export class Client extends ContextCalls {
     for await (const { agents } of this.stream(RegistryServiceService.watchAgents, () => ({}), options.signal)) {
       yield* agents;
     }
+  }
+
+  /** Let an agent finish what it has, and give it no more. For operators. Throws AGENT_NOT_FOUND. */
+  async drainAgent(name: string, times?: CallTimes): Promise<AgentRecord> {
+    const request = DrainAgentRequest.fromPartial({ name });
+    return there((await this.ask(RegistryServiceService.drainAgent, request, times)).agent);
+  }
+
+  /** Give an agent no work until it is resumed. For operators. Throws AGENT_NOT_FOUND. */
+  async suspendAgent(name: string, times?: CallTimes): Promise<AgentRecord> {
+    const request = SuspendAgentRequest.fromPartial({ name });
+    return there((await this.ask(RegistryServiceService.suspendAgent, request, times)).agent);
+  }
+
+  /** Give work again to an agent that was drained or suspended. For operators. Throws AGENT_NOT_FOUND. */
+  async resumeAgent(name: string, times?: CallTimes): Promise<AgentRecord> {
+    const request = ResumeAgentRequest.fromPartial({ name });
+    return there((await this.ask(RegistryServiceService.resumeAgent, request, times)).agent);
   }
 
   /** What is offered now, with the agents behind each version. */
@@ -379,12 +404,17 @@ export class Client extends ContextCalls {
 
   async *#watch(
     runId: string,
-    options: { cursor?: number; includeProgress?: boolean; signal?: AbortSignal | undefined },
+    options: {
+      cursor?: number;
+      includeProgress?: boolean;
+      includePartials?: boolean;
+      signal?: AbortSignal | undefined;
+    },
   ): AsyncGenerator<WatchRunResponse, void> {
-    const { cursor = 0, includeProgress = false, signal } = options;
-    const request = WatchRunRequest.fromPartial({ runId, cursor, includeProgress });
+    const { cursor = 0, includeProgress = false, includePartials = false, signal } = options;
+    const request = WatchRunRequest.fromPartial({ runId, cursor, includeProgress, includePartials });
     for await (const message of this.stream(RunServiceService.watchRun, () => request, signal)) {
-      // Progress has no place in the history, hence no number.
+      // Progress and pieces have no place in the history, hence no number.
       request.cursor = Math.max(request.cursor, ...message.events.map((event) => event.eventSeq));
       yield message;
     }
@@ -416,8 +446,4 @@ async function limited<Result>(
   } finally {
     clearTimeout(timer);
   }
-}
-
-function keyOf(taskId: string, { member = 0 }: MemberOptions): TaskKey {
-  return { taskId, member };
 }

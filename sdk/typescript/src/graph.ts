@@ -11,7 +11,7 @@
 import { durationOf } from "./errors.js";
 import { type Kind } from "./failures.js";
 import { FailureKind } from "./gen/antiphon/v1/failure.js";
-import { Graph as GraphMessage, GraphTask, Join, OnFailure, RetryRule } from "./gen/antiphon/v1/graph.js";
+import { Compensate as CompensateMessage, Graph as GraphMessage, GraphTask, Join, OnFailure, RetryRule, type Wait } from "./gen/antiphon/v1/graph.js";
 import { encode } from "./payload.js";
 import { type JsonSchema } from "./schema.js";
 
@@ -71,6 +71,32 @@ export interface Retry {
   multiplier?: number;
 }
 
+/**
+ * Makes a task a loop: it is done again until `condition` is true, and fails when it is not after `maxIterations`. The condition is
+ * CEL over `output` (of the iteration that has ended) and `iteration` (its number, from 1); the input of the task may use
+ * `iteration` and `previous`, the output of the iteration before, null in the first.
+ */
+export interface Until {
+  condition: string | Ref;
+  maxIterations: number;
+}
+
+/** How what a task did is undone, when it has succeeded and its run fails or is cancelled. */
+export interface Compensate {
+  capability: string;
+  /** JSON with `ref(…)` in it; by default the output of the task. */
+  input?: unknown;
+  retry?: readonly Retry[];
+  /** Milliseconds of one attempt. */
+  timeout?: number;
+}
+
+/** What a wait is for: so many milliseconds, a moment in CEL (a timestamp or a duration), or a signal, whose payload is the output. */
+export type WaitCause = { time: number } | { moment: string | Ref } | { signal: string };
+
+/** What a task that only waits may say besides what it waits for. */
+export type WaitOptions = Pick<TaskOptions, "needs" | "when" | "join" | "deadline" | "onFailure" | "description">;
+
 /** What a graph may say of itself. */
 export interface GraphOptions {
   /** Needed to register it. */
@@ -105,7 +131,12 @@ export interface TaskOptions {
   /** Milliseconds of waiting for an agent. */
   scheduleTimeout?: number;
   priority?: number;
-  onFailure?: "fail" | "skip" | "continue";
+  onFailure?: "fail" | "skip" | "continue" | "escalate";
+  /** Makes it a loop. */
+  until?: Until;
+  compensate?: Compensate;
+  /** A doubt whether it was done escalates, and it is never offered again. */
+  atMostOnce?: boolean;
   agentLabels?: Readonly<Record<string, string>>;
   maxCost?: number;
   description?: string;
@@ -135,7 +166,7 @@ export class Graph {
         id,
         capability,
         description: options.description ?? "",
-        needs: (options.needs ?? []).map((need) => (need instanceof TaskRef ? need.id : need)),
+        needs: needsOf(options.needs),
         when: expression(options.when),
         forEach: expression(options.forEach),
         input: template(options.input),
@@ -145,11 +176,37 @@ export class Graph {
         deadline: duration(options.deadline),
         scheduleTimeout: duration(options.scheduleTimeout),
         priority: options.priority ?? 0,
-        onFailure: onFailure === undefined ? OnFailure.UNSPECIFIED : ON_FAILURE[onFailure],
+        onFailure: onFailureOf(onFailure),
+        until:
+          options.until === undefined
+            ? undefined
+            : { condition: expression(options.until.condition), maxIterations: options.until.maxIterations },
+        compensate: options.compensate === undefined ? undefined : compensateOf(options.compensate),
+        atMostOnce: options.atMostOnce ?? false,
         constraints:
           agentLabels === undefined && maxCost === undefined
             ? undefined
             : { agentLabels: { ...agentLabels }, maxCost: maxCost ?? 0 },
+      }),
+    );
+    return new TaskRef(id);
+  }
+
+  /**
+   * Add a task that only waits. When its `deadline` passes before, it fails with TIMEOUT, and `onFailure` says what that
+   * means.
+   */
+  wait(id: string, cause: WaitCause, options: WaitOptions = {}): TaskRef {
+    this.#message.tasks.push(
+      GraphTask.fromPartial({
+        id,
+        description: options.description ?? "",
+        needs: needsOf(options.needs),
+        when: expression(options.when),
+        join: joinOf(options.join),
+        deadline: duration(options.deadline),
+        onFailure: onFailureOf(options.onFailure),
+        wait: { cause: causeOf(cause) },
       }),
     );
     return new TaskRef(id);
@@ -161,7 +218,35 @@ export class Graph {
   }
 }
 
-const ON_FAILURE = { fail: OnFailure.FAIL, skip: OnFailure.SKIP, continue: OnFailure.CONTINUE } as const;
+const ON_FAILURE = {
+  fail: OnFailure.FAIL,
+  skip: OnFailure.SKIP,
+  continue: OnFailure.CONTINUE,
+  escalate: OnFailure.ESCALATE,
+} as const;
+
+function onFailureOf(name: TaskOptions["onFailure"]): OnFailure {
+  return name === undefined ? OnFailure.UNSPECIFIED : ON_FAILURE[name];
+}
+
+function needsOf(needs: TaskOptions["needs"] = []): string[] {
+  return needs.map((need) => (need instanceof TaskRef ? need.id : need));
+}
+
+function causeOf(cause: WaitCause): Wait["cause"] {
+  if ("time" in cause) return { $case: "time", value: durationOf(cause.time) };
+  if ("moment" in cause) return { $case: "moment", value: expression(cause.moment) };
+  return { $case: "signal", value: cause.signal };
+}
+
+function compensateOf(undo: Compensate): CompensateMessage {
+  return CompensateMessage.fromPartial({
+    capability: undo.capability,
+    input: template(undo.input),
+    retry: (undo.retry ?? []).map(ruleOf),
+    timeout: duration(undo.timeout),
+  });
+}
 
 function joinOf(join: TaskOptions["join"]): Join | undefined {
   if (join === undefined) return undefined;

@@ -61,6 +61,8 @@ export interface Handler {
   readonly key: string;
   /** Call the function. Rejects with what it throws, or with an INVALID_INPUT failure. */
   call(task: Task): Promise<unknown>;
+  /** Of a batch: begin what is gathered, for nothing more will come. */
+  readonly flush?: () => void;
   /** What to answer; `limit` is the largest inline payload in bytes. Throws an INVALID_OUTPUT failure. */
   answer(result: unknown, limit: number): PayloadMessage;
 }

@@ -4,9 +4,11 @@
  * What this module exports is the API. The messages of the contracts are in `@antiphon/sdk/v1`.
  */
 export { Agent, type AgentOptions, type ServeOptions } from "./agent.js";
+export { type BatchFunction, type BatchRule } from "./batches.js";
 export { type CallTimes } from "./calls.js";
 export { type PageOptions } from "./caller.js";
-export { Client, type ConnectOptions, type MemberOptions, outputOf } from "./client.js";
+export { Client, type ConnectOptions, outputOf } from "./client.js";
+export { type ActOptions, type MemberOptions } from "./client-steering.js";
 export { Credentials } from "./credentials.js";
 export { type ChangeOptions, type EntryOptions, entryValue, type PutOptions, type Scope } from "./entries.js";
 export {
@@ -35,7 +37,21 @@ export {
   RunFailed,
   transient,
 } from "./failures.js";
-export { Graph, type GraphOptions, index, item, Ref, ref, type Retry, type TaskOptions, TaskRef } from "./graph.js";
+export {
+  type Compensate,
+  Graph,
+  type GraphOptions,
+  index,
+  item,
+  Ref,
+  ref,
+  type Retry,
+  type TaskOptions,
+  TaskRef,
+  type Until,
+  type WaitCause,
+  type WaitOptions,
+} from "./graph.js";
 export { type CapabilityOptions, type HandlerFunction, type InputOf, type OutputOf } from "./handler.js";
 export { type ClaimOptions } from "./holding.js";
 export { type Logger } from "./log.js";
@@ -44,4 +60,4 @@ export { type FromSchema, type JsonSchema } from "./schema.js";
 export { type SharedContext } from "./shared.js";
 export { type GraphSource, type SubmitOptions } from "./submission.js";
 export { type Submitted, type Submitter } from "./submitter.js";
-export { type Answer, type CallOptions, currentTask, type Task } from "./task.js";
+export { type Answer, type CallOptions, currentTask, type OnPartial, type Task } from "./task.js";

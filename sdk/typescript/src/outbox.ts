@@ -7,8 +7,9 @@
 import { CallRequest, type Result, WorkRequest } from "./gen/antiphon/v1/agent_service.js";
 import { ContextRequest } from "./gen/antiphon/v1/context_request.js";
 import { type Payload } from "./gen/antiphon/v1/payload.js";
-import { type Progress } from "./gen/antiphon/v1/run.js";
+import { type PartialOutput, type Progress } from "./gen/antiphon/v1/run.js";
 import { failureOf } from "./failures.js";
+import { Pieces } from "./pieces.js";
 
 const ITEMS = 256;
 const BYTES = 1 << 20;
@@ -19,6 +20,7 @@ const OVERHEAD = 256; // of an item besides its content, near enough for a limit
 export class Outbox {
   #results: Result[] = [];
   #progress = new Map<string, Progress>();
+  readonly #pieces = new Pieces();
   #calls: CallRequest[] = [];
   #asks: ContextRequest[] = [];
   #drain = false;
@@ -49,6 +51,12 @@ export class Outbox {
     this.#something();
   }
 
+  /** Add a piece of output; one that finds no room is left out. */
+  emit(attemptId: string, piece: PartialOutput): void {
+    this.#pieces.add(attemptId, piece);
+    this.#something();
+  }
+
   /** Add a call. */
   call(request: CallRequest): void {
     this.#calls.push(request);
@@ -69,7 +77,8 @@ export class Outbox {
 
   /** Whether everything was handed to the writer. */
   get empty(): boolean {
-    return !this.#drain && this.#results.length + this.#progress.size + this.#calls.length + this.#asks.length === 0;
+    const gathered = this.#results.length + this.#progress.size + this.#calls.length + this.#asks.length;
+    return !this.#drain && gathered === 0 && this.#pieces.empty;
   }
 
   /** Nothing will be added for this stream. */
@@ -98,6 +107,8 @@ export class Outbox {
       await new Promise((resolve) => setImmediate(resolve));
     }
     const request = WorkRequest.fromPartial({});
+    // With or before the outcome of their attempt: afterwards nobody listens.
+    request.partials = this.#pieces.take();
     request.results = within(this.#results, sizeOfResult);
     for (const [attemptId, progress] of this.#progress) {
       if (request.progress.length === ITEMS) break;
@@ -114,7 +125,10 @@ export class Outbox {
     return request;
   }
 
-  /** A message that could not be sent goes first next time; calls are the business of who waits for them. */
+  /**
+   * A message that could not be sent goes first next time, without pieces, which are late by then; calls are the business of
+   * who waits for them.
+   */
   putBack(request: WorkRequest): void {
     this.#results = [...request.results, ...this.#results];
     for (const { attemptId, progress } of request.progress) {

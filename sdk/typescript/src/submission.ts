@@ -56,7 +56,11 @@ export function graphOf(graph: Graph | GraphMessage): GraphMessage {
   return graph instanceof Graph ? graph.message() : graph;
 }
 
-async function inputOf(upload: (data: Buffer) => Promise<Payload>, input: unknown): Promise<Payload["message"] | undefined> {
+/** What goes in with a run or a signal; undefined for null. A large one is uploaded. Rejects with a `TypeError` for what is not JSON. */
+export async function inputOf(
+  upload: (data: Buffer) => Promise<Payload>,
+  input: unknown,
+): Promise<Payload["message"] | undefined> {
   if (input === undefined || input === null) return undefined;
   if (input instanceof Payload) return input.message;
   const data = encode(input);

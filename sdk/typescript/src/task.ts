@@ -10,9 +10,11 @@ import { durationOf, milliseconds } from "./errors.js";
 import { CallFailed, Failure, invalidOutput } from "./failures.js";
 import { type Assignment, CallRequest, type CallResponse } from "./gen/antiphon/v1/agent_service.js";
 import { type ContextRequest, type ContextResponse } from "./gen/antiphon/v1/context_request.js";
+import { type PartialOutput } from "./gen/antiphon/v1/run.js";
 import { type Holding } from "./holding.js";
 import { type Logger, taskLogger } from "./log.js";
 import { Payload, payloadOf, valueOf } from "./payload.js";
+import { piecesOf } from "./pieces.js";
 import { checkOf, type FromSchema, type JsonSchema } from "./schema.js";
 import { SharedContext } from "./shared.js";
 
@@ -22,10 +24,14 @@ const MESSAGE = 1024;
 export interface Line {
   readonly logger: Logger;
   progress(attemptId: string, fraction: number, message: string): void;
-  call(request: CallRequest): Promise<CallResponse>;
+  emit(attemptId: string, pieces: readonly PartialOutput[]): void;
+  call(request: CallRequest, onPartial?: OnPartial): Promise<CallResponse>;
   ask(request: ContextRequest): Promise<ContextResponse>;
   holds(attemptId: string, holding: Holding): () => void;
 }
+
+/** Is shown a piece of what a call is making. */
+export type OnPartial = (piece: PartialOutput) => void;
 
 /** How to call another capability. */
 export interface CallOptions<Schema> {
@@ -35,6 +41,8 @@ export interface CallOptions<Schema> {
   callId?: string;
   /** Longest wait in milliseconds; by default what the attempt has left. */
   timeout?: number;
+  /** Shown the pieces that the called agent emits, as far as they come; what it throws ends the call. */
+  onPartial?: OnPartial;
 }
 
 /** What a call answers. */
@@ -161,6 +169,18 @@ export class Task {
     this.#line.progress(this.attemptId, sound, message.slice(0, MESSAGE).toWellFormed());
   }
 
+  /**
+   * Show a piece of the output before the output: a string as text, as a language model makes it, or any value as JSON.
+   *
+   * Whoever watches the run, or has called this attempt, sees pieces within moments and under the rules of the output: where
+   * policy refuses or redacts that, its pieces are withheld. A `Payload` carries labels of its own. Never waits: what finds
+   * no room on its way is left out. What the handler returns is the output; pieces are kept nowhere. Throws an
+   * INVALID_OUTPUT failure for what cannot travel, or for more than 16 KiB of JSON.
+   */
+  emit(value: unknown): void {
+    this.#line.emit(this.attemptId, piecesOf(value));
+  }
+
   /** What the team shares: entries and claims, with the rights of this task. */
   get context(): SharedContext {
     return new SharedContext(this, this.#assignment.attemptToken, this.#line);
@@ -191,7 +211,7 @@ export class Task {
       throw invalidOutput(`the input of the call to ${capability} cannot travel: ${(cause as Error).message}`, { cause });
     }
     if (options.timeout !== undefined) request.timeout = durationOf(options.timeout);
-    const { outcome } = await this.#line.call(request);
+    const { outcome } = await this.#line.call(request, options.onPartial);
     if (outcome?.$case === "failure") throw new CallFailed(capability, outcome.value);
     if (options.returns === Payload) return new Payload(outcome?.value ?? payloadOf(null)) as Answer<Schema>;
     return answerOf(capability, () => valueOf(outcome?.value), options.returns) as Answer<Schema>;

@@ -141,6 +141,7 @@ export class Worker {
       this.#receive(message);
       if (message.drain && !closing) {
         closing = true;
+        this.#attempts.flush();
         void this.#attempts.idle().then(() => { this.#outbox.close(); });
       }
     }
@@ -157,6 +158,7 @@ export class Worker {
       }
     }
     for (const { attemptId, reason } of message.cancels) this.#attempts.cancel(attemptId, reason);
+    for (const partial of message.callPartials) this.#attempts.made(partial);
     for (const response of message.callResults) this.#attempts.answer(response);
     for (const response of message.contextResponses) this.#attempts.told(response);
     for (const loss of message.claimLosses) this.#attempts.claimLost(loss);

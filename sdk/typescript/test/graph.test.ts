@@ -4,6 +4,37 @@ import { expect, test } from "vitest";
 import { Graph, index, item, ref } from "../src/index.js";
 import { FailureKind, OnFailure } from "../src/v1.js";
 
+test("waits, loops and undoing are in the message", () => {
+  const graph = new Graph("waits");
+  const asked = graph.task("ask", "person.ask@1", {
+    until: { condition: ref("output.sure"), maxIterations: 5 },
+    compensate: { capability: "person.forget@1", input: { who: ref("tasks.ask.output") }, retry: [{ on: ["LOST"] }], timeout: 500 },
+    atMostOnce: true,
+    onFailure: "escalate",
+  });
+  const answer = graph.wait("answer", { signal: "answered" }, { needs: [asked], deadline: 60_000, onFailure: "skip", when: "true" });
+  graph.wait("pause", { time: 1500 }, { needs: [answer], join: "any" });
+  graph.wait("until", { moment: ref("input.start") });
+  const [ask, wait, pause, until] = graph.message().tasks;
+  expect(ask).toMatchObject({
+    until: { condition: "output.sure", maxIterations: 5 },
+    compensate: { capability: "person.forget@1", input: '{"who":"${tasks.ask.output}"}', timeout: { nanos: 5e8 } },
+    atMostOnce: true,
+    onFailure: OnFailure.ESCALATE,
+  });
+  expect(wait).toMatchObject({
+    id: "answer",
+    needs: ["ask"],
+    wait: { cause: { $case: "signal", value: "answered" } },
+    deadline: { seconds: 60 },
+    onFailure: OnFailure.SKIP,
+    when: "true",
+    capability: "",
+  });
+  expect(pause?.wait).toMatchObject({ cause: { $case: "time", value: { seconds: 1, nanos: 5e8 } } });
+  expect(until?.wait).toMatchObject({ cause: { $case: "moment", value: "input.start" } });
+});
+
 test("a graph says in its message what was said in TypeScript", () => {
   const graph = new Graph("review", {
     version: "2",

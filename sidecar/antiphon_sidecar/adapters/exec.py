@@ -168,7 +168,7 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 def _one_line(text: bytes) -> bytes:
     if b"\n" in text or b"\r" in text:
         try:
-            text = json.dumps(json.loads(text), ensure_ascii=False).encode()
+            text = json.dumps(json.loads(text)).encode()
         except (ValueError, RecursionError) as error:
             raise ExecutionFailed(failure_pb2.FAILURE_KIND_INVALID_INPUT, f"the input is not JSON: {error}") from None
     return text + b"\n"

@@ -164,7 +164,7 @@ def parsed_input(text: bytes) -> Any:
 
 def render_body(template: str, value: Any) -> str:
     """The template with each `${input…}` replaced by JSON. Raises `ExecutionFailed` when the input lacks it."""
-    return PLACE.sub(lambda match: json.dumps(_at(value, match[1]), ensure_ascii=False), template)
+    return PLACE.sub(lambda match: _json(_at(value, match[1])), template)
 
 
 def render_url(template: str, value: Any) -> str:
@@ -178,16 +178,21 @@ def render_url(template: str, value: Any) -> str:
                 "this part of a URL must be a text or a number",
                 field=_pointer(match[1]),
             )
-        return quote(str(found), safe="")
+        return quote(str(found), safe="", errors="replace")
 
     return PLACE.sub(part, template)
+
+
+def _json(value: Any) -> str:
+    """JSON in ASCII: a text may hold half a surrogate pair, which can be escaped and has no bytes."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _at(value: Any, path: str) -> Any:
     for key in path.split(".")[1:]:
         if isinstance(value, dict) and key in value:
             value = value[key]
-        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
+        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
             value = value[int(key)]
         else:
             raise ExecutionFailed(
@@ -217,7 +222,7 @@ def _output(call: HttpCall, status: int, answer: bytes) -> bytes:
         key = token.replace("~1", "/").replace("~0", "~")
         if isinstance(value, dict) and key in value:
             value = value[key]
-        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
+        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
             value = value[int(key)]
         else:
             raise ExecutionFailed(
@@ -225,7 +230,7 @@ def _output(call: HttpCall, status: int, answer: bytes) -> bytes:
                 f"the answer of {call.url} has no {call.output}",
                 cause=excerpt(answer),
             )
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _json(value).encode()
 
 
 def _why(error: OSError, call: HttpCall) -> tuple[failure_pb2.FailureKind.ValueType, str]:

@@ -37,10 +37,10 @@ class ArchiveModel:
         await self._pass()
         return self.runs.get(run_id)
 
-    async def events(self, run_id: str, after_seq: int = 0) -> list[EventChunk]:
+    async def events(self, run_id: str, after_seq: int = 0, limit: int = 64) -> list[EventChunk]:
         await self._pass()
         chunks = sorted(self.chunks.get(run_id, {}).values(), key=lambda chunk: chunk.first_seq)
-        return [chunk for chunk in chunks if chunk.last_seq > after_seq]
+        return [chunk for chunk in chunks if chunk.last_seq > after_seq][:limit]
 
     async def requests(self, after: tuple[datetime, str], limit: int) -> list[ArchivedRequest]:
         await self._pass()

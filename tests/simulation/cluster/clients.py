@@ -77,6 +77,11 @@ class Client:
         self._history.require(run.state in TERMINAL, f"{run_id} was cancelled and goes on")
         self._seen(run)
 
+    async def _retry(self, run_id: str, key: run_pb2.TaskKey) -> None:
+        """What died with its agents again and again is taken up by a person, unless its run has ended meanwhile."""
+        request = api.RetryTaskRequest(run_id=run_id, key=key)
+        await self._answer("RetryTask", request, "TASK_STATE_CONFLICT", "RUN_ENDED")
+
     async def _watch(self, run_id: str) -> None:
         """Goes on from its cursor wherever it is let to."""
         cursor = 0
@@ -87,6 +92,8 @@ class Client:
                     for event in response.events:
                         self._history.event(run_id, cursor, event.event_seq, event.SerializeToString())
                         cursor = event.event_seq
+                        if event.task_state == run_pb2.TASK_STATE_QUARANTINED:
+                            await self._retry(run_id, event.key)
                     if response.HasField("run"):
                         whole = cursor == response.run.event_seq
                         self._history.require(whole, f"a watcher of {run_id} was told its end at {cursor}")
@@ -97,14 +104,14 @@ class Client:
             call.cancel()
             await asyncio.sleep(0.05 + 0.5 * self._rng.random())
 
-    async def _answer(self, method: str, request: Any, refusal: str = "") -> Any:
-        """The answer, from whoever gives one; None when it is refused for that reason."""
+    async def _answer(self, method: str, request: Any, *refusals: str) -> Any:
+        """The answer, from whoever gives one; None when it is refused for one of these reasons."""
         while True:
             call = getattr(self._rng.choice(self._stubs), method)
             try:
                 return await call(request, timeout=TIMEOUT)
             except grpc.aio.AioRpcError as error:
-                if refusal and reason_of(error) == refusal:
+                if reason_of(error) in refusals:
                     return None
                 self._expect(error, method)
             await asyncio.sleep(0.05 + 0.5 * self._rng.random())

@@ -13,6 +13,7 @@ from typing import Any
 from antiphon_orchestrator.api import errors
 from antiphon_orchestrator.cluster import gathering, membership, routing, steward
 from antiphon_orchestrator.mesh import tokens
+from antiphon_orchestrator.placement import fleet
 from antiphon_orchestrator.runs import submit
 from antiphon_orchestrator.shards import archiver, host, log
 from antiphon_orchestrator.shards.shard import Shard
@@ -23,8 +24,8 @@ from tests.simulation.cluster.loop import PROCESS, SimulatedLoop
 START = 1_700_000_000.0
 """When every world begins, in seconds since 1970."""
 
-_TIMED: tuple[ModuleType, ...] = (gathering, membership, routing, host, node)
-_RANDOM: tuple[ModuleType, ...] = (errors, steward, submit, archiver, host, log, upstream)
+_TIMED: tuple[ModuleType, ...] = (gathering, membership, routing, host, node, fleet)
+_RANDOM: tuple[ModuleType, ...] = (errors, steward, submit, archiver, host, log, upstream, fleet)
 _SECRET: tuple[ModuleType, ...] = (tokens, log, node)
 
 

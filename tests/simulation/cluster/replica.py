@@ -40,6 +40,7 @@ from antiphon_orchestrator.mesh.context import ContextDesk
 from antiphon_orchestrator.mesh.sessions import MeshSettings, Sessions
 from antiphon_orchestrator.mesh.tokens import AttemptTokens
 from antiphon_orchestrator.placement.fleet import Fleet
+from antiphon_orchestrator.placement.pacing import Pacing, divide
 from antiphon_orchestrator.policy import CedarPolicies, dev_profile
 from antiphon_orchestrator.registry.registry import Registry
 from antiphon_orchestrator.runs.archived import ArchivedRuns
@@ -142,8 +143,10 @@ class Replica:
         store, archive, replica_id = self._store, self._archive, self.replica_id
         values = Values()
         schemas = SchemaSet(values)
-        fleet = self.fleet = Fleet(POLICY, schemas)
         now = SteadyClock(OUTSIDE.time_ns, OUTSIDE.monotonic_ns)
+        fleet = self.fleet = Fleet(POLICY, schemas, now)
+        pacing = Pacing(fleet, now)
+        fleet.broke = lambda instance: pacing.wake()
         audit = AuditLog(store, replica_id, now)
         registry = Registry(store, fleet, schemas, now, timedelta(days=30))
         catalog = Catalog(store, values)
@@ -166,14 +169,16 @@ class Replica:
         sessions.bind(host)
         reads.answer = host.put
         membership = Membership(store, replica_id, "0", now())
-        room = StoreRoom(store, Path("/"), 1 << 30, METRICS, host.keep_short)
+        room = StoreRoom(store, Path("/"), 1 << 30, METRICS, host.keep_short, host.promised)
         submissions = Submissions(catalog, fleet, POLICY, audit, schemas, blobs, host, room, now)
         peers = SimulatedPeers(self._network, self._who, lambda: membership.others)
         routing = self._routing = Routing(host, membership, peers)
 
         def cluster_changed() -> None:
             staying = (member for member in membership.members.values() if not member.leaving)
-            sessions.replicas_changed(tuple(sorted((member.replica_id, member.address) for member in staying)))
+            topology = tuple(sorted((member.replica_id, member.address) for member in staying))
+            sessions.replicas_changed(topology)
+            divide(fleet.limits, [replica for replica, _ in topology], replica_id)
             routing.look()
 
         steward = Steward(host, membership, cluster_changed)
@@ -198,6 +203,7 @@ class Replica:
                 group.create_task(steward.run(), name="shards")
                 await steward.begun.wait()
                 group.create_task(sessions.run(), name="sessions")
+                group.create_task(pacing.run(), name="pacing")
                 group.create_task(calls.run(), name="calls")
                 group.create_task(context.run(), name="context")
                 group.create_task(desk.run(), name="context requests")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from antiphon.mesh.v1 import mesh_service_pb2
 from antiphon.options.v1 import options_pb2
 from antiphon.v1 import graph_service_pb2, run_service_pb2
-from antiphon_certs import Authority, Identity, Kind, PeerVerifier, new_key_and_csr
+from antiphon.v1.error_pb2 import ErrorReason
+from antiphon_certs import Authority, Identity, Kind, Peer, PeerVerifier, SystemClock, new_key_and_csr
 from antiphon_orchestrator.api.call import Caller, caller, set_caller, trace_id, traceparent
 from antiphon_orchestrator.api.checks import KINDS, RESOURCES, Call, Checks, policy_request
 from antiphon_orchestrator.api.errors import ApiError
 from antiphon_orchestrator.api.image import Image
+from antiphon_orchestrator.api.interceptor import Interceptor
 from antiphon_orchestrator.api.rate import TokenBuckets
 from antiphon_orchestrator.policy import (
     Action,
@@ -24,6 +27,7 @@ from antiphon_orchestrator.policy import (
     ResourceKind,
     dev_profile,
 )
+from antiphon_orchestrator.telemetry import Metrics
 from google.protobuf.message import Message
 
 IMAGE = Image.load()
@@ -49,6 +53,7 @@ def checks(
     listener: options_pb2.Listener.ValueType = options_pb2.LISTENER_MUTUAL_TLS,
     policy: CedarPolicies | None = None,
     now: datetime = NOW,
+    revoked: Callable[[Peer], None] = lambda peer: None,
     denied: list[Decision] | None = None,
     used: list[Decision] | None = None,
 ) -> Checks:
@@ -60,6 +65,7 @@ def checks(
         listener=listener,
         message_limit=1000,
         now=lambda: now,
+        revoked=revoked,
         denied=lambda _call, decision: (denied if denied is not None else []).append(decision),
         used=lambda _call, decision: (used if used is not None else []).append(decision),
     )
@@ -238,3 +244,33 @@ def test_there_is_no_caller_outside_a_call(certify: Certify) -> None:
     peer = PeerVerifier("mesh.test").verify(certify(Kind.CLIENT), NOW)
     set_caller(Caller.of(peer, "00-"))
     assert caller().namespace == "team-a"
+
+
+def test_a_certificate_that_is_revoked_is_refused_before_anything_else_is_looked_at(certify: Certify) -> None:
+    def revoked(peer: Peer) -> None:
+        metadata = {"identity": peer.identity.uri, "revoke_time": "then", "cause": "lost"}
+        raise ApiError(ErrorReason.ERROR_REASON_CERTIFICATE_REVOKED, **metadata)
+
+    broken = call(GET_RUN, run_service_pb2.GetRunRequest(), certify(Kind.CLIENT))
+    assert refused(checks(revoked=revoked), broken) == "CERTIFICATE_REVOKED"
+
+
+async def test_a_stream_that_is_to_end_is_not_listened_to_any_more(certify: Certify) -> None:
+    """While a message to somebody who does not read is under way, its stream cannot end, and others would still do."""
+    one = call("/antiphon.mesh.v1.MeshService/Attach", None, certify(Kind.SIDECAR), deadline=None)
+    gate = checks()
+    interceptor = Interceptor(IMAGE, gate, SystemClock(), Metrics(), frozenset(), None)
+    seen: list[bytes] = []
+
+    async def requests() -> AsyncIterator[bytes]:
+        yield b""
+        one.ended = ApiError(ErrorReason.ERROR_REASON_CERTIFICATE_REQUIRED)
+        yield b""
+
+    class Inner:
+        request_deserializer = mesh_service_pb2.AttachRequest.FromString
+
+    with pytest.raises(ApiError) as ended:
+        async for request in interceptor._checked(one.known, Inner, requests(), one):
+            seen.append(request)
+    assert ended.value is one.ended and len(seen) == 1

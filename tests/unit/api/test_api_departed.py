@@ -37,7 +37,10 @@ class Desk:
         if len(self.asked) == len(self.held):
             self.all_asked.set()
 
-    async def room(self, shard: int) -> None:
+    def submit(self, shard: int, item: i.Submit) -> None:
+        self.put(shard, item)
+
+    async def room(self, shard: int, namespace: str) -> None:
         """Always."""
 
 

@@ -173,3 +173,12 @@ def test_beside_a_store_that_machines_share_nothing_may_lie_on_one_of_them() -> 
 
 def test_an_etcd_on_this_machine_may_have_files_beside_it() -> None:
     assert load({"store": "etcd://127.0.0.1:2379,[::1]:2379"}, {}).archive_url.startswith("sqlite:")
+
+
+def test_weights_of_namespaces_are_a_list_whose_mistakes_are_told() -> None:
+    assert load({"schedule.weights": "a=4,b=2"}, {}).schedule.weights == ("a=4", "b=2")
+    with pytest.raises(ConfigError) as refused:
+        load({"schedule.weights": "a=4,b=many"}, {})
+    assert refused.value.mistakes == (
+        "--schedule-weights: write NAMESPACE=WEIGHT with a weight from 1 to 1000, such as team-a=4, not 'b=many'",
+    )

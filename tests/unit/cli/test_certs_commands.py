@@ -84,3 +84,37 @@ def test_an_unreachable_orchestrator_is_one_line(command: Command, authority: Au
 def test_a_token_that_is_none_is_refused_before_anybody_is_called(command: Command) -> None:
     shown = command("certs", "join", "nonsense")
     assert shown.code == 2 and "not a join token" in shown.err
+
+
+def test_a_rotation_says_how_far_it_is_what_to_copy_and_when_to_go_on(command: Command) -> None:
+    command("certs", "init", "--dir", "ca")
+    assert "settled" in command("certs", "rotate", "--dir", "ca").out
+    shown = command("certs", "rotate", "prepare", "--dir", "ca")
+    assert shown.code == 0 and "prepared" in shown.out
+    assert "bundle.pem" in shown.err and "antiphon certs rotate switch --dir ca" in shown.err
+    early = command("certs", "rotate", "switch", "--dir", "ca")
+    assert early.code == 2 and "wait until" in early.err and "--force" in early.err
+    told = json.loads(command("certs", "rotate", "switch", "--dir", "ca", "--force", "--json").out)
+    assert told["step"] == "switched" and len(told["roots"]) == 2 and told["next_time"]
+    assert told["roots"][0] == Authority.load(Path("ca")).root_fingerprint
+    assert command("certs", "rotate", "finish", "--dir", "ca", "--force").code == 0
+    assert json.loads(command("certs", "rotate", "--dir", "ca", "--json").out)["roots"] == told["roots"][:1]
+
+
+def test_a_rotation_knows_four_words(command: Command) -> None:
+    shown = command("certs", "rotate", "swap")
+    assert shown.code == 2 and "prepare, switch or finish" in shown.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--name", "edge"),
+        ("--kind", "robot", "--name", "edge"),
+        ("--kind", "sidecar", "--name", "edge", "--serial", "1f"),
+    ],
+)
+def test_what_is_to_be_revoked_is_said_in_one_way(command: Command, words: tuple[str, ...]) -> None:
+    shown = command("certs", "revoke", "--cause", "lost", *words)
+    assert shown.code == 2 and "--serial HEX" in shown.err

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
+from antiphon.cli.agents import agent_details, agent_row
 from antiphon.cli.explain_view import explanation
 from antiphon.cli.run_view import MEMBERS_SHOWN, OUTPUT_SHOWN, key_of, output_line, run_tree, shown_tasks
 from antiphon.cli.watch_view import RunProgress, event_line
 from antiphon.v1.context_pb2 import ContextScope, EntryReference
 from antiphon.v1.failure_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_PERMANENT, Failure
 from antiphon.v1.payload_pb2 import BlobReference, Payload
+from antiphon.v1.registry_pb2 import BREAKER_STATE_CLOSED, BREAKER_STATE_OPEN, Agent
 from antiphon.v1.run_pb2 import (
     ATTEMPT_STATE_LOST,
     ATTEMPT_STATE_SUCCEEDED,
@@ -21,6 +24,7 @@ from antiphon.v1.run_pb2 import (
     Attempt,
     AttemptChange,
     Candidate,
+    PartialOutput,
     PolicyDecision,
     Progress,
     Refusal,
@@ -210,6 +214,28 @@ def test_a_short_output_is_shown_and_of_a_long_one_its_size() -> None:
     assert f"{OUTPUT_SHOWN + 1} bytes" in text_of(output_line(Payload(blob=stored)))
 
 
+def test_pieces_of_output_are_a_line_each_and_the_end_of_them_stands_beside_their_task() -> None:
+    key = TaskKey(task_id="write")
+
+    def said(**piece: Any) -> RunEvent:
+        return RunEvent(key=key, partial=PartialOutput(**{"attempt": 1, **piece}))
+
+    assert event_line(said(text="two\nlines")).plain.endswith("write  two\\nlines")
+    assert "withheld: no.pii" in event_line(said(withheld="no.pii")).plain
+    progress = RunProgress("r-1")
+    task = progress.tasks
+    for event in (said(text="one"), said(text=" two\nthree")):
+        progress.apply(event)
+    assert task["write"].says == "one two three"
+    progress.apply(said(text="x" * 500))
+    assert task["write"].says == "x" * 60
+    progress.apply(said(text="again", attempt=2))
+    assert task["write"].says == "again"
+    progress.apply(said(json=b'{"a":1}', attempt=2))
+    assert task["write"].says == '{"a":1}'
+    assert '{"a":1}' in text_of(progress.render())
+
+
 def test_progress_counts_members_once_however_often_they_change() -> None:
     progress = RunProgress("r-1")
     progress.apply(RunEvent(key=TaskKey(task_id="classify"), task_state=TASK_STATE_RUNNING, member_count=3))
@@ -253,3 +279,16 @@ def test_an_event_is_one_line() -> None:
         "PERMANENT quota at /a: two lines",
     ):
         assert part in line, part
+
+
+def test_an_agent_shows_which_instances_get_nothing_and_why() -> None:
+    agent = Agent(name="writer")
+    well, broken = agent.instances.add(instance_id="s/i/well"), agent.instances.add(instance_id="s/i/broken")
+    well.breaker.state = BREAKER_STATE_CLOSED
+    broken.breaker.state, broken.breaker.reason = BREAKER_STATE_OPEN, "10 of its last 12 attempts failed"
+    broken.breaker.retry_time.seconds = 10
+    shown = text_of(agent_details(agent))
+    assert "OPEN" in shown and "CLOSED" in shown
+    assert "s/i/broken gets no work until" in shown and "10 of its last 12 attempts failed" in shown
+    assert "s/i/well gets" not in shown
+    assert agent_row(agent)[2] == "2, 1 broken"

@@ -23,6 +23,7 @@ from antiphon_orchestrator.engine.events import (
     SignalReceived,
     TaskEnded,
     TaskEscalated,
+    TaskQuarantined,
     TaskReady,
     TaskReopened,
     TaskWaiting,
@@ -35,6 +36,8 @@ from antiphon_orchestrator.shards import codec
 
 from tests.fakes.plans import SECOND, FakeEvaluator, payload, submitted
 
+DEATHS = ("AGENT_DIED", "SIDECAR_DIED", "SIDECAR_GONE")
+ASKS = {TaskState.ESCALATED, TaskState.QUARANTINED}
 ENDED = {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.SKIPPED, TaskState.CANCELLED}
 MOVES = (
     *("offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "signal", "steer"),
@@ -45,7 +48,7 @@ START = 1_000 * SECOND
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """All of a run but its plan and the order of its frontier, which recovery may change."""
+    """All of a run but its plan, and what recovery may change: the order of its frontier, how far it was looked at."""
 
     def names_of(kind: Any) -> tuple[str, ...]:
         # Compiled classes have no __slots__ at run time, but name their attributes all the same.
@@ -56,19 +59,25 @@ def state_of(run: Run) -> dict[str, Any]:
         names = [name for name in names_of(Task) if name not in ("plan", "members")]
         return {name: getattr(task, name) for name in names} | {"members": [task_state(m) for m in task.members]}
 
-    state = {name: getattr(run, name) for name in names_of(Run) if name not in ("plan", "view", "tasks", "frontier")}
+    state = {
+        name: getattr(run, name)
+        for name in names_of(Run)
+        if name not in ("plan", "view", "tasks", "frontier", "passed")
+    }
     return state | {"tasks": [task_state(task) for task in run.tasks], "frontier": sorted(run.frontier)}
 
 
 @dataclass
 class Player:
     """One run being played with. `log` holds the records as bytes; `returns`: how readily offers come back;
-    `steers`: how often somebody pauses, resumes, cancels a task or has one tried again."""
+    `steers`: how often somebody pauses, resumes, cancels a task or has one tried again; `losses`: how readily processes
+    die."""
 
     plan: Plan
     rng: random.Random
     returns: int = 1
     steers: float = 0
+    losses: int = 1
     run: Run = field(init=False)
     now: int = START
     log: list[bytes] = field(default_factory=list)
@@ -121,7 +130,7 @@ class Player:
             self.record([decide.offer(run, task, Placement("a", "s/i/a", "text.work@1.0", decision, 1), 7)])
         elif move == "steer":
             wish = rng.choice(["pause", "resume", "resume", "retry", "retry", "end", "end all", "resolve", "resolve"])
-            failed = [t for t in tasks if t.state in (TaskState.FAILED, TaskState.ESCALATED)]
+            failed = [t for t in tasks if t.state is TaskState.FAILED or t.state in ASKS]
             self.steer(wish, rng.choice(failed if failed and wish in ("retry", "resolve") else tasks))
         elif move == "signal":
             self.signal(rng.choice(sorted(run.plan.signals)))
@@ -178,7 +187,7 @@ class Player:
             try:
                 self.record(steer.retry_task(run, task, None, "someone", "because"))
             except steer.Conflict:
-                assert task.state in ENDED or task.state is TaskState.ESCALATED
+                assert task.state in ENDED or task.state in ASKS
         elif wish == "resolve":
             self.resolve(task)
         elif task.plan.compensates < 0:
@@ -190,22 +199,22 @@ class Player:
                 assert all(run.tasks[index].state in ENDED for index in below)
 
     def resolve(self, task: Task) -> None:
-        """A person's answer, which only an escalated task takes."""
+        """A person's answer, which only a task that waits for one takes."""
         output = payload("a person's") if self.rng.random() < 0.5 else None
         try:
             self.record(steer.resolve_task(self.run, task, output, "" if output else "no", "someone"))
         except steer.Conflict:
             fan_out = task.plan.fan_out and not task.member and not task.plan.most_iterations and not task.plan.agree
-            assert task.state is not TaskState.ESCALATED or (fan_out and output)
+            assert task.state not in ASKS or (fan_out and output)
         else:
-            assert task.state is not TaskState.ESCALATED or steer.over(self.run, task)
+            assert task.state not in ASKS or steer.over(self.run, task)
 
     def finish(self) -> None:
         """Ends what is left without further trouble."""
         self.steer("resume", self.run.tasks[0])
         while self.run.state is RunState.RUNNING:
             for task in list(self.run.all_tasks()):
-                if task.state is TaskState.ESCALATED:
+                if task.state in ASKS:
                     self.resolve(task)
                 if task.state is TaskState.READY:
                     self.record([decide.offer(self.run, task, Placement("a", "s/i/a", "c@1", b"", 1), 7)])
@@ -244,7 +253,7 @@ class Player:
         state = self.rng.choice(
             [AttemptState.SUCCEEDED] * 5
             + [AttemptState.FAILED] * 4
-            + [AttemptState.LOST]
+            + [AttemptState.LOST] * self.losses
             + [AttemptState.RETURNED] * self.returns
         )
         if state is AttemptState.SUCCEEDED:
@@ -252,7 +261,10 @@ class Player:
             answer = payload(self.rng.choice(["result", "result", "another"]))
             return Outcome(state, answer, busy=self.rng.randrange(10**6), policy=policy)
         kind = FailureKind.LOST if state is AttemptState.LOST else self.rng.choice(list(FailureKind))
-        return Outcome(state, failure=Failure(kind, "trouble", "E1", retryable=self.rng.random() < 0.8))
+        codes = [*DEATHS, "E1"] if state is AttemptState.LOST else ["E1"]
+        return Outcome(
+            state, failure=Failure(kind, "trouble", self.rng.choice(codes), retryable=self.rng.random() < 0.8)
+        )
 
     def settle(self, task: Task, number: int, expected: str | None) -> None:
         run = self.run
@@ -376,8 +388,20 @@ class Player:
         assert failure is not None
         rule = next((r for r in task.plan.retry if failure.kind in r.kinds), None)
         tries = sum(a.state is not AttemptState.RETURNED for a in task.attempts)
+        deaths = [code for code in codes_of_deaths(task) if code]
+        begun = sum(code != "SIDECAR_GONE" for code in deaths)
+        losses = next((r.max_attempts for r in task.plan.retry if FailureKind.LOST in r.kinds), 1)
+        suspected = begun >= 2 or (bool(deaths) and tries >= losses)
         doubtful = task.plan.at_most_once and failure.kind in (FailureKind.LOST, FailureKind.TIMEOUT)
-        again = rule is not None and failure.retryable and tries < rule.max_attempts and not doubtful
+        if not doubtful and suspected and failure.kind is FailureKind.LOST and failure.code in DEATHS:
+            waited = failure.code == "SIDECAR_GONE"  # it is not known to have begun: another may have been its death
+            if not waited or rule is None or tries >= 2 * rule.max_attempts:
+                goes_on = task.plan.on_failure in (OnFailure.SKIP, OnFailure.CONTINUE)
+                assert isinstance(events[1], TaskEnded if goes_on else TaskQuarantined), "it died alone"
+                return
+        else:
+            waited = False
+        again = rule is not None and failure.retryable and tries < rule.max_attempts * (1 + waited) and not doubtful
         again &= task.plan.hedge is None or task.member == 1
         if not again:
             escalates = task.plan.on_failure is OnFailure.ESCALATE and not task.plan.agree
@@ -405,7 +429,8 @@ class Player:
             if task.state is TaskState.CANCELLED:
                 assert run.cancel is not None or self.steers
                 continue
-            if task.plan.on_failure is OnFailure.ESCALATE and task.state is TaskState.SUCCEEDED:
+            died = bool(task.attempts) and task.attempts[-1].state is AttemptState.LOST
+            if (task.plan.on_failure is OnFailure.ESCALATE or died) and task.state is TaskState.SUCCEEDED:
                 continue  # perhaps by a person's answer, whatever the plan says
             if sum(done(run.tasks[i]) for i in node.needs) < task.plan.join and run.cancel is None:
                 assert task.state is TaskState.SKIPPED
@@ -480,6 +505,12 @@ def undone(task: Task) -> bool:
     return task.state is TaskState.SUCCEEDED and task.plan.compensation >= 0
 
 
+def codes_of_deaths(task: Task) -> list[str]:
+    """What is said of the processes that died of a task's earlier attempts, or beside them; "" where none did."""
+    failures = [attempt.failure for attempt in task.attempts[:-1] if attempt.state is AttemptState.LOST]
+    return [failure.code if failure and failure.code in DEATHS else "" for failure in failures]
+
+
 def below_of(run: Run, task: Task) -> set[int]:
     """All that needs a task, directly or not; of a member nothing."""
     below: set[int] = set()
@@ -494,7 +525,7 @@ def actionable(run: Run, task: Task) -> bool:
     """Whether a node can be taken a step further without anything from outside."""
     if task.cancel_reason:
         return True
-    if task.plan.compensates >= 0 or task.state is TaskState.ESCALATED:
+    if task.plan.compensates >= 0 or task.state in ASKS:
         return False
     if task.state is TaskState.PENDING:
         ended = [run.tasks[i] for i in task.plan.needs if run.tasks[i].state in ENDED]

@@ -68,13 +68,13 @@ def plans(draw: st.DrawFn) -> Plan:
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(plans(), st.integers(0, 2**32))
 def test_any_order_of_events_keeps_every_invariant_and_ends_the_run(of: Plan, seed: int) -> None:
-    Player(of, random.Random(seed), steers=seed % 3 * 2).play()
+    Player(of, random.Random(seed), steers=seed % 3 * 2, losses=1 + seed % 2 * 8).play()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(plans(), st.integers(0, 2**32), st.integers(0, 60))
 def test_recovery_from_records_or_from_a_snapshot_gives_the_live_state(of: Plan, seed: int, steps: int) -> None:
-    player = Player(of, random.Random(seed), steers=seed % 2 * 4)
+    player = Player(of, random.Random(seed), steers=seed % 2 * 4, losses=1 + seed % 3 * 4)
     for _ in range(steps):
         if player.run.state is not RunState.RUNNING:
             break
@@ -123,6 +123,10 @@ def test_every_row_of_every_table_is_there_for_something(tables: dict[str, _Rows
             Node((0,), broken="input"),
         ),
         plan(Node(), Node((0,))),
+        plan(
+            Node(on_failure=OnFailure.ESCALATE, retry=(retry(2, first=1),)),
+            Node(on_failure=OnFailure.ESCALATE, retry=(retry(2, first=1),), members=3),
+        ),
         plan(Node(retry=(retry(100, first=4 * SECOND),), deadline=60 * SECOND), Node((0,))),
         plan(Node(members=3, retry=(retry(3),), deadline=deadline)),
         plan(Node(wait=SECOND), Node(wait="go", deadline=deadline), Node((1,), iterations=2, most_iterations=3)),
@@ -138,7 +142,8 @@ def test_every_row_of_every_table_is_there_for_something(tables: dict[str, _Rows
     ]
     Player(plan(Node(members=120)), random.Random(0)).play(10)
     for seed in range(900):
-        Player(graphs[seed % len(graphs)], random.Random(seed), 1 + seed % 3 * 10, seed % 2 * 5).play(60)
+        turn, which = divmod(seed, len(graphs))
+        Player(graphs[which], random.Random(seed), 1 + turn % 3 * 10, turn % 2 * 5, 1 + turn % 5 * 5).play(60)
         if all(table.used == set(table) for table in tables.values()):
             break
     for name, table in tables.items():

@@ -9,6 +9,7 @@ from antiphon_orchestrator.policy import (
     Action,
     CedarPolicies,
     Decision,
+    Limit,
     Obligation,
     Outcome,
     PolicyBundle,
@@ -118,6 +119,21 @@ def test_a_permit_that_demands_redaction_permits_nothing_where_there_is_no_paylo
     decision = decide(PERMIT_SUBMIT + redact, submit())
     assert not decision.allowed and decision.obligations == ()
     assert decision.reason.startswith("denied: policy r demands redaction, which submit has no payload for")
+
+
+def test_a_permit_demands_a_limit_with_its_policy_and_what_has_a_count_of_its_own() -> None:
+    text = (
+        '@id("a") @obligation("limit") @rate("90/m") @concurrent("5") @per("agent, namespace")'
+        'permit(principal, action == Action::"dispatch", resource);'
+        '@id("b") @obligation("limit") @rate("2/h") @burst("7")'
+        'permit(principal, action == Action::"dispatch", resource);'
+    )
+    decision = decide(text, dispatch())
+    assert decision.allowed
+    assert decision.limits == (
+        Limit("a", 1.5, 1, 5, ("namespace", "agent")),
+        Limit("b", 2 / 3600, 7, 0, ()),
+    )
 
 
 def test_a_question_leaves_no_trace_and_a_decision_does() -> None:

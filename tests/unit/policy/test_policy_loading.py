@@ -83,7 +83,8 @@ def test_a_text_cedar_cannot_read_is_refused_where_the_policy_begins() -> None:
     [
         (
             '@obligaton("redact")',
-            "unknown annotation @obligaton; known are @fields, @id, @labels, @obligation, @reason",
+            "unknown annotation @obligaton; known are @burst, @concurrent, @fields, @id, @labels, @obligation, @per, "
+            "@rate, @reason",
         ),
         ('@obligation("redact")', '@obligation("redact") and @fields("a,b.c") or @labels("pii") need each other'),
         ('@fields("email")', '@obligation("redact") and @fields("a,b.c") or @labels("pii") need each other'),
@@ -91,7 +92,6 @@ def test_a_text_cedar_cannot_read_is_refused_where_the_policy_begins() -> None:
         ("@obligation", "@obligation names nothing"),
         ('@obligation("redact") @fields("a..b")', "@fields: 'a..b' is no path; write a.b or /a/b"),
         ('@obligation("redact") @labels("PII")', "@labels: 'PII' is no label; write its key, such as pii"),
-        ('@obligation("limit")', '@obligation("limit") comes in a later version; until then forbid what needs it'),
         (
             '@obligation("require_approval")',
             '@obligation("require_approval") comes in a later version; until then forbid what needs it',
@@ -100,6 +100,32 @@ def test_a_text_cedar_cannot_read_is_refused_where_the_policy_begins() -> None:
 )
 def test_an_annotation_that_would_be_no_obligation_is_refused(annotations: str, said: str) -> None:
     assert problems(f'@id("x") {annotations} permit(principal, action, resource);') == (f"p0.cedar:1: {said}",)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "said"),
+    [
+        ('@obligation("limit")', '@obligation("limit") and @rate("100/s"), @concurrent("10") or both need each other'),
+        ('@rate("9/s")', '@obligation("limit") and @rate("100/s"), @concurrent("10") or both need each other'),
+        ('@obligation("limit") @rate("fast")', "@rate: 'fast' is no rate; write 100/s, 100/m or 100/h"),
+        ('@obligation("limit") @rate("0/s")', "@rate: '0/s' is no rate; write 100/s, 100/m or 100/h"),
+        ('@obligation("limit") @concurrent("0")', "@concurrent: '0' is no number from 1 to 999999"),
+        ('@obligation("limit") @concurrent("3") @burst("4")', "@burst belongs to a @rate"),
+        (
+            '@obligation("limit") @concurrent("3") @per("team")',
+            "@per: 'team' has no count of its own; known are namespace, capability, agent",
+        ),
+    ],
+)
+def test_a_limit_that_cannot_be_kept_is_refused(annotations: str, said: str) -> None:
+    text = f'@id("x") {annotations} permit(principal, action == Action::"dispatch", resource);'
+    assert problems(text) == (f"p0.cedar:1: {said}",)
+
+
+@pytest.mark.parametrize("action", ["action", 'action == Action::"submit"', 'action in [Action::"dispatch"]'])
+def test_a_limit_belongs_to_a_policy_about_dispatch_alone(action: str) -> None:
+    text = f'@id("x") @obligation("limit") @concurrent("1") permit(principal, {action}, resource);'
+    assert problems(text) == ('p0.cedar:1: @obligation("limit") needs action == Action::"dispatch"',)
 
 
 def test_an_obligation_on_a_forbid_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ import pytest_asyncio
 from antiphon.v1 import run_service_pb2 as api
 from antiphon_orchestrator.archive import Archive, ArchivedRun, EventChunk
 from antiphon_orchestrator.archive.sqlite import SqliteArchive
+from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.runs.listing import RunListing
 from antiphon_orchestrator.shards import inputs as i
@@ -79,3 +81,33 @@ async def test_a_run_that_is_archived_while_a_page_is_made_is_on_it(archive: Sql
     host = OneShard(Run("r0001", plan(Node()), submitted("q"), MICROS))
     ending = cast(Archive, Ending("sqlite://"))
     assert await listed(RunListing(cast(Host, host), ending), 10) == ["r0001"]
+
+
+@pytest.mark.parametrize(
+    ("restriction", "expected"),
+    [
+        ({"parent": "r7"}, ["r0004", "r0002", "r0001"]),
+        ({"parent": "r7/call/0/1"}, ["r0004", "r0001"]),
+        ({"parent": "r"}, []),
+        ({"failure_text": "DISK"}, ["r0004", "r0003"]),
+        ({"failure_text": "disk", "parent": "r7"}, ["r0004"]),
+        ({"failure_text": "100%"}, []),
+    ],
+)
+async def test_live_and_archived_runs_are_found_by_the_same_words(
+    archive: SqliteArchive, restriction: dict[str, str], expected: list[str]
+) -> None:
+    old = [
+        replace(archived(1), parent="r7/call/0/1"),
+        replace(archived(2), parent="r7/call/0/2"),
+        replace(archived(3), failure_text="no disk left", state="FAILED"),
+    ]
+    await archive.write(old, [])
+    live = Run("r0004", plan(Node()), submitted("q4", parent_attempt_id="r7/call/0/1"), MICROS)
+    live.failure = Failure(FailureKind.PERMANENT, "the Disk was full")
+    other = Run("r0005", plan(Node()), submitted("q5", parent_attempt_id="r70/call/0/1"), MICROS)
+    listing = RunListing(cast(Host, OneShard(live, other)), cast(Archive, archive))
+    request = api.ListRunsRequest(**restriction)
+    here, _ = await listing.here("demo", request)
+    page = await listing.page("demo", request, here)
+    assert [run.run_id for run in page.runs] == expected

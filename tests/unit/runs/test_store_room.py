@@ -27,7 +27,7 @@ class Sized:
 async def test_each_watermark_is_told_once_and_the_last_refuses_new_runs(tmp_path: Path) -> None:
     store: Any = Sized()
     metrics, short = Metrics(), list[bool]()
-    room = StoreRoom(store, tmp_path, LIMIT, metrics, short.append)
+    room = StoreRoom(store, tmp_path, LIMIT, metrics, short.append, lambda: 0)
     seen = []
     for store.share in (0.1, 0.61, 0.65, 0.71, 0.79, 0.81, 0.79, 0.61, 0.59, 0.5):
         await room.look()
@@ -52,9 +52,18 @@ async def test_each_watermark_is_told_once_and_the_last_refuses_new_runs(tmp_pat
 
 async def test_runs_that_were_admitted_since_the_last_look_count(tmp_path: Path) -> None:
     store: Any = Sized()
-    room = StoreRoom(store, tmp_path, LIMIT, Metrics(), lambda short: None)
+    room = StoreRoom(store, tmp_path, LIMIT, Metrics(), lambda short: None, lambda: 0)
     await room.look()
     assert room.admit(LIMIT // 2) and not room.admit(LIMIT // 2)
+
+
+async def test_what_large_fan_outs_will_still_write_is_not_there_for_new_runs(tmp_path: Path) -> None:
+    store: Any = Sized()
+    promised = [LIMIT // 2]
+    room = StoreRoom(store, tmp_path, LIMIT, Metrics(), lambda short: None, promised.pop)
+    await room.look()
+    assert room.level is Level.ROOMY, "nothing is full yet"
+    assert room.admit(LIMIT // 4) and not room.admit(LIMIT // 8)
 
 
 @given(st.floats(0, 2), st.sampled_from(Level))

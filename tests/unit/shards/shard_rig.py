@@ -15,6 +15,7 @@ from antiphon_orchestrator.engine.plan import Plan
 from antiphon_orchestrator.engine.run import Run, Task
 from antiphon_orchestrator.engine.states import AttemptState
 from antiphon_orchestrator.placement.fleet import Fleet, Instance, Offered, Waiter
+from antiphon_orchestrator.placement.limits import Counter
 from antiphon_orchestrator.policy import CedarPolicies, dev_profile
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards import payloads
@@ -53,6 +54,7 @@ class Rig:
     def __init__(self, of: Fleet | None = None) -> None:
         self.fleet = of or fleet()
         self.fleet.deliver = self._deliver
+        self.fleet.limits.call = self._call_up
         self.shard = Shard(0, self.fleet, self, self, self, lambda: 0.5)
         self.shard.epoch = 1
         self.now = START
@@ -87,6 +89,9 @@ class Rig:
 
     def _deliver(self, waiter: Waiter, offered: Offered) -> None:
         self.shard.inbox.append(i.Reserved(waiter, offered))
+
+    def _call_up(self, waiter: Waiter, counter: Counter | None) -> None:
+        self.shard.inbox.append(i.CalledUp(waiter, counter))
 
     def tell(self, *items: i.Input) -> None:
         """Hands inputs over and works until nothing is left to do now."""

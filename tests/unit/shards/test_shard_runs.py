@@ -188,6 +188,8 @@ def test_a_watcher_sees_every_event_once_from_its_cursor_on_and_then_the_end() -
         def progress(self, task_id: str, member: int, progress: Any) -> None:
             self.seen.append(-1)
 
+        def partial(self, task_id: str, member: int, piece: Any) -> None: ...
+
         def ended(self, run: Run) -> None:
             self.over.append(run.state)
 
@@ -257,6 +259,8 @@ def test_a_watcher_that_comes_and_goes_within_one_turn_does_not_stay() -> None:
         def records(self, records: list[bytes]) -> None: ...
 
         def progress(self, task_id: str, member: int, progress: Any) -> None: ...
+
+        def partial(self, task_id: str, member: int, piece: Any) -> None: ...
 
         def ended(self, run: Run) -> None: ...
 

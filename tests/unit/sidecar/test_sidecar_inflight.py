@@ -14,6 +14,7 @@ from antiphon_sidecar.inflight import (
     CANCEL_GRACE,
     LINGER,
     MOST_POLICIES,
+    PATIENCE,
     POLICY_GRACE,
     Inflight,
 )
@@ -60,17 +61,19 @@ class Bench:
         epoch: int = 1,
         timeout: float | None = None,
         policy_epoch: int = 1,
+        alone: bool = False,
+        seat: str = "echo",
     ) -> None:
         what = f"assignment {attempt_id}"
         self.core.offer(
-            link or self.link, "echo", attempt_id, 0, epoch, what, b"token", 10, timeout, self.now, policy_epoch
+            link or self.link, seat, attempt_id, 0, epoch, what, b"token", 10, timeout, self.now, policy_epoch, alone
         )
 
-    def take(self) -> list[str]:
-        return [attempt.attempt_id for attempt in self.core.take(self.seat, self.now, 256, 1 << 20)]
+    def take(self, seat: Seat | None = None) -> list[str]:
+        return [attempt.attempt_id for attempt in self.core.take(seat or self.seat, self.now, 256, 1 << 20)]
 
-    def end(self, attempt_id: str) -> None:
-        self.core.ended(self.seat, attempt_id, f"result {attempt_id}", 10, self.now)
+    def end(self, attempt_id: str, seat: Seat | None = None) -> None:
+        self.core.ended(seat or self.seat, attempt_id, f"result {attempt_id}", 10, self.now)
 
     def reports(self, link: Link | None = None) -> list[tuple[str, End]]:
         link = link or self.link
@@ -273,6 +276,50 @@ def test_an_agent_that_goes_loses_what_it_had_begun_and_gives_back_the_rest() ->
     assert bench.reports() == [("c", End.AGENT_GONE)]
 
 
+def test_what_an_agent_leaves_unfinished_that_was_draining_is_lost_and_nobody_has_died_of_it() -> None:
+    bench = Bench(concurrency=1, prefetch=1)
+    bench.offer("a")
+    bench.take()
+    bench.core.agent_drains(bench.seat, bench.now)
+    bench.core.agent_went(bench.seat, bench.now)
+    assert bench.reports() == [("a", End.LEFT)]
+
+
+def test_what_waited_for_an_agent_that_its_sidecar_stops_comes_back() -> None:
+    bench = Bench(concurrency=1, prefetch=1)
+    bench.offer("a")
+    bench.core.draining = True  # as a drain leaves it that the agent does not know of yet
+    bench.core.agent_went(bench.seat, bench.now)
+    assert bench.reports() == [("a", End.AGENT_GONE)]
+
+
+def test_suspects_come_back_when_the_others_go_on_for_too_long() -> None:
+    bench = Bench(concurrency=2, prefetch=2)
+    bench.offer("a")
+    bench.take()
+    bench.offer("suspect", alone=True)
+    bench.offer("another", alone=True)
+    bench.offer("b")
+    bench.advance(PATIENCE - 0.1)
+    assert (bench.reports(), bench.take()) == ([], [])
+    bench.advance(0.2)
+    assert bench.reports() == [("suspect", End.NO_SLOT), ("another", End.NO_SLOT)]
+    assert bench.take() == ["b"]
+
+
+def test_an_outcome_of_a_former_life_is_reported_to_whoever_claims_its_shard_and_kept_until_its_verdict() -> None:
+    bench = Bench()
+    assert bench.core.found("old", 7, "gone", "result", 10, 0.5) is not None
+    assert bench.core.found("old", 7, "gone", "result", 10, 0.5) is None
+    assert bench.reports() == []
+    other = bench.attach({7: 3})
+    assert bench.reports(other) == [("old", End.RESULT)]
+    bench.offer("old", other)  # its owner does not know that it was answered
+    assert bench.reports(other) == [("old", End.RESULT)]
+    bench.core.verdict("old")
+    assert not bench.core.held and bench.core.outcomes == 0
+
+
 def test_a_drain_gives_back_what_was_not_begun_and_closes_the_windows() -> None:
     bench = Bench(concurrency=1, prefetch=1)
     bench.offer("a")
@@ -459,8 +506,14 @@ class Life(RuleBasedStateMachine):
                 expected = [a.attempt_id for a in self.core.held.values() if a.shard == shard and a.end is End.NONE]
                 assert answered == expected
 
-    @rule(name=names, attempt=attempts, behind=st.integers(0, 1), timeout=st.sampled_from([None, 0.2, 5.0]))
-    def offer(self, name: str, attempt: str, behind: int, timeout: float | None) -> None:
+    @rule(
+        name=names,
+        attempt=attempts,
+        behind=st.integers(0, 1),
+        timeout=st.sampled_from([None, 0.2, 5.0]),
+        alone=st.sampled_from([False, False, True]),
+    )
+    def offer(self, name: str, attempt: str, behind: int, timeout: float | None, alone: bool) -> None:
         link = self.links.get(name)
         settled = attempt in self.at_agent and attempt not in self.core.held  # its owner does not offer it again
         if link and not settled:
@@ -468,7 +521,7 @@ class Life(RuleBasedStateMachine):
             highest = self.core._claims[shard].epoch if shard in self.core._claims else 0
             known = attempt in self.core.held
             link.reports.clear()
-            self.core.offer(link, "echo", attempt, shard, highest - behind, "x", b"t", 10, timeout, self.now)
+            self.core.offer(link, "echo", attempt, shard, highest - behind, "x", b"t", 10, timeout, self.now, 0, alone)
             if behind and highest > 0:
                 assert [report.end for report in link.reports] == [End.STALE_EPOCH]
                 assert (attempt in self.core.held) == known
@@ -549,6 +602,15 @@ class Life(RuleBasedStateMachine):
             # Woken handlers may exceed the concurrency for a moment; nothing new is taken then.
             if len(begun) + len(self.seat.lingering) > self.seat.concurrency:
                 assert self.core.take(self.seat, self.now, 256, 100) == []
+
+    @invariant()
+    def one_that_is_alone_has_nobody_beside_it(self) -> None:
+        running = self.seat.running.values()
+        alone = [attempt for attempt in running if attempt.alone]
+        # Those that began while it waited for its calls may be there still.
+        assert len(alone) <= 1
+        assert set(self.core._alone) >= set(alone)
+        assert all(attempt.state in (State.QUEUED, State.STARTED) for attempt in self.core._alone)
 
     @invariant()
     def every_attempt_has_one_outcome_until_its_verdict(self) -> None:

@@ -326,6 +326,8 @@ type AgentStep struct {
 	//	*AgentStep_Await
 	//	*AgentStep_AwaitExit
 	//	*AgentStep_RefuseHello
+	//	*AgentStep_AwaitPartials
+	//	*AgentStep_SendPartial
 	Kind          isAgentStep_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -458,6 +460,24 @@ func (x *AgentStep) GetRefuseHello() *RefuseHello {
 	return nil
 }
 
+func (x *AgentStep) GetAwaitPartials() *AwaitPartials {
+	if x != nil {
+		if x, ok := x.Kind.(*AgentStep_AwaitPartials); ok {
+			return x.AwaitPartials
+		}
+	}
+	return nil
+}
+
+func (x *AgentStep) GetSendPartial() *SendPartial {
+	if x != nil {
+		if x, ok := x.Kind.(*AgentStep_SendPartial); ok {
+			return x.SendPartial
+		}
+	}
+	return nil
+}
+
 type isAgentStep_Kind interface {
 	isAgentStep_Kind()
 }
@@ -512,6 +532,16 @@ type AgentStep_RefuseHello struct {
 	RefuseHello *RefuseHello `protobuf:"bytes,10,opt,name=refuse_hello,json=refuseHello,proto3,oneof"`
 }
 
+type AgentStep_AwaitPartials struct {
+	// Wait for pieces of output.
+	AwaitPartials *AwaitPartials `protobuf:"bytes,30,opt,name=await_partials,json=awaitPartials,proto3,oneof"`
+}
+
+type AgentStep_SendPartial struct {
+	// Send a piece of what a call is making.
+	SendPartial *SendPartial `protobuf:"bytes,31,opt,name=send_partial,json=sendPartial,proto3,oneof"`
+}
+
 func (*AgentStep_Assign) isAgentStep_Kind() {}
 
 func (*AgentStep_Cancel) isAgentStep_Kind() {}
@@ -531,6 +561,10 @@ func (*AgentStep_Await) isAgentStep_Kind() {}
 func (*AgentStep_AwaitExit) isAgentStep_Kind() {}
 
 func (*AgentStep_RefuseHello) isAgentStep_Kind() {}
+
+func (*AgentStep_AwaitPartials) isAgentStep_Kind() {}
+
+func (*AgentStep_SendPartial) isAgentStep_Kind() {}
 
 // Assign is an assignment: `idempotency_key` is the attempt id without its number, the token is made by the runner.
 type Assign struct {
@@ -1016,6 +1050,126 @@ func (x *AwaitProgress) GetMessage() string {
 	return ""
 }
 
+// AwaitPartials is what an attempt has emitted, as it must be, by whatever messages it came: the offsets must follow each
+// other.
+type AwaitPartials struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The attempt.
+	AttemptId string `protobuf:"bytes,1,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
+	// All its texts, one after the other.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// Its JSON values, in order.
+	Json          []string `protobuf:"bytes,3,rep,name=json,proto3" json:"json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitPartials) Reset() {
+	*x = AwaitPartials{}
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitPartials) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitPartials) ProtoMessage() {}
+
+func (x *AwaitPartials) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitPartials.ProtoReflect.Descriptor instead.
+func (*AwaitPartials) Descriptor() ([]byte, []int) {
+	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AwaitPartials) GetAttemptId() string {
+	if x != nil {
+		return x.AttemptId
+	}
+	return ""
+}
+
+func (x *AwaitPartials) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *AwaitPartials) GetJson() []string {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
+// SendPartial is a piece of what a call that was awaited is making.
+type SendPartial struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The attempt that made the call.
+	AttemptId string `protobuf:"bytes,1,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`
+	// The piece.
+	Text          string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendPartial) Reset() {
+	*x = SendPartial{}
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendPartial) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendPartial) ProtoMessage() {}
+
+func (x *SendPartial) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendPartial.ProtoReflect.Descriptor instead.
+func (*SendPartial) Descriptor() ([]byte, []int) {
+	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SendPartial) GetAttemptId() string {
+	if x != nil {
+		return x.AttemptId
+	}
+	return ""
+}
+
+func (x *SendPartial) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 // AwaitExit is how the process must end.
 type AwaitExit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1029,7 +1183,7 @@ type AwaitExit struct {
 
 func (x *AwaitExit) Reset() {
 	*x = AwaitExit{}
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[9]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1195,7 @@ func (x *AwaitExit) String() string {
 func (*AwaitExit) ProtoMessage() {}
 
 func (x *AwaitExit) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[9]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1208,7 @@ func (x *AwaitExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitExit.ProtoReflect.Descriptor instead.
 func (*AwaitExit) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{9}
+	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AwaitExit) GetCode() uint32 {
@@ -1082,7 +1236,7 @@ type RefuseHello struct {
 
 func (x *RefuseHello) Reset() {
 	*x = RefuseHello{}
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[10]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1248,7 @@ func (x *RefuseHello) String() string {
 func (*RefuseHello) ProtoMessage() {}
 
 func (x *RefuseHello) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[10]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1261,7 @@ func (x *RefuseHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefuseHello.ProtoReflect.Descriptor instead.
 func (*RefuseHello) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{10}
+	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RefuseHello) GetReason() string {
@@ -1131,7 +1285,7 @@ type ClientCase struct {
 
 func (x *ClientCase) Reset() {
 	*x = ClientCase{}
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[11]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1297,7 @@ func (x *ClientCase) String() string {
 func (*ClientCase) ProtoMessage() {}
 
 func (x *ClientCase) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[11]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1310,7 @@ func (x *ClientCase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientCase.ProtoReflect.Descriptor instead.
 func (*ClientCase) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{11}
+	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ClientCase) GetExchanges() []*Exchange {
@@ -1192,7 +1346,7 @@ type ClientStep struct {
 
 func (x *ClientStep) Reset() {
 	*x = ClientStep{}
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[12]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1358,7 @@ func (x *ClientStep) String() string {
 func (*ClientStep) ProtoMessage() {}
 
 func (x *ClientStep) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[12]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1371,7 @@ func (x *ClientStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientStep.ProtoReflect.Descriptor instead.
 func (*ClientStep) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{12}
+	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ClientStep) GetCall() *ClientCall {
@@ -1296,7 +1450,7 @@ type Exchange struct {
 
 func (x *Exchange) Reset() {
 	*x = Exchange{}
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[13]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1462,7 @@ func (x *Exchange) String() string {
 func (*Exchange) ProtoMessage() {}
 
 func (x *Exchange) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[13]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1475,7 @@ func (x *Exchange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exchange.ProtoReflect.Descriptor instead.
 func (*Exchange) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{13}
+	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Exchange) GetMethod() string {
@@ -1412,7 +1566,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[14]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1578,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[14]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1591,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{14}
+	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Refusal) GetReason() string {
@@ -1483,7 +1637,7 @@ type CaseResult struct {
 
 func (x *CaseResult) Reset() {
 	*x = CaseResult{}
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[15]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1649,7 @@ func (x *CaseResult) String() string {
 func (*CaseResult) ProtoMessage() {}
 
 func (x *CaseResult) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[15]
+	mi := &file_antiphon_conformance_v1_case_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1662,7 @@ func (x *CaseResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CaseResult.ProtoReflect.Descriptor instead.
 func (*CaseResult) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{15}
+	return file_antiphon_conformance_v1_case_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CaseResult) GetName() string {
@@ -1545,7 +1699,7 @@ const file_antiphon_conformance_v1_case_proto_rawDesc = "" +
 	"\x04mode\"g\n" +
 	"\tAgentCase\x12 \n" +
 	"\vconcurrency\x18\x01 \x01(\rR\vconcurrency\x128\n" +
-	"\x05steps\x18\x02 \x03(\v2\".antiphon.conformance.v1.AgentStepR\x05steps\"\xac\x05\n" +
+	"\x05steps\x18\x02 \x03(\v2\".antiphon.conformance.v1.AgentStepR\x05steps\"\xc8\x06\n" +
 	"\tAgentStep\x129\n" +
 	"\x06assign\x18\x01 \x01(\v2\x1f.antiphon.conformance.v1.AssignH\x00R\x06assign\x129\n" +
 	"\x06cancel\x18\x02 \x01(\v2\x1f.antiphon.conformance.v1.CancelH\x00R\x06cancel\x12F\n" +
@@ -1560,7 +1714,9 @@ const file_antiphon_conformance_v1_case_proto_rawDesc = "" +
 	"\n" +
 	"await_exit\x18\t \x01(\v2\".antiphon.conformance.v1.AwaitExitH\x00R\tawaitExit\x12I\n" +
 	"\frefuse_hello\x18\n" +
-	" \x01(\v2$.antiphon.conformance.v1.RefuseHelloH\x00R\vrefuseHelloB\x06\n" +
+	" \x01(\v2$.antiphon.conformance.v1.RefuseHelloH\x00R\vrefuseHello\x12O\n" +
+	"\x0eawait_partials\x18\x1e \x01(\v2&.antiphon.conformance.v1.AwaitPartialsH\x00R\rawaitPartials\x12I\n" +
+	"\fsend_partial\x18\x1f \x01(\v2$.antiphon.conformance.v1.SendPartialH\x00R\vsendPartialB\x06\n" +
 	"\x04kind\"\xc3\x02\n" +
 	"\x06Assign\x12\x1d\n" +
 	"\n" +
@@ -1614,7 +1770,16 @@ const file_antiphon_conformance_v1_case_proto_rawDesc = "" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1a\n" +
 	"\bfraction\x18\x02 \x01(\x01R\bfraction\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"@\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"V\n" +
+	"\rAwaitPartials\x12\x1d\n" +
+	"\n" +
+	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x12\n" +
+	"\x04json\x18\x03 \x03(\tR\x04json\"@\n" +
+	"\vSendPartial\x12\x1d\n" +
+	"\n" +
+	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"@\n" +
 	"\tAwaitExit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x1f\n" +
 	"\vstderr_part\x18\x02 \x01(\tR\n" +
@@ -1687,7 +1852,7 @@ func file_antiphon_conformance_v1_case_proto_rawDescGZIP() []byte {
 }
 
 var file_antiphon_conformance_v1_case_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_antiphon_conformance_v1_case_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_antiphon_conformance_v1_case_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_antiphon_conformance_v1_case_proto_goTypes = []any{
 	(Act)(0),                    // 0: antiphon.conformance.v1.Act
 	(Await)(0),                  // 1: antiphon.conformance.v1.Await
@@ -1700,24 +1865,26 @@ var file_antiphon_conformance_v1_case_proto_goTypes = []any{
 	(*AwaitResult)(nil),         // 8: antiphon.conformance.v1.AwaitResult
 	(*AwaitCall)(nil),           // 9: antiphon.conformance.v1.AwaitCall
 	(*AwaitProgress)(nil),       // 10: antiphon.conformance.v1.AwaitProgress
-	(*AwaitExit)(nil),           // 11: antiphon.conformance.v1.AwaitExit
-	(*RefuseHello)(nil),         // 12: antiphon.conformance.v1.RefuseHello
-	(*ClientCase)(nil),          // 13: antiphon.conformance.v1.ClientCase
-	(*ClientStep)(nil),          // 14: antiphon.conformance.v1.ClientStep
-	(*Exchange)(nil),            // 15: antiphon.conformance.v1.Exchange
-	(*Refusal)(nil),             // 16: antiphon.conformance.v1.Refusal
-	(*CaseResult)(nil),          // 17: antiphon.conformance.v1.CaseResult
-	nil,                         // 18: antiphon.conformance.v1.Refusal.MetadataEntry
-	nil,                         // 19: antiphon.conformance.v1.Refusal.ViolationsEntry
-	(*Script)(nil),              // 20: antiphon.conformance.v1.Script
-	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
-	(*v1.Failure)(nil),          // 22: antiphon.v1.Failure
-	(v1.FailureKind)(0),         // 23: antiphon.v1.FailureKind
-	(*ClientCall)(nil),          // 24: antiphon.conformance.v1.ClientCall
+	(*AwaitPartials)(nil),       // 11: antiphon.conformance.v1.AwaitPartials
+	(*SendPartial)(nil),         // 12: antiphon.conformance.v1.SendPartial
+	(*AwaitExit)(nil),           // 13: antiphon.conformance.v1.AwaitExit
+	(*RefuseHello)(nil),         // 14: antiphon.conformance.v1.RefuseHello
+	(*ClientCase)(nil),          // 15: antiphon.conformance.v1.ClientCase
+	(*ClientStep)(nil),          // 16: antiphon.conformance.v1.ClientStep
+	(*Exchange)(nil),            // 17: antiphon.conformance.v1.Exchange
+	(*Refusal)(nil),             // 18: antiphon.conformance.v1.Refusal
+	(*CaseResult)(nil),          // 19: antiphon.conformance.v1.CaseResult
+	nil,                         // 20: antiphon.conformance.v1.Refusal.MetadataEntry
+	nil,                         // 21: antiphon.conformance.v1.Refusal.ViolationsEntry
+	(*Script)(nil),              // 22: antiphon.conformance.v1.Script
+	(*durationpb.Duration)(nil), // 23: google.protobuf.Duration
+	(*v1.Failure)(nil),          // 24: antiphon.v1.Failure
+	(v1.FailureKind)(0),         // 25: antiphon.v1.FailureKind
+	(*ClientCall)(nil),          // 26: antiphon.conformance.v1.ClientCall
 }
 var file_antiphon_conformance_v1_case_proto_depIdxs = []int32{
 	3,  // 0: antiphon.conformance.v1.Case.agent:type_name -> antiphon.conformance.v1.AgentCase
-	13, // 1: antiphon.conformance.v1.Case.client:type_name -> antiphon.conformance.v1.ClientCase
+	15, // 1: antiphon.conformance.v1.Case.client:type_name -> antiphon.conformance.v1.ClientCase
 	4,  // 2: antiphon.conformance.v1.AgentCase.steps:type_name -> antiphon.conformance.v1.AgentStep
 	5,  // 3: antiphon.conformance.v1.AgentStep.assign:type_name -> antiphon.conformance.v1.Assign
 	6,  // 4: antiphon.conformance.v1.AgentStep.cancel:type_name -> antiphon.conformance.v1.Cancel
@@ -1727,24 +1894,26 @@ var file_antiphon_conformance_v1_case_proto_depIdxs = []int32{
 	10, // 8: antiphon.conformance.v1.AgentStep.await_progress:type_name -> antiphon.conformance.v1.AwaitProgress
 	0,  // 9: antiphon.conformance.v1.AgentStep.act:type_name -> antiphon.conformance.v1.Act
 	1,  // 10: antiphon.conformance.v1.AgentStep.await:type_name -> antiphon.conformance.v1.Await
-	11, // 11: antiphon.conformance.v1.AgentStep.await_exit:type_name -> antiphon.conformance.v1.AwaitExit
-	12, // 12: antiphon.conformance.v1.AgentStep.refuse_hello:type_name -> antiphon.conformance.v1.RefuseHello
-	20, // 13: antiphon.conformance.v1.Assign.script:type_name -> antiphon.conformance.v1.Script
-	21, // 14: antiphon.conformance.v1.Assign.remaining_timeout:type_name -> google.protobuf.Duration
-	22, // 15: antiphon.conformance.v1.AnswerCall.failure:type_name -> antiphon.v1.Failure
-	23, // 16: antiphon.conformance.v1.AwaitResult.failure_kind:type_name -> antiphon.v1.FailureKind
-	15, // 17: antiphon.conformance.v1.ClientCase.exchanges:type_name -> antiphon.conformance.v1.Exchange
-	14, // 18: antiphon.conformance.v1.ClientCase.steps:type_name -> antiphon.conformance.v1.ClientStep
-	24, // 19: antiphon.conformance.v1.ClientStep.call:type_name -> antiphon.conformance.v1.ClientCall
-	16, // 20: antiphon.conformance.v1.Exchange.refusal:type_name -> antiphon.conformance.v1.Refusal
-	18, // 21: antiphon.conformance.v1.Refusal.metadata:type_name -> antiphon.conformance.v1.Refusal.MetadataEntry
-	21, // 22: antiphon.conformance.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
-	19, // 23: antiphon.conformance.v1.Refusal.violations:type_name -> antiphon.conformance.v1.Refusal.ViolationsEntry
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	13, // 11: antiphon.conformance.v1.AgentStep.await_exit:type_name -> antiphon.conformance.v1.AwaitExit
+	14, // 12: antiphon.conformance.v1.AgentStep.refuse_hello:type_name -> antiphon.conformance.v1.RefuseHello
+	11, // 13: antiphon.conformance.v1.AgentStep.await_partials:type_name -> antiphon.conformance.v1.AwaitPartials
+	12, // 14: antiphon.conformance.v1.AgentStep.send_partial:type_name -> antiphon.conformance.v1.SendPartial
+	22, // 15: antiphon.conformance.v1.Assign.script:type_name -> antiphon.conformance.v1.Script
+	23, // 16: antiphon.conformance.v1.Assign.remaining_timeout:type_name -> google.protobuf.Duration
+	24, // 17: antiphon.conformance.v1.AnswerCall.failure:type_name -> antiphon.v1.Failure
+	25, // 18: antiphon.conformance.v1.AwaitResult.failure_kind:type_name -> antiphon.v1.FailureKind
+	17, // 19: antiphon.conformance.v1.ClientCase.exchanges:type_name -> antiphon.conformance.v1.Exchange
+	16, // 20: antiphon.conformance.v1.ClientCase.steps:type_name -> antiphon.conformance.v1.ClientStep
+	26, // 21: antiphon.conformance.v1.ClientStep.call:type_name -> antiphon.conformance.v1.ClientCall
+	18, // 22: antiphon.conformance.v1.Exchange.refusal:type_name -> antiphon.conformance.v1.Refusal
+	20, // 23: antiphon.conformance.v1.Refusal.metadata:type_name -> antiphon.conformance.v1.Refusal.MetadataEntry
+	23, // 24: antiphon.conformance.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
+	21, // 25: antiphon.conformance.v1.Refusal.violations:type_name -> antiphon.conformance.v1.Refusal.ViolationsEntry
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_conformance_v1_case_proto_init() }
@@ -1768,13 +1937,15 @@ func file_antiphon_conformance_v1_case_proto_init() {
 		(*AgentStep_Await)(nil),
 		(*AgentStep_AwaitExit)(nil),
 		(*AgentStep_RefuseHello)(nil),
+		(*AgentStep_AwaitPartials)(nil),
+		(*AgentStep_SendPartial)(nil),
 	}
 	file_antiphon_conformance_v1_case_proto_msgTypes[6].OneofWrappers = []any{}
-	file_antiphon_conformance_v1_case_proto_msgTypes[12].OneofWrappers = []any{
+	file_antiphon_conformance_v1_case_proto_msgTypes[14].OneofWrappers = []any{
 		(*ClientStep_AnswerJson)(nil),
 		(*ClientStep_ErrorJson)(nil),
 	}
-	file_antiphon_conformance_v1_case_proto_msgTypes[13].OneofWrappers = []any{
+	file_antiphon_conformance_v1_case_proto_msgTypes[15].OneofWrappers = []any{
 		(*Exchange_Refusal)(nil),
 		(*Exchange_Broken)(nil),
 	}
@@ -1784,7 +1955,7 @@ func file_antiphon_conformance_v1_case_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_conformance_v1_case_proto_rawDesc), len(file_antiphon_conformance_v1_case_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

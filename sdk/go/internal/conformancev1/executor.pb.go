@@ -89,6 +89,8 @@ type ScriptStep struct {
 	//	*ScriptStep_Fail
 	//	*ScriptStep_Crash
 	//	*ScriptStep_WaitCancelled
+	//	*ScriptStep_EmitText
+	//	*ScriptStep_EmitJson
 	Kind          isScriptStep_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -212,6 +214,24 @@ func (x *ScriptStep) GetWaitCancelled() bool {
 	return false
 }
 
+func (x *ScriptStep) GetEmitText() string {
+	if x != nil {
+		if x, ok := x.Kind.(*ScriptStep_EmitText); ok {
+			return x.EmitText
+		}
+	}
+	return ""
+}
+
+func (x *ScriptStep) GetEmitJson() string {
+	if x != nil {
+		if x, ok := x.Kind.(*ScriptStep_EmitJson); ok {
+			return x.EmitJson
+		}
+	}
+	return ""
+}
+
 type isScriptStep_Kind interface {
 	isScriptStep_Kind()
 }
@@ -263,6 +283,16 @@ type ScriptStep_WaitCancelled struct {
 	WaitCancelled bool `protobuf:"varint,9,opt,name=wait_cancelled,json=waitCancelled,proto3,oneof"`
 }
 
+type ScriptStep_EmitText struct {
+	// Emit this text as a piece of output.
+	EmitText string `protobuf:"bytes,30,opt,name=emit_text,json=emitText,proto3,oneof"`
+}
+
+type ScriptStep_EmitJson struct {
+	// Emit this JSON value, parsed, as a piece of output.
+	EmitJson string `protobuf:"bytes,31,opt,name=emit_json,json=emitJson,proto3,oneof"`
+}
+
 func (*ScriptStep_OutputJson) isScriptStep_Kind() {}
 
 func (*ScriptStep_Large) isScriptStep_Kind() {}
@@ -280,6 +310,10 @@ func (*ScriptStep_Fail) isScriptStep_Kind() {}
 func (*ScriptStep_Crash) isScriptStep_Kind() {}
 
 func (*ScriptStep_WaitCancelled) isScriptStep_Kind() {}
+
+func (*ScriptStep_EmitText) isScriptStep_Kind() {}
+
+func (*ScriptStep_EmitJson) isScriptStep_Kind() {}
 
 // ScriptProgress is how far an attempt is.
 type ScriptProgress struct {
@@ -346,7 +380,9 @@ type ScriptCall struct {
 	// Id of the call; empty leaves it to the SDK.
 	CallId string `protobuf:"bytes,3,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
 	// True: a failure is caught, and the value is an object with its kind (FAILURE_KIND_…) and code. False: it is not.
-	Caught        bool `protobuf:"varint,4,opt,name=caught,proto3" json:"caught,omitempty"`
+	Caught bool `protobuf:"varint,4,opt,name=caught,proto3" json:"caught,omitempty"`
+	// True: pieces of what it is making are emitted as they come.
+	Emitted       bool `protobuf:"varint,30,opt,name=emitted,proto3" json:"emitted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -405,6 +441,13 @@ func (x *ScriptCall) GetCallId() string {
 func (x *ScriptCall) GetCaught() bool {
 	if x != nil {
 		return x.Caught
+	}
+	return false
+}
+
+func (x *ScriptCall) GetEmitted() bool {
+	if x != nil {
+		return x.Emitted
 	}
 	return false
 }
@@ -572,6 +615,14 @@ type ClientCall struct {
 	//	*ClientCall_ListAgents
 	//	*ClientCall_GetEntry
 	//	*ClientCall_PutEntry
+	//	*ClientCall_WatchPartials
+	//	*ClientCall_Signal
+	//	*ClientCall_Pause
+	//	*ClientCall_Resume
+	//	*ClientCall_CancelTask
+	//	*ClientCall_RetryTask
+	//	*ClientCall_ResolveTask
+	//	*ClientCall_FailTask
 	Kind          isClientCall_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -704,6 +755,78 @@ func (x *ClientCall) GetPutEntry() *EntryCall {
 	return nil
 }
 
+func (x *ClientCall) GetWatchPartials() *RunCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_WatchPartials); ok {
+			return x.WatchPartials
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetSignal() *SignalCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_Signal); ok {
+			return x.Signal
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetPause() *RunCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_Pause); ok {
+			return x.Pause
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetResume() *RunCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_Resume); ok {
+			return x.Resume
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetCancelTask() *TaskCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_CancelTask); ok {
+			return x.CancelTask
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetRetryTask() *TaskCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_RetryTask); ok {
+			return x.RetryTask
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetResolveTask() *TaskCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_ResolveTask); ok {
+			return x.ResolveTask
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetFailTask() *TaskCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_FailTask); ok {
+			return x.FailTask
+		}
+	}
+	return nil
+}
+
 type isClientCall_Kind interface {
 	isClientCall_Kind()
 }
@@ -758,6 +881,47 @@ type ClientCall_PutEntry struct {
 	PutEntry *EntryCall `protobuf:"bytes,10,opt,name=put_entry,json=putEntry,proto3,oneof"`
 }
 
+type ClientCall_WatchPartials struct {
+	// Watch a run from its beginning to its end, with partial output. Answer: event_seqs in order, without those that are
+	// 0; as names the texts, JSON values and reasons for which pieces were withheld, in order.
+	WatchPartials *RunCall `protobuf:"bytes,30,opt,name=watch_partials,json=watchPartials,proto3,oneof"`
+}
+
+type ClientCall_Signal struct {
+	// Send a signal. Answer: names with the id of the task it is for, empty when it is kept.
+	Signal *SignalCall `protobuf:"bytes,31,opt,name=signal,proto3,oneof"`
+}
+
+type ClientCall_Pause struct {
+	// Pause a run. Answer: run_id, state.
+	Pause *RunCall `protobuf:"bytes,32,opt,name=pause,proto3,oneof"`
+}
+
+type ClientCall_Resume struct {
+	// Resume a run. Answer: run_id, state.
+	Resume *RunCall `protobuf:"bytes,33,opt,name=resume,proto3,oneof"`
+}
+
+type ClientCall_CancelTask struct {
+	// Cancel a task. Answer: state.
+	CancelTask *TaskCall `protobuf:"bytes,34,opt,name=cancel_task,json=cancelTask,proto3,oneof"`
+}
+
+type ClientCall_RetryTask struct {
+	// Retry a task by hand. Answer: state.
+	RetryTask *TaskCall `protobuf:"bytes,35,opt,name=retry_task,json=retryTask,proto3,oneof"`
+}
+
+type ClientCall_ResolveTask struct {
+	// Resolve an escalated task with an output. Answer: state, and output_json when it has one.
+	ResolveTask *TaskCall `protobuf:"bytes,36,opt,name=resolve_task,json=resolveTask,proto3,oneof"`
+}
+
+type ClientCall_FailTask struct {
+	// The same with a failure. Answer: state.
+	FailTask *TaskCall `protobuf:"bytes,37,opt,name=fail_task,json=failTask,proto3,oneof"`
+}
+
 func (*ClientCall_Submit) isClientCall_Kind() {}
 
 func (*ClientCall_SubmitMany) isClientCall_Kind() {}
@@ -777,6 +941,22 @@ func (*ClientCall_ListAgents) isClientCall_Kind() {}
 func (*ClientCall_GetEntry) isClientCall_Kind() {}
 
 func (*ClientCall_PutEntry) isClientCall_Kind() {}
+
+func (*ClientCall_WatchPartials) isClientCall_Kind() {}
+
+func (*ClientCall_Signal) isClientCall_Kind() {}
+
+func (*ClientCall_Pause) isClientCall_Kind() {}
+
+func (*ClientCall_Resume) isClientCall_Kind() {}
+
+func (*ClientCall_CancelTask) isClientCall_Kind() {}
+
+func (*ClientCall_RetryTask) isClientCall_Kind() {}
+
+func (*ClientCall_ResolveTask) isClientCall_Kind() {}
+
+func (*ClientCall_FailTask) isClientCall_Kind() {}
 
 // SubmitCall is a submission.
 type SubmitCall struct {
@@ -952,6 +1132,179 @@ func (x *RunCall) GetRunId() string {
 	return ""
 }
 
+// SignalCall is a signal.
+type SignalCall struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// Its name.
+	Signal string `protobuf:"bytes,2,opt,name=signal,proto3" json:"signal,omitempty"`
+	// What comes with it, as JSON text; empty means nothing.
+	DataJson string `protobuf:"bytes,3,opt,name=data_json,json=dataJson,proto3" json:"data_json,omitempty"`
+	// Empty leaves it to the SDK.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalCall) Reset() {
+	*x = SignalCall{}
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalCall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalCall) ProtoMessage() {}
+
+func (x *SignalCall) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalCall.ProtoReflect.Descriptor instead.
+func (*SignalCall) Descriptor() ([]byte, []int) {
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SignalCall) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *SignalCall) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *SignalCall) GetDataJson() string {
+	if x != nil {
+		return x.DataJson
+	}
+	return ""
+}
+
+func (x *SignalCall) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// TaskCall names a task, and says what an act upon it needs.
+type TaskCall struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// The task.
+	TaskId string `protobuf:"bytes,2,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// Member of a for_each; 0 means the task itself.
+	Member uint32 `protobuf:"varint,3,opt,name=member,proto3" json:"member,omitempty"`
+	// Why.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Of resolve_task: the output as JSON text; empty means null.
+	OutputJson string `protobuf:"bytes,5,opt,name=output_json,json=outputJson,proto3" json:"output_json,omitempty"`
+	// Of fail_task: the message.
+	Failure string `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
+	// Of cancel_task: all that need it as well.
+	Dependents    bool `protobuf:"varint,7,opt,name=dependents,proto3" json:"dependents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskCall) Reset() {
+	*x = TaskCall{}
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskCall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskCall) ProtoMessage() {}
+
+func (x *TaskCall) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskCall.ProtoReflect.Descriptor instead.
+func (*TaskCall) Descriptor() ([]byte, []int) {
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TaskCall) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *TaskCall) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *TaskCall) GetMember() uint32 {
+	if x != nil {
+		return x.Member
+	}
+	return 0
+}
+
+func (x *TaskCall) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TaskCall) GetOutputJson() string {
+	if x != nil {
+		return x.OutputJson
+	}
+	return ""
+}
+
+func (x *TaskCall) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *TaskCall) GetDependents() bool {
+	if x != nil {
+		return x.Dependents
+	}
+	return false
+}
+
 // ListRunsCall is a list of runs.
 type ListRunsCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -963,7 +1316,7 @@ type ListRunsCall struct {
 
 func (x *ListRunsCall) Reset() {
 	*x = ListRunsCall{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[10]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1328,7 @@ func (x *ListRunsCall) String() string {
 func (*ListRunsCall) ProtoMessage() {}
 
 func (x *ListRunsCall) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[10]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1341,7 @@ func (x *ListRunsCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsCall.ProtoReflect.Descriptor instead.
 func (*ListRunsCall) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{10}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListRunsCall) GetPageSize() int32 {
@@ -1013,7 +1366,7 @@ type EntryCall struct {
 
 func (x *EntryCall) Reset() {
 	*x = EntryCall{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[11]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1378,7 @@ func (x *EntryCall) String() string {
 func (*EntryCall) ProtoMessage() {}
 
 func (x *EntryCall) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[11]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1391,7 @@ func (x *EntryCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryCall.ProtoReflect.Descriptor instead.
 func (*EntryCall) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{11}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *EntryCall) GetKey() string {
@@ -1082,7 +1435,7 @@ type ExecutorResponse struct {
 
 func (x *ExecutorResponse) Reset() {
 	*x = ExecutorResponse{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[12]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1447,7 @@ func (x *ExecutorResponse) String() string {
 func (*ExecutorResponse) ProtoMessage() {}
 
 func (x *ExecutorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[12]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1460,7 @@ func (x *ExecutorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecutorResponse.ProtoReflect.Descriptor instead.
 func (*ExecutorResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{12}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecutorResponse) GetId() uint32 {
@@ -1181,7 +1534,7 @@ type ClientAnswer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One run.
 	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
-	// Its state, such as RUN_STATE_SUCCEEDED.
+	// Its state, such as RUN_STATE_SUCCEEDED; of a task, such as TASK_STATE_CANCELLED.
 	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
 	// A value as JSON text.
 	OutputJson string `protobuf:"bytes,3,opt,name=output_json,json=outputJson,proto3" json:"output_json,omitempty"`
@@ -1199,7 +1552,7 @@ type ClientAnswer struct {
 
 func (x *ClientAnswer) Reset() {
 	*x = ClientAnswer{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[13]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1564,7 @@ func (x *ClientAnswer) String() string {
 func (*ClientAnswer) ProtoMessage() {}
 
 func (x *ClientAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[13]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1577,7 @@ func (x *ClientAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientAnswer.ProtoReflect.Descriptor instead.
 func (*ClientAnswer) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{13}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ClientAnswer) GetRunId() string {
@@ -1297,7 +1650,7 @@ type ClientError struct {
 
 func (x *ClientError) Reset() {
 	*x = ClientError{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[14]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1662,7 @@ func (x *ClientError) String() string {
 func (*ClientError) ProtoMessage() {}
 
 func (x *ClientError) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[14]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1675,7 @@ func (x *ClientError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientError.ProtoReflect.Descriptor instead.
 func (*ClientError) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{14}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ClientError) GetReason() string {
@@ -1373,7 +1726,7 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\n" +
 	"&antiphon/conformance/v1/executor.proto\x12\x17antiphon.conformance.v1\x1a\x19antiphon/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\"C\n" +
 	"\x06Script\x129\n" +
-	"\x05steps\x18\x01 \x03(\v2#.antiphon.conformance.v1.ScriptStepR\x05steps\"\xf4\x02\n" +
+	"\x05steps\x18\x01 \x03(\v2#.antiphon.conformance.v1.ScriptStepR\x05steps\"\xb2\x03\n" +
 	"\n" +
 	"ScriptStep\x12!\n" +
 	"\voutput_json\x18\x01 \x01(\tH\x00R\n" +
@@ -1385,11 +1738,13 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\x04call\x18\x06 \x01(\v2#.antiphon.conformance.v1.ScriptCallH\x00R\x04call\x12*\n" +
 	"\x04fail\x18\a \x01(\v2\x14.antiphon.v1.FailureH\x00R\x04fail\x12\x16\n" +
 	"\x05crash\x18\b \x01(\tH\x00R\x05crash\x12'\n" +
-	"\x0ewait_cancelled\x18\t \x01(\bH\x00R\rwaitCancelledB\x06\n" +
+	"\x0ewait_cancelled\x18\t \x01(\bH\x00R\rwaitCancelled\x12\x1d\n" +
+	"\temit_text\x18\x1e \x01(\tH\x00R\bemitText\x12\x1d\n" +
+	"\temit_json\x18\x1f \x01(\tH\x00R\bemitJsonB\x06\n" +
 	"\x04kind\"F\n" +
 	"\x0eScriptProgress\x12\x1a\n" +
 	"\bfraction\x18\x01 \x01(\x01R\bfraction\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"|\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\x96\x01\n" +
 	"\n" +
 	"ScriptCall\x12\x1e\n" +
 	"\n" +
@@ -1398,7 +1753,8 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\n" +
 	"input_json\x18\x02 \x01(\tR\tinputJson\x12\x17\n" +
 	"\acall_id\x18\x03 \x01(\tR\x06callId\x12\x16\n" +
-	"\x06caught\x18\x04 \x01(\bR\x06caught\"\x9b\x01\n" +
+	"\x06caught\x18\x04 \x01(\bR\x06caught\x12\x18\n" +
+	"\aemitted\x18\x1e \x01(\bR\aemitted\"\x9b\x01\n" +
 	"\x0fExecutorRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12?\n" +
 	"\x06client\x18\x02 \x01(\v2'.antiphon.conformance.v1.ClientSettingsR\x06client\x127\n" +
@@ -1409,7 +1765,7 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\bkey_file\x18\x03 \x01(\tR\akeyFile\x12\x1f\n" +
 	"\vbundle_file\x18\x04 \x01(\tR\n" +
 	"bundleFile\x123\n" +
-	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\xf9\x04\n" +
+	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x8d\t\n" +
 	"\n" +
 	"ClientCall\x12=\n" +
 	"\x06submit\x18\x01 \x01(\v2#.antiphon.conformance.v1.SubmitCallH\x00R\x06submit\x12J\n" +
@@ -1424,7 +1780,17 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"listAgents\x12A\n" +
 	"\tget_entry\x18\t \x01(\v2\".antiphon.conformance.v1.EntryCallH\x00R\bgetEntry\x12A\n" +
 	"\tput_entry\x18\n" +
-	" \x01(\v2\".antiphon.conformance.v1.EntryCallH\x00R\bputEntryB\x06\n" +
+	" \x01(\v2\".antiphon.conformance.v1.EntryCallH\x00R\bputEntry\x12I\n" +
+	"\x0ewatch_partials\x18\x1e \x01(\v2 .antiphon.conformance.v1.RunCallH\x00R\rwatchPartials\x12=\n" +
+	"\x06signal\x18\x1f \x01(\v2#.antiphon.conformance.v1.SignalCallH\x00R\x06signal\x128\n" +
+	"\x05pause\x18  \x01(\v2 .antiphon.conformance.v1.RunCallH\x00R\x05pause\x12:\n" +
+	"\x06resume\x18! \x01(\v2 .antiphon.conformance.v1.RunCallH\x00R\x06resume\x12D\n" +
+	"\vcancel_task\x18\" \x01(\v2!.antiphon.conformance.v1.TaskCallH\x00R\n" +
+	"cancelTask\x12B\n" +
+	"\n" +
+	"retry_task\x18# \x01(\v2!.antiphon.conformance.v1.TaskCallH\x00R\tretryTask\x12F\n" +
+	"\fresolve_task\x18$ \x01(\v2!.antiphon.conformance.v1.TaskCallH\x00R\vresolveTask\x12@\n" +
+	"\tfail_task\x18% \x01(\v2!.antiphon.conformance.v1.TaskCallH\x00R\bfailTaskB\x06\n" +
 	"\x04kind\"t\n" +
 	"\n" +
 	"SubmitCall\x12\x14\n" +
@@ -1438,7 +1804,25 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\x05graph\x18\x01 \x01(\tR\x05graph\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\" \n" +
 	"\aRunCall\x12\x15\n" +
-	"\x06run_id\x18\x01 \x01(\tR\x05runId\"+\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\"w\n" +
+	"\n" +
+	"SignalCall\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x16\n" +
+	"\x06signal\x18\x02 \x01(\tR\x06signal\x12\x1b\n" +
+	"\tdata_json\x18\x03 \x01(\tR\bdataJson\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"\xc5\x01\n" +
+	"\bTaskCall\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x17\n" +
+	"\atask_id\x18\x02 \x01(\tR\x06taskId\x12\x16\n" +
+	"\x06member\x18\x03 \x01(\rR\x06member\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1f\n" +
+	"\voutput_json\x18\x05 \x01(\tR\n" +
+	"outputJson\x12\x18\n" +
+	"\afailure\x18\x06 \x01(\tR\afailure\x12\x1e\n" +
+	"\n" +
+	"dependents\x18\a \x01(\bR\n" +
+	"dependents\"+\n" +
 	"\fListRunsCall\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\"\x84\x01\n" +
 	"\tEntryCall\x12\x10\n" +
@@ -1487,7 +1871,7 @@ func file_antiphon_conformance_v1_executor_proto_rawDescGZIP() []byte {
 	return file_antiphon_conformance_v1_executor_proto_rawDescData
 }
 
-var file_antiphon_conformance_v1_executor_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_antiphon_conformance_v1_executor_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_antiphon_conformance_v1_executor_proto_goTypes = []any{
 	(*Script)(nil),              // 0: antiphon.conformance.v1.Script
 	(*ScriptStep)(nil),          // 1: antiphon.conformance.v1.ScriptStep
@@ -1499,41 +1883,51 @@ var file_antiphon_conformance_v1_executor_proto_goTypes = []any{
 	(*SubmitCall)(nil),          // 7: antiphon.conformance.v1.SubmitCall
 	(*SubmitManyCall)(nil),      // 8: antiphon.conformance.v1.SubmitManyCall
 	(*RunCall)(nil),             // 9: antiphon.conformance.v1.RunCall
-	(*ListRunsCall)(nil),        // 10: antiphon.conformance.v1.ListRunsCall
-	(*EntryCall)(nil),           // 11: antiphon.conformance.v1.EntryCall
-	(*ExecutorResponse)(nil),    // 12: antiphon.conformance.v1.ExecutorResponse
-	(*ClientAnswer)(nil),        // 13: antiphon.conformance.v1.ClientAnswer
-	(*ClientError)(nil),         // 14: antiphon.conformance.v1.ClientError
-	nil,                         // 15: antiphon.conformance.v1.ClientError.MetadataEntry
-	(*v1.Failure)(nil),          // 16: antiphon.v1.Failure
-	(*durationpb.Duration)(nil), // 17: google.protobuf.Duration
+	(*SignalCall)(nil),          // 10: antiphon.conformance.v1.SignalCall
+	(*TaskCall)(nil),            // 11: antiphon.conformance.v1.TaskCall
+	(*ListRunsCall)(nil),        // 12: antiphon.conformance.v1.ListRunsCall
+	(*EntryCall)(nil),           // 13: antiphon.conformance.v1.EntryCall
+	(*ExecutorResponse)(nil),    // 14: antiphon.conformance.v1.ExecutorResponse
+	(*ClientAnswer)(nil),        // 15: antiphon.conformance.v1.ClientAnswer
+	(*ClientError)(nil),         // 16: antiphon.conformance.v1.ClientError
+	nil,                         // 17: antiphon.conformance.v1.ClientError.MetadataEntry
+	(*v1.Failure)(nil),          // 18: antiphon.v1.Failure
+	(*durationpb.Duration)(nil), // 19: google.protobuf.Duration
 }
 var file_antiphon_conformance_v1_executor_proto_depIdxs = []int32{
 	1,  // 0: antiphon.conformance.v1.Script.steps:type_name -> antiphon.conformance.v1.ScriptStep
 	2,  // 1: antiphon.conformance.v1.ScriptStep.progress:type_name -> antiphon.conformance.v1.ScriptProgress
 	3,  // 2: antiphon.conformance.v1.ScriptStep.call:type_name -> antiphon.conformance.v1.ScriptCall
-	16, // 3: antiphon.conformance.v1.ScriptStep.fail:type_name -> antiphon.v1.Failure
+	18, // 3: antiphon.conformance.v1.ScriptStep.fail:type_name -> antiphon.v1.Failure
 	5,  // 4: antiphon.conformance.v1.ExecutorRequest.client:type_name -> antiphon.conformance.v1.ClientSettings
 	6,  // 5: antiphon.conformance.v1.ExecutorRequest.call:type_name -> antiphon.conformance.v1.ClientCall
-	17, // 6: antiphon.conformance.v1.ClientSettings.timeout:type_name -> google.protobuf.Duration
+	19, // 6: antiphon.conformance.v1.ClientSettings.timeout:type_name -> google.protobuf.Duration
 	7,  // 7: antiphon.conformance.v1.ClientCall.submit:type_name -> antiphon.conformance.v1.SubmitCall
 	8,  // 8: antiphon.conformance.v1.ClientCall.submit_many:type_name -> antiphon.conformance.v1.SubmitManyCall
 	9,  // 9: antiphon.conformance.v1.ClientCall.get_run:type_name -> antiphon.conformance.v1.RunCall
 	9,  // 10: antiphon.conformance.v1.ClientCall.wait:type_name -> antiphon.conformance.v1.RunCall
 	9,  // 11: antiphon.conformance.v1.ClientCall.watch:type_name -> antiphon.conformance.v1.RunCall
 	9,  // 12: antiphon.conformance.v1.ClientCall.cancel:type_name -> antiphon.conformance.v1.RunCall
-	10, // 13: antiphon.conformance.v1.ClientCall.list_runs:type_name -> antiphon.conformance.v1.ListRunsCall
-	11, // 14: antiphon.conformance.v1.ClientCall.get_entry:type_name -> antiphon.conformance.v1.EntryCall
-	11, // 15: antiphon.conformance.v1.ClientCall.put_entry:type_name -> antiphon.conformance.v1.EntryCall
-	13, // 16: antiphon.conformance.v1.ExecutorResponse.answer:type_name -> antiphon.conformance.v1.ClientAnswer
-	14, // 17: antiphon.conformance.v1.ExecutorResponse.error:type_name -> antiphon.conformance.v1.ClientError
-	15, // 18: antiphon.conformance.v1.ClientError.metadata:type_name -> antiphon.conformance.v1.ClientError.MetadataEntry
-	17, // 19: antiphon.conformance.v1.ClientError.retry_after:type_name -> google.protobuf.Duration
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	12, // 13: antiphon.conformance.v1.ClientCall.list_runs:type_name -> antiphon.conformance.v1.ListRunsCall
+	13, // 14: antiphon.conformance.v1.ClientCall.get_entry:type_name -> antiphon.conformance.v1.EntryCall
+	13, // 15: antiphon.conformance.v1.ClientCall.put_entry:type_name -> antiphon.conformance.v1.EntryCall
+	9,  // 16: antiphon.conformance.v1.ClientCall.watch_partials:type_name -> antiphon.conformance.v1.RunCall
+	10, // 17: antiphon.conformance.v1.ClientCall.signal:type_name -> antiphon.conformance.v1.SignalCall
+	9,  // 18: antiphon.conformance.v1.ClientCall.pause:type_name -> antiphon.conformance.v1.RunCall
+	9,  // 19: antiphon.conformance.v1.ClientCall.resume:type_name -> antiphon.conformance.v1.RunCall
+	11, // 20: antiphon.conformance.v1.ClientCall.cancel_task:type_name -> antiphon.conformance.v1.TaskCall
+	11, // 21: antiphon.conformance.v1.ClientCall.retry_task:type_name -> antiphon.conformance.v1.TaskCall
+	11, // 22: antiphon.conformance.v1.ClientCall.resolve_task:type_name -> antiphon.conformance.v1.TaskCall
+	11, // 23: antiphon.conformance.v1.ClientCall.fail_task:type_name -> antiphon.conformance.v1.TaskCall
+	15, // 24: antiphon.conformance.v1.ExecutorResponse.answer:type_name -> antiphon.conformance.v1.ClientAnswer
+	16, // 25: antiphon.conformance.v1.ExecutorResponse.error:type_name -> antiphon.conformance.v1.ClientError
+	17, // 26: antiphon.conformance.v1.ClientError.metadata:type_name -> antiphon.conformance.v1.ClientError.MetadataEntry
+	19, // 27: antiphon.conformance.v1.ClientError.retry_after:type_name -> google.protobuf.Duration
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_conformance_v1_executor_proto_init() }
@@ -1551,6 +1945,8 @@ func file_antiphon_conformance_v1_executor_proto_init() {
 		(*ScriptStep_Fail)(nil),
 		(*ScriptStep_Crash)(nil),
 		(*ScriptStep_WaitCancelled)(nil),
+		(*ScriptStep_EmitText)(nil),
+		(*ScriptStep_EmitJson)(nil),
 	}
 	file_antiphon_conformance_v1_executor_proto_msgTypes[6].OneofWrappers = []any{
 		(*ClientCall_Submit)(nil),
@@ -1563,9 +1959,17 @@ func file_antiphon_conformance_v1_executor_proto_init() {
 		(*ClientCall_ListAgents)(nil),
 		(*ClientCall_GetEntry)(nil),
 		(*ClientCall_PutEntry)(nil),
+		(*ClientCall_WatchPartials)(nil),
+		(*ClientCall_Signal)(nil),
+		(*ClientCall_Pause)(nil),
+		(*ClientCall_Resume)(nil),
+		(*ClientCall_CancelTask)(nil),
+		(*ClientCall_RetryTask)(nil),
+		(*ClientCall_ResolveTask)(nil),
+		(*ClientCall_FailTask)(nil),
 	}
-	file_antiphon_conformance_v1_executor_proto_msgTypes[11].OneofWrappers = []any{}
-	file_antiphon_conformance_v1_executor_proto_msgTypes[12].OneofWrappers = []any{
+	file_antiphon_conformance_v1_executor_proto_msgTypes[13].OneofWrappers = []any{}
+	file_antiphon_conformance_v1_executor_proto_msgTypes[14].OneofWrappers = []any{
 		(*ExecutorResponse_Answer)(nil),
 		(*ExecutorResponse_Error)(nil),
 		(*ExecutorResponse_Broken)(nil),
@@ -1576,7 +1980,7 @@ func file_antiphon_conformance_v1_executor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_conformance_v1_executor_proto_rawDesc), len(file_antiphon_conformance_v1_executor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

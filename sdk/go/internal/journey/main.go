@@ -94,7 +94,7 @@ func runs(ctx context.Context, client *antiphon.Client, report map[string]any) e
 
 	kinds := 0
 	last := uint64(0)
-	for event, err := range client.Watch(ctx, run.GetRunId(), 0, false) {
+	for event, err := range client.Watch(ctx, run.GetRunId(), 0) {
 		if err != nil {
 			return err
 		}

@@ -85,6 +85,9 @@ func hold(task *antiphon.Task, gate string) (string, error) {
 			return "released", nil
 		}
 		task.Progress(0.5, "holding")
+		if err := task.Emit("hold "); err != nil {
+			return "", err
+		}
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-task.Done():

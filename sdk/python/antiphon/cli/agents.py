@@ -12,13 +12,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from .. import Client
+from ..v1 import registry_pb2 as pb
 from ..v1.registry_pb2 import Agent
 from ..v1.verify_pb2 import VerifyReport
 from . import output
 from .connection import first, with_client
 from .options import AsJson, PageLimit, ProfileName
 from .problems import Problem
-from .text import agent_state, spell_moment, spell_proto_duration
+from .text import agent_state, breaker_state, spell_moment, spell_proto_duration
 
 app = typer.Typer(help="Agents as the registry knows them.", no_args_is_help=True)
 
@@ -32,7 +33,9 @@ def list_agents(as_json: AsJson = False, profile: ProfileName = None, limit: Pag
     if as_json:
         output.show_json({"agents": agents})
     elif agents:
-        output.show(output.table(("AGENT", "STATE", ">INSTANCES", ">IN USE", "OFFERS", "RUNTIME"), map(_row, agents)))
+        output.show(
+            output.table(("AGENT", "STATE", ">INSTANCES", ">IN USE", "OFFERS", "RUNTIME"), map(agent_row, agents))
+        )
     else:
         output.note("No agent has ever attached. Start one with: antiphon sidecar run -- python my_agent.py")
 
@@ -44,7 +47,7 @@ def show(name: AgentName, as_json: AsJson = False, profile: ProfileName = None) 
     if as_json:
         output.show_json(agent)
     else:
-        output.show(_details(agent))
+        output.show(agent_details(agent))
 
 
 @app.command()
@@ -91,19 +94,20 @@ def _change(call: Callable[[Client], Awaitable[Agent]], as_json: bool, profile: 
         output.show(Text(f"{agent.name}  ").append_text(output.state(agent_state(agent.state))))
 
 
-def _row(agent: Agent) -> list[RenderableType]:
+def agent_row(agent: Agent) -> list[RenderableType]:
+    broken = sum(one.breaker.state in (pb.BREAKER_STATE_OPEN, pb.BREAKER_STATE_HALF_OPEN) for one in agent.instances)
     in_use = f"{sum(one.in_use for one in agent.instances)}/{sum(one.slots for one in agent.instances)}"
     return [
         agent.name,
         output.state(agent_state(agent.state)),
-        str(len(agent.instances)),
+        str(len(agent.instances)) + (f", {broken} broken" if broken else ""),
         in_use,
         ", ".join(f"{offered.name}@{offered.version}" for offered in agent.description.capabilities),
         agent.description.runtime,
     ]
 
 
-def _details(agent: Agent) -> RenderableType:
+def agent_details(agent: Agent) -> RenderableType:
     said = agent.description
     parts: list[RenderableType] = [
         Text(agent.name, "bold").append("  ").append_text(output.state(agent_state(agent.state))),
@@ -121,11 +125,16 @@ def _details(agent: Agent) -> RenderableType:
             spell_proto_duration(one.smoothed_latency) if one.HasField("smoothed_latency") else "",
             str(one.completed),
             str(one.failed),
+            breaker_state(one.breaker.state) if one.HasField("breaker") else "",
             spell_moment(one.attach_time),
         ]
         for one in agent.instances
     ]
     if rows:
         parts.append("")
-        parts.append(output.table(("INSTANCE", ">IN USE", ">LATENCY", ">DONE", ">FAILED", "SINCE"), rows))
+        parts.append(output.table(("INSTANCE", ">IN USE", ">LATENCY", ">DONE", ">FAILED", "BREAKER", "SINCE"), rows))
+        for one in agent.instances:
+            if one.breaker.state == pb.BREAKER_STATE_OPEN:
+                again = spell_moment(one.breaker.retry_time)
+                parts.append(f"{one.instance_id} gets no work until {again}: {one.breaker.reason}")
     return Group(*parts)

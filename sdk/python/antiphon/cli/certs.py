@@ -12,18 +12,18 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from .. import AccessDenied, Client, Credentials, Unavailable
 from ..v1.identity_service_pb2 import CreateTokenResponse
 from . import output
-from .connection import with_client
+from .connection import first, with_client
 from .identity import join as join_mesh
 from .identity import renew as renew_certificate
 from .identity import require_certs
-from .options import AsJson, ProfileName
+from .options import AsJson, PageLimit, ProfileName
 from .problems import FAILED, Problem
 from .text import parse_duration, spell_duration, spell_moment
 
@@ -34,6 +34,7 @@ app = typer.Typer(
     help="Identity: the authority, join tokens, certificates.", no_args_is_help=True, callback=require_certs
 )
 
+_Answer = TypeVar("_Answer")
 _EPHEMERAL = timedelta(minutes=5)
 _TRIES = 3
 _KINDS = ("sidecar", "client", "operator")
@@ -110,11 +111,7 @@ def token(
         return await make(client)
 
     if authority is None:
-        try:
-            answer = with_client(profile, ask)
-        except AccessDenied as error:
-            remedy = "call as an operator, for example with: --profile operator"
-            raise Problem(str(error), remedy, exit_code=FAILED) from error
+        answer = _as_operator(profile, ask)
     else:
         namespace = namespace or "default"
         answer = asyncio.run(_ask_as_authority(authority, address, ask))
@@ -168,6 +165,102 @@ def renew(as_json: AsJson = False, profile: ProfileName = None) -> None:
     _show(found, asyncio.run(renew_certificate(found, found.credential.load())), as_json)
 
 
+@app.command()
+def revoke(
+    cause: Annotated[str, typer.Option(help="Why; whoever is refused reads it, too.")],
+    kind: Annotated[str, typer.Option(help="With --name: sidecar, client or operator.")] = "",
+    name: Annotated[str, typer.Option(help="All certificates of this identity that were issued so far.")] = "",
+    serial: Annotated[str, typer.Option(help="One certificate, as antiphon certs show and audit records say.")] = "",
+    namespace: Annotated[str, typer.Option(help="Tenant of the identity.", show_default="the caller's")] = "",
+    as_json: AsJson = False,
+    profile: ProfileName = None,
+) -> None:
+    """Revoke certificates: within 5 s no replica lets them do anything, on live connections neither."""
+    if bool(name) == bool(serial) or (name and kind not in _KINDS):
+        raise Problem(
+            "say what is to be revoked", f"use --kind {'|'.join(_KINDS)} with --name NAME, or --serial HEX alone"
+        )
+
+    async def ask(client: Client) -> None:
+        await client.revoke_certificates(kind, name, serial=serial.lower(), cause=cause, namespace=namespace)
+
+    _as_operator(profile, ask)
+    if as_json:
+        output.show_json({"kind": kind, "name": name, "serial": serial.lower(), "cause": cause})
+        return
+    what = f"certificate {serial}" if serial else f"all certificates of {kind} {name}"
+    output.show(f"revoked: {what}")
+    if name:
+        output.note(f"Whoever may come back needs a new token: antiphon certs token --kind {kind} --name {name}")
+
+
+@app.command()
+def revocations(limit: PageLimit = 1000, as_json: AsJson = False, profile: ProfileName = None) -> None:
+    """List what is revoked in the namespace, until nothing is left of it that could be refused."""
+    found = _as_operator(profile, lambda client: first(limit, client.list_revocations()))
+    if as_json:
+        output.show_json(found)
+        return
+    rows = [
+        (
+            one.serial or f"{one.identity.kind} {one.identity.name}",
+            spell_moment(one.revoke_time),
+            spell_moment(one.expire_time),
+            one.principal,
+            one.cause,
+        )
+        for one in found
+    ]
+    output.show(output.table(("REVOKED", "AT", "KEPT UNTIL", "BY", "CAUSE"), rows))
+
+
+@app.command()
+def rotate(
+    step: Annotated[str, typer.Argument(help="status, prepare, switch or finish.", metavar="STEP")] = "status",
+    folder: Annotated[Path, typer.Option("--dir", help="The authority's folder.")] = Path("antiphon-ca"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Do not wait for those who have not renewed since the last step.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replace the authority's root while the mesh works: prepare, then switch, then finish.
+
+    Between the steps everyone has to renew, which takes an hour; orchestrators take up the folder by themselves.
+    """
+    from antiphon_certs import Step, finish_root, prepare_root, succession_of, switch_root
+
+    if step == "status":
+        state = succession_of(folder)
+    elif step == "prepare":
+        state = prepare_root(folder)
+    elif step == "switch":
+        state = switch_root(folder, force=force)
+    elif step == "finish":
+        state = finish_root(folder, force=force)
+    else:
+        raise Problem(f"{step!r} is no step of a rotation", "use status, prepare, switch or finish")
+    due = state.next_time.isoformat(timespec="seconds") if state.next_time else ""
+    if as_json:
+        output.show_json({"step": state.step.value, "roots": list(state.roots), "next_time": due})
+        return
+    output.show(output.facts([("step", state.step.value), ("roots", "\n".join(state.roots))]))
+    following = {Step.PREPARED: "switch", Step.SWITCHED: "finish"}.get(state.step)
+    copied = "bundle.pem" if state.step is not Step.SWITCHED else "intermediate.key, intermediate.pem and bundle.pem"
+    if step != "status":
+        output.note(f"Copy {copied} to every orchestrator now; they take it up by themselves.")
+    if following and state.next_time:
+        when = f"{state.next_time.astimezone():%Y-%m-%d %H:%M}"
+        output.note(f"Next, not before {when}: antiphon certs rotate {following} --dir {folder}")
+
+
+def _as_operator(profile: str | None, ask: Callable[[Client], Awaitable[_Answer]]) -> _Answer:
+    try:
+        return with_client(profile, ask)
+    except AccessDenied as error:
+        remedy = "call as an operator, for example with: --profile operator"
+        raise Problem(str(error), remedy, exit_code=FAILED) from error
+
+
 def _show(profile: Profile, credential: Credential, as_json: bool) -> None:
     facts: dict[str, object] = {
         "profile": profile.folder.name,
@@ -181,6 +274,7 @@ def _show(profile: Profile, credential: Credential, as_json: bool) -> None:
         "not_before": credential.not_before.isoformat(),
         "not_after": credential.not_after.isoformat(),
         "fingerprint": credential.fingerprint,
+        "serial": credential.serial,
     }
     if as_json:
         output.show_json(facts)

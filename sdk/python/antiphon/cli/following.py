@@ -21,12 +21,13 @@ async def follow(client: Client, run_id: str, console: Console, line: Callable[[
     """The run as it ended. Shows its progress on `console` if that is a terminal, else calls `line` with each event."""
     await client.get_run(run_id)  # says at once that there is no such run, or no server; a watch is more patient
     if not console.is_terminal:
-        async for event in client.watch(run_id, include_progress=line is not None):
+        shown = line is not None
+        async for event in client.watch(run_id, include_progress=shown, include_partials=shown):
             if line is not None:
                 line(event)
         return await client.get_run(run_id)
     progress = RunProgress(run_id)
     with Live(get_renderable=progress.render, console=console, refresh_per_second=_REFRESH, transient=False):
-        async for event in client.watch(run_id, include_progress=True):
+        async for event in client.watch(run_id, include_progress=True, include_partials=True):
             progress.apply(event)
     return await client.get_run(run_id)

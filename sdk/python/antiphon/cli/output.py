@@ -27,6 +27,7 @@ _STYLES = {
     "WAITING": "yellow",
     "PAUSED": "yellow",
     "ESCALATED": "bold red",
+    "QUARANTINED": "bold red",
     "RETURNED": "yellow",
     "RUNNING": "cyan",
     "OFFERED": "cyan",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -121,16 +123,35 @@ def list_runs(
     state: Annotated[list[str] | None, typer.Option("--state", help="running, failed …; may be repeated.")] = None,
     graph: Annotated[str, typer.Option(help="Only runs of this graph.")] = "",
     label: Labels = None,
+    since: Annotated[str | None, typer.Option(help="No older than this, such as 30s or 1h30m.")] = None,
+    until: Annotated[str | None, typer.Option(help="No younger than this.")] = None,
+    parent: Annotated[
+        str,
+        typer.Option(help="Only runs that agents called for in this run or attempt.", metavar="RUN|ATTEMPT"),
+    ] = "",
+    failure: Annotated[str, typer.Option(help="Only runs whose failure says this.", metavar="TEXT")] = "",
     limit: PageLimit = 50,
     as_json: AsJson = False,
     profile: ProfileName = None,
 ) -> None:
-    """List runs, newest first."""
+    """List runs, live and archived, newest first; options restrict it together."""
     states, labels = parse_run_states(state or ()), parse_labels(label or ())
-    runs = with_client(
-        profile,
-        lambda client: first(limit, client.list_runs(states=states, graph=graph, labels=labels)),
-    )
+    now = datetime.now(UTC)
+    after = None if since is None else now - parse_duration(since)
+    before = None if until is None else now - parse_duration(until)
+
+    def found(client: Client) -> AsyncIterator[Run]:
+        return client.list_runs(
+            states=states,
+            graph=graph,
+            created_after=after,
+            created_before=before,
+            labels=labels,
+            parent=parent,
+            failure=failure,
+        )
+
+    runs = with_client(profile, lambda client: first(limit, found(client)))
     if as_json:
         output.show_json({"runs": runs})
     elif runs:

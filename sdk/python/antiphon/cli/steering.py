@@ -108,7 +108,7 @@ def resolve(
     as_json: AsJson = False,
     profile: ProfileName = None,
 ) -> None:
-    """Say what becomes of a task that is ESCALATED. To have it tried again: antiphon run retry."""
+    """Say what becomes of a task that is ESCALATED or QUARANTINED. To have it tried again: antiphon run retry."""
     if (given is None) == (failure is None):
         raise Problem("an answer is an output or a failure", "give one of --output and --fail")
     key, value = parse_task(task), read_input(given, "--output")

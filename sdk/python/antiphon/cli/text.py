@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ..v1.registry_pb2 import AgentState
+from ..v1.registry_pb2 import AgentState, BreakerState
 from ..v1.run_pb2 import AttemptState, RunState, TaskKey, TaskState
 from .problems import Problem
 
@@ -139,6 +139,10 @@ def attempt_state(number: int) -> str:
 
 def agent_state(number: int) -> str:
     return spell_state(AgentState, number, "AGENT_STATE_")
+
+
+def breaker_state(number: int) -> str:
+    return spell_state(BreakerState, number, "BREAKER_STATE_")
 
 
 def parse_run_states(texts: Iterable[str]) -> list[RunState.ValueType]:

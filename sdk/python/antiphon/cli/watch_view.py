@@ -14,6 +14,7 @@ from ..v1.run_pb2 import (
     TASK_STATE_FAILED,
     TASK_STATE_SKIPPED,
     TASK_STATE_SUCCEEDED,
+    PartialOutput,
     RunEvent,
     RunState,
     TaskState,
@@ -21,6 +22,9 @@ from ..v1.run_pb2 import (
 from . import output
 from .run_view import failure_line
 from .text import attempt_state, run_state, spell_key, spell_moment, task_state
+
+_TAIL = 60
+"""Characters shown of what a task is making."""
 
 _ENDED = frozenset((TASK_STATE_SUCCEEDED, TASK_STATE_FAILED, TASK_STATE_SKIPPED, TASK_STATE_CANCELLED))
 
@@ -35,6 +39,13 @@ class TaskProgress:
         """Members by state, kept with every event: a run may have many, and is shown several times a second."""
         self.member_count = 0
         self.says = ""
+        self._made = (0, 0)  # member and attempt whose pieces are shown
+
+    def makes(self, member: int, piece: PartialOutput) -> None:
+        """Shows the end of what is being made, as much as fits a line."""
+        if piece.withheld or piece.HasField("json") or (member, piece.attempt) != self._made:
+            self._made, self.says = (member, piece.attempt), ""
+        self.says = " ".join((self.says + piece_text(piece)).splitlines())[-_TAIL:]
 
     def enter(self, member: int, state: TaskState.ValueType) -> None:
         if member == 0:
@@ -87,6 +98,8 @@ class RunProgress:
             task.member_count = event.member_count
         if event.HasField("progress"):
             task.says = event.progress.message
+        if event.HasField("partial"):
+            task.makes(event.key.member, event.partial)
 
     def render(self) -> RenderableType:
         grid = Table.grid(padding=(0, 2))
@@ -94,6 +107,13 @@ class RunProgress:
             grid.add_row(*task.row(task_id))
         title = Text(self.run_id, "bold").append("  ").append_text(output.state(run_state(self.run_state)))
         return Group(title, grid)
+
+
+def piece_text(piece: PartialOutput) -> str:
+    """A piece of output for people."""
+    if piece.withheld:
+        return f"(partial output is withheld: {piece.withheld})"
+    return piece.text if piece.HasField("text") else piece.json.decode("utf-8", "replace")
 
 
 def event_line(event: RunEvent) -> Text:
@@ -113,6 +133,9 @@ def event_line(event: RunEvent) -> Text:
         line.append(f"  {event.member_count} members")
     if event.HasField("progress"):
         line.append(f"  {event.progress.fraction:.0%} {event.progress.message}", "dim")
+    if event.HasField("partial"):
+        text = piece_text(event.partial).replace("\n", "\\n")  # a line an event
+        line.append(f"  {text}", "dim" if event.partial.withheld else "")
     if event.signal:
         line.append(f"  signal {event.signal}")
     if event.reason:

@@ -38,6 +38,7 @@ class WorkRequest(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     CONTEXT_REQUESTS_FIELD_NUMBER: _builtins.int
+    PARTIALS_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """True, once: finish what was assigned, assign no more; the sidecar ends the stream when nothing is left."""
     @_builtins.property
@@ -60,6 +61,12 @@ class WorkRequest(_message.Message):
     def context_requests(self) -> _containers.RepeatedCompositeFieldContainer[_context_request_pb2.ContextRequest]:
         """Requests to shared context on behalf of attempts."""
 
+    @_builtins.property
+    def partials(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartialUpdate]:
+        """Pieces of output, of each attempt in the order of their offsets; read before the results beside them. What waits too
+        long for its way to whoever watches is dropped.
+        """
+
     def __init__(
         self,
         *,
@@ -69,10 +76,11 @@ class WorkRequest(_message.Message):
         calls: _abc.Iterable[Global___CallRequest] | None = ...,
         drain: _builtins.bool = ...,
         context_requests: _abc.Iterable[_context_request_pb2.ContextRequest] | None = ...,
+        partials: _abc.Iterable[Global___PartialUpdate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "context_requests", b"context_requests", "drain", b"drain", "hello", b"hello", "progress", b"progress", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "context_requests", b"context_requests", "drain", b"drain", "hello", b"hello", "partials", b"partials", "progress", b"progress", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -91,6 +99,7 @@ class WorkResponse(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     CONTEXT_RESPONSES_FIELD_NUMBER: _builtins.int
     CLAIM_LOSSES_FIELD_NUMBER: _builtins.int
+    CALL_PARTIALS_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """True, once: no more assignments will come; finish and close."""
     @_builtins.property
@@ -117,6 +126,10 @@ class WorkResponse(_message.Message):
     def claim_losses(self) -> _containers.RepeatedCompositeFieldContainer[_context_request_pb2.ClaimLoss]:
         """Claims that are not their attempts' any more."""
 
+    @_builtins.property
+    def call_partials(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallPartial]:
+        """Pieces of what calls are making, before their outcomes."""
+
     def __init__(
         self,
         *,
@@ -127,10 +140,11 @@ class WorkResponse(_message.Message):
         drain: _builtins.bool = ...,
         context_responses: _abc.Iterable[_context_request_pb2.ContextResponse] | None = ...,
         claim_losses: _abc.Iterable[_context_request_pb2.ClaimLoss] | None = ...,
+        call_partials: _abc.Iterable[Global___CallPartial] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "call_results", b"call_results", "cancels", b"cancels", "claim_losses", b"claim_losses", "context_responses", b"context_responses", "drain", b"drain", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "call_partials", b"call_partials", "call_results", b"call_results", "cancels", b"cancels", "claim_losses", b"claim_losses", "context_responses", b"context_responses", "drain", b"drain", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,6 +347,34 @@ class ProgressUpdate(_message.Message):
 Global___ProgressUpdate: _TypeAlias = ProgressUpdate  # noqa: Y015
 
 @_typing.final
+class PartialUpdate(_message.Message):
+    """PartialUpdate is a piece of what an attempt is making."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
+    attempt_id: _builtins.str
+    """The attempt."""
+    @_builtins.property
+    def partial(self) -> _run_pb2.PartialOutput:
+        """The piece."""
+
+    def __init__(
+        self,
+        *,
+        attempt_id: _builtins.str = ...,
+        partial: _run_pb2.PartialOutput | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["partial", b"partial"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "partial", b"partial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartialUpdate: _TypeAlias = PartialUpdate  # noqa: Y015
+
+@_typing.final
 class AttemptCancel(_message.Message):
     """AttemptCancel tells to stop an attempt."""
 
@@ -402,6 +444,51 @@ class ReportProgressResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportProgressResponse: _TypeAlias = ReportProgressResponse  # noqa: Y015
+
+@_typing.final
+class ReportPartialRequest(_message.Message):
+    """ReportPartialRequest is PartialUpdate with proof."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_TOKEN_FIELD_NUMBER: _builtins.int
+    attempt_token: _builtins.bytes
+    """Token of the assignment."""
+    @_builtins.property
+    def update(self) -> Global___PartialUpdate:
+        """Which piece of which attempt."""
+
+    def __init__(
+        self,
+        *,
+        update: Global___PartialUpdate | None = ...,
+        attempt_token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_token", b"attempt_token", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportPartialRequest: _TypeAlias = ReportPartialRequest  # noqa: Y015
+
+@_typing.final
+class ReportPartialResponse(_message.Message):
+    """ReportPartialResponse is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportPartialResponse: _TypeAlias = ReportPartialResponse  # noqa: Y015
 
 @_typing.final
 class CallRequest(_message.Message):
@@ -488,3 +575,37 @@ class CallResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___CallResponse: _TypeAlias = CallResponse  # noqa: Y015
+
+@_typing.final
+class CallPartial(_message.Message):
+    """CallPartial is a piece of what a call is making, for the agent that made the call on its Work stream. Pieces may be lost
+    on their way; the outcome of the call is what counts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    """The call."""
+    attempt_id: _builtins.str
+    """The attempt that made it."""
+    @_builtins.property
+    def partial(self) -> _run_pb2.PartialOutput:
+        """The piece."""
+
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        attempt_id: _builtins.str = ...,
+        partial: _run_pb2.PartialOutput | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["partial", b"partial"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "call_id", b"call_id", "partial", b"partial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallPartial: _TypeAlias = CallPartial  # noqa: Y015

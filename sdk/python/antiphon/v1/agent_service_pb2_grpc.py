@@ -45,6 +45,11 @@ class AgentServiceStub(object):
                 request_serializer=antiphon_dot_v1_dot_agent__service__pb2.ReportProgressRequest.SerializeToString,
                 response_deserializer=antiphon_dot_v1_dot_agent__service__pb2.ReportProgressResponse.FromString,
                 _registered_method=True)
+        self.ReportPartial = channel.unary_unary(
+                '/antiphon.v1.AgentService/ReportPartial',
+                request_serializer=antiphon_dot_v1_dot_agent__service__pb2.ReportPartialRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_agent__service__pb2.ReportPartialResponse.FromString,
+                _registered_method=True)
         self.Call = channel.unary_unary(
                 '/antiphon.v1.AgentService/Call',
                 request_serializer=antiphon_dot_v1_dot_agent__service__pb2.CallRequest.SerializeToString,
@@ -74,6 +79,13 @@ class AgentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportPartial(self, request, context):
+        """ReportPartial sends a piece of output before the output, for agents that prefer unary calls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Call(self, request, context):
         """Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
         The same call_id within the attempt's task gives the same outcome.
@@ -94,6 +106,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ReportProgress,
                     request_deserializer=antiphon_dot_v1_dot_agent__service__pb2.ReportProgressRequest.FromString,
                     response_serializer=antiphon_dot_v1_dot_agent__service__pb2.ReportProgressResponse.SerializeToString,
+            ),
+            'ReportPartial': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportPartial,
+                    request_deserializer=antiphon_dot_v1_dot_agent__service__pb2.ReportPartialRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_agent__service__pb2.ReportPartialResponse.SerializeToString,
             ),
             'Call': grpc.unary_unary_rpc_method_handler(
                     servicer.Call,
@@ -156,6 +173,33 @@ class AgentService(object):
             '/antiphon.v1.AgentService/ReportProgress',
             antiphon_dot_v1_dot_agent__service__pb2.ReportProgressRequest.SerializeToString,
             antiphon_dot_v1_dot_agent__service__pb2.ReportProgressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportPartial(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.AgentService/ReportPartial',
+            antiphon_dot_v1_dot_agent__service__pb2.ReportPartialRequest.SerializeToString,
+            antiphon_dot_v1_dot_agent__service__pb2.ReportPartialResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,8 @@ class AgentServiceStub:
     """
     ReportProgress: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ReportProgressRequest, _agent_service_pb2.ReportProgressResponse]
     """ReportProgress says how far an attempt is, for agents that prefer unary calls."""
+    ReportPartial: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ReportPartialRequest, _agent_service_pb2.ReportPartialResponse]
+    """ReportPartial sends a piece of output before the output, for agents that prefer unary calls."""
     Call: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.CallRequest, _agent_service_pb2.CallResponse]
     """Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
     The same call_id within the attempt's task gives the same outcome.
@@ -63,6 +65,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """
     ReportProgress: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ReportProgressRequest, _agent_service_pb2.ReportProgressResponse]  # type: ignore[assignment]
     """ReportProgress says how far an attempt is, for agents that prefer unary calls."""
+    ReportPartial: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ReportPartialRequest, _agent_service_pb2.ReportPartialResponse]  # type: ignore[assignment]
+    """ReportPartial sends a piece of output before the output, for agents that prefer unary calls."""
     Call: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.CallRequest, _agent_service_pb2.CallResponse]  # type: ignore[assignment]
     """Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
     The same call_id within the attempt's task gives the same outcome.
@@ -91,6 +95,14 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.ReportProgressResponse, _abc.Awaitable[_agent_service_pb2.ReportProgressResponse]]:
         """ReportProgress says how far an attempt is, for agents that prefer unary calls."""
+
+    @_abc_1.abstractmethod
+    def ReportPartial(
+        self,
+        request: _agent_service_pb2.ReportPartialRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.ReportPartialResponse, _abc.Awaitable[_agent_service_pb2.ReportPartialResponse]]:
+        """ReportPartial sends a piece of output before the output, for agents that prefer unary calls."""
 
     @_abc_1.abstractmethod
     def Call(

@@ -106,6 +106,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The join token is malformed, unknown, expired or used."""
     ERROR_REASON_SIGNING_REQUEST_INVALID: _ErrorReason.ValueType  # 81
     """The certificate signing request cannot be used."""
+    ERROR_REASON_CERTIFICATE_REVOKED: _ErrorReason.ValueType  # 82
+    """The caller's certificate was revoked, by its serial number or with all others of its identity."""
+    ERROR_REASON_REVOCATIONS_EXHAUSTED: _ErrorReason.ValueType  # 83
+    """There are as many revocations as there may be at a time."""
+    ERROR_REASON_RECOVERY_NOT_ACCEPTED: _ErrorReason.ValueType  # 84
+    """The expired certificate is none that its key brings back."""
     ERROR_REASON_RUN_ENDED: _ErrorReason.ValueType  # 110
     """The run has ended; nothing can be asked of it any more."""
     ERROR_REASON_SIGNAL_NOT_EXPECTED: _ErrorReason.ValueType  # 111
@@ -230,6 +236,12 @@ ERROR_REASON_TOKEN_NOT_ACCEPTED: ErrorReason.ValueType  # 80
 """The join token is malformed, unknown, expired or used."""
 ERROR_REASON_SIGNING_REQUEST_INVALID: ErrorReason.ValueType  # 81
 """The certificate signing request cannot be used."""
+ERROR_REASON_CERTIFICATE_REVOKED: ErrorReason.ValueType  # 82
+"""The caller's certificate was revoked, by its serial number or with all others of its identity."""
+ERROR_REASON_REVOCATIONS_EXHAUSTED: ErrorReason.ValueType  # 83
+"""There are as many revocations as there may be at a time."""
+ERROR_REASON_RECOVERY_NOT_ACCEPTED: ErrorReason.ValueType  # 84
+"""The expired certificate is none that its key brings back."""
 ERROR_REASON_RUN_ENDED: ErrorReason.ValueType  # 110
 """The run has ended; nothing can be asked of it any more."""
 ERROR_REASON_SIGNAL_NOT_EXPECTED: ErrorReason.ValueType  # 111

@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"antiphon/v1/identity_service.proto\x12\x0b\x61ntiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x17\x61ntiphon/v1/error.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"o\n\x0bJoinRequest\x12\x19\n\x08token_id\x18\x01 \x01(\tR\x07tokenId\x12\x1c\n\x06secret\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x01R\x06secret\x12\'\n\x0fsigning_request\x18\x03 \x01(\tR\x0esigningRequest\"O\n\x0cJoinResponse\x12?\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.CertificateGrantR\x0b\x63\x65rtificate\"\xa5\x01\n\x10\x43\x65rtificateGrant\x12\x14\n\x05\x63hain\x18\x01 \x01(\tR\x05\x63hain\x12!\n\x0ctrust_bundle\x18\x02 \x01(\tR\x0btrustBundle\x12;\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x1b\n\tspiffe_id\x18\x04 \x01(\tR\x08spiffeId\"7\n\x0cRenewRequest\x12\'\n\x0fsigning_request\x18\x01 \x01(\tR\x0esigningRequest\"P\n\rRenewResponse\x12?\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.CertificateGrantR\x0b\x63\x65rtificate\"\xcd\x01\n\x12\x43reateTokenRequest\x12\x12\n\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x16\n\x06\x61gents\x18\x04 \x03(\tR\x06\x61gents\x12\"\n\x0c\x63\x61pabilities\x18\x05 \x03(\tR\x0c\x63\x61pabilities\x12\x35\n\x08lifetime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08lifetime\"n\n\x13\x43reateTokenResponse\x12\x1a\n\x05token\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01R\x05token\x12;\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"\x17\n\x15GetTrustBundleRequest\"S\n\x16GetTrustBundleResponse\x12!\n\x0ctrust_bundle\x18\x01 \x01(\tR\x0btrustBundle\x12\x16\n\x06\x64igest\x18\x02 \x01(\tR\x06\x64igest2\xfc\x02\n\x0fIdentityService\x12K\n\x04Join\x12\x18.antiphon.v1.JoinRequest\x1a\x19.antiphon.v1.JoinResponse\"\x0e\xaa\xbb\x18\x04\x18\x02 \x03\xf2\xbb\x18\x02PQ\x12Q\n\x05Renew\x12\x19.antiphon.v1.RenewRequest\x1a\x1a.antiphon.v1.RenewResponse\"\x11\xaa\xbb\x18\x08\n\x04\x01\x02\x03\x04 \x03\xf2\xbb\x18\x01Q\x12\x64\n\x0b\x43reateToken\x12\x1f.antiphon.v1.CreateTokenRequest\x1a .antiphon.v1.CreateTokenResponse\"\x12\xaa\xbb\x18\x0e\n\x01\x02\x12\x07operate \x04\x12\x63\n\x0eGetTrustBundle\x12\".antiphon.v1.GetTrustBundleRequest\x1a#.antiphon.v1.GetTrustBundleResponse\"\x08\xaa\xbb\x18\x04\x18\x02 \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"antiphon/v1/identity_service.proto\x12\x0b\x61ntiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x17\x61ntiphon/v1/error.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"o\n\x0bJoinRequest\x12\x19\n\x08token_id\x18\x01 \x01(\tR\x07tokenId\x12\x1c\n\x06secret\x18\x02 \x01(\tB\x04\xb0\xbb\x18\x01R\x06secret\x12\'\n\x0fsigning_request\x18\x03 \x01(\tR\x0esigningRequest\"O\n\x0cJoinResponse\x12?\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.CertificateGrantR\x0b\x63\x65rtificate\"\xa5\x01\n\x10\x43\x65rtificateGrant\x12\x14\n\x05\x63hain\x18\x01 \x01(\tR\x05\x63hain\x12!\n\x0ctrust_bundle\x18\x02 \x01(\tR\x0btrustBundle\x12;\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x1b\n\tspiffe_id\x18\x04 \x01(\tR\x08spiffeId\"7\n\x0cRenewRequest\x12\'\n\x0fsigning_request\x18\x01 \x01(\tR\x0esigningRequest\"P\n\rRenewResponse\x12?\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.CertificateGrantR\x0b\x63\x65rtificate\"m\n\x0eRecoverRequest\x12\x14\n\x05\x63hain\x18\x01 \x01(\tR\x05\x63hain\x12\'\n\x0fsigning_request\x18\x02 \x01(\tR\x0esigningRequest\x12\x1c\n\tsignature\x18\x03 \x01(\x0cR\tsignature\"R\n\x0fRecoverResponse\x12?\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.CertificateGrantR\x0b\x63\x65rtificate\"\xcd\x01\n\x12\x43reateTokenRequest\x12\x12\n\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x16\n\x06\x61gents\x18\x04 \x03(\tR\x06\x61gents\x12\"\n\x0c\x63\x61pabilities\x18\x05 \x03(\tR\x0c\x63\x61pabilities\x12\x35\n\x08lifetime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08lifetime\"n\n\x13\x43reateTokenResponse\x12\x1a\n\x05token\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01R\x05token\x12;\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"\xad\x01\n\x19RevokeCertificatesRequest\x12\x1c\n\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x37\n\x08identity\x18\x02 \x01(\x0b\x32\x19.antiphon.v1.IdentityNameH\x00R\x08identity\x12\x18\n\x06serial\x18\x03 \x01(\tH\x00R\x06serial\x12\x14\n\x05\x63\x61use\x18\x04 \x01(\tR\x05\x63\x61useB\t\n\x07subject\"6\n\x0cIdentityName\x12\x12\n\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\"\x1c\n\x1aRevokeCertificatesResponse\"T\n\x16ListRevocationsRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\"|\n\x17ListRevocationsResponse\x12\x39\n\x0brevocations\x18\x01 \x03(\x0b\x32\x17.antiphon.v1.RevocationR\x0brevocations\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x98\x02\n\nRevocation\x12\x37\n\x08identity\x18\x01 \x01(\x0b\x32\x19.antiphon.v1.IdentityNameH\x00R\x08identity\x12\x18\n\x06serial\x18\x02 \x01(\tH\x00R\x06serial\x12\x14\n\x05\x63\x61use\x18\x03 \x01(\tR\x05\x63\x61use\x12\x1c\n\tprincipal\x18\x04 \x01(\tR\tprincipal\x12;\n\x0brevoke_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nrevokeTime\x12;\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTimeB\t\n\x07subject\"\x17\n\x15GetTrustBundleRequest\"S\n\x16GetTrustBundleResponse\x12!\n\x0ctrust_bundle\x18\x01 \x01(\tR\x0btrustBundle\x12\x16\n\x06\x64igest\x18\x02 \x01(\tR\x06\x64igest2\xc9\x05\n\x0fIdentityService\x12K\n\x04Join\x12\x18.antiphon.v1.JoinRequest\x1a\x19.antiphon.v1.JoinResponse\"\x0e\xaa\xbb\x18\x04\x18\x02 \x03\xf2\xbb\x18\x02PQ\x12Q\n\x05Renew\x12\x19.antiphon.v1.RenewRequest\x1a\x1a.antiphon.v1.RenewResponse\"\x11\xaa\xbb\x18\x08\n\x04\x01\x02\x03\x04 \x03\xf2\xbb\x18\x01Q\x12T\n\x07Recover\x12\x1b.antiphon.v1.RecoverRequest\x1a\x1c.antiphon.v1.RecoverResponse\"\x0e\xaa\xbb\x18\x04\x18\x02 \x03\xf2\xbb\x18\x02TQ\x12\x64\n\x0b\x43reateToken\x12\x1f.antiphon.v1.CreateTokenRequest\x1a .antiphon.v1.CreateTokenResponse\"\x12\xaa\xbb\x18\x0e\n\x01\x02\x12\x07operate \x04\x12~\n\x12RevokeCertificates\x12&.antiphon.v1.RevokeCertificatesRequest\x1a\'.antiphon.v1.RevokeCertificatesResponse\"\x17\xaa\xbb\x18\x0e\n\x01\x02\x12\x07operate \x03\xf2\xbb\x18\x01S\x12u\n\x0fListRevocations\x12#.antiphon.v1.ListRevocationsRequest\x1a$.antiphon.v1.ListRevocationsResponse\"\x17\xaa\xbb\x18\x0e\n\x01\x02\x12\x07operate \x01\xf2\xbb\x18\x01\x1b\x12\x63\n\x0eGetTrustBundle\x12\".antiphon.v1.GetTrustBundleRequest\x1a#.antiphon.v1.GetTrustBundleResponse\"\x08\xaa\xbb\x18\x04\x18\x02 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,8 +43,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IDENTITYSERVICE'].methods_by_name['Join']._serialized_options = b'\252\273\030\004\030\002 \003\362\273\030\002PQ'
   _globals['_IDENTITYSERVICE'].methods_by_name['Renew']._loaded_options = None
   _globals['_IDENTITYSERVICE'].methods_by_name['Renew']._serialized_options = b'\252\273\030\010\n\004\001\002\003\004 \003\362\273\030\001Q'
+  _globals['_IDENTITYSERVICE'].methods_by_name['Recover']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['Recover']._serialized_options = b'\252\273\030\004\030\002 \003\362\273\030\002TQ'
   _globals['_IDENTITYSERVICE'].methods_by_name['CreateToken']._loaded_options = None
   _globals['_IDENTITYSERVICE'].methods_by_name['CreateToken']._serialized_options = b'\252\273\030\016\n\001\002\022\007operate \004'
+  _globals['_IDENTITYSERVICE'].methods_by_name['RevokeCertificates']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['RevokeCertificates']._serialized_options = b'\252\273\030\016\n\001\002\022\007operate \003\362\273\030\001S'
+  _globals['_IDENTITYSERVICE'].methods_by_name['ListRevocations']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['ListRevocations']._serialized_options = b'\252\273\030\016\n\001\002\022\007operate \001\362\273\030\001\033'
   _globals['_IDENTITYSERVICE'].methods_by_name['GetTrustBundle']._loaded_options = None
   _globals['_IDENTITYSERVICE'].methods_by_name['GetTrustBundle']._serialized_options = b'\252\273\030\004\030\002 \001'
   _globals['_JOINREQUEST']._serialized_start=176
@@ -57,14 +63,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWREQUEST']._serialized_end=593
   _globals['_RENEWRESPONSE']._serialized_start=595
   _globals['_RENEWRESPONSE']._serialized_end=675
-  _globals['_CREATETOKENREQUEST']._serialized_start=678
-  _globals['_CREATETOKENREQUEST']._serialized_end=883
-  _globals['_CREATETOKENRESPONSE']._serialized_start=885
-  _globals['_CREATETOKENRESPONSE']._serialized_end=995
-  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_start=997
-  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=1020
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=1022
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=1105
-  _globals['_IDENTITYSERVICE']._serialized_start=1108
-  _globals['_IDENTITYSERVICE']._serialized_end=1488
+  _globals['_RECOVERREQUEST']._serialized_start=677
+  _globals['_RECOVERREQUEST']._serialized_end=786
+  _globals['_RECOVERRESPONSE']._serialized_start=788
+  _globals['_RECOVERRESPONSE']._serialized_end=870
+  _globals['_CREATETOKENREQUEST']._serialized_start=873
+  _globals['_CREATETOKENREQUEST']._serialized_end=1078
+  _globals['_CREATETOKENRESPONSE']._serialized_start=1080
+  _globals['_CREATETOKENRESPONSE']._serialized_end=1190
+  _globals['_REVOKECERTIFICATESREQUEST']._serialized_start=1193
+  _globals['_REVOKECERTIFICATESREQUEST']._serialized_end=1366
+  _globals['_IDENTITYNAME']._serialized_start=1368
+  _globals['_IDENTITYNAME']._serialized_end=1422
+  _globals['_REVOKECERTIFICATESRESPONSE']._serialized_start=1424
+  _globals['_REVOKECERTIFICATESRESPONSE']._serialized_end=1452
+  _globals['_LISTREVOCATIONSREQUEST']._serialized_start=1454
+  _globals['_LISTREVOCATIONSREQUEST']._serialized_end=1538
+  _globals['_LISTREVOCATIONSRESPONSE']._serialized_start=1540
+  _globals['_LISTREVOCATIONSRESPONSE']._serialized_end=1664
+  _globals['_REVOCATION']._serialized_start=1667
+  _globals['_REVOCATION']._serialized_end=1947
+  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_start=1949
+  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=1972
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=1974
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=2057
+  _globals['_IDENTITYSERVICE']._serialized_start=2060
+  _globals['_IDENTITYSERVICE']._serialized_end=2773
 # @@protoc_insertion_point(module_scope)

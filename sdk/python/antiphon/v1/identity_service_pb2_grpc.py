@@ -45,10 +45,25 @@ class IdentityServiceStub(object):
                 request_serializer=antiphon_dot_v1_dot_identity__service__pb2.RenewRequest.SerializeToString,
                 response_deserializer=antiphon_dot_v1_dot_identity__service__pb2.RenewResponse.FromString,
                 _registered_method=True)
+        self.Recover = channel.unary_unary(
+                '/antiphon.v1.IdentityService/Recover',
+                request_serializer=antiphon_dot_v1_dot_identity__service__pb2.RecoverRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_identity__service__pb2.RecoverResponse.FromString,
+                _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/antiphon.v1.IdentityService/CreateToken',
                 request_serializer=antiphon_dot_v1_dot_identity__service__pb2.CreateTokenRequest.SerializeToString,
                 response_deserializer=antiphon_dot_v1_dot_identity__service__pb2.CreateTokenResponse.FromString,
+                _registered_method=True)
+        self.RevokeCertificates = channel.unary_unary(
+                '/antiphon.v1.IdentityService/RevokeCertificates',
+                request_serializer=antiphon_dot_v1_dot_identity__service__pb2.RevokeCertificatesRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_identity__service__pb2.RevokeCertificatesResponse.FromString,
+                _registered_method=True)
+        self.ListRevocations = channel.unary_unary(
+                '/antiphon.v1.IdentityService/ListRevocations',
+                request_serializer=antiphon_dot_v1_dot_identity__service__pb2.ListRevocationsRequest.SerializeToString,
+                response_deserializer=antiphon_dot_v1_dot_identity__service__pb2.ListRevocationsResponse.FromString,
                 _registered_method=True)
         self.GetTrustBundle = channel.unary_unary(
                 '/antiphon.v1.IdentityService/GetTrustBundle',
@@ -77,8 +92,35 @@ class IdentityServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Recover(self, request, context):
+        """Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
+        machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
+        says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
+        request may come again, since an answer may be lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateToken(self, request, context):
         """CreateToken makes a join token; the secret is in the answer and nowhere else.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeCertificates(self, request, context):
+        """RevokeCertificates ends what certificates may do, on live connections too, within 5 s on every replica: of one identity
+        all that were issued so far, with its unused join tokens, or one by its serial number. An identity comes back with a
+        token that is made afterwards. Repeated, it also holds for what was issued since.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRevocations(self, request, context):
+        """ListRevocations lists what is revoked in the caller's namespace, ordered by name. A revocation is forgotten once all
+        that it revokes has expired, and cannot be recovered either.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,10 +146,25 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     request_deserializer=antiphon_dot_v1_dot_identity__service__pb2.RenewRequest.FromString,
                     response_serializer=antiphon_dot_v1_dot_identity__service__pb2.RenewResponse.SerializeToString,
             ),
+            'Recover': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recover,
+                    request_deserializer=antiphon_dot_v1_dot_identity__service__pb2.RecoverRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_identity__service__pb2.RecoverResponse.SerializeToString,
+            ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
                     request_deserializer=antiphon_dot_v1_dot_identity__service__pb2.CreateTokenRequest.FromString,
                     response_serializer=antiphon_dot_v1_dot_identity__service__pb2.CreateTokenResponse.SerializeToString,
+            ),
+            'RevokeCertificates': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeCertificates,
+                    request_deserializer=antiphon_dot_v1_dot_identity__service__pb2.RevokeCertificatesRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_identity__service__pb2.RevokeCertificatesResponse.SerializeToString,
+            ),
+            'ListRevocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevocations,
+                    request_deserializer=antiphon_dot_v1_dot_identity__service__pb2.ListRevocationsRequest.FromString,
+                    response_serializer=antiphon_dot_v1_dot_identity__service__pb2.ListRevocationsResponse.SerializeToString,
             ),
             'GetTrustBundle': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTrustBundle,
@@ -181,6 +238,33 @@ class IdentityService(object):
             _registered_method=True)
 
     @staticmethod
+    def Recover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.IdentityService/Recover',
+            antiphon_dot_v1_dot_identity__service__pb2.RecoverRequest.SerializeToString,
+            antiphon_dot_v1_dot_identity__service__pb2.RecoverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateToken(request,
             target,
             options=(),
@@ -197,6 +281,60 @@ class IdentityService(object):
             '/antiphon.v1.IdentityService/CreateToken',
             antiphon_dot_v1_dot_identity__service__pb2.CreateTokenRequest.SerializeToString,
             antiphon_dot_v1_dot_identity__service__pb2.CreateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeCertificates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.IdentityService/RevokeCertificates',
+            antiphon_dot_v1_dot_identity__service__pb2.RevokeCertificatesRequest.SerializeToString,
+            antiphon_dot_v1_dot_identity__service__pb2.RevokeCertificatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antiphon.v1.IdentityService/ListRevocations',
+            antiphon_dot_v1_dot_identity__service__pb2.ListRevocationsRequest.SerializeToString,
+            antiphon_dot_v1_dot_identity__service__pb2.ListRevocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,8 +40,23 @@ class IdentityServiceStub:
     """
     Renew: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.RenewRequest, _identity_service_pb2.RenewResponse]
     """Renew gives the caller a new certificate with the names and grants of the one it calls with."""
+    Recover: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.RecoverRequest, _identity_service_pb2.RecoverResponse]
+    """Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
+    machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
+    says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
+    request may come again, since an answer may be lost.
+    """
     CreateToken: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.CreateTokenRequest, _identity_service_pb2.CreateTokenResponse]
     """CreateToken makes a join token; the secret is in the answer and nowhere else."""
+    RevokeCertificates: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.RevokeCertificatesRequest, _identity_service_pb2.RevokeCertificatesResponse]
+    """RevokeCertificates ends what certificates may do, on live connections too, within 5 s on every replica: of one identity
+    all that were issued so far, with its unused join tokens, or one by its serial number. An identity comes back with a
+    token that is made afterwards. Repeated, it also holds for what was issued since.
+    """
+    ListRevocations: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.ListRevocationsRequest, _identity_service_pb2.ListRevocationsResponse]
+    """ListRevocations lists what is revoked in the caller's namespace, ordered by name. A revocation is forgotten once all
+    that it revokes has expired, and cannot be recovered either.
+    """
     GetTrustBundle: _grpc.UnaryUnaryMultiCallable[_identity_service_pb2.GetTrustBundleRequest, _identity_service_pb2.GetTrustBundleResponse]
     """GetTrustBundle answers the roots to trust. It is public; compare its digest with what you were told."""
 
@@ -57,8 +72,23 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """
     Renew: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.RenewRequest, _identity_service_pb2.RenewResponse]  # type: ignore[assignment]
     """Renew gives the caller a new certificate with the names and grants of the one it calls with."""
+    Recover: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.RecoverRequest, _identity_service_pb2.RecoverResponse]  # type: ignore[assignment]
+    """Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
+    machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
+    says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
+    request may come again, since an answer may be lost.
+    """
     CreateToken: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.CreateTokenRequest, _identity_service_pb2.CreateTokenResponse]  # type: ignore[assignment]
     """CreateToken makes a join token; the secret is in the answer and nowhere else."""
+    RevokeCertificates: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.RevokeCertificatesRequest, _identity_service_pb2.RevokeCertificatesResponse]  # type: ignore[assignment]
+    """RevokeCertificates ends what certificates may do, on live connections too, within 5 s on every replica: of one identity
+    all that were issued so far, with its unused join tokens, or one by its serial number. An identity comes back with a
+    token that is made afterwards. Repeated, it also holds for what was issued since.
+    """
+    ListRevocations: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.ListRevocationsRequest, _identity_service_pb2.ListRevocationsResponse]  # type: ignore[assignment]
+    """ListRevocations lists what is revoked in the caller's namespace, ordered by name. A revocation is forgotten once all
+    that it revokes has expired, and cannot be recovered either.
+    """
     GetTrustBundle: _aio.UnaryUnaryMultiCallable[_identity_service_pb2.GetTrustBundleRequest, _identity_service_pb2.GetTrustBundleResponse]  # type: ignore[assignment]
     """GetTrustBundle answers the roots to trust. It is public; compare its digest with what you were told."""
 
@@ -85,12 +115,45 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         """Renew gives the caller a new certificate with the names and grants of the one it calls with."""
 
     @_abc_1.abstractmethod
+    def Recover(
+        self,
+        request: _identity_service_pb2.RecoverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.RecoverResponse, _abc.Awaitable[_identity_service_pb2.RecoverResponse]]:
+        """Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
+        machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
+        says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
+        request may come again, since an answer may be lost.
+        """
+
+    @_abc_1.abstractmethod
     def CreateToken(
         self,
         request: _identity_service_pb2.CreateTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_service_pb2.CreateTokenResponse, _abc.Awaitable[_identity_service_pb2.CreateTokenResponse]]:
         """CreateToken makes a join token; the secret is in the answer and nowhere else."""
+
+    @_abc_1.abstractmethod
+    def RevokeCertificates(
+        self,
+        request: _identity_service_pb2.RevokeCertificatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.RevokeCertificatesResponse, _abc.Awaitable[_identity_service_pb2.RevokeCertificatesResponse]]:
+        """RevokeCertificates ends what certificates may do, on live connections too, within 5 s on every replica: of one identity
+        all that were issued so far, with its unused join tokens, or one by its serial number. An identity comes back with a
+        token that is made afterwards. Repeated, it also holds for what was issued since.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRevocations(
+        self,
+        request: _identity_service_pb2.ListRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_service_pb2.ListRevocationsResponse, _abc.Awaitable[_identity_service_pb2.ListRevocationsResponse]]:
+        """ListRevocations lists what is revoked in the caller's namespace, ordered by name. A revocation is forgotten once all
+        that it revokes has expired, and cannot be recovered either.
+        """
 
     @_abc_1.abstractmethod
     def GetTrustBundle(

@@ -54,6 +54,34 @@ AGENT_STATE_GONE: AgentState.ValueType  # 4
 """No live process."""
 Global___AgentState: _TypeAlias = AgentState  # noqa: Y015
 
+class _BreakerState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BreakerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BreakerState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BREAKER_STATE_UNSPECIFIED: _BreakerState.ValueType  # 0
+    """Never set."""
+    BREAKER_STATE_CLOSED: _BreakerState.ValueType  # 1
+    """It gets work."""
+    BREAKER_STATE_OPEN: _BreakerState.ValueType  # 2
+    """It gets none until retry_time."""
+    BREAKER_STATE_HALF_OPEN: _BreakerState.ValueType  # 3
+    """It gets one attempt more, whose outcome decides."""
+
+class BreakerState(_BreakerState, metaclass=_BreakerStateEnumTypeWrapper):
+    """BreakerState is whether an instance that failed gets work."""
+
+BREAKER_STATE_UNSPECIFIED: BreakerState.ValueType  # 0
+"""Never set."""
+BREAKER_STATE_CLOSED: BreakerState.ValueType  # 1
+"""It gets work."""
+BREAKER_STATE_OPEN: BreakerState.ValueType  # 2
+"""It gets none until retry_time."""
+BREAKER_STATE_HALF_OPEN: BreakerState.ValueType  # 3
+"""It gets one attempt more, whose outcome decides."""
+Global___BreakerState: _TypeAlias = BreakerState  # noqa: Y015
+
 @_typing.final
 class AgentDescription(_message.Message):
     """AgentDescription is what a sidecar announces of an agent."""
@@ -192,6 +220,7 @@ class Instance(_message.Message):
     ATTACH_TIME_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """sidecar name / incarnation / agent name."""
     sidecar: _builtins.str
@@ -212,6 +241,10 @@ class Instance(_message.Message):
     def attach_time(self) -> _timestamp_pb2.Timestamp:
         """When its stream attached."""
 
+    @_builtins.property
+    def breaker(self) -> Global___Breaker:
+        """Whether it is kept from work since it fails too often. Absent as long as nothing speaks against it."""
+
     def __init__(
         self,
         *,
@@ -223,11 +256,50 @@ class Instance(_message.Message):
         attach_time: _timestamp_pb2.Timestamp | None = ...,
         completed: _builtins.int = ...,
         failed: _builtins.int = ...,
+        breaker: Global___Breaker | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "smoothed_latency", b"smoothed_latency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "breaker", b"breaker", "smoothed_latency", b"smoothed_latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "completed", b"completed", "failed", b"failed", "in_use", b"in_use", "instance_id", b"instance_id", "sidecar", b"sidecar", "slots", b"slots", "smoothed_latency", b"smoothed_latency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "breaker", b"breaker", "completed", b"completed", "failed", b"failed", "in_use", b"in_use", "instance_id", b"instance_id", "sidecar", b"sidecar", "slots", b"slots", "smoothed_latency", b"smoothed_latency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Instance: _TypeAlias = Instance  # noqa: Y015
+
+@_typing.final
+class Breaker(_message.Message):
+    """Breaker is what the failures of an instance have come to. Of several replicas, each with a breaker of its own, the one is
+    shown that lets the least through.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RETRY_TIME_FIELD_NUMBER: _builtins.int
+    OPENINGS_FIELD_NUMBER: _builtins.int
+    state: Global___BreakerState.ValueType
+    """Whether it lets work through."""
+    reason: _builtins.str
+    """One sentence about why it opened last; empty if it never did."""
+    openings: _builtins.int
+    """How often it has opened in a row."""
+    @_builtins.property
+    def retry_time(self) -> _timestamp_pb2.Timestamp:
+        """When an open one tries the instance again."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___BreakerState.ValueType = ...,
+        reason: _builtins.str = ...,
+        retry_time: _timestamp_pb2.Timestamp | None = ...,
+        openings: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_time", b"retry_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["openings", b"openings", "reason", b"reason", "retry_time", b"retry_time", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Breaker: _TypeAlias = Breaker  # noqa: Y015

@@ -86,6 +86,8 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     """Terminal: cancelled, with its run or by itself, or moot."""
     TASK_STATE_ESCALATED: _TaskState.ValueType  # 9
     """It has failed, or may have been done, and waits for a person to say how it goes on."""
+    TASK_STATE_QUARANTINED: _TaskState.ValueType  # 10
+    """Whoever works on it dies; it waits for a person to say how it goes on."""
 
 class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
     """TaskState is where a task is. SUCCEEDED, FAILED, SKIPPED and CANCELLED are terminal."""
@@ -110,6 +112,8 @@ TASK_STATE_CANCELLED: TaskState.ValueType  # 8
 """Terminal: cancelled, with its run or by itself, or moot."""
 TASK_STATE_ESCALATED: TaskState.ValueType  # 9
 """It has failed, or may have been done, and waits for a person to say how it goes on."""
+TASK_STATE_QUARANTINED: TaskState.ValueType  # 10
+"""Whoever works on it dies; it waits for a person to say how it goes on."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 class _AttemptState:
@@ -306,6 +310,7 @@ class TaskTotals(_message.Message):
     SKIPPED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     ESCALATED_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     """All."""
     pending: _builtins.int
@@ -326,6 +331,8 @@ class TaskTotals(_message.Message):
     """CANCELLED."""
     escalated: _builtins.int
     """ESCALATED."""
+    quarantined: _builtins.int
+    """QUARANTINED."""
     def __init__(
         self,
         *,
@@ -339,10 +346,11 @@ class TaskTotals(_message.Message):
         skipped: _builtins.int = ...,
         cancelled: _builtins.int = ...,
         escalated: _builtins.int = ...,
+        quarantined: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "escalated", b"escalated", "failed", b"failed", "pending", b"pending", "ready", b"ready", "running", b"running", "skipped", b"skipped", "succeeded", b"succeeded", "total", b"total", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "escalated", b"escalated", "failed", b"failed", "pending", b"pending", "quarantined", b"quarantined", "ready", b"ready", "running", b"running", "skipped", b"skipped", "succeeded", b"succeeded", "total", b"total", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,7 +442,7 @@ class Task(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ended, or was escalated."""
+        """When it ended, was escalated or quarantined."""
 
     @_builtins.property
     def reads(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.EntryReference]:
@@ -505,7 +513,9 @@ class Agreement(_message.Message):
 
     @_builtins.property
     def spent_duration(self) -> _duration_pb2.Duration:
-        """Time that agents worked on members whose answers are not the task's output, as far as it is known."""
+        """Time that agents had for members whose answers are not the task's output: what they worked, or, of attempts that were
+        cancelled or lost, from the offer to the end.
+        """
 
     def __init__(
         self,
@@ -793,8 +803,9 @@ class Refusal(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """The reason: version, clearance, constraint, cost, no_slot, draining, policy; not_pure and not_idempotent, where a cache
-    or a hedge asks for that; taken, by another member of the same quorum or hedge.
+    """The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
+    fails too often), not_pure or not_idempotent (where a cache or a hedge asks for that), taken (by another member of the
+    same quorum or hedge).
     """
     count: _builtins.int
     """How many."""
@@ -877,8 +888,9 @@ class RunEvent(_message.Message):
     READS_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
     ORIGIN_ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
     event_seq: _builtins.int
-    """1, 2, 3 … within the run; the cursor of WatchRun. 0 on ephemeral progress, which has no place in the history."""
+    """1, 2, 3 … within the run; the cursor of WatchRun. 0 on progress and partial output, which have no place in the history."""
     run_state: Global___RunState.ValueType
     """New state of the run; unspecified when it did not change."""
     task_state: Global___TaskState.ValueType
@@ -915,6 +927,10 @@ class RunEvent(_message.Message):
     def reads(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.EntryReference]:
         """What the expressions of the task, or of the run's output, were given of shared context; as Task.reads."""
 
+    @_builtins.property
+    def partial(self) -> Global___PartialOutput:
+        """A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0."""
+
     def __init__(
         self,
         *,
@@ -931,10 +947,11 @@ class RunEvent(_message.Message):
         reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
         signal: _builtins.str = ...,
         origin_attempt_id: _builtins.str = ...,
+        partial: Global___PartialOutput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_time", b"event_time", "failure", b"failure", "key", b"key", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_time", b"event_time", "failure", b"failure", "key", b"key", "partial", b"partial", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "origin_attempt_id", b"origin_attempt_id", "progress", b"progress", "reads", b"reads", "reason", b"reason", "run_state", b"run_state", "signal", b"signal", "task_state", b"task_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "origin_attempt_id", b"origin_attempt_id", "partial", b"partial", "progress", b"progress", "reads", b"reads", "reason", b"reason", "run_state", b"run_state", "signal", b"signal", "task_state", b"task_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -977,6 +994,58 @@ class AttemptChange(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttemptChange: _TypeAlias = AttemptChange  # noqa: Y015
+
+@_typing.final
+class PartialOutput(_message.Message):
+    """PartialOutput is a piece of what an attempt is making, while it makes it. It is never kept, and may be lost on its way: the
+    output of the task is what counts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    WITHHELD_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Bytes of the contents of all pieces of this attempt that come before it, from 0. Whoever expected a lower number has
+    missed what lies between.
+    """
+    text: _builtins.str
+    """Text that follows that of the piece before. On its way it may be joined with its neighbours."""
+    json: _builtins.bytes
+    """A JSON value of its own."""
+    attempt: _builtins.int
+    """Number of the attempt that makes it, counted from 1; another one begins anew. Set by the server."""
+    withheld: _builtins.str
+    """Why the content is not shown, for people: what policy refuses or redacts of an output is withheld whole in its pieces.
+    Set by the server.
+    """
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[_payload_pb2.Label]:
+        """What it is, beside what the attempt's input and the capability's output schema say already."""
+
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        text: _builtins.str = ...,
+        json: _builtins.bytes = ...,
+        labels: _abc.Iterable[_payload_pb2.Label] | None = ...,
+        attempt: _builtins.int = ...,
+        withheld: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "json", b"json", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "content", b"content", "json", b"json", "labels", b"labels", "offset", b"offset", "text", b"text", "withheld", b"withheld"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "json"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___PartialOutput: _TypeAlias = PartialOutput  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):

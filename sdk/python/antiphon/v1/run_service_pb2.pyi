@@ -507,12 +507,20 @@ class ListRunsRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    FAILURE_TEXT_FIELD_NUMBER: _builtins.int
     graph_name: _builtins.str
     """Only runs of this graph; empty means all."""
     page_size: _builtins.int
     """At most so many; 0 means 50."""
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first."""
+    parent: _builtins.str
+    """Only runs that agents called for: in any attempt of the run with this id, or in the attempt with this id. Empty means
+    all.
+    """
+    failure_text: _builtins.str
+    """Only runs that failed, with a message that this text occurs in; ASCII letters match in either case. Empty means all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_run_pb2.RunState.ValueType]:
         """Only runs in these states; empty means all."""
@@ -539,10 +547,12 @@ class ListRunsRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        parent: _builtins.str = ...,
+        failure_text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "graph_name", b"graph_name", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "failure_text", b"failure_text", "graph_name", b"graph_name", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -585,22 +595,28 @@ class WatchRunRequest(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     INCLUDE_PROGRESS_FIELD_NUMBER: _builtins.int
+    INCLUDE_PARTIALS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     cursor: _builtins.int
     """event_seq of the last event seen; 0 means from the beginning."""
     include_progress: _builtins.bool
     """True: progress of running attempts as well."""
+    include_partials: _builtins.bool
+    """True: partial output of running attempts as well, from now on. A reader that is too slow loses pieces of it, never
+    events.
+    """
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         cursor: _builtins.int = ...,
         include_progress: _builtins.bool = ...,
+        include_partials: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "include_progress", b"include_progress", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "include_partials", b"include_partials", "include_progress", b"include_progress", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -213,18 +213,18 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryTask(self, request, context):
-        """RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
-        one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
-        a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
-        A task that is under way stays as it is.
+        """RetryTask takes up a task that has FAILED, or is ESCALATED or QUARANTINED, of a run that has not ended: its
+        expressions are evaluated anew, it gets one attempt more, and what was skipped because of it waits for it again. What
+        went on without it is not run again. Of a for_each that failed, the members that failed or were cancelled are taken
+        up; of a loop, the iteration that failed. A task that is under way stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResolveTask(self, request, context):
-        """ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
-        have it tried again, RetryTask.) The same answer given again changes nothing.
+        """ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
+        or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,14 +70,14 @@ class RunServiceStub:
     as their rule says, to which a cancelled need is not done.
     """
     RetryTask: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RetryTaskRequest, _run_service_pb2.RetryTaskResponse]
-    """RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
-    one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
-    a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
-    A task that is under way stays as it is.
+    """RetryTask takes up a task that has FAILED, or is ESCALATED or QUARANTINED, of a run that has not ended: its
+    expressions are evaluated anew, it gets one attempt more, and what was skipped because of it waits for it again. What
+    went on without it is not run again. Of a for_each that failed, the members that failed or were cancelled are taken
+    up; of a loop, the iteration that failed. A task that is under way stays as it is.
     """
     ResolveTask: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResolveTaskRequest, _run_service_pb2.ResolveTaskResponse]
-    """ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
-    have it tried again, RetryTask.) The same answer given again changes nothing.
+    """ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
+    or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
     """
     SignalRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]
     """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
@@ -128,14 +128,14 @@ class RunServiceAsyncStub(RunServiceStub):
     as their rule says, to which a cancelled need is not done.
     """
     RetryTask: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RetryTaskRequest, _run_service_pb2.RetryTaskResponse]  # type: ignore[assignment]
-    """RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
-    one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
-    a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
-    A task that is under way stays as it is.
+    """RetryTask takes up a task that has FAILED, or is ESCALATED or QUARANTINED, of a run that has not ended: its
+    expressions are evaluated anew, it gets one attempt more, and what was skipped because of it waits for it again. What
+    went on without it is not run again. Of a for_each that failed, the members that failed or were cancelled are taken
+    up; of a loop, the iteration that failed. A task that is under way stays as it is.
     """
     ResolveTask: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResolveTaskRequest, _run_service_pb2.ResolveTaskResponse]  # type: ignore[assignment]
-    """ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
-    have it tried again, RetryTask.) The same answer given again changes nothing.
+    """ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
+    or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
     """
     SignalRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]  # type: ignore[assignment]
     """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
@@ -261,10 +261,10 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.RetryTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.RetryTaskResponse, _abc.Awaitable[_run_service_pb2.RetryTaskResponse]]:
-        """RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
-        one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
-        a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
-        A task that is under way stays as it is.
+        """RetryTask takes up a task that has FAILED, or is ESCALATED or QUARANTINED, of a run that has not ended: its
+        expressions are evaluated anew, it gets one attempt more, and what was skipped because of it waits for it again. What
+        went on without it is not run again. Of a for_each that failed, the members that failed or were cancelled are taken
+        up; of a loop, the iteration that failed. A task that is under way stays as it is.
         """
 
     @_abc_1.abstractmethod
@@ -273,8 +273,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.ResolveTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.ResolveTaskResponse, _abc.Awaitable[_run_service_pb2.ResolveTaskResponse]]:
-        """ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
-        have it tried again, RetryTask.) The same answer given again changes nothing.
+        """ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
+        or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
         """
 
     @_abc_1.abstractmethod

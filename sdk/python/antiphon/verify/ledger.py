@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
 
+from antiphon.partials import JSON_BYTES, MESSAGE_PIECES, TEXT_LENGTH
 from antiphon.v1 import agent_service_pb2 as pb
 from antiphon.v1 import failure_pb2, payload_pb2
 
@@ -65,9 +66,11 @@ class Ledger:
         """Take in what the agent says after hello, besides calls and requests to shared context."""
         if request.HasField("hello"):
             self._find("outcomes", "hello came twice on one stream")
-        for name in ("results", "progress", "calls", "context_requests"):
-            if len(getattr(request, name)) > MOST_ITEMS:
+        for name in ("results", "progress", "calls", "context_requests", "partials"):
+            if len(getattr(request, name)) > (MESSAGE_PIECES if name == "partials" else MOST_ITEMS):
                 self._find("limits", f"{len(getattr(request, name))} {name} in one message")
+        for said in request.partials:
+            self._partial(said)
         for result in request.results:
             self._result(result)
         for update in request.progress:
@@ -123,6 +126,21 @@ class Ledger:
             self._find("limits", f"progress of {update.progress.fraction:g}, which is not 0 to 1")
         if len(update.progress.message) > 1_024:
             self._find("limits", f"a progress message of {len(update.progress.message)} characters")
+
+    def _partial(self, update: pb.PartialUpdate) -> None:
+        attempt = self.attempts.get(update.attempt_id)
+        if attempt is None or (attempt.results and not attempt.own_count):
+            when = "after its outcome" if attempt else "which was never assigned"
+            self._find("outcomes", f"a piece of output of attempt {update.attempt_id[:80]!r}, {when}")
+        self.piece_fits(update)
+
+    def piece_fits(self, update: pb.PartialUpdate) -> None:
+        """Note a piece of output that is outside the contract's limits."""
+        piece = update.partial
+        if len(piece.text) > TEXT_LENGTH:
+            self._find("limits", f"a piece of output of {len(piece.text)} characters")
+        if len(piece.json) > JSON_BYTES:
+            self._find("limits", f"a piece of output of {len(piece.json)} bytes")
 
     def _payload(self, what: str, payload: payload_pb2.Payload) -> None:
         if len(payload.inline) > self.inline_limit:

@@ -27,6 +27,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 Heard = Callable[["Line", pb.WorkRequest], None]
 Asked = Callable[[pb.CallRequest], pb.CallResponse | None]
 Reported = Callable[[pb.ReportProgressRequest], bool]
+Emitted = Callable[[pb.ReportPartialRequest], bool]
 
 
 class Line:
@@ -95,10 +96,12 @@ class Line:
 
 
 class Socket(service.AgentServiceServicer):
-    """AgentService on one Unix socket. What is heard after hello goes to `heard`; calls and progress that come unary
-    are answered by `asked` and `reported`, both of which refuse a token that proves nothing."""
+    """AgentService on one Unix socket. What is heard after hello goes to `heard`; calls, progress and pieces of output
+    that come unary are answered by `asked`, `reported` and `emitted`, which refuse a token that proves nothing."""
 
-    def __init__(self, path: str, inline_limit: int, heard: Heard, asked: Asked, reported: Reported) -> None:
+    def __init__(
+        self, path: str, inline_limit: int, heard: Heard, asked: Asked, reported: Reported, emitted: Emitted
+    ) -> None:
         self.path = path
         self.lines: list[Line] = []
         self.changed = asyncio.Condition()
@@ -106,7 +109,7 @@ class Socket(service.AgentServiceServicer):
         """Name of the reason with which the next hello is refused."""
         self.namespace = "verify"
         self._inline_limit = inline_limit
-        self._heard, self._asked, self._reported = heard, asked, reported
+        self._heard, self._asked, self._reported, self._emitted = heard, asked, reported, emitted
         self._server: grpc.aio.Server | None = None
 
     async def open(self) -> None:
@@ -182,6 +185,13 @@ class Socket(service.AgentServiceServicer):
             await abort(context, "ATTEMPT_TOKEN_INVALID")
         await self.notify()
         return pb.ReportProgressResponse()
+
+    async def ReportPartial(self, request: pb.ReportPartialRequest, context: _Context) -> pb.ReportPartialResponse:
+        """A piece of output."""
+        if not self._emitted(request):
+            await abort(context, "ATTEMPT_TOKEN_INVALID")
+        await self.notify()
+        return pb.ReportPartialResponse()
 
 
 def status_of(reason: str, metadata: dict[str, str] | None = None, *details: Any) -> status_pb2.Status:

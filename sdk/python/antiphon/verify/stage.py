@@ -111,7 +111,7 @@ class Stage:
 
     async def start(self, *, late: bool = False) -> None:
         """Serve a socket and start the program; with `late` the program alone. Raises `Unplayable`."""
-        self._socket = Socket(self._path, INLINE_LIMIT, self._hear, self._call, self._progress)
+        self._socket = Socket(self._path, INLINE_LIMIT, self._hear, self._call, self._progress, self._partial)
         if not late:
             await self._socket.open()
         self._process = Process(self.command, self._path)
@@ -246,6 +246,10 @@ class Stage:
     def _progress(self, request: pb.ReportProgressRequest) -> bool:
         self.ledger.progress_fits(request.update)
         return bool(self.ledger.vouched("unary progress", request.update.attempt_id, request.attempt_token))
+
+    def _partial(self, request: pb.ReportPartialRequest) -> bool:
+        self.ledger.piece_fits(request.update)
+        return bool(self.ledger.vouched("a unary piece", request.update.attempt_id, request.attempt_token))
 
     def _answer(self, call: pb.CallRequest) -> pb.CallResponse:
         response = pb.CallResponse(call_id=call.call_id, attempt_id=call.attempt_id)

@@ -78,6 +78,12 @@ export const REASONS = {
   TOKEN_NOT_ACCEPTED: { code: 16, remedy: "ASK_OPERATOR" },
   /** the signing request cannot be used: {cause}; it must be PEM, P-256 and signed by its own key */
   SIGNING_REQUEST_INVALID: { code: 3, remedy: "FIX_REQUEST" },
+  /** the certificate of {identity} was revoked at {revoke_time}: {cause}; whoever may come back needs a new join token: antiphon certs token */
+  CERTIFICATE_REVOKED: { code: 16, remedy: "ASK_OPERATOR" },
+  /** there are {limit} revocations, and there may be no more; they go when what they revoke has expired: see antiphon certs revocations */
+  REVOCATIONS_EXHAUSTED: { code: 8, remedy: "ASK_OPERATOR" },
+  /** the certificate is not given anew for its key: {cause}; join with a new token: antiphon certs token */
+  RECOVERY_NOT_ACCEPTED: { code: 16, remedy: "ASK_OPERATOR" },
   /** run {run_id} has ended {state} and stays as it is; submit a new one */
   RUN_ENDED: { code: 9, remedy: "FIX_REQUEST" },
   /** no task of run {run_id} waits for signal {signal}; its graph knows {expected} */

@@ -1,5 +1,5 @@
 // Generated from protos/; do not edit.
-export { AgentHello, AgentServiceService, AgentWelcome, Assignment, AttemptCancel, CallRequest, CallResponse, ProgressUpdate, ReportProgressRequest, ReportProgressResponse, Result, WorkRequest, WorkResponse } from "./antiphon/v1/agent_service.js";
+export { AgentHello, AgentServiceService, AgentWelcome, Assignment, AttemptCancel, CallPartial, CallRequest, CallResponse, PartialUpdate, ProgressUpdate, ReportPartialRequest, ReportPartialResponse, ReportProgressRequest, ReportProgressResponse, Result, WorkRequest, WorkResponse } from "./antiphon/v1/agent_service.js";
 export { AuditCheckpoint, AuditHead, AuditOutcome, AuditRecord, RunDigest } from "./antiphon/v1/audit.js";
 export { AuditServiceService, DigestRunsRequest, DigestRunsResponse, GetCheckpointRequest, GetCheckpointResponse, GetProofRequest, GetProofResponse, ListRecordsRequest, ListRecordsResponse } from "./antiphon/v1/audit_service.js";
 export { Capability, Effect } from "./antiphon/v1/capability.js";
@@ -11,14 +11,14 @@ export { Error, ErrorReason, FieldViolation } from "./antiphon/v1/error.js";
 export { Failure, FailureKind } from "./antiphon/v1/failure.js";
 export { AllOf, AnyOf, Cache, Compensate, Constraints, Distinct, Graph, GraphTask, Hedge, Join, OnFailure, Quorum, RetryRule, Until, Wait } from "./antiphon/v1/graph.js";
 export { GetGraphRequest, GetGraphResponse, GraphMistake, GraphServiceService, ListGraphsRequest, ListGraphsResponse, RegisterGraphRequest, RegisterGraphResponse, RegisteredGraph, ValidateGraphRequest, ValidateGraphResponse } from "./antiphon/v1/graph_service.js";
-export { CertificateGrant, CreateTokenRequest, CreateTokenResponse, GetTrustBundleRequest, GetTrustBundleResponse, IdentityServiceService, JoinRequest, JoinResponse, RenewRequest, RenewResponse } from "./antiphon/v1/identity_service.js";
+export { CertificateGrant, CreateTokenRequest, CreateTokenResponse, GetTrustBundleRequest, GetTrustBundleResponse, IdentityName, IdentityServiceService, JoinRequest, JoinResponse, ListRevocationsRequest, ListRevocationsResponse, RecoverRequest, RecoverResponse, RenewRequest, RenewResponse, Revocation, RevokeCertificatesRequest, RevokeCertificatesResponse } from "./antiphon/v1/identity_service.js";
 export { BlobReference, FieldLabels, Label, Payload } from "./antiphon/v1/payload.js";
 export { DownloadPayloadRequest, DownloadPayloadResponse, PayloadServiceService, UploadPayloadRequest, UploadPayloadResponse } from "./antiphon/v1/payload_service.js";
 export { DecisionRecord, Fact, PolicyFile, PolicySet } from "./antiphon/v1/policy.js";
 export { ActivatePoliciesRequest, ActivatePoliciesResponse, CheckRequest, CheckResponse, DecisionOutcome, GetPolicyRequest, GetPolicyResponse, ListDecisionsRequest, ListDecisionsResponse, ListPoliciesRequest, ListPoliciesResponse, PolicyServiceService, RollBackRequest, RollBackResponse } from "./antiphon/v1/policy_service.js";
-export { Agent, AgentDescription, AgentState, Instance } from "./antiphon/v1/registry.js";
+export { Agent, AgentDescription, AgentState, Breaker, BreakerState, Instance } from "./antiphon/v1/registry.js";
 export { DrainAgentRequest, DrainAgentResponse, GetAgentRequest, GetAgentResponse, ListAgentsRequest, ListAgentsResponse, ListCapabilitiesRequest, ListCapabilitiesResponse, OfferedCapability, PutVerifyReportRequest, PutVerifyReportResponse, RegistryServiceService, ResumeAgentRequest, ResumeAgentResponse, SuspendAgentRequest, SuspendAgentResponse, WatchAgentsRequest, WatchAgentsResponse } from "./antiphon/v1/registry_service.js";
-export { Agreement, AnswerGroup, Attempt, AttemptChange, AttemptState, Candidate, PolicyDecision, Progress, Refusal, ReusedResult, RoutingDecision, Run, RunEvent, RunState, Task, TaskKey, TaskState, TaskTotals, WithheldField } from "./antiphon/v1/run.js";
+export { Agreement, AnswerGroup, Attempt, AttemptChange, AttemptState, Candidate, PartialOutput, PolicyDecision, Progress, Refusal, ReusedResult, RoutingDecision, Run, RunEvent, RunState, Task, TaskKey, TaskState, TaskTotals, WithheldField } from "./antiphon/v1/run.js";
 export { CancelRunRequest, CancelRunResponse, CancelTaskRequest, CancelTaskResponse, Dependency, ExplainTaskRequest, ExplainTaskResponse, GetRunRequest, GetRunResponse, GetTaskRequest, GetTaskResponse, GraphReference, ListAttemptsRequest, ListAttemptsResponse, ListRunsRequest, ListRunsResponse, ListTasksRequest, ListTasksResponse, PauseRunRequest, PauseRunResponse, ResolveTaskRequest, ResolveTaskResponse, ResumeRunRequest, ResumeRunResponse, RetryTaskRequest, RetryTaskResponse, RunServiceService, SignalRunRequest, SignalRunResponse, SubmitRunRequest, SubmitRunResponse, SubmitRunResult, SubmitRunsRequest, SubmitRunsResponse, WatchRunRequest, WatchRunResponse } from "./antiphon/v1/run_service.js";
 export { VerifiedCase, VerifyOutcome, VerifyReport } from "./antiphon/v1/verify.js";
 export { Duration } from "./google/protobuf/duration.js";

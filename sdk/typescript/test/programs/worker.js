@@ -15,6 +15,7 @@ agent.capability("work.hold@1", { input: { type: "string" } }, async (gate, task
   note(`begun ${task.attemptId}`);
   while (!existsSync(gate)) {
     task.signal.throwIfAborted();
+    task.emit("hold ");
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
   return { pid: process.pid, number: task.number };

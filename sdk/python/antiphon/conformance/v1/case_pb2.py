@@ -27,7 +27,7 @@ from antiphon.v1 import failure_pb2 as antiphon_dot_v1_dot_failure__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"antiphon/conformance/v1/case.proto\x12\x17\x61ntiphon.conformance.v1\x1a&antiphon/conformance/v1/executor.proto\x1a\x19\x61ntiphon/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb7\x01\n\x04\x43\x61se\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07meaning\x18\x02 \x01(\tR\x07meaning\x12:\n\x05\x61gent\x18\x03 \x01(\x0b\x32\".antiphon.conformance.v1.AgentCaseH\x00R\x05\x61gent\x12=\n\x06\x63lient\x18\x04 \x01(\x0b\x32#.antiphon.conformance.v1.ClientCaseH\x00R\x06\x63lientB\x06\n\x04mode\"g\n\tAgentCase\x12 \n\x0b\x63oncurrency\x18\x01 \x01(\rR\x0b\x63oncurrency\x12\x38\n\x05steps\x18\x02 \x03(\x0b\x32\".antiphon.conformance.v1.AgentStepR\x05steps\"\xac\x05\n\tAgentStep\x12\x39\n\x06\x61ssign\x18\x01 \x01(\x0b\x32\x1f.antiphon.conformance.v1.AssignH\x00R\x06\x61ssign\x12\x39\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1f.antiphon.conformance.v1.CancelH\x00R\x06\x63\x61ncel\x12\x46\n\x0b\x61nswer_call\x18\x03 \x01(\x0b\x32#.antiphon.conformance.v1.AnswerCallH\x00R\nanswerCall\x12I\n\x0c\x61wait_result\x18\x04 \x01(\x0b\x32$.antiphon.conformance.v1.AwaitResultH\x00R\x0b\x61waitResult\x12\x43\n\nawait_call\x18\x05 \x01(\x0b\x32\".antiphon.conformance.v1.AwaitCallH\x00R\tawaitCall\x12O\n\x0e\x61wait_progress\x18\x06 \x01(\x0b\x32&.antiphon.conformance.v1.AwaitProgressH\x00R\rawaitProgress\x12\x30\n\x03\x61\x63t\x18\x07 \x01(\x0e\x32\x1c.antiphon.conformance.v1.ActH\x00R\x03\x61\x63t\x12\x36\n\x05\x61wait\x18\x08 \x01(\x0e\x32\x1e.antiphon.conformance.v1.AwaitH\x00R\x05\x61wait\x12\x43\n\nawait_exit\x18\t \x01(\x0b\x32\".antiphon.conformance.v1.AwaitExitH\x00R\tawaitExit\x12I\n\x0crefuse_hello\x18\n \x01(\x0b\x32$.antiphon.conformance.v1.RefuseHelloH\x00R\x0brefuseHelloB\x06\n\x04kind\"\xc3\x02\n\x06\x41ssign\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1e\n\ncapability\x18\x02 \x01(\tR\ncapability\x12\x37\n\x06script\x18\x03 \x01(\x0b\x32\x1f.antiphon.conformance.v1.ScriptR\x06script\x12\x1d\n\ninput_json\x18\x04 \x01(\tR\tinputJson\x12\x1b\n\tinput_raw\x18\x05 \x01(\x0cR\x08inputRaw\x12\x46\n\x11remaining_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x10remainingTimeout\x12%\n\x0eunknown_fields\x18\x07 \x01(\x08R\runknownFields\x12\x16\n\x06\x63opies\x18\x08 \x01(\rR\x06\x63opies\"?\n\x06\x43\x61ncel\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"|\n\nAnswerCall\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1f\n\x0boutput_json\x18\x02 \x01(\tR\noutputJson\x12.\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x14.antiphon.v1.FailureR\x07\x66\x61ilure\"\xdd\x02\n\x0b\x41waitResult\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1f\n\x0boutput_json\x18\x02 \x01(\tR\noutputJson\x12\x1d\n\noutput_raw\x18\x03 \x01(\x0cR\toutputRaw\x12;\n\x0c\x66\x61ilure_kind\x18\x04 \x01(\x0e\x32\x18.antiphon.v1.FailureKindR\x0b\x66\x61ilureKind\x12!\n\x0c\x66\x61ilure_code\x18\x05 \x01(\tR\x0b\x66\x61ilureCode\x12#\n\rfailure_field\x18\x06 \x01(\tR\x0c\x66\x61ilureField\x12!\n\x0cmessage_part\x18\x07 \x01(\tR\x0bmessagePart\x12!\n\tretryable\x18\x08 \x01(\x08H\x00R\tretryable\x88\x01\x01\x12\x16\n\x06\x63opies\x18\t \x01(\rR\x06\x63opiesB\x0c\n\n_retryable\"\x82\x01\n\tAwaitCall\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1e\n\ncapability\x18\x02 \x01(\tR\ncapability\x12\x17\n\x07\x63\x61ll_id\x18\x03 \x01(\tR\x06\x63\x61llId\x12\x1d\n\ninput_json\x18\x04 \x01(\tR\tinputJson\"d\n\rAwaitProgress\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1a\n\x08\x66raction\x18\x02 \x01(\x01R\x08\x66raction\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\"@\n\tAwaitExit\x12\x12\n\x04\x63ode\x18\x01 \x01(\rR\x04\x63ode\x12\x1f\n\x0bstderr_part\x18\x02 \x01(\tR\nstderrPart\"%\n\x0bRefuseHello\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\"\x88\x01\n\nClientCase\x12?\n\texchanges\x18\x01 \x03(\x0b\x32!.antiphon.conformance.v1.ExchangeR\texchanges\x12\x39\n\x05steps\x18\x02 \x03(\x0b\x32#.antiphon.conformance.v1.ClientStepR\x05steps\"\x95\x01\n\nClientStep\x12\x37\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32#.antiphon.conformance.v1.ClientCallR\x04\x63\x61ll\x12!\n\x0b\x61nswer_json\x18\x02 \x01(\tH\x00R\nanswerJson\x12\x1f\n\nerror_json\x18\x03 \x01(\tH\x00R\terrorJsonB\n\n\x08\x65xpected\"\xf6\x01\n\x08\x45xchange\x12\x16\n\x06method\x18\x01 \x01(\tR\x06method\x12!\n\x0crequest_json\x18\x02 \x01(\tR\x0brequestJson\x12)\n\x10repeated_request\x18\x03 \x01(\x08R\x0frepeatedRequest\x12%\n\x0eresponses_json\x18\x04 \x03(\tR\rresponsesJson\x12<\n\x07refusal\x18\x05 \x01(\x0b\x32 .antiphon.conformance.v1.RefusalH\x00R\x07refusal\x12\x18\n\x06\x62roken\x18\x06 \x01(\x08H\x00R\x06\x62rokenB\x05\n\x03\x65nd\"\xf7\x02\n\x07Refusal\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12J\n\x08metadata\x18\x02 \x03(\x0b\x32..antiphon.conformance.v1.Refusal.MetadataEntryR\x08metadata\x12:\n\x0bretry_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryAfter\x12P\n\nviolations\x18\x04 \x03(\x0b\x32\x30.antiphon.conformance.v1.Refusal.ViolationsEntryR\nviolations\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a=\n\x0fViolationsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"V\n\nCaseResult\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06passed\x18\x02 \x01(\x08R\x06passed\x12\x1c\n\tcomplaint\x18\x03 \x01(\tR\tcomplaint*\x7f\n\x03\x41\x63t\x12\x13\n\x0f\x41\x43T_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41\x43T_BREAK_STREAM\x10\x01\x12\x12\n\x0e\x41\x43T_END_STREAM\x10\x02\x12\x17\n\x13\x41\x43T_RESTART_SIDECAR\x10\x03\x12\r\n\tACT_DRAIN\x10\x04\x12\x11\n\rACT_TERMINATE\x10\x05*Q\n\x05\x41wait\x12\x15\n\x11\x41WAIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41WAIT_HELLO\x10\x01\x12\x0f\n\x0b\x41WAIT_DRAIN\x10\x02\x12\x0f\n\x0b\x41WAIT_CLOSE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"antiphon/conformance/v1/case.proto\x12\x17\x61ntiphon.conformance.v1\x1a&antiphon/conformance/v1/executor.proto\x1a\x19\x61ntiphon/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb7\x01\n\x04\x43\x61se\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07meaning\x18\x02 \x01(\tR\x07meaning\x12:\n\x05\x61gent\x18\x03 \x01(\x0b\x32\".antiphon.conformance.v1.AgentCaseH\x00R\x05\x61gent\x12=\n\x06\x63lient\x18\x04 \x01(\x0b\x32#.antiphon.conformance.v1.ClientCaseH\x00R\x06\x63lientB\x06\n\x04mode\"g\n\tAgentCase\x12 \n\x0b\x63oncurrency\x18\x01 \x01(\rR\x0b\x63oncurrency\x12\x38\n\x05steps\x18\x02 \x03(\x0b\x32\".antiphon.conformance.v1.AgentStepR\x05steps\"\xc8\x06\n\tAgentStep\x12\x39\n\x06\x61ssign\x18\x01 \x01(\x0b\x32\x1f.antiphon.conformance.v1.AssignH\x00R\x06\x61ssign\x12\x39\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1f.antiphon.conformance.v1.CancelH\x00R\x06\x63\x61ncel\x12\x46\n\x0b\x61nswer_call\x18\x03 \x01(\x0b\x32#.antiphon.conformance.v1.AnswerCallH\x00R\nanswerCall\x12I\n\x0c\x61wait_result\x18\x04 \x01(\x0b\x32$.antiphon.conformance.v1.AwaitResultH\x00R\x0b\x61waitResult\x12\x43\n\nawait_call\x18\x05 \x01(\x0b\x32\".antiphon.conformance.v1.AwaitCallH\x00R\tawaitCall\x12O\n\x0e\x61wait_progress\x18\x06 \x01(\x0b\x32&.antiphon.conformance.v1.AwaitProgressH\x00R\rawaitProgress\x12\x30\n\x03\x61\x63t\x18\x07 \x01(\x0e\x32\x1c.antiphon.conformance.v1.ActH\x00R\x03\x61\x63t\x12\x36\n\x05\x61wait\x18\x08 \x01(\x0e\x32\x1e.antiphon.conformance.v1.AwaitH\x00R\x05\x61wait\x12\x43\n\nawait_exit\x18\t \x01(\x0b\x32\".antiphon.conformance.v1.AwaitExitH\x00R\tawaitExit\x12I\n\x0crefuse_hello\x18\n \x01(\x0b\x32$.antiphon.conformance.v1.RefuseHelloH\x00R\x0brefuseHello\x12O\n\x0e\x61wait_partials\x18\x1e \x01(\x0b\x32&.antiphon.conformance.v1.AwaitPartialsH\x00R\rawaitPartials\x12I\n\x0csend_partial\x18\x1f \x01(\x0b\x32$.antiphon.conformance.v1.SendPartialH\x00R\x0bsendPartialB\x06\n\x04kind\"\xc3\x02\n\x06\x41ssign\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1e\n\ncapability\x18\x02 \x01(\tR\ncapability\x12\x37\n\x06script\x18\x03 \x01(\x0b\x32\x1f.antiphon.conformance.v1.ScriptR\x06script\x12\x1d\n\ninput_json\x18\x04 \x01(\tR\tinputJson\x12\x1b\n\tinput_raw\x18\x05 \x01(\x0cR\x08inputRaw\x12\x46\n\x11remaining_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x10remainingTimeout\x12%\n\x0eunknown_fields\x18\x07 \x01(\x08R\runknownFields\x12\x16\n\x06\x63opies\x18\x08 \x01(\rR\x06\x63opies\"?\n\x06\x43\x61ncel\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"|\n\nAnswerCall\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1f\n\x0boutput_json\x18\x02 \x01(\tR\noutputJson\x12.\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x14.antiphon.v1.FailureR\x07\x66\x61ilure\"\xdd\x02\n\x0b\x41waitResult\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1f\n\x0boutput_json\x18\x02 \x01(\tR\noutputJson\x12\x1d\n\noutput_raw\x18\x03 \x01(\x0cR\toutputRaw\x12;\n\x0c\x66\x61ilure_kind\x18\x04 \x01(\x0e\x32\x18.antiphon.v1.FailureKindR\x0b\x66\x61ilureKind\x12!\n\x0c\x66\x61ilure_code\x18\x05 \x01(\tR\x0b\x66\x61ilureCode\x12#\n\rfailure_field\x18\x06 \x01(\tR\x0c\x66\x61ilureField\x12!\n\x0cmessage_part\x18\x07 \x01(\tR\x0bmessagePart\x12!\n\tretryable\x18\x08 \x01(\x08H\x00R\tretryable\x88\x01\x01\x12\x16\n\x06\x63opies\x18\t \x01(\rR\x06\x63opiesB\x0c\n\n_retryable\"\x82\x01\n\tAwaitCall\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1e\n\ncapability\x18\x02 \x01(\tR\ncapability\x12\x17\n\x07\x63\x61ll_id\x18\x03 \x01(\tR\x06\x63\x61llId\x12\x1d\n\ninput_json\x18\x04 \x01(\tR\tinputJson\"d\n\rAwaitProgress\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1a\n\x08\x66raction\x18\x02 \x01(\x01R\x08\x66raction\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\"V\n\rAwaitPartials\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text\x12\x12\n\x04json\x18\x03 \x03(\tR\x04json\"@\n\x0bSendPartial\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text\"@\n\tAwaitExit\x12\x12\n\x04\x63ode\x18\x01 \x01(\rR\x04\x63ode\x12\x1f\n\x0bstderr_part\x18\x02 \x01(\tR\nstderrPart\"%\n\x0bRefuseHello\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\"\x88\x01\n\nClientCase\x12?\n\texchanges\x18\x01 \x03(\x0b\x32!.antiphon.conformance.v1.ExchangeR\texchanges\x12\x39\n\x05steps\x18\x02 \x03(\x0b\x32#.antiphon.conformance.v1.ClientStepR\x05steps\"\x95\x01\n\nClientStep\x12\x37\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32#.antiphon.conformance.v1.ClientCallR\x04\x63\x61ll\x12!\n\x0b\x61nswer_json\x18\x02 \x01(\tH\x00R\nanswerJson\x12\x1f\n\nerror_json\x18\x03 \x01(\tH\x00R\terrorJsonB\n\n\x08\x65xpected\"\xf6\x01\n\x08\x45xchange\x12\x16\n\x06method\x18\x01 \x01(\tR\x06method\x12!\n\x0crequest_json\x18\x02 \x01(\tR\x0brequestJson\x12)\n\x10repeated_request\x18\x03 \x01(\x08R\x0frepeatedRequest\x12%\n\x0eresponses_json\x18\x04 \x03(\tR\rresponsesJson\x12<\n\x07refusal\x18\x05 \x01(\x0b\x32 .antiphon.conformance.v1.RefusalH\x00R\x07refusal\x12\x18\n\x06\x62roken\x18\x06 \x01(\x08H\x00R\x06\x62rokenB\x05\n\x03\x65nd\"\xf7\x02\n\x07Refusal\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12J\n\x08metadata\x18\x02 \x03(\x0b\x32..antiphon.conformance.v1.Refusal.MetadataEntryR\x08metadata\x12:\n\x0bretry_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryAfter\x12P\n\nviolations\x18\x04 \x03(\x0b\x32\x30.antiphon.conformance.v1.Refusal.ViolationsEntryR\nviolations\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a=\n\x0fViolationsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"V\n\nCaseResult\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06passed\x18\x02 \x01(\x08R\x06passed\x12\x1c\n\tcomplaint\x18\x03 \x01(\tR\tcomplaint*\x7f\n\x03\x41\x63t\x12\x13\n\x0f\x41\x43T_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41\x43T_BREAK_STREAM\x10\x01\x12\x12\n\x0e\x41\x43T_END_STREAM\x10\x02\x12\x17\n\x13\x41\x43T_RESTART_SIDECAR\x10\x03\x12\r\n\tACT_DRAIN\x10\x04\x12\x11\n\rACT_TERMINATE\x10\x05*Q\n\x05\x41wait\x12\x15\n\x11\x41WAIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41WAIT_HELLO\x10\x01\x12\x0f\n\x0b\x41WAIT_DRAIN\x10\x02\x12\x0f\n\x0b\x41WAIT_CLOSE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,44 +38,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REFUSAL_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_REFUSAL_VIOLATIONSENTRY']._loaded_options = None
   _globals['_REFUSAL_VIOLATIONSENTRY']._serialized_options = b'8\001'
-  _globals['_ACT']._serialized_start=3355
-  _globals['_ACT']._serialized_end=3482
-  _globals['_AWAIT']._serialized_start=3484
-  _globals['_AWAIT']._serialized_end=3565
+  _globals['_ACT']._serialized_start=3665
+  _globals['_ACT']._serialized_end=3792
+  _globals['_AWAIT']._serialized_start=3794
+  _globals['_AWAIT']._serialized_end=3875
   _globals['_CASE']._serialized_start=163
   _globals['_CASE']._serialized_end=346
   _globals['_AGENTCASE']._serialized_start=348
   _globals['_AGENTCASE']._serialized_end=451
   _globals['_AGENTSTEP']._serialized_start=454
-  _globals['_AGENTSTEP']._serialized_end=1138
-  _globals['_ASSIGN']._serialized_start=1141
-  _globals['_ASSIGN']._serialized_end=1464
-  _globals['_CANCEL']._serialized_start=1466
-  _globals['_CANCEL']._serialized_end=1529
-  _globals['_ANSWERCALL']._serialized_start=1531
-  _globals['_ANSWERCALL']._serialized_end=1655
-  _globals['_AWAITRESULT']._serialized_start=1658
-  _globals['_AWAITRESULT']._serialized_end=2007
-  _globals['_AWAITCALL']._serialized_start=2010
-  _globals['_AWAITCALL']._serialized_end=2140
-  _globals['_AWAITPROGRESS']._serialized_start=2142
-  _globals['_AWAITPROGRESS']._serialized_end=2242
-  _globals['_AWAITEXIT']._serialized_start=2244
-  _globals['_AWAITEXIT']._serialized_end=2308
-  _globals['_REFUSEHELLO']._serialized_start=2310
-  _globals['_REFUSEHELLO']._serialized_end=2347
-  _globals['_CLIENTCASE']._serialized_start=2350
-  _globals['_CLIENTCASE']._serialized_end=2486
-  _globals['_CLIENTSTEP']._serialized_start=2489
-  _globals['_CLIENTSTEP']._serialized_end=2638
-  _globals['_EXCHANGE']._serialized_start=2641
-  _globals['_EXCHANGE']._serialized_end=2887
-  _globals['_REFUSAL']._serialized_start=2890
-  _globals['_REFUSAL']._serialized_end=3265
-  _globals['_REFUSAL_METADATAENTRY']._serialized_start=3143
-  _globals['_REFUSAL_METADATAENTRY']._serialized_end=3202
-  _globals['_REFUSAL_VIOLATIONSENTRY']._serialized_start=3204
-  _globals['_REFUSAL_VIOLATIONSENTRY']._serialized_end=3265
-  _globals['_CASERESULT']._serialized_start=3267
-  _globals['_CASERESULT']._serialized_end=3353
+  _globals['_AGENTSTEP']._serialized_end=1294
+  _globals['_ASSIGN']._serialized_start=1297
+  _globals['_ASSIGN']._serialized_end=1620
+  _globals['_CANCEL']._serialized_start=1622
+  _globals['_CANCEL']._serialized_end=1685
+  _globals['_ANSWERCALL']._serialized_start=1687
+  _globals['_ANSWERCALL']._serialized_end=1811
+  _globals['_AWAITRESULT']._serialized_start=1814
+  _globals['_AWAITRESULT']._serialized_end=2163
+  _globals['_AWAITCALL']._serialized_start=2166
+  _globals['_AWAITCALL']._serialized_end=2296
+  _globals['_AWAITPROGRESS']._serialized_start=2298
+  _globals['_AWAITPROGRESS']._serialized_end=2398
+  _globals['_AWAITPARTIALS']._serialized_start=2400
+  _globals['_AWAITPARTIALS']._serialized_end=2486
+  _globals['_SENDPARTIAL']._serialized_start=2488
+  _globals['_SENDPARTIAL']._serialized_end=2552
+  _globals['_AWAITEXIT']._serialized_start=2554
+  _globals['_AWAITEXIT']._serialized_end=2618
+  _globals['_REFUSEHELLO']._serialized_start=2620
+  _globals['_REFUSEHELLO']._serialized_end=2657
+  _globals['_CLIENTCASE']._serialized_start=2660
+  _globals['_CLIENTCASE']._serialized_end=2796
+  _globals['_CLIENTSTEP']._serialized_start=2799
+  _globals['_CLIENTSTEP']._serialized_end=2948
+  _globals['_EXCHANGE']._serialized_start=2951
+  _globals['_EXCHANGE']._serialized_end=3197
+  _globals['_REFUSAL']._serialized_start=3200
+  _globals['_REFUSAL']._serialized_end=3575
+  _globals['_REFUSAL_METADATAENTRY']._serialized_start=3453
+  _globals['_REFUSAL_METADATAENTRY']._serialized_end=3512
+  _globals['_REFUSAL_VIOLATIONSENTRY']._serialized_start=3514
+  _globals['_REFUSAL_VIOLATIONSENTRY']._serialized_end=3575
+  _globals['_CASERESULT']._serialized_start=3577
+  _globals['_CASERESULT']._serialized_end=3663
 # @@protoc_insertion_point(module_scope)

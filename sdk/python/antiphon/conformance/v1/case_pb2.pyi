@@ -174,6 +174,8 @@ class AgentStep(_message.Message):
     AWAIT_FIELD_NUMBER: _builtins.int
     AWAIT_EXIT_FIELD_NUMBER: _builtins.int
     REFUSE_HELLO_FIELD_NUMBER: _builtins.int
+    AWAIT_PARTIALS_FIELD_NUMBER: _builtins.int
+    SEND_PARTIAL_FIELD_NUMBER: _builtins.int
     act: Global___Act.ValueType
     """Change the stream, or the process."""
     @_builtins.property
@@ -208,6 +210,14 @@ class AgentStep(_message.Message):
     def refuse_hello(self) -> Global___RefuseHello:
         """Refuse the next hello."""
 
+    @_builtins.property
+    def await_partials(self) -> Global___AwaitPartials:
+        """Wait for pieces of output."""
+
+    @_builtins.property
+    def send_partial(self) -> Global___SendPartial:
+        """Send a piece of what a call is making."""
+
     def __init__(
         self,
         *,
@@ -220,12 +230,14 @@ class AgentStep(_message.Message):
         act: Global___Act.ValueType = ...,
         await_exit: Global___AwaitExit | None = ...,
         refuse_hello: Global___RefuseHello | None = ...,
+        await_partials: Global___AwaitPartials | None = ...,
+        send_partial: Global___SendPartial | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["act", b"act", "answer_call", b"answer_call", "assign", b"assign", "await", b"await", "await_call", b"await_call", "await_exit", b"await_exit", "await_progress", b"await_progress", "await_result", b"await_result", "cancel", b"cancel", "kind", b"kind", "refuse_hello", b"refuse_hello"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["act", b"act", "answer_call", b"answer_call", "assign", b"assign", "await", b"await", "await_call", b"await_call", "await_exit", b"await_exit", "await_partials", b"await_partials", "await_progress", b"await_progress", "await_result", b"await_result", "cancel", b"cancel", "kind", b"kind", "refuse_hello", b"refuse_hello", "send_partial", b"send_partial"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["act", b"act", "answer_call", b"answer_call", "assign", b"assign", "await", b"await", "await_call", b"await_call", "await_exit", b"await_exit", "await_progress", b"await_progress", "await_result", b"await_result", "cancel", b"cancel", "kind", b"kind", "refuse_hello", b"refuse_hello"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["act", b"act", "answer_call", b"answer_call", "assign", b"assign", "await", b"await", "await_call", b"await_call", "await_exit", b"await_exit", "await_partials", b"await_partials", "await_progress", b"await_progress", "await_result", b"await_result", "cancel", b"cancel", "kind", b"kind", "refuse_hello", b"refuse_hello", "send_partial", b"send_partial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["assign", "cancel", "answer_call", "await_result", "await_call", "await_progress", "act", "await", "await_exit", "refuse_hello"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["assign", "cancel", "answer_call", "await_result", "await_call", "await_progress", "act", "await", "await_exit", "refuse_hello", "await_partials", "send_partial"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -464,6 +476,66 @@ class AwaitProgress(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AwaitProgress: _TypeAlias = AwaitProgress  # noqa: Y015
+
+@_typing.final
+class AwaitPartials(_message.Message):
+    """AwaitPartials is what an attempt has emitted, as it must be, by whatever messages it came: the offsets must follow each
+    other.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    attempt_id: _builtins.str
+    """The attempt."""
+    text: _builtins.str
+    """All its texts, one after the other."""
+    @_builtins.property
+    def json(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its JSON values, in order."""
+
+    def __init__(
+        self,
+        *,
+        attempt_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+        json: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "json", b"json", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitPartials: _TypeAlias = AwaitPartials  # noqa: Y015
+
+@_typing.final
+class SendPartial(_message.Message):
+    """SendPartial is a piece of what a call that was awaited is making."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    attempt_id: _builtins.str
+    """The attempt that made the call."""
+    text: _builtins.str
+    """The piece."""
+    def __init__(
+        self,
+        *,
+        attempt_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendPartial: _TypeAlias = SendPartial  # noqa: Y015
 
 @_typing.final
 class AwaitExit(_message.Message):

@@ -63,6 +63,8 @@ class ScriptStep(_message.Message):
     FAIL_FIELD_NUMBER: _builtins.int
     CRASH_FIELD_NUMBER: _builtins.int
     WAIT_CANCELLED_FIELD_NUMBER: _builtins.int
+    EMIT_TEXT_FIELD_NUMBER: _builtins.int
+    EMIT_JSON_FIELD_NUMBER: _builtins.int
     output_json: _builtins.str
     """Value: the JSON text given, parsed."""
     large: _builtins.int
@@ -77,6 +79,10 @@ class ScriptStep(_message.Message):
     """Raise, throw or panic with this text, as a bug does."""
     wait_cancelled: _builtins.bool
     """Wait until the attempt is cancelled, for whatever reason, and end as the language ends what is cancelled."""
+    emit_text: _builtins.str
+    """Emit this text as a piece of output."""
+    emit_json: _builtins.str
+    """Emit this JSON value, parsed, as a piece of output."""
     @_builtins.property
     def progress(self) -> Global___ScriptProgress:
         """Say how far the attempt is."""
@@ -103,12 +109,14 @@ class ScriptStep(_message.Message):
         fail: _failure_pb2.Failure | None = ...,
         crash: _builtins.str = ...,
         wait_cancelled: _builtins.bool = ...,
+        emit_text: _builtins.str = ...,
+        emit_json: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "count", b"count", "crash", b"crash", "describe", b"describe", "fail", b"fail", "kind", b"kind", "large", b"large", "output_json", b"output_json", "progress", b"progress", "wait_cancelled", b"wait_cancelled"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "count", b"count", "crash", b"crash", "describe", b"describe", "emit_json", b"emit_json", "emit_text", b"emit_text", "fail", b"fail", "kind", b"kind", "large", b"large", "output_json", b"output_json", "progress", b"progress", "wait_cancelled", b"wait_cancelled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "count", b"count", "crash", b"crash", "describe", b"describe", "fail", b"fail", "kind", b"kind", "large", b"large", "output_json", b"output_json", "progress", b"progress", "wait_cancelled", b"wait_cancelled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "count", b"count", "crash", b"crash", "describe", b"describe", "emit_json", b"emit_json", "emit_text", b"emit_text", "fail", b"fail", "kind", b"kind", "large", b"large", "output_json", b"output_json", "progress", b"progress", "wait_cancelled", b"wait_cancelled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["output_json", "large", "describe", "count", "progress", "call", "fail", "crash", "wait_cancelled"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["output_json", "large", "describe", "count", "progress", "call", "fail", "crash", "wait_cancelled", "emit_text", "emit_json"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -150,6 +158,7 @@ class ScriptCall(_message.Message):
     INPUT_JSON_FIELD_NUMBER: _builtins.int
     CALL_ID_FIELD_NUMBER: _builtins.int
     CAUGHT_FIELD_NUMBER: _builtins.int
+    EMITTED_FIELD_NUMBER: _builtins.int
     capability: _builtins.str
     """Capability and versions, such as other.thing@1."""
     input_json: _builtins.str
@@ -158,6 +167,8 @@ class ScriptCall(_message.Message):
     """Id of the call; empty leaves it to the SDK."""
     caught: _builtins.bool
     """True: a failure is caught, and the value is an object with its kind (FAILURE_KIND_…) and code. False: it is not."""
+    emitted: _builtins.bool
+    """True: pieces of what it is making are emitted as they come."""
     def __init__(
         self,
         *,
@@ -165,10 +176,11 @@ class ScriptCall(_message.Message):
         input_json: _builtins.str = ...,
         call_id: _builtins.str = ...,
         caught: _builtins.bool = ...,
+        emitted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "capability", b"capability", "caught", b"caught", "input_json", b"input_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "capability", b"capability", "caught", b"caught", "emitted", b"emitted", "input_json", b"input_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,6 +278,14 @@ class ClientCall(_message.Message):
     LIST_AGENTS_FIELD_NUMBER: _builtins.int
     GET_ENTRY_FIELD_NUMBER: _builtins.int
     PUT_ENTRY_FIELD_NUMBER: _builtins.int
+    WATCH_PARTIALS_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    CANCEL_TASK_FIELD_NUMBER: _builtins.int
+    RETRY_TASK_FIELD_NUMBER: _builtins.int
+    RESOLVE_TASK_FIELD_NUMBER: _builtins.int
+    FAIL_TASK_FIELD_NUMBER: _builtins.int
     list_agents: _builtins.bool
     """List all agents. Answer: names in order."""
     @_builtins.property
@@ -304,6 +324,40 @@ class ClientCall(_message.Message):
     def put_entry(self) -> Global___EntryCall:
         """Write one. Answer: revision."""
 
+    @_builtins.property
+    def watch_partials(self) -> Global___RunCall:
+        """Watch a run from its beginning to its end, with partial output. Answer: event_seqs in order, without those that are
+        0; as names the texts, JSON values and reasons for which pieces were withheld, in order.
+        """
+
+    @_builtins.property
+    def signal(self) -> Global___SignalCall:
+        """Send a signal. Answer: names with the id of the task it is for, empty when it is kept."""
+
+    @_builtins.property
+    def pause(self) -> Global___RunCall:
+        """Pause a run. Answer: run_id, state."""
+
+    @_builtins.property
+    def resume(self) -> Global___RunCall:
+        """Resume a run. Answer: run_id, state."""
+
+    @_builtins.property
+    def cancel_task(self) -> Global___TaskCall:
+        """Cancel a task. Answer: state."""
+
+    @_builtins.property
+    def retry_task(self) -> Global___TaskCall:
+        """Retry a task by hand. Answer: state."""
+
+    @_builtins.property
+    def resolve_task(self) -> Global___TaskCall:
+        """Resolve an escalated task with an output. Answer: state, and output_json when it has one."""
+
+    @_builtins.property
+    def fail_task(self) -> Global___TaskCall:
+        """The same with a failure. Answer: state."""
+
     def __init__(
         self,
         *,
@@ -317,12 +371,20 @@ class ClientCall(_message.Message):
         list_agents: _builtins.bool = ...,
         get_entry: Global___EntryCall | None = ...,
         put_entry: Global___EntryCall | None = ...,
+        watch_partials: Global___RunCall | None = ...,
+        signal: Global___SignalCall | None = ...,
+        pause: Global___RunCall | None = ...,
+        resume: Global___RunCall | None = ...,
+        cancel_task: Global___TaskCall | None = ...,
+        retry_task: Global___TaskCall | None = ...,
+        resolve_task: Global___TaskCall | None = ...,
+        fail_task: Global___TaskCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "get_entry", b"get_entry", "get_run", b"get_run", "kind", b"kind", "list_agents", b"list_agents", "list_runs", b"list_runs", "put_entry", b"put_entry", "submit", b"submit", "submit_many", b"submit_many", "wait", b"wait", "watch", b"watch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "cancel_task", b"cancel_task", "fail_task", b"fail_task", "get_entry", b"get_entry", "get_run", b"get_run", "kind", b"kind", "list_agents", b"list_agents", "list_runs", b"list_runs", "pause", b"pause", "put_entry", b"put_entry", "resolve_task", b"resolve_task", "resume", b"resume", "retry_task", b"retry_task", "signal", b"signal", "submit", b"submit", "submit_many", b"submit_many", "wait", b"wait", "watch", b"watch", "watch_partials", b"watch_partials"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "get_entry", b"get_entry", "get_run", b"get_run", "kind", b"kind", "list_agents", b"list_agents", "list_runs", b"list_runs", "put_entry", b"put_entry", "submit", b"submit", "submit_many", b"submit_many", "wait", b"wait", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "cancel_task", b"cancel_task", "fail_task", b"fail_task", "get_entry", b"get_entry", "get_run", b"get_run", "kind", b"kind", "list_agents", b"list_agents", "list_runs", b"list_runs", "pause", b"pause", "put_entry", b"put_entry", "resolve_task", b"resolve_task", "resume", b"resume", "retry_task", b"retry_task", "signal", b"signal", "submit", b"submit", "submit_many", b"submit_many", "wait", b"wait", "watch", b"watch", "watch_partials", b"watch_partials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["submit", "submit_many", "get_run", "wait", "watch", "cancel", "list_runs", "list_agents", "get_entry", "put_entry"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["submit", "submit_many", "get_run", "wait", "watch", "cancel", "list_runs", "list_agents", "get_entry", "put_entry", "watch_partials", "signal", "pause", "resume", "cancel_task", "retry_task", "resolve_task", "fail_task"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -409,6 +471,86 @@ class RunCall(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunCall: _TypeAlias = RunCall  # noqa: Y015
+
+@_typing.final
+class SignalCall(_message.Message):
+    """SignalCall is a signal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    DATA_JSON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    signal: _builtins.str
+    """Its name."""
+    data_json: _builtins.str
+    """What comes with it, as JSON text; empty means nothing."""
+    request_id: _builtins.str
+    """Empty leaves it to the SDK."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        signal: _builtins.str = ...,
+        data_json: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_json", b"data_json", "request_id", b"request_id", "run_id", b"run_id", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalCall: _TypeAlias = SignalCall  # noqa: Y015
+
+@_typing.final
+class TaskCall(_message.Message):
+    """TaskCall names a task, and says what an act upon it needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    OUTPUT_JSON_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    DEPENDENTS_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    task_id: _builtins.str
+    """The task."""
+    member: _builtins.int
+    """Member of a for_each; 0 means the task itself."""
+    reason: _builtins.str
+    """Why."""
+    output_json: _builtins.str
+    """Of resolve_task: the output as JSON text; empty means null."""
+    failure: _builtins.str
+    """Of fail_task: the message."""
+    dependents: _builtins.bool
+    """Of cancel_task: all that need it as well."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        member: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        output_json: _builtins.str = ...,
+        failure: _builtins.str = ...,
+        dependents: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dependents", b"dependents", "failure", b"failure", "member", b"member", "output_json", b"output_json", "reason", b"reason", "run_id", b"run_id", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskCall: _TypeAlias = TaskCall  # noqa: Y015
 
 @_typing.final
 class ListRunsCall(_message.Message):
@@ -522,7 +664,7 @@ class ClientAnswer(_message.Message):
     run_id: _builtins.str
     """One run."""
     state: _builtins.str
-    """Its state, such as RUN_STATE_SUCCEEDED."""
+    """Its state, such as RUN_STATE_SUCCEEDED; of a task, such as TASK_STATE_CANCELLED."""
     output_json: _builtins.str
     """A value as JSON text."""
     revision: _builtins.int

@@ -167,6 +167,7 @@ class AttachRequest(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     CONTEXT_REQUESTS_FIELD_NUMBER: _builtins.int
+    PARTIALS_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """True, once: the sidecar drains; offer no more and close when its outcomes have their verdicts."""
     @_builtins.property
@@ -201,6 +202,10 @@ class AttachRequest(_message.Message):
     def context_requests(self) -> _containers.RepeatedCompositeFieldContainer[_context_request_pb2.ContextRequest]:
         """Requests to shared context that agents make on behalf of their attempts."""
 
+    @_builtins.property
+    def partials(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartialReport]:
+        """Pieces of output of attempts that run; not kept, and read before the reports beside them."""
+
     def __init__(
         self,
         *,
@@ -213,10 +218,11 @@ class AttachRequest(_message.Message):
         calls: _abc.Iterable[_agent_service_pb2.CallRequest] | None = ...,
         drain: _builtins.bool = ...,
         context_requests: _abc.Iterable[_context_request_pb2.ContextRequest] | None = ...,
+        partials: _abc.Iterable[Global___PartialReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "liveness", b"liveness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "calls", b"calls", "context_requests", b"context_requests", "drain", b"drain", "hello", b"hello", "inventories", b"inventories", "liveness", b"liveness", "reports", b"reports", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "calls", b"calls", "context_requests", b"context_requests", "drain", b"drain", "hello", b"hello", "inventories", b"inventories", "liveness", b"liveness", "partials", b"partials", "reports", b"reports", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -242,6 +248,7 @@ class AttachResponse(_message.Message):
     GO_AWAY_FIELD_NUMBER: _builtins.int
     CONTEXT_RESPONSES_FIELD_NUMBER: _builtins.int
     CLAIM_LOSSES_FIELD_NUMBER: _builtins.int
+    CALL_PARTIALS_FIELD_NUMBER: _builtins.int
     policy_epoch: _builtins.int
     """Policy epoch in force; 0 means unchanged."""
     @_builtins.property
@@ -296,6 +303,10 @@ class AttachResponse(_message.Message):
     def claim_losses(self) -> _containers.RepeatedCompositeFieldContainer[_context_request_pb2.ClaimLoss]:
         """Claims that are not their attempts' any more."""
 
+    @_builtins.property
+    def call_partials(self) -> _containers.RepeatedCompositeFieldContainer[_agent_service_pb2.CallPartial]:
+        """Pieces of what calls are making, before their outcomes."""
+
     def __init__(
         self,
         *,
@@ -313,10 +324,11 @@ class AttachResponse(_message.Message):
         go_away: Global___GoAway | None = ...,
         context_responses: _abc.Iterable[_context_request_pb2.ContextResponse] | None = ...,
         claim_losses: _abc.Iterable[_context_request_pb2.ClaimLoss] | None = ...,
+        call_partials: _abc.Iterable[_agent_service_pb2.CallPartial] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["go_away", b"go_away", "topology", b"topology", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_results", b"call_results", "cancels", b"cancels", "claim_losses", b"claim_losses", "claims", b"claims", "context_responses", b"context_responses", "demands", b"demands", "go_away", b"go_away", "offers", b"offers", "policy_epoch", b"policy_epoch", "refusals", b"refusals", "topology", b"topology", "verdicts", b"verdicts", "welcome", b"welcome", "window_acks", b"window_acks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_partials", b"call_partials", "call_results", b"call_results", "cancels", b"cancels", "claim_losses", b"claim_losses", "claims", b"claims", "context_responses", b"context_responses", "demands", b"demands", "go_away", b"go_away", "offers", b"offers", "policy_epoch", b"policy_epoch", "refusals", b"refusals", "topology", b"topology", "verdicts", b"verdicts", "welcome", b"welcome", "window_acks", b"window_acks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -528,6 +540,7 @@ class Offer(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     POLICY_EPOCH_FIELD_NUMBER: _builtins.int
     WINDOW_GENERATION_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """Agent it is for."""
     shard: _builtins.int
@@ -538,6 +551,10 @@ class Offer(_message.Message):
     """Policy epoch of the decision that permitted it."""
     window_generation: _builtins.int
     """Generation of the window whose slot it uses."""
+    alone: _builtins.bool
+    """True: begin it when no agent of the sidecar has anything else under way, and nothing else beside it. Whoever worked
+    on it died, perhaps of it; it comes back NO_SLOT if that does not come about.
+    """
     @_builtins.property
     def assignment(self) -> _agent_service_pb2.Assignment:
         """What the agent gets."""
@@ -551,10 +568,11 @@ class Offer(_message.Message):
         epoch: _builtins.int = ...,
         policy_epoch: _builtins.int = ...,
         window_generation: _builtins.int = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "assignment", b"assignment", "epoch", b"epoch", "policy_epoch", b"policy_epoch", "shard", b"shard", "window_generation", b"window_generation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "alone", b"alone", "assignment", b"assignment", "epoch", b"epoch", "policy_epoch", b"policy_epoch", "shard", b"shard", "window_generation", b"window_generation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -593,7 +611,9 @@ class Report(_message.Message):
 
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
-        """Failure, also after a cancel, a timeout or the exit of the agent."""
+        """Failure, also after a cancel, a timeout or the exit of the agent. LOST has code AGENT_DIED when the agent went away
+        without a word, none when it was draining.
+        """
 
     @_builtins.property
     def returned(self) -> Global___Returned:
@@ -625,6 +645,34 @@ class Report(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class PartialReport(_message.Message):
+    """PartialReport is a piece of what an attempt is making, on its way to whoever watches. It gets no verdict."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    """Shard of its run, as in the offer."""
+    @_builtins.property
+    def update(self) -> _agent_service_pb2.PartialUpdate:
+        """The attempt and the piece."""
+
+    def __init__(
+        self,
+        *,
+        update: _agent_service_pb2.PartialUpdate | None = ...,
+        shard: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shard", b"shard", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartialReport: _TypeAlias = PartialReport  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):

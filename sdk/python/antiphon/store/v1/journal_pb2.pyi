@@ -97,6 +97,8 @@ class Record(_message.Message):
     ANSWER_COMPARED_FIELD_NUMBER: _builtins.int
     TASK_AGREED_FIELD_NUMBER: _builtins.int
     RESULT_REUSED_FIELD_NUMBER: _builtins.int
+    TASK_QUARANTINED_FIELD_NUMBER: _builtins.int
+    RUN_PART_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     event_seq: _builtins.int
@@ -195,6 +197,14 @@ class Record(_message.Message):
     def result_reused(self) -> Global___ResultReused:
         """The result of an earlier attempt was used again."""
 
+    @_builtins.property
+    def task_quarantined(self) -> Global___TaskQuarantined:
+        """A task that takes with it whoever works on it waits for a person."""
+
+    @_builtins.property
+    def run_part(self) -> Global___RunPart:
+        """A part of a run that is copied to the head of the log, being too large for a snapshot."""
+
     def __init__(
         self,
         *,
@@ -224,12 +234,14 @@ class Record(_message.Message):
         answer_compared: Global___AnswerCompared | None = ...,
         task_agreed: Global___TaskAgreed | None = ...,
         result_reused: Global___ResultReused | None = ...,
+        task_quarantined: Global___TaskQuarantined | None = ...,
+        run_part: Global___RunPart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_compared", b"answer_compared", "attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "result_reused", b"result_reused", "run_ended", b"run_ended", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_agreed", b"task_agreed", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_compared", b"answer_compared", "attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "result_reused", b"result_reused", "run_ended", b"run_ended", "run_part", b"run_part", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_agreed", b"task_agreed", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_quarantined", b"task_quarantined", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_compared", b"answer_compared", "attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "result_reused", b"result_reused", "run_ended", b"run_ended", "run_id", b"run_id", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_agreed", b"task_agreed", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_compared", b"answer_compared", "attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "result_reused", b"result_reused", "run_ended", b"run_ended", "run_id", b"run_id", "run_part", b"run_part", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_agreed", b"task_agreed", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_quarantined", b"task_quarantined", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received", "run_paused", "run_resumed", "task_cancel_requested", "task_reopened", "task_escalated", "run_unwinding", "answer_compared", "task_agreed", "result_reused"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received", "run_paused", "run_resumed", "task_cancel_requested", "task_reopened", "task_escalated", "run_unwinding", "answer_compared", "task_agreed", "result_reused", "task_quarantined", "run_part"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -806,6 +818,38 @@ class ResultReused(_message.Message):
 Global___ResultReused: _TypeAlias = ResultReused  # noqa: Y015
 
 @_typing.final
+class TaskQuarantined(_message.Message):
+    """TaskQuarantined tells that a task which took its agents or sidecars with it, at last alone, waits for a person."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    member: _builtins.int
+    """Member, or 0."""
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """That of its last attempt."""
+
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        member: _builtins.int = ...,
+        failure: _failure_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "member", b"member", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskQuarantined: _TypeAlias = TaskQuarantined  # noqa: Y015
+
+@_typing.final
 class RunUnwinding(_message.Message):
     """RunUnwinding tells that a run has failed although no task of it has, so that what was done is undone."""
 
@@ -1142,6 +1186,40 @@ class RunEnded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunEnded: _TypeAlias = RunEnded  # noqa: Y015
+
+@_typing.final
+class RunPart(_message.Message):
+    """RunPart holds records of a run as they stood in the log. All parts of a run, in order, are everything that happened to
+    it before the first of them; what happened since is behind the first.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """1, 2, 3 … within the copy; a new copy begins with 1."""
+    last: _builtins.bool
+    """True for the last part: only with it is the copy whole."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Serialised Record messages, the first of all being the submission or a snapshot."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        last: _builtins.bool = ...,
+        records: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "number", b"number", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunPart: _TypeAlias = RunPart  # noqa: Y015
 
 @_typing.final
 class RunSnapshot(_message.Message):

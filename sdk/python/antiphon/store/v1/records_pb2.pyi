@@ -253,6 +253,46 @@ class TokenRecord(_message.Message):
 Global___TokenRecord: _TypeAlias = TokenRecord  # noqa: Y015
 
 @_typing.final
+class RevocationRecord(_message.Message):
+    """RevocationRecord is the value of revocation/NAMESPACE/identity/KIND/NAME and revocation/NAMESPACE/serial/HEX. Microseconds
+    since 1970.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ISSUED_UNTIL_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    cause: _builtins.str
+    """Why."""
+    principal: _builtins.str
+    """SPIFFE id of who revoked."""
+    create_time: _builtins.int
+    """When."""
+    issued_until: _builtins.int
+    """Certificates of the identity issued until then are revoked; 0 for a serial number."""
+    expire_time: _builtins.int
+    """When it may be forgotten."""
+    def __init__(
+        self,
+        *,
+        cause: _builtins.str = ...,
+        principal: _builtins.str = ...,
+        create_time: _builtins.int = ...,
+        issued_until: _builtins.int = ...,
+        expire_time: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "expire_time", b"expire_time", "issued_until", b"issued_until", "principal", b"principal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevocationRecord: _TypeAlias = RevocationRecord  # noqa: Y015
+
+@_typing.final
 class AuditPage(_message.Message):
     """AuditPage is the value of audit/CHAIN/SEQ: some records of a chain, from number SEQ on."""
 

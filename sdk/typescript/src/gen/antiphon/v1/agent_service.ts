@@ -9,7 +9,7 @@ import { ClaimLoss, ContextRequest, ContextResponse } from "./context_request.js
 import { Failure } from "./failure.js";
 import { Payload } from "./payload.js";
 import { AgentDescription } from "./registry.js";
-import { Progress } from "./run.js";
+import { PartialOutput, Progress } from "./run.js";
 
 export const protobufPackage = "antiphon.v1";
 
@@ -36,6 +36,11 @@ export interface WorkRequest {
   drain: boolean;
   /** Requests to shared context on behalf of attempts. */
   contextRequests: ContextRequest[];
+  /**
+   * Pieces of output, of each attempt in the order of their offsets; read before the results beside them. What waits too
+   * long for its way to whoever watches is dropped.
+   */
+  partials: PartialUpdate[];
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -57,6 +62,8 @@ export interface WorkResponse {
   contextResponses: ContextResponse[];
   /** Claims that are not their attempts' any more. */
   claimLosses: ClaimLoss[];
+  /** Pieces of what calls are making, before their outcomes. */
+  callPartials: CallPartial[];
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -143,6 +150,15 @@ export interface ProgressUpdate {
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
+/** PartialUpdate is a piece of what an attempt is making. */
+export interface PartialUpdate {
+  /** The attempt. */
+  attemptId: string;
+  /** The piece. */
+  partial: PartialOutput | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
 /** AttemptCancel tells to stop an attempt. */
 export interface AttemptCancel {
   /** The attempt. */
@@ -165,6 +181,22 @@ export interface ReportProgressRequest {
 
 /** ReportProgressResponse is empty. */
 export interface ReportProgressResponse {
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** ReportPartialRequest is PartialUpdate with proof. */
+export interface ReportPartialRequest {
+  /** Which piece of which attempt. */
+  update:
+    | PartialUpdate
+    | undefined;
+  /** Token of the assignment. */
+  attemptToken: Buffer;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** ReportPartialResponse is empty. */
+export interface ReportPartialResponse {
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -205,6 +237,20 @@ export interface CallResponse {
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
+/**
+ * CallPartial is a piece of what a call is making, for the agent that made the call on its Work stream. Pieces may be lost
+ * on their way; the outcome of the call is what counts.
+ */
+export interface CallPartial {
+  /** The call. */
+  callId: string;
+  /** The attempt that made it. */
+  attemptId: string;
+  /** The piece. */
+  partial: PartialOutput | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
 function createBaseWorkRequest(): WorkRequest {
   return {
     hello: undefined,
@@ -213,6 +259,7 @@ function createBaseWorkRequest(): WorkRequest {
     calls: [],
     drain: false,
     contextRequests: [],
+    partials: [],
     _unknownFields: {},
   };
 }
@@ -236,6 +283,9 @@ export const WorkRequest: MessageFns<WorkRequest> = {
     }
     for (const v of message.contextRequests) {
       ContextRequest.encode(v!, writer.uint32(162).fork()).join();
+    }
+    for (const v of message.partials) {
+      PartialUpdate.encode(v!, writer.uint32(242).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -309,6 +359,14 @@ export const WorkRequest: MessageFns<WorkRequest> = {
             message.contextRequests.push(ContextRequest.decode(reader, reader.uint32()));
             continue;
           }
+          case 30: {
+            if (tag !== 242) {
+              break;
+            }
+
+            message.partials.push(PartialUpdate.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -342,6 +400,7 @@ export const WorkRequest: MessageFns<WorkRequest> = {
     message.calls = object.calls?.map((e) => CallRequest.fromPartial(e)) || [];
     message.drain = object.drain ?? false;
     message.contextRequests = object.contextRequests?.map((e) => ContextRequest.fromPartial(e)) || [];
+    message.partials = object.partials?.map((e) => PartialUpdate.fromPartial(e)) || [];
     return message;
   },
 };
@@ -355,6 +414,7 @@ function createBaseWorkResponse(): WorkResponse {
     drain: false,
     contextResponses: [],
     claimLosses: [],
+    callPartials: [],
     _unknownFields: {},
   };
 }
@@ -381,6 +441,9 @@ export const WorkResponse: MessageFns<WorkResponse> = {
     }
     for (const v of message.claimLosses) {
       ClaimLoss.encode(v!, writer.uint32(170).fork()).join();
+    }
+    for (const v of message.callPartials) {
+      CallPartial.encode(v!, writer.uint32(242).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -462,6 +525,14 @@ export const WorkResponse: MessageFns<WorkResponse> = {
             message.claimLosses.push(ClaimLoss.decode(reader, reader.uint32()));
             continue;
           }
+          case 30: {
+            if (tag !== 242) {
+              break;
+            }
+
+            message.callPartials.push(CallPartial.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -496,6 +567,7 @@ export const WorkResponse: MessageFns<WorkResponse> = {
     message.drain = object.drain ?? false;
     message.contextResponses = object.contextResponses?.map((e) => ContextResponse.fromPartial(e)) || [];
     message.claimLosses = object.claimLosses?.map((e) => ClaimLoss.fromPartial(e)) || [];
+    message.callPartials = object.callPartials?.map((e) => CallPartial.fromPartial(e)) || [];
     return message;
   },
 };
@@ -1095,6 +1167,91 @@ export const ProgressUpdate: MessageFns<ProgressUpdate> = {
   },
 };
 
+function createBasePartialUpdate(): PartialUpdate {
+  return { attemptId: "", partial: undefined, _unknownFields: {} };
+}
+
+export const PartialUpdate: MessageFns<PartialUpdate> = {
+  encode(message: PartialUpdate, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.attemptId !== "") {
+      writer.uint32(10).string(message.attemptId);
+    }
+    if (message.partial !== undefined) {
+      PartialOutput.encode(message.partial, writer.uint32(18).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PartialUpdate {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePartialUpdate();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.attemptId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.partial = PartialOutput.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<PartialUpdate>): PartialUpdate {
+    return PartialUpdate.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PartialUpdate>): PartialUpdate {
+    const message = createBasePartialUpdate();
+    message.attemptId = object.attemptId ?? "";
+    message.partial = (object.partial !== undefined && object.partial !== null)
+      ? PartialOutput.fromPartial(object.partial)
+      : undefined;
+    return message;
+  },
+};
+
 function createBaseAttemptCancel(): AttemptCancel {
   return { attemptId: "", reason: "", _unknownFields: {} };
 }
@@ -1318,6 +1475,150 @@ export const ReportProgressResponse: MessageFns<ReportProgressResponse> = {
   },
   fromPartial(_: DeepPartial<ReportProgressResponse>): ReportProgressResponse {
     const message = createBaseReportProgressResponse();
+    return message;
+  },
+};
+
+function createBaseReportPartialRequest(): ReportPartialRequest {
+  return { update: undefined, attemptToken: Buffer.alloc(0), _unknownFields: {} };
+}
+
+export const ReportPartialRequest: MessageFns<ReportPartialRequest> = {
+  encode(message: ReportPartialRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.update !== undefined) {
+      PartialUpdate.encode(message.update, writer.uint32(10).fork()).join();
+    }
+    if (message.attemptToken.length !== 0) {
+      writer.uint32(18).bytes(message.attemptToken);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReportPartialRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReportPartialRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.update = PartialUpdate.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.attemptToken = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ReportPartialRequest>): ReportPartialRequest {
+    return ReportPartialRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ReportPartialRequest>): ReportPartialRequest {
+    const message = createBaseReportPartialRequest();
+    message.update = (object.update !== undefined && object.update !== null)
+      ? PartialUpdate.fromPartial(object.update)
+      : undefined;
+    message.attemptToken = object.attemptToken ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
+function createBaseReportPartialResponse(): ReportPartialResponse {
+  return { _unknownFields: {} };
+}
+
+export const ReportPartialResponse: MessageFns<ReportPartialResponse> = {
+  encode(message: ReportPartialResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReportPartialResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReportPartialResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ReportPartialResponse>): ReportPartialResponse {
+    return ReportPartialResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<ReportPartialResponse>): ReportPartialResponse {
+    const message = createBaseReportPartialResponse();
     return message;
   },
 };
@@ -1586,6 +1887,103 @@ export const CallResponse: MessageFns<CallResponse> = {
   },
 };
 
+function createBaseCallPartial(): CallPartial {
+  return { callId: "", attemptId: "", partial: undefined, _unknownFields: {} };
+}
+
+export const CallPartial: MessageFns<CallPartial> = {
+  encode(message: CallPartial, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.callId !== "") {
+      writer.uint32(10).string(message.callId);
+    }
+    if (message.attemptId !== "") {
+      writer.uint32(18).string(message.attemptId);
+    }
+    if (message.partial !== undefined) {
+      PartialOutput.encode(message.partial, writer.uint32(26).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CallPartial {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCallPartial();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.callId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.attemptId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.partial = PartialOutput.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<CallPartial>): CallPartial {
+    return CallPartial.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CallPartial>): CallPartial {
+    const message = createBaseCallPartial();
+    message.callId = object.callId ?? "";
+    message.attemptId = object.attemptId ?? "";
+    message.partial = (object.partial !== undefined && object.partial !== null)
+      ? PartialOutput.fromPartial(object.partial)
+      : undefined;
+    return message;
+  },
+};
+
 /** AgentService is served by a sidecar to the agents beside it. */
 export type AgentServiceService = typeof AgentServiceService;
 export const AgentServiceService = {
@@ -1617,6 +2015,17 @@ export const AgentServiceService = {
       Buffer.from(ReportProgressResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ReportProgressResponse => ReportProgressResponse.decode(value),
   },
+  /** ReportPartial sends a piece of output before the output, for agents that prefer unary calls. */
+  reportPartial: {
+    path: "/antiphon.v1.AgentService/ReportPartial" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ReportPartialRequest): Buffer => Buffer.from(ReportPartialRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ReportPartialRequest => ReportPartialRequest.decode(value),
+    responseSerialize: (value: ReportPartialResponse): Buffer =>
+      Buffer.from(ReportPartialResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ReportPartialResponse => ReportPartialResponse.decode(value),
+  },
   /**
    * Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
    * The same call_id within the attempt's task gives the same outcome.
@@ -1643,6 +2052,8 @@ export interface AgentServiceServer extends UntypedServiceImplementation {
   work: handleBidiStreamingCall<WorkRequest, WorkResponse>;
   /** ReportProgress says how far an attempt is, for agents that prefer unary calls. */
   reportProgress: handleUnaryCall<ReportProgressRequest, ReportProgressResponse>;
+  /** ReportPartial sends a piece of output before the output, for agents that prefer unary calls. */
+  reportPartial: handleUnaryCall<ReportPartialRequest, ReportPartialResponse>;
   /**
    * Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
    * The same call_id within the attempt's task gives the same outcome.

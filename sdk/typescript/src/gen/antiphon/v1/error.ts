@@ -91,6 +91,12 @@ export enum ErrorReason {
   TOKEN_NOT_ACCEPTED = 80,
   /** SIGNING_REQUEST_INVALID - The certificate signing request cannot be used. */
   SIGNING_REQUEST_INVALID = 81,
+  /** CERTIFICATE_REVOKED - The caller's certificate was revoked, by its serial number or with all others of its identity. */
+  CERTIFICATE_REVOKED = 82,
+  /** REVOCATIONS_EXHAUSTED - There are as many revocations as there may be at a time. */
+  REVOCATIONS_EXHAUSTED = 83,
+  /** RECOVERY_NOT_ACCEPTED - The expired certificate is none that its key brings back. */
+  RECOVERY_NOT_ACCEPTED = 84,
   /** RUN_ENDED - The run has ended; nothing can be asked of it any more. */
   RUN_ENDED = 110,
   /** SIGNAL_NOT_EXPECTED - No task of the run's graph waits for a signal of that name. */

@@ -60,6 +60,27 @@ export interface RenewResponse {
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
+/** RecoverRequest shows an expired certificate and proves that its key is at hand. */
+export interface RecoverRequest {
+  /** PEM chain of the expired certificate: leaf, then intermediate. */
+  chain: string;
+  /** PEM signing request, P-256, of a new key. The names in it are ignored. */
+  signingRequest: string;
+  /**
+   * ECDSA signature with SHA-256, DER, by the key of the expired certificate, of "antiphon recover 1\n" and the signing
+   * request. It is of use to nobody who does not hold the new key.
+   */
+  signature: Buffer;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** RecoverResponse holds the certificate. */
+export interface RecoverResponse {
+  /** The certificate. */
+  certificate: CertificateGrant | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
 /** CreateTokenRequest says what the token allows. */
 export interface CreateTokenRequest {
   /** Kind of identity: sidecar, client or operator. */
@@ -82,6 +103,80 @@ export interface CreateTokenResponse {
   /** The token as text; give it to one process. */
   token: string;
   /** When it stops working. */
+  expireTime: Date | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** RevokeCertificatesRequest says which, and why. */
+export interface RevokeCertificatesRequest {
+  /** Namespace of the identity; empty means the caller's. */
+  namespace: string;
+  /** What is revoked. */
+  subject:
+    | //
+    /** All certificates of an identity that were issued so far. */
+    { $case: "identity"; value: IdentityName }
+    | //
+    /** One certificate by its serial number: lowercase hexadecimal, as in audit records and in antiphon certs show. */
+    { $case: "serial"; value: string }
+    | undefined;
+  /** Why, for people; whoever is refused reads it, too. */
+  cause: string;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** IdentityName names an identity within a namespace. */
+export interface IdentityName {
+  /** Kind of identity: sidecar, client or operator. */
+  kind: string;
+  /** Name of the identity. */
+  name: string;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** RevokeCertificatesResponse says nothing more: the revocation is in force. */
+export interface RevokeCertificatesResponse {
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** ListRevocationsRequest asks for one page. */
+export interface ListRevocationsRequest {
+  /** At most so many; 0 means 50. */
+  pageSize: number;
+  /** next_page_token of the page before; empty for the first. */
+  pageToken: string;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** ListRevocationsResponse is one page. */
+export interface ListRevocationsResponse {
+  /** The revocations of this page. */
+  revocations: Revocation[];
+  /** Empty on the last page. */
+  nextPageToken: string;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** Revocation is what one call of RevokeCertificates has revoked. */
+export interface Revocation {
+  /** What is revoked. */
+  subject:
+    | //
+    /** All certificates of an identity that were issued until revoke_time. */
+    { $case: "identity"; value: IdentityName }
+    | //
+    /** One certificate by its serial number, lowercase hexadecimal. */
+    { $case: "serial"; value: string }
+    | undefined;
+  /** Why. */
+  cause: string;
+  /** SPIFFE id of the operator who revoked. */
+  principal: string;
+  /** When; for an identity, what was issued until some seconds later is revoked as well, lest another replica's clock differ. */
+  revokeTime:
+    | Date
+    | undefined;
+  /** When the revocation is forgotten, since nothing is left that it could refuse. */
   expireTime: Date | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
@@ -519,6 +614,174 @@ export const RenewResponse: MessageFns<RenewResponse> = {
   },
 };
 
+function createBaseRecoverRequest(): RecoverRequest {
+  return { chain: "", signingRequest: "", signature: Buffer.alloc(0), _unknownFields: {} };
+}
+
+export const RecoverRequest: MessageFns<RecoverRequest> = {
+  encode(message: RecoverRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.chain !== "") {
+      writer.uint32(10).string(message.chain);
+    }
+    if (message.signingRequest !== "") {
+      writer.uint32(18).string(message.signingRequest);
+    }
+    if (message.signature.length !== 0) {
+      writer.uint32(26).bytes(message.signature);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RecoverRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRecoverRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.chain = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.signingRequest = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.signature = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RecoverRequest>): RecoverRequest {
+    return RecoverRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RecoverRequest>): RecoverRequest {
+    const message = createBaseRecoverRequest();
+    message.chain = object.chain ?? "";
+    message.signingRequest = object.signingRequest ?? "";
+    message.signature = object.signature ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
+function createBaseRecoverResponse(): RecoverResponse {
+  return { certificate: undefined, _unknownFields: {} };
+}
+
+export const RecoverResponse: MessageFns<RecoverResponse> = {
+  encode(message: RecoverResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.certificate !== undefined) {
+      CertificateGrant.encode(message.certificate, writer.uint32(10).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RecoverResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRecoverResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.certificate = CertificateGrant.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RecoverResponse>): RecoverResponse {
+    return RecoverResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RecoverResponse>): RecoverResponse {
+    const message = createBaseRecoverResponse();
+    message.certificate = (object.certificate !== undefined && object.certificate !== null)
+      ? CertificateGrant.fromPartial(object.certificate)
+      : undefined;
+    return message;
+  },
+};
+
 function createBaseCreateTokenRequest(): CreateTokenRequest {
   return { kind: "", name: "", namespace: "", agents: [], capabilities: [], lifetime: undefined, _unknownFields: {} };
 }
@@ -735,6 +998,587 @@ export const CreateTokenResponse: MessageFns<CreateTokenResponse> = {
   },
 };
 
+function createBaseRevokeCertificatesRequest(): RevokeCertificatesRequest {
+  return { namespace: "", subject: undefined, cause: "", _unknownFields: {} };
+}
+
+export const RevokeCertificatesRequest: MessageFns<RevokeCertificatesRequest> = {
+  encode(message: RevokeCertificatesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.namespace !== "") {
+      writer.uint32(10).string(message.namespace);
+    }
+    switch (message.subject?.$case) {
+      case "identity":
+        IdentityName.encode(message.subject.value, writer.uint32(18).fork()).join();
+        break;
+      case "serial":
+        writer.uint32(26).string(message.subject.value);
+        break;
+    }
+    if (message.cause !== "") {
+      writer.uint32(34).string(message.cause);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RevokeCertificatesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRevokeCertificatesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.namespace = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.subject = { $case: "identity", value: IdentityName.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.subject = { $case: "serial", value: reader.string() };
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.cause = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RevokeCertificatesRequest>): RevokeCertificatesRequest {
+    return RevokeCertificatesRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RevokeCertificatesRequest>): RevokeCertificatesRequest {
+    const message = createBaseRevokeCertificatesRequest();
+    message.namespace = object.namespace ?? "";
+    switch (object.subject?.$case) {
+      case "identity": {
+        if (object.subject?.value !== undefined && object.subject?.value !== null) {
+          message.subject = { $case: "identity", value: IdentityName.fromPartial(object.subject.value) };
+        }
+        break;
+      }
+      case "serial": {
+        if (object.subject?.value !== undefined && object.subject?.value !== null) {
+          message.subject = { $case: "serial", value: object.subject.value };
+        }
+        break;
+      }
+    }
+    message.cause = object.cause ?? "";
+    return message;
+  },
+};
+
+function createBaseIdentityName(): IdentityName {
+  return { kind: "", name: "", _unknownFields: {} };
+}
+
+export const IdentityName: MessageFns<IdentityName> = {
+  encode(message: IdentityName, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.kind !== "") {
+      writer.uint32(10).string(message.kind);
+    }
+    if (message.name !== "") {
+      writer.uint32(18).string(message.name);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): IdentityName {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseIdentityName();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.kind = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<IdentityName>): IdentityName {
+    return IdentityName.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<IdentityName>): IdentityName {
+    const message = createBaseIdentityName();
+    message.kind = object.kind ?? "";
+    message.name = object.name ?? "";
+    return message;
+  },
+};
+
+function createBaseRevokeCertificatesResponse(): RevokeCertificatesResponse {
+  return { _unknownFields: {} };
+}
+
+export const RevokeCertificatesResponse: MessageFns<RevokeCertificatesResponse> = {
+  encode(message: RevokeCertificatesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RevokeCertificatesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRevokeCertificatesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RevokeCertificatesResponse>): RevokeCertificatesResponse {
+    return RevokeCertificatesResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<RevokeCertificatesResponse>): RevokeCertificatesResponse {
+    const message = createBaseRevokeCertificatesResponse();
+    return message;
+  },
+};
+
+function createBaseListRevocationsRequest(): ListRevocationsRequest {
+  return { pageSize: 0, pageToken: "", _unknownFields: {} };
+}
+
+export const ListRevocationsRequest: MessageFns<ListRevocationsRequest> = {
+  encode(message: ListRevocationsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.pageSize !== 0) {
+      writer.uint32(8).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(18).string(message.pageToken);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListRevocationsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListRevocationsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ListRevocationsRequest>): ListRevocationsRequest {
+    return ListRevocationsRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListRevocationsRequest>): ListRevocationsRequest {
+    const message = createBaseListRevocationsRequest();
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListRevocationsResponse(): ListRevocationsResponse {
+  return { revocations: [], nextPageToken: "", _unknownFields: {} };
+}
+
+export const ListRevocationsResponse: MessageFns<ListRevocationsResponse> = {
+  encode(message: ListRevocationsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.revocations) {
+      Revocation.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListRevocationsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListRevocationsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.revocations.push(Revocation.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ListRevocationsResponse>): ListRevocationsResponse {
+    return ListRevocationsResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListRevocationsResponse>): ListRevocationsResponse {
+    const message = createBaseListRevocationsResponse();
+    message.revocations = object.revocations?.map((e) => Revocation.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseRevocation(): Revocation {
+  return {
+    subject: undefined,
+    cause: "",
+    principal: "",
+    revokeTime: undefined,
+    expireTime: undefined,
+    _unknownFields: {},
+  };
+}
+
+export const Revocation: MessageFns<Revocation> = {
+  encode(message: Revocation, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.subject?.$case) {
+      case "identity":
+        IdentityName.encode(message.subject.value, writer.uint32(10).fork()).join();
+        break;
+      case "serial":
+        writer.uint32(18).string(message.subject.value);
+        break;
+    }
+    if (message.cause !== "") {
+      writer.uint32(26).string(message.cause);
+    }
+    if (message.principal !== "") {
+      writer.uint32(34).string(message.principal);
+    }
+    if (message.revokeTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.revokeTime), writer.uint32(42).fork()).join();
+    }
+    if (message.expireTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.expireTime), writer.uint32(50).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Revocation {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRevocation();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.subject = { $case: "identity", value: IdentityName.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.subject = { $case: "serial", value: reader.string() };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.cause = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.principal = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.revokeTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.expireTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Revocation>): Revocation {
+    return Revocation.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Revocation>): Revocation {
+    const message = createBaseRevocation();
+    switch (object.subject?.$case) {
+      case "identity": {
+        if (object.subject?.value !== undefined && object.subject?.value !== null) {
+          message.subject = { $case: "identity", value: IdentityName.fromPartial(object.subject.value) };
+        }
+        break;
+      }
+      case "serial": {
+        if (object.subject?.value !== undefined && object.subject?.value !== null) {
+          message.subject = { $case: "serial", value: object.subject.value };
+        }
+        break;
+      }
+    }
+    message.cause = object.cause ?? "";
+    message.principal = object.principal ?? "";
+    message.revokeTime = object.revokeTime ?? undefined;
+    message.expireTime = object.expireTime ?? undefined;
+    return message;
+  },
+};
+
 function createBaseGetTrustBundleRequest(): GetTrustBundleRequest {
   return { _unknownFields: {} };
 }
@@ -904,6 +1748,21 @@ export const IdentityServiceService = {
     responseSerialize: (value: RenewResponse): Buffer => Buffer.from(RenewResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): RenewResponse => RenewResponse.decode(value),
   },
+  /**
+   * Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
+   * machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
+   * says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
+   * request may come again, since an answer may be lost.
+   */
+  recover: {
+    path: "/antiphon.v1.IdentityService/Recover" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RecoverRequest): Buffer => Buffer.from(RecoverRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RecoverRequest => RecoverRequest.decode(value),
+    responseSerialize: (value: RecoverResponse): Buffer => Buffer.from(RecoverResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RecoverResponse => RecoverResponse.decode(value),
+  },
   /** CreateToken makes a join token; the secret is in the answer and nowhere else. */
   createToken: {
     path: "/antiphon.v1.IdentityService/CreateToken" as const,
@@ -913,6 +1772,37 @@ export const IdentityServiceService = {
     requestDeserialize: (value: Buffer): CreateTokenRequest => CreateTokenRequest.decode(value),
     responseSerialize: (value: CreateTokenResponse): Buffer => Buffer.from(CreateTokenResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): CreateTokenResponse => CreateTokenResponse.decode(value),
+  },
+  /**
+   * RevokeCertificates ends what certificates may do, on live connections too, within 5 s on every replica: of one identity
+   * all that were issued so far, with its unused join tokens, or one by its serial number. An identity comes back with a
+   * token that is made afterwards. Repeated, it also holds for what was issued since.
+   */
+  revokeCertificates: {
+    path: "/antiphon.v1.IdentityService/RevokeCertificates" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RevokeCertificatesRequest): Buffer =>
+      Buffer.from(RevokeCertificatesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RevokeCertificatesRequest => RevokeCertificatesRequest.decode(value),
+    responseSerialize: (value: RevokeCertificatesResponse): Buffer =>
+      Buffer.from(RevokeCertificatesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RevokeCertificatesResponse => RevokeCertificatesResponse.decode(value),
+  },
+  /**
+   * ListRevocations lists what is revoked in the caller's namespace, ordered by name. A revocation is forgotten once all
+   * that it revokes has expired, and cannot be recovered either.
+   */
+  listRevocations: {
+    path: "/antiphon.v1.IdentityService/ListRevocations" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListRevocationsRequest): Buffer =>
+      Buffer.from(ListRevocationsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListRevocationsRequest => ListRevocationsRequest.decode(value),
+    responseSerialize: (value: ListRevocationsResponse): Buffer =>
+      Buffer.from(ListRevocationsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListRevocationsResponse => ListRevocationsResponse.decode(value),
   },
   /** GetTrustBundle answers the roots to trust. It is public; compare its digest with what you were told. */
   getTrustBundle: {
@@ -937,8 +1827,26 @@ export interface IdentityServiceServer extends UntypedServiceImplementation {
   join: handleUnaryCall<JoinRequest, JoinResponse>;
   /** Renew gives the caller a new certificate with the names and grants of the one it calls with. */
   renew: handleUnaryCall<RenewRequest, RenewResponse>;
+  /**
+   * Recover gives a sidecar whose certificate has expired a new one, for a proof that it holds the key of the old one: so a
+   * machine that was off for days needs no new token. Names and grants are those of the old certificate. The orchestrator
+   * says for how long after the expiry (recovery_window); a revoked certificate is not given anew. The same
+   * request may come again, since an answer may be lost.
+   */
+  recover: handleUnaryCall<RecoverRequest, RecoverResponse>;
   /** CreateToken makes a join token; the secret is in the answer and nowhere else. */
   createToken: handleUnaryCall<CreateTokenRequest, CreateTokenResponse>;
+  /**
+   * RevokeCertificates ends what certificates may do, on live connections too, within 5 s on every replica: of one identity
+   * all that were issued so far, with its unused join tokens, or one by its serial number. An identity comes back with a
+   * token that is made afterwards. Repeated, it also holds for what was issued since.
+   */
+  revokeCertificates: handleUnaryCall<RevokeCertificatesRequest, RevokeCertificatesResponse>;
+  /**
+   * ListRevocations lists what is revoked in the caller's namespace, ordered by name. A revocation is forgotten once all
+   * that it revokes has expired, and cannot be recovered either.
+   */
+  listRevocations: handleUnaryCall<ListRevocationsRequest, ListRevocationsResponse>;
   /** GetTrustBundle answers the roots to trust. It is public; compare its digest with what you were told. */
   getTrustBundle: handleUnaryCall<GetTrustBundleRequest, GetTrustBundleResponse>;
 }

@@ -27,6 +27,18 @@ export enum AgentState {
   GONE = 4,
 }
 
+/** BreakerState is whether an instance that failed gets work. */
+export enum BreakerState {
+  /** UNSPECIFIED - Never set. */
+  UNSPECIFIED = 0,
+  /** CLOSED - It gets work. */
+  CLOSED = 1,
+  /** OPEN - It gets none until retry_time. */
+  OPEN = 2,
+  /** HALF_OPEN - It gets one attempt more, whose outcome decides. */
+  HALF_OPEN = 3,
+}
+
 /** AgentDescription is what a sidecar announces of an agent. */
 export interface AgentDescription {
   /** Name within the namespace; must be allowed by the sidecar's certificate. */
@@ -99,6 +111,26 @@ export interface Instance {
   completed: number;
   /** Failures among them. */
   failed: number;
+  /** Whether it is kept from work since it fails too often. Absent as long as nothing speaks against it. */
+  breaker: Breaker | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/**
+ * Breaker is what the failures of an instance have come to. Of several replicas, each with a breaker of its own, the one is
+ * shown that lets the least through.
+ */
+export interface Breaker {
+  /** Whether it lets work through. */
+  state: BreakerState;
+  /** One sentence about why it opened last; empty if it never did. */
+  reason: string;
+  /** When an open one tries the instance again. */
+  retryTime:
+    | Date
+    | undefined;
+  /** How often it has opened in a row. */
+  openings: number;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -512,6 +544,7 @@ function createBaseInstance(): Instance {
     attachTime: undefined,
     completed: 0,
     failed: 0,
+    breaker: undefined,
     _unknownFields: {},
   };
 }
@@ -541,6 +574,9 @@ export const Instance: MessageFns<Instance> = {
     }
     if (message.failed !== 0) {
       writer.uint32(64).uint64(message.failed);
+    }
+    if (message.breaker !== undefined) {
+      Breaker.encode(message.breaker, writer.uint32(74).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -630,6 +666,14 @@ export const Instance: MessageFns<Instance> = {
             message.failed = longToNumber(reader.uint64());
             continue;
           }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.breaker = Breaker.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -665,6 +709,116 @@ export const Instance: MessageFns<Instance> = {
     message.attachTime = object.attachTime ?? undefined;
     message.completed = object.completed ?? 0;
     message.failed = object.failed ?? 0;
+    message.breaker = (object.breaker !== undefined && object.breaker !== null)
+      ? Breaker.fromPartial(object.breaker)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseBreaker(): Breaker {
+  return { state: 0, reason: "", retryTime: undefined, openings: 0, _unknownFields: {} };
+}
+
+export const Breaker: MessageFns<Breaker> = {
+  encode(message: Breaker, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.state !== 0) {
+      writer.uint32(8).int32(message.state);
+    }
+    if (message.reason !== "") {
+      writer.uint32(18).string(message.reason);
+    }
+    if (message.retryTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.retryTime), writer.uint32(26).fork()).join();
+    }
+    if (message.openings !== 0) {
+      writer.uint32(32).uint32(message.openings);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Breaker {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBreaker();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.state = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.reason = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.retryTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.openings = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Breaker>): Breaker {
+    return Breaker.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Breaker>): Breaker {
+    const message = createBaseBreaker();
+    message.state = object.state ?? 0;
+    message.reason = object.reason ?? "";
+    message.retryTime = object.retryTime ?? undefined;
+    message.openings = object.openings ?? 0;
     return message;
   },
 };

@@ -7,7 +7,7 @@ import { Duration } from "../../google/protobuf/duration.js";
 import { Timestamp } from "../../google/protobuf/timestamp.js";
 import { EntryReference } from "./context.js";
 import { Failure } from "./failure.js";
-import { Payload } from "./payload.js";
+import { Label, Payload } from "./payload.js";
 
 export const protobufPackage = "antiphon.v1";
 
@@ -53,6 +53,8 @@ export enum TaskState {
   CANCELLED = 8,
   /** ESCALATED - It has failed, or may have been done, and waits for a person to say how it goes on. */
   ESCALATED = 9,
+  /** QUARANTINED - Whoever works on it dies; it waits for a person to say how it goes on. */
+  QUARANTINED = 10,
 }
 
 /** AttemptState is where an attempt is. All but OFFERED and RUNNING are terminal. */
@@ -160,6 +162,8 @@ export interface TaskTotals {
   cancelled: number;
   /** ESCALATED. */
   escalated: number;
+  /** QUARANTINED. */
+  quarantined: number;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -205,7 +209,7 @@ export interface Task {
   readyTime:
     | Date
     | undefined;
-  /** When it ended, or was escalated. */
+  /** When it ended, was escalated or quarantined. */
   endTime:
     | Date
     | undefined;
@@ -240,7 +244,10 @@ export interface Agreement {
   failed: number;
   /** Members that were cancelled, most of them because the others had agreed. */
   cancelled: number;
-  /** Time that agents worked on members whose answers are not the task's output, as far as it is known. */
+  /**
+   * Time that agents had for members whose answers are not the task's output: what they worked, or, of attempts that were
+   * cancelled or lost, from the offer to the end.
+   */
   spentDuration: Duration | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
@@ -354,8 +361,9 @@ export interface Candidate {
 /** Refusal counts candidates with the same reason. */
 export interface Refusal {
   /**
-   * The reason: version, clearance, constraint, cost, no_slot, draining, policy; not_pure and not_idempotent, where a cache
-   * or a hedge asks for that; taken, by another member of the same quorum or hedge.
+   * The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
+   * fails too often), not_pure or not_idempotent (where a cache or a hedge asks for that), taken (by another member of the
+   * same quorum or hedge).
    */
   reason: string;
   /** How many. */
@@ -382,7 +390,7 @@ export interface PolicyDecision {
 
 /** RunEvent is one entry of a run's history, in the order of event_seq without gaps. */
 export interface RunEvent {
-  /** 1, 2, 3 … within the run; the cursor of WatchRun. 0 on ephemeral progress, which has no place in the history. */
+  /** 1, 2, 3 … within the run; the cursor of WatchRun. 0 on progress and partial output, which have no place in the history. */
   eventSeq: number;
   /** When it was decided. */
   eventTime:
@@ -418,6 +426,8 @@ export interface RunEvent {
   signal: string;
   /** The attempt whose result the task used again; empty otherwise. */
   originAttemptId: string;
+  /** A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0. */
+  partial: PartialOutput | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -433,6 +443,37 @@ export interface AttemptChange {
   instance: string;
   /** True for an outcome that came after the task had moved on: recorded, not used. */
   stale: boolean;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/**
+ * PartialOutput is a piece of what an attempt is making, while it makes it. It is never kept, and may be lost on its way: the
+ * output of the task is what counts.
+ */
+export interface PartialOutput {
+  /**
+   * Bytes of the contents of all pieces of this attempt that come before it, from 0. Whoever expected a lower number has
+   * missed what lies between.
+   */
+  offset: number;
+  /** What there is; absent when it is withheld. */
+  content:
+    | //
+    /** Text that follows that of the piece before. On its way it may be joined with its neighbours. */
+    { $case: "text"; value: string }
+    | //
+    /** A JSON value of its own. */
+    { $case: "json"; value: Buffer }
+    | undefined;
+  /** What it is, beside what the attempt's input and the capability's output schema say already. */
+  labels: Label[];
+  /** Number of the attempt that makes it, counted from 1; another one begins anew. Set by the server. */
+  attempt: number;
+  /**
+   * Why the content is not shown, for people: what policy refuses or redacts of an output is withheld whole in its pieces.
+   * Set by the server.
+   */
+  withheld: string;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -867,6 +908,7 @@ function createBaseTaskTotals(): TaskTotals {
     skipped: 0,
     cancelled: 0,
     escalated: 0,
+    quarantined: 0,
     _unknownFields: {},
   };
 }
@@ -902,6 +944,9 @@ export const TaskTotals: MessageFns<TaskTotals> = {
     }
     if (message.escalated !== 0) {
       writer.uint32(80).uint32(message.escalated);
+    }
+    if (message.quarantined !== 0) {
+      writer.uint32(88).uint32(message.quarantined);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1007,6 +1052,14 @@ export const TaskTotals: MessageFns<TaskTotals> = {
             message.escalated = reader.uint32();
             continue;
           }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.quarantined = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1042,6 +1095,7 @@ export const TaskTotals: MessageFns<TaskTotals> = {
     message.skipped = object.skipped ?? 0;
     message.cancelled = object.cancelled ?? 0;
     message.escalated = object.escalated ?? 0;
+    message.quarantined = object.quarantined ?? 0;
     return message;
   },
 };
@@ -2567,6 +2621,7 @@ function createBaseRunEvent(): RunEvent {
     reads: [],
     signal: "",
     originAttemptId: "",
+    partial: undefined,
     _unknownFields: {},
   };
 }
@@ -2611,6 +2666,9 @@ export const RunEvent: MessageFns<RunEvent> = {
     }
     if (message.originAttemptId !== "") {
       writer.uint32(194).string(message.originAttemptId);
+    }
+    if (message.partial !== undefined) {
+      PartialOutput.encode(message.partial, writer.uint32(242).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -2740,6 +2798,14 @@ export const RunEvent: MessageFns<RunEvent> = {
             message.originAttemptId = reader.string();
             continue;
           }
+          case 30: {
+            if (tag !== 242) {
+              break;
+            }
+
+            message.partial = PartialOutput.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2784,6 +2850,9 @@ export const RunEvent: MessageFns<RunEvent> = {
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
     message.signal = object.signal ?? "";
     message.originAttemptId = object.originAttemptId ?? "";
+    message.partial = (object.partial !== undefined && object.partial !== null)
+      ? PartialOutput.fromPartial(object.partial)
+      : undefined;
     return message;
   },
 };
@@ -2903,6 +2972,151 @@ export const AttemptChange: MessageFns<AttemptChange> = {
     message.agent = object.agent ?? "";
     message.instance = object.instance ?? "";
     message.stale = object.stale ?? false;
+    return message;
+  },
+};
+
+function createBasePartialOutput(): PartialOutput {
+  return { offset: 0, content: undefined, labels: [], attempt: 0, withheld: "", _unknownFields: {} };
+}
+
+export const PartialOutput: MessageFns<PartialOutput> = {
+  encode(message: PartialOutput, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.offset !== 0) {
+      writer.uint32(8).uint64(message.offset);
+    }
+    switch (message.content?.$case) {
+      case "text":
+        writer.uint32(18).string(message.content.value);
+        break;
+      case "json":
+        writer.uint32(26).bytes(message.content.value);
+        break;
+    }
+    for (const v of message.labels) {
+      Label.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.attempt !== 0) {
+      writer.uint32(40).uint32(message.attempt);
+    }
+    if (message.withheld !== "") {
+      writer.uint32(50).string(message.withheld);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PartialOutput {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePartialOutput();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.offset = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.content = { $case: "text", value: reader.string() };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.content = { $case: "json", value: Buffer.from(reader.bytes()) };
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.labels.push(Label.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.attempt = reader.uint32();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.withheld = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<PartialOutput>): PartialOutput {
+    return PartialOutput.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PartialOutput>): PartialOutput {
+    const message = createBasePartialOutput();
+    message.offset = object.offset ?? 0;
+    switch (object.content?.$case) {
+      case "text": {
+        if (object.content?.value !== undefined && object.content?.value !== null) {
+          message.content = { $case: "text", value: object.content.value };
+        }
+        break;
+      }
+      case "json": {
+        if (object.content?.value !== undefined && object.content?.value !== null) {
+          message.content = { $case: "json", value: object.content.value };
+        }
+        break;
+      }
+    }
+    message.labels = object.labels?.map((e) => Label.fromPartial(e)) || [];
+    message.attempt = object.attempt ?? 0;
+    message.withheld = object.withheld ?? "";
     return message;
   },
 };

@@ -204,6 +204,13 @@ export interface ListRunsRequest {
   pageSize: number;
   /** next_page_token of the page before; empty for the first. */
   pageToken: string;
+  /**
+   * Only runs that agents called for: in any attempt of the run with this id, or in the attempt with this id. Empty means
+   * all.
+   */
+  parent: string;
+  /** Only runs that failed, with a message that this text occurs in; ASCII letters match in either case. Empty means all. */
+  failureText: string;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -230,6 +237,11 @@ export interface WatchRunRequest {
   cursor: number;
   /** True: progress of running attempts as well. */
   includeProgress: boolean;
+  /**
+   * True: partial output of running attempts as well, from now on. A reader that is too slow loses pieces of it, never
+   * events.
+   */
+  includePartials: boolean;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -1824,6 +1836,8 @@ function createBaseListRunsRequest(): ListRunsRequest {
     labels: {},
     pageSize: 0,
     pageToken: "",
+    parent: "",
+    failureText: "",
     _unknownFields: {},
   };
 }
@@ -1850,6 +1864,12 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
     }
     if (message.pageToken !== "") {
       writer.uint32(58).string(message.pageToken);
+    }
+    if (message.parent !== "") {
+      writer.uint32(66).string(message.parent);
+    }
+    if (message.failureText !== "") {
+      writer.uint32(74).string(message.failureText);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1944,6 +1964,22 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
             message.pageToken = reader.string();
             continue;
           }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.parent = reader.string();
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.failureText = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1984,6 +2020,8 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
     );
     message.pageSize = object.pageSize ?? 0;
     message.pageToken = object.pageToken ?? "";
+    message.parent = object.parent ?? "";
+    message.failureText = object.failureText ?? "";
     return message;
   },
 };
@@ -2155,7 +2193,7 @@ export const ListRunsResponse: MessageFns<ListRunsResponse> = {
 };
 
 function createBaseWatchRunRequest(): WatchRunRequest {
-  return { runId: "", cursor: 0, includeProgress: false, _unknownFields: {} };
+  return { runId: "", cursor: 0, includeProgress: false, includePartials: false, _unknownFields: {} };
 }
 
 export const WatchRunRequest: MessageFns<WatchRunRequest> = {
@@ -2168,6 +2206,9 @@ export const WatchRunRequest: MessageFns<WatchRunRequest> = {
     }
     if (message.includeProgress !== false) {
       writer.uint32(24).bool(message.includeProgress);
+    }
+    if (message.includePartials !== false) {
+      writer.uint32(240).bool(message.includePartials);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -2217,6 +2258,14 @@ export const WatchRunRequest: MessageFns<WatchRunRequest> = {
             message.includeProgress = reader.bool();
             continue;
           }
+          case 30: {
+            if (tag !== 240) {
+              break;
+            }
+
+            message.includePartials = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2245,6 +2294,7 @@ export const WatchRunRequest: MessageFns<WatchRunRequest> = {
     message.runId = object.runId ?? "";
     message.cursor = object.cursor ?? 0;
     message.includeProgress = object.includeProgress ?? false;
+    message.includePartials = object.includePartials ?? false;
     return message;
   },
 };
@@ -3963,10 +4013,10 @@ export const RunServiceService = {
     responseDeserialize: (value: Buffer): CancelTaskResponse => CancelTaskResponse.decode(value),
   },
   /**
-   * RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
-   * one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
-   * a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
-   * A task that is under way stays as it is.
+   * RetryTask takes up a task that has FAILED, or is ESCALATED or QUARANTINED, of a run that has not ended: its
+   * expressions are evaluated anew, it gets one attempt more, and what was skipped because of it waits for it again. What
+   * went on without it is not run again. Of a for_each that failed, the members that failed or were cancelled are taken
+   * up; of a loop, the iteration that failed. A task that is under way stays as it is.
    */
   retryTask: {
     path: "/antiphon.v1.RunService/RetryTask" as const,
@@ -3978,8 +4028,8 @@ export const RunServiceService = {
     responseDeserialize: (value: Buffer): RetryTaskResponse => RetryTaskResponse.decode(value),
   },
   /**
-   * ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
-   * have it tried again, RetryTask.) The same answer given again changes nothing.
+   * ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
+   * or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
    */
   resolveTask: {
     path: "/antiphon.v1.RunService/ResolveTask" as const,
@@ -4058,15 +4108,15 @@ export interface RunServiceServer extends UntypedServiceImplementation {
    */
   cancelTask: handleUnaryCall<CancelTaskRequest, CancelTaskResponse>;
   /**
-   * RetryTask takes up a task that has FAILED or is ESCALATED, of a run that has not ended: its expressions are evaluated anew, it gets
-   * one attempt more, and what was skipped because of it waits for it again. What went on without it is not run again. Of
-   * a for_each that failed, the members that failed or were cancelled are taken up; of a loop, the iteration that failed.
-   * A task that is under way stays as it is.
+   * RetryTask takes up a task that has FAILED, or is ESCALATED or QUARANTINED, of a run that has not ended: its
+   * expressions are evaluated anew, it gets one attempt more, and what was skipped because of it waits for it again. What
+   * went on without it is not run again. Of a for_each that failed, the members that failed or were cancelled are taken
+   * up; of a loop, the iteration that failed. A task that is under way stays as it is.
    */
   retryTask: handleUnaryCall<RetryTaskRequest, RetryTaskResponse>;
   /**
-   * ResolveTask answers for a person what becomes of a task that is ESCALATED: it succeeds with an output, or fails. (To
-   * have it tried again, RetryTask.) The same answer given again changes nothing.
+   * ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
+   * or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
    */
   resolveTask: handleUnaryCall<ResolveTaskRequest, ResolveTaskResponse>;
   /**

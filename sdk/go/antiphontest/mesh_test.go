@@ -1,0 +1,64 @@
+package antiphontest
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"antiphon.dev/antiphon"
+	antiphonv1 "antiphon.dev/antiphon/v1"
+)
+
+func greeter() *antiphon.Agent {
+	agent := antiphon.NewAgent("greeter")
+	antiphon.Handle(agent, "text.greet@1", func(task *antiphon.Task, name string) (string, error) {
+		return "Hello, " + name + "!", task.Emit("Hello, ")
+	}, antiphon.Pure)
+	return agent
+}
+
+func TestAMeshRunsAnAgentOfTheTestAndAClientOfIt(t *testing.T) {
+	mesh := New(t)
+	stop := mesh.Run(greeter())
+	graph := &antiphonv1.Graph{
+		Name: "greet", Tasks: []*antiphonv1.GraphTask{{Id: "greet", Capability: "text.greet@1", Input: `"${input}"`}},
+	}
+	for _, name := range []string{"Ada", "Grace"} {
+		run, err := mesh.Client().Submit(t.Context(), antiphon.Inline(graph), name, antiphon.Wait())
+		if err != nil {
+			t.Fatal(err)
+		}
+		output, err := antiphon.OutputOf[map[string]string](run)
+		if err != nil || output["greet"] != "Hello, "+name+"!" {
+			t.Error(output, err)
+		}
+	}
+	if _, err := mesh.Operator().SuspendAgent(t.Context(), "greeter"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(mesh.Home(), "profiles", "default", "profile.toml")); err != nil {
+		t.Error(err)
+	}
+	stop()
+}
+
+func TestNothingOfAMeshOutlivesItsTest(t *testing.T) {
+	home := ""
+	t.Run("one", func(t *testing.T) {
+		mesh := New(t)
+		mesh.Run(greeter())
+		home = mesh.Home()
+	})
+	if _, err := os.Stat(home); !os.IsNotExist(err) {
+		t.Errorf("%s is still there", home)
+	}
+	out, err := exec.Command("ps", "-eo", "args").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(out), home) {
+		t.Error("a process is still there")
+	}
+}

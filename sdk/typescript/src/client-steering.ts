@@ -1,0 +1,115 @@
+/** The part of the client that steers runs which are under way. */
+import { randomUUID } from "node:crypto";
+
+import { type CallTimes } from "./calls.js";
+import { there } from "./caller.js";
+import { ContextCalls } from "./client-context.js";
+import { type Run, type Task, type TaskKey } from "./gen/antiphon/v1/run.js";
+import {
+  CancelTaskRequest,
+  GetTaskRequest,
+  PauseRunRequest,
+  ResolveTaskRequest,
+  ResumeRunRequest,
+  RetryTaskRequest,
+  RunServiceService,
+  SignalRunRequest,
+} from "./gen/antiphon/v1/run_service.js";
+import { payloadOf } from "./payload.js";
+import { inputOf } from "./submission.js";
+
+/** One member of a forEach, counted from 1; 0 (default) is the task itself. */
+export interface MemberOptions extends CallTimes {
+  member?: number;
+}
+
+/** What an act upon a task may say. */
+export interface ActOptions extends MemberOptions {
+  /** Why, for the record. */
+  reason?: string;
+}
+
+/** What somebody may ask of a run between its submission and its end. */
+export class SteeringCalls extends ContextCalls {
+  /**
+   * Send a signal to a run, for the task that waits for it or will; `data`, as the input of `submit`, becomes its output. The
+   * answer names that task; undefined means that the signal is kept for one. Repeated with the same `requestId` it is one
+   * signal. Throws RUN_NOT_FOUND, RUN_ENDED, SIGNAL_NOT_EXPECTED, REQUEST_ID_REUSED.
+   */
+  async signal(
+    runId: string,
+    signal: string,
+    data?: unknown,
+    options: { requestId?: string } & CallTimes = {},
+  ): Promise<TaskKey | undefined> {
+    const payload = await inputOf((large) => this.uploadPayload(large), data);
+    const requestId = options.requestId ?? randomUUID();
+    const request = SignalRunRequest.fromPartial({ requestId, runId, signal, payload });
+    return (await this.ask(RunServiceService.signalRun, request, options)).key;
+  }
+
+  /** Hold a run: attempts that are out go on, nothing else begins. Throws RUN_NOT_FOUND, RUN_ENDED. */
+  async pause(runId: string, reason = "", times?: CallTimes): Promise<Run> {
+    const request = PauseRunRequest.fromPartial({ runId, reason });
+    return there((await this.ask(RunServiceService.pauseRun, request, times)).run);
+  }
+
+  /** Let a paused run go on. Throws RUN_NOT_FOUND, RUN_ENDED. */
+  async resume(runId: string, reason = "", times?: CallTimes): Promise<Run> {
+    const request = ResumeRunRequest.fromPartial({ runId, reason });
+    return there((await this.ask(RunServiceService.resumeRun, request, times)).run);
+  }
+
+  /** End a task of a run, and with `dependents` all that need it. Throws TASK_NOT_FOUND, RUN_ENDED. */
+  async cancelTask(runId: string, taskId: string, options: ActOptions & { dependents?: boolean } = {}): Promise<Task> {
+    const { dependents = false, reason = "" } = options;
+    const request = CancelTaskRequest.fromPartial({ runId, key: keyOf(taskId, options), dependents, reason });
+    return there((await this.ask(RunServiceService.cancelTask, request, options)).task);
+  }
+
+  /**
+   * Take up a failed task of a run that has not ended, and with it what was skipped because of it. It looks the task up first,
+   * so that a call which has to be repeated does not retry twice. Throws TASK_NOT_FOUND, TASK_STATE_CONFLICT, RUN_ENDED.
+   */
+  async retry(runId: string, taskId: string, options: ActOptions = {}): Promise<Task> {
+    const key = keyOf(taskId, options);
+    const seen = there((await this.ask(RunServiceService.getTask, GetTaskRequest.fromPartial({ runId, key }), options)).task);
+    const request = RetryTaskRequest.fromPartial({
+      runId,
+      key,
+      expectedEndTime: seen.endTime,
+      reason: options.reason ?? "",
+    });
+    return there((await this.ask(RunServiceService.retryTask, request, options)).task);
+  }
+
+  /**
+   * Say what becomes of a task that is ESCALATED: it succeeds with `output` (null by default), or with `failure` it fails.
+   * Throws TASK_NOT_FOUND, TASK_STATE_CONFLICT, RUN_ENDED.
+   */
+  async resolve(
+    runId: string,
+    taskId: string,
+    answer: { output?: unknown } | { failure: string },
+    options: ActOptions = {},
+  ): Promise<Task> {
+    const request = ResolveTaskRequest.fromPartial({
+      runId,
+      key: keyOf(taskId, options),
+      reason: options.reason ?? "",
+      answer:
+        "failure" in answer
+          ? { $case: "failure", value: answer.failure }
+          : {
+              $case: "output",
+              value: (await inputOf((large) => this.uploadPayload(large), answer.output)) ?? payloadOf(null),
+            },
+    });
+    return there((await this.ask(RunServiceService.resolveTask, request, options)).task);
+  }
+}
+
+/** The key of a task, or of a member of it. */
+export function keyOf(taskId: string, options: MemberOptions): TaskKey {
+  return { taskId, member: options.member ?? 0 };
+}

@@ -1,0 +1,30 @@
+/** The kit for users' tests, with the installed command. */
+import { execFileSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+
+import { expect, test } from "vitest";
+
+import { Agent, Graph, outputOf, ref } from "../src/index.js";
+import { withMesh } from "../src/testing.js";
+
+test("a mesh runs an agent of the test and a client of it, and nothing outlives it", async () => {
+  const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
+  const agent = new Agent("greeter", { logger: quiet });
+  agent.capability("text.greet@1", { effect: "pure", output: { type: "string" } }, (name: string) => `Hello, ${name}!`);
+  const graph = new Graph("greet", { output: ref("tasks.greet.output") });
+  graph.task("greet", "text.greet@1", { input: ref("input") });
+  let home = "";
+  await withMesh(async (mesh) => {
+    home = mesh.home;
+    const stop = await mesh.run(agent);
+    for (const name of ["Ada", "Grace"]) {
+      expect(outputOf(await mesh.client.submit(graph, name, { wait: true }))).toBe(`Hello, ${name}!`);
+    }
+    expect((await mesh.operator.suspendAgent("greeter")).name).toBe("greeter");
+    expect(existsSync(join(home, "profiles", "default", "profile.toml"))).toBe(true);
+    await stop();
+  });
+  expect(existsSync(home)).toBe(false);
+  expect(execFileSync("ps", ["-eo", "args"]).toString()).not.toContain(home);
+});

@@ -1,0 +1,87 @@
+"""Three times the load of the peak, by clients that obey: nearly as much is done as at the peak.
+
+Everything is a ratio of one run on one machine: how quick that is says nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from antiphon import Client, Graph
+from antiphon.v1 import run_pb2, run_service_pb2, run_service_pb2_grpc
+from antiphon_certs import Kind
+
+from tests.harness import Mesh
+from tests.harness.raw import channel, reason_of
+
+CALLERS = (50, 100, 200)
+"""At once, of which the best is the peak."""
+
+SECONDS = 8.0
+ENOUGH = 0.8
+
+
+def echo() -> Graph:
+    graph = Graph("one")
+    graph.task("t", "work.echo@1", input=1)
+    return graph
+
+
+async def press(client: Client, callers: int) -> float:
+    """Runs a second that so many callers get done, each of which begins another when its last has ended."""
+    done = 0
+    begun = time.monotonic()
+    until = begun + SECONDS
+
+    async def caller() -> None:
+        nonlocal done
+        while time.monotonic() < until:
+            run = await client.submit(echo(), wait=True)
+            assert run.state == run_pb2.RUN_STATE_SUCCEEDED
+            done += time.monotonic() < until
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return done / SECONDS
+
+
+async def impatient(mesh: Mesh, stop: asyncio.Event) -> set[str]:
+    """How somebody who asks all the time, and does not obey, is refused meanwhile."""
+    pem = mesh.ca.issue(Kind.CLIENT, "impatient")
+    told: set[str] = set()
+    async with channel(mesh.orchestrator.address, pem) as raw:
+        stub: Any = run_service_pb2_grpc.RunServiceStub(raw)
+        graph = echo().to_proto()
+        number = 0
+        while not stop.is_set():
+            number += 1
+            try:
+                await stub.SubmitRun(run_service_pb2.SubmitRunRequest(request_id=str(number), inline=graph), timeout=30)
+            except grpc.aio.AioRpcError as error:
+                told.add(reason_of(error))
+            await asyncio.sleep(0.01)
+    return told
+
+
+@pytest.mark.long_form
+@pytest.mark.proves("overload, three times")
+async def test_clients_that_obey_get_at_three_times_the_load_nearly_what_they_get_at_the_peak() -> None:
+    with Mesh("--shards", "1", "--inbox-limit", "64", "--api-concurrent-calls", "128") as mesh:
+        mesh.sidecar(concurrency=64)
+        async with mesh.client(timeout=timedelta(seconds=60)) as client:
+            await mesh.attached(client)
+            await press(client, 20)  # what is loaded and compiled once is not what is measured
+            peaks = {callers: await press(client, callers) for callers in CALLERS}
+            most = max(peaks, key=lambda callers: peaks[callers])
+            stop = asyncio.Event()
+            asking = asyncio.create_task(impatient(mesh, stop))
+            overloaded = await press(client, most * 3)
+            stop.set()
+            told = await asking
+    print(f"peak {peaks[most]:.0f}/s with {most}, {overloaded:.0f}/s with three times as many; refused: {told}")
+    assert told <= {"OVERLOADED"}
+    assert overloaded >= ENOUGH * peaks[most]
