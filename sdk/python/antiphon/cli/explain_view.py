@@ -82,7 +82,8 @@ def reused(said: ReusedResult) -> Iterator[RenderableType]:
         .append(said.origin_attempt_id, "bold")
         .append(f"  kept {spell_moment(said.keep_time)}", "dim")
     )
-    yield Padding(Text(f"would have gone to {said.decision.chosen} for {said.decision.capability}"), (0, 0, 0, 4))
+    place = Text(f"would have gone to {said.decision.chosen} for {said.decision.capability}")
+    yield Padding(place, (0, 0, 0, 4), expand=False)
     yield Padding(_policy(said.decision.policy), (0, 0, 0, 4), expand=False)
     yield Padding(Text("release: ").append_text(_policy(said.release)), (0, 0, 0, 4), expand=False)
 
