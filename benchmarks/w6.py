@@ -13,14 +13,15 @@ from pathlib import Path
 from antiphon import Client
 from antiphon.v1 import graph_pb2, registry_pb2
 from antiphon_orchestrator.admission import SchemaSet, Values
-from antiphon_orchestrator.placement.fleet import Fleet, Instance, Need
+from antiphon_orchestrator.placement.candidates import Instance, Need
+from antiphon_orchestrator.placement.fleet import Fleet
 from antiphon_orchestrator.policy import CedarPolicies, dev_profile
 
 from . import identity, mesh, workload
 from .process import Child, child, cpu, memory
 
 IN_FLIGHT = 1000
-_PLACEMENTS = 20_000
+_PLACEMENTS = 2_000
 _FITTING = 10
 
 

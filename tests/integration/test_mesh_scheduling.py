@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from antiphon import Client, Graph
+from antiphon import Client, Graph, Retry
 from antiphon.v1 import registry_pb2, run_pb2
 
 from tests.harness import Mesh, eventually, journal_of
@@ -93,7 +93,9 @@ async def test_an_instance_that_fails_again_and_again_gets_nothing_for_a_while_a
     mesh.sidecar("flaky", version="7")
     await mesh.attached(client, "flaky")
     failing = Graph("failing")
-    failing.task("t", "work.fail@7", for_each=str([0] * 12), input={"kind": "transient"}, on_failure="continue")
+    once = [Retry(["TRANSIENT"], max_attempts=1)]
+    how = {"kind": "transient"}
+    failing.task("t", "work.fail@7", for_each=str([0] * 12), input=how, retry=once, on_failure="continue")
     await client.submit(failing, wait=True)
 
     async def opened() -> registry_pb2.Instance | None:

@@ -18,8 +18,9 @@ CLOSED, OPEN, HALF_OPEN = 1, 2, 3
 
 BLAMED = frozenset({FailureKind.TRANSIENT, FailureKind.TIMEOUT, FailureKind.INVALID_OUTPUT})
 
-LONGEST = 64
-"""Most pauses as long as the first that one may last."""
+LONGEST = 8
+"""So many times as long as the first a pause may become. No more, for an instance may also fail because of what it is
+given, and that has to come to its end as well."""
 
 
 class Breaker:

@@ -59,7 +59,7 @@ class Schedule:
     breaker_share: float = 0.5
     """if they are at least this share of them."""
     breaker_pause: timedelta = timedelta(seconds=1)
-    """How long it stays open, the first time; each time that it opens again right after is twice as long, up to 64
+    """How long it stays open, the first time; each time that it opens again right after is twice as long, up to eight
     times."""
 
 

@@ -246,7 +246,7 @@ class Limits:
         counters = {
             counter: None for full, _ in self._parked.values() for counter in full.counters if chosen(counter.limit)
         }
-        asked = []
+        asked: list[Waiter] = []
         for counter in counters:
             while len(asked) < most and (waiter := self._next(counter)) is not None:
                 asked.append(waiter)

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
-from antiphon_orchestrator.mesh.sessions import Sessions
 from antiphon_orchestrator.shards import asking, log, recovery
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.host import Host
@@ -126,29 +125,6 @@ def adopted_attempts_run_again() -> Iterator[None]:
         yield
 
 
-class _Unseen(dict[str, int]):
-    """Takes what is put into it, and shows none of it."""
-
-    def __contains__(self, key: object) -> bool:
-        return False
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-
-@contextmanager
-def slow_hello_is_absence() -> Iterator[None]:
-    """A sidecar counts as absent until the store has answered all that its hello asks of it."""
-    begin = Sessions.__init__
-
-    def blind(sessions: Sessions, *arguments: Any) -> None:
-        begin(sessions, *arguments)
-        sessions._arriving = _Unseen()
-
-    with patch.object(Sessions, "__init__", blind):
-        yield
-
-
 @contextmanager
 def requests_forgotten() -> Iterator[None]:
     """A new owner does not know which requests were accepted."""
@@ -205,7 +181,6 @@ FAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
             not_told,
             sidecar_ignores_epochs,
             adopted_attempts_run_again,
-            slow_hello_is_absence,
             requests_forgotten,
             trims_too_far,
             watch_skips,

@@ -61,7 +61,6 @@ class World:
         self.calm = False
         self._born = 0
         self._trouble = rng.choice([3.0, 6.0, 10.0, 18.0])
-        self._other = random.Random(-1 - seed)  # of its own: worlds that it leaves alone stay what they are
 
     def play(self) -> None:
         """Raises what was found to be wrong."""
@@ -72,8 +71,6 @@ class World:
             for number in range(self.rng.choice([1, 2, 2])):
                 self._attach(f"s{number}")
             self._ask(self.rng.choice([2, 4, 6]), self._trouble * self.rng.choice([0.2, 0.5, 1.0]))
-            if self._other.random() < 0.15:
-                self.loop.call_later(self._other.random() * self._trouble, self._slow_store, context=NOBODY)
             for when, trouble in self._troubles():
                 self.loop.advance(when)
                 if not self.calm:
@@ -274,18 +271,6 @@ class World:
 
     def _cut_store(self) -> None:
         self._cut(self._host(), STORE)
-
-    def _slow_store(self) -> None:
-        """The store takes its time, just when a replica is to come back and its sidecars are to be looked at."""
-        if not self.calm:
-            usual, self.weather.slow = self.weather.slow, self._other.choice([0.7, 1.5])
-            self.said(f"the store takes up to {self.weather.slow} s")
-            self._kill()
-            self._after(12.0, lambda: self._store_is_quick(usual))
-
-    def _store_is_quick(self, usual: float) -> None:
-        if not self.calm:
-            self.weather.slow = usual
 
     def _cut_replicas(self) -> None:
         one, other = self._host(), self._host()

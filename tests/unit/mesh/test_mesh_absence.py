@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon_orchestrator.admission import SchemaSet, Values
 from antiphon_orchestrator.mesh.session import Session
-from antiphon_orchestrator.mesh.sessions import MeshSettings, Sessions
+from antiphon_orchestrator.mesh.sessions import Announcer, MeshSettings, Sessions
 from antiphon_orchestrator.mesh.tokens import AttemptTokens
 from antiphon_orchestrator.placement.fleet import Fleet
 from antiphon_orchestrator.policy import CedarPolicies
+from antiphon_orchestrator.store import StoreUnavailable
+
+from tests.harness import eventually
 
 SECOND = 1_000_000
+SLOW = "5" * 32
 
 
 def test_a_stall_ends_no_stream_and_loses_no_absent_sidecar() -> None:
@@ -31,3 +38,67 @@ def test_a_stall_ends_no_stream_and_loses_no_absent_sidecar() -> None:
         sessions._look_after(cast(Session, here), time)
         assert not here.ended
         assert sessions._absent["away"] - time == due - 1_000 * SECOND
+
+
+class SlowStore:
+    """What an attach asks of the registry, by a store that answers when it is let to, or not at all."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.verified = self
+
+    async def holds(self, namespace: str, description: object) -> bool:
+        self.asked.set()
+        return await self.answer
+
+
+async def test_a_sidecar_whose_hello_waits_for_a_slow_store_is_not_absent() -> None:
+    time = 1_000 * SECOND
+    lost: list[str] = []
+    nothing: Any = SimpleNamespace(bind=lambda host: None)
+    store: Any = SlowStore()
+    policy, tokens = CedarPolicies(), AttemptTokens(b"key")
+    fleet = Fleet(policy, SchemaSet(Values()))
+    sessions = Sessions(MeshSettings("r"), fleet, store, policy, nothing, tokens, nothing, nothing, lambda: time)
+    taken = SimpleNamespace(
+        index=0, timers_held=True, incarnations=lambda: {SLOW}, out=SimpleNamespace(holders=lambda incarnation: set())
+    )
+
+    def release(number: int) -> None:
+        taken.timers_held = False
+
+    host = SimpleNamespace(
+        shards=[taken],
+        shard=lambda number: taken,
+        release_timers=release,
+        put=lambda n, item: lost.append(item.incarnation),
+    )
+    sessions.bind(cast(Any, host))
+    sessions._took(0)
+    sessions._absent["gone"] = time
+    who = Announcer("demo", "s", "spiffe://d/ns/demo/sidecar/s", lambda agent: True, lambda capability: True)
+    hello = mesh.Hello(incarnation=SLOW, generation=1, protocol_version=1)
+    hello.agents.add(name="a", concurrency=1).capabilities.add(name="text.work", version="1.0")
+    opening = asyncio.create_task(sessions.open(who, hello))
+    await store.asked.wait()
+    running = asyncio.create_task(sessions.run())
+    try:
+        # Its grace is over, and the adoption window, too.
+        sessions._absent[SLOW] = sessions._adopting[0] = time
+        await eventually(lambda: lost == ["gone"])
+        sessions._absent["once more"] = time
+        await eventually(lambda: lost == ["gone", "once more"])
+        assert taken.timers_held
+        # The store does not answer at all: whoever dials again has the grace for it, and is lost only then.
+        store.answer.set_exception(StoreUnavailable("no answer in time"))
+        with pytest.raises(StoreUnavailable):
+            await opening
+        assert sessions._absent[SLOW] == time + 8 * SECOND
+        await eventually(lambda: not taken.timers_held)
+        assert SLOW not in lost
+        sessions._absent[SLOW] = time
+        await eventually(lambda: SLOW in lost)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
