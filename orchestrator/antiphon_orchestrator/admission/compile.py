@@ -40,6 +40,9 @@ DEFAULT_RETRY = (
 )
 
 
+TRAITS = ("idempotent", "pure")
+"""What admission may ask for that a capability is declared to be."""
+
 HEDGED_SHARE = 0.1
 """Second attempts, of a hundred tasks ten, that a hedge may make where it says nothing else."""
 
@@ -272,7 +275,8 @@ class _Compiler:
 
     def _check_several(self, path: str, task: GraphTask) -> None:
         """Quorum, hedge and cache: what each of them rules out."""
-        several = [name for name in ("quorum", "hedge") if task.HasField(name)]
+        hedged, cached = task.HasField("hedge"), task.HasField("cache")
+        several = ["quorum"] * task.HasField("quorum") + ["hedge"] * hedged
         shape = "for_each" if task.for_each else "until" if task.HasField("until") else ""
         for name in several:
             if shape:
@@ -290,18 +294,23 @@ class _Compiler:
             if task.HasField("compensate"):
                 message = "several agents did it, and would all have to be undone; let a task after it undo it"
                 self._mistake(f"{path}.compensate", Code.VALUE, message)
-            if task.HasField("cache"):
+            if cached:
                 message = "a result that is used again is no second answer; leave cache or quorum out"
                 self._mistake(f"{path}.cache", Code.VALUE, message)
-        for name, trait in (("hedge", "idempotent"), ("cache", "pure")):
-            if task.HasField(name):
-                self._check_trait(f"{path}.{name}", task.capability, name, trait)
-        if task.HasField("cache") and task.HasField("compensate"):
+        if hedged:
+            self._check_trait(f"{path}.hedge", task.capability, "hedge", "idempotent")
+        if cached:
+            self._check_trait(f"{path}.cache", task.capability, "cache", "pure")
+        if cached and task.HasField("compensate"):
             message = "is for pure capabilities, which leave nothing to undo; leave cache or compensate out"
             self._mistake(f"{path}.cache", Code.VALUE, message)
 
     def _check_trait(self, path: str, capability: str, name: str, trait: str) -> None:
         offered = self._offered
+        try:
+            Requirement.parse(capability)
+        except ValueError:
+            return  # a mistake of its own
         if offered is not None and offered(capability, "") and not offered(capability, trait):
             message = f"no agent that offers {capability} now declares it {trait}, and {name} needs that"
             self._mistake(path, Code.VALUE, message)

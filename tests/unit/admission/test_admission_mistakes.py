@@ -21,7 +21,7 @@ from antiphon.v1.graph_pb2 import (
     Until,
     Wait,
 )
-from antiphon_orchestrator.admission import Compiled, GraphInvalid, compile_graph
+from antiphon_orchestrator.admission import Compiled, GraphInvalid, Requirement, compile_graph
 from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure
 from google.protobuf.duration_pb2 import Duration
@@ -457,6 +457,11 @@ def test_a_hedge_and_a_cache_need_what_no_agent_declares_that_offers_the_capabil
         ("tasks[0].hedge", "no agent that offers x.y@1 now declares it idempotent, and hedge needs that"),
         ("tasks[1].cache", "no agent that offers x.y@1 now declares it pure, and cache needs that"),
     ]
+    unspelled = graph(
+        task("a", capability="no such thing @", hedge=HEDGE), task("b", wait=Wait(time=CACHE.ttl), cache=CACHE)
+    )
+    with pytest.raises(GraphInvalid):
+        compile_graph(unspelled, offered=lambda capability, trait: bool(Requirement.parse(capability)))
     # Where nobody offers it at all, whoever comes may declare it.
     assert len(compile_graph(asked, offered=lambda capability, trait: False).warnings) == 2
 
