@@ -77,18 +77,6 @@ export enum AttemptState {
   CANCELLED = 7,
 }
 
-/** ChildKind is how a run came to be beneath a task of another run. */
-export enum ChildKind {
-  /** UNSPECIFIED - It did not: a client submitted it. */
-  UNSPECIFIED = 0,
-  /** CALL - An attempt of the task called for it. */
-  CALL = 1,
-  /** GRAPH - The task's graph says so: GraphTask.graph. */
-  GRAPH = 2,
-  /** ANSWER - The agent answered the task with its graph. */
-  ANSWER = 3,
-}
-
 /** Run is one submitted piece of work. */
 export interface Run {
   /** Assigned by the server. */
@@ -135,10 +123,7 @@ export interface Run {
   eventSeq: number;
   /** Labels given at submission. */
   labels: { [key: string]: string };
-  /**
-   * The attempt that called for it, or answered with its graph; run/task/member/0 for a sub-run that a graph asks for.
-   * Empty for a run a client submitted.
-   */
+  /** The attempt that called for it; empty for a run a client submitted. */
   parentAttemptId: string;
   /** W3C traceparent it was submitted with, or a new one. */
   traceparent: string;
@@ -146,34 +131,12 @@ export interface Run {
   warnings: string[];
   /** What the expressions of its output read of shared context, as Task.reads. */
   outputReads: EntryReference[];
-  /**
-   * How it came to be beneath parent_attempt_id; unspecified for a run that a client submitted, and in lists of archived
-   * runs.
-   */
-  childKind: ChildKind;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
 export interface Run_LabelsEntry {
   key: string;
   value: string;
-  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
-}
-
-/** Child is a run beneath a task. */
-export interface Child {
-  /** The run. */
-  runId: string;
-  /** How it came to be. */
-  kind: ChildKind;
-  /** What it runs: the capability of a call, the graph with its version, or the name of what an agent answered. */
-  name: string;
-  /** Number of the attempt that called for it, or answered it; 0 when the graph says so. */
-  attempt: number;
-  /** The call, as CallRequest.call_id; empty for what is no call. */
-  callId: string;
-  /** When it began. */
-  beginTime: Date | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -208,12 +171,12 @@ export interface TaskTotals {
 export interface TaskKey {
   /** Id of the task in its graph; what undoes it is called ID.compensate. */
   taskId: string;
-  /** Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself. */
+  /** Member of a for_each, quorum or hedge, or iteration of a loop, counted from 1; 0 means the task itself. */
   member: number;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
-/** Task is one node of a run, or one member of a for_each, or one iteration of a loop. */
+/** Task is one node of a run, or one member of a for_each, quorum or hedge, or one iteration of a loop. */
 export interface Task {
   /** Which task. */
   key:
@@ -229,7 +192,10 @@ export interface Task {
   input:
     | Payload
     | undefined;
-  /** Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'. */
+  /**
+   * Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'. Of a quorum
+   * or hedge that of the member that was chosen.
+   */
   output:
     | Payload
     | undefined;
@@ -247,7 +213,7 @@ export interface Task {
   endTime:
     | Date
     | undefined;
-  /** Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown. */
+  /** Members of a for_each, quorum or hedge, or iterations of a loop so far; 0 otherwise, or while unknown. */
   memberCount: number;
   /** What of its payloads the reader does not get, for people; empty when all is there. */
   withheld: string;
@@ -255,12 +221,60 @@ export interface Task {
   reads: EntryReference[];
   /** Id of the task that it undoes; empty for what the graph itself names. */
   compensates: string;
-  /** The runs beneath it, the last 16, oldest first. */
-  children: Child[];
-  /** How many there are in all. */
-  childCount: number;
-  /** The graph it runs, as GraphTask.graph; empty for a task that asks for a capability, or waits. */
-  graph: string;
+  /** What its members answered, for a task with a quorum or a hedge; absent otherwise. */
+  agreement:
+    | Agreement
+    | undefined;
+  /** Where its output comes from when no attempt gave it, because the result of an earlier one was used again. */
+  reused: ReusedResult | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** Agreement is what is known of the members of a task that several agents were asked to do. */
+export interface Agreement {
+  /** Members that may be asked. */
+  of: number;
+  /** Answers that must agree; 1 for a hedge. */
+  agree: number;
+  /** The member whose answer is the task's output; 0 while there is none. */
+  chosen: number;
+  /** Answers that agree with each other, those with the most first. */
+  groups: AnswerGroup[];
+  /** Members that ended without an answer, cancelled ones not included. */
+  failed: number;
+  /** Members that were cancelled, most of them because the others had agreed. */
+  cancelled: number;
+  /**
+   * Time that agents had for members whose answers are not the task's output: what they worked, or, of attempts that were
+   * cancelled or lost, from the offer to the end.
+   */
+  spentDuration: Duration | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** AnswerGroup is a set of answers that agree. */
+export interface AnswerGroup {
+  /** Members that gave them, in the order in which they came: the first is the one that the others agree with. */
+  members: number[];
+  /** Why the first could not be compared with some earlier answer; empty when it could. */
+  reason: string;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** ReusedResult is a result that was used again. */
+export interface ReusedResult {
+  /** The attempt that gave it, of this run or another. */
+  originAttemptId: string;
+  /** When it was kept. */
+  keepTime:
+    | Date
+    | undefined;
+  /** The instance that would have got the task, and the policy decision that permitted it. */
+  decision:
+    | RoutingDecision
+    | undefined;
+  /** The policy decision that released the output. */
+  release: PolicyDecision | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -348,7 +362,8 @@ export interface Candidate {
 export interface Refusal {
   /**
    * The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
-   * fails too often).
+   * fails too often), not_pure or not_idempotent (where a cache or a hedge asks for that), taken (by another member of the
+   * same quorum or hedge).
    */
   reason: string;
   /** How many. */
@@ -397,7 +412,7 @@ export interface RunEvent {
   progress:
     | Progress
     | undefined;
-  /** Members of a for_each, once their number is known; iterations of a loop, when one begins. */
+  /** Members of a for_each, quorum or hedge, once their number is known; iterations of a loop, when one begins. */
   memberCount: number;
   /** Reason, where there is one. */
   reason: string;
@@ -409,10 +424,8 @@ export interface RunEvent {
   reads: EntryReference[];
   /** Name of the signal that came, where one came. */
   signal: string;
-  /** The run that began beneath the task, where one did. */
-  child:
-    | Child
-    | undefined;
+  /** The attempt whose result the task used again; empty otherwise. */
+  originAttemptId: string;
   /** A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0. */
   partial: PartialOutput | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
@@ -494,7 +507,6 @@ function createBaseRun(): Run {
     traceparent: "",
     warnings: [],
     outputReads: [],
-    childKind: 0,
     _unknownFields: {},
   };
 }
@@ -557,9 +569,6 @@ export const Run: MessageFns<Run> = {
     }
     for (const v of message.outputReads) {
       EntryReference.encode(v!, writer.uint32(154).fork()).join();
-    }
-    if (message.childKind !== 0) {
-      writer.uint32(160).int32(message.childKind);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -740,14 +749,6 @@ export const Run: MessageFns<Run> = {
             message.outputReads.push(EntryReference.decode(reader, reader.uint32()));
             continue;
           }
-          case 20: {
-            if (tag !== 160) {
-              break;
-            }
-
-            message.childKind = reader.int32() as any;
-            continue;
-          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -808,7 +809,6 @@ export const Run: MessageFns<Run> = {
     message.traceparent = object.traceparent ?? "";
     message.warnings = object.warnings?.map((e) => e) || [];
     message.outputReads = object.outputReads?.map((e) => EntryReference.fromPartial(e)) || [];
-    message.childKind = object.childKind ?? 0;
     return message;
   },
 };
@@ -892,137 +892,6 @@ export const Run_LabelsEntry: MessageFns<Run_LabelsEntry> = {
     const message = createBaseRun_LabelsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
-    return message;
-  },
-};
-
-function createBaseChild(): Child {
-  return { runId: "", kind: 0, name: "", attempt: 0, callId: "", beginTime: undefined, _unknownFields: {} };
-}
-
-export const Child: MessageFns<Child> = {
-  encode(message: Child, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.runId !== "") {
-      writer.uint32(10).string(message.runId);
-    }
-    if (message.kind !== 0) {
-      writer.uint32(16).int32(message.kind);
-    }
-    if (message.name !== "") {
-      writer.uint32(26).string(message.name);
-    }
-    if (message.attempt !== 0) {
-      writer.uint32(32).uint32(message.attempt);
-    }
-    if (message.callId !== "") {
-      writer.uint32(42).string(message.callId);
-    }
-    if (message.beginTime !== undefined) {
-      Timestamp.encode(toTimestamp(message.beginTime), writer.uint32(50).fork()).join();
-    }
-    if (message._unknownFields !== undefined) {
-      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
-        const tag = parseInt(key, 10);
-        for (const value of values) {
-          writer.uint32(tag).raw(value);
-        }
-      }
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): Child {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseChild();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 1: {
-            if (tag !== 10) {
-              break;
-            }
-
-            message.runId = reader.string();
-            continue;
-          }
-          case 2: {
-            if (tag !== 16) {
-              break;
-            }
-
-            message.kind = reader.int32() as any;
-            continue;
-          }
-          case 3: {
-            if (tag !== 26) {
-              break;
-            }
-
-            message.name = reader.string();
-            continue;
-          }
-          case 4: {
-            if (tag !== 32) {
-              break;
-            }
-
-            message.attempt = reader.uint32();
-            continue;
-          }
-          case 5: {
-            if (tag !== 42) {
-              break;
-            }
-
-            message.callId = reader.string();
-            continue;
-          }
-          case 6: {
-            if (tag !== 50) {
-              break;
-            }
-
-            message.beginTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        const buf = reader.skip(tag & 7);
-
-        const list = message._unknownFields![tag];
-
-        if (list === undefined) {
-          message._unknownFields![tag] = [buf];
-        } else {
-          list.push(buf);
-        }
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create(base?: DeepPartial<Child>): Child {
-    return Child.fromPartial(base ?? {});
-  },
-  fromPartial(object: DeepPartial<Child>): Child {
-    const message = createBaseChild();
-    message.runId = object.runId ?? "";
-    message.kind = object.kind ?? 0;
-    message.name = object.name ?? "";
-    message.attempt = object.attempt ?? 0;
-    message.callId = object.callId ?? "";
-    message.beginTime = object.beginTime ?? undefined;
     return message;
   },
 };
@@ -1330,9 +1199,8 @@ function createBaseTask(): Task {
     withheld: "",
     reads: [],
     compensates: "",
-    children: [],
-    childCount: 0,
-    graph: "",
+    agreement: undefined,
+    reused: undefined,
     _unknownFields: {},
   };
 }
@@ -1381,14 +1249,11 @@ export const Task: MessageFns<Task> = {
     if (message.compensates !== "") {
       writer.uint32(114).string(message.compensates);
     }
-    for (const v of message.children) {
-      Child.encode(v!, writer.uint32(162).fork()).join();
+    if (message.agreement !== undefined) {
+      Agreement.encode(message.agreement, writer.uint32(194).fork()).join();
     }
-    if (message.childCount !== 0) {
-      writer.uint32(168).uint32(message.childCount);
-    }
-    if (message.graph !== "") {
-      writer.uint32(178).string(message.graph);
+    if (message.reused !== undefined) {
+      ReusedResult.encode(message.reused, writer.uint32(202).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1526,28 +1391,20 @@ export const Task: MessageFns<Task> = {
             message.compensates = reader.string();
             continue;
           }
-          case 20: {
-            if (tag !== 162) {
+          case 24: {
+            if (tag !== 194) {
               break;
             }
 
-            message.children.push(Child.decode(reader, reader.uint32()));
+            message.agreement = Agreement.decode(reader, reader.uint32());
             continue;
           }
-          case 21: {
-            if (tag !== 168) {
+          case 25: {
+            if (tag !== 202) {
               break;
             }
 
-            message.childCount = reader.uint32();
-            continue;
-          }
-          case 22: {
-            if (tag !== 178) {
-              break;
-            }
-
-            message.graph = reader.string();
+            message.reused = ReusedResult.decode(reader, reader.uint32());
             continue;
           }
         }
@@ -1595,9 +1452,374 @@ export const Task: MessageFns<Task> = {
     message.withheld = object.withheld ?? "";
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
     message.compensates = object.compensates ?? "";
-    message.children = object.children?.map((e) => Child.fromPartial(e)) || [];
-    message.childCount = object.childCount ?? 0;
-    message.graph = object.graph ?? "";
+    message.agreement = (object.agreement !== undefined && object.agreement !== null)
+      ? Agreement.fromPartial(object.agreement)
+      : undefined;
+    message.reused = (object.reused !== undefined && object.reused !== null)
+      ? ReusedResult.fromPartial(object.reused)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseAgreement(): Agreement {
+  return {
+    of: 0,
+    agree: 0,
+    chosen: 0,
+    groups: [],
+    failed: 0,
+    cancelled: 0,
+    spentDuration: undefined,
+    _unknownFields: {},
+  };
+}
+
+export const Agreement: MessageFns<Agreement> = {
+  encode(message: Agreement, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.of !== 0) {
+      writer.uint32(8).uint32(message.of);
+    }
+    if (message.agree !== 0) {
+      writer.uint32(16).uint32(message.agree);
+    }
+    if (message.chosen !== 0) {
+      writer.uint32(24).uint32(message.chosen);
+    }
+    for (const v of message.groups) {
+      AnswerGroup.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.failed !== 0) {
+      writer.uint32(40).uint32(message.failed);
+    }
+    if (message.cancelled !== 0) {
+      writer.uint32(48).uint32(message.cancelled);
+    }
+    if (message.spentDuration !== undefined) {
+      Duration.encode(message.spentDuration, writer.uint32(58).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Agreement {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAgreement();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.of = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.agree = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.chosen = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.groups.push(AnswerGroup.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.failed = reader.uint32();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.cancelled = reader.uint32();
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.spentDuration = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Agreement>): Agreement {
+    return Agreement.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Agreement>): Agreement {
+    const message = createBaseAgreement();
+    message.of = object.of ?? 0;
+    message.agree = object.agree ?? 0;
+    message.chosen = object.chosen ?? 0;
+    message.groups = object.groups?.map((e) => AnswerGroup.fromPartial(e)) || [];
+    message.failed = object.failed ?? 0;
+    message.cancelled = object.cancelled ?? 0;
+    message.spentDuration = (object.spentDuration !== undefined && object.spentDuration !== null)
+      ? Duration.fromPartial(object.spentDuration)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseAnswerGroup(): AnswerGroup {
+  return { members: [], reason: "", _unknownFields: {} };
+}
+
+export const AnswerGroup: MessageFns<AnswerGroup> = {
+  encode(message: AnswerGroup, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.members.length !== 0) {
+      writer.uint32(10).fork();
+      for (const v of message.members) {
+        writer.uint32(v);
+      }
+      writer.join();
+    }
+    if (message.reason !== "") {
+      writer.uint32(18).string(message.reason);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AnswerGroup {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAnswerGroup();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag === 8) {
+              message.members.push(reader.uint32());
+
+              continue;
+            }
+
+            if (tag === 10) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.members.push(reader.uint32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.reason = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<AnswerGroup>): AnswerGroup {
+    return AnswerGroup.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<AnswerGroup>): AnswerGroup {
+    const message = createBaseAnswerGroup();
+    message.members = object.members?.map((e) => e) || [];
+    message.reason = object.reason ?? "";
+    return message;
+  },
+};
+
+function createBaseReusedResult(): ReusedResult {
+  return { originAttemptId: "", keepTime: undefined, decision: undefined, release: undefined, _unknownFields: {} };
+}
+
+export const ReusedResult: MessageFns<ReusedResult> = {
+  encode(message: ReusedResult, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.originAttemptId !== "") {
+      writer.uint32(10).string(message.originAttemptId);
+    }
+    if (message.keepTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.keepTime), writer.uint32(18).fork()).join();
+    }
+    if (message.decision !== undefined) {
+      RoutingDecision.encode(message.decision, writer.uint32(26).fork()).join();
+    }
+    if (message.release !== undefined) {
+      PolicyDecision.encode(message.release, writer.uint32(34).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReusedResult {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReusedResult();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.originAttemptId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.keepTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.decision = RoutingDecision.decode(reader, reader.uint32());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.release = PolicyDecision.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ReusedResult>): ReusedResult {
+    return ReusedResult.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ReusedResult>): ReusedResult {
+    const message = createBaseReusedResult();
+    message.originAttemptId = object.originAttemptId ?? "";
+    message.keepTime = object.keepTime ?? undefined;
+    message.decision = (object.decision !== undefined && object.decision !== null)
+      ? RoutingDecision.fromPartial(object.decision)
+      : undefined;
+    message.release = (object.release !== undefined && object.release !== null)
+      ? PolicyDecision.fromPartial(object.release)
+      : undefined;
     return message;
   },
 };
@@ -2398,7 +2620,7 @@ function createBaseRunEvent(): RunEvent {
     failure: undefined,
     reads: [],
     signal: "",
-    child: undefined,
+    originAttemptId: "",
     partial: undefined,
     _unknownFields: {},
   };
@@ -2442,8 +2664,8 @@ export const RunEvent: MessageFns<RunEvent> = {
     if (message.signal !== "") {
       writer.uint32(98).string(message.signal);
     }
-    if (message.child !== undefined) {
-      Child.encode(message.child, writer.uint32(162).fork()).join();
+    if (message.originAttemptId !== "") {
+      writer.uint32(194).string(message.originAttemptId);
     }
     if (message.partial !== undefined) {
       PartialOutput.encode(message.partial, writer.uint32(242).fork()).join();
@@ -2568,12 +2790,12 @@ export const RunEvent: MessageFns<RunEvent> = {
             message.signal = reader.string();
             continue;
           }
-          case 20: {
-            if (tag !== 162) {
+          case 24: {
+            if (tag !== 194) {
               break;
             }
 
-            message.child = Child.decode(reader, reader.uint32());
+            message.originAttemptId = reader.string();
             continue;
           }
           case 30: {
@@ -2627,7 +2849,7 @@ export const RunEvent: MessageFns<RunEvent> = {
       : undefined;
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
     message.signal = object.signal ?? "";
-    message.child = (object.child !== undefined && object.child !== null) ? Child.fromPartial(object.child) : undefined;
+    message.originAttemptId = object.originAttemptId ?? "";
     message.partial = (object.partial !== undefined && object.partial !== null)
       ? PartialOutput.fromPartial(object.partial)
       : undefined;
