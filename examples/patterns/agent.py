@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from antiphon import Agent, PermanentFailure
+from antiphon import Agent, Graph, PermanentFailure, Subgraph
 
 agent = Agent(os.environ.get("AGENT_NAME", "stepper"))
 
@@ -32,6 +32,15 @@ async def positive(number: int) -> int:
 async def fail(reason: str) -> Any:
     """Fails for the reason that it is given."""
     raise PermanentFailure(reason, "asked-for")
+
+
+@agent.capability("step.plan@1", effect="pure", idempotent=True)
+async def plan(texts: list[str]) -> Subgraph:
+    """Makes a step of each text, which it does not do itself."""
+    graph = Graph("steps")
+    for number, text in enumerate(texts, 1):
+        graph.task(f"step{number}", "step.do@1", input=text)
+    return Subgraph(graph)
 
 
 @agent.capability("step.lose@1", effect="write")

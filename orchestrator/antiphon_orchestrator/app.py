@@ -73,6 +73,7 @@ from .runs.listing import RunListing
 from .runs.reads import ContextReads
 from .runs.retention import Retention
 from .runs.room import StoreRoom
+from .runs.sub_runs import SubRuns
 from .runs.submit import Submissions
 from .shards.archiver import Archiver
 from .shards.clock import now
@@ -149,10 +150,12 @@ class Orchestrator:
         archiver = Archiver(archive)
         tokens = await AttemptTokens.load(store)
         archived = ArchivedRuns(archive, catalog)
-        calls = Calls(catalog, archived, tokens, now)
+        image = Image.load()
+        calls = Calls(catalog, archived, tokens, image.broken, now)
         context = SharedContext(store, policy, audit, blobs, config.context, clock)
         desk = ContextDesk(context, tokens)
         reads = ContextReads(context, clock, now)
+        sub_runs = SubRuns(catalog, fleet, policy, audit, schemas, clock, now)
         settings = MeshSettings(replica_id, reattach_grace=self._reattach_grace)
         sessions = Sessions(settings, fleet, registry, policy, audit, tokens, calls, desk, now)
         shards = await shard_count(store, config.shards, 1 if config.etcd is None else CLUSTER_SHARDS)
@@ -162,6 +165,7 @@ class Orchestrator:
             sessions,
             archiver,
             reads,
+            sub_runs,
             catalog.plan_of,
             replica_id=replica_id,
             shard_count=shards,
@@ -190,7 +194,7 @@ class Orchestrator:
         metrics.second_attempts_withheld.set_function(lambda: fleet.hedging.withheld)
         metrics.results_kept.set_function(lambda: len(fleet.results))
         metrics.results_reused.set_function(lambda: fleet.results.hits)
-        reads.answer = host.put
+        reads.answer = sub_runs.answer = host.put
         membership = Membership(store, replica_id, version("antiphon-server"), now())
         most = store.max_bytes or config.store_max_bytes
         room = StoreRoom(store, config.data, most, metrics, host.keep_short, host.promised)
@@ -207,7 +211,6 @@ class Orchestrator:
 
         steward = Steward(host, membership, cluster_changed)
         revocations = Revocations(store, clock)
-        image = Image.load()
         tracing = None
         if config.telemetry.tracing:
             tracing = Tracing(image, config.telemetry.tracing_endpoint)
@@ -309,6 +312,7 @@ class Orchestrator:
                 group.create_task(context.run(), name="context")
                 group.create_task(desk.run(), name="context requests")
                 group.create_task(reads.run(), name="context for expressions")
+                group.create_task(sub_runs.run(), name="graphs of sub-runs")
                 collector = PayloadCollector(store, archive, blobs, config.payload_grace, clock, metrics)
                 group.create_task(collector.run(), name="payload collection")
                 if config.archive_retention is not None:

@@ -96,6 +96,10 @@ const (
 	SignalsExhausted Reason = "SIGNALS_EXHAUSTED"
 	// TaskStateConflict: task {task_id} is {state}: {cause}.
 	TaskStateConflict Reason = "TASK_STATE_CONFLICT"
+	// CallRepeated: {name} is at work on the same input further up; that would go round for ever. Change the input, such as by a count of rounds.
+	CallRepeated Reason = "CALL_REPEATED"
+	// TooMuchBeneath: calls and sub-runs beneath one run have at most {limit} tasks in all.
+	TooMuchBeneath Reason = "TOO_MUCH_BENEATH"
 	// PolicyInvalid: the policies have {count} mistakes, and nothing is changed; see the field violations.
 	PolicyInvalid Reason = "POLICY_INVALID"
 	// PolicyEpochChanged: policy epoch {current} is in force, not {expected}; look at it with antiphon policy show, then try again.
@@ -179,6 +183,8 @@ var registry = map[Reason]reasonSpec{
 	SignalNotExpected:       {codes.Code(9), FixRequest},
 	SignalsExhausted:        {codes.Code(8), FixRequest},
 	TaskStateConflict:       {codes.Code(9), Reread},
+	CallRepeated:            {codes.Code(9), FixRequest},
+	TooMuchBeneath:          {codes.Code(8), FixRequest},
 	PolicyInvalid:           {codes.Code(3), FixRequest},
 	PolicyEpochChanged:      {codes.Code(10), Reread},
 	PolicyEpochNotFound:     {codes.Code(5), FixRequest},

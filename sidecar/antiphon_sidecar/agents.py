@@ -320,7 +320,7 @@ class _Session:
         for result in request.results:
             attempt = seat.running.get(result.attempt_id)
             if attempt is not None and attempt.reads is not None and not result.HasField("failure"):
-                inherit(attempt, result.output)
+                inherit(attempt, result.subgraph.input if result.HasField("subgraph") else result.output)
             size = checked_result(result, limit)
             inflight.ended(seat, result.attempt_id, result, size, now)
         for update in request.progress:

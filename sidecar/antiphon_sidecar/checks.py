@@ -15,6 +15,7 @@ from antiphon.partials import JSON_BYTES, TEXT_LENGTH
 from antiphon.v1 import agent_service_pb2, capability_pb2, failure_pb2, payload_pb2, registry_pb2, run_pb2
 
 INLINE_LIMIT = 65_536
+GRAPH_LIMIT = 262_144
 _LARGEST_DESCRIPTION = 2 << 20  # so that it fits a message with something to spare
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _CAPABILITY = re.compile(r"[a-z][a-z0-9_-]{0,62}(\.[a-z0-9_-]{1,63}){0,7}")
@@ -216,6 +217,14 @@ def failed(
     return failure_pb2.Failure(kind=kind, message=message[:4_096], code=code, retryable=retryable)
 
 
+def _size_of_graph(given: agent_service_pb2.Subgraph, limit: int) -> int:
+    """About how many bytes an answer is that is a graph; what is wrong inside of it the orchestrator says."""
+    size = given.graph.ByteSize()
+    if size > GRAPH_LIMIT:
+        raise UnfitPayload("graph", f"the graph has {size} bytes; at most {GRAPH_LIMIT} fit")
+    return size + size_of(given.input, limit)
+
+
 def checked_result(result: agent_service_pb2.Result, limit: int) -> int:
     """Bring a result within the contract, in place; its size in bytes. A value that does not fit becomes a failure."""
     kind = result.WhichOneof("outcome")
@@ -224,6 +233,8 @@ def checked_result(result: agent_service_pb2.Result, limit: int) -> int:
     if kind is None:
         return 0
     try:
+        if kind == "subgraph":
+            return _size_of_graph(result.subgraph, limit)
         return size_of(result.output, limit)
     except UnfitPayload as error:
         result.failure.CopyFrom(

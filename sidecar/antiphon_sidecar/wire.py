@@ -157,6 +157,10 @@ def _fill(report: mesh.Report, attempt: Attempt) -> None:
         result = attempt.result
         if result.HasField("failure"):
             report.failure.CopyFrom(result.failure)
+        elif result.HasField("subgraph"):
+            report.subgraph.graph = result.subgraph.graph.SerializeToString()
+            if result.subgraph.HasField("input"):
+                report.subgraph.input.CopyFrom(result.subgraph.input)
         else:
             report.output.CopyFrom(result.output)
             report.output.SetInParent()  # no outcome means success with null

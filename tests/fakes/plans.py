@@ -13,6 +13,7 @@ from antiphon_orchestrator.engine.events import RunSubmitted
 from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.plan import (
     EvaluationFailed,
+    GraphPlan,
     HedgePlan,
     OnFailure,
     Plan,
@@ -42,7 +43,7 @@ class Node:
     of the namespace's shared context; the input is then what was found under the first. `wait`: microseconds, negative
     for a moment that the evaluator gives, or the name of a signal. A loop is done after `iterations`.
     Answers of a quorum agree when they are equal, or all of them with `alike`. `undone`: something undoes it; it is
-    `broken` at "undo" when that has no input."""
+    `broken` at "undo" when that has no input. `graph`: NAME@VERSION it runs."""
 
     needs: tuple[int, ...] = ()
     join: int | None = None
@@ -62,6 +63,7 @@ class Node:
     most_iterations: int = 0
     undone: bool = False
     at_most_once: bool = False
+    graph: str = ""
     agree: int = 0
     of: int = 0
     apart: str = "agent"
@@ -168,6 +170,7 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             wait=_wait(node.wait),
             most_iterations=node.most_iterations,
             at_most_once=node.at_most_once,
+            graph=GraphPlan(*node.graph.partition("@")[::2]) if node.graph else None,
             agree=node.agree,
             of=node.of,
             apart=node.apart if node.agree else "",
@@ -192,6 +195,7 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             reads=(),
             most_iterations=0,
             at_most_once=False,
+            graph=None,
             compensates=index,
             agree=0,
             of=0,

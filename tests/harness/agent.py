@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from antiphon import Agent, CallFailed, Payload, PermanentFailure, TaskContext, TransientFailure
+from antiphon import Agent, CallFailed, Graph, Payload, PermanentFailure, Subgraph, TaskContext, TransientFailure
 from antiphon.v1.payload_pb2 import Label
 
 from tests.harness.journal import Entry, Journal
@@ -206,11 +206,20 @@ async def call(how: dict[str, Any], ctx: TaskContext) -> Any:
 
 @offers("work.recurse")
 async def recurse(depth: int, ctx: TaskContext) -> Any:
-    """Calls itself for ever; answers how deep it came."""
+    """Calls itself for ever, below zero with the same input; answers how deep it came."""
     try:
-        return await ctx.call(f"work.recurse@{version}", depth + 1)
+        return await ctx.call(f"work.recurse@{version}", depth + (depth >= 0))
     except CallFailed as error:
         return {"depth": depth, "code": error.failure.code}
+
+
+@offers("work.plan")
+async def plan(steps: list[dict[str, Any]], ctx: TaskContext) -> Any:
+    """Takes its task apart: answers with a graph of these steps (id, capability, input, needs)."""
+    graph = Graph("steps")
+    for step in steps:
+        graph.task(step["id"], step["capability"], input=step.get("input"), needs=step.get("needs", ()))
+    return Subgraph(graph, {"by": ctx.attempt_id})
 
 
 if __name__ == "__main__":

@@ -73,6 +73,20 @@ async def test_calls_that_nest_without_end_are_refused(client: Client) -> None:
     assert output_of(run)["t"] == {"depth": 17, "code": "CALL_TOO_DEEP"}  # 16 attempts above it, and no more
 
 
+async def test_a_call_that_goes_round_with_the_same_input_is_refused_at_once(client: Client) -> None:
+    run = await client.submit(one_task("work.recurse@1", -1), wait=True)
+    assert output_of(run)["t"] == {"depth": -1, "code": "CALL_REPEATED"}
+    task = await client.get_task(run.run_id, "t")
+    assert not task.children, "it was not begun"
+
+
+async def test_calls_are_in_the_record_of_their_task(client: Client) -> None:
+    run = await client.submit(one_task("work.call@1", {"capability": "work.who@1", "call_id": "mine"}), wait=True)
+    task = await client.get_task(run.run_id, "t")
+    assert [(child.name, child.call_id, child.attempt) for child in task.children] == [("work.who@1", "mine", 1)]
+    assert output_of(run)["t"]["attempt_id"].startswith(task.children[0].run_id)
+
+
 async def test_a_call_to_nobody_ends_with_its_timeout_and_the_caller_is_told(client: Client) -> None:
     run = await client.submit(one_task("work.call@1", {"capability": "work.unheard@1", "timeout": 0.3}), wait=True)
     assert "deadline" in output_of(run)["t"]["failed"]

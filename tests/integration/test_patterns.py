@@ -77,6 +77,9 @@ PATTERNS = {
     "cancel_region": Pattern(
         {"inside": "CANCELLED", "outside": "outside"}, steps=(("gate", "WAITING", "cancel", True),)
     ),
+    "sub_run": Pattern("below they said one two"),
+    "recursion": Pattern(10, {"n": 4}),
+    "dynamic_decomposition": Pattern({"all": {"step1": "a", "step2": "b"}, "first": "a"}, {"texts": ["a", "b"]}),
     "at_most_once": Pattern("it was done", steps=(("transfer", "ESCALATED", "resolve", "it was done"),)),
 }
 
@@ -118,7 +121,13 @@ async def play(client: Client, name: str, pattern: Pattern) -> run_pb2.Run:
     return await client.wait(run_id)
 
 
+REGISTERED = ("sequence", "recursion")
+"""Graphs that others run by their names."""
+
+
 async def test_every_pattern_does_what_it_is_there_for(client: Client) -> None:
+    for name in REGISTERED:
+        await client.register_graph(load_graph(FOLDER / f"{name}.yaml").graph)
     runs = await asyncio.gather(*(play(client, name, pattern) for name, pattern in PATTERNS.items()))
     for (name, pattern), run in zip(PATTERNS.items(), runs, strict=True):
         if pattern.output is None:

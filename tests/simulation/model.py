@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from antiphon.store.v1 import journal_pb2
@@ -171,6 +171,21 @@ class Archiving:
         self.waiting.append((shard, run, run.state, first_seq, list(records)))
 
 
+class Graphs:
+    """What waits to be looked up among the registered graphs; implements shards.turn.Graphs."""
+
+    def __init__(self) -> None:
+        self.opening: deque[tuple[int, Run, Task]] = deque()
+
+    def open(self, shard: int, run: Run, task: Task) -> None:
+        self.opening.append((shard, run, task))
+
+    def admit(
+        self, parent: RunSubmitted, graph: str, input_schema: str, payload: bytes, priority: int
+    ) -> tuple[bytes, Any] | Failure:
+        return payload, None
+
+
 class Replica:
     """One process of an orchestrator. Implements shards.turn.Outbox."""
 
@@ -185,6 +200,7 @@ class Replica:
         self.fleet = Fleet(POLICY, SchemaSet(Values()))
         self.fleet.deliver = self._deliver
         self.archiver = Archiving()
+        self.graphs = Graphs()
         self.seats: dict[int, Seat] = {}
         self.sessions: dict[str, Session] = {}
         self.absent: dict[str, int] = {}
@@ -206,7 +222,7 @@ class Replica:
     def take(self, n: int) -> None:
         """Becomes the owner, whoever was."""
         disk, moment = self.disk, self.wall()
-        seat = Seat(Shard(n, self.fleet, self, self.archiver, self, self.rng.random))
+        seat = Seat(Shard(n, self.fleet, self, self.archiver, self, self.graphs, self.rng.random))
         shard = seat.shard
         shard.epoch = disk.take(n, self.number)
         shard.timers_held = True
@@ -240,6 +256,18 @@ class Replica:
 
     def read(self, shard: int, run: Run, tasks: Sequence[int]) -> None:
         self.reading.append((shard, run, tasks))
+
+    def look_up(self) -> bool:
+        """Answers one that is to run another graph."""
+        if not self.graphs.opening:
+            return False
+        shard, run, task = self.graphs.opening.popleft()
+        assert task.plan.graph is not None
+        name = task.plan.graph.name
+        plan = replace(self.plans[name], name=name)
+        run_id = f"r{shard:04x}{self.rng.getrandbits(48):012x}"
+        self.put(shard, i.Opened(run.run_id, task.plan.index, task.member, run_id, plan, ""))
+        return True
 
     def find(self) -> bool:
         """Answers one that reads; whoever asks next finds something else."""

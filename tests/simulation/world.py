@@ -37,6 +37,7 @@ PLANS = {
         Node((0,), reads=("b",)),
         output_reads="a",
     ),
+    "above": plan(Node(graph="chain@1"), Node((0,), members=2, graph="wide@1", deadline=90 * SECOND), Node((1,))),
     "several": plan(
         Node(agree=2, of=3, apart="instance", alike=True, retry=(AGAIN,)),
         Node((0,), agree=1, of=2, apart="instance", hedge=HedgePlan(SECOND, 0.5, 0.5), retry=(AGAIN,)),
@@ -95,6 +96,7 @@ class World:
             (self.archive, 2),
             (self.forget, 4),
             (self.find, 6),
+            (self.look_up, 6),
             (self.absences, 4),
             (self.pass_time, 10),
             (self.submit, 6),
@@ -206,6 +208,9 @@ class World:
 
     def find(self) -> bool:
         return self.rng.choice(self.replicas).find()
+
+    def look_up(self) -> bool:
+        return self.rng.choice(self.replicas).look_up()
 
     def absences(self) -> bool:
         return self.rng.choice(self.replicas).look_at_absences()
@@ -380,7 +385,7 @@ class World:
             moved |= sidecar.work(self.seconds(), healthy=True)
             moved |= sidecar.send()
         for replica in self.replicas:
-            moved |= replica.archive(100) | replica.find()
+            moved |= replica.archive(100) | replica.find() | replica.look_up()
             moved |= replica.look_at_absences()
         return moved
 
@@ -411,7 +416,8 @@ class World:
             assert len(found) == 1, f"{request_id} became more than one run"
         everything = [run_id for found in run_ids.values() for run_id in found]
         assert len(everything) == len(set(everything))
-        assert set(disk.ended) == set(everything), "a run exists that nobody asked for, or one was lost"
+        beneath = [child for run_id in everything for child in self._judge_beneath(run_id)]
+        assert sorted(disk.ended) == sorted(everything + beneath), "a run exists that nobody asked for, or one was lost"
         for request_id, seen in history.replies.items():
             for run_id, state in seen:
                 assert state in ("RUNNING", "ARCHIVED", disk.ended[run_id]), f"{request_id} was told another end"
@@ -422,6 +428,21 @@ class World:
                 assert disk.archive[run_id][seq] == raw, "a watcher saw what is not on record"
         for instance in [instance for replica in self.replicas for instance in replica.fleet.instances()]:
             assert instance.in_use == 0, f"{instance.instance_id} has {instance.in_use} slots that nobody uses"
+
+    def _judge_beneath(self, run_id: str) -> list[str]:
+        """The runs beneath a run; what they ended with is what their tasks did."""
+        events = self.disk.archive[run_id]
+        records = [journal_pb2.Record.FromString(events[seq]) for seq in sorted(events)]
+        begun = {record.child_begun.run_id: record.child_begun for record in records if record.HasField("child_begun")}
+        done = {
+            (record.task_completed.task, record.task_completed.member)
+            for record in records
+            if record.HasField("task_completed")
+        }
+        for child, how in begun.items():
+            ended, task = self.disk.ended[child], (how.task, how.member)
+            assert task not in done or ended == "SUCCEEDED", f"{child} has {ended}, and its task has succeeded"
+        return list(begun)
 
     def _judge_run(self, run_id: str, events: dict[int, bytes]) -> None:
         assert sorted(events) == list(range(1, len(events) + 1)), "the record of a run has a hole"

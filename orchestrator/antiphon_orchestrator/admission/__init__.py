@@ -7,6 +7,7 @@ shares its memory of parsed payloads, `Values`, with the evaluators. Nothing her
 """
 
 from .compile import TRAITS, Compiled, compile_graph
+from .inheriting import Inheriting
 from .mistakes import Code, GraphInvalid, Mistake
 from .schemas import Reduced, SchemaInvalid, SchemaSet, SchemaViolation, difference
 from .values import Unusable, Values
@@ -17,6 +18,7 @@ __all__ = [
     "Code",
     "Compiled",
     "GraphInvalid",
+    "Inheriting",
     "Mistake",
     "Reduced",
     "Requirement",

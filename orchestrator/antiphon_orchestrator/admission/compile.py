@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from ..engine.escalation import DOUBTFUL
 from ..engine.failure import FailureKind
-from ..engine.plan import HedgePlan, OnFailure, Plan, Read, RetryRule, TaskPlan, WaitPlan
+from ..engine.plan import GraphPlan, HedgePlan, OnFailure, Plan, Read, RetryRule, TaskPlan, WaitPlan
 from .evaluator import GraphEvaluator, TaskExpressions
 from .expression import Expression, ExpressionInvalid, Problem
 from .mapping import Mapping, MappingInvalid
@@ -67,12 +67,15 @@ _OF_CALLS = frozenset(
         "constraints",
         "compensate",
         "at_most_once",
+        "graph",
         "quorum",
         "hedge",
         "cache",
     }
 )
 """Fields of a task that mean nothing where no agent works on it."""
+_OF_AGENTS = frozenset({"retry", "timeout", "constraints", "at_most_once", "quorum", "hedge", "cache"})
+"""Those that mean nothing where a graph runs, whose own tasks have them."""
 _MOMENTS = "TIMESTAMP DURATION STRING"
 _MOMENT = "a moment is a timestamp, or a duration from when the task begins to wait"
 
@@ -239,8 +242,17 @@ class _Compiler:
         if task.HasField("wait"):
             for name in (field.name for field, _ in task.ListFields() if field.name in _OF_CALLS):
                 self._mistake(f"{path}.{name}", Code.VALUE, f"a task that waits has no {name}")
+        elif task.graph:
+            if task.capability:
+                self._mistake(
+                    f"{path}.graph", Code.VALUE, "a task asks for a capability or runs a graph; make two of it"
+                )
+            for name in (field.name for field, _ in task.ListFields() if field.name in _OF_AGENTS):
+                message = f"a task that runs a graph has no {name}; the tasks of that graph have"
+                self._mistake(f"{path}.{name}", Code.VALUE, message)
         elif not task.capability:
-            self._mistake(f"{path}.capability", Code.VALUE, "is missing; a task asks for a capability, or waits")
+            message = "is missing; a task asks for a capability, runs a graph, or waits"
+            self._mistake(f"{path}.capability", Code.VALUE, message)
         else:
             self._check_capability(f"{path}.capability", task.capability)
         if task.HasField("until") and task.for_each:
@@ -442,6 +454,7 @@ class _Compiler:
                 wait=_wait(task),
                 most_iterations=task.until.max_iterations,
                 at_most_once=task.at_most_once,
+                graph=GraphPlan(*task.graph.partition("@")[::2]) if task.graph else None,
                 agree=task.quorum.agree or int(task.HasField("hedge")),
                 of=task.quorum.of or 2 * task.HasField("hedge"),
                 apart="agent" if _by_agent(task) else "instance",

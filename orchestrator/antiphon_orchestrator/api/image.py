@@ -59,6 +59,7 @@ class Image:
         pool = descriptor_pool.DescriptorPool()
         for file in files.file:
             pool.Add(file)
+        self._pool = pool
         self._validator = protovalidate.Validator()
         shapes = _shapes(pool)
         self.methods: Mapping[str, Method] = MappingProxyType(
@@ -90,6 +91,12 @@ class Image:
         if found:
             raise request_invalid([_violation(item.proto) for item in found])
         return message
+
+    def broken(self, message: Message) -> list[Violation]:
+        """Every rule that a message of ours breaks which has not come in a call of its own."""
+        known = message_factory.GetMessageClass(self._pool.FindMessageTypeByName(message.DESCRIPTOR.full_name))
+        found = self._validator.collect_violations(known.FromString(message.SerializeToString()))
+        return [_violation(item.proto) for item in found]
 
 
 def undecodable() -> ApiError:

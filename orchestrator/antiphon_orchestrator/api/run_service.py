@@ -296,7 +296,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 dependencies=views.dependencies(run, task),
                 attempts=[views.attempt_message(run, task, a) for a in task.attempts[-ATTEMPTS_EXPLAINED:]],
             )
-            if task.state.name == "READY":
+            if task.state.name == "READY" and task.plan.graph is None:
                 key = (run.run_id, task.plan.index, task.member)
                 response.pending.CopyFrom(self._fleet.explain(self._host.need(run, task), key))
             return response

@@ -458,7 +458,10 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
             return [] if wait.signal else [TaskCompleted(task.plan.index, 0, b"")]
         return [TaskReady(task.plan.index, task.member, b"")]
     if task.state is TaskState.READY and now >= schedule_deadline(run, task):
-        message = f"no agent took {task.plan.capability} within {task.plan.schedule_timeout / 1e6:g} s"
+        within = f"within {task.plan.schedule_timeout / 1e6:g} s"
+        message = f"no agent took {task.plan.capability} {within}"
+        if task.plan.graph is not None:
+            message = f"the graph {task.plan.graph} could not be loaded {within}"
         return fail_task(task, Failure(FailureKind.NO_AGENT, message, retryable=False))
     return []
 

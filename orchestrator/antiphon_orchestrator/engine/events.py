@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from .failure import Failure
-from .states import AttemptState, RunState, TaskState
+from .states import AttemptState, ChildKind, RunState, TaskState
 
 
 @dataclass(slots=True)
 class RunSubmitted:
-    """A run was admitted. `graph` is the inline graph's message, None for a registered one."""
+    """A run was admitted. `graph` is the inline graph's message, None for a registered one. `chain`: what each of the
+    attempts above it works on, as digests of name and input, in the order of `delegation`."""
 
     namespace: str
     principal: str
@@ -35,6 +36,8 @@ class RunSubmitted:
     warnings: tuple[str, ...] = ()
     parent_attempt_id: str = ""
     delegation: tuple[str, ...] = ()
+    child_kind: ChildKind = ChildKind.NONE
+    chain: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)
@@ -174,13 +177,16 @@ class TaskEnded:
 @dataclass(slots=True)
 class TaskCompleted:
     """A success with an output that no attempt gave. `signal` is the place, from 1, among those of the run of the one
-    that it waited for; 0 when it waited for none. `principal` is the person who gave the output, if one did."""
+    that it waited for; 0 when it waited for none. `principal` is the person who gave the output, if one did. `policy`
+    and `released` are as in AttemptEnded, of what the graph of an agent gave."""
 
     task: int
     member: int
     output: bytes
     signal: int = 0
     principal: str = ""
+    policy: bytes = b""
+    released: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -323,6 +329,30 @@ class TaskEscalated:
 
 
 @dataclass(slots=True)
+class ChildBegun:
+    """A run began beneath a task, which waits for it unless it is a call. `name`: the capability of a call, else the
+    graph. `number`: the attempt that called for it, or that has answered with it, and so has ended after `busy`
+    microseconds; 0 when the graph says so. `tasks`: those of its graph."""
+
+    task: int
+    member: int
+    run_id: str
+    kind: ChildKind
+    name: str
+    number: int
+    call_id: str
+    tasks: int
+    busy: int = 0
+
+
+@dataclass(slots=True)
+class RunGrown:
+    """Runs with so many tasks began further below."""
+
+    tasks: int
+
+
+@dataclass(slots=True)
 class TaskQuarantined:
     """A task that took with it whoever worked on it waits for a person."""
 
@@ -368,6 +398,8 @@ Event: TypeAlias = (
     | TaskCancelRequested
     | TaskReopened
     | TaskEscalated
+    | ChildBegun
+    | RunGrown
     | TaskQuarantined
     | RunUnwinding
     | RunEnded

@@ -46,6 +46,16 @@ class WaitPlan:
     signal: str
 
 
+class GraphPlan(NamedTuple):
+    """A registered graph that a task runs; with an empty version the newest when the task begins."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}" if self.version else self.name
+
+
 @dataclass(frozen=True, slots=True)
 class HedgePlan:
     """When a second agent is asked; see antiphon.v1.Hedge. `delay` in microseconds; `quantile` 0: the delay alone."""
@@ -70,6 +80,7 @@ class TaskPlan:
     path from a root, for display and fair ordering. `reads` is what its expressions refer to in shared context. `wait`
     is set for a task that no agent works on. A loop is a `fan_out` with `most_iterations`, whose members come one after
     the other. `compensation` is the index of what undoes the task, `compensates`, there, that of the task; or else -1.
+    `graph` is set for a task that runs another graph.
     A quorum and a hedge are a `fan_out` with `agree` set: so many of at most `of` members, which have the same input,
     must agree, 1 for a hedge; no two of them are with the same agent, or instance, as `apart` says. `cache_ttl`:
     microseconds for which a result is used again, 0 for never.
@@ -99,6 +110,7 @@ class TaskPlan:
     at_most_once: bool = False
     compensation: int = -1
     compensates: int = -1
+    graph: GraphPlan | None = None
     agree: int = 0
     of: int = 0
     apart: str = ""

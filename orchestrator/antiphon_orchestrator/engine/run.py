@@ -11,7 +11,6 @@ settled join stays settled, so the cost of a run is linear in its tasks and edge
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from .events import (
@@ -21,13 +20,13 @@ from .events import (
     AttemptOffered,
     AttemptStarted,
     CancelRequested,
+    ChildBegun,
     ContextRead,
     Event,
     Found,
-    Placement,
     ResultReused,
-    Reused,
     RunEnded,
+    RunGrown,
     RunPaused,
     RunResumed,
     RunSubmitted,
@@ -45,144 +44,24 @@ from .events import (
     TaskWaiting,
 )
 from .failure import Failure, FailureKind
-from .plan import OnFailure, Plan, TaskPlan
+from .plan import OnFailure, Plan
 from .states import (
-    ATTEMPT_LIVE,
     ATTEMPT_TRANSITIONS,
     RUN_TRANSITIONS,
     TASK_ASKS,
-    TASK_ENDED,
     TASK_TRANSITIONS,
     AttemptState,
+    ChildKind,
     IllegalTransition,
     RunState,
     TaskState,
     TaskTrigger,
 )
+from .task import Attempt as Attempt
+from .task import Child as Child
+from .task import Signal as Signal
+from .task import Task as Task
 from .view import ReleasedView, RunView
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One try. `stale` is set once a late outcome of it has been recorded."""
-
-    number: int
-    placement: Placement
-    epoch: int
-    offer_time: int
-    state: AttemptState
-    failure: Failure | None
-    end_time: int
-    busy: int
-    policy: bytes
-    stale: bool
-
-    def __init__(
-        self,
-        number: int,
-        placement: Placement,
-        epoch: int,
-        offer_time: int,
-        state: AttemptState = AttemptState.OFFERED,
-    ) -> None:
-        self.number = number
-        self.placement = placement
-        self.epoch = epoch
-        self.offer_time = offer_time
-        self.state = state
-        self.failure = None
-        self.end_time = 0
-        self.busy = 0
-        self.policy = b""
-        self.stale = False
-
-    @property
-    def instance(self) -> str:
-        """SIDECAR/INCARNATION/AGENT it is out to, or was."""
-        return self.placement.instance
-
-
-@dataclass(slots=True)
-class Task:
-    """One node of a run, or one member of a fan-out (`member` from 1; 0 for the node itself).
-
-    `released` is the output as the run's principal may have it, None when that is all of it. `found` is what its
-    expressions see of shared context, None until that was read.
-    A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended.
-    `cancel_reason` is set, for a node, while it is to be cancelled and has not ended. `answer`: of a member of a quorum
-    the first member that its output agrees with, 0 until it was compared; of a quorum or hedge itself the member whose
-    output is its own. `reused`: where the output comes from when no attempt of the task gave it.
-    """
-
-    plan: TaskPlan
-    member: int
-    state: TaskState
-    input: bytes
-    output: bytes | None
-    released: bytes | None
-    failure: Failure | None
-    reason: str
-    ready_time: int
-    end_time: int
-    wait_until: int
-    needs_done: int
-    needs_ended: int
-    member_count: int
-    members_open: int
-    members: list[Task]
-    attempts: list[Attempt]
-    found: tuple[Found, ...] | None
-    cancel_reason: str
-    answer: int
-    reused: Reused | None
-
-    def __init__(self, plan: TaskPlan, member: int = 0, input: bytes = b"", ready_time: int = 0) -> None:
-        self.plan = plan
-        self.member = member
-        self.state = TaskState.PENDING
-        self.input = input
-        self.output = None
-        self.released = None
-        self.failure = None
-        self.reason = ""
-        self.ready_time = ready_time
-        self.end_time = 0
-        self.wait_until = 0
-        self.needs_done = 0
-        self.needs_ended = 0
-        self.member_count = -1
-        self.members_open = 0
-        self.members = []
-        self.attempts = []
-        self.found = None
-        self.cancel_reason = ""
-        self.answer = 0
-        self.reused = None
-
-    @property
-    def live(self) -> Attempt | None:
-        """The attempt that is out, if one is: the last one, because a task never has two."""
-        if self.attempts and self.attempts[-1].state in ATTEMPT_LIVE:
-            return self.attempts[-1]
-        return None
-
-    @property
-    def ended(self) -> bool:
-        return self.state in TASK_ENDED
-
-    def counts_as_done(self) -> bool:
-        """Whether dependents see this need as done."""
-        return self.state is TaskState.SUCCEEDED or (
-            self.state is TaskState.FAILED and self.plan.on_failure is OnFailure.CONTINUE
-        )
-
-
-@dataclass(slots=True)
-class Signal:
-    """A signal that a run was sent. `task` is the index of the task it ended, -1 while it is kept."""
-
-    received: SignalReceived
-    task: int = -1
 
 
 class Run:
@@ -192,6 +71,7 @@ class Run:
     expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order.
     `paused`: since somebody holds it; `resume_time`: when it was last let go on. `completed`: tasks that can be undone,
     in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason.
+    `grown`: tasks of all the runs beneath it, as far as this one counts them.
     `passed`: of a fan-out whose members are cancelled, how many from the first on have ended; else it has no entry."""
 
     __slots__ = (
@@ -204,6 +84,7 @@ class Run:
         "first_failure",
         "found",
         "frontier",
+        "grown",
         "output",
         "passed",
         "paused",
@@ -241,6 +122,7 @@ class Run:
         self.signals: tuple[Signal, ...] = ()
         self.paused: RunPaused | None = None
         self.resume_time = 0
+        self.grown = 0
         self.passed: dict[int, int] | None = None
 
     def view(self, task: Task) -> RunView:
@@ -466,6 +348,11 @@ def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
     task = run.task(event.task, event.member)
     _move(task, TaskTrigger.SUCCEEDED)
     task.output = event.output
+    if event.released is not None:
+        task.released = event.released
+        run.redacted = True
+    if event.policy:
+        task.attempts[-1].policy = event.policy
     task.reason = f"its output was given by {event.principal}" if event.principal else ""
     task.failure = None
     task.wait_until = 0
@@ -495,6 +382,25 @@ def _ask(task: Task, failure: Failure, now: int) -> None:
     task.failure = failure
     task.end_time = now
     task.wait_until = 0
+
+
+def _child_begun(run: Run, event: ChildBegun, now: int) -> None:
+    task = run.task(event.task, event.member)
+    if event.kind is not ChildKind.CALL:
+        _move(task, TaskTrigger.DELEGATED)
+    if event.kind is ChildKind.ANSWER:
+        attempt = task.attempts[event.number - 1]
+        _move_attempt(attempt, AttemptState.SUCCEEDED)
+        attempt.end_time = now
+        attempt.busy = event.busy
+    if task.children is None:
+        task.children = []
+    task.children.append(Child(event, now))
+    run.grown += event.tasks
+
+
+def _run_grown(run: Run, event: RunGrown, now: int) -> None:
+    run.grown += event.tasks
 
 
 def _run_unwinding(run: Run, event: RunUnwinding, now: int) -> None:
@@ -683,6 +589,8 @@ _APPLY: dict[type[Any], Any] = {
     TaskCancelRequested: _task_cancel_requested,
     TaskReopened: _task_reopened,
     TaskEscalated: _task_escalated,
+    ChildBegun: _child_begun,
+    RunGrown: _run_grown,
     TaskQuarantined: _task_quarantined,
     RunUnwinding: _run_unwinding,
     RunEnded: _run_ended,

@@ -39,6 +39,16 @@ class AttemptState(IntEnum):
     CANCELLED = 7
 
 
+class ChildKind(IntEnum):
+    """How a run came to be beneath a task: an attempt called for it, the graph says so, or an agent answered with its
+    graph. 0 for a run that a client submitted."""
+
+    NONE = 0
+    CALL = 1
+    GRAPH = 2
+    ANSWER = 3
+
+
 class TaskTrigger(IntEnum):
     """What may happen to a task. An IntEnum only because its hash is C's; the numbers mean nothing."""
 
@@ -57,6 +67,7 @@ class TaskTrigger(IntEnum):
     TAKEN_UP = auto()
     CONTINUED = auto()
     ESCALATED = auto()
+    DELEGATED = auto()
     QUARANTINED = auto()
 
 
@@ -78,6 +89,8 @@ TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
         _T.RUNNING,
         _G.EXPANDED,
     ): _T.RUNNING,  # the next chunk of a large fan-out, iteration of a loop, member of a hedge
+    (_T.READY, _G.DELEGATED): _T.RUNNING,  # a run beneath it is what runs
+    (_T.RUNNING, _G.DELEGATED): _T.RUNNING,  # the agent has answered with a graph
     (_T.RUNNING, _G.RETURNED): _T.READY,
     (_T.RUNNING, _G.BACKED_OFF): _T.WAITING,
     (_T.RUNNING, _G.SUCCEEDED): _T.SUCCEEDED,

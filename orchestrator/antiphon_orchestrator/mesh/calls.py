@@ -1,22 +1,28 @@
-"""Calls between agents: a capability asked for on behalf of a running attempt becomes a run of one task.
+"""Calls between agents: a capability asked for on behalf of a running attempt becomes a run of one task. And graphs
+that agents answer with, which become runs as well.
 
-The run lives in the shard of its parent, carries the chain of attempts above it and the parent's principal, and is
-found again by the same call id from any attempt of the task, so an outcome is worked out once.
+The run lives in the shard of its parent, carries the chain of attempts above it and the parent's principal. That of a
+call is found again by the same call id from any attempt of the task, so an outcome is worked out once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.v1 import agent_service_pb2, graph_pb2
 from antiphon.v1.failure_pb2 import FailureKind as Kind
+from google.protobuf.message import DecodeError, Message
 
 from .. import telemetry
 from ..admission import GraphInvalid
+from ..api.errors import Violation
 from ..archive import ArchiveUnavailable
+from ..engine.failure import Failure, FailureKind
+from ..engine.plan import Plan
 from ..engine.run import Run
 from ..engine.states import RunState
 from ..runs.archived import ArchivedRuns
@@ -35,15 +41,25 @@ ARCHIVED_QUEUE = 1_000
 
 
 class Calls:
-    """`answer(incarnation, response)` brings an outcome to its sidecar; set before anything runs."""
+    """`answer(incarnation, response)` brings an outcome to its sidecar; set before anything runs. `broken` finds the
+    rules of the contracts that a message breaks."""
 
-    def __init__(self, catalog: Catalog, archived: ArchivedRuns, tokens: AttemptTokens, now: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        archived: ArchivedRuns,
+        tokens: AttemptTokens,
+        broken: Callable[[Message], Sequence[Violation]],
+        now: Callable[[], int],
+    ) -> None:
         self._catalog = catalog
         self._archived = archived
         self._tokens = tokens
+        self._broken = broken
         self._now = now
         self._host: Host | None = None
         self._late: asyncio.Queue[tuple[str, str, str, str, str]] = asyncio.Queue(ARCHIVED_QUEUE)
+        self._graphs: asyncio.Queue[tuple[i.Reporter, str, mesh.Report]] = asyncio.Queue()
         self.answer: Callable[[str, agent_service_pb2.CallResponse], None] = lambda incarnation, response: None
 
     def bind(self, host: Host) -> None:
@@ -89,8 +105,7 @@ class Calls:
             elif isinstance(value, i.Moved):
                 return  # the sidecar asks whoever claims the shard, and finds the same run
             else:
-                code = "CALL_TOO_DEEP" if value.depth else "ATTEMPT_NOT_FOUND"
-                refuse(Kind.FAILURE_KIND_PERMANENT, str(value), code)
+                refuse(Kind.FAILURE_KIND_PERMANENT, str(value), value.code)
 
         payload = call.input.SerializeToString() if call.HasField("input") else b""
         digest = hashlib.sha256(call.capability.encode() + b"\0" + payload).digest()
@@ -98,6 +113,40 @@ class Calls:
         run_id = new_run_id(shard, self._now())
         item = i.Call(source, attempt_id, call_id, run_id, plan, graph, digest, payload, timeout, sink)
         self._host.put(shard, item)
+
+    def answered(self, reporter: i.Reporter, source: str, report: mesh.Report) -> None:
+        """Hands the graph that an agent answered its attempt with to its shard, once it is compiled. What waits for
+        that needs no bound of its own: an attempt that is out is in it once."""
+        self._graphs.put_nowait((reporter, source, report))
+
+    async def _compile(self) -> None:
+        """Compiles what agents have answered, large graphs beside the event loop."""
+        while True:
+            reporter, source, report = await self._graphs.get()
+            given = report.subgraph
+            graph, plan = await self._graph(given.graph)
+            payload = b""
+            if given.HasField("input"):
+                given.input.origin_attempt_id = report.attempt_id
+                payload = given.input.SerializeToString()
+            run_id = new_run_id(report.shard, self._now())
+            item = i.Answered(reporter, source, report.attempt_id, run_id, plan, graph, payload, report.busy)
+            assert self._host is not None
+            self._host.put(report.shard, item)
+
+    async def _graph(self, data: bytes) -> tuple[graph_pb2.Graph, Plan | Failure]:
+        graph = graph_pb2.Graph()
+        try:
+            graph.ParseFromString(data)
+        except DecodeError:
+            return graph, _unfit(["it is no graph"])
+        broken = self._broken(graph)
+        if broken:
+            return graph, _unfit([f"{violation.field}: {violation.message}" for violation in broken])
+        try:
+            return graph, await self._catalog.answered(graph)
+        except GraphInvalid as error:
+            return graph, _unfit([f"{mistake.field}: {mistake.message}" for mistake in error.mistakes])
 
     def _queue_late(
         self,
@@ -114,7 +163,12 @@ class Calls:
             refuse(Kind.FAILURE_KIND_TRANSIENT, "too many repeated calls are waiting; try again")
 
     async def run(self) -> None:
-        """Answers calls whose run is archived."""
+        """Answers calls whose run is archived, and compiles graphs, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._answer_late(), name="calls whose run is archived")
+            group.create_task(self._compile(), name="graphs of agents")
+
+    async def _answer_late(self) -> None:
         while True:
             incarnation, namespace, run_id, call_id, attempt_id = await self._late.get()
             response = agent_service_pb2.CallResponse(call_id=call_id, attempt_id=attempt_id)
@@ -130,6 +184,14 @@ class Calls:
                 response.failure.message = "the outcome of the call cannot be read now; try again"
                 response.failure.retryable = True
             self.answer(incarnation, response)
+
+
+def _unfit(mistakes: Sequence[str]) -> Failure:
+    """What becomes of an attempt whose agent answered with a graph that is not one."""
+    message = f"the graph that the agent answered has {len(mistakes)} mistakes: {'; '.join(mistakes)}"
+    if len(mistakes) == 1:
+        message = f"the graph that the agent answered has a mistake: {mistakes[0]}"
+    return Failure(FailureKind.INVALID_OUTPUT, message[:4096], "GRAPH_INVALID", retryable=False)
 
 
 def _outcome(call_id: str, attempt_id: str, run: Run) -> agent_service_pb2.CallResponse:

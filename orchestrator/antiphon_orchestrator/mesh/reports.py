@@ -15,6 +15,7 @@ from ..engine.failure import Failure, FailureKind
 from ..engine.states import AttemptState
 from ..shards import codec
 from ..shards import inputs as i
+from ..shards.payloads import assert_labels
 from .session import Session
 
 
@@ -24,21 +25,22 @@ def take(
     shards: int,
     put: Callable[[int, i.Input], None],
     values: Values,
+    answered: Callable[[i.Reporter, str, mesh.Report], None],
 ) -> None:
     """Hands each report to its shard. Raises ApiError for a shard beyond the `shards` there are.
 
     The session counts those that are answered by a verdict. Outputs are made known to `values`, for whoever looks into
-    them: they are parsed here already.
+    them: they are parsed here already. `answered` takes the graphs that agents answer with.
     """
     source, principal = session.source, session.principal
-    answered = 0
+    count = 0
     for report in reports:
         shard, attempt_id = report.shard, report.attempt_id
         if shard >= shards:
             raise ApiError(ErrorReason.ERROR_REASON_PROTOCOL_VIOLATION, cause=f"there is no shard {shard}")
         kind = report.WhichOneof("kind")
         if kind == "output":
-            answered += 1
+            count += 1
             output = report.output
             output.origin_attempt_id = attempt_id
             for label in output.labels:
@@ -48,7 +50,7 @@ def take(
             outcome = Outcome(AttemptState.SUCCEEDED, data, None, report.busy)
             put(shard, i.Report(session, source, attempt_id, outcome))
         elif kind == "failure":
-            answered += 1
+            count += 1
             lost = report.failure.kind == failure_pb2.FAILURE_KIND_LOST
             state = AttemptState.LOST if lost else AttemptState.FAILED
             outcome = Outcome(state, b"", codec.get_failure(report.failure), report.busy)
@@ -56,10 +58,14 @@ def take(
         elif kind == "started":
             put(shard, i.Started(source, attempt_id))
         elif kind == "returned":
-            answered += 1
+            count += 1
             reason = mesh.ReturnReason.Name(report.returned.reason).removeprefix("RETURN_REASON_")
             failure = Failure(FailureKind.TRANSIENT, f"came back before it began: {reason}")
             put(shard, i.Report(session, source, attempt_id, Outcome(AttemptState.RETURNED, b"", failure)))
+        elif kind == "subgraph":
+            count += 1
+            assert_labels(report.subgraph.input, principal) if report.subgraph.HasField("input") else None
+            answered(session, source, report)
         else:
             put(shard, i.Progress(source, attempt_id, report.progress))
-    session.unanswered += answered
+    session.unanswered += count

@@ -376,7 +376,8 @@ class Sessions:
         if message.partials:
             partials.take(session, message.partials, self.host, self._fleet, self._call_partial)
         if message.reports:
-            reports.take(session, message.reports, self.host.shard_count, self.host.put, self._fleet.values)
+            count, put = self.host.shard_count, self.host.put
+            reports.take(session, message.reports, count, put, self._fleet.values, self._calls.answered)
         for window in message.windows:
             self._window(session, window)
         for call in message.calls:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from dataclasses import replace
 
 from antiphon.store.v1 import records_pb2 as records
 from antiphon.v1 import graph_pb2
 
-from ..admission import Compiled, GraphInvalid, Values, Version, compile_graph
+from ..admission import Compiled, GraphInvalid, Inheriting, Values, Version, compile_graph
 from ..engine.events import RunSubmitted
 from ..engine.plan import Plan
+from ..engine.states import ChildKind
 from ..shards.host import NoPlan
 from ..store import keys
 from ..store.port import Compacted, Store
@@ -97,9 +99,18 @@ class Catalog:
             self._inline.popitem(last=False)
         return plan
 
+    async def answered(self, graph: graph_pb2.Graph) -> Plan:
+        """The plan of a graph that an agent answered with: it may have put all it knows into it, so whatever is made
+        there carries the labels of what the agent was given, which are those of the run's input. Raises GraphInvalid.
+        """
+        plan = await self.inline(graph)
+        return replace(plan, evaluator=Inheriting(plan.evaluator, self._values))
+
     async def plan_of(self, submitted: RunSubmitted) -> Plan:
         """The plan of a run that was admitted before. Raises NoPlan."""
         try:
+            if submitted.child_kind is ChildKind.ANSWER:
+                return await self.answered(submitted.graph)
             if submitted.graph is not None:
                 return await self.inline(submitted.graph)
             plan, _ = await self.registered(submitted.namespace, submitted.graph_name, submitted.graph_version)

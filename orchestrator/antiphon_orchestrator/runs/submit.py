@@ -98,7 +98,7 @@ class Submissions:
             request.priority,
             trace,
             policy,
-            self._warnings(namespace, plan),
+            (*self._warnings(namespace, plan), *await self._unregistered(namespace, plan)),
         )
         return shard, i.Submit(new_run_id(shard, moment), plan, event, key, wait, sink)
 
@@ -160,6 +160,16 @@ class Submissions:
         wanted = {task.capability for task in plan.tasks if task.capability}
         missing = {name for name in wanted if not self._fleet.offered(namespace, name)}
         return tuple(f"nobody offers {name} yet; tasks that need it wait" for name in sorted(missing))
+
+    async def _unregistered(self, namespace: str, plan: Plan) -> list[str]:
+        """Warnings of graphs that tasks are to run and that are not there."""
+        missing: list[str] = []
+        for wanted in sorted({task.graph for task in plan.tasks if task.graph is not None}):
+            try:
+                await self._catalog.registered(namespace, wanted.name, wanted.version)
+            except GraphNotFound:
+                missing.append(f"the graph {wanted} is not registered yet; tasks that run it fail")
+        return missing
 
 
 def new_run_id(shard: int, moment: int) -> str:

@@ -14,9 +14,12 @@ from ..engine import decide
 from ..engine import events as e
 from ..engine.failure import Failure
 from ..engine.run import Attempt, Run, Task
-from ..engine.states import AttemptState, RunState, TaskState
+from ..engine.states import AttemptState, ChildKind, RunState, TaskState
 from ..engine.view import chosen
 from ..shards import codec
+
+CHILDREN = 16
+"""Runs beneath a task that are shown with it."""
 
 _STATE = attrgetter("state")
 _TOTAL_FIELDS = {state: state.name.lower() for state in TaskState}
@@ -46,6 +49,7 @@ def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_
         parent_attempt_id=submitted.parent_attempt_id,
         traceparent=submitted.traceparent,
         warnings=submitted.warnings,
+        child_kind=submitted.child_kind.value,  # type: ignore[arg-type]
     )
     message.create_time.FromMicroseconds(run.create_time)
     message.deadline_time.FromMicroseconds(submitted.deadline_time)
@@ -101,7 +105,11 @@ def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task
         attempt_count=len(task.attempts),
         member_count=max(0, task.member_count),
         compensates=run.tasks[task.plan.compensates].plan.id if task.plan.compensates >= 0 else "",
+        graph="" if task.plan.graph is None else str(task.plan.graph),
+        child_count=len(task.children or ()),
     )
+    for child in (task.children or ())[-CHILDREN:]:
+        _put_child(message.children.add(), child.begun, child.begin_time)
     if task.plan.agree and not task.member:
         _put_agreement(message.agreement, task)
     if task.reused is not None:
@@ -116,6 +124,12 @@ def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task
     if payloads:
         _put_payloads(message, run, task)
     return message
+
+
+def _put_child(target: run_pb2.Child, begun: e.ChildBegun, begin_time: int) -> None:
+    target.run_id, target.kind, target.name = begun.run_id, begun.kind.value, begun.name  # type: ignore[assignment]
+    target.attempt, target.call_id = begun.number, begun.call_id
+    target.begin_time.FromMicroseconds(begin_time)
 
 
 def _put_agreement(message: run_pb2.Agreement, node: Task) -> None:
@@ -175,6 +189,10 @@ def _reason(run: Run, task: Task) -> str:
         return "whoever works on it dies: antiphon run resolve, or retry once it is mended"
     if task.state is TaskState.ESCALATED:
         return "waits for a person: antiphon run resolve, or retry"
+    if task.sub_run:
+        return f"waits for run {task.sub_run}"
+    if task.state is TaskState.READY and task.plan.graph is not None:
+        return f"looks up the graph {task.plan.graph}"
     if task.reused is not None:
         return f"the result of {task.reused.origin_attempt_id} was used again"
     if task.plan.hedge is not None and not task.member and task.answer and len(task.members) > 1:
@@ -249,6 +267,8 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
         message.reason = f"signal from {event.principal}"
     elif isinstance(event, e.CancelRequested):
         message.reason = event.reason or "cancelled"
+    elif isinstance(event, e.RunGrown):
+        message.reason = f"a run with {event.tasks} tasks began further below"
     elif isinstance(event, e.RunUnwinding):
         message.reason = "what was done is undone"
         _failure(message, event.failure)
@@ -278,8 +298,20 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
             message.task_state = run_pb2.TASK_STATE_RUNNING
             return message
         message.key.member = event.member
-        _task_event(message, event)
+        if isinstance(event, e.ChildBegun):
+            _child_event(message, event, record.time)
+        else:
+            _task_event(message, event)
     return message
+
+
+def _child_event(message: run_pb2.RunEvent, event: e.ChildBegun, time: int) -> None:
+    _put_child(message.child, event, time)
+    if event.kind is not ChildKind.CALL:
+        message.task_state = run_pb2.TASK_STATE_RUNNING
+    if event.kind is ChildKind.ANSWER:
+        message.attempt.number = event.number
+        message.attempt.state = run_pb2.ATTEMPT_STATE_SUCCEEDED
 
 
 def _task_event(

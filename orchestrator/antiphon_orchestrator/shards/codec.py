@@ -15,8 +15,8 @@ from antiphon.v1 import failure_pb2
 
 from ..engine import events as e
 from ..engine.failure import Failure, FailureKind
-from ..engine.run import Attempt, Run, Signal, Task, recount
-from ..engine.states import AttemptState, RunState, TaskState
+from ..engine.run import Attempt, Child, Run, Signal, Task, recount
+from ..engine.states import AttemptState, ChildKind, RunState, TaskState
 
 
 def encode(run_id: str, event_seq: int, now: int, event: e.Event) -> bytes:
@@ -93,6 +93,9 @@ def put_submitted(m: journal.RunSubmitted, event: e.RunSubmitted) -> None:
     m.warnings.extend(event.warnings)
     m.parent_attempt_id = event.parent_attempt_id
     m.delegation.extend(event.delegation)
+    if event.child_kind:
+        m.child_kind = event.child_kind.value  # type: ignore[assignment]
+        m.chain.extend(event.chain)
 
 
 def get_submitted(m: journal.RunSubmitted) -> e.RunSubmitted:
@@ -113,6 +116,9 @@ def get_submitted(m: journal.RunSubmitted) -> e.RunSubmitted:
         tuple(m.warnings),
         m.parent_attempt_id,
         tuple(m.delegation),
+        # Those from before kinds were told apart are calls.
+        ChildKind(m.child_kind or ChildKind.CALL) if m.parent_attempt_id else ChildKind.NONE,
+        tuple(m.chain),
     )
 
 
@@ -203,7 +209,31 @@ def _task_ended(record: journal.Record, event: e.TaskEnded) -> None:
 def _completed(record: journal.Record, event: e.TaskCompleted) -> None:
     m = record.task_completed
     m.task, m.member, m.output, m.signal = event.task, event.member, event.output, event.signal
-    m.principal = event.principal
+    m.principal, m.policy = event.principal, event.policy
+    if event.released is not None:
+        m.released_output = event.released
+
+
+def _get_completed(m: journal.TaskCompleted) -> e.TaskCompleted:
+    released = m.released_output if m.HasField("released_output") else None
+    return e.TaskCompleted(m.task, m.member, m.output, m.signal, m.principal, m.policy, released)
+
+
+def _put_child(m: journal.ChildBegun, event: e.ChildBegun) -> None:
+    m.task, m.member, m.run_id, m.kind = event.task, event.member, event.run_id, event.kind.value  # type: ignore[assignment]
+    m.name, m.number, m.call_id, m.tasks, m.busy = event.name, event.number, event.call_id, event.tasks, event.busy
+
+
+def _get_child(m: journal.ChildBegun) -> e.ChildBegun:
+    return e.ChildBegun(m.task, m.member, m.run_id, ChildKind(m.kind), m.name, m.number, m.call_id, m.tasks, m.busy)
+
+
+def _child_begun(record: journal.Record, event: e.ChildBegun) -> None:
+    _put_child(record.child_begun, event)
+
+
+def _run_grown(record: journal.Record, event: e.RunGrown) -> None:
+    record.run_grown.tasks = event.tasks
 
 
 def _signalled(record: journal.Record, event: e.SignalReceived) -> None:
@@ -336,6 +366,8 @@ _ENCODERS: dict[type[Any], Callable[[journal.Record, Any], None]] = {
     e.TaskCancelRequested: _task_cancel,
     e.TaskReopened: _reopened,
     e.TaskEscalated: _escalated,
+    e.ChildBegun: _child_begun,
+    e.RunGrown: _run_grown,
     e.TaskQuarantined: _quarantined,
     e.RunUnwinding: lambda record, event: put_failure(record.run_unwinding.failure, event.failure),
     e.RunEnded: _run_ended,
@@ -350,7 +382,9 @@ _DECODERS: dict[str, Callable[[Any], e.Event]] = {
     "task_waiting": lambda m: e.TaskWaiting(m.task, m.member, m.until, m.reason),
     "task_ended": lambda m: e.TaskEnded(m.task, m.member, TaskState(m.state), _failure_in(m), m.reason),
     "task_expanded": lambda m: e.TaskExpanded(m.task, m.member_count, m.first_member, list(m.inputs)),
-    "task_completed": lambda m: e.TaskCompleted(m.task, m.member, m.output, m.signal, m.principal),
+    "task_completed": _get_completed,
+    "child_begun": _get_child,
+    "run_grown": lambda m: e.RunGrown(m.tasks),
     "answer_compared": lambda m: e.AnswerCompared(m.task, m.member, m.agrees_with, m.reason),
     "task_agreed": lambda m: e.TaskAgreed(m.task, m.member),
     "result_reused": _get_reused,
@@ -375,7 +409,7 @@ def snapshot(run: Run) -> journal.RunSnapshot:
     if run.paused is not None:
         result.paused.principal, result.paused.reason = run.paused.principal, run.paused.reason
         result.paused.SetInParent()
-    result.resume_time = run.resume_time
+    result.resume_time, result.grown = run.resume_time, run.grown
     result.completed.extend(run.completed)
     if run.unwinding is not None:
         put_failure(result.unwinding, run.unwinding)
@@ -410,6 +444,9 @@ def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
     if task.reused is not None:
         _put_reused(m.reused, task.reused)
     m.found.extend(_put_found(found) for found in task.found or ())
+    for child in task.children or ():
+        kept = m.children.add(begin_time=child.begin_time)
+        _put_child(kept.begun, child.begun)
     for attempt in task.attempts:
         a = m.attempts.add()
         offered = e.AttemptOffered(
@@ -432,7 +469,7 @@ def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
     run.create_time, run.event_seq = m.create_time, event_seq
     if m.HasField("paused"):
         run.paused = e.RunPaused(m.paused.principal, m.paused.reason)
-    run.resume_time = m.resume_time
+    run.resume_time, run.grown = m.resume_time, m.grown
     run.completed = list(m.completed)
     run.unwinding = get_failure(m.unwinding) if m.HasField("unwinding") else None
     if m.HasField("cancel"):
@@ -467,6 +504,7 @@ def _restore_task(task: Task, t: journal.TaskSnapshot) -> None:
     task.answer = t.answer
     task.reused = _reused_in(t.reused) if t.HasField("reused") else None
     task.found = _get_found(t.found) or None
+    task.children = [Child(_get_child(child.begun), child.begin_time) for child in t.children] or None
     for a in t.attempts:
         o = a.offered
         attempt = Attempt(o.number, _placement(o), o.epoch, a.offer_time, AttemptState(a.state))

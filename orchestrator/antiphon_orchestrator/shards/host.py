@@ -39,7 +39,7 @@ from .log import Fenced, ShardLog
 from .moving import pays
 from .recovery import recover_record, remember_requests
 from .shard import MAX_INPUTS, REQUEST_KEPT, REQUESTS_KEPT, Shard
-from .turn import Outbox, Reader, Turn
+from .turn import Graphs, Outbox, Reader, Turn
 
 log = telemetry.logger("shards")
 
@@ -112,6 +112,7 @@ class Host:
         outbox: Outbox,
         archiver: Archiver,
         reader: Reader,
+        graphs: Graphs,
         load_plan: PlanLoader,
         *,
         replica_id: str,
@@ -131,6 +132,7 @@ class Host:
         self._long_log = LONG_LOG
         self._archiver = archiver
         self._reader = reader
+        self._graphs = graphs
         self._seats: list[_Seat | None] = [None] * shard_count
         self._count = 0
         archiver.answer = self.put
@@ -286,7 +288,16 @@ class Host:
         assert self._seats[number] is None
         started = time.monotonic()
         requests_kept = REQUESTS_KEPT // len(self._seats)
-        shard = Shard(number, self._fleet, self._outbox, self._archiver, self._reader, random.random, requests_kept)
+        shard = Shard(
+            number,
+            self._fleet,
+            self._outbox,
+            self._archiver,
+            self._reader,
+            self._graphs,
+            random.random,
+            requests_kept,
+        )
         shard_log = ShardLog(self._store, number, self._replica_id)
         audit = AuditPages(self._store, shard_log, shard.audit.chain.name, self._replica_id)
         seat = self._seats[number] = _Seat(shard, shard_log, audit)

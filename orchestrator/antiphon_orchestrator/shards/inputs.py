@@ -118,16 +118,43 @@ class Call:
     sink: Sink
 
 
+@dataclass(slots=True)
+class Answered:
+    """An agent has answered its attempt with a graph; otherwise as Report. `plan` is the failure of one with mistakes.
+    `run_id` is for the run of the graph, `input` its serialised payload."""
+
+    reporter: Reporter
+    source: str
+    attempt_id: str
+    run_id: str
+    plan: Plan | Failure
+    graph: Any
+    input: bytes
+    busy: int
+
+
+@dataclass(slots=True)
+class Opened:
+    """The registered graph that a task is to run, or why it cannot be had. `run_id` is for its run."""
+
+    parent_id: str
+    task: int
+    member: int
+    run_id: str
+    plan: Plan | Failure
+    input_schema: str
+
+
 class RequestIdReused(Exception):
     """The request id was used before with other content."""
 
 
 class CallRefused(Exception):
-    """A call that is not made; the text says why. `depth` is set when calls nest too deep."""
+    """A call that is not made; the text says why, `code` is the name of an antiphon.v1.ErrorReason."""
 
-    def __init__(self, message: str, depth: int = 0) -> None:
+    def __init__(self, message: str, code: str = "ATTEMPT_NOT_FOUND") -> None:
         super().__init__(message)
-        self.depth = depth
+        self.code = code
 
 
 class CallDenied(Exception):
@@ -264,6 +291,8 @@ Input: TypeAlias = (
     | Started
     | Progress
     | Call
+    | Answered
+    | Opened
     | Cancel
     | Steer
     | Reserved

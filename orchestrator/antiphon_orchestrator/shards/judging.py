@@ -1,20 +1,13 @@
-"""What becomes of an output, and of a call: schema, labels, policy. Plain functions of what the fleet knows."""
+"""What becomes of an output: schema, labels, policy; and whether a task may begin. Plain functions of what is known."""
 
 from __future__ import annotations
 
-from ..engine import decide
 from ..engine.decide import Outcome
-from ..engine.events import RunSubmitted
 from ..engine.failure import Failure, FailureKind
 from ..engine.run import Attempt, Run, Task
 from ..engine.states import AttemptState
 from ..placement.fleet import Fleet
-from . import inputs as i
 from . import payloads
-from .turn import Entry
-
-MAX_DEPTH = 16
-"""Attempts above a call; deeper nesting is a loop more often than a plan."""
 
 
 def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcome: Outcome) -> Outcome:
@@ -53,49 +46,6 @@ def release(
         failure = Failure(FailureKind.POLICY, reason, permit.decision.decision_id, retryable=False)
         return Outcome(AttemptState.FAILED, failure=failure, busy=busy, policy=permit.recorded)
     return Outcome(AttemptState.SUCCEEDED, output, busy=busy, policy=permit.recorded, released=released)
-
-
-def called_run(
-    fleet: Fleet, entry: Entry, task: Task, attempt: Attempt, call: i.Call, now: int
-) -> RunSubmitted | i.CallRefused | i.CallDenied:
-    """The run that a call of a running attempt asks for, on behalf of its own run's principal."""
-    run, submitted = entry.run, entry.run.submitted
-    delegation = (*submitted.delegation, decide.attempt_id(run.run_id, task, attempt.number))
-    if len(delegation) > MAX_DEPTH:
-        return i.CallRefused(f"calls nest deeper than {MAX_DEPTH}", MAX_DEPTH)
-    deadline = min(decide.task_deadline(run, task), attempt.offer_time + task.plan.timeout)
-    if call.timeout is not None:
-        deadline = min(deadline, now + call.timeout)
-    known = handed_on(task, attempt)  # what the caller knows it knows from its own input
-    given = payloads.inherit_labels(known, call.input) if fleet.labels(known) else call.input
-    decision = fleet.may_call(
-        submitted.principal,
-        entry.principal_kind,
-        submitted.namespace,
-        call.plan.tasks[0].capability.partition("@")[0],
-        attempt.placement.agent,
-        fleet.labels(given),
-    )
-    if not decision.allowed:
-        return i.CallDenied(decision.reason, decision.decision_id)
-    return RunSubmitted(
-        submitted.namespace,
-        submitted.principal,
-        # The same call of another attempt of the task is the same run: what was done is not done again.
-        f"{run.run_id}/{task.plan.id}/{task.member}#{call.call_id}",
-        call.digest,
-        call.plan.name,
-        "",
-        call.graph,
-        given,
-        {},
-        deadline,
-        submitted.priority,
-        submitted.traceparent,
-        fleet.policy_message(decision),
-        parent_attempt_id=delegation[-1],
-        delegation=delegation,
-    )
 
 
 def handed_on(task: Task, attempt: Attempt) -> bytes:

@@ -50,7 +50,7 @@ def turn_away(shard: int, fleet: Fleet, item: i.Input) -> None:
     elif isinstance(item, i.CalledUp):
         if item.counter is not None:
             fleet.limits.settle(item.counter)
-    elif isinstance(item, i.Report):
+    elif isinstance(item, i.Report | i.Answered):
         item.reporter.no_verdict()
     elif isinstance(item, i.Submit | i.Call | i.Cancel | i.Steer | i.Read | i.Survey | i.Watch):
         item.sink(i.Moved(shard))

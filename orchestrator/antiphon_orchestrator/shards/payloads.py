@@ -1,4 +1,4 @@
-"""Labels of serialised payloads, and the key of a request."""
+"""Labels of serialised payloads, and the keys of requests and of work."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ def assert_labels(payload: payload_pb2.Payload, principal: str) -> None:
     for part in payload.field_labels:
         for label in part.labels:
             label.asserted_by = principal
+
+
+def work_key(name: str, payload: bytes) -> bytes:
+    """16 bytes that stand for a capability or graph at work on an input, whatever its labels."""
+    message = payload_pb2.Payload.FromString(payload)
+    content = message.blob.digest.encode() if message.HasField("blob") else message.inline
+    digest = hashlib.blake2b(name.encode(), digest_size=16)
+    digest.update(b"\0" + content)
+    return digest.digest()
 
 
 def request_key(principal: str, request_id: str) -> bytes:

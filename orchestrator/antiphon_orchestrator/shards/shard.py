@@ -24,15 +24,16 @@ from ..engine.failure import Failure, FailureKind
 from ..engine.plan import HedgePlan
 from ..engine.quarantine import sidecar_died
 from ..engine.run import Run, Task, apply, start
-from ..engine.states import AttemptState, RunState, TaskState
+from ..engine.states import AttemptState, ChildKind, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
 from ..placement.limits import Counter, Full
 from ..placement.shares import FairQueue
 from . import agreeing, asking, codec
 from . import inputs as i
 from .auditing import DIGESTED_AT_ONCE, ShardAudit, digest_ahead
+from .beneath import Beneath
 from .children import Children
-from .judging import called_run, judge_output
+from .judging import judge_output
 from .moving import Moving
 from .needs import Needs
 from .outstanding import Outstanding
@@ -45,13 +46,13 @@ from .turn import (
     Archiver,
     Entry,
     Gathered,
+    Graphs,
     Outbox,
     Reader,
     Turn,
     forget_requests,
     found_attempt,
     principal_kind,
-    request_key,
 )
 
 MAX_INPUTS = 256
@@ -69,6 +70,9 @@ REQUEST_KEPT = 24 * 3600 * 1_000_000
 REQUESTS_KEPT = 1 << 20
 """Most request ids of archived runs that all shards together remember; the oldest go first. Some 250 bytes each."""
 
+_SETTLED = frozenset({e.TaskEnded, e.TaskEscalated, e.TaskQuarantined, e.TaskCompleted, e.TaskAgreed, e.ResultReused})
+"""Events after which nothing of a task is due, or waited for, any more."""
+
 
 class Shard:
     """One shard's memory and rules. `jitter` gives numbers from 0 to 1 for the spread of retries."""
@@ -80,6 +84,7 @@ class Shard:
         outbox: Outbox,
         archiver: Archiver,
         reader: Reader,
+        graphs: Graphs,
         jitter: Callable[[], float],
         requests_kept: int = REQUESTS_KEPT,
     ) -> None:
@@ -107,6 +112,7 @@ class Shard:
         self._reader = reader
         self.out = Outstanding()
         self._children = Children()
+        self._beneath = Beneath(self, graphs)
         self._unfinished: dict[str, None] = {}
         self._needs = Needs(fleet)
         self._to_place: deque[tuple[Entry, Task]] = deque()
@@ -115,7 +121,9 @@ class Shard:
             i.Report: self._report,
             i.Started: self._started,
             i.Progress: self._progress,
-            i.Call: self._call,
+            i.Call: self._beneath.call,
+            i.Answered: self._beneath.answered,
+            i.Opened: self._beneath.opened,
             i.Cancel: self._cancel,
             i.Steer: self._steer,
             i.Reserved: self._reserved,
@@ -201,22 +209,22 @@ class Shard:
                 self._to_place.append((entry, member))
         elif kind is e.TaskWaiting:
             self._set_timer(entry, run.task(event.task, event.member))  # type: ignore[union-attr]
-        elif kind is e.TaskEnded or kind is e.TaskEscalated or kind is e.TaskQuarantined:
-            self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
-            self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
+        elif kind in _SETTLED:
+            number = 0 if kind is e.TaskAgreed else event.member  # type: ignore[union-attr]
+            self.timers.clear((run.run_id, event.task, number))  # type: ignore[union-attr]
+            self._fleet.leave(run.run_id, event.task, number)  # type: ignore[union-attr]
             if self._children:
-                self._calls_ended(run, run.task(event.task, event.member))  # type: ignore[union-attr]
-        elif kind is e.TaskCompleted or kind is e.TaskAgreed:
-            self.timers.clear((run.run_id, event.task, event.member if kind is e.TaskCompleted else 0))  # type: ignore[union-attr]
-        elif kind is e.ResultReused:
-            self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
-            self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
+                self.inbox.extend(self._children.ended(run, run.task(event.task, number)))  # type: ignore[union-attr]
         elif kind is e.TaskReopened or kind is e.RunPaused or kind is e.RunResumed:
             self._look_again(entry)
+            if self._children and kind is not e.TaskReopened:
+                self.inbox.extend(self._children.held(run))
         elif kind is e.RunEnded:
             self.timers.clear((run.run_id, -1, 0))
             turn.ended.append(entry)
             self.audit.ended(turn, entry, event)  # type: ignore[arg-type]
+            if run.submitted.child_kind is not ChildKind.NONE:
+                self._beneath.ended(turn, run)
 
     def _look_again(self, entry: Entry) -> None:
         """Timers and places of a run whose tasks somebody made ready, or keeps from beginning."""
@@ -248,7 +256,7 @@ class Shard:
             self._fleet.limits.free(run.submitted.namespace, attempt.placement)
         self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED, event.failure)
         if self._children and event.state is AttemptState.SUCCEEDED:
-            self._calls_ended(run, task)
+            self.inbox.extend(self._children.ended(run, task))
         if event.member and task.plan.agree:
             self._to_place.extend((entry, other) for other in agreeing.ended(self._fleet, run, task, event, turn.now))
         if event.state is AttemptState.CANCELLED:
@@ -258,10 +266,6 @@ class Shard:
             self._to_place.append((entry, task))
         elif event.state is AttemptState.SUCCEEDED and task.plan.deadline is not None:
             self.timers.clear(key)
-
-    def _calls_ended(self, run: Run, task: Task) -> None:
-        """A task has ended, and with it the calls that nobody waits for any more."""
-        self.inbox.extend(self._children.ended(run, task))
 
     def _set_timer(self, entry: Entry, task: Task) -> None:
         due = decide.next_due(entry.run, task)
@@ -309,6 +313,8 @@ class Shard:
         """Records both steps of a task that finds its place as soon as it may run as one; False when it finds none."""
         run = entry.run
         task = run.tasks[ready.task]
+        if task.plan.graph is not None or run.submitted.child_kind > ChildKind.CALL:
+            return False
         need = self._needs.of(run.submitted.namespace, task.plan, ready.input)
         if task.plan.cache_ttl and self._reuse(turn, entry, task, need, ready.input):
             return True
@@ -328,8 +334,11 @@ class Shard:
             self._to_place.appendleft((entry, task))
             self._unfinished[run.run_id] = None
             return
-        need = self.need(run, task)
         submitted = run.submitted
+        special = task.plan.graph is not None or submitted.child_kind > ChildKind.CALL
+        if special and self._beneath.takes(turn, entry, task):
+            return
+        need = self.need(run, task)
         if task.plan.cache_ttl and self._reuse(turn, entry, task, need, task.input):
             self._unfinished[entry.run.run_id] = None
             return
@@ -441,18 +450,6 @@ class Shard:
             entry, task, _ = found
             for watcher in entry.watchers:
                 watcher.progress(task.plan.id, task.member, item.progress)
-
-    def _call(self, turn: Turn, item: i.Call) -> None:
-        found = found_attempt(self.runs, item.source, item.attempt_id)
-        live = found[1].live if found is not None else None
-        if found is None or live is None or live.number != found[2]:
-            turn.replies.append((item.sink, lambda: i.CallRefused("the attempt is not running")))
-            return
-        event = called_run(self._fleet, found[0], found[1], live, item, turn.now)
-        if not isinstance(event, e.RunSubmitted):
-            turn.replies.append((item.sink, lambda: event))
-            return
-        self._submit(turn, i.Submit(item.run_id, item.plan, event, request_key(event), True, item.sink))
 
     def _cancel(self, turn: Turn, item: i.Cancel) -> None:
         entry = self.runs.get(item.run_id)
@@ -650,6 +647,7 @@ class Shard:
                 self._outbox.offer(self.index, self.epoch, entry.run, task)
         for entry, tasks in turn.reads:
             self._reader.read(self.index, entry.run, tasks)
+        self._beneath.look_up(turn)
         for key, kept in turn.results.items():
             self._fleet.results.keep(key, kept)
         for sink, answer in turn.replies:

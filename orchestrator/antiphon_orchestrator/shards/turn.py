@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..engine.events import RunSubmitted
+from ..engine.failure import Failure
 from ..engine.run import Run, Task
 from ..placement.results import Kept
 from . import inputs as i
@@ -71,6 +72,7 @@ class Turn:
     replies: list[tuple[i.Sink, Callable[[], Any]]] = field(default_factory=list)
     ended: list[Entry] = field(default_factory=list)
     reads: list[tuple[Entry, list[int]]] = field(default_factory=list)
+    opens: list[tuple[Entry, Task]] = field(default_factory=list)
     results: dict[bytes, Kept] = field(default_factory=dict)
     """Those to be used again by whoever is committed with this turn or after it, by their keys."""
     part_of: str = ""
@@ -92,6 +94,21 @@ class Reader(Protocol):
 
     def read(self, shard: int, run: Run, tasks: Sequence[int]) -> None:
         """Reads what these tasks of a run refer to (OUTPUT: its output) and answers with a ContextFound input."""
+        ...
+
+
+class Graphs(Protocol):
+    """The way to registered graphs, and to whoever says what may be run."""
+
+    def open(self, shard: int, run: Run, task: Task) -> None:
+        """Looks up the graph that a task runs and answers with an Opened input."""
+        ...
+
+    def admit(
+        self, parent: RunSubmitted, graph: str, input_schema: str, payload: bytes, priority: int
+    ) -> tuple[bytes, Any] | Failure:
+        """Whether the principal of a run may run a graph beneath it with that input: the input with the labels that its
+        schema declares, and the decision as it is recorded; or the failure of the task."""
         ...
 
 

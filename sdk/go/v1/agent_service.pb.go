@@ -512,6 +512,7 @@ type Result struct {
 	//
 	//	*Result_Output
 	//	*Result_Failure
+	//	*Result_Subgraph
 	Outcome       isResult_Outcome `protobuf_oneof:"outcome"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -579,6 +580,15 @@ func (x *Result) GetFailure() *Failure {
 	return nil
 }
 
+func (x *Result) GetSubgraph() *Subgraph {
+	if x != nil {
+		if x, ok := x.Outcome.(*Result_Subgraph); ok {
+			return x.Subgraph
+		}
+	}
+	return nil
+}
+
 type isResult_Outcome interface {
 	isResult_Outcome()
 }
@@ -593,9 +603,74 @@ type Result_Failure struct {
 	Failure *Failure `protobuf:"bytes,3,opt,name=failure,proto3,oneof"`
 }
 
+type Result_Subgraph struct {
+	// A graph whose run is to give the output.
+	Subgraph *Subgraph `protobuf:"bytes,20,opt,name=subgraph,proto3,oneof"`
+}
+
 func (*Result_Output) isResult_Outcome() {}
 
 func (*Result_Failure) isResult_Outcome() {}
+
+func (*Result_Subgraph) isResult_Outcome() {}
+
+// Subgraph is the answer of an agent that takes its task apart: a graph, run beneath the task on behalf of the run's
+// principal, within the time the task has left. Its output is the task's, and has to fit the capability's schema; its
+// failure is the task's. A graph with mistakes fails the attempt with INVALID_OUTPUT, which names each.
+type Subgraph struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The graph; at most 256 KiB. Its name is for people, its version means nothing: it runs in the name of the graph that
+	// the task belongs to.
+	Graph *Graph `protobuf:"bytes,1,opt,name=graph,proto3" json:"graph,omitempty"`
+	// The input of its run; absent means null.
+	Input         *Payload `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Subgraph) Reset() {
+	*x = Subgraph{}
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Subgraph) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Subgraph) ProtoMessage() {}
+
+func (x *Subgraph) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Subgraph.ProtoReflect.Descriptor instead.
+func (*Subgraph) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Subgraph) GetGraph() *Graph {
+	if x != nil {
+		return x.Graph
+	}
+	return nil
+}
+
+func (x *Subgraph) GetInput() *Payload {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
 
 // ProgressUpdate says how far an attempt is.
 type ProgressUpdate struct {
@@ -610,7 +685,7 @@ type ProgressUpdate struct {
 
 func (x *ProgressUpdate) Reset() {
 	*x = ProgressUpdate{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[6]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +697,7 @@ func (x *ProgressUpdate) String() string {
 func (*ProgressUpdate) ProtoMessage() {}
 
 func (x *ProgressUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[6]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +710,7 @@ func (x *ProgressUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressUpdate.ProtoReflect.Descriptor instead.
 func (*ProgressUpdate) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ProgressUpdate) GetAttemptId() string {
@@ -665,7 +740,7 @@ type PartialUpdate struct {
 
 func (x *PartialUpdate) Reset() {
 	*x = PartialUpdate{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +752,7 @@ func (x *PartialUpdate) String() string {
 func (*PartialUpdate) ProtoMessage() {}
 
 func (x *PartialUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[7]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +765,7 @@ func (x *PartialUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartialUpdate.ProtoReflect.Descriptor instead.
 func (*PartialUpdate) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PartialUpdate) GetAttemptId() string {
@@ -720,7 +795,7 @@ type AttemptCancel struct {
 
 func (x *AttemptCancel) Reset() {
 	*x = AttemptCancel{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +807,7 @@ func (x *AttemptCancel) String() string {
 func (*AttemptCancel) ProtoMessage() {}
 
 func (x *AttemptCancel) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[8]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +820,7 @@ func (x *AttemptCancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptCancel.ProtoReflect.Descriptor instead.
 func (*AttemptCancel) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AttemptCancel) GetAttemptId() string {
@@ -775,7 +850,7 @@ type ReportProgressRequest struct {
 
 func (x *ReportProgressRequest) Reset() {
 	*x = ReportProgressRequest{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +862,7 @@ func (x *ReportProgressRequest) String() string {
 func (*ReportProgressRequest) ProtoMessage() {}
 
 func (x *ReportProgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[9]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +875,7 @@ func (x *ReportProgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProgressRequest.ProtoReflect.Descriptor instead.
 func (*ReportProgressRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{9}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReportProgressRequest) GetUpdate() *ProgressUpdate {
@@ -826,7 +901,7 @@ type ReportProgressResponse struct {
 
 func (x *ReportProgressResponse) Reset() {
 	*x = ReportProgressResponse{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +913,7 @@ func (x *ReportProgressResponse) String() string {
 func (*ReportProgressResponse) ProtoMessage() {}
 
 func (x *ReportProgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[10]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +926,7 @@ func (x *ReportProgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportProgressResponse.ProtoReflect.Descriptor instead.
 func (*ReportProgressResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{10}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{11}
 }
 
 // ReportPartialRequest is PartialUpdate with proof.
@@ -867,7 +942,7 @@ type ReportPartialRequest struct {
 
 func (x *ReportPartialRequest) Reset() {
 	*x = ReportPartialRequest{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +954,7 @@ func (x *ReportPartialRequest) String() string {
 func (*ReportPartialRequest) ProtoMessage() {}
 
 func (x *ReportPartialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[11]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +967,7 @@ func (x *ReportPartialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportPartialRequest.ProtoReflect.Descriptor instead.
 func (*ReportPartialRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{11}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReportPartialRequest) GetUpdate() *PartialUpdate {
@@ -918,7 +993,7 @@ type ReportPartialResponse struct {
 
 func (x *ReportPartialResponse) Reset() {
 	*x = ReportPartialResponse{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[12]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +1005,7 @@ func (x *ReportPartialResponse) String() string {
 func (*ReportPartialResponse) ProtoMessage() {}
 
 func (x *ReportPartialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[12]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +1018,7 @@ func (x *ReportPartialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportPartialResponse.ProtoReflect.Descriptor instead.
 func (*ReportPartialResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{12}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{13}
 }
 
 // CallRequest asks for a capability on behalf of an attempt.
@@ -967,7 +1042,7 @@ type CallRequest struct {
 
 func (x *CallRequest) Reset() {
 	*x = CallRequest{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[13]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1054,7 @@ func (x *CallRequest) String() string {
 func (*CallRequest) ProtoMessage() {}
 
 func (x *CallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[13]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,7 +1067,7 @@ func (x *CallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallRequest.ProtoReflect.Descriptor instead.
 func (*CallRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{13}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CallRequest) GetCallId() string {
@@ -1057,7 +1132,7 @@ type CallResponse struct {
 
 func (x *CallResponse) Reset() {
 	*x = CallResponse{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[14]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1144,7 @@ func (x *CallResponse) String() string {
 func (*CallResponse) ProtoMessage() {}
 
 func (x *CallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[14]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1157,7 @@ func (x *CallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallResponse.ProtoReflect.Descriptor instead.
 func (*CallResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{14}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CallResponse) GetCallId() string {
@@ -1158,7 +1233,7 @@ type CallPartial struct {
 
 func (x *CallPartial) Reset() {
 	*x = CallPartial{}
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[15]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1245,7 @@ func (x *CallPartial) String() string {
 func (*CallPartial) ProtoMessage() {}
 
 func (x *CallPartial) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_agent_service_proto_msgTypes[15]
+	mi := &file_antiphon_v1_agent_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1258,7 @@ func (x *CallPartial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallPartial.ProtoReflect.Descriptor instead.
 func (*CallPartial) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{15}
+	return file_antiphon_v1_agent_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CallPartial) GetCallId() string {
@@ -1211,7 +1286,7 @@ var File_antiphon_v1_agent_service_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_agent_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1fantiphon/v1/agent_service.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a!antiphon/v1/context_request.proto\x1a\x17antiphon/v1/error.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1aantiphon/v1/registry.proto\x1a\x15antiphon/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\xea\x02\n" +
+	"\x1fantiphon/v1/agent_service.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a!antiphon/v1/context_request.proto\x1a\x17antiphon/v1/error.proto\x1a\x19antiphon/v1/failure.proto\x1a\x17antiphon/v1/graph.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1aantiphon/v1/registry.proto\x1a\x15antiphon/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\xea\x02\n" +
 	"\vWorkRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.antiphon.v1.AgentHelloR\x05hello\x12-\n" +
 	"\aresults\x18\x02 \x03(\v2\x13.antiphon.v1.ResultR\aresults\x127\n" +
@@ -1256,13 +1331,17 @@ const file_antiphon_v1_agent_service_proto_rawDesc = "" +
 	"\x11remaining_timeout\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\x10remainingTimeout\x12*\n" +
 	"\x05input\x18\v \x01(\v2\x14.antiphon.v1.PayloadR\x05input\x12\x16\n" +
-	"\x06number\x18\f \x01(\rR\x06number\"\x94\x01\n" +
+	"\x06number\x18\f \x01(\rR\x06number\"\xc9\x01\n" +
 	"\x06Result\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12.\n" +
 	"\x06output\x18\x02 \x01(\v2\x14.antiphon.v1.PayloadH\x00R\x06output\x120\n" +
-	"\afailure\x18\x03 \x01(\v2\x14.antiphon.v1.FailureH\x00R\afailureB\t\n" +
-	"\aoutcome\"b\n" +
+	"\afailure\x18\x03 \x01(\v2\x14.antiphon.v1.FailureH\x00R\afailure\x123\n" +
+	"\bsubgraph\x18\x14 \x01(\v2\x15.antiphon.v1.SubgraphH\x00R\bsubgraphB\t\n" +
+	"\aoutcome\"`\n" +
+	"\bSubgraph\x12(\n" +
+	"\x05graph\x18\x01 \x01(\v2\x12.antiphon.v1.GraphR\x05graph\x12*\n" +
+	"\x05input\x18\x02 \x01(\v2\x14.antiphon.v1.PayloadR\x05input\"b\n" +
 	"\x0eProgressUpdate\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x121\n" +
@@ -1304,16 +1383,16 @@ const file_antiphon_v1_agent_service_proto_rawDesc = "" +
 	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x02 \x01(\tR\tattemptId\x124\n" +
-	"\apartial\x18\x03 \x01(\v2\x1a.antiphon.v1.PartialOutputR\apartial2\x8f\x03\n" +
+	"\apartial\x18\x03 \x01(\v2\x1a.antiphon.v1.PartialOutputR\apartial2\x91\x03\n" +
 	"\fAgentService\x12T\n" +
 	"\x04Work\x12\x18.antiphon.v1.WorkRequest\x1a\x19.antiphon.v1.WorkResponse\"\x13\xaa\xbb\x18\a\n" +
 	"\x01\x05\x18\x03 \x03\xf2\xbb\x18\x04,+)*(\x010\x01\x12l\n" +
 	"\x0eReportProgress\x12\".antiphon.v1.ReportProgressRequest\x1a#.antiphon.v1.ReportProgressResponse\"\x11\xaa\xbb\x18\a\n" +
 	"\x01\x05\x18\x03 \x03\xf2\xbb\x18\x02-.\x12i\n" +
 	"\rReportPartial\x12!.antiphon.v1.ReportPartialRequest\x1a\".antiphon.v1.ReportPartialResponse\"\x11\xaa\xbb\x18\a\n" +
-	"\x01\x05\x18\x03 \x03\xf2\xbb\x18\x02-.\x12P\n" +
-	"\x04Call\x12\x18.antiphon.v1.CallRequest\x1a\x19.antiphon.v1.CallResponse\"\x13\xaa\xbb\x18\a\n" +
-	"\x01\x05\x18\x03 \x02\xf2\xbb\x18\x04-./\x14b\x06proto3"
+	"\x01\x05\x18\x03 \x03\xf2\xbb\x18\x02-.\x12R\n" +
+	"\x04Call\x12\x18.antiphon.v1.CallRequest\x1a\x19.antiphon.v1.CallResponse\"\x15\xaa\xbb\x18\a\n" +
+	"\x01\x05\x18\x03 \x02\xf2\xbb\x18\x06-./rs\x14b\x06proto3"
 
 var (
 	file_antiphon_v1_agent_service_proto_rawDescOnce sync.Once
@@ -1327,7 +1406,7 @@ func file_antiphon_v1_agent_service_proto_rawDescGZIP() []byte {
 	return file_antiphon_v1_agent_service_proto_rawDescData
 }
 
-var file_antiphon_v1_agent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_antiphon_v1_agent_service_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_antiphon_v1_agent_service_proto_goTypes = []any{
 	(*WorkRequest)(nil),            // 0: antiphon.v1.WorkRequest
 	(*WorkResponse)(nil),           // 1: antiphon.v1.WorkResponse
@@ -1335,67 +1414,72 @@ var file_antiphon_v1_agent_service_proto_goTypes = []any{
 	(*AgentWelcome)(nil),           // 3: antiphon.v1.AgentWelcome
 	(*Assignment)(nil),             // 4: antiphon.v1.Assignment
 	(*Result)(nil),                 // 5: antiphon.v1.Result
-	(*ProgressUpdate)(nil),         // 6: antiphon.v1.ProgressUpdate
-	(*PartialUpdate)(nil),          // 7: antiphon.v1.PartialUpdate
-	(*AttemptCancel)(nil),          // 8: antiphon.v1.AttemptCancel
-	(*ReportProgressRequest)(nil),  // 9: antiphon.v1.ReportProgressRequest
-	(*ReportProgressResponse)(nil), // 10: antiphon.v1.ReportProgressResponse
-	(*ReportPartialRequest)(nil),   // 11: antiphon.v1.ReportPartialRequest
-	(*ReportPartialResponse)(nil),  // 12: antiphon.v1.ReportPartialResponse
-	(*CallRequest)(nil),            // 13: antiphon.v1.CallRequest
-	(*CallResponse)(nil),           // 14: antiphon.v1.CallResponse
-	(*CallPartial)(nil),            // 15: antiphon.v1.CallPartial
-	(*ContextRequest)(nil),         // 16: antiphon.v1.ContextRequest
-	(*ContextResponse)(nil),        // 17: antiphon.v1.ContextResponse
-	(*ClaimLoss)(nil),              // 18: antiphon.v1.ClaimLoss
-	(*AgentDescription)(nil),       // 19: antiphon.v1.AgentDescription
-	(*durationpb.Duration)(nil),    // 20: google.protobuf.Duration
-	(*Payload)(nil),                // 21: antiphon.v1.Payload
-	(*Failure)(nil),                // 22: antiphon.v1.Failure
-	(*Progress)(nil),               // 23: antiphon.v1.Progress
-	(*PartialOutput)(nil),          // 24: antiphon.v1.PartialOutput
+	(*Subgraph)(nil),               // 6: antiphon.v1.Subgraph
+	(*ProgressUpdate)(nil),         // 7: antiphon.v1.ProgressUpdate
+	(*PartialUpdate)(nil),          // 8: antiphon.v1.PartialUpdate
+	(*AttemptCancel)(nil),          // 9: antiphon.v1.AttemptCancel
+	(*ReportProgressRequest)(nil),  // 10: antiphon.v1.ReportProgressRequest
+	(*ReportProgressResponse)(nil), // 11: antiphon.v1.ReportProgressResponse
+	(*ReportPartialRequest)(nil),   // 12: antiphon.v1.ReportPartialRequest
+	(*ReportPartialResponse)(nil),  // 13: antiphon.v1.ReportPartialResponse
+	(*CallRequest)(nil),            // 14: antiphon.v1.CallRequest
+	(*CallResponse)(nil),           // 15: antiphon.v1.CallResponse
+	(*CallPartial)(nil),            // 16: antiphon.v1.CallPartial
+	(*ContextRequest)(nil),         // 17: antiphon.v1.ContextRequest
+	(*ContextResponse)(nil),        // 18: antiphon.v1.ContextResponse
+	(*ClaimLoss)(nil),              // 19: antiphon.v1.ClaimLoss
+	(*AgentDescription)(nil),       // 20: antiphon.v1.AgentDescription
+	(*durationpb.Duration)(nil),    // 21: google.protobuf.Duration
+	(*Payload)(nil),                // 22: antiphon.v1.Payload
+	(*Failure)(nil),                // 23: antiphon.v1.Failure
+	(*Graph)(nil),                  // 24: antiphon.v1.Graph
+	(*Progress)(nil),               // 25: antiphon.v1.Progress
+	(*PartialOutput)(nil),          // 26: antiphon.v1.PartialOutput
 }
 var file_antiphon_v1_agent_service_proto_depIdxs = []int32{
 	2,  // 0: antiphon.v1.WorkRequest.hello:type_name -> antiphon.v1.AgentHello
 	5,  // 1: antiphon.v1.WorkRequest.results:type_name -> antiphon.v1.Result
-	6,  // 2: antiphon.v1.WorkRequest.progress:type_name -> antiphon.v1.ProgressUpdate
-	13, // 3: antiphon.v1.WorkRequest.calls:type_name -> antiphon.v1.CallRequest
-	16, // 4: antiphon.v1.WorkRequest.context_requests:type_name -> antiphon.v1.ContextRequest
-	7,  // 5: antiphon.v1.WorkRequest.partials:type_name -> antiphon.v1.PartialUpdate
+	7,  // 2: antiphon.v1.WorkRequest.progress:type_name -> antiphon.v1.ProgressUpdate
+	14, // 3: antiphon.v1.WorkRequest.calls:type_name -> antiphon.v1.CallRequest
+	17, // 4: antiphon.v1.WorkRequest.context_requests:type_name -> antiphon.v1.ContextRequest
+	8,  // 5: antiphon.v1.WorkRequest.partials:type_name -> antiphon.v1.PartialUpdate
 	3,  // 6: antiphon.v1.WorkResponse.welcome:type_name -> antiphon.v1.AgentWelcome
 	4,  // 7: antiphon.v1.WorkResponse.assignments:type_name -> antiphon.v1.Assignment
-	8,  // 8: antiphon.v1.WorkResponse.cancels:type_name -> antiphon.v1.AttemptCancel
-	14, // 9: antiphon.v1.WorkResponse.call_results:type_name -> antiphon.v1.CallResponse
-	17, // 10: antiphon.v1.WorkResponse.context_responses:type_name -> antiphon.v1.ContextResponse
-	18, // 11: antiphon.v1.WorkResponse.claim_losses:type_name -> antiphon.v1.ClaimLoss
-	15, // 12: antiphon.v1.WorkResponse.call_partials:type_name -> antiphon.v1.CallPartial
-	19, // 13: antiphon.v1.AgentHello.description:type_name -> antiphon.v1.AgentDescription
-	20, // 14: antiphon.v1.Assignment.remaining_timeout:type_name -> google.protobuf.Duration
-	21, // 15: antiphon.v1.Assignment.input:type_name -> antiphon.v1.Payload
-	21, // 16: antiphon.v1.Result.output:type_name -> antiphon.v1.Payload
-	22, // 17: antiphon.v1.Result.failure:type_name -> antiphon.v1.Failure
-	23, // 18: antiphon.v1.ProgressUpdate.progress:type_name -> antiphon.v1.Progress
-	24, // 19: antiphon.v1.PartialUpdate.partial:type_name -> antiphon.v1.PartialOutput
-	6,  // 20: antiphon.v1.ReportProgressRequest.update:type_name -> antiphon.v1.ProgressUpdate
-	7,  // 21: antiphon.v1.ReportPartialRequest.update:type_name -> antiphon.v1.PartialUpdate
-	21, // 22: antiphon.v1.CallRequest.input:type_name -> antiphon.v1.Payload
-	20, // 23: antiphon.v1.CallRequest.timeout:type_name -> google.protobuf.Duration
-	21, // 24: antiphon.v1.CallResponse.output:type_name -> antiphon.v1.Payload
-	22, // 25: antiphon.v1.CallResponse.failure:type_name -> antiphon.v1.Failure
-	24, // 26: antiphon.v1.CallPartial.partial:type_name -> antiphon.v1.PartialOutput
-	0,  // 27: antiphon.v1.AgentService.Work:input_type -> antiphon.v1.WorkRequest
-	9,  // 28: antiphon.v1.AgentService.ReportProgress:input_type -> antiphon.v1.ReportProgressRequest
-	11, // 29: antiphon.v1.AgentService.ReportPartial:input_type -> antiphon.v1.ReportPartialRequest
-	13, // 30: antiphon.v1.AgentService.Call:input_type -> antiphon.v1.CallRequest
-	1,  // 31: antiphon.v1.AgentService.Work:output_type -> antiphon.v1.WorkResponse
-	10, // 32: antiphon.v1.AgentService.ReportProgress:output_type -> antiphon.v1.ReportProgressResponse
-	12, // 33: antiphon.v1.AgentService.ReportPartial:output_type -> antiphon.v1.ReportPartialResponse
-	14, // 34: antiphon.v1.AgentService.Call:output_type -> antiphon.v1.CallResponse
-	31, // [31:35] is the sub-list for method output_type
-	27, // [27:31] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	9,  // 8: antiphon.v1.WorkResponse.cancels:type_name -> antiphon.v1.AttemptCancel
+	15, // 9: antiphon.v1.WorkResponse.call_results:type_name -> antiphon.v1.CallResponse
+	18, // 10: antiphon.v1.WorkResponse.context_responses:type_name -> antiphon.v1.ContextResponse
+	19, // 11: antiphon.v1.WorkResponse.claim_losses:type_name -> antiphon.v1.ClaimLoss
+	16, // 12: antiphon.v1.WorkResponse.call_partials:type_name -> antiphon.v1.CallPartial
+	20, // 13: antiphon.v1.AgentHello.description:type_name -> antiphon.v1.AgentDescription
+	21, // 14: antiphon.v1.Assignment.remaining_timeout:type_name -> google.protobuf.Duration
+	22, // 15: antiphon.v1.Assignment.input:type_name -> antiphon.v1.Payload
+	22, // 16: antiphon.v1.Result.output:type_name -> antiphon.v1.Payload
+	23, // 17: antiphon.v1.Result.failure:type_name -> antiphon.v1.Failure
+	6,  // 18: antiphon.v1.Result.subgraph:type_name -> antiphon.v1.Subgraph
+	24, // 19: antiphon.v1.Subgraph.graph:type_name -> antiphon.v1.Graph
+	22, // 20: antiphon.v1.Subgraph.input:type_name -> antiphon.v1.Payload
+	25, // 21: antiphon.v1.ProgressUpdate.progress:type_name -> antiphon.v1.Progress
+	26, // 22: antiphon.v1.PartialUpdate.partial:type_name -> antiphon.v1.PartialOutput
+	7,  // 23: antiphon.v1.ReportProgressRequest.update:type_name -> antiphon.v1.ProgressUpdate
+	8,  // 24: antiphon.v1.ReportPartialRequest.update:type_name -> antiphon.v1.PartialUpdate
+	22, // 25: antiphon.v1.CallRequest.input:type_name -> antiphon.v1.Payload
+	21, // 26: antiphon.v1.CallRequest.timeout:type_name -> google.protobuf.Duration
+	22, // 27: antiphon.v1.CallResponse.output:type_name -> antiphon.v1.Payload
+	23, // 28: antiphon.v1.CallResponse.failure:type_name -> antiphon.v1.Failure
+	26, // 29: antiphon.v1.CallPartial.partial:type_name -> antiphon.v1.PartialOutput
+	0,  // 30: antiphon.v1.AgentService.Work:input_type -> antiphon.v1.WorkRequest
+	10, // 31: antiphon.v1.AgentService.ReportProgress:input_type -> antiphon.v1.ReportProgressRequest
+	12, // 32: antiphon.v1.AgentService.ReportPartial:input_type -> antiphon.v1.ReportPartialRequest
+	14, // 33: antiphon.v1.AgentService.Call:input_type -> antiphon.v1.CallRequest
+	1,  // 34: antiphon.v1.AgentService.Work:output_type -> antiphon.v1.WorkResponse
+	11, // 35: antiphon.v1.AgentService.ReportProgress:output_type -> antiphon.v1.ReportProgressResponse
+	13, // 36: antiphon.v1.AgentService.ReportPartial:output_type -> antiphon.v1.ReportPartialResponse
+	15, // 37: antiphon.v1.AgentService.Call:output_type -> antiphon.v1.CallResponse
+	34, // [34:38] is the sub-list for method output_type
+	30, // [30:34] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_agent_service_proto_init() }
@@ -1406,14 +1490,16 @@ func file_antiphon_v1_agent_service_proto_init() {
 	file_antiphon_v1_context_request_proto_init()
 	file_antiphon_v1_error_proto_init()
 	file_antiphon_v1_failure_proto_init()
+	file_antiphon_v1_graph_proto_init()
 	file_antiphon_v1_payload_proto_init()
 	file_antiphon_v1_registry_proto_init()
 	file_antiphon_v1_run_proto_init()
 	file_antiphon_v1_agent_service_proto_msgTypes[5].OneofWrappers = []any{
 		(*Result_Output)(nil),
 		(*Result_Failure)(nil),
+		(*Result_Subgraph)(nil),
 	}
-	file_antiphon_v1_agent_service_proto_msgTypes[14].OneofWrappers = []any{
+	file_antiphon_v1_agent_service_proto_msgTypes[15].OneofWrappers = []any{
 		(*CallResponse_Output)(nil),
 		(*CallResponse_Failure)(nil),
 	}
@@ -1423,7 +1509,7 @@ func file_antiphon_v1_agent_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_agent_service_proto_rawDesc), len(file_antiphon_v1_agent_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -122,6 +122,10 @@ const (
 	ErrorReason_ERROR_REASON_SIGNALS_EXHAUSTED ErrorReason = 112
 	// The task is not in a state in which that can be asked of it.
 	ErrorReason_ERROR_REASON_TASK_STATE_CONFLICT ErrorReason = 113
+	// What is called for has been called for above, with the same input.
+	ErrorReason_ERROR_REASON_CALL_REPEATED ErrorReason = 114
+	// There are as many tasks beneath the outermost run as there may be.
+	ErrorReason_ERROR_REASON_TOO_MUCH_BENEATH ErrorReason = 115
 	// The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line.
 	ErrorReason_ERROR_REASON_POLICY_INVALID ErrorReason = 120
 	// Another epoch is in force than the caller expected.
@@ -207,6 +211,8 @@ var (
 		111: "ERROR_REASON_SIGNAL_NOT_EXPECTED",
 		112: "ERROR_REASON_SIGNALS_EXHAUSTED",
 		113: "ERROR_REASON_TASK_STATE_CONFLICT",
+		114: "ERROR_REASON_CALL_REPEATED",
+		115: "ERROR_REASON_TOO_MUCH_BENEATH",
 		120: "ERROR_REASON_POLICY_INVALID",
 		121: "ERROR_REASON_POLICY_EPOCH_CHANGED",
 		122: "ERROR_REASON_POLICY_EPOCH_NOT_FOUND",
@@ -272,6 +278,8 @@ var (
 		"ERROR_REASON_SIGNAL_NOT_EXPECTED":        111,
 		"ERROR_REASON_SIGNALS_EXHAUSTED":          112,
 		"ERROR_REASON_TASK_STATE_CONFLICT":        113,
+		"ERROR_REASON_CALL_REPEATED":              114,
+		"ERROR_REASON_TOO_MUCH_BENEATH":           115,
 		"ERROR_REASON_POLICY_INVALID":             120,
 		"ERROR_REASON_POLICY_EPOCH_CHANGED":       121,
 		"ERROR_REASON_POLICY_EPOCH_NOT_FOUND":     122,
@@ -494,7 +502,7 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*\xc7<\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*\xf2>\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12s\n" +
 	"\x1cERROR_REASON_REQUEST_INVALID\x10\x01\x1aQ\xba\xbb\x18M\b\x03\x10\x01\x1a\x05field\">{field} breaks a rule of the request; see the field violations(\x01\x12~\n" +
@@ -547,7 +555,9 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x16ERROR_REASON_RUN_ENDED\x10n\x1a\\\xba\xbb\x18X\b\t\x10\x01\x1a\x06run_id\x1a\x05state\"Crun {run_id} has ended {state} and stays as it is; submit a new one\x12\x97\x01\n" +
 	" ERROR_REASON_SIGNAL_NOT_EXPECTED\x10o\x1aq\xba\xbb\x18m\b\t\x10\x01\x1a\x06signal\x1a\x06run_id\x1a\bexpected\"Mno task of run {run_id} waits for signal {signal}; its graph knows {expected}\x12o\n" +
 	"\x1eERROR_REASON_SIGNALS_EXHAUSTED\x10p\x1aK\xba\xbb\x18G\b\b\x10\x01\x1a\x06run_id\x1a\x05limit\"2run {run_id} was sent {limit}: the most of one run\x12i\n" +
-	" ERROR_REASON_TASK_STATE_CONFLICT\x10q\x1aC\xba\xbb\x18?\b\t\x10\x03\x1a\atask_id\x1a\x05state\x1a\x05cause\"\"task {task_id} is {state}: {cause}\x12\x86\x01\n" +
+	" ERROR_REASON_TASK_STATE_CONFLICT\x10q\x1aC\xba\xbb\x18?\b\t\x10\x03\x1a\atask_id\x1a\x05state\x1a\x05cause\"\"task {task_id} is {state}: {cause}\x12\xae\x01\n" +
+	"\x1aERROR_REASON_CALL_REPEATED\x10r\x1a\x8d\x01\xba\xbb\x18\x88\x01\b\t\x10\x01\x1a\x04name\"|{name} is at work on the same input further up; that would go round for ever. Change the input, such as by a count of rounds\x12x\n" +
+	"\x1dERROR_REASON_TOO_MUCH_BENEATH\x10s\x1aU\xba\xbb\x18Q\b\b\x10\x01\x1a\x05limit\"Dcalls and sub-runs beneath one run have at most {limit} tasks in all\x12\x86\x01\n" +
 	"\x1bERROR_REASON_POLICY_INVALID\x10x\x1ae\xba\xbb\x18a\b\x03\x10\x01\x1a\x05count\"Tthe policies have {count} mistakes, and nothing is changed; see the field violations\x12\xae\x01\n" +
 	"!ERROR_REASON_POLICY_EPOCH_CHANGED\x10y\x1a\x86\x01\xba\xbb\x18\x81\x01\b\n" +
 	"\x10\x03\x1a\bexpected\x1a\acurrent\"hpolicy epoch {current} is in force, not {expected}; look at it with antiphon policy show, then try again\x12t\n" +

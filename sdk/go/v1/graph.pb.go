@@ -249,7 +249,7 @@ func (x *Graph) GetLabels() map[string]string {
 	return nil
 }
 
-// GraphTask is one node: it asks for a capability, or waits. Expressions are CEL over: input (the run's input),
+// GraphTask is one node: it asks for a capability, runs another graph, or waits. Expressions are CEL over: input (the run's input),
 // tasks.ID.output, tasks.ID.state, tasks.ID.failure, inside a for_each: item and index, and inside a loop (until):
 // iteration and previous.
 type GraphTask struct {
@@ -259,7 +259,7 @@ type GraphTask struct {
 	// For people.
 	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
 	// The operation asked for and the versions that will do: text.summarize@1 (any 1.x), @1.2 (from 1.2, below 2),
-	// @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that waits.
+	// @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that runs another graph, or waits.
 	Capability string `protobuf:"bytes,3,opt,name=capability,proto3" json:"capability,omitempty"`
 	// Tasks that come before this one, besides those its expressions refer to.
 	Needs []string `protobuf:"bytes,4,rep,name=needs,proto3" json:"needs,omitempty"`
@@ -296,6 +296,10 @@ type GraphTask struct {
 	// True: after a loss, a timeout or any other doubt whether the work was done the task is not offered again, but
 	// ESCALATED, whatever on_failure says.
 	AtMostOnce bool `protobuf:"varint,19,opt,name=at_most_once,json=atMostOnce,proto3" json:"at_most_once,omitempty"`
+	// Instead of a capability: a registered graph of the namespace, NAME@VERSION, or NAME for its newest version when the
+	// task begins. It runs as a run of its own beneath this one, with the task's input; its output, or its failure, is the
+	// task's. It may last as long as the task.
+	Graph string `protobuf:"bytes,20,opt,name=graph,proto3" json:"graph,omitempty"`
 	// Several agents are asked, and so many of them must agree. Not for a for_each or a loop, nor with compensate, cache or
 	// at_most_once.
 	Quorum *Quorum `protobuf:"bytes,24,opt,name=quorum,proto3" json:"quorum,omitempty"`
@@ -470,6 +474,13 @@ func (x *GraphTask) GetAtMostOnce() bool {
 		return x.AtMostOnce
 	}
 	return false
+}
+
+func (x *GraphTask) GetGraph() string {
+	if x != nil {
+		return x.Graph
+	}
+	return ""
 }
 
 func (x *GraphTask) GetQuorum() *Quorum {
@@ -1258,7 +1269,7 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"\x06labels\x18\b \x03(\v2\x1e.antiphon.v1.Graph.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfb\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\a\n" +
 	"\tGraphTask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x1e\n" +
@@ -1285,7 +1296,8 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"compensate\x18\x12 \x01(\v2\x17.antiphon.v1.CompensateR\n" +
 	"compensate\x12 \n" +
 	"\fat_most_once\x18\x13 \x01(\bR\n" +
-	"atMostOnce\x12+\n" +
+	"atMostOnce\x12\x14\n" +
+	"\x05graph\x18\x14 \x01(\tR\x05graph\x12+\n" +
 	"\x06quorum\x18\x18 \x01(\v2\x13.antiphon.v1.QuorumR\x06quorum\x12(\n" +
 	"\x05hedge\x18\x19 \x01(\v2\x12.antiphon.v1.HedgeR\x05hedge\x12(\n" +
 	"\x05cache\x18\x1a \x01(\v2\x12.antiphon.v1.CacheR\x05cache\"\x7f\n" +

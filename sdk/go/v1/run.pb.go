@@ -249,6 +249,63 @@ func (AttemptState) EnumDescriptor() ([]byte, []int) {
 	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{2}
 }
 
+// ChildKind is how a run came to be beneath a task of another run.
+type ChildKind int32
+
+const (
+	// It did not: a client submitted it.
+	ChildKind_CHILD_KIND_UNSPECIFIED ChildKind = 0
+	// An attempt of the task called for it.
+	ChildKind_CHILD_KIND_CALL ChildKind = 1
+	// The task's graph says so: GraphTask.graph.
+	ChildKind_CHILD_KIND_GRAPH ChildKind = 2
+	// The agent answered the task with its graph.
+	ChildKind_CHILD_KIND_ANSWER ChildKind = 3
+)
+
+// Enum value maps for ChildKind.
+var (
+	ChildKind_name = map[int32]string{
+		0: "CHILD_KIND_UNSPECIFIED",
+		1: "CHILD_KIND_CALL",
+		2: "CHILD_KIND_GRAPH",
+		3: "CHILD_KIND_ANSWER",
+	}
+	ChildKind_value = map[string]int32{
+		"CHILD_KIND_UNSPECIFIED": 0,
+		"CHILD_KIND_CALL":        1,
+		"CHILD_KIND_GRAPH":       2,
+		"CHILD_KIND_ANSWER":      3,
+	}
+)
+
+func (x ChildKind) Enum() *ChildKind {
+	p := new(ChildKind)
+	*p = x
+	return p
+}
+
+func (x ChildKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChildKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_antiphon_v1_run_proto_enumTypes[3].Descriptor()
+}
+
+func (ChildKind) Type() protoreflect.EnumType {
+	return &file_antiphon_v1_run_proto_enumTypes[3]
+}
+
+func (x ChildKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChildKind.Descriptor instead.
+func (ChildKind) EnumDescriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{3}
+}
+
 // Run is one submitted piece of work.
 type Run struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -282,14 +339,18 @@ type Run struct {
 	EventSeq uint64 `protobuf:"varint,14,opt,name=event_seq,json=eventSeq,proto3" json:"event_seq,omitempty"`
 	// Labels given at submission.
 	Labels map[string]string `protobuf:"bytes,15,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// The attempt that called for it; empty for a run a client submitted.
+	// The attempt that called for it, or answered with its graph; run/task/member/0 for a sub-run that a graph asks for.
+	// Empty for a run a client submitted.
 	ParentAttemptId string `protobuf:"bytes,16,opt,name=parent_attempt_id,json=parentAttemptId,proto3" json:"parent_attempt_id,omitempty"`
 	// W3C traceparent it was submitted with, or a new one.
 	Traceparent string `protobuf:"bytes,17,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// Warnings of admission, such as a capability that nobody offers yet.
 	Warnings []string `protobuf:"bytes,18,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// What the expressions of its output read of shared context, as Task.reads.
-	OutputReads   []*EntryReference `protobuf:"bytes,19,rep,name=output_reads,json=outputReads,proto3" json:"output_reads,omitempty"`
+	OutputReads []*EntryReference `protobuf:"bytes,19,rep,name=output_reads,json=outputReads,proto3" json:"output_reads,omitempty"`
+	// How it came to be beneath parent_attempt_id; unspecified for a run that a client submitted, and in lists of archived
+	// runs.
+	ChildKind     ChildKind `protobuf:"varint,20,opt,name=child_kind,json=childKind,proto3,enum=antiphon.v1.ChildKind" json:"child_kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -457,6 +518,104 @@ func (x *Run) GetOutputReads() []*EntryReference {
 	return nil
 }
 
+func (x *Run) GetChildKind() ChildKind {
+	if x != nil {
+		return x.ChildKind
+	}
+	return ChildKind_CHILD_KIND_UNSPECIFIED
+}
+
+// Child is a run beneath a task.
+type Child struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	RunId string `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	// How it came to be.
+	Kind ChildKind `protobuf:"varint,2,opt,name=kind,proto3,enum=antiphon.v1.ChildKind" json:"kind,omitempty"`
+	// What it runs: the capability of a call, the graph with its version, or the name of what an agent answered.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Number of the attempt that called for it, or answered it; 0 when the graph says so.
+	Attempt uint32 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// The call, as CallRequest.call_id; empty for what is no call.
+	CallId string `protobuf:"bytes,5,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	// When it began.
+	BeginTime     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=begin_time,json=beginTime,proto3" json:"begin_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Child) Reset() {
+	*x = Child{}
+	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Child) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Child) ProtoMessage() {}
+
+func (x *Child) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Child.ProtoReflect.Descriptor instead.
+func (*Child) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Child) GetRunId() string {
+	if x != nil {
+		return x.RunId
+	}
+	return ""
+}
+
+func (x *Child) GetKind() ChildKind {
+	if x != nil {
+		return x.Kind
+	}
+	return ChildKind_CHILD_KIND_UNSPECIFIED
+}
+
+func (x *Child) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Child) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Child) GetCallId() string {
+	if x != nil {
+		return x.CallId
+	}
+	return ""
+}
+
+func (x *Child) GetBeginTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BeginTime
+	}
+	return nil
+}
+
 // TaskTotals counts tasks by state.
 type TaskTotals struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -488,7 +647,7 @@ type TaskTotals struct {
 
 func (x *TaskTotals) Reset() {
 	*x = TaskTotals{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	mi := &file_antiphon_v1_run_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +659,7 @@ func (x *TaskTotals) String() string {
 func (*TaskTotals) ProtoMessage() {}
 
 func (x *TaskTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	mi := &file_antiphon_v1_run_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +672,7 @@ func (x *TaskTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskTotals.ProtoReflect.Descriptor instead.
 func (*TaskTotals) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{1}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *TaskTotals) GetTotal() uint32 {
@@ -606,7 +765,7 @@ type TaskKey struct {
 
 func (x *TaskKey) Reset() {
 	*x = TaskKey{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[2]
+	mi := &file_antiphon_v1_run_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -618,7 +777,7 @@ func (x *TaskKey) String() string {
 func (*TaskKey) ProtoMessage() {}
 
 func (x *TaskKey) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[2]
+	mi := &file_antiphon_v1_run_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -631,7 +790,7 @@ func (x *TaskKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskKey.ProtoReflect.Descriptor instead.
 func (*TaskKey) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{2}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *TaskKey) GetTaskId() string {
@@ -680,6 +839,12 @@ type Task struct {
 	Reads []*EntryReference `protobuf:"bytes,13,rep,name=reads,proto3" json:"reads,omitempty"`
 	// Id of the task that it undoes; empty for what the graph itself names.
 	Compensates string `protobuf:"bytes,14,opt,name=compensates,proto3" json:"compensates,omitempty"`
+	// The runs beneath it, the last 16, oldest first.
+	Children []*Child `protobuf:"bytes,20,rep,name=children,proto3" json:"children,omitempty"`
+	// How many there are in all.
+	ChildCount uint32 `protobuf:"varint,21,opt,name=child_count,json=childCount,proto3" json:"child_count,omitempty"`
+	// The graph it runs, as GraphTask.graph; empty for a task that asks for a capability, or waits.
+	Graph string `protobuf:"bytes,22,opt,name=graph,proto3" json:"graph,omitempty"`
 	// What its members answered, for a task with a quorum or a hedge; absent otherwise.
 	Agreement *Agreement `protobuf:"bytes,24,opt,name=agreement,proto3" json:"agreement,omitempty"`
 	// Where its output comes from when no attempt gave it, because the result of an earlier one was used again.
@@ -690,7 +855,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[3]
+	mi := &file_antiphon_v1_run_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +867,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[3]
+	mi := &file_antiphon_v1_run_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +880,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{3}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Task) GetKey() *TaskKey {
@@ -816,6 +981,27 @@ func (x *Task) GetCompensates() string {
 	return ""
 }
 
+func (x *Task) GetChildren() []*Child {
+	if x != nil {
+		return x.Children
+	}
+	return nil
+}
+
+func (x *Task) GetChildCount() uint32 {
+	if x != nil {
+		return x.ChildCount
+	}
+	return 0
+}
+
+func (x *Task) GetGraph() string {
+	if x != nil {
+		return x.Graph
+	}
+	return ""
+}
+
 func (x *Task) GetAgreement() *Agreement {
 	if x != nil {
 		return x.Agreement
@@ -854,7 +1040,7 @@ type Agreement struct {
 
 func (x *Agreement) Reset() {
 	*x = Agreement{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[4]
+	mi := &file_antiphon_v1_run_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +1052,7 @@ func (x *Agreement) String() string {
 func (*Agreement) ProtoMessage() {}
 
 func (x *Agreement) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[4]
+	mi := &file_antiphon_v1_run_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +1065,7 @@ func (x *Agreement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agreement.ProtoReflect.Descriptor instead.
 func (*Agreement) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{4}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Agreement) GetOf() uint32 {
@@ -944,7 +1130,7 @@ type AnswerGroup struct {
 
 func (x *AnswerGroup) Reset() {
 	*x = AnswerGroup{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	mi := &file_antiphon_v1_run_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1142,7 @@ func (x *AnswerGroup) String() string {
 func (*AnswerGroup) ProtoMessage() {}
 
 func (x *AnswerGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	mi := &file_antiphon_v1_run_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1155,7 @@ func (x *AnswerGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerGroup.ProtoReflect.Descriptor instead.
 func (*AnswerGroup) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{5}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AnswerGroup) GetMembers() []uint32 {
@@ -1003,7 +1189,7 @@ type ReusedResult struct {
 
 func (x *ReusedResult) Reset() {
 	*x = ReusedResult{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	mi := &file_antiphon_v1_run_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1201,7 @@ func (x *ReusedResult) String() string {
 func (*ReusedResult) ProtoMessage() {}
 
 func (x *ReusedResult) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	mi := &file_antiphon_v1_run_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1214,7 @@ func (x *ReusedResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReusedResult.ProtoReflect.Descriptor instead.
 func (*ReusedResult) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReusedResult) GetOriginAttemptId() string {
@@ -1088,7 +1274,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	mi := &file_antiphon_v1_run_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1286,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	mi := &file_antiphon_v1_run_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1299,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Attempt) GetAttemptId() string {
@@ -1215,7 +1401,7 @@ type RoutingDecision struct {
 
 func (x *RoutingDecision) Reset() {
 	*x = RoutingDecision{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[8]
+	mi := &file_antiphon_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1413,7 @@ func (x *RoutingDecision) String() string {
 func (*RoutingDecision) ProtoMessage() {}
 
 func (x *RoutingDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[8]
+	mi := &file_antiphon_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1426,7 @@ func (x *RoutingDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutingDecision.ProtoReflect.Descriptor instead.
 func (*RoutingDecision) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RoutingDecision) GetChosen() string {
@@ -1326,7 +1512,7 @@ type WithheldField struct {
 
 func (x *WithheldField) Reset() {
 	*x = WithheldField{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[9]
+	mi := &file_antiphon_v1_run_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1524,7 @@ func (x *WithheldField) String() string {
 func (*WithheldField) ProtoMessage() {}
 
 func (x *WithheldField) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[9]
+	mi := &file_antiphon_v1_run_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1537,7 @@ func (x *WithheldField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithheldField.ProtoReflect.Descriptor instead.
 func (*WithheldField) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{9}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WithheldField) GetPointer() string {
@@ -1383,7 +1569,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[10]
+	mi := &file_antiphon_v1_run_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1581,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[10]
+	mi := &file_antiphon_v1_run_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1594,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{10}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Candidate) GetInstance() string {
@@ -1447,7 +1633,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[11]
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1645,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[11]
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1658,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{11}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Refusal) GetReason() string {
@@ -1510,7 +1696,7 @@ type PolicyDecision struct {
 
 func (x *PolicyDecision) Reset() {
 	*x = PolicyDecision{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1708,7 @@ func (x *PolicyDecision) String() string {
 func (*PolicyDecision) ProtoMessage() {}
 
 func (x *PolicyDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1721,7 @@ func (x *PolicyDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyDecision.ProtoReflect.Descriptor instead.
 func (*PolicyDecision) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PolicyDecision) GetDecisionId() string {
@@ -1607,6 +1793,8 @@ type RunEvent struct {
 	Reads []*EntryReference `protobuf:"bytes,11,rep,name=reads,proto3" json:"reads,omitempty"`
 	// Name of the signal that came, where one came.
 	Signal string `protobuf:"bytes,12,opt,name=signal,proto3" json:"signal,omitempty"`
+	// The run that began beneath the task, where one did.
+	Child *Child `protobuf:"bytes,20,opt,name=child,proto3" json:"child,omitempty"`
 	// The attempt whose result the task used again; empty otherwise.
 	OriginAttemptId string `protobuf:"bytes,24,opt,name=origin_attempt_id,json=originAttemptId,proto3" json:"origin_attempt_id,omitempty"`
 	// A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0.
@@ -1617,7 +1805,7 @@ type RunEvent struct {
 
 func (x *RunEvent) Reset() {
 	*x = RunEvent{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[13]
+	mi := &file_antiphon_v1_run_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1817,7 @@ func (x *RunEvent) String() string {
 func (*RunEvent) ProtoMessage() {}
 
 func (x *RunEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[13]
+	mi := &file_antiphon_v1_run_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +1830,7 @@ func (x *RunEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent.ProtoReflect.Descriptor instead.
 func (*RunEvent) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{13}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RunEvent) GetEventSeq() uint64 {
@@ -1729,6 +1917,13 @@ func (x *RunEvent) GetSignal() string {
 	return ""
 }
 
+func (x *RunEvent) GetChild() *Child {
+	if x != nil {
+		return x.Child
+	}
+	return nil
+}
+
 func (x *RunEvent) GetOriginAttemptId() string {
 	if x != nil {
 		return x.OriginAttemptId
@@ -1762,7 +1957,7 @@ type AttemptChange struct {
 
 func (x *AttemptChange) Reset() {
 	*x = AttemptChange{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[14]
+	mi := &file_antiphon_v1_run_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +1969,7 @@ func (x *AttemptChange) String() string {
 func (*AttemptChange) ProtoMessage() {}
 
 func (x *AttemptChange) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[14]
+	mi := &file_antiphon_v1_run_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +1982,7 @@ func (x *AttemptChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptChange.ProtoReflect.Descriptor instead.
 func (*AttemptChange) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{14}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AttemptChange) GetNumber() uint32 {
@@ -1852,7 +2047,7 @@ type PartialOutput struct {
 
 func (x *PartialOutput) Reset() {
 	*x = PartialOutput{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[15]
+	mi := &file_antiphon_v1_run_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +2059,7 @@ func (x *PartialOutput) String() string {
 func (*PartialOutput) ProtoMessage() {}
 
 func (x *PartialOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[15]
+	mi := &file_antiphon_v1_run_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +2072,7 @@ func (x *PartialOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartialOutput.ProtoReflect.Descriptor instead.
 func (*PartialOutput) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{15}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PartialOutput) GetOffset() uint64 {
@@ -1964,7 +2159,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[16]
+	mi := &file_antiphon_v1_run_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2171,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[16]
+	mi := &file_antiphon_v1_run_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2184,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{16}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Progress) GetFraction() float64 {
@@ -2010,7 +2205,7 @@ var File_antiphon_v1_run_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x06\n" +
+	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\a\n" +
 	"\x03Run\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12+\n" +
@@ -2033,10 +2228,20 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x11parent_attempt_id\x18\x10 \x01(\tR\x0fparentAttemptId\x12 \n" +
 	"\vtraceparent\x18\x11 \x01(\tR\vtraceparent\x12\x1a\n" +
 	"\bwarnings\x18\x12 \x03(\tR\bwarnings\x12>\n" +
-	"\foutput_reads\x18\x13 \x03(\v2\x1b.antiphon.v1.EntryReferenceR\voutputReads\x1a9\n" +
+	"\foutput_reads\x18\x13 \x03(\v2\x1b.antiphon.v1.EntryReferenceR\voutputReads\x125\n" +
+	"\n" +
+	"child_kind\x18\x14 \x01(\x0e2\x16.antiphon.v1.ChildKindR\tchildKind\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\x01\n" +
+	"\x05Child\x12\x15\n" +
+	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12*\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x16.antiphon.v1.ChildKindR\x04kind\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
+	"\aattempt\x18\x04 \x01(\rR\aattempt\x12\x17\n" +
+	"\acall_id\x18\x05 \x01(\tR\x06callId\x129\n" +
+	"\n" +
+	"begin_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tbeginTime\"\xb4\x02\n" +
 	"\n" +
 	"TaskTotals\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\rR\x05total\x12\x18\n" +
@@ -2053,7 +2258,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\vquarantined\x18\v \x01(\rR\vquarantined\":\n" +
 	"\aTaskKey\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
-	"\x06member\x18\x02 \x01(\rR\x06member\"\xb2\x05\n" +
+	"\x06member\x18\x02 \x01(\rR\x06member\"\x99\x06\n" +
 	"\x04Task\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.antiphon.v1.TaskStateR\x05state\x12\x1e\n" +
@@ -2072,7 +2277,11 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\fmember_count\x18\v \x01(\rR\vmemberCount\x12\x1a\n" +
 	"\bwithheld\x18\f \x01(\tR\bwithheld\x121\n" +
 	"\x05reads\x18\r \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12 \n" +
-	"\vcompensates\x18\x0e \x01(\tR\vcompensates\x124\n" +
+	"\vcompensates\x18\x0e \x01(\tR\vcompensates\x12.\n" +
+	"\bchildren\x18\x14 \x03(\v2\x12.antiphon.v1.ChildR\bchildren\x12\x1f\n" +
+	"\vchild_count\x18\x15 \x01(\rR\n" +
+	"childCount\x12\x14\n" +
+	"\x05graph\x18\x16 \x01(\tR\x05graph\x124\n" +
 	"\tagreement\x18\x18 \x01(\v2\x16.antiphon.v1.AgreementR\tagreement\x121\n" +
 	"\x06reused\x18\x19 \x01(\v2\x19.antiphon.v1.ReusedResultR\x06reused\"\xf3\x01\n" +
 	"\tAgreement\x12\x0e\n" +
@@ -2139,7 +2348,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x06permit\x18\x03 \x01(\bR\x06permit\x12\x1a\n" +
 	"\bpolicies\x18\x04 \x03(\tR\bpolicies\x12 \n" +
 	"\vobligations\x18\x05 \x03(\tR\vobligations\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xf6\x04\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xa0\x05\n" +
 	"\bRunEvent\x12\x1b\n" +
 	"\tevent_seq\x18\x01 \x01(\x04R\beventSeq\x129\n" +
 	"\n" +
@@ -2155,7 +2364,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\afailure\x18\n" +
 	" \x01(\v2\x14.antiphon.v1.FailureR\afailure\x121\n" +
 	"\x05reads\x18\v \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12\x16\n" +
-	"\x06signal\x18\f \x01(\tR\x06signal\x12*\n" +
+	"\x06signal\x18\f \x01(\tR\x06signal\x12(\n" +
+	"\x05child\x18\x14 \x01(\v2\x12.antiphon.v1.ChildR\x05child\x12*\n" +
 	"\x11origin_attempt_id\x18\x18 \x01(\tR\x0foriginAttemptId\x124\n" +
 	"\apartial\x18\x1e \x01(\v2\x1a.antiphon.v1.PartialOutputR\apartial\"\xa0\x01\n" +
 	"\rAttemptChange\x12\x16\n" +
@@ -2203,7 +2413,12 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x17ATTEMPT_STATE_SUCCEEDED\x10\x04\x12\x18\n" +
 	"\x14ATTEMPT_STATE_FAILED\x10\x05\x12\x16\n" +
 	"\x12ATTEMPT_STATE_LOST\x10\x06\x12\x1b\n" +
-	"\x17ATTEMPT_STATE_CANCELLED\x10\ab\x06proto3"
+	"\x17ATTEMPT_STATE_CANCELLED\x10\a*i\n" +
+	"\tChildKind\x12\x1a\n" +
+	"\x16CHILD_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fCHILD_KIND_CALL\x10\x01\x12\x14\n" +
+	"\x10CHILD_KIND_GRAPH\x10\x02\x12\x15\n" +
+	"\x11CHILD_KIND_ANSWER\x10\x03b\x06proto3"
 
 var (
 	file_antiphon_v1_run_proto_rawDescOnce sync.Once
@@ -2217,89 +2432,96 @@ func file_antiphon_v1_run_proto_rawDescGZIP() []byte {
 	return file_antiphon_v1_run_proto_rawDescData
 }
 
-var file_antiphon_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_antiphon_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_antiphon_v1_run_proto_goTypes = []any{
 	(RunState)(0),                 // 0: antiphon.v1.RunState
 	(TaskState)(0),                // 1: antiphon.v1.TaskState
 	(AttemptState)(0),             // 2: antiphon.v1.AttemptState
-	(*Run)(nil),                   // 3: antiphon.v1.Run
-	(*TaskTotals)(nil),            // 4: antiphon.v1.TaskTotals
-	(*TaskKey)(nil),               // 5: antiphon.v1.TaskKey
-	(*Task)(nil),                  // 6: antiphon.v1.Task
-	(*Agreement)(nil),             // 7: antiphon.v1.Agreement
-	(*AnswerGroup)(nil),           // 8: antiphon.v1.AnswerGroup
-	(*ReusedResult)(nil),          // 9: antiphon.v1.ReusedResult
-	(*Attempt)(nil),               // 10: antiphon.v1.Attempt
-	(*RoutingDecision)(nil),       // 11: antiphon.v1.RoutingDecision
-	(*WithheldField)(nil),         // 12: antiphon.v1.WithheldField
-	(*Candidate)(nil),             // 13: antiphon.v1.Candidate
-	(*Refusal)(nil),               // 14: antiphon.v1.Refusal
-	(*PolicyDecision)(nil),        // 15: antiphon.v1.PolicyDecision
-	(*RunEvent)(nil),              // 16: antiphon.v1.RunEvent
-	(*AttemptChange)(nil),         // 17: antiphon.v1.AttemptChange
-	(*PartialOutput)(nil),         // 18: antiphon.v1.PartialOutput
-	(*Progress)(nil),              // 19: antiphon.v1.Progress
-	nil,                           // 20: antiphon.v1.Run.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(*Payload)(nil),               // 22: antiphon.v1.Payload
-	(*Failure)(nil),               // 23: antiphon.v1.Failure
-	(*EntryReference)(nil),        // 24: antiphon.v1.EntryReference
-	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
-	(*Label)(nil),                 // 26: antiphon.v1.Label
+	(ChildKind)(0),                // 3: antiphon.v1.ChildKind
+	(*Run)(nil),                   // 4: antiphon.v1.Run
+	(*Child)(nil),                 // 5: antiphon.v1.Child
+	(*TaskTotals)(nil),            // 6: antiphon.v1.TaskTotals
+	(*TaskKey)(nil),               // 7: antiphon.v1.TaskKey
+	(*Task)(nil),                  // 8: antiphon.v1.Task
+	(*Agreement)(nil),             // 9: antiphon.v1.Agreement
+	(*AnswerGroup)(nil),           // 10: antiphon.v1.AnswerGroup
+	(*ReusedResult)(nil),          // 11: antiphon.v1.ReusedResult
+	(*Attempt)(nil),               // 12: antiphon.v1.Attempt
+	(*RoutingDecision)(nil),       // 13: antiphon.v1.RoutingDecision
+	(*WithheldField)(nil),         // 14: antiphon.v1.WithheldField
+	(*Candidate)(nil),             // 15: antiphon.v1.Candidate
+	(*Refusal)(nil),               // 16: antiphon.v1.Refusal
+	(*PolicyDecision)(nil),        // 17: antiphon.v1.PolicyDecision
+	(*RunEvent)(nil),              // 18: antiphon.v1.RunEvent
+	(*AttemptChange)(nil),         // 19: antiphon.v1.AttemptChange
+	(*PartialOutput)(nil),         // 20: antiphon.v1.PartialOutput
+	(*Progress)(nil),              // 21: antiphon.v1.Progress
+	nil,                           // 22: antiphon.v1.Run.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*Payload)(nil),               // 24: antiphon.v1.Payload
+	(*Failure)(nil),               // 25: antiphon.v1.Failure
+	(*EntryReference)(nil),        // 26: antiphon.v1.EntryReference
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
+	(*Label)(nil),                 // 28: antiphon.v1.Label
 }
 var file_antiphon_v1_run_proto_depIdxs = []int32{
 	0,  // 0: antiphon.v1.Run.state:type_name -> antiphon.v1.RunState
-	21, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	21, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	21, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
-	22, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
-	22, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
-	23, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
-	4,  // 7: antiphon.v1.Run.totals:type_name -> antiphon.v1.TaskTotals
-	20, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
-	24, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
-	5,  // 10: antiphon.v1.Task.key:type_name -> antiphon.v1.TaskKey
-	1,  // 11: antiphon.v1.Task.state:type_name -> antiphon.v1.TaskState
-	22, // 12: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
-	22, // 13: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
-	23, // 14: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
-	21, // 15: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
-	21, // 16: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
-	24, // 17: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
-	7,  // 18: antiphon.v1.Task.agreement:type_name -> antiphon.v1.Agreement
-	9,  // 19: antiphon.v1.Task.reused:type_name -> antiphon.v1.ReusedResult
-	8,  // 20: antiphon.v1.Agreement.groups:type_name -> antiphon.v1.AnswerGroup
-	25, // 21: antiphon.v1.Agreement.spent_duration:type_name -> google.protobuf.Duration
-	21, // 22: antiphon.v1.ReusedResult.keep_time:type_name -> google.protobuf.Timestamp
-	11, // 23: antiphon.v1.ReusedResult.decision:type_name -> antiphon.v1.RoutingDecision
-	15, // 24: antiphon.v1.ReusedResult.release:type_name -> antiphon.v1.PolicyDecision
-	2,  // 25: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
-	23, // 26: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
-	21, // 27: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
-	21, // 28: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	25, // 29: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
-	11, // 30: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
-	13, // 31: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
-	14, // 32: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
-	15, // 33: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
-	12, // 34: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
-	21, // 35: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
-	5,  // 36: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
-	0,  // 37: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
-	1,  // 38: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
-	17, // 39: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
-	19, // 40: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
-	23, // 41: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
-	24, // 42: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
-	18, // 43: antiphon.v1.RunEvent.partial:type_name -> antiphon.v1.PartialOutput
-	2,  // 44: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
-	26, // 45: antiphon.v1.PartialOutput.labels:type_name -> antiphon.v1.Label
-	46, // [46:46] is the sub-list for method output_type
-	46, // [46:46] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	23, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	23, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	23, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
+	24, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
+	24, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
+	25, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
+	6,  // 7: antiphon.v1.Run.totals:type_name -> antiphon.v1.TaskTotals
+	22, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
+	26, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
+	3,  // 10: antiphon.v1.Run.child_kind:type_name -> antiphon.v1.ChildKind
+	3,  // 11: antiphon.v1.Child.kind:type_name -> antiphon.v1.ChildKind
+	23, // 12: antiphon.v1.Child.begin_time:type_name -> google.protobuf.Timestamp
+	7,  // 13: antiphon.v1.Task.key:type_name -> antiphon.v1.TaskKey
+	1,  // 14: antiphon.v1.Task.state:type_name -> antiphon.v1.TaskState
+	24, // 15: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
+	24, // 16: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
+	25, // 17: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
+	23, // 18: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
+	23, // 19: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
+	26, // 20: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
+	5,  // 21: antiphon.v1.Task.children:type_name -> antiphon.v1.Child
+	9,  // 22: antiphon.v1.Task.agreement:type_name -> antiphon.v1.Agreement
+	11, // 23: antiphon.v1.Task.reused:type_name -> antiphon.v1.ReusedResult
+	10, // 24: antiphon.v1.Agreement.groups:type_name -> antiphon.v1.AnswerGroup
+	27, // 25: antiphon.v1.Agreement.spent_duration:type_name -> google.protobuf.Duration
+	23, // 26: antiphon.v1.ReusedResult.keep_time:type_name -> google.protobuf.Timestamp
+	13, // 27: antiphon.v1.ReusedResult.decision:type_name -> antiphon.v1.RoutingDecision
+	17, // 28: antiphon.v1.ReusedResult.release:type_name -> antiphon.v1.PolicyDecision
+	2,  // 29: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
+	25, // 30: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
+	23, // 31: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
+	23, // 32: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	27, // 33: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
+	13, // 34: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
+	15, // 35: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
+	16, // 36: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
+	17, // 37: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
+	14, // 38: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
+	23, // 39: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
+	7,  // 40: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
+	0,  // 41: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
+	1,  // 42: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
+	19, // 43: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
+	21, // 44: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
+	25, // 45: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
+	26, // 46: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
+	5,  // 47: antiphon.v1.RunEvent.child:type_name -> antiphon.v1.Child
+	20, // 48: antiphon.v1.RunEvent.partial:type_name -> antiphon.v1.PartialOutput
+	2,  // 49: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
+	28, // 50: antiphon.v1.PartialOutput.labels:type_name -> antiphon.v1.Label
+	51, // [51:51] is the sub-list for method output_type
+	51, // [51:51] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_run_proto_init() }
@@ -2310,7 +2532,7 @@ func file_antiphon_v1_run_proto_init() {
 	file_antiphon_v1_context_proto_init()
 	file_antiphon_v1_failure_proto_init()
 	file_antiphon_v1_payload_proto_init()
-	file_antiphon_v1_run_proto_msgTypes[15].OneofWrappers = []any{
+	file_antiphon_v1_run_proto_msgTypes[16].OneofWrappers = []any{
 		(*PartialOutput_Text)(nil),
 		(*PartialOutput_Json)(nil),
 	}
@@ -2319,8 +2541,8 @@ func file_antiphon_v1_run_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_run_proto_rawDesc), len(file_antiphon_v1_run_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   18,
+			NumEnums:      4,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

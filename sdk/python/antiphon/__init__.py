@@ -83,6 +83,7 @@ if TYPE_CHECKING:
         AttemptTokenInvalid,
         AuditChainNotFound,
         AuditRecordNotFound,
+        CallRepeated,
         CallTooDeep,
         CapabilityConflict,
         CertificateExpired,
@@ -137,6 +138,7 @@ if TYPE_CHECKING:
         TaskNotFound,
         TaskStateConflict,
         TokenNotAccepted,
+        TooMuchBeneath,
         VerifyReportNotAccepted,
     )
     from ._schema import (
@@ -144,6 +146,9 @@ if TYPE_CHECKING:
     )
     from ._shared import (
         SharedContext,
+    )
+    from ._subgraph import (
+        Subgraph,
     )
     from ._submission import (
         SubmitOptions,
@@ -168,6 +173,7 @@ __all__ = [
     "AuditRecordNotFound",
     "BudgetExceeded",
     "CallFailed",
+    "CallRepeated",
     "CallTooDeep",
     "CapabilityConflict",
     "CertificateExpired",
@@ -244,6 +250,7 @@ __all__ = [
     "StoreFull",
     "StoreUnavailable",
     "StreamReplaced",
+    "Subgraph",
     "SubmitOptions",
     "Submitter",
     "Tampering",
@@ -254,6 +261,7 @@ __all__ = [
     "TaskRef",
     "TaskStateConflict",
     "TokenNotAccepted",
+    "TooMuchBeneath",
     "TransientFailure",
     "Unavailable",
     "Until",
@@ -334,6 +342,7 @@ _HOMES = {
     ),
     "_schema": ("Labels",),
     "_shared": ("SharedContext",),
+    "_subgraph": ("Subgraph",),
     "_submission": ("SubmitOptions",),
     "_submitter": ("Submitter",),
     "v1.payload_pb2": ("Payload",),

@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from antiphon.v1.agent_service_pb2 import Assignment, CallPartial, CallRequest, CallResponse
 from antiphon.v1.context_request_pb2 import ClaimLoss, ContextRequest, ContextResponse
-from antiphon.v1.payload_pb2 import Payload
 from antiphon.v1.run_pb2 import PartialOutput, Progress
 
 from ._batches import Batch, Batches
 from ._context import OnPartial, TaskContext, entered
 from ._failures import InvalidInput, PermanentFailure, TaskCancelled, TaskFailure
-from ._handler import Handler
+from ._handler import Answer, Handler
 from ._outbox import Outbox
 from .partials import content_bytes
 
@@ -57,7 +56,7 @@ class Observer(Protocol):
         """Before its handler is called: None, or what is to be its outcome instead."""
         ...
 
-    def end(self, attempt_id: str, outcome: bytes | Payload | BaseException) -> None:
+    def end(self, attempt_id: str, outcome: Answer | BaseException) -> None:
         """Once it has its outcome."""
         ...
 
@@ -170,7 +169,7 @@ class Attempts:
 
     # What batches ask for
 
-    def settle(self, attempt_id: str, outcome: bytes | Payload | BaseException) -> None:
+    def settle(self, attempt_id: str, outcome: Answer | BaseException) -> None:
         """An attempt of a batch has its outcome."""
         if (attempt := self._running.get(attempt_id)) is not None:
             self._settle(attempt_id, attempt, outcome)
@@ -275,7 +274,7 @@ class Attempts:
     async def _run(self, attempt_id: str, attempt: _Attempt, handler: Handler) -> None:
         attempt.started = True
         entered(attempt.context)
-        outcome: bytes | Payload | BaseException
+        outcome: Answer | BaseException
         try:
             outcome = handler.output(await handler.call(attempt.context), self.inline_limit)
         except asyncio.CancelledError as error:
@@ -291,7 +290,7 @@ class Attempts:
     def _run_plain(self, attempt_id: str, attempt: _Attempt, handler: Handler) -> None:
         attempt.started = True
         entered(attempt.context)
-        outcome: bytes | Payload | BaseException
+        outcome: Answer | BaseException
         try:
             outcome = handler.output(handler.call(attempt.context), self.inline_limit)
         except (Exception, SystemExit) as error:
@@ -299,7 +298,7 @@ class Attempts:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits any more
             self._loop.call_soon_threadsafe(self._settle, attempt_id, attempt, outcome)
 
-    def _settle(self, attempt_id: str, attempt: _Attempt, outcome: bytes | Payload | BaseException) -> None:
+    def _settle(self, attempt_id: str, attempt: _Attempt, outcome: Answer | BaseException) -> None:
         if self._running.get(attempt_id) is not attempt:
             return
         del self._running[attempt_id]

@@ -13,13 +13,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from antiphon.v1.payload_pb2 import Payload
-
 from ._context import TaskContext
 from ._failures import InvalidOutput, TaskFailure
-from ._handler import Handler
+from ._handler import Answer, Handler
 
-Outcome = bytes | Payload | BaseException
+Outcome = Answer | BaseException
 
 
 class Crew(Protocol):

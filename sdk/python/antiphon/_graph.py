@@ -261,6 +261,43 @@ class Graph:
             task.constraints.CopyFrom(graph_pb2.Constraints(agent_labels=agent_labels, max_cost=max_cost))
         return TaskRef(id)
 
+    def sub_run(
+        self,
+        id: str,
+        graph: str,
+        *,
+        input: Any = None,
+        needs: Iterable[str | TaskRef] = (),
+        when: str | Ref = "",
+        for_each: str | Ref = "",
+        until: Until | None = None,
+        join: graph_pb2.Join | None = None,
+        deadline: timedelta | None = None,
+        priority: int = 0,
+        on_failure: OnFailure | None = None,
+        compensate: Compensate | None = None,
+        description: str = "",
+    ) -> TaskRef:
+        """Add a task that runs a registered graph, "review@1.2", or "review" for its newest version when the task
+        begins; the rest as in `task`. The output of that run is the task's, and its failure the task's.
+        """
+        self._graph.tasks.add(
+            id=id,
+            description=description,
+            graph=graph,
+            needs=[need.id if isinstance(need, TaskRef) else need for need in needs],
+            when=_expression(when),
+            for_each=_expression(for_each),
+            until=until.to_proto() if until else None,
+            compensate=compensate.to_proto() if compensate else None,
+            input=template(input),
+            join=join,
+            deadline=_duration(deadline),
+            priority=priority,
+            on_failure=_on_failure(on_failure),
+        )
+        return TaskRef(id)
+
     def wait(
         self,
         id: str,

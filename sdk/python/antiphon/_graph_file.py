@@ -59,6 +59,7 @@ _ON_FAILURE = {
 # As in the rules of antiphon.v1.Graph and GraphTask.
 _GRAPH_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}(\.[a-z0-9_-]{1,63}){0,7}")
 _VERSION = re.compile(r"([0-9]{1,6}(\.[0-9]{1,6}){0,2})?")
+_GRAPH_VERSION = re.compile(rf"{_GRAPH_NAME.pattern}(@[0-9]{{1,6}}(\.[0-9]{{1,6}}){{0,2}})?")
 _TASK_ID = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,62}")
 
 _SIGNAL = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,62}")
@@ -179,6 +180,9 @@ class _Reader:
             "for_each": self._expression,
             "until": self._until,
             "wait": self._wait,
+            "graph": lambda node, path: self._shaped(
+                node, path, _GRAPH_VERSION, "a registered graph, such as review@1.2, or review for the newest"
+            ),
             "compensate": self._compensate,
             "at_most_once": self._flag,
             "quorum": self._quorum,
@@ -204,8 +208,8 @@ class _Reader:
     def _task(self, node: Node, path: str) -> graph_pb2.GraphTask | None:
         if (values := self._message(node, path, self._task_fields())) is None:
             return None
-        waits = "wait" in {key.value for key, _ in node.value if key.id == "scalar"}
-        self._require(node, path, values, "id", *(() if waits else ("capability",)))
+        known = {key.value for key, _ in node.value if key.id == "scalar"}
+        self._require(node, path, values, "id", *(() if known & {"wait", "graph"} else ("capability",)))
         return graph_pb2.GraphTask(**values)
 
     def _compensate(self, node: Node, path: str) -> graph_pb2.Compensate | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
-from antiphon.v1 import capability_pb2
+from antiphon.v1 import agent_service_pb2, capability_pb2
 from antiphon.v1.payload_pb2 import Payload
 
 from . import _json
@@ -25,9 +25,12 @@ from ._context import TaskContext, value_of
 from ._convert import Mismatch
 from ._failures import InvalidInput, InvalidOutput, TaskFailure
 from ._schema import Codec, codec
+from ._subgraph import Subgraph
 
 Effect = Literal["pure", "read", "write", "egress"]
 Schema = str | Mapping[str, Any]
+Answer = bytes | Payload | agent_service_pb2.Subgraph
+"""JSON, a whole payload, or a graph that runs in place of an output."""
 
 _CAPABILITY = re.compile(r"([a-z][a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63}){0,7})@([0-9]{1,6}(?:\.[0-9]{1,6}){0,2})")
 _DESCRIPTION = 2048
@@ -108,8 +111,10 @@ class Handler:
         except RecursionError:
             raise InvalidInput("the value is nested too deeply") from None
 
-    def output(self, result: Any, limit: int) -> bytes | Payload:
+    def output(self, result: Any, limit: int) -> Answer:
         """What to answer; `limit` is the largest inline payload in bytes. Raises `InvalidOutput`."""
+        if isinstance(result, Subgraph):
+            return _subgraph(result, limit)
         if isinstance(result, Payload):
             data: bytes | Payload = result
             size = len(result.inline)
@@ -170,7 +175,7 @@ def handler_of(
     into = _codec(function, "the input", hints.get(inputs[0].name, Any) if inputs else Any)
     if batching is not None and not inputs:
         raise TypeError(f"{_of(function)} must take a list of inputs")
-    out_of = _codec(function, "the output", hints.get("return", Any), answered=True)
+    out_of = _codec(function, "the output", _without_graphs(hints.get("return", Any)), answered=True)
     capability = capability_pb2.Capability(
         name=match[1],
         version=match[2],
@@ -245,6 +250,30 @@ def _without_failures(annotation: Any) -> Any:
     alternatives = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
     values = [one for one in alternatives if not (isinstance(one, type) and issubclass(one, TaskFailure))]
     return functools.reduce(operator.or_, values) if values else None
+
+
+def _without_graphs(annotation: Any) -> Any:
+    """An output's type without the graph that may stand in its place; anything when there is nothing else."""
+    alternatives = typing.get_args(annotation) if typing.get_origin(annotation) in _UNIONS else (annotation,)
+    values = [one for one in alternatives if one is not Subgraph]
+    if len(values) == len(alternatives):
+        return annotation
+    return functools.reduce(operator.or_, values) if values else Any
+
+
+def _subgraph(given: Subgraph, limit: int) -> agent_service_pb2.Subgraph:
+    """The graph as a message. Raises `InvalidOutput` for an input that is not JSON, or too large."""
+    if given.input is None:
+        return given.to_proto(None)
+    try:
+        data = _json.dumps(_ANYTHING.encode(given.input))
+    except Mismatch as error:
+        raise InvalidOutput(f"the input of the graph: {error}", field=error.pointer) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidOutput(f"the input of the graph is not JSON: {error}") from None
+    if len(data) > limit:
+        raise InvalidOutput(f"the input of the graph has {len(data)} bytes, larger than {limit} bytes")
+    return given.to_proto(data)
 
 
 def _codec(function: Callable[..., Any], what: str, annotation: Any, *, answered: bool = False) -> Codec | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from antiphon.v1.agent_service_pb2 import CallRequest, Result, WorkRequest
+from antiphon.v1.agent_service_pb2 import CallRequest, Result, Subgraph, WorkRequest
 from antiphon.v1.context_request_pb2 import ContextRequest
 from antiphon.v1.payload_pb2 import Payload
 from antiphon.v1.run_pb2 import PartialOutput, Progress
@@ -38,11 +38,13 @@ class Outbox:
         self._something = asyncio.Event()
         self._sent: deque[WorkRequest] = deque(maxlen=_REMEMBERED)
 
-    def succeed(self, attempt_id: str, output: bytes | Payload) -> None:
-        """Add an outcome: JSON, or a whole payload."""
+    def succeed(self, attempt_id: str, output: bytes | Payload | Subgraph) -> None:
+        """Add an outcome: JSON, a whole payload, or a graph."""
         result = self._result(attempt_id, len(output) if isinstance(output, bytes) else output.ByteSize())
         if isinstance(output, bytes):
             result.output.inline = output
+        elif isinstance(output, Subgraph):
+            result.subgraph.CopyFrom(output)
         else:
             result.output.CopyFrom(output)
 

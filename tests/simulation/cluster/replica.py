@@ -48,6 +48,7 @@ from antiphon_orchestrator.runs.catalog import Catalog
 from antiphon_orchestrator.runs.listing import RunListing
 from antiphon_orchestrator.runs.reads import ContextReads
 from antiphon_orchestrator.runs.room import StoreRoom
+from antiphon_orchestrator.runs.sub_runs import SubRuns
 from antiphon_orchestrator.runs.submit import Submissions
 from antiphon_orchestrator.shards.archiver import Archiver
 from antiphon_orchestrator.shards.clock import SteadyClock
@@ -153,21 +154,22 @@ class Replica:
         archiver = Archiver(archive)
         tokens = await AttemptTokens.load(store)
         archived = ArchivedRuns(archive, catalog)
-        calls = Calls(catalog, archived, tokens, now)
+        calls = Calls(catalog, archived, tokens, lambda message: (), now)
         clock = SimulatedClock(now)
         blobs = ObjectBlobs("file:///nowhere")
         context = SharedContext(store, POLICY, audit, blobs, Quota(), clock)
         desk = ContextDesk(context, tokens)
         reads = ContextReads(context, clock, now)
+        sub_runs = SubRuns(catalog, fleet, POLICY, audit, schemas, clock, now)
         sessions = self.sessions = Sessions(
             MeshSettings(replica_id), fleet, registry, POLICY, audit, tokens, calls, desk, now
         )
         host = self.host = Host(
-            store, fleet, sessions, archiver, reads, catalog.plan_of, replica_id=replica_id,
+            store, fleet, sessions, archiver, reads, sub_runs, catalog.plan_of, replica_id=replica_id,
             shard_count=await shard_count(store, self._shards), inbox_limit=1000, metrics=METRICS, now=now,
         )  # fmt: skip
         sessions.bind(host)
-        reads.answer = host.put
+        reads.answer = sub_runs.answer = host.put
         membership = Membership(store, replica_id, "0", now())
         room = StoreRoom(store, Path("/"), 1 << 30, METRICS, host.keep_short, host.promised)
         submissions = Submissions(catalog, fleet, POLICY, audit, schemas, blobs, host, room, now)
@@ -208,6 +210,7 @@ class Replica:
                 group.create_task(context.run(), name="context")
                 group.create_task(desk.run(), name="context requests")
                 group.create_task(reads.run(), name="context for expressions")
+                group.create_task(sub_runs.run(), name="graphs of sub-runs")
                 try:
                     await asyncio.Event().wait()
                 finally:

@@ -59,7 +59,23 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
     ),
     "neither a capability nor a wait": (
         graph(GraphTask(id="a")),
-        [("tasks[0].capability", "value", "is missing; a task asks for a capability, or waits")],
+        [("tasks[0].capability", "value", "is missing; a task asks for a capability, runs a graph, or waits")],
+    ),
+    "a graph and a capability, with what only agents have": (
+        graph(task("a", graph="b@1", retry=[retry(FAILURE_KIND_LOST)], constraints=Constraints(max_cost=1))),
+        [
+            ("tasks[0].graph", "value", "a task asks for a capability or runs a graph; make two of it"),
+            ("tasks[0].retry", "value", "a task that runs a graph has no retry; the tasks of that graph have"),
+            (
+                "tasks[0].constraints",
+                "value",
+                "a task that runs a graph has no constraints; the tasks of that graph have",
+            ),
+        ],
+    ),
+    "a wait that runs a graph": (
+        graph(GraphTask(id="a", wait=Wait(signal="go"), graph="b")),
+        [("tasks[0].graph", "value", "a task that waits has no graph")],
     ),
     "a wait with what only calls have": (
         graph(task("a", wait=Wait(signal="go"), for_each="[1]", input="1", priority=2)),

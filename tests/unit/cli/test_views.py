@@ -16,6 +16,9 @@ from antiphon.v1.registry_pb2 import BREAKER_STATE_CLOSED, BREAKER_STATE_OPEN, A
 from antiphon.v1.run_pb2 import (
     ATTEMPT_STATE_LOST,
     ATTEMPT_STATE_SUCCEEDED,
+    CHILD_KIND_ANSWER,
+    CHILD_KIND_CALL,
+    CHILD_KIND_GRAPH,
     RUN_STATE_SUCCEEDED,
     TASK_STATE_FAILED,
     TASK_STATE_RUNNING,
@@ -24,6 +27,7 @@ from antiphon.v1.run_pb2 import (
     Attempt,
     AttemptChange,
     Candidate,
+    Child,
     PartialOutput,
     PolicyDecision,
     Progress,
@@ -102,6 +106,22 @@ def test_the_whole_tree_shows_every_member() -> None:
     tasks = [CLASSIFY, *(member(number) for number in range(1, 4))]
     shown = text_of(run_tree(RUN, tasks, {}, whole=True))
     assert "[1]" in shown and "[3]" in shown and "more members" not in shown
+
+
+def test_what_runs_beneath_a_task_is_shown_with_it_and_a_run_beneath_says_where_it_is() -> None:
+    beneath = [
+        Child(run_id="r-2", kind=CHILD_KIND_CALL, name="text.ask@1", attempt=1, call_id="c"),
+        Child(run_id="r-3", kind=CHILD_KIND_ANSWER, name="steps", attempt=2),
+    ]
+    task = Task(key=TaskKey(task_id="plan"), graph="review@1", children=beneath, child_count=5)
+    run = Run(run_id="r-1", parent_attempt_id="r-0/plan/0/0", child_kind=CHILD_KIND_GRAPH)
+    shown = text_of(run_tree(run, [task], {}))
+    assert "sub-run of r-0/plan/0/0" in shown and "plan  review@1" in shown
+    assert "3 earlier runs beneath it" in shown
+    assert "call  r-2  text.ask@1  #1" in shown and "answer  r-3  steps  #2" in shown
+    explained = text_of(explanation(ExplainTaskResponse(task=task)))
+    assert "plan  UNSPECIFIED  review@1" in explained and "beneath    call  r-2" in explained
+    assert "began r-3  steps" in event_line(RunEvent(child=beneath[1])).plain
 
 
 def test_at_most_a_few_members_of_a_task_are_shown() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import run_pb2
-from antiphon_orchestrator.engine import agreement, decide, steer, waits
+from antiphon_orchestrator.engine import agreement, beneath, decide, steer, waits
 from antiphon_orchestrator.engine.decide import Outcome
 from antiphon_orchestrator.engine.escalation import fail_task
 from antiphon_orchestrator.engine.events import (
     AnswerCompared,
     AttemptEnded,
+    ChildBegun,
     Event,
     Placement,
     ResultReused,
@@ -31,7 +32,7 @@ from antiphon_orchestrator.engine.events import (
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure, Plan
 from antiphon_orchestrator.engine.run import FATAL, Run, Task, apply, start
-from antiphon_orchestrator.engine.states import AttemptState, RunState, TaskState
+from antiphon_orchestrator.engine.states import AttemptState, ChildKind, RunState, TaskState
 from antiphon_orchestrator.shards import codec
 
 from tests.fakes.plans import SECOND, FakeEvaluator, payload, submitted
@@ -41,7 +42,7 @@ ASKS = {TaskState.ESCALATED, TaskState.QUARANTINED}
 ENDED = {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.SKIPPED, TaskState.CANCELLED}
 MOVES = (
     *("offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "signal", "steer"),
-    *("reuse", "hedge", "nothing"),
+    *("reuse", "hedge", "below", "nothing"),
 )
 LIVE = {AttemptState.OFFERED, AttemptState.RUNNING}
 START = 1_000 * SECOND
@@ -71,13 +72,14 @@ def state_of(run: Run) -> dict[str, Any]:
 class Player:
     """One run being played with. `log` holds the records as bytes; `returns`: how readily offers come back;
     `steers`: how often somebody pauses, resumes, cancels a task or has one tried again; `losses`: how readily processes
-    die."""
+    die; `answers`: the share of outcomes that are graphs."""
 
     plan: Plan
     rng: random.Random
     returns: int = 1
     steers: float = 0
     losses: int = 1
+    answers: float = 0
     run: Run = field(init=False)
     now: int = START
     log: list[bytes] = field(default_factory=list)
@@ -119,10 +121,12 @@ class Player:
     def step(self) -> None:
         run, rng = self.run, self.rng
         tasks = list(run.all_tasks())
-        ready = [t for t in tasks if t.state is TaskState.READY]
+        ready = [t for t in tasks if t.state is TaskState.READY and t.plan.graph is None]
+        below = [t for t in tasks if t.sub_run or (t.state is TaskState.READY and t.plan.graph is not None)]
         live = [t for t in tasks if t.live is not None]
         tried = [t for t in tasks if t.attempts]
-        move = rng.choices(MOVES, [20, 6, 30, 8, 10, 1, 0.4, 1, 4 if run.plan.signals else 0, self.steers, 3, 10, 1])[0]
+        weights = [20, 6, 30, 8, 10, 1, 0.4, 1, 4 if run.plan.signals else 0, self.steers, 3, 10, 20 if below else 0, 1]
+        move = rng.choices(MOVES, weights)[0]
         self.now += rng.choice([0, rng.randrange(0, SECOND // 10)])
         if move == "offer" and ready:
             task = rng.choice(ready)
@@ -132,6 +136,8 @@ class Player:
             wish = rng.choice(["pause", "resume", "resume", "retry", "retry", "end", "end all", "resolve", "resolve"])
             failed = [t for t in tasks if t.state is TaskState.FAILED or t.state in ASKS]
             self.steer(wish, rng.choice(failed if failed and wish in ("retry", "resolve") else tasks))
+        elif move == "below":
+            self.below(rng.choice(below), rng.random() < 0.7)
         elif move == "signal":
             self.signal(rng.choice(sorted(run.plan.signals)))
         elif move == "reuse" and (known := [t for t in ready if t.plan.cache_ttl]):
@@ -144,7 +150,13 @@ class Player:
             assert task.live is not None and task.live.state is AttemptState.RUNNING
         elif move == "outcome" and live:
             task = rng.choice(live)
-            self.settle(task, len(task.attempts), decide.Verdict.ACCEPTED)
+            if self.answers and rng.random() < self.answers:
+                number, name = len(task.attempts), f"a{self.now}"
+                begun = ChildBegun(task.plan.index, task.member, name, ChildKind.ANSWER, "x", number, "", 2, 7)
+                self.record([begun])
+                assert task.sub_run == name and task.attempts[-1].state is AttemptState.SUCCEEDED
+            else:
+                self.settle(task, len(task.attempts), decide.Verdict.ACCEPTED)
         elif move == "late" and tried:
             task = rng.choice(tried)
             number = rng.randrange(1, len(task.attempts) + 2)
@@ -167,6 +179,21 @@ class Player:
             failure = Failure(FailureKind.POLICY, "denied", retryable=False)
             self.record(fail_task(task, failure))
         self.go_on()
+
+    def below(self, task: Task, well: bool) -> None:
+        """A run beneath a task begins, or ends."""
+        if task.state is TaskState.READY:
+            self.record([ChildBegun(task.plan.index, task.member, f"g{self.now}", ChildKind.GRAPH, "x@1", 0, "", 3)])
+            assert task.sub_run == f"g{self.now}"
+            return
+        child = start(task.sub_run, self.plan, submitted(), self.now)
+        child.state = RunState.SUCCEEDED if well else RunState.FAILED
+        child.output = payload("from below")
+        child.failure = None if well else Failure(FailureKind.PERMANENT, "trouble below")
+        self.record(beneath.outcome(self.run, task, child))
+        assert task.state is not TaskState.RUNNING and not task.sub_run
+        assert task.output == payload("from below") if well else task.failure is not None
+        assert beneath.outcome(self.run, task, child) == []
 
     def reuse(self, task: Task) -> ResultReused:
         """The end of a READY task with a result of before, redacted now and then."""
@@ -216,7 +243,9 @@ class Player:
             for task in list(self.run.all_tasks()):
                 if task.state in ASKS:
                     self.resolve(task)
-                if task.state is TaskState.READY:
+                if task.sub_run or (task.state is TaskState.READY and task.plan.graph is not None):
+                    self.below(task, True)
+                elif task.state is TaskState.READY:
                     self.record([decide.offer(self.run, task, Placement("a", "s/i/a", "c@1", b"", 1), 7)])
                 if task.live is not None:
                     _, events = decide.settle(
@@ -302,7 +331,9 @@ class Player:
             self.check(event)
         for task in self.run.all_tasks() if events else ():
             # Between the end of an attempt and what follows from it a task runs without one; never after a decision.
-            assert (task.live is not None) == (task.state is TaskState.RUNNING and task.member_count < 0)
+            assert (task.live is not None or task.sub_run != "") == (
+                task.state is TaskState.RUNNING and task.member_count < 0
+            )
 
     def go_on(self, whole: bool = False) -> None:
         """Advances to the end; now and then not quite, as a turn that is full leaves it."""

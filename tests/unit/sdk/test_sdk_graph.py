@@ -446,3 +446,21 @@ def test_the_words_of_files_are_the_enum_s() -> None:
     kinds.remove("NO_QUORUM")  # of a whole task, which no rule tries again
     text = f"tasks: [{{id: a, capability: x@1, retry: [{{on: [{', '.join(kinds)}], max_attempts: 2}}]}}]\nname: a"
     assert len(load_graph(text).graph.tasks[0].retry[0].kinds) == len(kinds)
+
+
+def test_a_task_that_runs_a_graph_is_the_same_from_a_file_and_from_python() -> None:
+    graph = Graph("above")
+    graph.sub_run(
+        "below", "finance.review@1.2", input={"n": ref("input.n")}, when="input.n > 1", deadline=timedelta(hours=2)
+    )
+    graph.sub_run("each", "review", for_each="input.all", on_failure="continue")
+    text = """
+name: above
+tasks:
+  - {id: below, graph: finance.review@1.2, input: {n: "${input.n}"}, when: input.n > 1, deadline: 2h}
+  - {id: each, graph: review, for_each: input.all, on_failure: continue}
+"""
+    loaded = load_graph(text)
+    assert not loaded.mistakes and loaded.graph == graph.to_proto()
+    wrong = load_graph("name: above\ntasks:\n  - {id: a, graph: Review@x}\n  - {id: b}\n").mistakes
+    assert [(one.field, one.line) for one in wrong] == [("tasks[0].graph", 3), ("tasks[1]", 4)]

@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from antiphon import Agent, Payload, SetupError, TaskContext
+from antiphon import Agent, Graph, InvalidOutput, Payload, SetupError, Subgraph, TaskContext
+from antiphon.v1 import agent_service_pb2
 
 
 @dataclass
@@ -144,3 +145,34 @@ async def test_an_agent_without_capabilities_or_with_a_long_path_is_not_set_up()
     agent.capability("text.do@1")(plain)
     with pytest.raises(SetupError, match="longer than 107"):
         await agent.serve(socket="/tmp/" + "x" * 120)
+
+
+async def takes_apart(value: Input) -> str | Subgraph: ...
+
+
+async def only_takes_apart(value: Input) -> Subgraph: ...
+
+
+def test_a_handler_that_may_answer_with_a_graph_promises_what_it_answers_otherwise() -> None:
+    agent = Agent("a")
+    agent.capability("text.do@1")(takes_apart)
+    agent.capability("text.plan@1")(only_takes_apart)
+    schemas = [capability.output_schema for capability in agent.describe().capabilities]
+    assert schemas == ['{"type":"string"}', ""] or schemas == ['{"type":"string"}', "{}"]
+
+
+def test_a_graph_becomes_a_message_with_its_input_or_says_what_is_wrong_with_that() -> None:
+    agent = Agent("a")
+    agent.capability("text.plan@1")(only_takes_apart)
+    (handler,) = agent._handlers.values()
+    graph = Graph("steps")
+    graph.task("a", "text.count@1")
+    answer = handler.output(Subgraph(graph, {"text": "x"}), 100)
+    assert isinstance(answer, agent_service_pb2.Subgraph)
+    assert answer.graph == graph.to_proto() and answer.input.inline == b'{"text":"x"}'
+    plain = handler.output(Subgraph(graph.to_proto()), 100)
+    assert isinstance(plain, agent_service_pb2.Subgraph) and not plain.HasField("input")
+    with pytest.raises(InvalidOutput, match="larger than 100 bytes"):
+        handler.output(Subgraph(graph, "x" * 200), 100)
+    with pytest.raises(InvalidOutput, match="the input of the graph"):
+        handler.output(Subgraph(graph, object()), 100)

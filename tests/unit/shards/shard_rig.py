@@ -49,13 +49,14 @@ def instance(name: str = "a", slots: int = 1, **settings: Any) -> Instance:
 
 
 class Rig:
-    """Drives one shard turn by turn. Implements its outbox, archiver, reader and reporter."""
+    """Drives one shard turn by turn. Implements its outbox, archiver, reader, graphs and reporter. `denied`: why no
+    run may begin beneath another."""
 
     def __init__(self, of: Fleet | None = None) -> None:
         self.fleet = of or fleet()
         self.fleet.deliver = self._deliver
         self.fleet.limits.call = self._call_up
-        self.shard = Shard(0, self.fleet, self, self, self, lambda: 0.5)
+        self.shard = Shard(0, self.fleet, self, self, self, self, lambda: 0.5)
         self.shard.epoch = 1
         self.now = START
         self.log: list[tuple[int, list[bytes]]] = []
@@ -66,6 +67,8 @@ class Rig:
         self.archived: list[tuple[str, int, int]] = []
         self.turns: list[Turn] = []
         self.reads: list[tuple[str, list[int]]] = []
+        self.opened: list[tuple[str, str, int]] = []
+        self.denied: Failure | None = None
 
     def offer(self, shard: int, epoch: int, run: Run, task: Task) -> None:
         live = task.live
@@ -77,6 +80,14 @@ class Rig:
 
     def read(self, shard: int, run: Run, tasks: Sequence[int]) -> None:
         self.reads.append((run.run_id, list(tasks)))
+
+    def open(self, shard: int, run: Run, task: Task) -> None:
+        self.opened.append((run.run_id, task.plan.id, task.member))
+
+    def admit(
+        self, parent: RunSubmitted, graph: str, input_schema: str, payload: bytes, priority: int
+    ) -> tuple[bytes, Any] | Failure:
+        return self.denied or (payload, None)
 
     def put(self, shard: int, run: Run, key: bytes, first_seq: int, records: Sequence[bytes]) -> None:
         self.archived.append((run.run_id, first_seq, first_seq + len(records) - 1))

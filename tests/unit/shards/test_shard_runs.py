@@ -237,7 +237,9 @@ def test_what_an_agent_hands_on_in_a_call_carries_the_labels_of_what_it_was_give
     rig, of = Rig(), plan(Node(input=payload("name", "pii")))
     rig.fleet.attach(instance(slots=2, clearance=["pii"]))
     rig.tell(rig.submit("r1", of))
-    call = i.Call(SOURCE, "r1/t0/0/1", "c", "r2", plan(Node()), None, b"digest", payload("name"), None, lambda _: None)
+    call = i.Call(
+        SOURCE, "r1/t0/0/1", "c", "r2", plan(Node()), None, b"digest", payload("surname"), None, lambda _: None
+    )
     rig.tell(call)
     given = payload_pb2.Payload.FromString(rig.run("r2").submitted.input)
     assert [label.key for label in given.labels] == ["pii"]

@@ -11,7 +11,7 @@ from rich.text import Text
 from ..v1.run_pb2 import Agreement, PolicyDecision, ReusedResult, RoutingDecision
 from ..v1.run_service_pb2 import ExplainTaskResponse
 from . import output
-from .run_view import attempt_line, failure_line
+from .run_view import attempt_line, child_lines, failure_line
 from .text import spell_key, spell_moment, task_state
 
 
@@ -23,7 +23,8 @@ def explanation(told: ExplainTaskResponse) -> RenderableType:
 def _parts(told: ExplainTaskResponse) -> Iterator[RenderableType]:
     task = told.task
     heading = Text(spell_key(task.key), "bold").append("  ").append_text(output.state(task_state(task.state)))
-    yield heading.append(f"  {task.capability}" if task.capability else "")
+    asked = task.capability or task.graph
+    yield heading.append(f"  {asked}" if asked else "")
     if task.reason:
         yield Text(f"  {task.reason}")
     if task.withheld:
@@ -36,6 +37,8 @@ def _parts(told: ExplainTaskResponse) -> Iterator[RenderableType]:
         yield Text(f"  read       context.{scope}[{entry.key!r}] {found}")
     for need in told.dependencies:
         yield Text("  needs      ").append(f"{need.task_id}  ").append_text(output.state(task_state(need.state)))
+    for line in child_lines(task):
+        yield Text("  beneath    ").append_text(line)
     if task.HasField("agreement"):
         yield from agreement(task.agreement)
     if task.HasField("reused"):

@@ -7,20 +7,37 @@ more than once. `shown_tasks` says which, so that no caller fetches the attempts
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.text import Text
 from rich.tree import Tree
 
 from ..v1.failure_pb2 import Failure, FailureKind
 from ..v1.payload_pb2 import Payload
-from ..v1.run_pb2 import ATTEMPT_STATE_SUCCEEDED, TASK_STATE_SUCCEEDED, Attempt, Run, Task
+from ..v1.run_pb2 import (
+    ATTEMPT_STATE_SUCCEEDED,
+    CHILD_KIND_ANSWER,
+    CHILD_KIND_CALL,
+    CHILD_KIND_GRAPH,
+    CHILD_KIND_UNSPECIFIED,
+    TASK_STATE_SUCCEEDED,
+    Attempt,
+    Run,
+    Task,
+)
 from . import output
 from .text import attempt_state, run_state, spell_between, spell_proto_duration, spell_state, task_state
 
 MEMBERS_SHOWN = 20
 OUTPUT_SHOWN = 400
 """Bytes of an output that are shown on a line."""
+_CAME: Mapping[int, str] = {
+    CHILD_KIND_UNSPECIFIED: "beneath",
+    CHILD_KIND_CALL: "called for by",
+    CHILD_KIND_GRAPH: "sub-run of",
+    CHILD_KIND_ANSWER: "answer of",
+}
+_BENEATH: Mapping[int, str] = {CHILD_KIND_CALL: "call", CHILD_KIND_GRAPH: "sub-run", CHILD_KIND_ANSWER: "answer"}
 Attempts = Mapping[tuple[str, int], Sequence[Attempt]]
 """Attempts by task id and member."""
 
@@ -46,6 +63,8 @@ def shown_tasks(tasks: Sequence[Task], *, whole: bool = False) -> list[Task]:
 def run_tree(run: Run, tasks: Sequence[Task], attempts: Attempts, *, whole: bool = False) -> Tree:
     """The run with all its tasks, and the attempts of those that are shown."""
     tree = Tree(run_line(run))
+    if run.parent_attempt_id:
+        tree.add(Text(f"{_CAME[run.child_kind]} {run.parent_attempt_id}", "dim"))
     for warning in run.warnings:
         tree.add(Text(f"warning: {warning}", "yellow"))
     branches: dict[str, Tree] = {}
@@ -58,6 +77,8 @@ def run_tree(run: Run, tasks: Sequence[Task], attempts: Attempts, *, whole: bool
             branch = branches[task.key.task_id] = tree.add(task_line(task, task.key.task_id))
         for attempt in attempts.get(key_of(task), ()):
             branch.add(attempt_line(attempt))
+        for line in child_lines(task):
+            branch.add(line)
         if task.HasField("failure"):
             branch.add(failure_line(task.failure))
     for task_id, branch in branches.items():
@@ -79,6 +100,15 @@ def run_line(run: Run) -> Text:
         output.state(run_state(run.state)),
         spell_between(run.create_time, run.end_time),
     )
+
+
+def child_lines(task: Task) -> Iterator[Text]:
+    """The runs beneath a task, the last ones last."""
+    if task.child_count > len(task.children):
+        yield Text(f"{task.child_count - len(task.children)} earlier runs beneath it", "dim")
+    for child in task.children:
+        by = f"#{child.attempt}" if child.attempt else ""
+        yield _line(_BENEATH.get(child.kind, "beneath"), Text(child.run_id, "bold"), child.name, Text(by, "dim"))
 
 
 def attempt_line(attempt: Attempt) -> Text:
@@ -121,7 +151,7 @@ def task_line(task: Task, name: str) -> Text:
     reason = Text(task.reason, "dim") if task.reason and telling else ""
     return _line(
         Text(name, "bold"),
-        "" if task.key.member else task.capability,
+        "" if task.key.member else task.capability or task.graph,
         output.state(task_state(task.state)),
         members,
         spell_between(task.ready_time, task.end_time),

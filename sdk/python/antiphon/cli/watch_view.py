@@ -133,6 +133,8 @@ def event_line(event: RunEvent) -> Text:
         line.append(f"  {event.member_count} members")
     if event.HasField("progress"):
         line.append(f"  {event.progress.fraction:.0%} {event.progress.message}", "dim")
+    if event.HasField("child"):
+        line.append(f"  began {event.child.run_id}  {event.child.name}")
     if event.HasField("partial"):
         text = piece_text(event.partial).replace("\n", "\\n")  # a line an event
         line.append(f"  {text}", "dim" if event.partial.withheld else "")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from antiphon._attempts import Observer
 from antiphon._context import TaskContext, value_of
 from antiphon._failures import TaskCancelled
+from antiphon._handler import Answer
 from antiphon.v1.payload_pb2 import Payload
 
 from ._clock import Clock
@@ -31,7 +32,7 @@ class Attempted:
     state: Literal["RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "LOST"] = "RUNNING"
     """LOST: what became of it nobody could be told, because the agent or its sidecar was gone."""
     output: Any = None
-    """JSON, or the `Payload` that was answered."""
+    """JSON, or the `Payload`, or the graph as a message, that was answered."""
     failure: BaseException | None = None
     """What the handler raised, or what was planted."""
 
@@ -102,7 +103,7 @@ class Journal(Observer):
         most, failure = self._failures.get(context.capability, (0, None))
         return failure if context.number <= most else None
 
-    def end(self, attempt_id: str, outcome: bytes | Payload | BaseException) -> None:
+    def end(self, attempt_id: str, outcome: Answer | BaseException) -> None:
         """An attempt has its outcome."""
         attempted = self._running.pop(attempt_id, None)
         if attempted is None:

@@ -17,7 +17,7 @@ from antiphon_certs import Kind, Profile, profile_folder
 from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.app import Orchestrator
 from antiphon_orchestrator.config import load
-from antiphon_orchestrator.engine.states import AttemptState
+from antiphon_orchestrator.engine.states import AttemptState, TaskState
 from antiphon_sidecar import app as sidecar
 from antiphon_sidecar.config import AgentConfig, Files
 from antiphon_sidecar.config import Config as SidecarConfig
@@ -112,6 +112,8 @@ class Server:
                 for task in (one for node in entry.run.tasks for one in (node, *node.members)):
                     if any(attempt.state in _AT_WORK for attempt in task.attempts):
                         return None
+                    if task.plan.graph is not None and task.state is TaskState.READY and entry.run.paused is None:
+                        return None  # its graph is looked up
             if (next_due := shard.next_due()) is not None:
                 due.append(next_due)
         return min(due, default=None)

@@ -26,13 +26,14 @@ from antiphon.options.v1 import options_pb2 as antiphon_dot_options_dot_v1_dot_o
 from antiphon.v1 import context_request_pb2 as antiphon_dot_v1_dot_context__request__pb2
 from antiphon.v1 import error_pb2 as antiphon_dot_v1_dot_error__pb2
 from antiphon.v1 import failure_pb2 as antiphon_dot_v1_dot_failure__pb2
+from antiphon.v1 import graph_pb2 as antiphon_dot_v1_dot_graph__pb2
 from antiphon.v1 import payload_pb2 as antiphon_dot_v1_dot_payload__pb2
 from antiphon.v1 import registry_pb2 as antiphon_dot_v1_dot_registry__pb2
 from antiphon.v1 import run_pb2 as antiphon_dot_v1_dot_run__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ntiphon/v1/agent_service.proto\x12\x0b\x61ntiphon.v1\x1a!antiphon/options/v1/options.proto\x1a!antiphon/v1/context_request.proto\x1a\x17\x61ntiphon/v1/error.proto\x1a\x19\x61ntiphon/v1/failure.proto\x1a\x19\x61ntiphon/v1/payload.proto\x1a\x1a\x61ntiphon/v1/registry.proto\x1a\x15\x61ntiphon/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\xea\x02\n\x0bWorkRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x17.antiphon.v1.AgentHelloR\x05hello\x12-\n\x07results\x18\x02 \x03(\x0b\x32\x13.antiphon.v1.ResultR\x07results\x12\x37\n\x08progress\x18\x03 \x03(\x0b\x32\x1b.antiphon.v1.ProgressUpdateR\x08progress\x12.\n\x05\x63\x61lls\x18\x04 \x03(\x0b\x32\x18.antiphon.v1.CallRequestR\x05\x63\x61lls\x12\x14\n\x05\x64rain\x18\x05 \x01(\x08R\x05\x64rain\x12\x46\n\x10\x63ontext_requests\x18\x14 \x03(\x0b\x32\x1b.antiphon.v1.ContextRequestR\x0f\x63ontextRequests\x12\x36\n\x08partials\x18\x1e \x03(\x0b\x32\x1a.antiphon.v1.PartialUpdateR\x08partials\"\xcd\x03\n\x0cWorkResponse\x12\x33\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.antiphon.v1.AgentWelcomeR\x07welcome\x12\x39\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32\x17.antiphon.v1.AssignmentR\x0b\x61ssignments\x12\x34\n\x07\x63\x61ncels\x18\x03 \x03(\x0b\x32\x1a.antiphon.v1.AttemptCancelR\x07\x63\x61ncels\x12<\n\x0c\x63\x61ll_results\x18\x04 \x03(\x0b\x32\x19.antiphon.v1.CallResponseR\x0b\x63\x61llResults\x12\x14\n\x05\x64rain\x18\x05 \x01(\x08R\x05\x64rain\x12I\n\x11\x63ontext_responses\x18\x14 \x03(\x0b\x32\x1c.antiphon.v1.ContextResponseR\x10\x63ontextResponses\x12\x39\n\x0c\x63laim_losses\x18\x15 \x03(\x0b\x32\x16.antiphon.v1.ClaimLossR\x0b\x63laimLosses\x12=\n\rcall_partials\x18\x1e \x03(\x0b\x32\x18.antiphon.v1.CallPartialR\x0c\x63\x61llPartials\"x\n\nAgentHello\x12?\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.AgentDescriptionR\x0b\x64\x65scription\x12)\n\x10protocol_version\x18\x02 \x01(\rR\x0fprotocolVersion\"e\n\x0c\x41gentWelcome\x12\x14\n\x05\x61gent\x18\x01 \x01(\tR\x05\x61gent\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace\x12!\n\x0cinline_limit\x18\x03 \x01(\x04R\x0binlineLimit\"\xc3\x03\n\nAssignment\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12)\n\rattempt_token\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18\x01R\x0c\x61ttemptToken\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x1e\n\ncapability\x18\x04 \x01(\tR\ncapability\x12\x18\n\x07version\x18\x05 \x01(\tR\x07version\x12\x1c\n\tnamespace\x18\x06 \x01(\tR\tnamespace\x12\x1c\n\tprincipal\x18\x07 \x01(\tR\tprincipal\x12\x1e\n\ndelegation\x18\x08 \x03(\tR\ndelegation\x12 \n\x0btraceparent\x18\t \x01(\tR\x0btraceparent\x12\x46\n\x11remaining_timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationR\x10remainingTimeout\x12*\n\x05input\x18\x0b \x01(\x0b\x32\x14.antiphon.v1.PayloadR\x05input\x12\x16\n\x06number\x18\x0c \x01(\rR\x06number\"\x94\x01\n\x06Result\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12.\n\x06output\x18\x02 \x01(\x0b\x32\x14.antiphon.v1.PayloadH\x00R\x06output\x12\x30\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x14.antiphon.v1.FailureH\x00R\x07\x66\x61ilureB\t\n\x07outcome\"b\n\x0eProgressUpdate\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x31\n\x08progress\x18\x02 \x01(\x0b\x32\x15.antiphon.v1.ProgressR\x08progress\"d\n\rPartialUpdate\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x34\n\x07partial\x18\x02 \x01(\x0b\x32\x1a.antiphon.v1.PartialOutputR\x07partial\"F\n\rAttemptCancel\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"w\n\x15ReportProgressRequest\x12\x33\n\x06update\x18\x01 \x01(\x0b\x32\x1b.antiphon.v1.ProgressUpdateR\x06update\x12)\n\rattempt_token\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18\x01R\x0c\x61ttemptToken\"\x18\n\x16ReportProgressResponse\"u\n\x14ReportPartialRequest\x12\x32\n\x06update\x18\x01 \x01(\x0b\x32\x1a.antiphon.v1.PartialUpdateR\x06update\x12)\n\rattempt_token\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18\x01R\x0c\x61ttemptToken\"\x17\n\x15ReportPartialResponse\"\xf1\x01\n\x0b\x43\x61llRequest\x12\x17\n\x07\x63\x61ll_id\x18\x01 \x01(\tR\x06\x63\x61llId\x12\x1d\n\nattempt_id\x18\x02 \x01(\tR\tattemptId\x12)\n\rattempt_token\x18\x03 \x01(\x0c\x42\x04\xb0\xbb\x18\x01R\x0c\x61ttemptToken\x12\x1e\n\ncapability\x18\x04 \x01(\tR\ncapability\x12*\n\x05input\x18\x05 \x01(\x0b\x32\x14.antiphon.v1.PayloadR\x05input\x12\x33\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\"\xb3\x01\n\x0c\x43\x61llResponse\x12\x17\n\x07\x63\x61ll_id\x18\x01 \x01(\tR\x06\x63\x61llId\x12\x1d\n\nattempt_id\x18\x02 \x01(\tR\tattemptId\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x14.antiphon.v1.PayloadH\x00R\x06output\x12\x30\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x14.antiphon.v1.FailureH\x00R\x07\x66\x61ilureB\t\n\x07outcome\"{\n\x0b\x43\x61llPartial\x12\x17\n\x07\x63\x61ll_id\x18\x01 \x01(\tR\x06\x63\x61llId\x12\x1d\n\nattempt_id\x18\x02 \x01(\tR\tattemptId\x12\x34\n\x07partial\x18\x03 \x01(\x0b\x32\x1a.antiphon.v1.PartialOutputR\x07partial2\x8f\x03\n\x0c\x41gentService\x12T\n\x04Work\x12\x18.antiphon.v1.WorkRequest\x1a\x19.antiphon.v1.WorkResponse\"\x13\xaa\xbb\x18\x07\n\x01\x05\x18\x03 \x03\xf2\xbb\x18\x04,+)*(\x01\x30\x01\x12l\n\x0eReportProgress\x12\".antiphon.v1.ReportProgressRequest\x1a#.antiphon.v1.ReportProgressResponse\"\x11\xaa\xbb\x18\x07\n\x01\x05\x18\x03 \x03\xf2\xbb\x18\x02-.\x12i\n\rReportPartial\x12!.antiphon.v1.ReportPartialRequest\x1a\".antiphon.v1.ReportPartialResponse\"\x11\xaa\xbb\x18\x07\n\x01\x05\x18\x03 \x03\xf2\xbb\x18\x02-.\x12P\n\x04\x43\x61ll\x12\x18.antiphon.v1.CallRequest\x1a\x19.antiphon.v1.CallResponse\"\x13\xaa\xbb\x18\x07\n\x01\x05\x18\x03 \x02\xf2\xbb\x18\x04-./\x14\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ntiphon/v1/agent_service.proto\x12\x0b\x61ntiphon.v1\x1a!antiphon/options/v1/options.proto\x1a!antiphon/v1/context_request.proto\x1a\x17\x61ntiphon/v1/error.proto\x1a\x19\x61ntiphon/v1/failure.proto\x1a\x17\x61ntiphon/v1/graph.proto\x1a\x19\x61ntiphon/v1/payload.proto\x1a\x1a\x61ntiphon/v1/registry.proto\x1a\x15\x61ntiphon/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\xea\x02\n\x0bWorkRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x17.antiphon.v1.AgentHelloR\x05hello\x12-\n\x07results\x18\x02 \x03(\x0b\x32\x13.antiphon.v1.ResultR\x07results\x12\x37\n\x08progress\x18\x03 \x03(\x0b\x32\x1b.antiphon.v1.ProgressUpdateR\x08progress\x12.\n\x05\x63\x61lls\x18\x04 \x03(\x0b\x32\x18.antiphon.v1.CallRequestR\x05\x63\x61lls\x12\x14\n\x05\x64rain\x18\x05 \x01(\x08R\x05\x64rain\x12\x46\n\x10\x63ontext_requests\x18\x14 \x03(\x0b\x32\x1b.antiphon.v1.ContextRequestR\x0f\x63ontextRequests\x12\x36\n\x08partials\x18\x1e \x03(\x0b\x32\x1a.antiphon.v1.PartialUpdateR\x08partials\"\xcd\x03\n\x0cWorkResponse\x12\x33\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.antiphon.v1.AgentWelcomeR\x07welcome\x12\x39\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32\x17.antiphon.v1.AssignmentR\x0b\x61ssignments\x12\x34\n\x07\x63\x61ncels\x18\x03 \x03(\x0b\x32\x1a.antiphon.v1.AttemptCancelR\x07\x63\x61ncels\x12<\n\x0c\x63\x61ll_results\x18\x04 \x03(\x0b\x32\x19.antiphon.v1.CallResponseR\x0b\x63\x61llResults\x12\x14\n\x05\x64rain\x18\x05 \x01(\x08R\x05\x64rain\x12I\n\x11\x63ontext_responses\x18\x14 \x03(\x0b\x32\x1c.antiphon.v1.ContextResponseR\x10\x63ontextResponses\x12\x39\n\x0c\x63laim_losses\x18\x15 \x03(\x0b\x32\x16.antiphon.v1.ClaimLossR\x0b\x63laimLosses\x12=\n\rcall_partials\x18\x1e \x03(\x0b\x32\x18.antiphon.v1.CallPartialR\x0c\x63\x61llPartials\"x\n\nAgentHello\x12?\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.AgentDescriptionR\x0b\x64\x65scription\x12)\n\x10protocol_version\x18\x02 \x01(\rR\x0fprotocolVersion\"e\n\x0c\x41gentWelcome\x12\x14\n\x05\x61gent\x18\x01 \x01(\tR\x05\x61gent\x12\x1c\n\tnamespace\x18\x02 \x01(\tR\tnamespace\x12!\n\x0cinline_limit\x18\x03 \x01(\x04R\x0binlineLimit\"\xc3\x03\n\nAssignment\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12)\n\rattempt_token\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18\x01R\x0c\x61ttemptToken\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x1e\n\ncapability\x18\x04 \x01(\tR\ncapability\x12\x18\n\x07version\x18\x05 \x01(\tR\x07version\x12\x1c\n\tnamespace\x18\x06 \x01(\tR\tnamespace\x12\x1c\n\tprincipal\x18\x07 \x01(\tR\tprincipal\x12\x1e\n\ndelegation\x18\x08 \x03(\tR\ndelegation\x12 \n\x0btraceparent\x18\t \x01(\tR\x0btraceparent\x12\x46\n\x11remaining_timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationR\x10remainingTimeout\x12*\n\x05input\x18\x0b \x01(\x0b\x32\x14.antiphon.v1.PayloadR\x05input\x12\x16\n\x06number\x18\x0c \x01(\rR\x06number\"\xc9\x01\n\x06Result\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12.\n\x06output\x18\x02 \x01(\x0b\x32\x14.antiphon.v1.PayloadH\x00R\x06output\x12\x30\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x14.antiphon.v1.FailureH\x00R\x07\x66\x61ilure\x12\x33\n\x08subgraph\x18\x14 \x01(\x0b\x32\x15.antiphon.v1.SubgraphH\x00R\x08subgraphB\t\n\x07outcome\"`\n\x08Subgraph\x12(\n\x05graph\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.GraphR\x05graph\x12*\n\x05input\x18\x02 \x01(\x0b\x32\x14.antiphon.v1.PayloadR\x05input\"b\n\x0eProgressUpdate\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x31\n\x08progress\x18\x02 \x01(\x0b\x32\x15.antiphon.v1.ProgressR\x08progress\"d\n\rPartialUpdate\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x34\n\x07partial\x18\x02 \x01(\x0b\x32\x1a.antiphon.v1.PartialOutputR\x07partial\"F\n\rAttemptCancel\x12\x1d\n\nattempt_id\x18\x01 \x01(\tR\tattemptId\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"w\n\x15ReportProgressRequest\x12\x33\n\x06update\x18\x01 \x01(\x0b\x32\x1b.antiphon.v1.ProgressUpdateR\x06update\x12)\n\rattempt_token\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18\x01R\x0c\x61ttemptToken\"\x18\n\x16ReportProgressResponse\"u\n\x14ReportPartialRequest\x12\x32\n\x06update\x18\x01 \x01(\x0b\x32\x1a.antiphon.v1.PartialUpdateR\x06update\x12)\n\rattempt_token\x18\x02 \x01(\x0c\x42\x04\xb0\xbb\x18\x01R\x0c\x61ttemptToken\"\x17\n\x15ReportPartialResponse\"\xf1\x01\n\x0b\x43\x61llRequest\x12\x17\n\x07\x63\x61ll_id\x18\x01 \x01(\tR\x06\x63\x61llId\x12\x1d\n\nattempt_id\x18\x02 \x01(\tR\tattemptId\x12)\n\rattempt_token\x18\x03 \x01(\x0c\x42\x04\xb0\xbb\x18\x01R\x0c\x61ttemptToken\x12\x1e\n\ncapability\x18\x04 \x01(\tR\ncapability\x12*\n\x05input\x18\x05 \x01(\x0b\x32\x14.antiphon.v1.PayloadR\x05input\x12\x33\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\"\xb3\x01\n\x0c\x43\x61llResponse\x12\x17\n\x07\x63\x61ll_id\x18\x01 \x01(\tR\x06\x63\x61llId\x12\x1d\n\nattempt_id\x18\x02 \x01(\tR\tattemptId\x12.\n\x06output\x18\x03 \x01(\x0b\x32\x14.antiphon.v1.PayloadH\x00R\x06output\x12\x30\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x14.antiphon.v1.FailureH\x00R\x07\x66\x61ilureB\t\n\x07outcome\"{\n\x0b\x43\x61llPartial\x12\x17\n\x07\x63\x61ll_id\x18\x01 \x01(\tR\x06\x63\x61llId\x12\x1d\n\nattempt_id\x18\x02 \x01(\tR\tattemptId\x12\x34\n\x07partial\x18\x03 \x01(\x0b\x32\x1a.antiphon.v1.PartialOutputR\x07partial2\x91\x03\n\x0c\x41gentService\x12T\n\x04Work\x12\x18.antiphon.v1.WorkRequest\x1a\x19.antiphon.v1.WorkResponse\"\x13\xaa\xbb\x18\x07\n\x01\x05\x18\x03 \x03\xf2\xbb\x18\x04,+)*(\x01\x30\x01\x12l\n\x0eReportProgress\x12\".antiphon.v1.ReportProgressRequest\x1a#.antiphon.v1.ReportProgressResponse\"\x11\xaa\xbb\x18\x07\n\x01\x05\x18\x03 \x03\xf2\xbb\x18\x02-.\x12i\n\rReportPartial\x12!.antiphon.v1.ReportPartialRequest\x1a\".antiphon.v1.ReportPartialResponse\"\x11\xaa\xbb\x18\x07\n\x01\x05\x18\x03 \x03\xf2\xbb\x18\x02-.\x12R\n\x04\x43\x61ll\x12\x18.antiphon.v1.CallRequest\x1a\x19.antiphon.v1.CallResponse\"\x15\xaa\xbb\x18\x07\n\x01\x05\x18\x03 \x02\xf2\xbb\x18\x06-./rs\x14\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,39 +55,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENTSERVICE'].methods_by_name['ReportPartial']._loaded_options = None
   _globals['_AGENTSERVICE'].methods_by_name['ReportPartial']._serialized_options = b'\252\273\030\007\n\001\005\030\003 \003\362\273\030\002-.'
   _globals['_AGENTSERVICE'].methods_by_name['Call']._loaded_options = None
-  _globals['_AGENTSERVICE'].methods_by_name['Call']._serialized_options = b'\252\273\030\007\n\001\005\030\003 \002\362\273\030\004-./\024'
-  _globals['_WORKREQUEST']._serialized_start=281
-  _globals['_WORKREQUEST']._serialized_end=643
-  _globals['_WORKRESPONSE']._serialized_start=646
-  _globals['_WORKRESPONSE']._serialized_end=1107
-  _globals['_AGENTHELLO']._serialized_start=1109
-  _globals['_AGENTHELLO']._serialized_end=1229
-  _globals['_AGENTWELCOME']._serialized_start=1231
-  _globals['_AGENTWELCOME']._serialized_end=1332
-  _globals['_ASSIGNMENT']._serialized_start=1335
-  _globals['_ASSIGNMENT']._serialized_end=1786
-  _globals['_RESULT']._serialized_start=1789
-  _globals['_RESULT']._serialized_end=1937
-  _globals['_PROGRESSUPDATE']._serialized_start=1939
-  _globals['_PROGRESSUPDATE']._serialized_end=2037
-  _globals['_PARTIALUPDATE']._serialized_start=2039
-  _globals['_PARTIALUPDATE']._serialized_end=2139
-  _globals['_ATTEMPTCANCEL']._serialized_start=2141
-  _globals['_ATTEMPTCANCEL']._serialized_end=2211
-  _globals['_REPORTPROGRESSREQUEST']._serialized_start=2213
-  _globals['_REPORTPROGRESSREQUEST']._serialized_end=2332
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=2334
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=2358
-  _globals['_REPORTPARTIALREQUEST']._serialized_start=2360
-  _globals['_REPORTPARTIALREQUEST']._serialized_end=2477
-  _globals['_REPORTPARTIALRESPONSE']._serialized_start=2479
-  _globals['_REPORTPARTIALRESPONSE']._serialized_end=2502
-  _globals['_CALLREQUEST']._serialized_start=2505
-  _globals['_CALLREQUEST']._serialized_end=2746
-  _globals['_CALLRESPONSE']._serialized_start=2749
-  _globals['_CALLRESPONSE']._serialized_end=2928
-  _globals['_CALLPARTIAL']._serialized_start=2930
-  _globals['_CALLPARTIAL']._serialized_end=3053
-  _globals['_AGENTSERVICE']._serialized_start=3056
-  _globals['_AGENTSERVICE']._serialized_end=3455
+  _globals['_AGENTSERVICE'].methods_by_name['Call']._serialized_options = b'\252\273\030\007\n\001\005\030\003 \002\362\273\030\006-./rs\024'
+  _globals['_WORKREQUEST']._serialized_start=306
+  _globals['_WORKREQUEST']._serialized_end=668
+  _globals['_WORKRESPONSE']._serialized_start=671
+  _globals['_WORKRESPONSE']._serialized_end=1132
+  _globals['_AGENTHELLO']._serialized_start=1134
+  _globals['_AGENTHELLO']._serialized_end=1254
+  _globals['_AGENTWELCOME']._serialized_start=1256
+  _globals['_AGENTWELCOME']._serialized_end=1357
+  _globals['_ASSIGNMENT']._serialized_start=1360
+  _globals['_ASSIGNMENT']._serialized_end=1811
+  _globals['_RESULT']._serialized_start=1814
+  _globals['_RESULT']._serialized_end=2015
+  _globals['_SUBGRAPH']._serialized_start=2017
+  _globals['_SUBGRAPH']._serialized_end=2113
+  _globals['_PROGRESSUPDATE']._serialized_start=2115
+  _globals['_PROGRESSUPDATE']._serialized_end=2213
+  _globals['_PARTIALUPDATE']._serialized_start=2215
+  _globals['_PARTIALUPDATE']._serialized_end=2315
+  _globals['_ATTEMPTCANCEL']._serialized_start=2317
+  _globals['_ATTEMPTCANCEL']._serialized_end=2387
+  _globals['_REPORTPROGRESSREQUEST']._serialized_start=2389
+  _globals['_REPORTPROGRESSREQUEST']._serialized_end=2508
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=2510
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=2534
+  _globals['_REPORTPARTIALREQUEST']._serialized_start=2536
+  _globals['_REPORTPARTIALREQUEST']._serialized_end=2653
+  _globals['_REPORTPARTIALRESPONSE']._serialized_start=2655
+  _globals['_REPORTPARTIALRESPONSE']._serialized_end=2678
+  _globals['_CALLREQUEST']._serialized_start=2681
+  _globals['_CALLREQUEST']._serialized_end=2922
+  _globals['_CALLRESPONSE']._serialized_start=2925
+  _globals['_CALLRESPONSE']._serialized_end=3104
+  _globals['_CALLPARTIAL']._serialized_start=3106
+  _globals['_CALLPARTIAL']._serialized_end=3229
+  _globals['_AGENTSERVICE']._serialized_start=3232
+  _globals['_AGENTSERVICE']._serialized_end=3633
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ is the agent's identity; the agent dials. A gRPC client is all that an agent nee
 
 from antiphon.v1 import context_request_pb2 as _context_request_pb2
 from antiphon.v1 import failure_pb2 as _failure_pb2
+from antiphon.v1 import graph_pb2 as _graph_pb2
 from antiphon.v1 import payload_pb2 as _payload_pb2
 from antiphon.v1 import registry_pb2 as _registry_pb2
 from antiphon.v1 import run_pb2 as _run_pb2
@@ -291,6 +292,7 @@ class Result(_message.Message):
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    SUBGRAPH_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     """The attempt."""
     @_builtins.property
@@ -301,22 +303,62 @@ class Result(_message.Message):
     def failure(self) -> _failure_pb2.Failure:
         """Failure."""
 
+    @_builtins.property
+    def subgraph(self) -> Global___Subgraph:
+        """A graph whose run is to give the output."""
+
     def __init__(
         self,
         *,
         attempt_id: _builtins.str = ...,
         output: _payload_pb2.Payload | None = ...,
         failure: _failure_pb2.Failure | None = ...,
+        subgraph: Global___Subgraph | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "output", b"output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "output", b"output", "subgraph", b"subgraph"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "failure", b"failure", "outcome", b"outcome", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "failure", b"failure", "outcome", b"outcome", "output", b"output", "subgraph", b"subgraph"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["output", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["output", "failure", "subgraph"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___Result: _TypeAlias = Result  # noqa: Y015
+
+@_typing.final
+class Subgraph(_message.Message):
+    """Subgraph is the answer of an agent that takes its task apart: a graph, run beneath the task on behalf of the run's
+    principal, within the time the task has left. Its output is the task's, and has to fit the capability's schema; its
+    failure is the task's. A graph with mistakes fails the attempt with INVALID_OUTPUT, which names each.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRAPH_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def graph(self) -> _graph_pb2.Graph:
+        """The graph; at most 256 KiB. Its name is for people, its version means nothing: it runs in the name of the graph that
+        the task belongs to.
+        """
+
+    @_builtins.property
+    def input(self) -> _payload_pb2.Payload:
+        """The input of its run; absent means null."""
+
+    def __init__(
+        self,
+        *,
+        graph: _graph_pb2.Graph | None = ...,
+        input: _payload_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "input", b"input"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Subgraph: _TypeAlias = Subgraph  # noqa: Y015
 
 @_typing.final
 class ProgressUpdate(_message.Message):

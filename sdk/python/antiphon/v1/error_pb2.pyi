@@ -120,6 +120,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The run was sent as many signals as one may be sent."""
     ERROR_REASON_TASK_STATE_CONFLICT: _ErrorReason.ValueType  # 113
     """The task is not in a state in which that can be asked of it."""
+    ERROR_REASON_CALL_REPEATED: _ErrorReason.ValueType  # 114
+    """What is called for has been called for above, with the same input."""
+    ERROR_REASON_TOO_MUCH_BENEATH: _ErrorReason.ValueType  # 115
+    """There are as many tasks beneath the outermost run as there may be."""
     ERROR_REASON_POLICY_INVALID: _ErrorReason.ValueType  # 120
     """The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line."""
     ERROR_REASON_POLICY_EPOCH_CHANGED: _ErrorReason.ValueType  # 121
@@ -250,6 +254,10 @@ ERROR_REASON_SIGNALS_EXHAUSTED: ErrorReason.ValueType  # 112
 """The run was sent as many signals as one may be sent."""
 ERROR_REASON_TASK_STATE_CONFLICT: ErrorReason.ValueType  # 113
 """The task is not in a state in which that can be asked of it."""
+ERROR_REASON_CALL_REPEATED: ErrorReason.ValueType  # 114
+"""What is called for has been called for above, with the same input."""
+ERROR_REASON_TOO_MUCH_BENEATH: ErrorReason.ValueType  # 115
+"""There are as many tasks beneath the outermost run as there may be."""
 ERROR_REASON_POLICY_INVALID: ErrorReason.ValueType  # 120
 """The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line."""
 ERROR_REASON_POLICY_EPOCH_CHANGED: ErrorReason.ValueType  # 121

@@ -159,7 +159,7 @@ Global___Graph: _TypeAlias = Graph  # noqa: Y015
 
 @_typing.final
 class GraphTask(_message.Message):
-    """GraphTask is one node: it asks for a capability, or waits. Expressions are CEL over: input (the run's input),
+    """GraphTask is one node: it asks for a capability, runs another graph, or waits. Expressions are CEL over: input (the run's input),
     tasks.ID.output, tasks.ID.state, tasks.ID.failure, inside a for_each: item and index, and inside a loop (until):
     iteration and previous.
     """
@@ -185,6 +185,7 @@ class GraphTask(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     COMPENSATE_FIELD_NUMBER: _builtins.int
     AT_MOST_ONCE_FIELD_NUMBER: _builtins.int
+    GRAPH_FIELD_NUMBER: _builtins.int
     QUORUM_FIELD_NUMBER: _builtins.int
     HEDGE_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
@@ -194,7 +195,7 @@ class GraphTask(_message.Message):
     """For people."""
     capability: _builtins.str
     """The operation asked for and the versions that will do: text.summarize@1 (any 1.x), @1.2 (from 1.2, below 2),
-    @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that waits.
+    @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that runs another graph, or waits.
     """
     when: _builtins.str
     """A CEL condition; when false the task is SKIPPED. Empty means true."""
@@ -211,6 +212,11 @@ class GraphTask(_message.Message):
     at_most_once: _builtins.bool
     """True: after a loss, a timeout or any other doubt whether the work was done the task is not offered again, but
     ESCALATED, whatever on_failure says.
+    """
+    graph: _builtins.str
+    """Instead of a capability: a registered graph of the namespace, NAME@VERSION, or NAME for its newest version when the
+    task begins. It runs as a run of its own beneath this one, with the task's input; its output, or its failure, is the
+    task's. It may last as long as the task.
     """
     @_builtins.property
     def needs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -294,13 +300,14 @@ class GraphTask(_message.Message):
         until: Global___Until | None = ...,
         compensate: Global___Compensate | None = ...,
         at_most_once: _builtins.bool = ...,
+        graph: _builtins.str = ...,
         quorum: Global___Quorum | None = ...,
         hedge: Global___Hedge | None = ...,
         cache: Global___Cache | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "hedge", b"hedge", "join", b"join", "quorum", b"quorum", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "cache", b"cache", "capability", b"capability", "compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "description", b"description", "for_each", b"for_each", "hedge", b"hedge", "id", b"id", "input", b"input", "join", b"join", "needs", b"needs", "on_failure", b"on_failure", "priority", b"priority", "quorum", b"quorum", "retry", b"retry", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "cache", b"cache", "capability", b"capability", "compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "description", b"description", "for_each", b"for_each", "graph", b"graph", "hedge", b"hedge", "id", b"id", "input", b"input", "join", b"join", "needs", b"needs", "on_failure", b"on_failure", "priority", b"priority", "quorum", b"quorum", "retry", b"retry", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

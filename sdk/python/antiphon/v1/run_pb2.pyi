@@ -160,6 +160,34 @@ ATTEMPT_STATE_CANCELLED: AttemptState.ValueType  # 7
 """Terminal: cancelled."""
 Global___AttemptState: _TypeAlias = AttemptState  # noqa: Y015
 
+class _ChildKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChildKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChildKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHILD_KIND_UNSPECIFIED: _ChildKind.ValueType  # 0
+    """It did not: a client submitted it."""
+    CHILD_KIND_CALL: _ChildKind.ValueType  # 1
+    """An attempt of the task called for it."""
+    CHILD_KIND_GRAPH: _ChildKind.ValueType  # 2
+    """The task's graph says so: GraphTask.graph."""
+    CHILD_KIND_ANSWER: _ChildKind.ValueType  # 3
+    """The agent answered the task with its graph."""
+
+class ChildKind(_ChildKind, metaclass=_ChildKindEnumTypeWrapper):
+    """ChildKind is how a run came to be beneath a task of another run."""
+
+CHILD_KIND_UNSPECIFIED: ChildKind.ValueType  # 0
+"""It did not: a client submitted it."""
+CHILD_KIND_CALL: ChildKind.ValueType  # 1
+"""An attempt of the task called for it."""
+CHILD_KIND_GRAPH: ChildKind.ValueType  # 2
+"""The task's graph says so: GraphTask.graph."""
+CHILD_KIND_ANSWER: ChildKind.ValueType  # 3
+"""The agent answered the task with its graph."""
+Global___ChildKind: _TypeAlias = ChildKind  # noqa: Y015
+
 @_typing.final
 class Run(_message.Message):
     """Run is one submitted piece of work."""
@@ -205,6 +233,7 @@ class Run(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     OUTPUT_READS_FIELD_NUMBER: _builtins.int
+    CHILD_KIND_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Assigned by the server."""
     namespace: _builtins.str
@@ -220,9 +249,15 @@ class Run(_message.Message):
     event_seq: _builtins.int
     """Number of its last event; a cursor for WatchRun."""
     parent_attempt_id: _builtins.str
-    """The attempt that called for it; empty for a run a client submitted."""
+    """The attempt that called for it, or answered with its graph; run/task/member/0 for a sub-run that a graph asks for.
+    Empty for a run a client submitted.
+    """
     traceparent: _builtins.str
     """W3C traceparent it was submitted with, or a new one."""
+    child_kind: Global___ChildKind.ValueType
+    """How it came to be beneath parent_attempt_id; unspecified for a run that a client submitted, and in lists of archived
+    runs.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was committed."""
@@ -285,14 +320,59 @@ class Run(_message.Message):
         traceparent: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         output_reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
+        child_kind: Global___ChildKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "failure", b"failure", "input", b"input", "output", b"output", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "event_seq", b"event_seq", "failure", b"failure", "graph_name", b"graph_name", "graph_version", b"graph_version", "input", b"input", "labels", b"labels", "namespace", b"namespace", "output", b"output", "output_reads", b"output_reads", "parent_attempt_id", b"parent_attempt_id", "principal", b"principal", "run_id", b"run_id", "state", b"state", "totals", b"totals", "traceparent", b"traceparent", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_kind", b"child_kind", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "event_seq", b"event_seq", "failure", b"failure", "graph_name", b"graph_name", "graph_version", b"graph_version", "input", b"input", "labels", b"labels", "namespace", b"namespace", "output", b"output", "output_reads", b"output_reads", "parent_attempt_id", b"parent_attempt_id", "principal", b"principal", "run_id", b"run_id", "state", b"state", "totals", b"totals", "traceparent", b"traceparent", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class Child(_message.Message):
+    """Child is a run beneath a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    BEGIN_TIME_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    kind: Global___ChildKind.ValueType
+    """How it came to be."""
+    name: _builtins.str
+    """What it runs: the capability of a call, the graph with its version, or the name of what an agent answered."""
+    attempt: _builtins.int
+    """Number of the attempt that called for it, or answered it; 0 when the graph says so."""
+    call_id: _builtins.str
+    """The call, as CallRequest.call_id; empty for what is no call."""
+    @_builtins.property
+    def begin_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        kind: Global___ChildKind.ValueType = ...,
+        name: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        call_id: _builtins.str = ...,
+        begin_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "begin_time", b"begin_time", "call_id", b"call_id", "kind", b"kind", "name", b"name", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Child: _TypeAlias = Child  # noqa: Y015
 
 @_typing.final
 class TaskTotals(_message.Message):
@@ -402,6 +482,9 @@ class Task(_message.Message):
     WITHHELD_FIELD_NUMBER: _builtins.int
     READS_FIELD_NUMBER: _builtins.int
     COMPENSATES_FIELD_NUMBER: _builtins.int
+    CHILDREN_FIELD_NUMBER: _builtins.int
+    CHILD_COUNT_FIELD_NUMBER: _builtins.int
+    GRAPH_FIELD_NUMBER: _builtins.int
     AGREEMENT_FIELD_NUMBER: _builtins.int
     REUSED_FIELD_NUMBER: _builtins.int
     state: Global___TaskState.ValueType
@@ -418,6 +501,10 @@ class Task(_message.Message):
     """What of its payloads the reader does not get, for people; empty when all is there."""
     compensates: _builtins.str
     """Id of the task that it undoes; empty for what the graph itself names."""
+    child_count: _builtins.int
+    """How many there are in all."""
+    graph: _builtins.str
+    """The graph it runs, as GraphTask.graph; empty for a task that asks for a capability, or waits."""
     @_builtins.property
     def key(self) -> Global___TaskKey:
         """Which task."""
@@ -449,6 +536,10 @@ class Task(_message.Message):
         """What its expressions read of shared context, and at which revision; 0 where there was no such entry."""
 
     @_builtins.property
+    def children(self) -> _containers.RepeatedCompositeFieldContainer[Global___Child]:
+        """The runs beneath it, the last 16, oldest first."""
+
+    @_builtins.property
     def agreement(self) -> Global___Agreement:
         """What its members answered, for a task with a quorum or a hedge; absent otherwise."""
 
@@ -473,12 +564,15 @@ class Task(_message.Message):
         withheld: _builtins.str = ...,
         reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
         compensates: _builtins.str = ...,
+        children: _abc.Iterable[Global___Child] | None = ...,
+        child_count: _builtins.int = ...,
+        graph: _builtins.str = ...,
         agreement: Global___Agreement | None = ...,
         reused: Global___ReusedResult | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "output", b"output", "ready_time", b"ready_time", "reused", b"reused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "attempt_count", b"attempt_count", "capability", b"capability", "compensates", b"compensates", "end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "reads", b"reads", "ready_time", b"ready_time", "reason", b"reason", "reused", b"reused", "state", b"state", "withheld", b"withheld"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "attempt_count", b"attempt_count", "capability", b"capability", "child_count", b"child_count", "children", b"children", "compensates", b"compensates", "end_time", b"end_time", "failure", b"failure", "graph", b"graph", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "reads", b"reads", "ready_time", b"ready_time", "reason", b"reason", "reused", b"reused", "state", b"state", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -887,6 +981,7 @@ class RunEvent(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     READS_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
+    CHILD_FIELD_NUMBER: _builtins.int
     ORIGIN_ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     PARTIAL_FIELD_NUMBER: _builtins.int
     event_seq: _builtins.int
@@ -928,6 +1023,10 @@ class RunEvent(_message.Message):
         """What the expressions of the task, or of the run's output, were given of shared context; as Task.reads."""
 
     @_builtins.property
+    def child(self) -> Global___Child:
+        """The run that began beneath the task, where one did."""
+
+    @_builtins.property
     def partial(self) -> Global___PartialOutput:
         """A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0."""
 
@@ -946,12 +1045,13 @@ class RunEvent(_message.Message):
         failure: _failure_pb2.Failure | None = ...,
         reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
         signal: _builtins.str = ...,
+        child: Global___Child | None = ...,
         origin_attempt_id: _builtins.str = ...,
         partial: Global___PartialOutput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_time", b"event_time", "failure", b"failure", "key", b"key", "partial", b"partial", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "child", b"child", "event_time", b"event_time", "failure", b"failure", "key", b"key", "partial", b"partial", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "origin_attempt_id", b"origin_attempt_id", "partial", b"partial", "progress", b"progress", "reads", b"reads", "reason", b"reason", "run_state", b"run_state", "signal", b"signal", "task_state", b"task_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "child", b"child", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "origin_attempt_id", b"origin_attempt_id", "partial", b"partial", "progress", b"progress", "reads", b"reads", "reason", b"reason", "run_state", b"run_state", "signal", b"signal", "task_state", b"task_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -92,6 +92,10 @@ export const REASONS = {
   SIGNALS_EXHAUSTED: { code: 8, remedy: "FIX_REQUEST" },
   /** task {task_id} is {state}: {cause} */
   TASK_STATE_CONFLICT: { code: 9, remedy: "REREAD" },
+  /** {name} is at work on the same input further up; that would go round for ever. Change the input, such as by a count of rounds */
+  CALL_REPEATED: { code: 9, remedy: "FIX_REQUEST" },
+  /** calls and sub-runs beneath one run have at most {limit} tasks in all */
+  TOO_MUCH_BENEATH: { code: 8, remedy: "FIX_REQUEST" },
   /** the policies have {count} mistakes, and nothing is changed; see the field violations */
   POLICY_INVALID: { code: 3, remedy: "FIX_REQUEST" },
   /** policy epoch {current} is in force, not {expected}; look at it with antiphon policy show, then try again */

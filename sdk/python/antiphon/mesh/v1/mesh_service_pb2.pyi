@@ -591,6 +591,7 @@ class Report(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     RETURNED_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    SUBGRAPH_FIELD_NUMBER: _builtins.int
     BUSY_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
@@ -623,6 +624,10 @@ class Report(_message.Message):
     def progress(self) -> _run_pb2.Progress:
         """Progress of the agent; not kept."""
 
+    @_builtins.property
+    def subgraph(self) -> Global___AnsweredGraph:
+        """A graph whose run is to give the output."""
+
     def __init__(
         self,
         *,
@@ -633,18 +638,49 @@ class Report(_message.Message):
         failure: _failure_pb2.Failure | None = ...,
         returned: Global___Returned | None = ...,
         progress: _run_pb2.Progress | None = ...,
+        subgraph: Global___AnsweredGraph | None = ...,
         busy: _builtins.int = ...,
         agent: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "kind", b"kind", "output", b"output", "progress", b"progress", "returned", b"returned", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "kind", b"kind", "output", b"output", "progress", b"progress", "returned", b"returned", "started", b"started", "subgraph", b"subgraph"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attempt_id", b"attempt_id", "busy", b"busy", "failure", b"failure", "kind", b"kind", "output", b"output", "progress", b"progress", "returned", b"returned", "shard", b"shard", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attempt_id", b"attempt_id", "busy", b"busy", "failure", b"failure", "kind", b"kind", "output", b"output", "progress", b"progress", "returned", b"returned", "shard", b"shard", "started", b"started", "subgraph", b"subgraph"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["started", "output", "failure", "returned", "progress"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["started", "output", "failure", "returned", "progress", "subgraph"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class AnsweredGraph(_message.Message):
+    """AnsweredGraph is antiphon.v1.Subgraph on its way: the graph stays closed, because what is wrong in it is the matter of
+    its attempt alone and not of the stream.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRAPH_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    graph: _builtins.bytes
+    """Serialised antiphon.v1.Graph."""
+    @_builtins.property
+    def input(self) -> _payload_pb2.Payload:
+        """The input of its run; absent means null."""
+
+    def __init__(
+        self,
+        *,
+        graph: _builtins.bytes = ...,
+        input: _payload_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "input", b"input"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnsweredGraph: _TypeAlias = AnsweredGraph  # noqa: Y015
 
 @_typing.final
 class PartialReport(_message.Message):

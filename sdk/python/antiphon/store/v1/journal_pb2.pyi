@@ -94,6 +94,8 @@ class Record(_message.Message):
     TASK_REOPENED_FIELD_NUMBER: _builtins.int
     TASK_ESCALATED_FIELD_NUMBER: _builtins.int
     RUN_UNWINDING_FIELD_NUMBER: _builtins.int
+    CHILD_BEGUN_FIELD_NUMBER: _builtins.int
+    RUN_GROWN_FIELD_NUMBER: _builtins.int
     ANSWER_COMPARED_FIELD_NUMBER: _builtins.int
     TASK_AGREED_FIELD_NUMBER: _builtins.int
     RESULT_REUSED_FIELD_NUMBER: _builtins.int
@@ -186,6 +188,14 @@ class Record(_message.Message):
         """A run that has no failed task has failed, and what was done is undone."""
 
     @_builtins.property
+    def child_begun(self) -> Global___ChildBegun:
+        """A run began beneath a task."""
+
+    @_builtins.property
+    def run_grown(self) -> Global___RunGrown:
+        """Runs began further below."""
+
+    @_builtins.property
     def answer_compared(self) -> Global___AnswerCompared:
         """An answer was compared with those before it."""
 
@@ -231,17 +241,19 @@ class Record(_message.Message):
         task_reopened: Global___TaskReopened | None = ...,
         task_escalated: Global___TaskEscalated | None = ...,
         run_unwinding: Global___RunUnwinding | None = ...,
+        child_begun: Global___ChildBegun | None = ...,
+        run_grown: Global___RunGrown | None = ...,
         answer_compared: Global___AnswerCompared | None = ...,
         task_agreed: Global___TaskAgreed | None = ...,
         result_reused: Global___ResultReused | None = ...,
         task_quarantined: Global___TaskQuarantined | None = ...,
         run_part: Global___RunPart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_compared", b"answer_compared", "attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "result_reused", b"result_reused", "run_ended", b"run_ended", "run_part", b"run_part", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_agreed", b"task_agreed", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_quarantined", b"task_quarantined", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_compared", b"answer_compared", "attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_begun", b"child_begun", "context_read", b"context_read", "event", b"event", "result_reused", b"result_reused", "run_ended", b"run_ended", "run_grown", b"run_grown", "run_part", b"run_part", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_agreed", b"task_agreed", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_quarantined", b"task_quarantined", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_compared", b"answer_compared", "attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "result_reused", b"result_reused", "run_ended", b"run_ended", "run_id", b"run_id", "run_part", b"run_part", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_agreed", b"task_agreed", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_quarantined", b"task_quarantined", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_compared", b"answer_compared", "attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_begun", b"child_begun", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "result_reused", b"result_reused", "run_ended", b"run_ended", "run_grown", b"run_grown", "run_id", b"run_id", "run_part", b"run_part", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_agreed", b"task_agreed", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_quarantined", b"task_quarantined", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received", "run_paused", "run_resumed", "task_cancel_requested", "task_reopened", "task_escalated", "run_unwinding", "answer_compared", "task_agreed", "result_reused", "task_quarantined", "run_part"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received", "run_paused", "run_resumed", "task_cancel_requested", "task_reopened", "task_escalated", "run_unwinding", "child_begun", "run_grown", "answer_compared", "task_agreed", "result_reused", "task_quarantined", "run_part"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -289,6 +301,8 @@ class RunSubmitted(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     PARENT_ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     DELEGATION_FIELD_NUMBER: _builtins.int
+    CHILD_KIND_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Tenant."""
     principal: _builtins.str
@@ -311,6 +325,8 @@ class RunSubmitted(_message.Message):
     """W3C traceparent."""
     parent_attempt_id: _builtins.str
     """Attempt that called for it; empty for a client's run."""
+    child_kind: _run_pb2.ChildKind.ValueType
+    """How it came to be beneath parent_attempt_id; unspecified in records of calls from before this field."""
     @_builtins.property
     def graph(self) -> _graph_pb2.Graph:
         """The graph itself when inline."""
@@ -331,6 +347,10 @@ class RunSubmitted(_message.Message):
     def delegation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Attempts above it, outermost first."""
 
+    @_builtins.property
+    def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """What each attempt above it works on, outermost first: BLAKE2b-128 of name and input."""
+
     def __init__(
         self,
         *,
@@ -350,10 +370,12 @@ class RunSubmitted(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         parent_attempt_id: _builtins.str = ...,
         delegation: _abc.Iterable[_builtins.str] | None = ...,
+        child_kind: _run_pb2.ChildKind.ValueType = ...,
+        chain: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "delegation", b"delegation", "graph", b"graph", "graph_name", b"graph_name", "graph_version", b"graph_version", "input", b"input", "labels", b"labels", "namespace", b"namespace", "parent_attempt_id", b"parent_attempt_id", "policy", b"policy", "principal", b"principal", "priority", b"priority", "request_digest", b"request_digest", "request_id", b"request_id", "traceparent", b"traceparent", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "child_kind", b"child_kind", "deadline_time", b"deadline_time", "delegation", b"delegation", "graph", b"graph", "graph_name", b"graph_name", "graph_version", b"graph_version", "input", b"input", "labels", b"labels", "namespace", b"namespace", "parent_attempt_id", b"parent_attempt_id", "policy", b"policy", "principal", b"principal", "priority", b"priority", "request_digest", b"request_digest", "request_id", b"request_id", "traceparent", b"traceparent", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -637,6 +659,8 @@ class TaskCompleted(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
     PRINCIPAL_FIELD_NUMBER: _builtins.int
+    RELEASED_OUTPUT_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -647,6 +671,10 @@ class TaskCompleted(_message.Message):
     """Place of the signal it waited for among those of the run, from 1; 0 when it waited for none."""
     principal: _builtins.str
     """SPIFFE id of the person who gave the output; empty when nobody did."""
+    released_output: _builtins.bytes
+    """As AttemptEnded.released_output, of what an agent's graph gave."""
+    policy: _builtins.bytes
+    """As AttemptEnded.policy, of what an agent's graph gave."""
     def __init__(
         self,
         *,
@@ -655,12 +683,16 @@ class TaskCompleted(_message.Message):
         output: _builtins.bytes = ...,
         signal: _builtins.int = ...,
         principal: _builtins.str = ...,
+        released_output: _builtins.bytes | None = ...,
+        policy: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "released_output", b"released_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "output", b"output", "principal", b"principal", "signal", b"signal", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "member", b"member", "output", b"output", "policy", b"policy", "principal", b"principal", "released_output", b"released_output", "signal", b"signal", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__released_output: _TypeAlias = _typing.Literal["released_output"]  # noqa: Y015
+    _WhichOneofArgType__released_output: _TypeAlias = _typing.Literal["_released_output", b"_released_output"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__released_output) -> _WhichOneofReturnType__released_output | None: ...
 
 Global___TaskCompleted: _TypeAlias = TaskCompleted  # noqa: Y015
 
@@ -816,6 +848,86 @@ class ResultReused(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__released_output) -> _WhichOneofReturnType__released_output | None: ...
 
 Global___ResultReused: _TypeAlias = ResultReused  # noqa: Y015
+
+@_typing.final
+class ChildBegun(_message.Message):
+    """ChildBegun tells that a run began beneath a task, which for all but a call waits for it. The run's own first record is
+    in the same segment.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    member: _builtins.int
+    """Member, or 0."""
+    run_id: _builtins.str
+    """The run."""
+    kind: _run_pb2.ChildKind.ValueType
+    """How it came to be."""
+    name: _builtins.str
+    """The capability of a call, the graph with its version, or the name of what an agent answered."""
+    number: _builtins.int
+    """Number of the attempt that called for it; with CHILD_KIND_ANSWER the attempt has ended with it. 0 with
+    CHILD_KIND_GRAPH.
+    """
+    call_id: _builtins.str
+    """The call; empty for what is no call."""
+    tasks: _builtins.int
+    """Tasks of its graph."""
+    busy: _builtins.int
+    """With CHILD_KIND_ANSWER, time the agent worked, in microseconds."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        member: _builtins.int = ...,
+        run_id: _builtins.str = ...,
+        kind: _run_pb2.ChildKind.ValueType = ...,
+        name: _builtins.str = ...,
+        number: _builtins.int = ...,
+        call_id: _builtins.str = ...,
+        tasks: _builtins.int = ...,
+        busy: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "call_id", b"call_id", "kind", b"kind", "member", b"member", "name", b"name", "number", b"number", "run_id", b"run_id", "task", b"task", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChildBegun: _TypeAlias = ChildBegun  # noqa: Y015
+
+@_typing.final
+class RunGrown(_message.Message):
+    """RunGrown tells the outermost run that runs began below others beneath it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    tasks: _builtins.int
+    """Tasks of their graphs."""
+    def __init__(
+        self,
+        *,
+        tasks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunGrown: _TypeAlias = RunGrown  # noqa: Y015
 
 @_typing.final
 class TaskQuarantined(_message.Message):
@@ -1240,6 +1352,7 @@ class RunSnapshot(_message.Message):
     RESUME_TIME_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
     UNWINDING_FIELD_NUMBER: _builtins.int
+    GROWN_FIELD_NUMBER: _builtins.int
     create_time: _builtins.int
     """When it began; microseconds since 1970."""
     archived_seq: _builtins.int
@@ -1248,6 +1361,8 @@ class RunSnapshot(_message.Message):
     """Index, plus one, of the task whose failure the run will end with; 0 when there is none."""
     resume_time: _builtins.int
     """When it was last resumed; microseconds since 1970."""
+    grown: _builtins.int
+    """Tasks of all runs beneath it, as far as it counts them."""
     @_builtins.property
     def submitted(self) -> Global___RunSubmitted:
         """How it began."""
@@ -1300,10 +1415,11 @@ class RunSnapshot(_message.Message):
         resume_time: _builtins.int = ...,
         completed: _abc.Iterable[_builtins.int] | None = ...,
         unwinding: _failure_pb2.Failure | None = ...,
+        grown: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "paused", b"paused", "submitted", b"submitted", "unwinding", b"unwinding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "completed", b"completed", "create_time", b"create_time", "first_failed", b"first_failed", "output_found", b"output_found", "paused", b"paused", "resume_time", b"resume_time", "signals", b"signals", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks", "unwinding", b"unwinding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "completed", b"completed", "create_time", b"create_time", "first_failed", b"first_failed", "grown", b"grown", "output_found", b"output_found", "paused", b"paused", "resume_time", b"resume_time", "signals", b"signals", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks", "unwinding", b"unwinding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1361,6 +1477,7 @@ class TaskSnapshot(_message.Message):
     CANCEL_REASON_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     REUSED_FIELD_NUMBER: _builtins.int
+    CHILDREN_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -1405,6 +1522,10 @@ class TaskSnapshot(_message.Message):
     def reused(self) -> Global___ResultReused:
         """How its output came to be used again; absent when an attempt gave it. Input and outputs are not repeated here."""
 
+    @_builtins.property
+    def children(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChildSnapshot]:
+        """The runs beneath it."""
+
     def __init__(
         self,
         *,
@@ -1426,16 +1547,45 @@ class TaskSnapshot(_message.Message):
         cancel_reason: _builtins.str = ...,
         answer: _builtins.int = ...,
         reused: Global___ResultReused | None = ...,
+        children: _abc.Iterable[Global___ChildSnapshot] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "failure", b"failure", "released_output", b"released_output", "reused", b"reused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "answer", b"answer", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "found", b"found", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "reused", b"reused", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "answer", b"answer", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "children", b"children", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "found", b"found", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "reused", b"reused", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__released_output: _TypeAlias = _typing.Literal["released_output"]  # noqa: Y015
     _WhichOneofArgType__released_output: _TypeAlias = _typing.Literal["_released_output", b"_released_output"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__released_output) -> _WhichOneofReturnType__released_output | None: ...
 
 Global___TaskSnapshot: _TypeAlias = TaskSnapshot  # noqa: Y015
+
+@_typing.final
+class ChildSnapshot(_message.Message):
+    """ChildSnapshot is a run beneath a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEGUN_FIELD_NUMBER: _builtins.int
+    BEGIN_TIME_FIELD_NUMBER: _builtins.int
+    begin_time: _builtins.int
+    """When; microseconds since 1970."""
+    @_builtins.property
+    def begun(self) -> Global___ChildBegun:
+        """As it began."""
+
+    def __init__(
+        self,
+        *,
+        begun: Global___ChildBegun | None = ...,
+        begin_time: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "begun", b"begun"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChildSnapshot: _TypeAlias = ChildSnapshot  # noqa: Y015
 
 @_typing.final
 class AttemptSnapshot(_message.Message):

@@ -7,6 +7,7 @@ import type { handleBidiStreamingCall, handleUnaryCall, UntypedServiceImplementa
 import { Duration } from "../../google/protobuf/duration.js";
 import { ClaimLoss, ContextRequest, ContextResponse } from "./context_request.js";
 import { Failure } from "./failure.js";
+import { Graph } from "./graph.js";
 import { Payload } from "./payload.js";
 import { AgentDescription } from "./registry.js";
 import { PartialOutput, Progress } from "./run.js";
@@ -137,7 +138,28 @@ export interface Result {
     | //
     /** Failure. */
     { $case: "failure"; value: Failure }
+    | //
+    /** A graph whose run is to give the output. */
+    { $case: "subgraph"; value: Subgraph }
     | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/**
+ * Subgraph is the answer of an agent that takes its task apart: a graph, run beneath the task on behalf of the run's
+ * principal, within the time the task has left. Its output is the task's, and has to fit the capability's schema; its
+ * failure is the task's. A graph with mistakes fails the attempt with INVALID_OUTPUT, which names each.
+ */
+export interface Subgraph {
+  /**
+   * The graph; at most 256 KiB. Its name is for people, its version means nothing: it runs in the name of the graph that
+   * the task belongs to.
+   */
+  graph:
+    | Graph
+    | undefined;
+  /** The input of its run; absent means null. */
+  input: Payload | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -989,6 +1011,9 @@ export const Result: MessageFns<Result> = {
       case "failure":
         Failure.encode(message.outcome.value, writer.uint32(26).fork()).join();
         break;
+      case "subgraph":
+        Subgraph.encode(message.outcome.value, writer.uint32(162).fork()).join();
+        break;
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1038,6 +1063,14 @@ export const Result: MessageFns<Result> = {
             message.outcome = { $case: "failure", value: Failure.decode(reader, reader.uint32()) };
             continue;
           }
+          case 20: {
+            if (tag !== 162) {
+              break;
+            }
+
+            message.outcome = { $case: "subgraph", value: Subgraph.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1077,7 +1110,98 @@ export const Result: MessageFns<Result> = {
         }
         break;
       }
+      case "subgraph": {
+        if (object.outcome?.value !== undefined && object.outcome?.value !== null) {
+          message.outcome = { $case: "subgraph", value: Subgraph.fromPartial(object.outcome.value) };
+        }
+        break;
+      }
     }
+    return message;
+  },
+};
+
+function createBaseSubgraph(): Subgraph {
+  return { graph: undefined, input: undefined, _unknownFields: {} };
+}
+
+export const Subgraph: MessageFns<Subgraph> = {
+  encode(message: Subgraph, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.graph !== undefined) {
+      Graph.encode(message.graph, writer.uint32(10).fork()).join();
+    }
+    if (message.input !== undefined) {
+      Payload.encode(message.input, writer.uint32(18).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Subgraph {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSubgraph();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.graph = Graph.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.input = Payload.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Subgraph>): Subgraph {
+    return Subgraph.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Subgraph>): Subgraph {
+    const message = createBaseSubgraph();
+    message.graph = (object.graph !== undefined && object.graph !== null) ? Graph.fromPartial(object.graph) : undefined;
+    message.input = (object.input !== undefined && object.input !== null)
+      ? Payload.fromPartial(object.input)
+      : undefined;
     return message;
   },
 };

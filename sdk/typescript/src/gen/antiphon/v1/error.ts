@@ -105,6 +105,10 @@ export enum ErrorReason {
   SIGNALS_EXHAUSTED = 112,
   /** TASK_STATE_CONFLICT - The task is not in a state in which that can be asked of it. */
   TASK_STATE_CONFLICT = 113,
+  /** CALL_REPEATED - What is called for has been called for above, with the same input. */
+  CALL_REPEATED = 114,
+  /** TOO_MUCH_BENEATH - There are as many tasks beneath the outermost run as there may be. */
+  TOO_MUCH_BENEATH = 115,
   /** POLICY_INVALID - The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line. */
   POLICY_INVALID = 120,
   /** POLICY_EPOCH_CHANGED - Another epoch is in force than the caller expected. */

@@ -72,7 +72,7 @@ export interface Graph_LabelsEntry {
 }
 
 /**
- * GraphTask is one node: it asks for a capability, or waits. Expressions are CEL over: input (the run's input),
+ * GraphTask is one node: it asks for a capability, runs another graph, or waits. Expressions are CEL over: input (the run's input),
  * tasks.ID.output, tasks.ID.state, tasks.ID.failure, inside a for_each: item and index, and inside a loop (until):
  * iteration and previous.
  */
@@ -83,7 +83,7 @@ export interface GraphTask {
   description: string;
   /**
    * The operation asked for and the versions that will do: text.summarize@1 (any 1.x), @1.2 (from 1.2, below 2),
-   * @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that waits.
+   * @=1.2.3, or comparisons such as @>=1.2,<3. Empty for a task that runs another graph, or waits.
    */
   capability: string;
   /** Tasks that come before this one, besides those its expressions refer to. */
@@ -143,6 +143,12 @@ export interface GraphTask {
    * ESCALATED, whatever on_failure says.
    */
   atMostOnce: boolean;
+  /**
+   * Instead of a capability: a registered graph of the namespace, NAME@VERSION, or NAME for its newest version when the
+   * task begins. It runs as a run of its own beneath this one, with the task's input; its output, or its failure, is the
+   * task's. It may last as long as the task.
+   */
+  graph: string;
   /**
    * Several agents are asked, and so many of them must agree. Not for a for_each or a loop, nor with compensate, cache or
    * at_most_once.
@@ -627,6 +633,7 @@ function createBaseGraphTask(): GraphTask {
     until: undefined,
     compensate: undefined,
     atMostOnce: false,
+    graph: "",
     quorum: undefined,
     hedge: undefined,
     cache: undefined,
@@ -692,6 +699,9 @@ export const GraphTask: MessageFns<GraphTask> = {
     }
     if (message.atMostOnce !== false) {
       writer.uint32(152).bool(message.atMostOnce);
+    }
+    if (message.graph !== "") {
+      writer.uint32(162).string(message.graph);
     }
     if (message.quorum !== undefined) {
       Quorum.encode(message.quorum, writer.uint32(194).fork()).join();
@@ -878,6 +888,14 @@ export const GraphTask: MessageFns<GraphTask> = {
             message.atMostOnce = reader.bool();
             continue;
           }
+          case 20: {
+            if (tag !== 162) {
+              break;
+            }
+
+            message.graph = reader.string();
+            continue;
+          }
           case 24: {
             if (tag !== 194) {
               break;
@@ -956,6 +974,7 @@ export const GraphTask: MessageFns<GraphTask> = {
       ? Compensate.fromPartial(object.compensate)
       : undefined;
     message.atMostOnce = object.atMostOnce ?? false;
+    message.graph = object.graph ?? "";
     message.quorum = (object.quorum !== undefined && object.quorum !== null)
       ? Quorum.fromPartial(object.quorum)
       : undefined;

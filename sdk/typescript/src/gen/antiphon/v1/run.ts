@@ -77,6 +77,18 @@ export enum AttemptState {
   CANCELLED = 7,
 }
 
+/** ChildKind is how a run came to be beneath a task of another run. */
+export enum ChildKind {
+  /** UNSPECIFIED - It did not: a client submitted it. */
+  UNSPECIFIED = 0,
+  /** CALL - An attempt of the task called for it. */
+  CALL = 1,
+  /** GRAPH - The task's graph says so: GraphTask.graph. */
+  GRAPH = 2,
+  /** ANSWER - The agent answered the task with its graph. */
+  ANSWER = 3,
+}
+
 /** Run is one submitted piece of work. */
 export interface Run {
   /** Assigned by the server. */
@@ -123,7 +135,10 @@ export interface Run {
   eventSeq: number;
   /** Labels given at submission. */
   labels: { [key: string]: string };
-  /** The attempt that called for it; empty for a run a client submitted. */
+  /**
+   * The attempt that called for it, or answered with its graph; run/task/member/0 for a sub-run that a graph asks for.
+   * Empty for a run a client submitted.
+   */
   parentAttemptId: string;
   /** W3C traceparent it was submitted with, or a new one. */
   traceparent: string;
@@ -131,12 +146,34 @@ export interface Run {
   warnings: string[];
   /** What the expressions of its output read of shared context, as Task.reads. */
   outputReads: EntryReference[];
+  /**
+   * How it came to be beneath parent_attempt_id; unspecified for a run that a client submitted, and in lists of archived
+   * runs.
+   */
+  childKind: ChildKind;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
 export interface Run_LabelsEntry {
   key: string;
   value: string;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** Child is a run beneath a task. */
+export interface Child {
+  /** The run. */
+  runId: string;
+  /** How it came to be. */
+  kind: ChildKind;
+  /** What it runs: the capability of a call, the graph with its version, or the name of what an agent answered. */
+  name: string;
+  /** Number of the attempt that called for it, or answered it; 0 when the graph says so. */
+  attempt: number;
+  /** The call, as CallRequest.call_id; empty for what is no call. */
+  callId: string;
+  /** When it began. */
+  beginTime: Date | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -221,6 +258,12 @@ export interface Task {
   reads: EntryReference[];
   /** Id of the task that it undoes; empty for what the graph itself names. */
   compensates: string;
+  /** The runs beneath it, the last 16, oldest first. */
+  children: Child[];
+  /** How many there are in all. */
+  childCount: number;
+  /** The graph it runs, as GraphTask.graph; empty for a task that asks for a capability, or waits. */
+  graph: string;
   /** What its members answered, for a task with a quorum or a hedge; absent otherwise. */
   agreement:
     | Agreement
@@ -424,6 +467,10 @@ export interface RunEvent {
   reads: EntryReference[];
   /** Name of the signal that came, where one came. */
   signal: string;
+  /** The run that began beneath the task, where one did. */
+  child:
+    | Child
+    | undefined;
   /** The attempt whose result the task used again; empty otherwise. */
   originAttemptId: string;
   /** A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0. */
@@ -507,6 +554,7 @@ function createBaseRun(): Run {
     traceparent: "",
     warnings: [],
     outputReads: [],
+    childKind: 0,
     _unknownFields: {},
   };
 }
@@ -569,6 +617,9 @@ export const Run: MessageFns<Run> = {
     }
     for (const v of message.outputReads) {
       EntryReference.encode(v!, writer.uint32(154).fork()).join();
+    }
+    if (message.childKind !== 0) {
+      writer.uint32(160).int32(message.childKind);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -749,6 +800,14 @@ export const Run: MessageFns<Run> = {
             message.outputReads.push(EntryReference.decode(reader, reader.uint32()));
             continue;
           }
+          case 20: {
+            if (tag !== 160) {
+              break;
+            }
+
+            message.childKind = reader.int32() as any;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -809,6 +868,7 @@ export const Run: MessageFns<Run> = {
     message.traceparent = object.traceparent ?? "";
     message.warnings = object.warnings?.map((e) => e) || [];
     message.outputReads = object.outputReads?.map((e) => EntryReference.fromPartial(e)) || [];
+    message.childKind = object.childKind ?? 0;
     return message;
   },
 };
@@ -892,6 +952,137 @@ export const Run_LabelsEntry: MessageFns<Run_LabelsEntry> = {
     const message = createBaseRun_LabelsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseChild(): Child {
+  return { runId: "", kind: 0, name: "", attempt: 0, callId: "", beginTime: undefined, _unknownFields: {} };
+}
+
+export const Child: MessageFns<Child> = {
+  encode(message: Child, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.runId !== "") {
+      writer.uint32(10).string(message.runId);
+    }
+    if (message.kind !== 0) {
+      writer.uint32(16).int32(message.kind);
+    }
+    if (message.name !== "") {
+      writer.uint32(26).string(message.name);
+    }
+    if (message.attempt !== 0) {
+      writer.uint32(32).uint32(message.attempt);
+    }
+    if (message.callId !== "") {
+      writer.uint32(42).string(message.callId);
+    }
+    if (message.beginTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.beginTime), writer.uint32(50).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Child {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseChild();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.runId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.kind = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.attempt = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.callId = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.beginTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Child>): Child {
+    return Child.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Child>): Child {
+    const message = createBaseChild();
+    message.runId = object.runId ?? "";
+    message.kind = object.kind ?? 0;
+    message.name = object.name ?? "";
+    message.attempt = object.attempt ?? 0;
+    message.callId = object.callId ?? "";
+    message.beginTime = object.beginTime ?? undefined;
     return message;
   },
 };
@@ -1199,6 +1390,9 @@ function createBaseTask(): Task {
     withheld: "",
     reads: [],
     compensates: "",
+    children: [],
+    childCount: 0,
+    graph: "",
     agreement: undefined,
     reused: undefined,
     _unknownFields: {},
@@ -1248,6 +1442,15 @@ export const Task: MessageFns<Task> = {
     }
     if (message.compensates !== "") {
       writer.uint32(114).string(message.compensates);
+    }
+    for (const v of message.children) {
+      Child.encode(v!, writer.uint32(162).fork()).join();
+    }
+    if (message.childCount !== 0) {
+      writer.uint32(168).uint32(message.childCount);
+    }
+    if (message.graph !== "") {
+      writer.uint32(178).string(message.graph);
     }
     if (message.agreement !== undefined) {
       Agreement.encode(message.agreement, writer.uint32(194).fork()).join();
@@ -1391,6 +1594,30 @@ export const Task: MessageFns<Task> = {
             message.compensates = reader.string();
             continue;
           }
+          case 20: {
+            if (tag !== 162) {
+              break;
+            }
+
+            message.children.push(Child.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 21: {
+            if (tag !== 168) {
+              break;
+            }
+
+            message.childCount = reader.uint32();
+            continue;
+          }
+          case 22: {
+            if (tag !== 178) {
+              break;
+            }
+
+            message.graph = reader.string();
+            continue;
+          }
           case 24: {
             if (tag !== 194) {
               break;
@@ -1452,6 +1679,9 @@ export const Task: MessageFns<Task> = {
     message.withheld = object.withheld ?? "";
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
     message.compensates = object.compensates ?? "";
+    message.children = object.children?.map((e) => Child.fromPartial(e)) || [];
+    message.childCount = object.childCount ?? 0;
+    message.graph = object.graph ?? "";
     message.agreement = (object.agreement !== undefined && object.agreement !== null)
       ? Agreement.fromPartial(object.agreement)
       : undefined;
@@ -2620,6 +2850,7 @@ function createBaseRunEvent(): RunEvent {
     failure: undefined,
     reads: [],
     signal: "",
+    child: undefined,
     originAttemptId: "",
     partial: undefined,
     _unknownFields: {},
@@ -2663,6 +2894,9 @@ export const RunEvent: MessageFns<RunEvent> = {
     }
     if (message.signal !== "") {
       writer.uint32(98).string(message.signal);
+    }
+    if (message.child !== undefined) {
+      Child.encode(message.child, writer.uint32(162).fork()).join();
     }
     if (message.originAttemptId !== "") {
       writer.uint32(194).string(message.originAttemptId);
@@ -2790,6 +3024,14 @@ export const RunEvent: MessageFns<RunEvent> = {
             message.signal = reader.string();
             continue;
           }
+          case 20: {
+            if (tag !== 162) {
+              break;
+            }
+
+            message.child = Child.decode(reader, reader.uint32());
+            continue;
+          }
           case 24: {
             if (tag !== 194) {
               break;
@@ -2849,6 +3091,7 @@ export const RunEvent: MessageFns<RunEvent> = {
       : undefined;
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
     message.signal = object.signal ?? "";
+    message.child = (object.child !== undefined && object.child !== null) ? Child.fromPartial(object.child) : undefined;
     message.originAttemptId = object.originAttemptId ?? "";
     message.partial = (object.partial !== undefined && object.partial !== null)
       ? PartialOutput.fromPartial(object.partial)
