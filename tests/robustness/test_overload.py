@@ -22,7 +22,8 @@ from tests.harness.raw import channel, reason_of
 CALLERS = (50, 100, 200)
 """At once, of which the best is the peak."""
 
-SECONDS = 8.0
+SECONDS = 6.0
+ROUNDS = 4
 ENOUGH = 0.8
 
 
@@ -70,18 +71,23 @@ async def impatient(mesh: Mesh, stop: asyncio.Event) -> set[str]:
 @pytest.mark.long_form
 @pytest.mark.proves("overload, three times")
 async def test_clients_that_obey_get_at_three_times_the_load_nearly_what_they_get_at_the_peak() -> None:
-    with Mesh("--shards", "1", "--inbox-limit", "64", "--api-concurrent-calls", "128") as mesh:
+    with Mesh("--shards", "1", "--inbox-limit", "8", "--api-concurrent-calls", "128") as mesh:
         mesh.sidecar(concurrency=64)
         async with mesh.client(timeout=timedelta(seconds=60)) as client:
             await mesh.attached(client)
             await press(client, 20)  # what is loaded and compiled once is not what is measured
-            peaks = {callers: await press(client, callers) for callers in CALLERS}
-            most = max(peaks, key=lambda callers: peaks[callers])
-            stop = asyncio.Event()
-            asking = asyncio.create_task(impatient(mesh, stop))
-            overloaded = await press(client, most * 3)
-            stop.set()
-            told = await asking
-    print(f"peak {peaks[most]:.0f}/s with {most}, {overloaded:.0f}/s with three times as many; refused: {told}")
+            found = {callers: await press(client, callers) for callers in CALLERS}
+            most = max(found, key=lambda callers: found[callers])
+            peak = overloaded = 0.0
+            told: set[str] = set()
+            # In turns, so that whatever else the machine does strikes both alike.
+            for _ in range(ROUNDS):
+                peak += await press(client, most)
+                stop = asyncio.Event()
+                asking = asyncio.create_task(impatient(mesh, stop))
+                overloaded += await press(client, most * 3)
+                stop.set()
+                told |= await asking
+    print(f"{peak / ROUNDS:.0f}/s with {most}, {overloaded / ROUNDS:.0f}/s with three times as many; refused: {told}")
     assert told <= {"OVERLOADED"}
-    assert overloaded >= ENOUGH * peaks[most]
+    assert overloaded >= ENOUGH * peak

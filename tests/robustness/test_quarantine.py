@@ -79,10 +79,10 @@ async def test_a_task_that_kills_its_agents_is_set_aside_alone_and_bystanders_ar
     run = await client.get_run(killer.run_id)
     assert (run.state, run.totals.quarantined) == (run_pb2.RUN_STATE_RUNNING, 1)
     assert "antiphon run resolve" in (await client.get_task(killer.run_id, "t")).reason
-    await client.retry_task(killer.run_id, "t", reason="the agent was mended, it was said")
+    await client.retry(killer.run_id, "t", reason="the agent was mended, it was said")
     await eventually(lambda: begun(mesh, killer) == 4)
     await eventually(quarantined)
-    await client.resolve_task(killer.run_id, "t", output="by hand")
+    await client.resolve(killer.run_id, "t", output="by hand")
     assert output_of(await client.wait(killer.run_id)) == {"t": "by hand"}
 
 

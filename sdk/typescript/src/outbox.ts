@@ -185,7 +185,8 @@ function sizeOf(payload: Payload | undefined): number {
 
 function sizeOfResult({ outcome }: Result): number {
   if (outcome?.$case === "output") return sizeOf(outcome.value);
-  return outcome === undefined ? 0 : 3 * (outcome.value.message.length + outcome.value.cause.length);
+  // Handlers of this SDK answer no graphs.
+  return outcome?.$case === "failure" ? 3 * (outcome.value.message.length + outcome.value.cause.length) : 0;
 }
 
 function sizeOfAsk({ kind }: ContextRequest): number {

@@ -28,7 +28,17 @@ class Seated:
         self.rig = Rig(Fleet(POLICY, SchemaSet(Values()), lambda: self.rig.now, Schedule(weights=weights)))
         rig = cast(Any, self.rig)
         self.host = Host(
-            rig, self.rig.fleet, rig, rig, rig, rig, replica_id="r", shard_count=1, inbox_limit=limit, metrics=METRICS
+            rig,
+            self.rig.fleet,
+            rig,
+            rig,
+            rig,
+            rig,
+            rig,
+            replica_id="r",
+            shard_count=1,
+            inbox_limit=limit,
+            metrics=METRICS,
         )
         self.seat = _Seat(self.rig.shard, cast(ShardLog, None), cast(Any, None))
         self.host._seats[0] = self.seat
