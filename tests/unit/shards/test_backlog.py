@@ -9,6 +9,8 @@ from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.admission import SchemaSet, Values
 from antiphon_orchestrator.placement.fleet import Fleet, Schedule
 from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards.archiver import Archiver
+from antiphon_orchestrator.shards.audited import AuditPages
 from antiphon_orchestrator.shards.host import Host, _Seat
 from antiphon_orchestrator.shards.leaving import abandon
 from antiphon_orchestrator.shards.log import ShardLog
@@ -31,7 +33,7 @@ class Seated:
             rig,
             self.rig.fleet,
             rig,
-            rig,
+            Archiver(rig),
             rig,
             rig,
             rig,
@@ -40,7 +42,8 @@ class Seated:
             inbox_limit=limit,
             metrics=METRICS,
         )
-        self.seat = _Seat(self.rig.shard, cast(ShardLog, None), cast(Any, None))
+        log = ShardLog(rig, 0, "r")
+        self.seat = _Seat(self.rig.shard, log, AuditPages(rig, log, "chain", "r"))
         self.host._seats[0] = self.seat
 
     @property
