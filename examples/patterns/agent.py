@@ -1,11 +1,11 @@
-"""An agent with the few small things that the graphs of this folder ask for."""
+"""An agent with the few small things that the graphs of this folder ask for; AGENT_NAME has another name for it."""
 
 import os
 from typing import Any
 
 from antiphon import Agent, Graph, PermanentFailure, Subgraph
 
-agent = Agent("stepper")
+agent = Agent(os.environ.get("AGENT_NAME", "stepper"))
 
 
 @agent.capability("step.do@1", effect="pure", idempotent=True)

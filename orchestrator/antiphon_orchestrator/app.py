@@ -189,6 +189,11 @@ class Orchestrator:
         metrics.archive_waiting.set_function(lambda: archiver.lag)
         metrics.audit_waiting.set_function(lambda: mover.waiting)
         metrics.archive_available.set_function(lambda: archiver.available and mover.available)
+        metrics.second_attempts.set_function(lambda: fleet.hedging.made)
+        metrics.second_attempts_used.set_function(lambda: fleet.hedging.used)
+        metrics.second_attempts_withheld.set_function(lambda: fleet.hedging.withheld)
+        metrics.results_kept.set_function(lambda: len(fleet.results))
+        metrics.results_reused.set_function(lambda: fleet.results.hits)
         reads.answer = sub_runs.answer = host.put
         membership = Membership(store, replica_id, version("antiphon-server"), now())
         most = store.max_bytes or config.store_max_bytes
@@ -226,7 +231,7 @@ class Orchestrator:
         listing = RunListing(host, archive)
         runs = RunService(host, submissions, archived, listing, fleet, routing, peers, gathering, blobs)
         payloads = PayloadService(blobs, limit=config.payload_limit)
-        graphs = GraphService(store, clock, audit, lambda namespace: lambda wanted: fleet.offered(namespace, wanted))
+        graphs = GraphService(store, clock, audit, lambda namespace: lambda *asked: fleet.offered(namespace, *asked))
         policies = PolicyService(book, policy, fleet, audit, peers)
         audits = AuditService(
             store, archive, host.write_audit, archived, clock, lambda: certificate.credential, gathering

@@ -188,6 +188,25 @@ class Metrics:
         self.store_level: Gauge = library.Gauge(
             "antiphon_store_level", "0 roomy, 1 filling, 2 tight, 3 full: no new runs", registry=self.registry
         )
+        self.second_attempts: Gauge = library.Gauge(
+            "antiphon_second_attempts", "Second attempts that hedges have made", registry=self.registry
+        )
+        self.second_attempts_used: Gauge = library.Gauge(
+            "antiphon_second_attempts_used", "Those of them whose outcome was used", registry=self.registry
+        )
+        self.second_attempts_withheld: Gauge = library.Gauge(
+            "antiphon_second_attempts_withheld",
+            "Times that none was made because the share of the hedge was used up",
+            registry=self.registry,
+        )
+        self.results_kept: Gauge = library.Gauge(
+            "antiphon_results_kept",
+            "Results that are kept to be used again",
+            registry=self.registry,
+        )
+        self.results_reused: Gauge = library.Gauge(
+            "antiphon_results_reused", "Tasks that ended with a result that was kept", registry=self.registry
+        )
         self.tasks_waiting: Gauge = library.Gauge(
             "antiphon_tasks_waiting", "Tasks that wait for a slot of an agent", registry=self.registry
         )

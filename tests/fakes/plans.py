@@ -14,6 +14,7 @@ from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.plan import (
     EvaluationFailed,
     GraphPlan,
+    HedgePlan,
     OnFailure,
     Plan,
     Read,
@@ -41,7 +42,8 @@ class Node:
     """A task in a few words. `members`: None for no fan-out. `broken`: the field whose expression fails. `reads`: keys
     of the namespace's shared context; the input is then what was found under the first. `wait`: microseconds, negative
     for a moment that the evaluator gives, or the name of a signal. A loop is done after `iterations`.
-    `undone`: something undoes it; it is `broken` at "undo" when that has no input. `graph`: NAME@VERSION it runs."""
+    Answers of a quorum agree when they are equal, or all of them with `alike`. `undone`: something undoes it; it is
+    `broken` at "undo" when that has no input. `graph`: NAME@VERSION it runs."""
 
     needs: tuple[int, ...] = ()
     join: int | None = None
@@ -62,6 +64,12 @@ class Node:
     undone: bool = False
     at_most_once: bool = False
     graph: str = ""
+    agree: int = 0
+    of: int = 0
+    apart: str = "agent"
+    alike: bool = False
+    hedge: HedgePlan | None = None
+    cache_ttl: int = 0
 
 
 @dataclass
@@ -117,6 +125,10 @@ class FakeEvaluator:
         self._check(task, "until")
         return number >= self.nodes[task].iterations
 
+    def agrees(self, task: int, view: View, output: bytes, other: bytes) -> bool:
+        self._check(task, "quorum")
+        return self.nodes[task].alike or output == other
+
     def output(self, view: View) -> bytes:
         if self.broken_output:
             raise EvaluationFailed("output", "is broken")
@@ -143,7 +155,7 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             dependents=tuple(dependents[index]),
             join=len(node.needs) if node.join is None else node.join,
             conditional=node.when is not None,
-            fan_out=node.members is not None or node.most_iterations > 0,
+            fan_out=node.members is not None or node.most_iterations > 0 or node.agree > 0,
             retry=node.retry,
             timeout=60 * SECOND,
             deadline=node.deadline,
@@ -159,6 +171,11 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             most_iterations=node.most_iterations,
             at_most_once=node.at_most_once,
             graph=GraphPlan(*node.graph.partition("@")[::2]) if node.graph else None,
+            agree=node.agree,
+            of=node.of,
+            apart=node.apart if node.agree else "",
+            hedge=node.hedge,
+            cache_ttl=node.cache_ttl,
         )
         for index, node in enumerate(nodes)
     )
@@ -180,6 +197,10 @@ def plan(*nodes: Node, broken_output: bool = False, output_reads: str = "") -> P
             at_most_once=False,
             graph=None,
             compensates=index,
+            agree=0,
+            of=0,
+            hedge=None,
+            cache_ttl=0,
         )
         for place, index in enumerate(undone)
     ]

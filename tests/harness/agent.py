@@ -96,13 +96,17 @@ async def who(value: Any, ctx: TaskContext) -> dict[str, Any]:
     }
 
 
-@offers("work.hold")
-async def hold(gate: str, ctx: TaskContext) -> str:
+async def held(gate: str, ctx: TaskContext) -> str:
     """Works until a file is there, and says so all the while: who watches later than the first time hears it too."""
     while not Path(gate).exists():  # noqa: ASYNC240 - another process makes it
         ctx.progress(0.5, "holding")
         await asyncio.sleep(0.01)
     return "released"
+
+
+@offers("work.hold")
+async def hold(gate: str, ctx: TaskContext) -> str:
+    return await held(gate, ctx)
 
 
 @offers("work.emit")
@@ -131,6 +135,19 @@ async def stubborn(gate: str, ctx: TaskContext) -> str:
 async def sleep(seconds: float, ctx: TaskContext) -> float:
     await asyncio.sleep(seconds)
     return seconds
+
+
+@offers("work.race", idempotent=True)
+async def race(gate: str, ctx: TaskContext) -> str:
+    """The first member of a hedge works until a file is there, the other answers at once."""
+    member = int(ctx.attempt_id.split("/")[2])
+    return f"member {member}" if member > 1 else await held(gate, ctx)
+
+
+@offers("work.pure", effect="pure")
+async def pure(value: Any, ctx: TaskContext) -> dict[str, Any]:
+    """Says which attempt worked it out, which a pure capability would not, so that a test can tell."""
+    return {"value": value, "attempt_id": ctx.attempt_id}
 
 
 @offers("work.fail")

@@ -19,6 +19,7 @@ from tests.harness import Mesh, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples/patterns"
+AGENTS = ("stepper", "second", "third")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ PATTERNS = {
     "multi_choice": Pattern({"mail": "mail", "call": None, "post": "post"}, {"by": ["mail", "post"]}),
     "first_of": Pattern("went on", steps=(("go_on", "SUCCEEDED", "signal", "elsewhere"),)),
     "n_of_m": Pattern("enough"),
+    "quorum": Pattern("all say 42"),
+    "hedge": Pattern("found"),
+    "cache": Pattern([8, 8], {"number": 7}),
     "multi_instance": Pattern({"greet": ["hello Ada, 0", "hello Grace, 1"]}, {"names": ["Ada", "Grace"]}),
     "tolerant_instances": Pattern([1, None, 3], {"numbers": [1, -2, 3]}),
     "map_reduce": Pattern([30, 40], {"numbers": [1, 2]}),
@@ -82,9 +86,10 @@ PATTERNS = {
 
 @pytest.fixture(scope="module")
 def patterns_mesh() -> Iterator[Mesh]:
-    """A mesh with the agent of the examples."""
+    """A mesh with the agent of the examples, under three names."""
     with Mesh() as mesh:
-        mesh.sidecar("stepper", command=(sys.executable, str(FOLDER / "agent.py")))
+        for name in AGENTS:
+            mesh.sidecar(name, command=(sys.executable, str(FOLDER / "agent.py")))
         yield mesh
         mesh.show()
 
@@ -92,7 +97,8 @@ def patterns_mesh() -> Iterator[Mesh]:
 @pytest_asyncio.fixture
 async def client(patterns_mesh: Mesh) -> AsyncIterator[Client]:
     async with patterns_mesh.client() as client:
-        await patterns_mesh.attached(client, "stepper")
+        for name in AGENTS:
+            await patterns_mesh.attached(client, name)
         yield client
 
 
@@ -129,6 +135,9 @@ async def test_every_pattern_does_what_it_is_there_for(client: Client) -> None:
         else:
             assert output_of(run) == pattern.output, name
     saga = dict(zip(PATTERNS, runs, strict=True))["saga"]
+    cache = dict(zip(PATTERNS, runs, strict=True))["cache"]
+    again = (await client.explain(cache.run_id, "again")).task
+    assert again.reused.origin_attempt_id == f"{cache.run_id}/first/0/1" and again.attempt_count == 0
     undone = [task async for task in client.list_tasks(saga.run_id, include_payloads=True) if task.compensates]
     assert [(task.compensates, task.output.inline) for task in undone] == [
         ("room", b'"cancel room 7"'),

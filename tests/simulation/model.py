@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from antiphon.store.v1 import journal_pb2
-from antiphon.v1 import registry_pb2
+from antiphon.v1 import capability_pb2, registry_pb2
 from antiphon_orchestrator.admission import SchemaSet, Values
 from antiphon_orchestrator.engine.events import OUTPUT, Found, RunSubmitted
 from antiphon_orchestrator.engine.failure import Failure
@@ -423,7 +423,7 @@ class Replica:
 
     def _attach(self, session: Session, agent: str, generation: int, slots: int) -> None:
         description = registry_pb2.AgentDescription(name=agent, concurrency=2)
-        description.capabilities.add(name="text.work", version="1.0")
+        description.capabilities.add(name="text.work", version="1.0", effect=capability_pb2.EFFECT_PURE)
         incarnation = session.stream.incarnation
         principal = f"spiffe://antiphon.internal/ns/demo/sidecar/{session.sidecar}"
         instance_id = f"{session.sidecar}/{incarnation}/{agent}"

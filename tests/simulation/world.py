@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from antiphon.store.v1 import journal_pb2
 from antiphon_orchestrator.engine.failure import FailureKind
-from antiphon_orchestrator.engine.plan import OnFailure
+from antiphon_orchestrator.engine.plan import HedgePlan, OnFailure
 from antiphon_orchestrator.engine.run import apply, start
 from antiphon_orchestrator.engine.states import RunState
 from antiphon_orchestrator.shards import codec
 from antiphon_orchestrator.shards import inputs as i
 
-from tests.fakes.plans import Node, plan, retry
+from tests.fakes.plans import Node, payload, plan, retry
 from tests.simulation.actors import Client, History, Sidecar
 from tests.simulation.model import SECOND, SHARDS, Disk, Replica, Seat, Stream
 
@@ -38,6 +38,11 @@ PLANS = {
         output_reads="a",
     ),
     "above": plan(Node(graph="chain@1"), Node((0,), members=2, graph="wide@1", deadline=90 * SECOND), Node((1,))),
+    "several": plan(
+        Node(agree=2, of=3, apart="instance", alike=True, retry=(AGAIN,)),
+        Node((0,), agree=1, of=2, apart="instance", hedge=HedgePlan(SECOND, 0.5, 0.5), retry=(AGAIN,)),
+        Node((1,), members=3, cache_ttl=30 * SECOND, input=payload("same")),
+    ),
     "wide": plan(*[Node(priority=n, retry=(AGAIN,), schedule_timeout=40 * SECOND) for n in range(5)]),
 }
 

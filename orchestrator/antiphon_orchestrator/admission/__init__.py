@@ -6,7 +6,7 @@ The plan carries the evaluator of its expressions. `SchemaSet` checks payloads a
 shares its memory of parsed payloads, `Values`, with the evaluators. Nothing here knows a store, a socket or a clock.
 """
 
-from .compile import Compiled, compile_graph
+from .compile import TRAITS, Compiled, compile_graph
 from .inheriting import Inheriting
 from .mistakes import Code, GraphInvalid, Mistake
 from .schemas import Reduced, SchemaInvalid, SchemaSet, SchemaViolation, difference
@@ -14,6 +14,7 @@ from .values import Unusable, Values
 from .versions import Requirement, Version
 
 __all__ = [
+    "TRAITS",
     "Code",
     "Compiled",
     "GraphInvalid",

@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from antiphon.v1.graph_pb2 import Graph, GraphTask
+from antiphon.v1.graph_pb2 import Distinct, Graph, GraphTask
 from antiphon.v1.graph_pb2 import RetryRule as RetryRuleMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from ..engine.escalation import DOUBTFUL
 from ..engine.failure import FailureKind
-from ..engine.plan import GraphPlan, OnFailure, Plan, Read, RetryRule, TaskPlan, WaitPlan
+from ..engine.plan import GraphPlan, HedgePlan, OnFailure, Plan, Read, RetryRule, TaskPlan, WaitPlan
 from .evaluator import GraphEvaluator, TaskExpressions
 from .expression import Expression, ExpressionInvalid, Problem
 from .mapping import Mapping, MappingInvalid
 from .mistakes import Code, GraphInvalid, Mistake
 from .order import cycles, depths
-from .references import CONDITION, ITERATION, MEMBER, NOWHERE, Names, unknown_task
+from .references import ANSWERS, CONDITION, ITERATION, MEMBER, NOWHERE, Names, unknown_task
 from .schemas import SchemaInvalid, compile_schema
 from .syntax import Path
 from .values import Values, decode_json
@@ -39,6 +39,12 @@ DEFAULT_RETRY = (
     RetryRule(frozenset({FailureKind.TRANSIENT, FailureKind.LOST}), 3, INITIAL_BACKOFF, MAX_BACKOFF, MULTIPLIER),
 )
 
+
+TRAITS = ("idempotent", "pure")
+"""What admission may ask for that a capability is declared to be."""
+
+HEDGED_SHARE = 0.1
+"""Second attempts, of a hundred tasks ten, that a hedge may make where it says nothing else."""
 
 MOST_MISTAKES = 200
 """Mistakes after which a graph is looked at no further: more help nobody, and others wait while they are found."""
@@ -62,10 +68,13 @@ _OF_CALLS = frozenset(
         "compensate",
         "at_most_once",
         "graph",
+        "quorum",
+        "hedge",
+        "cache",
     }
 )
 """Fields of a task that mean nothing where no agent works on it."""
-_OF_AGENTS = frozenset({"retry", "timeout", "constraints", "at_most_once"})
+_OF_AGENTS = frozenset({"retry", "timeout", "constraints", "at_most_once", "quorum", "hedge", "cache"})
 """Those that mean nothing where a graph runs, whose own tasks have them."""
 _MOMENTS = "TIMESTAMP DURATION STRING"
 _MOMENT = "a moment is a timestamp, or a duration from when the task begins to wait"
@@ -84,12 +93,13 @@ class Compiled:
 
 
 def compile_graph(
-    graph: Graph, *, offered: Callable[[str], bool] | None = None, values: Values | None = None
+    graph: Graph, *, offered: Callable[[str, str], bool] | None = None, values: Values | None = None
 ) -> Compiled:
     """Compiles a graph whose fields passed validation; raises GraphInvalid with every mistake.
 
-    `offered` says whether some agent offers a task's capability now; without it nothing is said about that. `values`
-    is the memory of parsed payloads to share; without it the plan gets its own.
+    `offered` says whether some agent offers a task's capability now and, with a trait that is not empty, declares it
+    so, pure or idempotent; without it nothing is said about that. `values` is the memory of parsed payloads to share;
+    without it the plan gets its own.
     """
     return _Compiler(graph, offered, values or Values()).compile()
 
@@ -103,6 +113,7 @@ class _Draft:
     input: Mapping | None = None
     moment: Expression | None = None
     until: Expression | None = None
+    quorum: Expression | None = None
     undo: Mapping | None = None
     undo_retry: tuple[RetryRule, ...] = DEFAULT_RETRY
     needs: set[int] = field(default_factory=set)
@@ -111,7 +122,7 @@ class _Draft:
 
 
 class _Compiler:
-    def __init__(self, graph: Graph, offered: Callable[[str], bool] | None, values: Values) -> None:
+    def __init__(self, graph: Graph, offered: Callable[[str, str], bool] | None, values: Values) -> None:
         self._graph = graph
         self._offered = offered
         self._values = values
@@ -200,6 +211,9 @@ class _Compiler:
         draft.until = self._expression(
             f"{path}.until.condition", task.until.condition, "BOOL", "a condition is true or false"
         )
+        draft.quorum = self._expression(
+            f"{path}.quorum.condition", task.quorum.condition, "BOOL", "a condition is true or false"
+        )
         local = MEMBER if task.for_each else ITERATION if task.HasField("until") else NOWHERE
         parts: list[tuple[str, Expression | Mapping | None, frozenset[str]]] = [
             ("when", draft.when, NOWHERE),
@@ -207,6 +221,7 @@ class _Compiler:
             ("input", draft.input, local),
             ("wait.moment", draft.moment, NOWHERE),
             ("until.condition", draft.until, CONDITION),
+            ("quorum.condition", draft.quorum, ANSWERS),
         ]
         references: list[Path] = []
         for name, part, known in parts:
@@ -220,6 +235,7 @@ class _Compiler:
             self._check_at_most_once(path, task)
         if task.HasField("compensate"):
             self._check_compensate(f"{path}.compensate", task, draft)
+        self._check_several(path, task)
 
     def _check_kind(self, path: str, task: GraphTask) -> None:
         """What the task does, and that it says nothing that does not go with that."""
@@ -249,7 +265,7 @@ class _Compiler:
         except ValueError as error:
             self._mistake(path, Code.VALUE, str(error))
             return
-        if self._offered is not None and not self._offered(capability):
+        if self._offered is not None and not self._offered(capability, ""):
             message = f"nobody offers {capability} now; the task will wait for an agent up to its schedule_timeout"
             self._warnings.append(Mistake(path, message, Code.VALUE))
 
@@ -268,6 +284,48 @@ class _Compiler:
                     f"{kind.name} leaves in doubt whether the work was done, and at_most_once does not try it again"
                 )
                 self._mistake(f"{path}.retry[{place}].kinds", Code.VALUE, message)
+
+    def _check_several(self, path: str, task: GraphTask) -> None:
+        """Quorum, hedge and cache: what each of them rules out."""
+        hedged, cached = task.HasField("hedge"), task.HasField("cache")
+        several = ["quorum"] * task.HasField("quorum") + ["hedge"] * hedged
+        shape = "for_each" if task.for_each else "until" if task.HasField("until") else ""
+        for name in several:
+            if shape:
+                message = f"a task is a {name} or has {shape}; put one of them into a task of its own"
+                self._mistake(f"{path}.{name}", Code.VALUE, message)
+            if task.at_most_once:
+                message = f"at_most_once gives work to one agent, a {name} to several"
+                self._mistake(f"{path}.{name}", Code.VALUE, message)
+        if len(several) == 2:
+            self._mistake(f"{path}.hedge", Code.VALUE, "a quorum waits for several answers anyway; leave hedge out")
+        if task.HasField("quorum"):
+            if task.quorum.agree > task.quorum.of:
+                message = f"asks for {task.quorum.agree} answers of {task.quorum.of}"
+                self._mistake(f"{path}.quorum.agree", Code.VALUE, message)
+            if task.HasField("compensate"):
+                message = "several agents did it, and would all have to be undone; let a task after it undo it"
+                self._mistake(f"{path}.compensate", Code.VALUE, message)
+            if cached:
+                message = "a result that is used again is no second answer; leave cache or quorum out"
+                self._mistake(f"{path}.cache", Code.VALUE, message)
+        if hedged:
+            self._check_trait(f"{path}.hedge", task.capability, "hedge", "idempotent")
+        if cached:
+            self._check_trait(f"{path}.cache", task.capability, "cache", "pure")
+        if cached and task.HasField("compensate"):
+            message = "is for pure capabilities, which leave nothing to undo; leave cache or compensate out"
+            self._mistake(f"{path}.cache", Code.VALUE, message)
+
+    def _check_trait(self, path: str, capability: str, name: str, trait: str) -> None:
+        offered = self._offered
+        try:
+            Requirement.parse(capability)
+        except ValueError:
+            return  # a mistake of its own
+        if offered is not None and offered(capability, "") and not offered(capability, trait):
+            message = f"no agent that offers {capability} now declares it {trait}, and {name} needs that"
+            self._mistake(path, Code.VALUE, message)
 
     def _check_compensate(self, path: str, task: GraphTask, draft: _Draft) -> None:
         compensate = task.compensate
@@ -369,7 +427,7 @@ class _Compiler:
                 dependents[need].append(index)
         depth = depths(needs)
         expressions = [
-            TaskExpressions(draft.when, draft.for_each, draft.input, draft.moment, draft.until)
+            TaskExpressions(draft.when, draft.for_each, draft.input, draft.moment, draft.until, draft.quorum)
             for draft in self._drafts
         ]
         tasks = tuple(
@@ -381,7 +439,7 @@ class _Compiler:
                 dependents=tuple(dependents[index]),
                 join=_join(task, len(needs[index])),
                 conditional=bool(task.when),
-                fan_out=bool(task.for_each) or task.HasField("until"),
+                fan_out=_has_members(task),
                 retry=self._drafts[index].retry,
                 timeout=_microseconds(task, "timeout", TIMEOUT),
                 deadline=_microseconds(task, "deadline", None),
@@ -397,6 +455,11 @@ class _Compiler:
                 most_iterations=task.until.max_iterations,
                 at_most_once=task.at_most_once,
                 graph=GraphPlan(*task.graph.partition("@")[::2]) if task.graph else None,
+                agree=task.quorum.agree or int(task.HasField("hedge")),
+                of=task.quorum.of or 2 * task.HasField("hedge"),
+                apart="agent" if _by_agent(task) else "instance",
+                hedge=_hedge(task),
+                cache_ttl=_microseconds(task.cache, "ttl", 0),
             )
             for index, task in enumerate(graph.tasks)
         )
@@ -452,6 +515,21 @@ def _wait(task: GraphTask) -> WaitPlan | None:
     if not task.HasField("wait"):
         return None
     return WaitPlan(_microseconds(task.wait, "time", None), task.wait.signal)
+
+
+def _has_members(task: GraphTask) -> bool:
+    return bool(task.for_each) or task.HasField("until") or task.HasField("quorum") or task.HasField("hedge")
+
+
+def _by_agent(task: GraphTask) -> bool:
+    return task.HasField("quorum") and task.quorum.distinct != Distinct.DISTINCT_INSTANCE
+
+
+def _hedge(task: GraphTask) -> HedgePlan | None:
+    if not task.HasField("hedge"):
+        return None
+    hedge = task.hedge
+    return HedgePlan(_microseconds(hedge, "delay", TIMEOUT), hedge.quantile, hedge.share or HEDGED_SHARE)
 
 
 def _join(task: GraphTask, needs: int) -> int:

@@ -18,7 +18,7 @@ from ..engine.plan import EvaluationFailed, View
 from .expression import ABSENT, Expression, Lookup, Origin, kind_of, origins_of, path_text, source_of
 from .mapping import Mapping
 from .syntax import Path
-from .values import MAX_INLINE_BYTES, Known, Unusable, Values, encode_json, inline_bytes
+from .values import MAX_INLINE_BYTES, Known, Unusable, Values, encode_json, inline_bytes, same_value
 
 MAX_OPEN_LISTS = 64
 MAX_LABELS = 64
@@ -33,6 +33,7 @@ class TaskExpressions:
     input: Mapping | None
     moment: Expression | None = None
     until: Expression | None = None
+    quorum: Expression | None = None
 
     def references(self) -> tuple[str, ...]:
         """The field and path of every reference, such as "when tasks.a.output.ok", sorted within each field.
@@ -45,6 +46,7 @@ class TaskExpressions:
             ("input", self.input),
             ("wait", self.moment),
             ("until", self.until),
+            ("quorum", self.quorum),
         )
         return tuple(f"{name} {path_text(path)}" for name, part in fields if part for path in part.references)
 
@@ -166,6 +168,42 @@ class GraphEvaluator:
         if not isinstance(value, bool):
             raise EvaluationFailed("until", f"gives {kind_of(value)}, not true or false")
         return value
+
+    def agrees(self, task: int, view: View, output: bytes, other: bytes) -> bool:
+        """Whether an answer of a quorum agrees with an earlier one: by its condition, or, without, by value."""
+        expression = self._tasks[task].quorum
+        try:
+            if expression is None:
+                return self._same(output, other)
+            elsewhere = self._lookup(view)
+            answers: dict[Path, bytes] = {("output",): output, ("other",): other}
+
+            def lookup(source: Path) -> tuple[object, int]:
+                answer = answers.get(source)
+                return elsewhere(source) if answer is None else self._value(answer, source)
+
+            value = expression.evaluate(lookup)
+        except Exception as error:
+            raise _failed("quorum", error) from error
+        if not isinstance(value, bool):
+            raise EvaluationFailed("quorum", f"gives {kind_of(value)}, not true or false")
+        return value
+
+    def _same(self, one: bytes, other: bytes) -> bool:
+        """Whether two payloads hold the same: as JSON, where they are, or else byte by byte or by digest."""
+        if not one or not other:
+            return (not one or self._values.known(one).value is None) and (
+                not other or self._values.known(other).value is None
+            )
+        try:
+            return same_value(self._values.known(one).value, self._values.known(other).value)
+        except Unusable:
+            first, second = Payload.FromString(one), Payload.FromString(other)
+            return (first.inline, first.blob.digest, first.media_type) == (
+                second.inline,
+                second.blob.digest,
+                second.media_type,
+            )
 
     def output(self, view: View) -> bytes:
         """The run's output as a serialised Payload."""

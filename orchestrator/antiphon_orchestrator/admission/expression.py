@@ -35,8 +35,8 @@ ITERATION_BUDGET = 10_000  # cel-cpp's own, over all macros of one evaluation
 
 Lookup = Callable[[Path], tuple[object, int]]
 """Gives the value of a source and its size in bytes of JSON; raises Unusable. A source is the start of a path that
-names a whole value: input, item, index, iteration, previous, output, tasks.ID.output, tasks.ID.state, tasks.ID.failure,
-or context.SCOPE.KEY, whose value is ABSENT where there is no such entry."""
+names a whole value: input, item, index, iteration, previous, output, other, tasks.ID.output, tasks.ID.state,
+tasks.ID.failure, or context.SCOPE.KEY, whose value is ABSENT where there is no such entry."""
 
 ABSENT = object()
 """In place of the value of an entry that is not in shared context: CEL's `has` says false, and all else fails."""

@@ -35,6 +35,9 @@ class Inheriting:
     def done(self, task: int, view: View, number: int, output: bytes) -> bool:
         return self._inner.done(task, view, number, output)
 
+    def agrees(self, task: int, view: View, output: bytes, other: bytes) -> bool:
+        return self._inner.agrees(task, view, output, other)
+
     def output(self, view: View) -> bytes:
         return self._labelled(view, self._inner.output(view))
 

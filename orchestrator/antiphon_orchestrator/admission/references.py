@@ -15,14 +15,17 @@ NOWHERE: frozenset[str] = frozenset()
 MEMBER = frozenset({"item", "index"})
 ITERATION = frozenset({"iteration", "previous"})
 CONDITION = frozenset({"iteration", "output"})
-"""Names that exist at some places only: the input of a for_each, that of a loop, and the condition of a loop."""
+ANSWERS = frozenset({"output", "other"})
+"""Names that exist at some places only: the input of a for_each, that of a loop, the condition of a loop, and that of a
+quorum."""
 
 _WHERE = {
     "item": "in the input of a task with for_each",
     "index": "in the input of a task with for_each",
     "iteration": "in the input and in the condition of a loop (until)",
     "previous": "in the input of a loop (until)",
-    "output": "in the condition of a loop (until); elsewhere write tasks.ID.output",
+    "output": "in the conditions of a loop (until) and a quorum; elsewhere write tasks.ID.output",
+    "other": "in the condition of a quorum",
 }
 _TASK_FIELDS = ("output", "state", "failure")
 _SCOPES = ("namespace", "graph", "run")

@@ -16,7 +16,7 @@ from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_fa
 Path = tuple[str, ...]
 """A chain of selections from a variable, such as ("tasks", "a", "output", "x")."""
 
-ROOTS = frozenset({"input", "tasks", "context", "item", "index", "iteration", "previous", "output"})
+ROOTS = frozenset({"input", "tasks", "context", "item", "index", "iteration", "previous", "output", "other"})
 _ACCUMULATOR = "@result"
 _ENDLESS = 2**32
 

@@ -83,6 +83,17 @@ def inline_bytes(text: str) -> bytes:
     return data
 
 
+def same_value(one: object, other: object) -> bool:
+    """Whether two JSON values are the same; 1 and 1.0 are, 1 and true are not. The order of fields means nothing."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_value(value, other[name]) for name, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_value, one, other))
+    return one == other
+
+
 class Known:
     """One payload: its size in bytes, whether it is kept by reference, its labels, and its value once somebody has
     asked for it."""

@@ -38,7 +38,7 @@ _PAGE = 50
 _PAGE_BYTES = 2 << 20  # a page of large graphs ends early, so that it stays within a message
 _CHUNK = 64
 
-Offered = Callable[[str], Callable[[str], bool]]
+Offered = Callable[[str], Callable[[str, str], bool]]
 """By namespace: does anybody offer what a task asks for? Admission warns about what nobody offers."""
 
 

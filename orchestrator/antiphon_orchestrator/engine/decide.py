@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Protocol
 
-from . import compensation, loops, quarantine, waits
+from . import agreement, compensation, loops, quarantine, waits
 from .escalation import DOUBTFUL, escalate, fail_task
 from .events import (
     OUTPUT,
@@ -25,8 +25,10 @@ from .events import (
     Placement,
     RunEnded,
     RunUnwinding,
+    TaskAgreed,
     TaskCompleted,
     TaskEnded,
+    TaskEscalated,
     TaskExpanded,
     TaskReady,
     TaskWaiting,
@@ -70,8 +72,8 @@ def attempt_id(run_id: str, task: Task, number: int) -> str:
 
 
 def idempotency_key(run_id: str, task: Task) -> str:
-    """The same for every attempt of a task."""
-    return f"{run_id}/{task.plan.id}/{task.member}"
+    """The same for every attempt of a task, those of both members of a hedge included: its effect is wanted once."""
+    return f"{run_id}/{task.plan.id}/{task.member if task.plan.hedge is None else 1}"
 
 
 def advance(run: Run, now: int) -> list[Event]:
@@ -146,6 +148,8 @@ def _open_task(run: Run, task: Task, now: int) -> list[Event]:
             return _fail_fan_out(run, task, task.failure)
         if plan.most_iterations:
             return loops.go_on(run, task)
+        if plan.agree:
+            return _with_rest_cancelled(run, task, agreement.go_on(run, task))
         if len(task.members) == task.member_count:
             return [TaskEnded(index, 0, TaskState.SUCCEEDED)]
     if task.needs_done < plan.join:
@@ -157,6 +161,8 @@ def _open_task(run: Run, task: Task, now: int) -> list[Event]:
         if plan.most_iterations:
             return [TaskExpanded(index, 1, 1, [evaluator.iteration(index, view, 1, b"")])]
         if plan.fan_out:
+            if plan.agree:
+                return agreement.begin(run, task)
             first = len(task.members) + 1
             count, inputs = evaluator.members(index, view, first, MEMBERS_PER_STEP)
             if count > MOST_MEMBERS:
@@ -314,7 +320,8 @@ def _after_return(task: Task, now: int, ports: Ports) -> list[Event]:
 def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Ports) -> list[Event]:
     if task.plan.at_most_once and failure.kind in DOUBTFUL:
         return escalate(task, failure)
-    rule = _rule_for(task, failure)
+    # The second attempt of a hedge is spent for being quick; trying it again would double the load of a bad day.
+    rule = None if task.plan.hedge is not None and task.member > 1 else _rule_for(task, failure)
     tries = sum(1 for a in task.attempts if a.state is not AttemptState.RETURNED)
     most = rule.max_attempts if rule is not None else 0
     if quarantine.died(failure) and quarantine.alone(task, len(task.attempts)):
@@ -355,6 +362,16 @@ def _fail_fan_out(run: Run, node: Task, failure: Failure) -> list[Event]:
     if len(events) >= MEMBERS_PER_STEP:
         return events
     return [*events, TaskEnded(node.plan.index, 0, TaskState.FAILED, failure)]
+
+
+def _with_rest_cancelled(run: Run, node: Task, events: list[Event]) -> list[Event]:
+    """What follows from the answers of several agents; once that is the end, whoever is still at it is told to stop."""
+    last = events[-1]
+    if type(last) is TaskAgreed:
+        return [*_cancel_members(run, node, f"the answer of member {last.member} is used"), *events]
+    if type(last) is TaskEnded or type(last) is TaskEscalated:
+        return [*_cancel_members(run, node, "its agents can no longer agree"), *events]
+    return events
 
 
 def _cancel_node(run: Run, node: Task) -> list[Event]:
@@ -447,6 +464,14 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
             message = f"the graph {task.plan.graph} could not be loaded {within}"
         return fail_task(task, Failure(FailureKind.NO_AGENT, message, retryable=False))
     return []
+
+
+def may_begin(run: Run, task: Task) -> bool:
+    """Whether an attempt of a READY task may go out: not while its run is held, nor, but to undo another, once it is to
+    end."""
+    if run.state is not RunState.RUNNING or run.paused is not None:
+        return False
+    return run.cancel is None or task.plan.compensates >= 0
 
 
 def schedule_deadline(run: Run, task: Task) -> int:

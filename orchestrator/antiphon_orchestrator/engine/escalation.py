@@ -13,8 +13,9 @@ DOUBTFUL = frozenset({FailureKind.LOST, FailureKind.TIMEOUT})
 
 
 def fail_task(task: Task, failure: Failure) -> list[Event]:
-    """The final failure of a task. That of a member spreads to its fan-out in later steps."""
-    if task.plan.on_failure is OnFailure.ESCALATE:
+    """The final failure of a task. That of a member spreads to its fan-out in later steps; of a quorum or hedge only
+    the whole can escalate."""
+    if task.plan.on_failure is OnFailure.ESCALATE and not (task.member and task.plan.agree):
         return escalate(task, failure)
     return [TaskEnded(task.plan.index, task.member, TaskState.FAILED, failure)]
 

@@ -190,6 +190,49 @@ class TaskCompleted:
 
 
 @dataclass(slots=True)
+class AnswerCompared:
+    """The answer of a member of a quorum agrees with that of an earlier member, or, with itself, with none before.
+    `reason`: why it could not be compared with some of them."""
+
+    task: int
+    member: int
+    agrees_with: int
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class TaskAgreed:
+    """A quorum or hedge succeeds with the output of one of its members."""
+
+    task: int
+    member: int
+
+
+@dataclass(slots=True)
+class Reused:
+    """Where a result that is used again comes from, when it was kept, and by which decisions it may be used: serialised
+    antiphon.v1.RoutingDecision of the instance that would have got the task, and PolicyDecision of the release."""
+
+    origin_attempt_id: str
+    keep_time: int
+    decision: bytes
+    policy: bytes
+
+
+@dataclass(slots=True)
+class ResultReused:
+    """A task succeeds with the result of an earlier attempt. `input` as in AttemptOffered, `released` as in
+    AttemptEnded."""
+
+    task: int
+    member: int
+    output: bytes
+    reused: Reused
+    input: bytes | None = None
+    released: bytes | None = None
+
+
+@dataclass(slots=True)
 class SignalReceived:
     """A signal, kept until a task waits for it."""
 
@@ -344,6 +387,9 @@ Event: TypeAlias = (
     | TaskEnded
     | TaskCompleted
     | TaskExpanded
+    | AnswerCompared
+    | TaskAgreed
+    | ResultReused
     | SignalReceived
     | ContextRead
     | CancelRequested

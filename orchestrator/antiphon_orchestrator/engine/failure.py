@@ -19,6 +19,7 @@ class FailureKind(IntEnum):
     INVALID_OUTPUT = 8
     NO_AGENT = 9
     BUDGET = 10
+    NO_QUORUM = 11
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,15 @@ class GraphPlan(NamedTuple):
         return f"{self.name}@{self.version}" if self.version else self.name
 
 
+@dataclass(frozen=True, slots=True)
+class HedgePlan:
+    """When a second agent is asked; see antiphon.v1.Hedge. `delay` in microseconds; `quantile` 0: the delay alone."""
+
+    delay: int
+    quantile: float
+    share: float
+
+
 class Read(NamedTuple):
     """An entry of shared context that expressions refer to. `scope` is namespace, graph or run: the run's own."""
 
@@ -72,6 +81,9 @@ class TaskPlan:
     is set for a task that no agent works on. A loop is a `fan_out` with `most_iterations`, whose members come one after
     the other. `compensation` is the index of what undoes the task, `compensates`, there, that of the task; or else -1.
     `graph` is set for a task that runs another graph.
+    A quorum and a hedge are a `fan_out` with `agree` set: so many of at most `of` members, which have the same input,
+    must agree, 1 for a hedge; no two of them are with the same agent, or instance, as `apart` says. `cache_ttl`:
+    microseconds for which a result is used again, 0 for never.
     """
 
     index: int
@@ -99,6 +111,11 @@ class TaskPlan:
     compensation: int = -1
     compensates: int = -1
     graph: GraphPlan | None = None
+    agree: int = 0
+    of: int = 0
+    apart: str = ""
+    hedge: HedgePlan | None = None
+    cache_ttl: int = 0
 
 
 class EvaluationFailed(Exception):
@@ -150,7 +167,7 @@ class Evaluator(Protocol):
         ...
 
     def input(self, task: int, view: View) -> bytes:
-        """The task's input as a serialised Payload; never called for a fan-out."""
+        """The task's input as a serialised Payload; of fan-outs called only for those whose members share it."""
         ...
 
     def members(self, task: int, view: View, first: int, limit: int) -> tuple[int, list[bytes]]:
@@ -167,6 +184,10 @@ class Evaluator(Protocol):
 
     def done(self, task: int, view: View, number: int, output: bytes) -> bool:
         """Whether a loop is done after an iteration with that output."""
+        ...
+
+    def agrees(self, task: int, view: View, output: bytes, other: bytes) -> bool:
+        """Whether an answer of a quorum agrees with an earlier one."""
         ...
 
     def output(self, view: View) -> bytes:

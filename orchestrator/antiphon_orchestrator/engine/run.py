@@ -11,11 +11,11 @@ settled join stays settled, so the cost of a run is linear in its tasks and edge
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from .events import (
     OUTPUT,
+    AnswerCompared,
     AttemptEnded,
     AttemptOffered,
     AttemptStarted,
@@ -24,7 +24,7 @@ from .events import (
     ContextRead,
     Event,
     Found,
-    Placement,
+    ResultReused,
     RunEnded,
     RunGrown,
     RunPaused,
@@ -32,6 +32,7 @@ from .events import (
     RunSubmitted,
     RunUnwinding,
     SignalReceived,
+    TaskAgreed,
     TaskCancelRequested,
     TaskCompleted,
     TaskEnded,
@@ -43,13 +44,11 @@ from .events import (
     TaskWaiting,
 )
 from .failure import Failure, FailureKind
-from .plan import OnFailure, Plan, TaskPlan
+from .plan import OnFailure, Plan
 from .states import (
-    ATTEMPT_LIVE,
     ATTEMPT_TRANSITIONS,
     RUN_TRANSITIONS,
     TASK_ASKS,
-    TASK_ENDED,
     TASK_TRANSITIONS,
     AttemptState,
     ChildKind,
@@ -58,143 +57,11 @@ from .states import (
     TaskState,
     TaskTrigger,
 )
+from .task import Attempt as Attempt
+from .task import Child as Child
+from .task import Signal as Signal
+from .task import Task as Task
 from .view import ReleasedView, RunView
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One try. `stale` is set once a late outcome of it has been recorded."""
-
-    number: int
-    placement: Placement
-    epoch: int
-    offer_time: int
-    state: AttemptState
-    failure: Failure | None
-    end_time: int
-    busy: int
-    policy: bytes
-    stale: bool
-
-    def __init__(
-        self,
-        number: int,
-        placement: Placement,
-        epoch: int,
-        offer_time: int,
-        state: AttemptState = AttemptState.OFFERED,
-    ) -> None:
-        self.number = number
-        self.placement = placement
-        self.epoch = epoch
-        self.offer_time = offer_time
-        self.state = state
-        self.failure = None
-        self.end_time = 0
-        self.busy = 0
-        self.policy = b""
-        self.stale = False
-
-    @property
-    def instance(self) -> str:
-        """SIDECAR/INCARNATION/AGENT it is out to, or was."""
-        return self.placement.instance
-
-
-@dataclass(slots=True)
-class Child:
-    """A run beneath a task, as it began."""
-
-    begun: ChildBegun
-    begin_time: int
-
-
-@dataclass(slots=True)
-class Task:
-    """One node of a run, or one member of a fan-out (`member` from 1; 0 for the node itself).
-
-    `released` is the output as the run's principal may have it, None when that is all of it. `found` is what its
-    expressions see of shared context, None until that was read.
-    A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended.
-    `cancel_reason` is set, for a node, while it is to be cancelled and has not ended. `children`: the runs beneath it,
-    in order; None for the many that have none.
-    """
-
-    plan: TaskPlan
-    member: int
-    state: TaskState
-    input: bytes
-    output: bytes | None
-    released: bytes | None
-    failure: Failure | None
-    reason: str
-    ready_time: int
-    end_time: int
-    wait_until: int
-    needs_done: int
-    needs_ended: int
-    member_count: int
-    members_open: int
-    members: list[Task]
-    attempts: list[Attempt]
-    found: tuple[Found, ...] | None
-    cancel_reason: str
-    children: list[Child] | None
-
-    def __init__(self, plan: TaskPlan, member: int = 0, input: bytes = b"", ready_time: int = 0) -> None:
-        self.plan = plan
-        self.member = member
-        self.state = TaskState.PENDING
-        self.input = input
-        self.output = None
-        self.released = None
-        self.failure = None
-        self.reason = ""
-        self.ready_time = ready_time
-        self.end_time = 0
-        self.wait_until = 0
-        self.needs_done = 0
-        self.needs_ended = 0
-        self.member_count = -1
-        self.members_open = 0
-        self.members = []
-        self.attempts = []
-        self.found = None
-        self.cancel_reason = ""
-        self.children = None
-
-    @property
-    def sub_run(self) -> str:
-        """The run beneath it that it waits for; empty when it waits for none."""
-        if self.children is None or self.state is not TaskState.RUNNING or self.live is not None:
-            return ""
-        last = self.children[-1].begun
-        return "" if last.kind is ChildKind.CALL else last.run_id
-
-    @property
-    def live(self) -> Attempt | None:
-        """The attempt that is out, if one is: the last one, because a task never has two."""
-        if self.attempts and self.attempts[-1].state in ATTEMPT_LIVE:
-            return self.attempts[-1]
-        return None
-
-    @property
-    def ended(self) -> bool:
-        return self.state in TASK_ENDED
-
-    def counts_as_done(self) -> bool:
-        """Whether dependents see this need as done."""
-        return self.state is TaskState.SUCCEEDED or (
-            self.state is TaskState.FAILED and self.plan.on_failure is OnFailure.CONTINUE
-        )
-
-
-@dataclass(slots=True)
-class Signal:
-    """A signal that a run was sent. `task` is the index of the task it ended, -1 while it is kept."""
-
-    received: SignalReceived
-    task: int = -1
 
 
 class Run:
@@ -311,7 +178,7 @@ def _end_task(run: Run, task: Task, now: int) -> None:
         node = run.tasks[task.plan.index]
         node.members_open -= 1
         loop = task.plan.most_iterations > 0
-        fatal = task.plan.on_failure in FATAL or loop
+        fatal = (task.plan.on_failure in FATAL or loop) and not task.plan.agree
         if task.state is TaskState.FAILED and fatal and node.failure is None:
             f = task.failure or Failure(FailureKind.PERMANENT, "")
             member = f"{'iteration' if loop else 'member'} {task.member}"
@@ -352,8 +219,27 @@ def join_settled(task: Task) -> bool:
 
 
 def fan_out_settled(node: Task) -> bool:
-    """True when a fan-out has something to do: more members to get, a failure to spread, or its end."""
+    """True when a fan-out has something to do: more members to get, a failure to spread, an answer to compare, or its
+    end."""
+    if node.plan.agree:
+        return len(node.members) < node.member_count or _agreement_settled(node)
     return node.failure is not None or len(node.members) < node.member_count or node.members_open == 0
+
+
+def votes(node: Task) -> list[int]:
+    """Of a quorum or hedge: by member, how many answers agree with its own, which came first; an answer that was not
+    compared yet counts at 0."""
+    counts = [0] * (len(node.members) + 1)
+    for member in node.members:
+        if member.state is TaskState.SUCCEEDED:
+            counts[member.answer] += 1
+    return counts
+
+
+def _agreement_settled(node: Task) -> bool:
+    counts = votes(node)
+    most = max(counts)
+    return counts[0] > 0 or most >= node.plan.agree or most + node.members_open < node.plan.agree
 
 
 def _task_ready(run: Run, event: TaskReady, now: int) -> None:
@@ -537,8 +423,38 @@ def _task_expanded(run: Run, event: TaskExpanded, now: int) -> None:
         node.members.append(member)
     node.members_open += len(event.inputs)
     node.ready_time = node.ready_time or now
+    if event.task in run.frontier and not fan_out_settled(node):
+        run.frontier.remove(event.task)
+
+
+def _answer_compared(run: Run, event: AnswerCompared, now: int) -> None:
+    node, member = run.tasks[event.task], run.task(event.task, event.member)
+    member.answer = event.agrees_with
+    member.reason = event.reason
     if not fan_out_settled(node):
         run.frontier.remove(event.task)
+
+
+def _task_agreed(run: Run, event: TaskAgreed, now: int) -> None:
+    node = run.tasks[event.task]
+    run.frontier.remove(event.task)
+    _move(node, TaskTrigger.SUCCEEDED)
+    node.answer = event.member
+    node.cancel_reason = ""
+    _end_task(run, node, now)
+
+
+def _result_reused(run: Run, event: ResultReused, now: int) -> None:
+    task = run.task(event.task, event.member)
+    if event.input is not None:
+        _needs_met(run, task, event.input, now)
+    _move(task, TaskTrigger.SUCCEEDED)
+    task.output = event.output
+    task.reused = event.reused
+    if event.released is not None:
+        task.released = event.released
+        run.redacted = True
+    _end_task(run, task, now)
 
 
 def _context_read(run: Run, event: ContextRead, now: int) -> None:
@@ -662,6 +578,9 @@ _APPLY: dict[type[Any], Any] = {
     TaskEnded: _task_ended,
     TaskCompleted: _task_completed,
     TaskExpanded: _task_expanded,
+    AnswerCompared: _answer_compared,
+    TaskAgreed: _task_agreed,
+    ResultReused: _result_reused,
     SignalReceived: _signal_received,
     ContextRead: _context_read,
     CancelRequested: _cancel_requested,

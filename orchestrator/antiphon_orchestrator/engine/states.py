@@ -76,7 +76,7 @@ _T, _G = TaskState, TaskTrigger
 TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
     (_T.PENDING, _G.NEEDS_MET): _T.READY,
     (_T.PENDING, _G.WAITED): _T.WAITING,  # for a time or a signal, which is all it does
-    (_T.PENDING, _G.EXPANDED): _T.RUNNING,  # a fan-out or loop: its members are what runs
+    (_T.PENDING, _G.EXPANDED): _T.RUNNING,  # a fan-out, loop, quorum or hedge: its members are what runs
     (_T.PENDING, _G.SKIPPED): _T.SKIPPED,
     (_T.PENDING, _G.FAILED): _T.FAILED,  # an expression could not be evaluated
     (_T.PENDING, _G.CANCELLED): _T.CANCELLED,
@@ -84,7 +84,11 @@ TASK_TRANSITIONS: dict[tuple[TaskState, TaskTrigger], TaskState] = {
     (_T.READY, _G.BACKED_OFF): _T.WAITING,  # its offers keep coming back
     (_T.READY, _G.FAILED): _T.FAILED,  # no agent in time, policy, schema, deadline
     (_T.READY, _G.CANCELLED): _T.CANCELLED,
-    (_T.RUNNING, _G.EXPANDED): _T.RUNNING,  # the next chunk of a large fan-out, or iteration of a loop
+    (_T.READY, _G.SUCCEEDED): _T.SUCCEEDED,  # the result of an earlier attempt is used again
+    (
+        _T.RUNNING,
+        _G.EXPANDED,
+    ): _T.RUNNING,  # the next chunk of a large fan-out, iteration of a loop, member of a hedge
     (_T.READY, _G.DELEGATED): _T.RUNNING,  # a run beneath it is what runs
     (_T.RUNNING, _G.DELEGATED): _T.RUNNING,  # the agent has answered with a graph
     (_T.RUNNING, _G.RETURNED): _T.READY,

@@ -14,6 +14,8 @@ from .loops import EXHAUSTED
 from .run import Run, Task
 from .states import TASK_ASKS, RunState, TaskState
 
+_NOT_ANSWERED = frozenset({TaskState.FAILED, TaskState.CANCELLED})
+
 
 class Conflict(Exception):
     """The task is not in a state in which that can be asked of it; the text says why."""
@@ -81,6 +83,8 @@ def retry_task(run: Run, task: Task, expected: int | None, principal: str, reaso
         raise Conflict("it was tried since, and has failed again")
     if task.failure is not None and task.failure.code == EXHAUSTED:
         raise Conflict("its iterations are used up, and none of them has failed")
+    if task.plan.agree and not task.member and not any(member.state in _NOT_ANSWERED for member in task.members):
+        raise Conflict("all its agents have answered, and do not agree; resolve it, or submit the run again")
     if task.member and (node.ended or node.failure is not None or task.plan.most_iterations):
         raise Conflict(f"its whole has failed; retry the task {task.plan.id}")
     return [TaskReopened(task.plan.index, task.member, principal, reason)]
@@ -92,6 +96,7 @@ def resolve_task(run: Run, task: Task, output: bytes | None, failure: str, princ
         return []
     if task.state not in TASK_ASKS:
         raise Conflict("only what is escalated or quarantined can be resolved")
-    if output is not None and task.plan.fan_out and not task.member and not task.plan.most_iterations:
+    of_members = task.plan.fan_out and not task.member and not task.plan.most_iterations and not task.plan.agree
+    if output is not None and of_members:
         raise Conflict("a for_each has no output of its own; have it tried again, or let it fail")
     return resolve(task, output, failure, principal)

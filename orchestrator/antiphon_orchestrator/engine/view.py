@@ -33,8 +33,8 @@ class RunView:
         if node.plan.fan_out:
             if node.state is not TaskState.SUCCEEDED:
                 return None
-            if node.plan.most_iterations:
-                return node.members[-1].output if node.output is None else node.output  # a person's answer goes first
+            if node.plan.most_iterations or node.plan.agree:
+                return chosen(node).output
             return [m.output or b"" for m in node.members]
         return node.output
 
@@ -62,10 +62,16 @@ class ReleasedView(RunView):
         if node.plan.fan_out:
             if node.state is not TaskState.SUCCEEDED:
                 return None
-            if node.plan.most_iterations:
-                return _released(node.members[-1] if node.output is None else node)
+            if node.plan.most_iterations or node.plan.agree:
+                return _released(chosen(node))
             return [_released(m) or b"" for m in node.members]
         return _released(node)
+
+
+def chosen(node: Task) -> Task:
+    """Whose output is that of a loop, quorum or hedge that has succeeded: the last member's, or the one that was agreed
+    on; its own when a person gave it."""
+    return node if node.output is not None else node.members[node.answer - 1]
 
 
 def _released(task: Task) -> bytes | None:

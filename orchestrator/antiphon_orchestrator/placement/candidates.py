@@ -24,6 +24,8 @@ class Need(NamedTuple):
 
     `labels` are all of its input; `parts` says which of them are those of some fields only, by JSON pointer with * for
     places of lists: an agent whose schema does not declare a field does not get it, nor needs clearance for it.
+    `traits`: what the capability must be declared to be, pure or idempotent. `taken`: agents or instances that do not
+    get it, since another member of the same task is theirs.
     """
 
     namespace: str
@@ -32,6 +34,8 @@ class Need(NamedTuple):
     max_cost: float
     labels: frozenset[str]
     parts: tuple[tuple[str, frozenset[str]], ...] = ()
+    traits: tuple[str, ...] = ()
+    taken: frozenset[str] = frozenset()
 
 
 class Waiter(NamedTuple):
@@ -119,7 +123,8 @@ class Offered:
 
     `permits` keeps policy decisions with what a routing decision says whenever they hold, serialised: for one policy
     epoch. The rest is appended to it, since parts of a serialised message that follow each other are one message.
-    `may_drop`: an input may have fields that the schema does not declare, which are not handed on.
+    `may_drop`: an input may have fields that the schema does not declare, which are not handed on. `traits`: pure,
+    idempotent, or both, since what has no effects may be done twice.
     """
 
     instance: Instance
@@ -132,6 +137,7 @@ class Offered:
     expected_latency: float
     input_schema: str
     may_drop: bool
+    traits: frozenset[str] = frozenset()
     permits: dict[tuple[str, frozenset[str], int], Permit] = field(default_factory=dict)
 
     def score(self) -> float:

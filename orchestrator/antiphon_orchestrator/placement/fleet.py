@@ -27,8 +27,10 @@ from ..engine.failure import Failure, FailureKind
 from ..policy import Decision, PolicyPort
 from .breaker import BLAMED, CLOSED, HALF_OPEN, OPEN, Breaker
 from .candidates import DEFAULT_LATENCY, Instance, Need, Offered, Permit, Refused, Waiter
+from .hedging import Hedging
 from .limits import Counter, Full, Limits, TaskKey
-from .permits import EFFECTS, Permits, log_use
+from .permits import EFFECTS, Permits, log_use, traits_of
+from .results import Results
 from .shares import read_weights
 
 __all__ = ["Fleet", "Instance", "Need", "Offered", "Refused", "Schedule", "Waiter", "log_use"]
@@ -103,6 +105,8 @@ class Fleet(Permits):
         self._arrivals = count()
         self.deliver: Callable[[Waiter, Offered], None] = lambda waiter, offered: None
         self.broke: Callable[[Instance], None] = lambda instance: None
+        self.hedging = Hedging()
+        self.results = Results()
 
     # Instances.
 
@@ -130,6 +134,7 @@ class Fleet(Permits):
                 (latency.seconds + latency.nanos / 1e9) or DEFAULT_LATENCY,
                 capability.input_schema,
                 self._schemas.fields(capability.input_schema).may_drop,
+                traits_of(capability),
             )
             instance.offers.append(offered)
             self.declare(instance.namespace, offered.label, capability.output_schema)
@@ -194,9 +199,9 @@ class Fleet(Permits):
     def instance(self, instance_id: str) -> Instance | None:
         return self._instances.get(instance_id)
 
-    def offered(self, namespace: str, requirement: str) -> bool:
-        """Whether any live instance offers what a task asks for; for the warning of admission."""
-        need = Need(namespace, requirement, (), 0.0, frozenset())
+    def offered(self, namespace: str, requirement: str, trait: str = "") -> bool:
+        """Whether any live instance offers what a task asks for, and declares it pure or idempotent; for admission."""
+        need = Need(namespace, requirement, (), 0.0, frozenset(), (), (trait,) if trait else ())
         if self._fit(need):
             return True
         wanted = Requirement.parse(requirement)
@@ -431,6 +436,19 @@ class Fleet(Permits):
             return Refused(Failure(FailureKind.POLICY, result.reason, result.decision_id, retryable=False))
         return result
 
+    def rehearse(
+        self, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
+    ) -> list[tuple[Offered, Placement]]:
+        """Where an attempt might go if all had slots, one instance of each version; nothing is reserved."""
+        found: dict[str, tuple[Offered, Placement]] = {}
+        for offered in self._fit(need):
+            if offered.label not in found:
+                result = self._decide(offered, need, principal, principal_kind, payload, number)
+                placed = self._placement(offered, result, b"", payload) if isinstance(result, Permit) else None
+                if isinstance(placed, Placement):
+                    found[offered.label] = offered, placed
+        return list(found.values())
+
     def _placement(self, offered: Offered, permit: Permit, why: bytes, payload: bytes) -> Placement | Refused:
         """The place as it is recorded, with the input as it is handed on; a refusal when that cannot be made."""
         instance = offered.instance
@@ -660,7 +678,10 @@ class Fleet(Permits):
             return "constraint"
         if need.max_cost and offered.cost > need.max_cost:
             return "cost"
-        return None
+        for trait in need.traits:
+            if trait not in offered.traits:
+                return f"not_{trait}"
+        return "taken" if instance.agent in need.taken or instance.instance_id in need.taken else None
 
 
 def _asked(need: Need) -> tuple[str, str]:

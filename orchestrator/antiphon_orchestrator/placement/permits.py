@@ -5,7 +5,7 @@ Never: a choice among candidates, or anything about slots.
 
 from __future__ import annotations
 
-from antiphon.v1 import run_pb2
+from antiphon.v1 import capability_pb2, run_pb2
 
 from .. import telemetry
 from ..admission import Reduced, SchemaSet, SchemaViolation, Unusable, Values
@@ -19,6 +19,12 @@ EFFECTS = {0: "egress", 1: "pure", 2: "read", 3: "write", 4: "egress"}
 """antiphon.v1.Effect for policy; undeclared counts as the strictest."""
 
 NO_LABELS: frozenset[str] = frozenset()
+
+
+def traits_of(capability: capability_pb2.Capability) -> frozenset[str]:
+    """What a capability is declared to be: pure, idempotent, or both."""
+    pure = EFFECTS.get(capability.effect) == "pure"
+    return frozenset((["pure"] if pure else []) + (["idempotent"] if pure or capability.idempotent else []))
 
 
 class Permits:
@@ -103,6 +109,10 @@ class Permits:
         """What an output of `label` (name@version) breaks of its schema."""
         schema = self._outputs.get((namespace, label))
         return self._schemas.check(schema, payload) if schema else None
+
+    def output_schema(self, namespace: str, label: str) -> str:
+        """That of `label`, empty when it accepts anything, or is not known."""
+        return self._outputs.get((namespace, label), "")
 
     def label_output(self, namespace: str, label: str, payload: bytes) -> bytes:
         """An output of `label` that fits its schema, with the labels that the schema declares."""

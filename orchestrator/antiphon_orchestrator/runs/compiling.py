@@ -13,7 +13,7 @@ from functools import partial
 
 from antiphon.v1 import graph_pb2
 
-from ..admission import Compiled, Values, compile_graph
+from ..admission import TRAITS, Compiled, Values, compile_graph
 
 LARGE = 16 * 1024
 """Bytes of a graph from which on it is compiled in the thread; a smaller one takes some 20 ms at most."""
@@ -22,23 +22,25 @@ _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="graphs")
 
 
 async def compile_aside(
-    graph: graph_pb2.Graph, *, offered: Callable[[str], bool] | None = None, values: Values | None = None
+    graph: graph_pb2.Graph, *, offered: Callable[[str, str], bool] | None = None, values: Values | None = None
 ) -> Compiled:
     """`admission.compile_graph`, whose errors it raises. The graph must not change meanwhile."""
     if graph.ByteSize() < LARGE:
         return compile_graph(graph, offered=offered, values=values)
     if offered is not None:
         # Asked here, since what answers it belongs to the event loop.
-        offered = _answers(graph, offered).__getitem__
+        answers = _answers(graph, offered)
+        offered = lambda capability, trait: answers[capability, trait]  # noqa: E731
     work = partial(compile_graph, graph, offered=offered, values=values)
     return await asyncio.get_running_loop().run_in_executor(_thread, work)
 
 
-def _answers(graph: graph_pb2.Graph, offered: Callable[[str], bool]) -> dict[str, bool]:
-    answers: dict[str, bool] = {}
+def _answers(graph: graph_pb2.Graph, offered: Callable[[str, str], bool]) -> dict[tuple[str, str], bool]:
+    answers: dict[tuple[str, str], bool] = {}
     for capability in {name for task in graph.tasks for name in (task.capability, task.compensate.capability)}:
-        try:
-            answers[capability] = offered(capability)
-        except ValueError:
-            answers[capability] = False  # it asks for no capability, which is a mistake of the graph
+        for trait in ("", *TRAITS):
+            try:
+                answers[capability, trait] = offered(capability, trait)
+            except ValueError:
+                answers[capability, trait] = False  # it asks for no capability, which is a mistake of the graph
     return answers

@@ -15,6 +15,7 @@ from ..engine import events as e
 from ..engine.failure import Failure
 from ..engine.run import Attempt, Run, Task
 from ..engine.states import AttemptState, ChildKind, RunState, TaskState
+from ..engine.view import chosen
 from ..shards import codec
 
 CHILDREN = 16
@@ -109,6 +110,10 @@ def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task
     )
     for child in (task.children or ())[-CHILDREN:]:
         _put_child(message.children.add(), child.begun, child.begin_time)
+    if task.plan.agree and not task.member:
+        _put_agreement(message.agreement, task)
+    if task.reused is not None:
+        _put_reused(message.reused, task.reused)
     if task.ready_time:
         message.ready_time.FromMicroseconds(task.ready_time)
     if task.end_time:
@@ -127,6 +132,33 @@ def _put_child(target: run_pb2.Child, begun: e.ChildBegun, begin_time: int) -> N
     target.begin_time.FromMicroseconds(begin_time)
 
 
+def _put_agreement(message: run_pb2.Agreement, node: Task) -> None:
+    """Who agreed with whom, and what it took."""
+    plan = node.plan
+    message.of, message.agree, message.chosen = plan.of, plan.agree, node.answer
+    groups: dict[int, list[Task]] = {}
+    spent = 0
+    for member in sorted(node.members, key=lambda member: (member.end_time, member.member)):
+        if member.state is TaskState.SUCCEEDED:
+            # Answers of a hedge are not compared, nor those that came in the very moment of the decision.
+            groups.setdefault(member.answer or member.member, []).append(member)
+        message.failed += member.state is TaskState.FAILED
+        message.cancelled += member.state is TaskState.CANCELLED
+        if member.member != node.answer:
+            spent += sum(a.busy or max(0, a.end_time - a.offer_time) for a in member.attempts)
+    for first, members in sorted(groups.items(), key=lambda group: -len(group[1])):
+        reason = node.members[first - 1].reason
+        message.groups.add(members=[member.member for member in members], reason=reason)
+    message.spent_duration.FromMicroseconds(spent)
+
+
+def _put_reused(message: run_pb2.ReusedResult, reused: e.Reused) -> None:
+    message.origin_attempt_id = reused.origin_attempt_id
+    message.keep_time.FromMicroseconds(reused.keep_time)
+    message.decision.MergeFromString(reused.decision)
+    message.release.MergeFromString(reused.policy)
+
+
 def _put_payloads(message: run_pb2.Task, run: Run, task: Task) -> None:
     """Input and output as the run's principal may have them; what was made of redacted outputs is not shown at all."""
     withheld = []
@@ -134,11 +166,14 @@ def _put_payloads(message: run_pb2.Task, run: Run, task: Task) -> None:
         withheld.append("the input is not shown, because outputs of this run are redacted")
     else:
         put_payload(message.input, task.input)
-    if task.output is not None:
-        put_payload(message.output, task.output if task.released is None else task.released)
+    agreed = task.plan.agree and not task.member and task.state is TaskState.SUCCEEDED
+    source = chosen(task) if agreed else task
+    if source.output is not None:
+        put_payload(message.output, source.output if source.released is None else source.released)
         message.output.SetInParent()
-    if task.released is not None:
-        decision = run_pb2.PolicyDecision.FromString(task.attempts[-1].policy)
+    if source.released is not None:
+        policy = source.attempts[-1].policy if source.reused is None else source.reused.policy
+        decision = run_pb2.PolicyDecision.FromString(policy)
         demands = [demand for demand in decision.obligations if demand.startswith("redact")]
         withheld.append(f"the output is redacted as policy demands: {', '.join(demands)}")
     message.withheld = "; ".join(withheld)
@@ -158,6 +193,10 @@ def _reason(run: Run, task: Task) -> str:
         return f"waits for run {task.sub_run}"
     if task.state is TaskState.READY and task.plan.graph is not None:
         return f"looks up the graph {task.plan.graph}"
+    if task.reused is not None:
+        return f"the result of {task.reused.origin_attempt_id} was used again"
+    if task.plan.hedge is not None and not task.member and task.answer and len(task.members) > 1:
+        return f"the answer of member {task.answer} of 2 came first"
     if task.state is TaskState.READY:
         return f"waits for an agent that offers {task.plan.capability}"
     return ""
@@ -250,6 +289,10 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
         if isinstance(event, e.TaskCancelRequested):
             message.reason = _wished("cancelled", event)
             return message
+        if isinstance(event, e.TaskAgreed):
+            message.task_state = run_pb2.TASK_STATE_SUCCEEDED
+            message.reason = f"the answer of member {event.member} is used"
+            return message
         if isinstance(event, e.TaskExpanded):
             message.member_count = event.member_count
             message.task_state = run_pb2.TASK_STATE_RUNNING
@@ -280,6 +323,8 @@ def _task_event(
     | e.TaskWaiting
     | e.TaskEnded
     | e.TaskCompleted
+    | e.AnswerCompared
+    | e.ResultReused
     | e.TaskReopened
     | e.TaskEscalated
     | e.TaskQuarantined,
@@ -296,6 +341,13 @@ def _task_event(
         message.task_state = run_pb2.TASK_STATE_ESCALATED
         message.reason = "waits for a person"
         _failure(message, event.failure)
+    elif isinstance(event, e.AnswerCompared):
+        told = "agrees with none before" if event.agrees_with == event.member else f"agrees with {event.agrees_with}"
+        message.reason = f"{told}; {event.reason}" if event.reason else told
+    elif isinstance(event, e.ResultReused):
+        message.task_state = run_pb2.TASK_STATE_SUCCEEDED
+        message.origin_attempt_id = event.reused.origin_attempt_id
+        message.reason = f"the result of {event.reused.origin_attempt_id} was used again"
     elif isinstance(event, e.TaskQuarantined):
         message.task_state = run_pb2.TASK_STATE_QUARANTINED
         message.reason = "whoever works on it dies; it waits for a person"

@@ -64,3 +64,18 @@ def leave(runs: Runs, requests: dict[bytes, tuple[str, bytes]], backlog: FairQue
     entry = runs.get(run_id)
     if entry is not None and item.sink in entry.waiters:
         entry.waiters.remove(item.sink)
+
+
+def submitted_before(runs: dict[str, Entry], turn: Turn, item: i.Submit, run_id: str, digest: bytes) -> None:
+    """The answer to a submission whose request id was used before, for that run."""
+    if digest != item.event.request_digest:
+        turn.replies.append((item.sink, lambda: i.RequestIdReused(item.event.request_id)))
+        return
+    entry = runs.get(run_id)
+    if entry is None:
+        turn.replies.append((item.sink, lambda: run_id))
+    elif item.wait and entry.run.state is RunState.RUNNING:
+        entry.waiters.append(item.sink)
+    else:
+        run = entry.run
+        turn.replies.append((item.sink, lambda: run))

@@ -24,7 +24,7 @@ from ..engine.states import AttemptState, ChildKind, RunState, TaskState
 from . import inputs as i
 from . import payloads
 from .children import task_of
-from .judging import handed_on, judge_output, may_begin
+from .judging import handed_on, judge_output
 from .turn import Entry, Graphs, Turn, found_attempt, request_key
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Beneath:
         )
         if not decision.allowed:
             return i.CallDenied(decision.reason, decision.decision_id)
-        event.request_id = f"{decide.idempotency_key(run.run_id, task)}#{call.call_id}"
+        event.request_id = f"{_place(run, task)}#{call.call_id}"
         event.request_digest = call.digest
         event.graph = call.graph
         event.policy = fleet.policy_message(decision)
@@ -101,7 +101,7 @@ class Beneath:
         if entry is None:
             return
         run, task = entry.run, entry.run.task(item.task, item.member)
-        if task.state is not TaskState.READY or not may_begin(run, task):
+        if task.state is not TaskState.READY or not decide.may_begin(run, task):
             return  # it ended, is held, or was asked for twice
         plan = item.plan
         if isinstance(plan, Failure):
@@ -158,6 +158,7 @@ class Beneath:
     def ended(self, turn: Turn, child: Run) -> None:
         """A run beneath a task has ended; a task that waits for it goes on in the same turn."""
         submitted = child.submitted
+        self._shard._children.gone(child)
         if submitted.child_kind is ChildKind.CALL:
             return
         entry = self._shard.runs.get(submitted.parent_attempt_id.partition("/")[0])
@@ -177,13 +178,25 @@ class Beneath:
                 events = [e.TaskCompleted(index, member, judged.output, policy=judged.policy, released=judged.released)]
         self._shard._follow(turn, entry, events)
 
-    def repeats(self, run: Run, task: Task) -> Failure | None:
-        """Why a task of a run beneath others does not begin, when what it asks for is at work on the same input above
-        it."""
-        name = _work_of(task)
-        if task.plan.compensates >= 0 or payloads.work_key(name, task.input) not in run.submitted.chain:
-            return None
-        return _repeated(name)
+    def takes(self, turn: Turn, entry: Entry, task: Task) -> bool:
+        """Whether a READY task asks for no agent: it runs a graph, which is looked up; or, in a run beneath others,
+        what it asks for is at work on the same input above it, and it fails."""
+        shard, name = self._shard, _work_of(task)
+        if task.plan.compensates < 0 and payloads.work_key(name, task.input) in entry.run.submitted.chain:
+            for event in fail_task(task, _repeated(name)):
+                shard._record(turn, entry, event)
+            shard._unfinished[entry.run.run_id] = None
+            return True
+        if task.plan.graph is None:
+            return False
+        turn.opens.append((entry, task))
+        shard._set_timer(entry, task)
+        return True
+
+    def look_up(self, turn: Turn) -> None:
+        """After the commit of a turn: has the graphs looked up that its tasks are to run."""
+        for entry, task in turn.opens:
+            self._graphs.open(self._shard.index, entry.run, task)
 
     # What the three have in common.
 
@@ -192,7 +205,7 @@ class Beneath:
     ) -> e.RunSubmitted:
         """The submission of a run beneath a task, but for what only its kind knows."""
         submitted = run.submitted
-        above = f"{decide.idempotency_key(run.run_id, task)}/{number}"
+        above = f"{_place(run, task)}/{number}"
         return e.RunSubmitted(
             submitted.namespace,
             submitted.principal,
@@ -224,7 +237,7 @@ class Beneath:
         if isinstance(admitted, Failure):
             return admitted
         event.input, event.policy = admitted
-        event.request_id = f"{decide.idempotency_key(run.run_id, task)}~{run_id}"  # no client's, and no call's
+        event.request_id = f"{_place(run, task)}~{run_id}"  # no client's, and no call's
         return None
 
     def _too_much(self, run: Run) -> Failure | None:
@@ -285,6 +298,11 @@ class Beneath:
             shard._set_timer(entry, task)
         if entry.run.paused is not None:
             shard.inbox.extend(shard._children.held(entry.run))
+
+
+def _place(run: Run, task: Task) -> str:
+    """RUN/TASK/MEMBER, also where members share an idempotency key."""
+    return f"{run.run_id}/{task.plan.id}/{task.member}"
 
 
 def _tasks_of(plan: Plan) -> int:

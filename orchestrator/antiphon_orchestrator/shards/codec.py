@@ -255,6 +255,40 @@ def _expanded(record: journal.Record, event: e.TaskExpanded) -> None:
     m.inputs.extend(event.inputs)
 
 
+def _compared(record: journal.Record, event: e.AnswerCompared) -> None:
+    m = record.answer_compared
+    m.task, m.member, m.agrees_with, m.reason = event.task, event.member, event.agrees_with, event.reason
+
+
+def _agreed(record: journal.Record, event: e.TaskAgreed) -> None:
+    record.task_agreed.task, record.task_agreed.member = event.task, event.member
+
+
+def _reused(record: journal.Record, event: e.ResultReused) -> None:
+    m = record.result_reused
+    m.task, m.member, m.output = event.task, event.member, event.output
+    if event.input is not None:
+        m.input = event.input
+    if event.released is not None:
+        m.released_output = event.released
+    _put_reused(m, event.reused)
+
+
+def _put_reused(m: journal.ResultReused, reused: e.Reused) -> None:
+    m.origin_attempt_id, m.keep_time = reused.origin_attempt_id, reused.keep_time
+    m.decision, m.policy = reused.decision, reused.policy
+
+
+def _reused_in(m: journal.ResultReused) -> e.Reused:
+    return e.Reused(m.origin_attempt_id, m.keep_time, m.decision, m.policy)
+
+
+def _get_reused(m: journal.ResultReused) -> e.ResultReused:
+    given = m.input if m.HasField("input") else None
+    released = m.released_output if m.HasField("released_output") else None
+    return e.ResultReused(m.task, m.member, m.output, _reused_in(m), given, released)
+
+
 def _context_read(record: journal.Record, event: e.ContextRead) -> None:
     m = record.context_read
     if event.task != e.OUTPUT:
@@ -321,6 +355,9 @@ _ENCODERS: dict[type[Any], Callable[[journal.Record, Any], None]] = {
     e.TaskEnded: _task_ended,
     e.TaskCompleted: _completed,
     e.TaskExpanded: _expanded,
+    e.AnswerCompared: _compared,
+    e.TaskAgreed: _agreed,
+    e.ResultReused: _reused,
     e.SignalReceived: _signalled,
     e.ContextRead: _context_read,
     e.CancelRequested: _cancel,
@@ -348,6 +385,9 @@ _DECODERS: dict[str, Callable[[Any], e.Event]] = {
     "task_completed": _get_completed,
     "child_begun": _get_child,
     "run_grown": lambda m: e.RunGrown(m.tasks),
+    "answer_compared": lambda m: e.AnswerCompared(m.task, m.member, m.agrees_with, m.reason),
+    "task_agreed": lambda m: e.TaskAgreed(m.task, m.member),
+    "result_reused": _get_reused,
     "signal_received": _get_signal,
     "context_read": lambda m: e.ContextRead(m.task if m.HasField("task") else e.OUTPUT, _get_found(m.found)),
     "cancel_requested": lambda m: e.CancelRequested(m.principal, m.reason),
@@ -399,6 +439,10 @@ def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
         put_failure(m.failure, task.failure)
     if task.member_count >= 0:
         m.member_count, m.expanded = task.member_count, True
+    if task.answer:
+        m.answer = task.answer
+    if task.reused is not None:
+        _put_reused(m.reused, task.reused)
     m.found.extend(_put_found(found) for found in task.found or ())
     for child in task.children or ():
         kept = m.children.add(begin_time=child.begin_time)
@@ -457,6 +501,8 @@ def _restore_task(task: Task, t: journal.TaskSnapshot) -> None:
     task.released = t.released_output if t.HasField("released_output") else None
     task.failure = get_failure(t.failure) if t.HasField("failure") else None
     task.member_count = t.member_count if t.expanded else -1
+    task.answer = t.answer
+    task.reused = _reused_in(t.reused) if t.HasField("reused") else None
     task.found = _get_found(t.found) or None
     task.children = [Child(_get_child(child.begun), child.begin_time) for child in t.children] or None
     for a in t.attempts:

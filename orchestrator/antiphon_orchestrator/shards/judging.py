@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..engine.decide import Outcome
 from ..engine.failure import Failure, FailureKind
 from ..engine.run import Attempt, Run, Task
-from ..engine.states import AttemptState, RunState
+from ..engine.states import AttemptState
 from ..placement.fleet import Fleet
 from . import payloads
 
@@ -25,6 +25,14 @@ def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcom
     labels, inherited = fleet.labels(output), fleet.labels(given)
     if inherited:  # also when the output has the same keys: their values may differ
         output, labels = payloads.inherit_labels(given, output), labels | inherited
+    return release(fleet, run, principal_kind, label, output, labels, outcome.busy)
+
+
+def release(
+    fleet: Fleet, run: Run, principal_kind: str, label: str, output: bytes, labels: frozenset[str], busy: int
+) -> Outcome:
+    """Release policy of an output of `label`, name@version, which has all its labels."""
+    namespace = run.submitted.namespace
     permit = fleet.may_release(run.submitted.principal, principal_kind, namespace, label.partition("@")[0], labels)
     reason = "" if permit.allowed else permit.decision.reason
     released: bytes | None = None
@@ -36,16 +44,8 @@ def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcom
             released = found
     if reason:
         failure = Failure(FailureKind.POLICY, reason, permit.decision.decision_id, retryable=False)
-        return Outcome(AttemptState.FAILED, failure=failure, busy=outcome.busy, policy=permit.recorded)
-    return Outcome(AttemptState.SUCCEEDED, output, busy=outcome.busy, policy=permit.recorded, released=released)
-
-
-def may_begin(run: Run, task: Task) -> bool:
-    """Whether a READY task may go on to what it asks for: not while its run is held, nor, but to undo another, once it
-    is to end."""
-    if run.state is not RunState.RUNNING or run.paused is not None:
-        return False
-    return run.cancel is None or task.plan.compensates >= 0
+        return Outcome(AttemptState.FAILED, failure=failure, busy=busy, policy=permit.recorded)
+    return Outcome(AttemptState.SUCCEEDED, output, busy=busy, policy=permit.recorded, released=released)
 
 
 def handed_on(task: Task, attempt: Attempt) -> bytes:

@@ -7,6 +7,8 @@ from ..placement.fleet import Fleet, Need
 
 MOST = 4096
 
+_NOTHING: tuple[str, ...] = ()
+
 
 class Needs:
     """Needs by plan and namespace, but for inputs with labels, which have one each."""
@@ -21,11 +23,18 @@ class Needs:
         labels = self._fleet.labels(payload)
         if labels:
             parts = self._fleet.label_parts(payload)
-            return Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels, parts)
+            return Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels, parts, _traits(plan))
         known = self._known.get((id(plan), namespace))
         if known is None or known[0] is not plan:
             if len(self._known) >= MOST:
                 self._known.clear()
-            need = Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels)
+            need = Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels, (), _traits(plan))
             known = self._known[id(plan), namespace] = (plan, need)
         return known[1]
+
+
+def _traits(plan: TaskPlan) -> tuple[str, ...]:
+    """What the capability must be declared to be: what may be given to a second agent, or be answered from memory."""
+    if plan.cache_ttl:
+        return ("pure",)
+    return ("idempotent",) if plan.hedge is not None else _NOTHING

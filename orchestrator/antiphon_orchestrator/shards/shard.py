@@ -21,22 +21,24 @@ from ..engine.decide import Outcome, Verdict
 from ..engine.escalation import fail_task
 from ..engine.events import Placement
 from ..engine.failure import Failure, FailureKind
+from ..engine.plan import HedgePlan
 from ..engine.quarantine import sidecar_died
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, ChildKind, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused
 from ..placement.limits import Counter, Full
 from ..placement.shares import FairQueue
-from . import asking, codec
+from . import agreeing, asking, codec
 from . import inputs as i
 from .auditing import DIGESTED_AT_ONCE, ShardAudit, digest_ahead
 from .beneath import Beneath
 from .children import Children
-from .judging import judge_output, may_begin
+from .judging import judge_output
 from .moving import Moving
 from .needs import Needs
 from .outstanding import Outstanding
 from .promising import Promises
+from .reusing import reuse, worth_keeping
 from .timers import Timers
 from .turn import (
     MAX_TIMER_BYTES,
@@ -48,6 +50,7 @@ from .turn import (
     Outbox,
     Reader,
     Turn,
+    forget_requests,
     found_attempt,
     principal_kind,
 )
@@ -66,6 +69,9 @@ REQUEST_KEPT = 24 * 3600 * 1_000_000
 
 REQUESTS_KEPT = 1 << 20
 """Most request ids of archived runs that all shards together remember; the oldest go first. Some 250 bytes each."""
+
+_SETTLED = frozenset({e.TaskEnded, e.TaskEscalated, e.TaskQuarantined, e.TaskCompleted, e.TaskAgreed, e.ResultReused})
+"""Events after which nothing of a task is due, or waited for, any more."""
 
 
 class Shard:
@@ -105,7 +111,6 @@ class Shard:
         self._archiver = archiver
         self._reader = reader
         self.out = Outstanding()
-        self._graphs = graphs
         self._children = Children()
         self._beneath = Beneath(self, graphs)
         self._unfinished: dict[str, None] = {}
@@ -204,15 +209,12 @@ class Shard:
                 self._to_place.append((entry, member))
         elif kind is e.TaskWaiting:
             self._set_timer(entry, run.task(event.task, event.member))  # type: ignore[union-attr]
-        elif kind is e.TaskEnded or kind is e.TaskEscalated or kind is e.TaskQuarantined:
-            self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
-            self._fleet.leave(run.run_id, event.task, event.member)  # type: ignore[union-attr]
+        elif kind in _SETTLED:
+            number = 0 if kind is e.TaskAgreed else event.member  # type: ignore[union-attr]
+            self.timers.clear((run.run_id, event.task, number))  # type: ignore[union-attr]
+            self._fleet.leave(run.run_id, event.task, number)  # type: ignore[union-attr]
             if self._children:
-                self._calls_ended(run, run.task(event.task, event.member))  # type: ignore[union-attr]
-        elif kind is e.TaskCompleted:
-            self.timers.clear((run.run_id, event.task, event.member))  # type: ignore[union-attr]
-            if self._children:
-                self._calls_ended(run, run.task(event.task, event.member))  # type: ignore[union-attr]
+                self.inbox.extend(self._children.ended(run, run.task(event.task, number)))  # type: ignore[union-attr]
         elif kind is e.TaskReopened or kind is e.RunPaused or kind is e.RunResumed:
             self._look_again(entry)
             if self._children and kind is not e.TaskReopened:
@@ -222,7 +224,6 @@ class Shard:
             turn.ended.append(entry)
             self.audit.ended(turn, entry, event)  # type: ignore[arg-type]
             if run.submitted.child_kind is not ChildKind.NONE:
-                self._children.gone(run)
                 self._beneath.ended(turn, run)
 
     def _look_again(self, entry: Entry) -> None:
@@ -255,7 +256,9 @@ class Shard:
             self._fleet.limits.free(run.submitted.namespace, attempt.placement)
         self._fleet.give_back(attempt.instance, latency, event.state is AttemptState.FAILED, event.failure)
         if self._children and event.state is AttemptState.SUCCEEDED:
-            self._calls_ended(run, task)
+            self.inbox.extend(self._children.ended(run, task))
+        if event.member and task.plan.agree:
+            self._to_place.extend((entry, other) for other in agreeing.ended(self._fleet, run, task, event, turn.now))
         if event.state is AttemptState.CANCELLED:
             reason = event.failure.message if event.failure else "cancelled"
             turn.cancels.append((attempt.instance, decide.attempt_id(run.run_id, task, event.number), reason))
@@ -264,12 +267,10 @@ class Shard:
         elif event.state is AttemptState.SUCCEEDED and task.plan.deadline is not None:
             self.timers.clear(key)
 
-    def _calls_ended(self, run: Run, task: Task) -> None:
-        """A task has ended, and with it the calls that nobody waits for any more."""
-        self.inbox.extend(self._children.ended(run, task))
-
     def _set_timer(self, entry: Entry, task: Task) -> None:
         due = decide.next_due(entry.run, task)
+        if task.plan.hedge is not None and not task.member:
+            due = agreeing.due(self._fleet, entry.run, task, task.plan.hedge)
         key = (entry.run.run_id, task.plan.index, task.member)
         if due is None:
             self.timers.clear(key)
@@ -315,34 +316,32 @@ class Shard:
         if task.plan.graph is not None or run.submitted.child_kind > ChildKind.CALL:
             return False
         need = self._needs.of(run.submitted.namespace, task.plan, ready.input)
+        if task.plan.cache_ttl and self._reuse(turn, entry, task, need, ready.input):
+            return True
         result = self._fleet.place(need, run.submitted.principal, entry.principal_kind, ready.input, 1)
         if not isinstance(result, Placement):
             return False
-        event = decide.offer(run, task, result, self.epoch)
-        event.input = ready.input
-        self._offer(turn, entry, task, event)
+        offer = decide.offer(run, task, result, self.epoch)
+        offer.input = ready.input
+        self._offer(turn, entry, task, offer)
         return True
 
     def _place(self, turn: Turn, entry: Entry, task: Task, called: Counter | None = None) -> None:
         run = entry.run
-        if task.state is not TaskState.READY or not may_begin(run, task):
+        if task.state is not TaskState.READY or not decide.may_begin(run, task):
             return
         if turn.size >= MAX_BYTES:
             self._to_place.appendleft((entry, task))
             self._unfinished[run.run_id] = None
             return
         submitted = run.submitted
-        repeated = self._beneath.repeats(run, task) if submitted.child_kind > ChildKind.CALL else None
-        if repeated is not None:
-            for event in fail_task(task, repeated):
-                self._record(turn, entry, event)
-            self._unfinished_now(turn, entry)
-            return
-        if task.plan.graph is not None:
-            turn.opens.append((entry, task))
-            self._set_timer(entry, task)
+        special = task.plan.graph is not None or submitted.child_kind > ChildKind.CALL
+        if special and self._beneath.takes(turn, entry, task):
             return
         need = self.need(run, task)
+        if task.plan.cache_ttl and self._reuse(turn, entry, task, need, task.input):
+            self._unfinished[entry.run.run_id] = None
+            return
         number = len(task.attempts) + 1
         result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, number, called)
         if result is None or isinstance(result, Full):
@@ -350,9 +349,28 @@ class Shard:
         elif isinstance(result, Refused):
             for event in fail_task(task, result.failure):
                 self._record(turn, entry, event)
-            self._unfinished_now(turn, entry)
+            self._unfinished[entry.run.run_id] = None
         else:
             self._offer(turn, entry, task, decide.offer(run, task, result, self.epoch))
+
+    def _reuse(self, turn: Turn, entry: Entry, task: Task, need: Need, payload: bytes) -> bool:
+        """Ends a task that may run with a result that is kept, if there is one."""
+        event = reuse(self._fleet, turn, entry, task, need, payload)
+        if event is not None:
+            self._record(turn, entry, event)
+        return event is not None
+
+    def _hedge(self, turn: Turn, entry: Entry, node: Task, hedge: HedgePlan) -> None:
+        """A second attempt of a hedge, if it is time and there may be one; else that is looked at again later."""
+        due = agreeing.due(self._fleet, entry.run, node, hedge)
+        if due is None or due > turn.now:
+            self._set_timer(entry, node)
+        elif (second := agreeing.second(self._fleet, self._needs, entry, node)) is not None:
+            self._record(turn, entry, second[0])
+            member = node.members[-1]
+            self._offer(turn, entry, member, decide.offer(entry.run, member, second[1], self.epoch))
+        else:
+            self.timers.set((entry.run.run_id, node.plan.index, 0), turn.now + max(agreeing.AGAIN, hedge.delay))
 
     def _wait(self, entry: Entry, task: Task, need: Need, full: Full | None) -> None:
         """For a slot, or for limits."""
@@ -370,32 +388,20 @@ class Shard:
             self._set_timer(entry, task)
         else:
             self.timers.clear((entry.run.run_id, task.plan.index, task.member))
-
-    def _unfinished_now(self, turn: Turn, entry: Entry) -> None:
-        """A run that was changed while another one was being advanced is taken up right after."""
-        self._unfinished[entry.run.run_id] = None
+        if task.plan.hedge is not None and task.member == 1:
+            agreeing.began(self._fleet, entry.run, task, task.plan.hedge)
+            self._set_timer(entry, entry.run.tasks[task.plan.index])
 
     def need(self, run: Run, task: Task) -> Need:
         """What the task asks of an agent."""
-        return self._needs.of(run.submitted.namespace, task.plan, task.input)
+        return agreeing.need_of(self._needs, run, task, task.input)
 
     # Inputs.
 
     def _submit(self, turn: Turn, item: i.Submit) -> None:
         known = self.requests.get(item.key) or self.kept.get(item.key)
         if known is not None:
-            run_id, digest = known[:2]
-            if digest != item.event.request_digest:
-                turn.replies.append((item.sink, lambda: i.RequestIdReused(item.event.request_id)))
-                return
-            entry = self.runs.get(run_id)
-            if entry is None:
-                turn.replies.append((item.sink, lambda: run_id))
-            elif item.wait and entry.run.state is RunState.RUNNING:
-                entry.waiters.append(item.sink)
-            else:
-                run = entry.run
-                turn.replies.append((item.sink, lambda: run))
+            asking.submitted_before(self.runs, turn, item, *known[:2])
             return
         event = item.event
         raw = codec.encode(item.run_id, 1, turn.now, event)
@@ -416,11 +422,8 @@ class Shard:
         self.audit.submitted(turn, entry)
         self._advance(turn, entry)
 
-    def _find(self, source: str, attempt_id: str) -> tuple[Entry, Task, int] | None:
-        return found_attempt(self.runs, source, attempt_id)
-
     def _report(self, turn: Turn, item: i.Report) -> None:
-        found = self._find(item.source, item.attempt_id)
+        found = found_attempt(self.runs, item.source, item.attempt_id)
         if found is None:
             verdict = Verdict.GONE
         else:
@@ -430,16 +433,20 @@ class Shard:
             if live is not None and live.number == number and outcome.state is AttemptState.SUCCEEDED:
                 outcome = judge_output(self._fleet, entry.run, entry.principal_kind, task, outcome)
             verdict, events = decide.settle(entry.run, task, number, outcome, turn.now, self)
+            if task.plan.cache_ttl and verdict == Verdict.ACCEPTED and outcome.state is AttemptState.SUCCEEDED:
+                kept = worth_keeping(self._fleet, entry.run, task, task.attempts[number - 1], outcome, turn.now)
+                if kept is not None:
+                    turn.results[kept[0]] = kept[1]
             self._follow(turn, entry, events)
         turn.verdicts.append((item.reporter, item.attempt_id, verdict))
 
     def _started(self, turn: Turn, item: i.Started) -> None:
-        if (found := self._find(item.source, item.attempt_id)) is not None:
+        if (found := found_attempt(self.runs, item.source, item.attempt_id)) is not None:
             entry, task, number = found
             self._follow(turn, entry, decide.started(entry.run, task, number))
 
     def _progress(self, turn: Turn, item: i.Progress) -> None:
-        if (found := self._find(item.source, item.attempt_id)) is not None:
+        if (found := found_attempt(self.runs, item.source, item.attempt_id)) is not None:
             entry, task, _ = found
             for watcher in entry.watchers:
                 watcher.progress(task.plan.id, task.member, item.progress)
@@ -463,13 +470,18 @@ class Shard:
         waiter, offered = item.waiter, item.offered
         entry = self.runs.get(waiter.run_id)
         task = entry.run.task(waiter.task, waiter.member) if entry is not None else None
-        if entry is None or task is None or task.state is not TaskState.READY or not may_begin(entry.run, task):
+        if entry is None or task is None or task.state is not TaskState.READY or not decide.may_begin(entry.run, task):
             self._fleet.give_back(offered.instance.instance_id)
             return
         run = entry.run
+        need = self.need(run, task)
+        if task.plan.cache_ttl and self._reuse(turn, entry, task, need, task.input):
+            self._fleet.give_back(offered.instance.instance_id)
+            self._advance(turn, entry)
+            return
         result = self._fleet.take(
             offered,
-            self.need(run, task),
+            need,
             run.submitted.principal,
             entry.principal_kind,
             task.input,
@@ -546,6 +558,9 @@ class Shard:
         if entry is None:
             return
         task = None if index < 0 else entry.run.task(index, member)
+        if task is not None and task.plan.hedge is not None and not member:
+            self._hedge(turn, entry, task, task.plan.hedge)
+            return
         events = decide.on_time(entry.run, task, turn.now)
         if events:
             self._follow(turn, entry, events)
@@ -632,8 +647,9 @@ class Shard:
                 self._outbox.offer(self.index, self.epoch, entry.run, task)
         for entry, tasks in turn.reads:
             self._reader.read(self.index, entry.run, tasks)
-        for entry, task in turn.opens:
-            self._graphs.open(self.index, entry.run, task)
+        self._beneath.look_up(turn)
+        for key, kept in turn.results.items():
+            self._fleet.results.keep(key, kept)
         for sink, answer in turn.replies:
             sink(answer())
         for entry in turn.ended:
@@ -675,14 +691,7 @@ class Shard:
 
     def settle_retained(self, keys: Iterable[bytes], now: int) -> None:
         """The request ids of these archived runs are durable elsewhere: the log may forget the runs."""
-        for key in keys:
-            if (known := self.kept.get(key)) is not None:
-                self.pinned.pop(known[0], None)
-        while self.kept:
-            key, (_, _, expire_time) = next(iter(self.kept.items()))
-            if expire_time > now and len(self.kept) <= self.requests_kept:
-                return
-            del self.kept[key]
+        forget_requests(self.kept, self.pinned, keys, self.requests_kept, now)
 
     def oldest_pinned(self) -> tuple[str, int] | None:
         """The run that holds the oldest segment, and that segment."""

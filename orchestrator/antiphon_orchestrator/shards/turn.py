@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..engine.events import RunSubmitted
 from ..engine.failure import Failure
 from ..engine.run import Run, Task
+from ..placement.results import Kept
 from . import inputs as i
 from . import payloads
 
@@ -72,6 +73,8 @@ class Turn:
     ended: list[Entry] = field(default_factory=list)
     reads: list[tuple[Entry, list[int]]] = field(default_factory=list)
     opens: list[tuple[Entry, Task]] = field(default_factory=list)
+    results: dict[bytes, Kept] = field(default_factory=dict)
+    """Those to be used again by whoever is committed with this turn or after it, by their keys."""
     part_of: str = ""
     """The run of which this turn copies a part to the head of the log."""
     audit: list[bytes] = field(default_factory=list)
@@ -142,3 +145,18 @@ def found_attempt(runs: dict[str, Entry], source: str, attempt_id: str) -> tuple
     if namespace != run.submitted.namespace or not attempt.instance.startswith(sidecar + "/"):
         return None
     return entry, task, number
+
+
+def forget_requests(
+    kept: dict[bytes, tuple[str, bytes, int]], pinned: dict[str, int], settled: Iterable[bytes], most: int, now: int
+) -> None:
+    """Lets the log forget the runs of settled request ids, and forgets ids of archived runs: the oldest of more than
+    `most`, and those whose time has come."""
+    for key in settled:
+        if (known := kept.get(key)) is not None:
+            pinned.pop(known[0], None)
+    while kept:
+        key, (_, _, expire_time) = next(iter(kept.items()))
+        if expire_time > now and len(kept) <= most:
+            return
+        del kept[key]

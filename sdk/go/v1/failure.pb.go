@@ -50,6 +50,8 @@ const (
 	FailureKind_FAILURE_KIND_NO_AGENT FailureKind = 9
 	// A budget of cost or work is used up.
 	FailureKind_FAILURE_KIND_BUDGET FailureKind = 10
+	// Of the agents that were asked not enough agreed. Of a whole task alone, and so never tried again by a retry rule.
+	FailureKind_FAILURE_KIND_NO_QUORUM FailureKind = 11
 )
 
 // Enum value maps for FailureKind.
@@ -66,6 +68,7 @@ var (
 		8:  "FAILURE_KIND_INVALID_OUTPUT",
 		9:  "FAILURE_KIND_NO_AGENT",
 		10: "FAILURE_KIND_BUDGET",
+		11: "FAILURE_KIND_NO_QUORUM",
 	}
 	FailureKind_value = map[string]int32{
 		"FAILURE_KIND_UNSPECIFIED":    0,
@@ -79,6 +82,7 @@ var (
 		"FAILURE_KIND_INVALID_OUTPUT": 8,
 		"FAILURE_KIND_NO_AGENT":       9,
 		"FAILURE_KIND_BUDGET":         10,
+		"FAILURE_KIND_NO_QUORUM":      11,
 	}
 )
 
@@ -211,7 +215,7 @@ const file_antiphon_v1_failure_proto_rawDesc = "" +
 	"\x04code\x18\x03 \x01(\tR\x04code\x12\x1c\n" +
 	"\tretryable\x18\x04 \x01(\bR\tretryable\x12\x14\n" +
 	"\x05cause\x18\x05 \x01(\tR\x05cause\x12\x14\n" +
-	"\x05field\x18\x06 \x01(\tR\x05field*\xbe\x02\n" +
+	"\x05field\x18\x06 \x01(\tR\x05field*\xda\x02\n" +
 	"\vFailureKind\x12\x1c\n" +
 	"\x18FAILURE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16FAILURE_KIND_TRANSIENT\x10\x01\x12\x1a\n" +
@@ -224,7 +228,8 @@ const file_antiphon_v1_failure_proto_rawDesc = "" +
 	"\x1bFAILURE_KIND_INVALID_OUTPUT\x10\b\x12\x19\n" +
 	"\x15FAILURE_KIND_NO_AGENT\x10\t\x12\x17\n" +
 	"\x13FAILURE_KIND_BUDGET\x10\n" +
-	"b\x06proto3"
+	"\x12\x1a\n" +
+	"\x16FAILURE_KIND_NO_QUORUM\x10\vb\x06proto3"
 
 var (
 	file_antiphon_v1_failure_proto_rawDescOnce sync.Once

@@ -25,6 +25,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Distinct is in what the members of a quorum must differ.
+type Distinct int32
+
+const (
+	// Means DISTINCT_AGENT.
+	Distinct_DISTINCT_UNSPECIFIED Distinct = 0
+	// Each is done by another agent.
+	Distinct_DISTINCT_AGENT Distinct = 1
+	// Each is done by another instance, which may be one of the same agent.
+	Distinct_DISTINCT_INSTANCE Distinct = 2
+)
+
+// Enum value maps for Distinct.
+var (
+	Distinct_name = map[int32]string{
+		0: "DISTINCT_UNSPECIFIED",
+		1: "DISTINCT_AGENT",
+		2: "DISTINCT_INSTANCE",
+	}
+	Distinct_value = map[string]int32{
+		"DISTINCT_UNSPECIFIED": 0,
+		"DISTINCT_AGENT":       1,
+		"DISTINCT_INSTANCE":    2,
+	}
+)
+
+func (x Distinct) Enum() *Distinct {
+	p := new(Distinct)
+	*p = x
+	return p
+}
+
+func (x Distinct) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Distinct) Descriptor() protoreflect.EnumDescriptor {
+	return file_antiphon_v1_graph_proto_enumTypes[0].Descriptor()
+}
+
+func (Distinct) Type() protoreflect.EnumType {
+	return &file_antiphon_v1_graph_proto_enumTypes[0]
+}
+
+func (x Distinct) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Distinct.Descriptor instead.
+func (Distinct) EnumDescriptor() ([]byte, []int) {
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{0}
+}
+
 // OnFailure is what a task's final failure means for its run.
 type OnFailure int32
 
@@ -70,11 +123,11 @@ func (x OnFailure) String() string {
 }
 
 func (OnFailure) Descriptor() protoreflect.EnumDescriptor {
-	return file_antiphon_v1_graph_proto_enumTypes[0].Descriptor()
+	return file_antiphon_v1_graph_proto_enumTypes[1].Descriptor()
 }
 
 func (OnFailure) Type() protoreflect.EnumType {
-	return &file_antiphon_v1_graph_proto_enumTypes[0]
+	return &file_antiphon_v1_graph_proto_enumTypes[1]
 }
 
 func (x OnFailure) Number() protoreflect.EnumNumber {
@@ -83,7 +136,7 @@ func (x OnFailure) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OnFailure.Descriptor instead.
 func (OnFailure) EnumDescriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{0}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{1}
 }
 
 // Graph is a set of tasks with their dependencies.
@@ -246,7 +299,16 @@ type GraphTask struct {
 	// Instead of a capability: a registered graph of the namespace, NAME@VERSION, or NAME for its newest version when the
 	// task begins. It runs as a run of its own beneath this one, with the task's input; its output, or its failure, is the
 	// task's. It may last as long as the task.
-	Graph         string `protobuf:"bytes,20,opt,name=graph,proto3" json:"graph,omitempty"`
+	Graph string `protobuf:"bytes,20,opt,name=graph,proto3" json:"graph,omitempty"`
+	// Several agents are asked, and so many of them must agree. Not for a for_each or a loop, nor with compensate, cache or
+	// at_most_once.
+	Quorum *Quorum `protobuf:"bytes,24,opt,name=quorum,proto3" json:"quorum,omitempty"`
+	// When an agent takes long a second one is asked as well, and the first outcome is used. Only agents that declare the
+	// capability idempotent or pure get the task. Not for a for_each or a loop, nor with quorum or at_most_once.
+	Hedge *Hedge `protobuf:"bytes,25,opt,name=hedge,proto3" json:"hedge,omitempty"`
+	// A result for the same input is used again. Only agents that declare the capability pure get the task. Not with
+	// compensate.
+	Cache         *Cache `protobuf:"bytes,26,opt,name=cache,proto3" json:"cache,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -421,6 +483,219 @@ func (x *GraphTask) GetGraph() string {
 	return ""
 }
 
+func (x *GraphTask) GetQuorum() *Quorum {
+	if x != nil {
+		return x.Quorum
+	}
+	return nil
+}
+
+func (x *GraphTask) GetHedge() *Hedge {
+	if x != nil {
+		return x.Hedge
+	}
+	return nil
+}
+
+func (x *GraphTask) GetCache() *Cache {
+	if x != nil {
+		return x.Cache
+	}
+	return nil
+}
+
+// Quorum has a task done by several agents, and compares what they answer. Each of them is a member of the task, with
+// attempts and retries of its own. Once so many agree the task has succeeded, with the first of the answers that agree,
+// and the others are cancelled. When so many can no longer agree it fails with NO_QUORUM.
+type Quorum struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Agents that are asked.
+	Of uint32 `protobuf:"varint,1,opt,name=of,proto3" json:"of,omitempty"`
+	// Answers that must agree; no more than `of`.
+	Agree uint32 `protobuf:"varint,2,opt,name=agree,proto3" json:"agree,omitempty"`
+	// A CEL condition over output (an answer) and other (an earlier one that it is compared with): whether they agree. Each
+	// answer is compared with the first of those that agree so far; one that cannot be compared agrees with none. Empty: they
+	// are the same value.
+	Condition string `protobuf:"bytes,3,opt,name=condition,proto3" json:"condition,omitempty"`
+	// In what the members must differ; absent means DISTINCT_AGENT.
+	Distinct      Distinct `protobuf:"varint,4,opt,name=distinct,proto3,enum=antiphon.v1.Distinct" json:"distinct,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quorum) Reset() {
+	*x = Quorum{}
+	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quorum) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quorum) ProtoMessage() {}
+
+func (x *Quorum) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quorum.ProtoReflect.Descriptor instead.
+func (*Quorum) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Quorum) GetOf() uint32 {
+	if x != nil {
+		return x.Of
+	}
+	return 0
+}
+
+func (x *Quorum) GetAgree() uint32 {
+	if x != nil {
+		return x.Agree
+	}
+	return 0
+}
+
+func (x *Quorum) GetCondition() string {
+	if x != nil {
+		return x.Condition
+	}
+	return ""
+}
+
+func (x *Quorum) GetDistinct() Distinct {
+	if x != nil {
+		return x.Distinct
+	}
+	return Distinct_DISTINCT_UNSPECIFIED
+}
+
+// Hedge asks a second instance when the first takes long. Both are members of the task; the second is asked only when an
+// instance has a free slot at that moment, and is not tried again. The outcome that comes first is the task's, and the
+// other is cancelled.
+type Hedge struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// So long after the offer of an attempt the second one is made.
+	Delay *durationpb.Duration `protobuf:"bytes,1,opt,name=delay,proto3" json:"delay,omitempty"`
+	// Instead of the delay, once 20 outcomes of hedged tasks of the capability are known: this quantile of the time that
+	// they took, such as 0.95. 0 means that the delay holds.
+	Quantile float64 `protobuf:"fixed64,2,opt,name=quantile,proto3" json:"quantile,omitempty"`
+	// Most second attempts, as a share of the hedged tasks of the capability, besides ten at first; 0 means 0.1.
+	Share         float64 `protobuf:"fixed64,3,opt,name=share,proto3" json:"share,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hedge) Reset() {
+	*x = Hedge{}
+	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hedge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hedge) ProtoMessage() {}
+
+func (x *Hedge) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hedge.ProtoReflect.Descriptor instead.
+func (*Hedge) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Hedge) GetDelay() *durationpb.Duration {
+	if x != nil {
+		return x.Delay
+	}
+	return nil
+}
+
+func (x *Hedge) GetQuantile() float64 {
+	if x != nil {
+		return x.Quantile
+	}
+	return 0
+}
+
+func (x *Hedge) GetShare() float64 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+// Cache has results used again, of the same version of a capability with the same schemas, for the same input with the same
+// labels, within the namespace. Policy is asked as if an agent were. Kept in the memory of the orchestrator, within bounds,
+// so that a result may be made anew at any time; results that are kept by reference are not used again.
+type Cache struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long a result may be used again, by its age.
+	Ttl           *durationpb.Duration `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cache) Reset() {
+	*x = Cache{}
+	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cache) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cache) ProtoMessage() {}
+
+func (x *Cache) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cache.ProtoReflect.Descriptor instead.
+func (*Cache) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Cache) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
 // Compensate undoes a task. When a run fails or is cancelled, the tasks of it that have succeeded are undone one after the
 // other, the last to succeed first, before the run ends; deadlines do not stop that. One that cannot be undone is
 // ESCALATED, and the run waits for the answer.
@@ -441,7 +716,7 @@ type Compensate struct {
 
 func (x *Compensate) Reset() {
 	*x = Compensate{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +728,7 @@ func (x *Compensate) String() string {
 func (*Compensate) ProtoMessage() {}
 
 func (x *Compensate) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[2]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +741,7 @@ func (x *Compensate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Compensate.ProtoReflect.Descriptor instead.
 func (*Compensate) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{2}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Compensate) GetCapability() string {
@@ -515,7 +790,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +802,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[3]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +815,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{3}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Wait) GetCause() isWait_Cause {
@@ -619,7 +894,7 @@ type Until struct {
 
 func (x *Until) Reset() {
 	*x = Until{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +906,7 @@ func (x *Until) String() string {
 func (*Until) ProtoMessage() {}
 
 func (x *Until) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[4]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +919,7 @@ func (x *Until) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Until.ProtoReflect.Descriptor instead.
 func (*Until) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{4}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Until) GetCondition() string {
@@ -679,7 +954,7 @@ type Join struct {
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +966,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[5]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +979,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{5}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Join) GetRule() isJoin_Rule {
@@ -775,7 +1050,7 @@ type AllOf struct {
 
 func (x *AllOf) Reset() {
 	*x = AllOf{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +1062,7 @@ func (x *AllOf) String() string {
 func (*AllOf) ProtoMessage() {}
 
 func (x *AllOf) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[6]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +1075,7 @@ func (x *AllOf) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllOf.ProtoReflect.Descriptor instead.
 func (*AllOf) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{9}
 }
 
 // AnyOf has no settings.
@@ -812,7 +1087,7 @@ type AnyOf struct {
 
 func (x *AnyOf) Reset() {
 	*x = AnyOf{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[7]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +1099,7 @@ func (x *AnyOf) String() string {
 func (*AnyOf) ProtoMessage() {}
 
 func (x *AnyOf) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[7]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +1112,7 @@ func (x *AnyOf) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnyOf.ProtoReflect.Descriptor instead.
 func (*AnyOf) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{10}
 }
 
 // RetryRule says how often and how soon failures of some kinds are tried again. The wait before attempt n+1 is drawn
@@ -860,7 +1135,7 @@ type RetryRule struct {
 
 func (x *RetryRule) Reset() {
 	*x = RetryRule{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[8]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +1147,7 @@ func (x *RetryRule) String() string {
 func (*RetryRule) ProtoMessage() {}
 
 func (x *RetryRule) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[8]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +1160,7 @@ func (x *RetryRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryRule.ProtoReflect.Descriptor instead.
 func (*RetryRule) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RetryRule) GetKinds() []FailureKind {
@@ -936,7 +1211,7 @@ type Constraints struct {
 
 func (x *Constraints) Reset() {
 	*x = Constraints{}
-	mi := &file_antiphon_v1_graph_proto_msgTypes[9]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1223,7 @@ func (x *Constraints) String() string {
 func (*Constraints) ProtoMessage() {}
 
 func (x *Constraints) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_graph_proto_msgTypes[9]
+	mi := &file_antiphon_v1_graph_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1236,7 @@ func (x *Constraints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Constraints.ProtoReflect.Descriptor instead.
 func (*Constraints) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{9}
+	return file_antiphon_v1_graph_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Constraints) GetAgentLabels() map[string]string {
@@ -994,7 +1269,7 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"\x06labels\x18\b \x03(\v2\x1e.antiphon.v1.Graph.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\a\n" +
 	"\tGraphTask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x1e\n" +
@@ -1022,7 +1297,21 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"compensate\x12 \n" +
 	"\fat_most_once\x18\x13 \x01(\bR\n" +
 	"atMostOnce\x12\x14\n" +
-	"\x05graph\x18\x14 \x01(\tR\x05graph\"\xa5\x01\n" +
+	"\x05graph\x18\x14 \x01(\tR\x05graph\x12+\n" +
+	"\x06quorum\x18\x18 \x01(\v2\x13.antiphon.v1.QuorumR\x06quorum\x12(\n" +
+	"\x05hedge\x18\x19 \x01(\v2\x12.antiphon.v1.HedgeR\x05hedge\x12(\n" +
+	"\x05cache\x18\x1a \x01(\v2\x12.antiphon.v1.CacheR\x05cache\"\x7f\n" +
+	"\x06Quorum\x12\x0e\n" +
+	"\x02of\x18\x01 \x01(\rR\x02of\x12\x14\n" +
+	"\x05agree\x18\x02 \x01(\rR\x05agree\x12\x1c\n" +
+	"\tcondition\x18\x03 \x01(\tR\tcondition\x121\n" +
+	"\bdistinct\x18\x04 \x01(\x0e2\x15.antiphon.v1.DistinctR\bdistinct\"j\n" +
+	"\x05Hedge\x12/\n" +
+	"\x05delay\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05delay\x12\x1a\n" +
+	"\bquantile\x18\x02 \x01(\x01R\bquantile\x12\x14\n" +
+	"\x05share\x18\x03 \x01(\x01R\x05share\"4\n" +
+	"\x05Cache\x12+\n" +
+	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\xa5\x01\n" +
 	"\n" +
 	"Compensate\x12\x1e\n" +
 	"\n" +
@@ -1060,7 +1349,11 @@ const file_antiphon_v1_graph_proto_rawDesc = "" +
 	"\bmax_cost\x18\x02 \x01(\x01R\amaxCost\x1a>\n" +
 	"\x10AgentLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\x83\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*O\n" +
+	"\bDistinct\x12\x18\n" +
+	"\x14DISTINCT_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eDISTINCT_AGENT\x10\x01\x12\x15\n" +
+	"\x11DISTINCT_INSTANCE\x10\x02*\x83\x01\n" +
 	"\tOnFailure\x12\x1a\n" +
 	"\x16ON_FAILURE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fON_FAILURE_FAIL\x10\x01\x12\x13\n" +
@@ -1080,53 +1373,63 @@ func file_antiphon_v1_graph_proto_rawDescGZIP() []byte {
 	return file_antiphon_v1_graph_proto_rawDescData
 }
 
-var file_antiphon_v1_graph_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_antiphon_v1_graph_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_antiphon_v1_graph_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_antiphon_v1_graph_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_antiphon_v1_graph_proto_goTypes = []any{
-	(OnFailure)(0),              // 0: antiphon.v1.OnFailure
-	(*Graph)(nil),               // 1: antiphon.v1.Graph
-	(*GraphTask)(nil),           // 2: antiphon.v1.GraphTask
-	(*Compensate)(nil),          // 3: antiphon.v1.Compensate
-	(*Wait)(nil),                // 4: antiphon.v1.Wait
-	(*Until)(nil),               // 5: antiphon.v1.Until
-	(*Join)(nil),                // 6: antiphon.v1.Join
-	(*AllOf)(nil),               // 7: antiphon.v1.AllOf
-	(*AnyOf)(nil),               // 8: antiphon.v1.AnyOf
-	(*RetryRule)(nil),           // 9: antiphon.v1.RetryRule
-	(*Constraints)(nil),         // 10: antiphon.v1.Constraints
-	nil,                         // 11: antiphon.v1.Graph.LabelsEntry
-	nil,                         // 12: antiphon.v1.Constraints.AgentLabelsEntry
-	(*durationpb.Duration)(nil), // 13: google.protobuf.Duration
-	(FailureKind)(0),            // 14: antiphon.v1.FailureKind
+	(Distinct)(0),               // 0: antiphon.v1.Distinct
+	(OnFailure)(0),              // 1: antiphon.v1.OnFailure
+	(*Graph)(nil),               // 2: antiphon.v1.Graph
+	(*GraphTask)(nil),           // 3: antiphon.v1.GraphTask
+	(*Quorum)(nil),              // 4: antiphon.v1.Quorum
+	(*Hedge)(nil),               // 5: antiphon.v1.Hedge
+	(*Cache)(nil),               // 6: antiphon.v1.Cache
+	(*Compensate)(nil),          // 7: antiphon.v1.Compensate
+	(*Wait)(nil),                // 8: antiphon.v1.Wait
+	(*Until)(nil),               // 9: antiphon.v1.Until
+	(*Join)(nil),                // 10: antiphon.v1.Join
+	(*AllOf)(nil),               // 11: antiphon.v1.AllOf
+	(*AnyOf)(nil),               // 12: antiphon.v1.AnyOf
+	(*RetryRule)(nil),           // 13: antiphon.v1.RetryRule
+	(*Constraints)(nil),         // 14: antiphon.v1.Constraints
+	nil,                         // 15: antiphon.v1.Graph.LabelsEntry
+	nil,                         // 16: antiphon.v1.Constraints.AgentLabelsEntry
+	(*durationpb.Duration)(nil), // 17: google.protobuf.Duration
+	(FailureKind)(0),            // 18: antiphon.v1.FailureKind
 }
 var file_antiphon_v1_graph_proto_depIdxs = []int32{
-	2,  // 0: antiphon.v1.Graph.tasks:type_name -> antiphon.v1.GraphTask
-	13, // 1: antiphon.v1.Graph.deadline:type_name -> google.protobuf.Duration
-	11, // 2: antiphon.v1.Graph.labels:type_name -> antiphon.v1.Graph.LabelsEntry
-	6,  // 3: antiphon.v1.GraphTask.join:type_name -> antiphon.v1.Join
-	9,  // 4: antiphon.v1.GraphTask.retry:type_name -> antiphon.v1.RetryRule
-	13, // 5: antiphon.v1.GraphTask.timeout:type_name -> google.protobuf.Duration
-	13, // 6: antiphon.v1.GraphTask.deadline:type_name -> google.protobuf.Duration
-	13, // 7: antiphon.v1.GraphTask.schedule_timeout:type_name -> google.protobuf.Duration
-	0,  // 8: antiphon.v1.GraphTask.on_failure:type_name -> antiphon.v1.OnFailure
-	10, // 9: antiphon.v1.GraphTask.constraints:type_name -> antiphon.v1.Constraints
-	4,  // 10: antiphon.v1.GraphTask.wait:type_name -> antiphon.v1.Wait
-	5,  // 11: antiphon.v1.GraphTask.until:type_name -> antiphon.v1.Until
-	3,  // 12: antiphon.v1.GraphTask.compensate:type_name -> antiphon.v1.Compensate
-	9,  // 13: antiphon.v1.Compensate.retry:type_name -> antiphon.v1.RetryRule
-	13, // 14: antiphon.v1.Compensate.timeout:type_name -> google.protobuf.Duration
-	13, // 15: antiphon.v1.Wait.time:type_name -> google.protobuf.Duration
-	7,  // 16: antiphon.v1.Join.all:type_name -> antiphon.v1.AllOf
-	8,  // 17: antiphon.v1.Join.any:type_name -> antiphon.v1.AnyOf
-	14, // 18: antiphon.v1.RetryRule.kinds:type_name -> antiphon.v1.FailureKind
-	13, // 19: antiphon.v1.RetryRule.initial_backoff:type_name -> google.protobuf.Duration
-	13, // 20: antiphon.v1.RetryRule.max_backoff:type_name -> google.protobuf.Duration
-	12, // 21: antiphon.v1.Constraints.agent_labels:type_name -> antiphon.v1.Constraints.AgentLabelsEntry
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	3,  // 0: antiphon.v1.Graph.tasks:type_name -> antiphon.v1.GraphTask
+	17, // 1: antiphon.v1.Graph.deadline:type_name -> google.protobuf.Duration
+	15, // 2: antiphon.v1.Graph.labels:type_name -> antiphon.v1.Graph.LabelsEntry
+	10, // 3: antiphon.v1.GraphTask.join:type_name -> antiphon.v1.Join
+	13, // 4: antiphon.v1.GraphTask.retry:type_name -> antiphon.v1.RetryRule
+	17, // 5: antiphon.v1.GraphTask.timeout:type_name -> google.protobuf.Duration
+	17, // 6: antiphon.v1.GraphTask.deadline:type_name -> google.protobuf.Duration
+	17, // 7: antiphon.v1.GraphTask.schedule_timeout:type_name -> google.protobuf.Duration
+	1,  // 8: antiphon.v1.GraphTask.on_failure:type_name -> antiphon.v1.OnFailure
+	14, // 9: antiphon.v1.GraphTask.constraints:type_name -> antiphon.v1.Constraints
+	8,  // 10: antiphon.v1.GraphTask.wait:type_name -> antiphon.v1.Wait
+	9,  // 11: antiphon.v1.GraphTask.until:type_name -> antiphon.v1.Until
+	7,  // 12: antiphon.v1.GraphTask.compensate:type_name -> antiphon.v1.Compensate
+	4,  // 13: antiphon.v1.GraphTask.quorum:type_name -> antiphon.v1.Quorum
+	5,  // 14: antiphon.v1.GraphTask.hedge:type_name -> antiphon.v1.Hedge
+	6,  // 15: antiphon.v1.GraphTask.cache:type_name -> antiphon.v1.Cache
+	0,  // 16: antiphon.v1.Quorum.distinct:type_name -> antiphon.v1.Distinct
+	17, // 17: antiphon.v1.Hedge.delay:type_name -> google.protobuf.Duration
+	17, // 18: antiphon.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	13, // 19: antiphon.v1.Compensate.retry:type_name -> antiphon.v1.RetryRule
+	17, // 20: antiphon.v1.Compensate.timeout:type_name -> google.protobuf.Duration
+	17, // 21: antiphon.v1.Wait.time:type_name -> google.protobuf.Duration
+	11, // 22: antiphon.v1.Join.all:type_name -> antiphon.v1.AllOf
+	12, // 23: antiphon.v1.Join.any:type_name -> antiphon.v1.AnyOf
+	18, // 24: antiphon.v1.RetryRule.kinds:type_name -> antiphon.v1.FailureKind
+	17, // 25: antiphon.v1.RetryRule.initial_backoff:type_name -> google.protobuf.Duration
+	17, // 26: antiphon.v1.RetryRule.max_backoff:type_name -> google.protobuf.Duration
+	16, // 27: antiphon.v1.Constraints.agent_labels:type_name -> antiphon.v1.Constraints.AgentLabelsEntry
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_graph_proto_init() }
@@ -1135,12 +1438,12 @@ func file_antiphon_v1_graph_proto_init() {
 		return
 	}
 	file_antiphon_v1_failure_proto_init()
-	file_antiphon_v1_graph_proto_msgTypes[3].OneofWrappers = []any{
+	file_antiphon_v1_graph_proto_msgTypes[6].OneofWrappers = []any{
 		(*Wait_Time)(nil),
 		(*Wait_Moment)(nil),
 		(*Wait_Signal)(nil),
 	}
-	file_antiphon_v1_graph_proto_msgTypes[5].OneofWrappers = []any{
+	file_antiphon_v1_graph_proto_msgTypes[8].OneofWrappers = []any{
 		(*Join_All)(nil),
 		(*Join_Any)(nil),
 		(*Join_AtLeast)(nil),
@@ -1150,8 +1453,8 @@ func file_antiphon_v1_graph_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_graph_proto_rawDesc), len(file_antiphon_v1_graph_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   12,
+			NumEnums:      2,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

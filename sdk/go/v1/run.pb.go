@@ -757,7 +757,7 @@ type TaskKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the task in its graph; what undoes it is called ID.compensate.
 	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself.
+	// Member of a for_each, quorum or hedge, or iteration of a loop, counted from 1; 0 means the task itself.
 	Member        uint32 `protobuf:"varint,2,opt,name=member,proto3" json:"member,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -807,7 +807,7 @@ func (x *TaskKey) GetMember() uint32 {
 	return 0
 }
 
-// Task is one node of a run, or one member of a for_each, or one iteration of a loop.
+// Task is one node of a run, or one member of a for_each, quorum or hedge, or one iteration of a loop.
 type Task struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which task.
@@ -820,7 +820,8 @@ type Task struct {
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Its input; present once it was ready.
 	Input *Payload `protobuf:"bytes,5,opt,name=input,proto3" json:"input,omitempty"`
-	// Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'.
+	// Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'. Of a quorum
+	// or hedge that of the member that was chosen.
 	Output *Payload `protobuf:"bytes,6,opt,name=output,proto3" json:"output,omitempty"`
 	// Why it failed.
 	Failure *Failure `protobuf:"bytes,7,opt,name=failure,proto3" json:"failure,omitempty"`
@@ -830,7 +831,7 @@ type Task struct {
 	ReadyTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ready_time,json=readyTime,proto3" json:"ready_time,omitempty"`
 	// When it ended, was escalated or quarantined.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown.
+	// Members of a for_each, quorum or hedge, or iterations of a loop so far; 0 otherwise, or while unknown.
 	MemberCount uint32 `protobuf:"varint,11,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
 	// What of its payloads the reader does not get, for people; empty when all is there.
 	Withheld string `protobuf:"bytes,12,opt,name=withheld,proto3" json:"withheld,omitempty"`
@@ -843,7 +844,11 @@ type Task struct {
 	// How many there are in all.
 	ChildCount uint32 `protobuf:"varint,21,opt,name=child_count,json=childCount,proto3" json:"child_count,omitempty"`
 	// The graph it runs, as GraphTask.graph; empty for a task that asks for a capability, or waits.
-	Graph         string `protobuf:"bytes,22,opt,name=graph,proto3" json:"graph,omitempty"`
+	Graph string `protobuf:"bytes,22,opt,name=graph,proto3" json:"graph,omitempty"`
+	// What its members answered, for a task with a quorum or a hedge; absent otherwise.
+	Agreement *Agreement `protobuf:"bytes,24,opt,name=agreement,proto3" json:"agreement,omitempty"`
+	// Where its output comes from when no attempt gave it, because the result of an earlier one was used again.
+	Reused        *ReusedResult `protobuf:"bytes,25,opt,name=reused,proto3" json:"reused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -997,6 +1002,249 @@ func (x *Task) GetGraph() string {
 	return ""
 }
 
+func (x *Task) GetAgreement() *Agreement {
+	if x != nil {
+		return x.Agreement
+	}
+	return nil
+}
+
+func (x *Task) GetReused() *ReusedResult {
+	if x != nil {
+		return x.Reused
+	}
+	return nil
+}
+
+// Agreement is what is known of the members of a task that several agents were asked to do.
+type Agreement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Members that may be asked.
+	Of uint32 `protobuf:"varint,1,opt,name=of,proto3" json:"of,omitempty"`
+	// Answers that must agree; 1 for a hedge.
+	Agree uint32 `protobuf:"varint,2,opt,name=agree,proto3" json:"agree,omitempty"`
+	// The member whose answer is the task's output; 0 while there is none.
+	Chosen uint32 `protobuf:"varint,3,opt,name=chosen,proto3" json:"chosen,omitempty"`
+	// Answers that agree with each other, those with the most first.
+	Groups []*AnswerGroup `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
+	// Members that ended without an answer, cancelled ones not included.
+	Failed uint32 `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Members that were cancelled, most of them because the others had agreed.
+	Cancelled uint32 `protobuf:"varint,6,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	// Time that agents had for members whose answers are not the task's output: what they worked, or, of attempts that were
+	// cancelled or lost, from the offer to the end.
+	SpentDuration *durationpb.Duration `protobuf:"bytes,7,opt,name=spent_duration,json=spentDuration,proto3" json:"spent_duration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Agreement) Reset() {
+	*x = Agreement{}
+	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Agreement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Agreement) ProtoMessage() {}
+
+func (x *Agreement) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Agreement.ProtoReflect.Descriptor instead.
+func (*Agreement) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Agreement) GetOf() uint32 {
+	if x != nil {
+		return x.Of
+	}
+	return 0
+}
+
+func (x *Agreement) GetAgree() uint32 {
+	if x != nil {
+		return x.Agree
+	}
+	return 0
+}
+
+func (x *Agreement) GetChosen() uint32 {
+	if x != nil {
+		return x.Chosen
+	}
+	return 0
+}
+
+func (x *Agreement) GetGroups() []*AnswerGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *Agreement) GetFailed() uint32 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *Agreement) GetCancelled() uint32 {
+	if x != nil {
+		return x.Cancelled
+	}
+	return 0
+}
+
+func (x *Agreement) GetSpentDuration() *durationpb.Duration {
+	if x != nil {
+		return x.SpentDuration
+	}
+	return nil
+}
+
+// AnswerGroup is a set of answers that agree.
+type AnswerGroup struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Members that gave them, in the order in which they came: the first is the one that the others agree with.
+	Members []uint32 `protobuf:"varint,1,rep,packed,name=members,proto3" json:"members,omitempty"`
+	// Why the first could not be compared with some earlier answer; empty when it could.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerGroup) Reset() {
+	*x = AnswerGroup{}
+	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerGroup) ProtoMessage() {}
+
+func (x *AnswerGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerGroup.ProtoReflect.Descriptor instead.
+func (*AnswerGroup) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AnswerGroup) GetMembers() []uint32 {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *AnswerGroup) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ReusedResult is a result that was used again.
+type ReusedResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The attempt that gave it, of this run or another.
+	OriginAttemptId string `protobuf:"bytes,1,opt,name=origin_attempt_id,json=originAttemptId,proto3" json:"origin_attempt_id,omitempty"`
+	// When it was kept.
+	KeepTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=keep_time,json=keepTime,proto3" json:"keep_time,omitempty"`
+	// The instance that would have got the task, and the policy decision that permitted it.
+	Decision *RoutingDecision `protobuf:"bytes,3,opt,name=decision,proto3" json:"decision,omitempty"`
+	// The policy decision that released the output.
+	Release       *PolicyDecision `protobuf:"bytes,4,opt,name=release,proto3" json:"release,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReusedResult) Reset() {
+	*x = ReusedResult{}
+	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReusedResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReusedResult) ProtoMessage() {}
+
+func (x *ReusedResult) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReusedResult.ProtoReflect.Descriptor instead.
+func (*ReusedResult) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ReusedResult) GetOriginAttemptId() string {
+	if x != nil {
+		return x.OriginAttemptId
+	}
+	return ""
+}
+
+func (x *ReusedResult) GetKeepTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.KeepTime
+	}
+	return nil
+}
+
+func (x *ReusedResult) GetDecision() *RoutingDecision {
+	if x != nil {
+		return x.Decision
+	}
+	return nil
+}
+
+func (x *ReusedResult) GetRelease() *PolicyDecision {
+	if x != nil {
+		return x.Release
+	}
+	return nil
+}
+
 // Attempt is one try of a task by one agent.
 type Attempt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1026,7 +1274,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	mi := &file_antiphon_v1_run_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1286,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	mi := &file_antiphon_v1_run_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1299,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{5}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Attempt) GetAttemptId() string {
@@ -1153,7 +1401,7 @@ type RoutingDecision struct {
 
 func (x *RoutingDecision) Reset() {
 	*x = RoutingDecision{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	mi := &file_antiphon_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1413,7 @@ func (x *RoutingDecision) String() string {
 func (*RoutingDecision) ProtoMessage() {}
 
 func (x *RoutingDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	mi := &file_antiphon_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1426,7 @@ func (x *RoutingDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutingDecision.ProtoReflect.Descriptor instead.
 func (*RoutingDecision) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RoutingDecision) GetChosen() string {
@@ -1264,7 +1512,7 @@ type WithheldField struct {
 
 func (x *WithheldField) Reset() {
 	*x = WithheldField{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	mi := &file_antiphon_v1_run_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1524,7 @@ func (x *WithheldField) String() string {
 func (*WithheldField) ProtoMessage() {}
 
 func (x *WithheldField) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	mi := &file_antiphon_v1_run_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1537,7 @@ func (x *WithheldField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithheldField.ProtoReflect.Descriptor instead.
 func (*WithheldField) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WithheldField) GetPointer() string {
@@ -1321,7 +1569,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[8]
+	mi := &file_antiphon_v1_run_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1581,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[8]
+	mi := &file_antiphon_v1_run_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1594,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Candidate) GetInstance() string {
@@ -1374,7 +1622,8 @@ func (x *Candidate) GetFreeSlots() uint32 {
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
-	// fails too often).
+	// fails too often), not_pure or not_idempotent (where a cache or a hedge asks for that), taken (by another member of the
+	// same quorum or hedge).
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// How many.
 	Count         uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
@@ -1384,7 +1633,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[9]
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1645,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[9]
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1658,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{9}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Refusal) GetReason() string {
@@ -1447,7 +1696,7 @@ type PolicyDecision struct {
 
 func (x *PolicyDecision) Reset() {
 	*x = PolicyDecision{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[10]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1708,7 @@ func (x *PolicyDecision) String() string {
 func (*PolicyDecision) ProtoMessage() {}
 
 func (x *PolicyDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[10]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1721,7 @@ func (x *PolicyDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyDecision.ProtoReflect.Descriptor instead.
 func (*PolicyDecision) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{10}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PolicyDecision) GetDecisionId() string {
@@ -1534,7 +1783,7 @@ type RunEvent struct {
 	Attempt *AttemptChange `protobuf:"bytes,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// What the agent says while it works; not kept.
 	Progress *Progress `protobuf:"bytes,7,opt,name=progress,proto3" json:"progress,omitempty"`
-	// Members of a for_each, once their number is known; iterations of a loop, when one begins.
+	// Members of a for_each, quorum or hedge, once their number is known; iterations of a loop, when one begins.
 	MemberCount uint32 `protobuf:"varint,8,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
 	// Reason, where there is one.
 	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -1546,6 +1795,8 @@ type RunEvent struct {
 	Signal string `protobuf:"bytes,12,opt,name=signal,proto3" json:"signal,omitempty"`
 	// The run that began beneath the task, where one did.
 	Child *Child `protobuf:"bytes,20,opt,name=child,proto3" json:"child,omitempty"`
+	// The attempt whose result the task used again; empty otherwise.
+	OriginAttemptId string `protobuf:"bytes,24,opt,name=origin_attempt_id,json=originAttemptId,proto3" json:"origin_attempt_id,omitempty"`
 	// A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0.
 	Partial       *PartialOutput `protobuf:"bytes,30,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1554,7 +1805,7 @@ type RunEvent struct {
 
 func (x *RunEvent) Reset() {
 	*x = RunEvent{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[11]
+	mi := &file_antiphon_v1_run_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1817,7 @@ func (x *RunEvent) String() string {
 func (*RunEvent) ProtoMessage() {}
 
 func (x *RunEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[11]
+	mi := &file_antiphon_v1_run_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1830,7 @@ func (x *RunEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent.ProtoReflect.Descriptor instead.
 func (*RunEvent) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{11}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RunEvent) GetEventSeq() uint64 {
@@ -1673,6 +1924,13 @@ func (x *RunEvent) GetChild() *Child {
 	return nil
 }
 
+func (x *RunEvent) GetOriginAttemptId() string {
+	if x != nil {
+		return x.OriginAttemptId
+	}
+	return ""
+}
+
 func (x *RunEvent) GetPartial() *PartialOutput {
 	if x != nil {
 		return x.Partial
@@ -1699,7 +1957,7 @@ type AttemptChange struct {
 
 func (x *AttemptChange) Reset() {
 	*x = AttemptChange{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1969,7 @@ func (x *AttemptChange) String() string {
 func (*AttemptChange) ProtoMessage() {}
 
 func (x *AttemptChange) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1982,7 @@ func (x *AttemptChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptChange.ProtoReflect.Descriptor instead.
 func (*AttemptChange) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AttemptChange) GetNumber() uint32 {
@@ -1789,7 +2047,7 @@ type PartialOutput struct {
 
 func (x *PartialOutput) Reset() {
 	*x = PartialOutput{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[13]
+	mi := &file_antiphon_v1_run_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +2059,7 @@ func (x *PartialOutput) String() string {
 func (*PartialOutput) ProtoMessage() {}
 
 func (x *PartialOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[13]
+	mi := &file_antiphon_v1_run_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +2072,7 @@ func (x *PartialOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartialOutput.ProtoReflect.Descriptor instead.
 func (*PartialOutput) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{13}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PartialOutput) GetOffset() uint64 {
@@ -1901,7 +2159,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[14]
+	mi := &file_antiphon_v1_run_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +2171,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[14]
+	mi := &file_antiphon_v1_run_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +2184,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{14}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Progress) GetFraction() float64 {
@@ -2000,7 +2258,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\vquarantined\x18\v \x01(\rR\vquarantined\":\n" +
 	"\aTaskKey\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
-	"\x06member\x18\x02 \x01(\rR\x06member\"\xb0\x05\n" +
+	"\x06member\x18\x02 \x01(\rR\x06member\"\x99\x06\n" +
 	"\x04Task\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.antiphon.v1.TaskKeyR\x03key\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.antiphon.v1.TaskStateR\x05state\x12\x1e\n" +
@@ -2023,7 +2281,25 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\bchildren\x18\x14 \x03(\v2\x12.antiphon.v1.ChildR\bchildren\x12\x1f\n" +
 	"\vchild_count\x18\x15 \x01(\rR\n" +
 	"childCount\x12\x14\n" +
-	"\x05graph\x18\x16 \x01(\tR\x05graph\"\xbf\x03\n" +
+	"\x05graph\x18\x16 \x01(\tR\x05graph\x124\n" +
+	"\tagreement\x18\x18 \x01(\v2\x16.antiphon.v1.AgreementR\tagreement\x121\n" +
+	"\x06reused\x18\x19 \x01(\v2\x19.antiphon.v1.ReusedResultR\x06reused\"\xf3\x01\n" +
+	"\tAgreement\x12\x0e\n" +
+	"\x02of\x18\x01 \x01(\rR\x02of\x12\x14\n" +
+	"\x05agree\x18\x02 \x01(\rR\x05agree\x12\x16\n" +
+	"\x06chosen\x18\x03 \x01(\rR\x06chosen\x120\n" +
+	"\x06groups\x18\x04 \x03(\v2\x18.antiphon.v1.AnswerGroupR\x06groups\x12\x16\n" +
+	"\x06failed\x18\x05 \x01(\rR\x06failed\x12\x1c\n" +
+	"\tcancelled\x18\x06 \x01(\rR\tcancelled\x12@\n" +
+	"\x0espent_duration\x18\a \x01(\v2\x19.google.protobuf.DurationR\rspentDuration\"?\n" +
+	"\vAnswerGroup\x12\x18\n" +
+	"\amembers\x18\x01 \x03(\rR\amembers\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xe4\x01\n" +
+	"\fReusedResult\x12*\n" +
+	"\x11origin_attempt_id\x18\x01 \x01(\tR\x0foriginAttemptId\x127\n" +
+	"\tkeep_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bkeepTime\x128\n" +
+	"\bdecision\x18\x03 \x01(\v2\x1c.antiphon.v1.RoutingDecisionR\bdecision\x125\n" +
+	"\arelease\x18\x04 \x01(\v2\x1b.antiphon.v1.PolicyDecisionR\arelease\"\xbf\x03\n" +
 	"\aAttempt\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x16\n" +
@@ -2072,7 +2348,7 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\x06permit\x18\x03 \x01(\bR\x06permit\x12\x1a\n" +
 	"\bpolicies\x18\x04 \x03(\tR\bpolicies\x12 \n" +
 	"\vobligations\x18\x05 \x03(\tR\vobligations\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xf4\x04\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xa0\x05\n" +
 	"\bRunEvent\x12\x1b\n" +
 	"\tevent_seq\x18\x01 \x01(\x04R\beventSeq\x129\n" +
 	"\n" +
@@ -2089,7 +2365,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	" \x01(\v2\x14.antiphon.v1.FailureR\afailure\x121\n" +
 	"\x05reads\x18\v \x03(\v2\x1b.antiphon.v1.EntryReferenceR\x05reads\x12\x16\n" +
 	"\x06signal\x18\f \x01(\tR\x06signal\x12(\n" +
-	"\x05child\x18\x14 \x01(\v2\x12.antiphon.v1.ChildR\x05child\x124\n" +
+	"\x05child\x18\x14 \x01(\v2\x12.antiphon.v1.ChildR\x05child\x12*\n" +
+	"\x11origin_attempt_id\x18\x18 \x01(\tR\x0foriginAttemptId\x124\n" +
 	"\apartial\x18\x1e \x01(\v2\x1a.antiphon.v1.PartialOutputR\apartial\"\xa0\x01\n" +
 	"\rAttemptChange\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12/\n" +
@@ -2156,7 +2433,7 @@ func file_antiphon_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_antiphon_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_antiphon_v1_run_proto_goTypes = []any{
 	(RunState)(0),                 // 0: antiphon.v1.RunState
 	(TaskState)(0),                // 1: antiphon.v1.TaskState
@@ -2167,74 +2444,84 @@ var file_antiphon_v1_run_proto_goTypes = []any{
 	(*TaskTotals)(nil),            // 6: antiphon.v1.TaskTotals
 	(*TaskKey)(nil),               // 7: antiphon.v1.TaskKey
 	(*Task)(nil),                  // 8: antiphon.v1.Task
-	(*Attempt)(nil),               // 9: antiphon.v1.Attempt
-	(*RoutingDecision)(nil),       // 10: antiphon.v1.RoutingDecision
-	(*WithheldField)(nil),         // 11: antiphon.v1.WithheldField
-	(*Candidate)(nil),             // 12: antiphon.v1.Candidate
-	(*Refusal)(nil),               // 13: antiphon.v1.Refusal
-	(*PolicyDecision)(nil),        // 14: antiphon.v1.PolicyDecision
-	(*RunEvent)(nil),              // 15: antiphon.v1.RunEvent
-	(*AttemptChange)(nil),         // 16: antiphon.v1.AttemptChange
-	(*PartialOutput)(nil),         // 17: antiphon.v1.PartialOutput
-	(*Progress)(nil),              // 18: antiphon.v1.Progress
-	nil,                           // 19: antiphon.v1.Run.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*Payload)(nil),               // 21: antiphon.v1.Payload
-	(*Failure)(nil),               // 22: antiphon.v1.Failure
-	(*EntryReference)(nil),        // 23: antiphon.v1.EntryReference
-	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
-	(*Label)(nil),                 // 25: antiphon.v1.Label
+	(*Agreement)(nil),             // 9: antiphon.v1.Agreement
+	(*AnswerGroup)(nil),           // 10: antiphon.v1.AnswerGroup
+	(*ReusedResult)(nil),          // 11: antiphon.v1.ReusedResult
+	(*Attempt)(nil),               // 12: antiphon.v1.Attempt
+	(*RoutingDecision)(nil),       // 13: antiphon.v1.RoutingDecision
+	(*WithheldField)(nil),         // 14: antiphon.v1.WithheldField
+	(*Candidate)(nil),             // 15: antiphon.v1.Candidate
+	(*Refusal)(nil),               // 16: antiphon.v1.Refusal
+	(*PolicyDecision)(nil),        // 17: antiphon.v1.PolicyDecision
+	(*RunEvent)(nil),              // 18: antiphon.v1.RunEvent
+	(*AttemptChange)(nil),         // 19: antiphon.v1.AttemptChange
+	(*PartialOutput)(nil),         // 20: antiphon.v1.PartialOutput
+	(*Progress)(nil),              // 21: antiphon.v1.Progress
+	nil,                           // 22: antiphon.v1.Run.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*Payload)(nil),               // 24: antiphon.v1.Payload
+	(*Failure)(nil),               // 25: antiphon.v1.Failure
+	(*EntryReference)(nil),        // 26: antiphon.v1.EntryReference
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
+	(*Label)(nil),                 // 28: antiphon.v1.Label
 }
 var file_antiphon_v1_run_proto_depIdxs = []int32{
 	0,  // 0: antiphon.v1.Run.state:type_name -> antiphon.v1.RunState
-	20, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	20, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	20, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
-	21, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
-	21, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
-	22, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
+	23, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	23, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	23, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
+	24, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
+	24, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
+	25, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
 	6,  // 7: antiphon.v1.Run.totals:type_name -> antiphon.v1.TaskTotals
-	19, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
-	23, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
+	22, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
+	26, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
 	3,  // 10: antiphon.v1.Run.child_kind:type_name -> antiphon.v1.ChildKind
 	3,  // 11: antiphon.v1.Child.kind:type_name -> antiphon.v1.ChildKind
-	20, // 12: antiphon.v1.Child.begin_time:type_name -> google.protobuf.Timestamp
+	23, // 12: antiphon.v1.Child.begin_time:type_name -> google.protobuf.Timestamp
 	7,  // 13: antiphon.v1.Task.key:type_name -> antiphon.v1.TaskKey
 	1,  // 14: antiphon.v1.Task.state:type_name -> antiphon.v1.TaskState
-	21, // 15: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
-	21, // 16: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
-	22, // 17: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
-	20, // 18: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
-	20, // 19: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
-	23, // 20: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
+	24, // 15: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
+	24, // 16: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
+	25, // 17: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
+	23, // 18: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
+	23, // 19: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
+	26, // 20: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
 	5,  // 21: antiphon.v1.Task.children:type_name -> antiphon.v1.Child
-	2,  // 22: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
-	22, // 23: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
-	20, // 24: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
-	20, // 25: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	24, // 26: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
-	10, // 27: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
-	12, // 28: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
-	13, // 29: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
-	14, // 30: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
-	11, // 31: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
-	20, // 32: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
-	7,  // 33: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
-	0,  // 34: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
-	1,  // 35: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
-	16, // 36: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
-	18, // 37: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
-	22, // 38: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
-	23, // 39: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
-	5,  // 40: antiphon.v1.RunEvent.child:type_name -> antiphon.v1.Child
-	17, // 41: antiphon.v1.RunEvent.partial:type_name -> antiphon.v1.PartialOutput
-	2,  // 42: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
-	25, // 43: antiphon.v1.PartialOutput.labels:type_name -> antiphon.v1.Label
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	9,  // 22: antiphon.v1.Task.agreement:type_name -> antiphon.v1.Agreement
+	11, // 23: antiphon.v1.Task.reused:type_name -> antiphon.v1.ReusedResult
+	10, // 24: antiphon.v1.Agreement.groups:type_name -> antiphon.v1.AnswerGroup
+	27, // 25: antiphon.v1.Agreement.spent_duration:type_name -> google.protobuf.Duration
+	23, // 26: antiphon.v1.ReusedResult.keep_time:type_name -> google.protobuf.Timestamp
+	13, // 27: antiphon.v1.ReusedResult.decision:type_name -> antiphon.v1.RoutingDecision
+	17, // 28: antiphon.v1.ReusedResult.release:type_name -> antiphon.v1.PolicyDecision
+	2,  // 29: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
+	25, // 30: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
+	23, // 31: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
+	23, // 32: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	27, // 33: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
+	13, // 34: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
+	15, // 35: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
+	16, // 36: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
+	17, // 37: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
+	14, // 38: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
+	23, // 39: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
+	7,  // 40: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
+	0,  // 41: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
+	1,  // 42: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
+	19, // 43: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
+	21, // 44: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
+	25, // 45: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
+	26, // 46: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
+	5,  // 47: antiphon.v1.RunEvent.child:type_name -> antiphon.v1.Child
+	20, // 48: antiphon.v1.RunEvent.partial:type_name -> antiphon.v1.PartialOutput
+	2,  // 49: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
+	28, // 50: antiphon.v1.PartialOutput.labels:type_name -> antiphon.v1.Label
+	51, // [51:51] is the sub-list for method output_type
+	51, // [51:51] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_run_proto_init() }
@@ -2245,7 +2532,7 @@ func file_antiphon_v1_run_proto_init() {
 	file_antiphon_v1_context_proto_init()
 	file_antiphon_v1_failure_proto_init()
 	file_antiphon_v1_payload_proto_init()
-	file_antiphon_v1_run_proto_msgTypes[13].OneofWrappers = []any{
+	file_antiphon_v1_run_proto_msgTypes[16].OneofWrappers = []any{
 		(*PartialOutput_Text)(nil),
 		(*PartialOutput_Json)(nil),
 	}
@@ -2255,7 +2542,7 @@ func file_antiphon_v1_run_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_run_proto_rawDesc), len(file_antiphon_v1_run_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   16,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

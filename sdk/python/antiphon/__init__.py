@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from ._graph import (
         Compensate,
         Graph,
+        Hedge,
+        Quorum,
         Ref,
         Retry,
         TaskRef,
@@ -195,6 +197,7 @@ __all__ = [
     "GraphInvalid",
     "GraphNotFound",
     "GraphVersionExists",
+    "Hedge",
     "HistoryCompacted",
     "InputInvalid",
     "Internal",
@@ -222,6 +225,7 @@ __all__ = [
     "PolicyInvalid",
     "PolicyLocksOut",
     "ProtocolViolation",
+    "Quorum",
     "RateLimited",
     "RecoveryNotAccepted",
     "Ref",
@@ -319,6 +323,8 @@ _HOMES = {
     "_graph": (
         "Compensate",
         "Graph",
+        "Hedge",
+        "Quorum",
         "Ref",
         "Retry",
         "TaskRef",

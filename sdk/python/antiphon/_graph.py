@@ -114,6 +114,42 @@ class Compensate:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """Has a task done by `of` agents, of which `agree` must answer the same; the first of these answers is the task's.
+
+    `condition`: CEL over `output` (an answer) and `other` (an earlier one), for answers that agree without being equal.
+    `distinct`: whether each is another "agent", or may be another "instance" of the same.
+    """
+
+    agree: int
+    of: int
+    condition: str = ""
+    distinct: Literal["agent", "instance"] = "agent"
+
+    def to_proto(self) -> graph_pb2.Quorum:
+        """The message."""
+        distinct = graph_pb2.Distinct.Value(f"DISTINCT_{self.distinct.upper()}")
+        return graph_pb2.Quorum(agree=self.agree, of=self.of, condition=bare(self.condition), distinct=distinct)
+
+
+@dataclass(frozen=True, slots=True)
+class Hedge:
+    """Asks a second agent when the first takes longer than `delay`; the first outcome is used, the other cancelled.
+
+    `quantile`: instead of the delay, once enough is known, this quantile of what the capability took, such as 0.95.
+    `share`: most second attempts, as a share of the tasks; 0 means 0.1. The capability has to be idempotent or pure.
+    """
+
+    delay: timedelta
+    quantile: float = 0.0
+    share: float = 0.0
+
+    def to_proto(self) -> graph_pb2.Hedge:
+        """The message."""
+        return graph_pb2.Hedge(delay=_duration(self.delay), quantile=self.quantile, share=self.share)
+
+
 def any_of() -> graph_pb2.Join:
     """A task may start when the first of its needs is done."""
     return graph_pb2.Join(any=graph_pb2.AnyOf())
@@ -184,6 +220,9 @@ class Graph:
         max_cost: float = 0.0,
         compensate: Compensate | None = None,
         at_most_once: bool = False,
+        quorum: Quorum | None = None,
+        hedge: Hedge | None = None,
+        cache: timedelta | None = None,
         description: str = "",
     ) -> TaskRef:
         """Add a task, and return what other tasks refer to it by.
@@ -192,6 +231,8 @@ class Graph:
         to. `when` is a condition, `for_each` a list whose items are worked on each by a member, `until` makes a loop.
         Times: `timeout` of one attempt, `deadline` from ready to the end, `schedule_timeout` of waiting for an agent.
         `compensate` says how it is undone if the run fails; with `at_most_once` a doubt whether it was done escalates.
+        `quorum` has several agents do it and compares, `hedge` asks a second one when the first is slow, and `cache`
+        uses a result for the same input again for so long; the capability has to be pure for that.
         Raises `TypeError` or `ValueError` for an input that is not JSON.
         """
         task = self._graph.tasks.add(
@@ -204,6 +245,9 @@ class Graph:
             until=until.to_proto() if until else None,
             compensate=compensate.to_proto() if compensate else None,
             at_most_once=at_most_once,
+            quorum=quorum.to_proto() if quorum else None,
+            hedge=hedge.to_proto() if hedge else None,
+            cache=graph_pb2.Cache(ttl=_duration(cache)) if cache is not None else None,
             input=template(input),
             join=join,
             retry=[rule.to_proto() for rule in retry],

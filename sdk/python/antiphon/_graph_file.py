@@ -48,8 +48,9 @@ _NAMED_DEPTH, _NAME = 8, 64  # what bounds the length of paths
 _KINDS = {
     name.removeprefix("FAILURE_KIND_"): number
     for name, number in failure_pb2.FailureKind.items()
-    if number != failure_pb2.FAILURE_KIND_UNSPECIFIED
+    if number not in (failure_pb2.FAILURE_KIND_UNSPECIFIED, failure_pb2.FAILURE_KIND_NO_QUORUM)
 }
+_DISTINCT = {"agent": graph_pb2.DISTINCT_AGENT, "instance": graph_pb2.DISTINCT_INSTANCE}
 _ON_FAILURE = {
     name.removeprefix("ON_FAILURE_").lower(): number
     for name, number in graph_pb2.OnFailure.items()
@@ -184,6 +185,9 @@ class _Reader:
             ),
             "compensate": self._compensate,
             "at_most_once": self._flag,
+            "quorum": self._quorum,
+            "hedge": self._hedge,
+            "cache": self._cache,
             "input": self._json,
             "join": self._join,
             "retry": self._rules,
@@ -229,6 +233,35 @@ class _Reader:
             self._mistake(path, "value", "write true or false")
             return None
         return value
+
+    def _quorum(self, node: Node, path: str) -> graph_pb2.Quorum | None:
+        fields: dict[str, Field] = {
+            "of": lambda one, at: self._integer(one, at, 2, 16),
+            "agree": lambda one, at: self._integer(one, at, 2, 16),
+            "condition": self._expression,
+            "distinct": lambda one, at: self._word(one, at, _DISTINCT),
+        }
+        if (values := self._message(node, path, fields)) is None:
+            return None
+        self._require(node, path, values, "of", "agree")
+        return graph_pb2.Quorum(**values)
+
+    def _hedge(self, node: Node, path: str) -> graph_pb2.Hedge | None:
+        fields: dict[str, Field] = {
+            "delay": self._duration,
+            "quantile": lambda one, at: self._number(one, at, 0.999),
+            "share": lambda one, at: self._number(one, at, 0.5),
+        }
+        if (values := self._message(node, path, fields)) is None:
+            return None
+        self._require(node, path, values, "delay")
+        return graph_pb2.Hedge(**values)
+
+    def _cache(self, node: Node, path: str) -> graph_pb2.Cache | None:
+        if (values := self._message(node, path, {"ttl": self._duration})) is None:
+            return None
+        self._require(node, path, values, "ttl")
+        return graph_pb2.Cache(**values)
 
     def _until(self, node: Node, path: str) -> graph_pb2.Until | None:
         fields: dict[str, Field] = {
@@ -402,10 +435,10 @@ class _Reader:
             return None
         return value
 
-    def _number(self, node: Node, path: str) -> float | None:
+    def _number(self, node: Node, path: str, most: float = 1_000_000_000) -> float | None:
         value = self._plain(node, path)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
-            self._mistake(path, "value", "write a number from 0 to 1000000000")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            self._mistake(path, "value", f"write a number from 0 to {most}")
             return None
         return float(value)
 

@@ -9,22 +9,26 @@ from antiphon.v1.graph_pb2 import (
     ON_FAILURE_SKIP,
     AllOf,
     AnyOf,
+    Cache,
     Compensate,
     Constraints,
     Graph,
     GraphTask,
+    Hedge,
     Join,
+    Quorum,
     RetryRule,
     Until,
     Wait,
 )
-from antiphon_orchestrator.admission import Compiled, GraphInvalid, compile_graph
+from antiphon_orchestrator.admission import Compiled, GraphInvalid, Requirement, compile_graph
 from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure
 from google.protobuf.duration_pb2 import Duration
 
 CLOSED = '{"type": "object", "additionalProperties": false, "properties": {"text": {}, "at": {"$ref": "#/$defs/t"}}}'
 CLOSED = CLOSED[:-1] + ', "$defs": {"t": {"additionalProperties": false}}}'
+QUORUM, HEDGE, CACHE = Quorum(agree=2, of=3), Hedge(delay=Duration(seconds=1)), Cache(ttl=Duration(seconds=60))
 Found = list[tuple[str, str, str]]
 
 
@@ -106,13 +110,13 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
             (
                 "tasks[0].when",
                 "unknown_reference",
-                "output exists only in the condition of a loop (until); elsewhere write tasks.ID.output",
+                "output exists only in the conditions of a loop (until) and a quorum; elsewhere write tasks.ID.output",
             ),
             ("tasks[0].until.condition", "unknown_reference", "previous exists only in the input of a loop (until)"),
             (
                 "tasks[1].when",
                 "unknown_reference",
-                "output exists only in the condition of a loop (until); elsewhere write tasks.ID.output",
+                "output exists only in the conditions of a loop (until) and a quorum; elsewhere write tasks.ID.output",
             ),
             (
                 "tasks[1].input",
@@ -124,6 +128,55 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
     "a condition that is none": (
         graph(task("a", until=Until(condition="iteration + 1", max_iterations=2))),
         [("tasks[0].until.condition", "type", "gives int; a condition is true or false")],
+    ),
+    "a quorum with what it rules out": (
+        graph(
+            task("a", quorum=Quorum(agree=4, of=3), hedge=HEDGE, at_most_once=True),
+            task("b", quorum=Quorum(agree=2, of=3, condition="output + other"), for_each="[1]"),
+            task("c", quorum=QUORUM, compensate=Compensate(capability="text.undo@1"), cache=CACHE),
+            task("d", quorum=QUORUM, until=Until(condition="true", max_iterations=2)),
+            task("e", input='"${other}"', quorum=Quorum(agree=2, of=3, condition="item == 1")),
+        ),
+        [
+            ("tasks[0].quorum", "value", "at_most_once gives work to one agent, a quorum to several"),
+            ("tasks[0].hedge", "value", "at_most_once gives work to one agent, a hedge to several"),
+            ("tasks[0].hedge", "value", "a quorum waits for several answers anyway; leave hedge out"),
+            ("tasks[0].quorum.agree", "value", "asks for 4 answers of 3"),
+            ("tasks[1].quorum", "value", "a task is a quorum or has for_each; put one of them into a task of its own"),
+            (
+                "tasks[2].compensate",
+                "value",
+                "several agents did it, and would all have to be undone; let a task after it undo it",
+            ),
+            (
+                "tasks[2].cache",
+                "value",
+                "a result that is used again is no second answer; leave cache or quorum out",
+            ),
+            (
+                "tasks[2].cache",
+                "value",
+                "is for pure capabilities, which leave nothing to undo; leave cache or compensate out",
+            ),
+            ("tasks[3].quorum", "value", "a task is a quorum or has until; put one of them into a task of its own"),
+            ("tasks[4].input", "unknown_reference", "other exists only in the condition of a quorum"),
+            (
+                "tasks[4].quorum.condition",
+                "unknown_reference",
+                "item exists only in the input of a task with for_each",
+            ),
+        ],
+    ),
+    "a quorum whose condition is none": (
+        graph(task("a", quorum=Quorum(agree=2, of=3, condition="size(output)"))),
+        [("tasks[0].quorum.condition", "type", "gives int; a condition is true or false")],
+    ),
+    "a hedge with what it rules out": (
+        graph(task("a", hedge=HEDGE, for_each="[1]"), GraphTask(id="b", wait=Wait(signal="go"), hedge=HEDGE)),
+        [
+            ("tasks[0].hedge", "value", "a task is a hedge or has for_each; put one of them into a task of its own"),
+            ("tasks[1].hedge", "value", "a task that waits has no hedge"),
+        ],
     ),
     "at most once and tried again": (
         graph(task("a", at_most_once=True, retry=[retry(FAILURE_KIND_LOST, FAILURE_KIND_TRANSIENT)])),
@@ -408,6 +461,27 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
 }
 
 
+def test_a_hedge_and_a_cache_need_what_no_agent_declares_that_offers_the_capability() -> None:
+    asked = graph(task("a", hedge=HEDGE), task("b", cache=CACHE))
+
+    def offered(capability: str, trait: str) -> bool:
+        return trait == ""
+
+    with pytest.raises(GraphInvalid) as refused:
+        compile_graph(asked, offered=offered)
+    assert [(each.field, each.message) for each in refused.value.mistakes] == [
+        ("tasks[0].hedge", "no agent that offers x.y@1 now declares it idempotent, and hedge needs that"),
+        ("tasks[1].cache", "no agent that offers x.y@1 now declares it pure, and cache needs that"),
+    ]
+    unspelled = graph(
+        task("a", capability="no such thing @", hedge=HEDGE), task("b", wait=Wait(time=CACHE.ttl), cache=CACHE)
+    )
+    with pytest.raises(GraphInvalid):
+        compile_graph(unspelled, offered=lambda capability, trait: bool(Requirement.parse(capability)))
+    # Where nobody offers it at all, whoever comes may declare it.
+    assert len(compile_graph(asked, offered=lambda capability, trait: False).warnings) == 2
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_graph_is_refused_with_all_its_mistakes(name: str) -> None:
     broken, mistakes = BROKEN[name]
@@ -493,7 +567,7 @@ def test_a_join_counts_needs(join: Join | None, count: int) -> None:
 
 def test_a_capability_that_nobody_offers_is_a_warning() -> None:
     definition = graph(task("a", capability="text.summarize@1"), task("b", capability="text.redact@1"))
-    found = compile_graph(definition, offered=lambda capability: capability.startswith("text.redact"))
+    found = compile_graph(definition, offered=lambda capability, trait: capability.startswith("text.redact"))
     (warning,) = found.warnings
     assert warning.field == "tasks[0].capability"
     assert warning.message.startswith("nobody offers text.summarize@1 now; the task will wait")

@@ -23,6 +23,7 @@ from antiphon.v1.run_pb2 import (
     TASK_STATE_FAILED,
     TASK_STATE_RUNNING,
     TASK_STATE_SUCCEEDED,
+    Agreement,
     Attempt,
     AttemptChange,
     Candidate,
@@ -31,6 +32,7 @@ from antiphon.v1.run_pb2 import (
     PolicyDecision,
     Progress,
     Refusal,
+    ReusedResult,
     RoutingDecision,
     Run,
     RunEvent,
@@ -130,6 +132,31 @@ def test_at_most_a_few_members_of_a_task_are_shown() -> None:
     assert f"and {199 - MEMBERS_SHOWN} more members: {199 - MEMBERS_SHOWN} FAILED" in text_of(
         run_tree(RUN, [CLASSIFY, *failing], {})
     )
+
+
+def test_an_explanation_tells_who_agreed_and_what_was_spent_on_the_others() -> None:
+    said = Agreement(of=4, agree=2, chosen=2, failed=1, spent_duration=Duration(nanos=250_000_000))
+    said.groups.add(members=[2, 4])
+    said.groups.add(members=[1], reason="cannot be compared with member 2: output has no field 'total'")
+    shown = text_of(explanation(ExplainTaskResponse(task=Task(key=TaskKey(task_id="sum"), agreement=said))))
+    assert "2 of 4 must agree" in shown
+    assert "members 2, 4  used" in shown
+    assert "member 1  cannot be compared with member 2" in shown
+    assert "1 failed" in shown and "0.250 s went into answers" in shown
+
+
+def test_an_explanation_tells_which_attempt_gave_a_result_that_was_used_again() -> None:
+    reused = ReusedResult(
+        origin_attempt_id="r0/tax/0/1",
+        decision=RoutingDecision(chosen="edge/7f/tax", capability="tax.of@1.2", policy=PolicyDecision(permit=True)),
+        release=PolicyDecision(permit=True, policies=["all"]),
+    )
+    task = Task(key=TaskKey(task_id="tax"), state=TASK_STATE_SUCCEEDED, reused=reused, reason="used again")
+    shown = text_of(explanation(ExplainTaskResponse(task=task)))
+    assert "from the cache: r0/tax/0/1" in shown
+    assert "would have gone to edge/7f/tax for tax.of@1.2" in shown
+    assert "release: policy permits by all" in shown
+    assert "used again" in text_of(run_tree(Run(run_id="r1"), [task], {}))
 
 
 def test_an_explanation_tells_of_needs_placement_and_policy() -> None:

@@ -10,14 +10,17 @@ from typing import Any
 
 from antiphon.store.v1 import journal_pb2
 from antiphon.v1 import run_pb2
-from antiphon_orchestrator.engine import beneath, decide, steer, waits
+from antiphon_orchestrator.engine import agreement, beneath, decide, steer, waits
 from antiphon_orchestrator.engine.decide import Outcome
 from antiphon_orchestrator.engine.escalation import fail_task
 from antiphon_orchestrator.engine.events import (
+    AnswerCompared,
     AttemptEnded,
     ChildBegun,
     Event,
     Placement,
+    ResultReused,
+    Reused,
     SignalReceived,
     TaskEnded,
     TaskEscalated,
@@ -37,6 +40,10 @@ from tests.fakes.plans import SECOND, FakeEvaluator, payload, submitted
 DEATHS = ("AGENT_DIED", "SIDECAR_DIED", "SIDECAR_GONE")
 ASKS = {TaskState.ESCALATED, TaskState.QUARANTINED}
 ENDED = {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.SKIPPED, TaskState.CANCELLED}
+MOVES = (
+    *("offer", "started", "outcome", "late", "wait", "jump", "cancel", "refuse", "signal", "steer"),
+    *("reuse", "hedge", "below", "nothing"),
+)
 LIVE = {AttemptState.OFFERED, AttemptState.RUNNING}
 START = 1_000 * SECOND
 
@@ -118,23 +125,8 @@ class Player:
         below = [t for t in tasks if t.sub_run or (t.state is TaskState.READY and t.plan.graph is not None)]
         live = [t for t in tasks if t.live is not None]
         tried = [t for t in tasks if t.attempts]
-        move = rng.choices(
-            [
-                "offer",
-                "started",
-                "outcome",
-                "late",
-                "wait",
-                "jump",
-                "cancel",
-                "refuse",
-                "signal",
-                "steer",
-                "below",
-                "nothing",
-            ],
-            [20, 6, 30, 8, 10, 1, 0.4, 1, 4 if run.plan.signals else 0, self.steers, 20 if below else 0, 1],
-        )[0]
+        weights = [20, 6, 30, 8, 10, 1, 0.4, 1, 4 if run.plan.signals else 0, self.steers, 3, 10, 20 if below else 0, 1]
+        move = rng.choices(MOVES, weights)[0]
         self.now += rng.choice([0, rng.randrange(0, SECOND // 10)])
         if move == "offer" and ready:
             task = rng.choice(ready)
@@ -148,6 +140,10 @@ class Player:
             self.below(rng.choice(below), rng.random() < 0.7)
         elif move == "signal":
             self.signal(rng.choice(sorted(run.plan.signals)))
+        elif move == "reuse" and (known := [t for t in ready if t.plan.cache_ttl]):
+            self.record([self.reuse(rng.choice(known))])
+        elif move == "hedge" and (alone := [t for t in run.tasks if t.plan.hedge and agreement.alone(run, t)]):
+            self.record([agreement.second(rng.choice(alone))])
         elif move == "started" and live:
             task = rng.choice(live)
             self.record(decide.started(run, task, len(task.attempts)))
@@ -199,6 +195,12 @@ class Player:
         assert task.output == payload("from below") if well else task.failure is not None
         assert beneath.outcome(self.run, task, child) == []
 
+    def reuse(self, task: Task) -> ResultReused:
+        """The end of a READY task with a result of before, redacted now and then."""
+        origin = Reused("other/t/0/1", self.now - 1, b"decision", b"policy")
+        released = payload("less") if self.rng.random() < 0.3 else None
+        return ResultReused(task.plan.index, task.member, payload("result"), origin, None, released)
+
     def steer(self, wish: str, task: Task) -> None:
         """What a person may ask for, and what it means for the task."""
         run = self.run
@@ -229,7 +231,7 @@ class Player:
         try:
             self.record(steer.resolve_task(self.run, task, output, "" if output else "no", "someone"))
         except steer.Conflict:
-            fan_out = task.plan.fan_out and not task.member and not task.plan.most_iterations
+            fan_out = task.plan.fan_out and not task.member and not task.plan.most_iterations and not task.plan.agree
             assert task.state not in ASKS or (fan_out and output)
         else:
             assert task.state not in ASKS or steer.over(self.run, task)
@@ -285,7 +287,8 @@ class Player:
         )
         if state is AttemptState.SUCCEEDED:
             policy = run_pb2.PolicyDecision(decision_id="d1", permit=True).SerializeToString()
-            return Outcome(state, payload("result"), busy=self.rng.randrange(10**6), policy=policy)
+            answer = payload(self.rng.choice(["result", "result", "another"]))
+            return Outcome(state, answer, busy=self.rng.randrange(10**6), policy=policy)
         kind = FailureKind.LOST if state is AttemptState.LOST else self.rng.choice(list(FailureKind))
         codes = [*DEATHS, "E1"] if state is AttemptState.LOST else ["E1"]
         return Outcome(
@@ -318,6 +321,10 @@ class Player:
                     for task in self.run.all_tasks()
                     if task.state in ENDED
                 }
+            if isinstance(event, AnswerCompared):
+                member = self.run.task(event.task, event.member)
+                assert member.answer == event.agrees_with <= len(self.run.tasks[event.task].members)
+                self.finished[event.task, event.member] = summary(member)  # it may have a reason now
             raw = codec.encode(self.run.run_id, self.run.event_seq, self.now, event)
             assert codec.decode(journal_pb2.Record.FromString(raw)) == event
             self.log.append(raw)
@@ -341,6 +348,10 @@ class Player:
                 at_once = decide.offer(self.run, self.run.tasks[first.task], Placement("a", "s/i/a", "c@1", b"", 1), 7)
                 at_once.input = first.input
                 events = [at_once]
+            elif isinstance(first, TaskReady) and first.member == 0 and self.run.tasks[first.task].plan.cache_ttl:
+                reused = self.reuse(self.run.tasks[first.task])
+                reused.input = first.input
+                events = [reused]
             self.record(events)
 
     # What always holds.
@@ -422,8 +433,9 @@ class Player:
         else:
             waited = False
         again = rule is not None and failure.retryable and tries < rule.max_attempts * (1 + waited) and not doubtful
+        again &= task.plan.hedge is None or task.member == 1
         if not again:
-            escalates = task.plan.on_failure is OnFailure.ESCALATE
+            escalates = task.plan.on_failure is OnFailure.ESCALATE and not task.plan.agree
             assert isinstance(events[1], TaskEscalated if escalates or doubtful else TaskEnded)
             return
         assert rule is not None
@@ -457,9 +469,12 @@ class Player:
                 assert node.when is False or run.cancel is not None
             elif node.when is False:
                 assert task.state is TaskState.FAILED and node.broken == "when"
-            elif node.broken not in ("", "undo") and (node.broken != "members" or (node.members or 0) > 100):
+            elif node.broken not in ("", "undo", "quorum") and (node.broken != "members" or (node.members or 0) > 100):
                 assert task.state is TaskState.FAILED
             if task.state is TaskState.SUCCEEDED and task.plan.fan_out:
+                if node.agree:
+                    self.check_agreement(task)
+                    continue
                 loop = node.most_iterations > 0
                 assert len(task.members) == (max(1, node.iterations) if loop else node.members)
                 allowed = {TaskState.SUCCEEDED} | ({TaskState.CANCELLED} if self.steers else set())
@@ -477,6 +492,20 @@ class Player:
             assert run.state is RunState.FAILED and run.failure is not None
         else:
             assert run.state is RunState.SUCCEEDED and run.output == payload("output")
+
+    def check_agreement(self, task: Task) -> None:
+        """graph.proto, Quorum and Hedge: a task succeeds with an answer on which so many agree."""
+        evaluator = self.plan.evaluator
+        assert isinstance(evaluator, FakeEvaluator)
+        answers = [m for m in task.members if m.state is TaskState.SUCCEEDED]
+        chosen = task.members[task.answer - 1]
+        assert chosen in answers and self.run.view(task).output(task.plan.index) == chosen.output
+        assert len(task.members) <= task.plan.of
+        if task.plan.hedge is None:
+            assert evaluator.nodes[task.plan.index].broken != "quorum"
+            same = [m for m in answers if m.output == chosen.output and m.answer]
+            assert {m.answer for m in same} == {chosen.member} and len(same) >= task.plan.agree
+            assert chosen.end_time == min(m.end_time for m in same), "the first of those that agree is used"
 
     def fold(self) -> Run:
         """The state that recovery makes of the log."""
@@ -536,6 +565,12 @@ def actionable(run: Run, task: Task) -> bool:
     if not task.plan.fan_out or task.state in ENDED:
         return False
     unmade = len(task.members) < task.member_count
+    if task.plan.agree:
+        answers = [m for m in task.members if m.state is TaskState.SUCCEEDED]
+        judged = max((sum(m.answer == other.member for m in answers) for other in answers), default=0)
+        still = sum(m.state not in ENDED for m in task.members)
+        over = judged >= task.plan.agree or judged + still < task.plan.agree
+        return unmade or over or any(not m.answer for m in answers)
     return unmade or task.failure is not None or all(m.state in ENDED for m in task.members)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import antiphon_orchestrator.engine.run as run_module
 import pytest
-from antiphon_orchestrator.engine.plan import OnFailure, Plan
+from antiphon_orchestrator.engine.plan import HedgePlan, OnFailure, Plan
 from antiphon_orchestrator.engine.states import ATTEMPT_TRANSITIONS, RUN_TRANSITIONS, TASK_TRANSITIONS, RunState
 from engine_play import Player, state_of
 from hypothesis import HealthCheck, given, settings
@@ -28,11 +28,16 @@ def nodes(draw: st.DrawFn, index: int) -> Node:
         broken = ""
     if broken in ("for_each", "members") and fan_out is None:
         broken = ""
-    other = draw(st.sampled_from([""] * 5 + ["wait", "loop", "graph"])) if fan_out is None and not broken else ""
+    plain = fan_out is None and not broken
+    other = draw(st.sampled_from([""] * 5 + ["wait", "loop", "quorum", "hedge", "graph"])) if plain else ""
+    agree = draw(st.integers(2, 4)) if other == "quorum" else int(other == "hedge")
+    alone = other in ("", "loop")
     wait = (
         draw(st.sampled_from([0, 2 * SECOND, -3 * SECOND, -(10**12), "go", "go", "stop"])) if other == "wait" else None
     )
     iterations = draw(st.integers(0, 4)) if other == "loop" else 0
+    if other == "quorum" and draw(st.integers(0, 5)) == 5:
+        broken = "quorum"
     return Node(
         needs=needs,
         join=draw(st.one_of(st.none(), st.integers(1, len(needs)))) if needs else None,
@@ -45,9 +50,13 @@ def nodes(draw: st.DrawFn, index: int) -> Node:
         wait=wait,
         iterations=iterations,
         most_iterations=draw(st.integers(max(1, iterations - 1), 5)) if other == "loop" else 0,
-        undone=fan_out is None and other != "wait" and draw(st.booleans()),
-        at_most_once=other not in ("wait", "graph") and draw(st.integers(0, 3)) == 3,
+        undone=fan_out is None and other not in ("wait", "quorum") and draw(st.booleans()),
+        at_most_once=alone and draw(st.integers(0, 3)) == 3,
         graph="below@1" if other == "graph" else "",
+        agree=agree,
+        of=draw(st.integers(agree, agree + 2)) if other == "quorum" else 2 * agree,
+        hedge=HedgePlan(SECOND, 0.0, 0.1) if other == "hedge" else None,
+        cache_ttl=SECOND if other not in ("wait", "quorum", "graph") and draw(st.integers(0, 3)) == 3 else 0,
     )
 
 
@@ -123,6 +132,7 @@ def test_every_row_of_every_table_is_there_for_something(tables: dict[str, _Rows
         plan(Node(members=3, retry=(retry(3),), deadline=deadline)),
         plan(Node(wait=SECOND), Node(wait="go", deadline=deadline), Node((1,), iterations=2, most_iterations=3)),
         plan(Node(members=3), Node((0,)), Node(wait="go")),
+        plan(Node(cache_ttl=SECOND), Node(members=2, cache_ttl=SECOND)),
         plan(
             Node(on_failure=OnFailure.ESCALATE, schedule_timeout=SECOND),
             Node(broken="input", on_failure=OnFailure.ESCALATE),

@@ -27,7 +27,7 @@ async def test_only_a_large_graph_is_compiled_in_the_thread_and_whatever_it_asks
     asked: list[threading.Thread] = []
     compiled: list[threading.Thread] = []
 
-    def offered(capability: str) -> bool:
+    def offered(capability: str, trait: str) -> bool:
         asked.append(threading.current_thread())
         return capability == "text.work0@1"
 
@@ -41,7 +41,7 @@ async def test_only_a_large_graph_is_compiled_in_the_thread_and_whatever_it_asks
     result = await compile_aside(wanted, offered=offered)
     assert [thread is not threading.main_thread() for thread in compiled] == [aside]
     assert set(asked) == {threading.main_thread()}
-    expected = compile_graph(wanted, offered=lambda capability: capability == "text.work0@1")
+    expected = compile_graph(wanted, offered=lambda capability, trait: capability == "text.work0@1")
     assert result.warnings == expected.warnings and len(result.plan.tasks) == 20
 
 
@@ -66,8 +66,9 @@ async def test_the_mistakes_of_a_large_graph_are_the_same(monkeypatch: pytest.Mo
     wrong = graph(3)
     wrong.tasks[1].capability = "no such thing @"
     wrong.tasks[2].input = '"${tasks.nobody.output}"'
+    wrong.tasks[1].cache.ttl.seconds = 1
     with pytest.raises(GraphInvalid) as found:
-        await compile_aside(wrong, offered=lambda capability: bool(capability.index("@")))
+        await compile_aside(wrong, offered=lambda capability, trait: bool(capability.index("@")))
     with pytest.raises(GraphInvalid) as expected:
-        compile_graph(wrong, offered=lambda capability: False)
+        compile_graph(wrong, offered=lambda capability, trait: False)
     assert found.value.mistakes == expected.value.mistakes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from antiphon import Compensate, Graph, Mistake, Retry, Until, any_of, at_least, item, load_graph, ref
+from antiphon import Compensate, Graph, Hedge, Mistake, Quorum, Retry, Until, any_of, at_least, item, load_graph, ref
 from antiphon.v1 import failure_pb2, graph_pb2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -189,6 +189,53 @@ def test_waits_loops_and_what_undoes_a_task_are_the_same_from_a_file_and_from_py
     loaded = load_graph(TRIP)
     assert not loaded.mistakes
     assert loaded.graph == graph.to_proto()
+
+
+def test_quorums_hedges_and_caches_are_the_same_from_a_file_and_from_python() -> None:
+    graph = Graph("check")
+    near = "output.total - other.total < 0.01"
+    graph.task("sum", "books.sum@1", quorum=Quorum(2, of=3, condition=f"${{{near}}}", distinct="instance"))
+    graph.task("vote", "books.vote@1", quorum=Quorum(3, of=5))
+    graph.task("find", "books.find@1", hedge=Hedge(timedelta(milliseconds=200), quantile=0.95, share=0.2))
+    graph.task("tax", "books.tax@1", cache=timedelta(hours=1))
+    loaded = load_graph(
+        f"""
+name: check
+tasks:
+  - {{id: sum, capability: books.sum@1, quorum: {{agree: 2, of: 3, condition: {near}, distinct: instance}}}}
+  - {{id: vote, capability: books.vote@1, quorum: {{agree: 3, of: 5, distinct: agent}}}}
+  - {{id: find, capability: books.find@1, hedge: {{delay: 200ms, quantile: 0.95, share: 0.2}}}}
+  - {{id: tax, capability: books.tax@1, cache: {{ttl: 1h}}}}
+"""
+    )
+    assert not loaded.mistakes
+    assert loaded.graph == graph.to_proto()
+
+
+def test_mistakes_in_quorums_hedges_and_caches_have_their_place() -> None:
+    loaded = load_graph(
+        """
+name: check
+tasks:
+  - {id: a, capability: a.b@1, quorum: {agree: 1, of: 17, distinct: sidecar}}
+  - {id: b, capability: a.b@1, quorum: {agree: 2}}
+  - {id: c, capability: a.b@1, hedge: {quantile: 1, share: 0.9}}
+  - {id: d, capability: a.b@1, cache: 1h}
+  - {id: e, capability: a.b@1, cache: {}, retry: [{on: [NO_QUORUM], max_attempts: 2}]}
+"""
+    )
+    assert [(mistake.field, mistake.line) for mistake in loaded.mistakes] == [
+        ("tasks[0].quorum.agree", 4),
+        ("tasks[0].quorum.of", 4),
+        ("tasks[0].quorum.distinct", 4),
+        ("tasks[1].quorum", 5),
+        ("tasks[2].hedge", 6),
+        ("tasks[2].hedge.quantile", 6),
+        ("tasks[2].hedge.share", 6),
+        ("tasks[3].cache", 7),
+        ("tasks[4].cache", 8),
+        ("tasks[4].retry[0].on[0]", 8),
+    ]
 
 
 def test_mistakes_in_waits_loops_and_what_undoes_a_task_have_their_place() -> None:
@@ -396,6 +443,7 @@ def test_the_builder_refuses_what_it_cannot_say() -> None:
 
 def test_the_words_of_files_are_the_enum_s() -> None:
     kinds = [name.removeprefix("FAILURE_KIND_") for name in failure_pb2.FailureKind.DESCRIPTOR.values_by_name][1:]
+    kinds.remove("NO_QUORUM")  # of a whole task, which no rule tries again
     text = f"tasks: [{{id: a, capability: x@1, retry: [{{on: [{', '.join(kinds)}], max_attempts: 2}}]}}]\nname: a"
     assert len(load_graph(text).graph.tasks[0].retry[0].kinds) == len(kinds)
 

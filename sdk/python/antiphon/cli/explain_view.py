@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from ..v1.run_pb2 import PolicyDecision, RoutingDecision
+from ..v1.run_pb2 import Agreement, PolicyDecision, ReusedResult, RoutingDecision
 from ..v1.run_service_pb2 import ExplainTaskResponse
 from . import output
 from .run_view import attempt_line, child_lines, failure_line
@@ -39,6 +39,10 @@ def _parts(told: ExplainTaskResponse) -> Iterator[RenderableType]:
         yield Text("  needs      ").append(f"{need.task_id}  ").append_text(output.state(task_state(need.state)))
     for line in child_lines(task):
         yield Text("  beneath    ").append_text(line)
+    if task.HasField("agreement"):
+        yield from agreement(task.agreement)
+    if task.HasField("reused"):
+        yield from reused(task.reused)
     for attempt in told.attempts:
         yield Text("")
         yield (
@@ -55,6 +59,36 @@ def _parts(told: ExplainTaskResponse) -> Iterator[RenderableType]:
     if task.HasField("failure"):
         yield Text("")
         yield Text("  ").append_text(failure_line(task.failure))
+
+
+def agreement(said: Agreement) -> Iterator[RenderableType]:
+    """Who agreed with whom; of a hedge, who came first."""
+    yield Text(f"  {said.agree} of {said.of} must agree" if said.agree > 1 else "  the first outcome is used")
+    for group in said.groups:
+        members = ", ".join(map(str, group.members))
+        line = Text(f"  answer     {'members' if len(group.members) > 1 else 'member'} {members}")
+        if said.chosen in group.members:
+            line.append("  used", "green")
+        yield line.append(f"  {group.reason}" if group.reason else "")
+    ends = [f"{count} {what}" for count, what in ((said.failed, "failed"), (said.cancelled, "cancelled")) if count]
+    if ends:
+        yield Text(f"  others     {', '.join(ends)}")
+    if seconds := said.spent_duration.ToMicroseconds() / 1e6:
+        yield Text(f"  spent      {seconds:.3f} s went into answers that are not used")
+
+
+def reused(said: ReusedResult) -> Iterator[RenderableType]:
+    """Where a result came from that no attempt of the task gave."""
+    yield Text("")
+    yield (
+        Text("  from the cache: ")
+        .append(said.origin_attempt_id, "bold")
+        .append(f"  kept {spell_moment(said.keep_time)}", "dim")
+    )
+    place = Text(f"would have gone to {said.decision.chosen} for {said.decision.capability}")
+    yield Padding(place, (0, 0, 0, 4), expand=False)
+    yield Padding(_policy(said.decision.policy), (0, 0, 0, 4), expand=False)
+    yield Padding(Text("release: ").append_text(_policy(said.release)), (0, 0, 0, 4), expand=False)
 
 
 def decision(made: RoutingDecision) -> RenderableType:

@@ -147,7 +147,8 @@ def output_line(payload: Payload) -> Text:
 def task_line(task: Task, name: str) -> Text:
     """Name, capability, state, members, duration, and why it is there."""
     members = f"{task.member_count} members" if task.member_count else ""
-    reason = Text(task.reason, "dim") if task.reason and task.state != TASK_STATE_SUCCEEDED else ""
+    telling = task.state != TASK_STATE_SUCCEEDED or task.HasField("reused")
+    reason = Text(task.reason, "dim") if task.reason and telling else ""
     return _line(
         Text(name, "bold"),
         "" if task.key.member else task.capability or task.graph,

@@ -47,6 +47,8 @@ class _FailureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureKi
     """Nobody offered the capability within the schedule timeout."""
     FAILURE_KIND_BUDGET: _FailureKind.ValueType  # 10
     """A budget of cost or work is used up."""
+    FAILURE_KIND_NO_QUORUM: _FailureKind.ValueType  # 11
+    """Of the agents that were asked not enough agreed. Of a whole task alone, and so never tried again by a retry rule."""
 
 class FailureKind(_FailureKind, metaclass=_FailureKindEnumTypeWrapper):
     """FailureKind decides which retry rule applies."""
@@ -73,6 +75,8 @@ FAILURE_KIND_NO_AGENT: FailureKind.ValueType  # 9
 """Nobody offered the capability within the schedule timeout."""
 FAILURE_KIND_BUDGET: FailureKind.ValueType  # 10
 """A budget of cost or work is used up."""
+FAILURE_KIND_NO_QUORUM: FailureKind.ValueType  # 11
+"""Of the agents that were asked not enough agreed. Of a whole task alone, and so never tried again by a retry rule."""
 Global___FailureKind: _TypeAlias = FailureKind  # noqa: Y015
 
 @_typing.final

@@ -26,7 +26,7 @@ from antiphon.v1 import failure_pb2 as antiphon_dot_v1_dot_failure__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61ntiphon/v1/graph.proto\x12\x0b\x61ntiphon.v1\x1a\x19\x61ntiphon/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\"\xea\x02\n\x05Graph\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12!\n\x0cinput_schema\x18\x04 \x01(\tR\x0binputSchema\x12,\n\x05tasks\x18\x05 \x03(\x0b\x32\x16.antiphon.v1.GraphTaskR\x05tasks\x12\x16\n\x06output\x18\x06 \x01(\tR\x06output\x12\x35\n\x08\x64\x65\x61\x64line\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08\x64\x65\x61\x64line\x12\x36\n\x06labels\x18\x08 \x03(\x0b\x32\x1e.antiphon.v1.Graph.LabelsEntryR\x06labels\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x90\x06\n\tGraphTask\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12 \n\x0b\x64\x65scription\x18\x02 \x01(\tR\x0b\x64\x65scription\x12\x1e\n\ncapability\x18\x03 \x01(\tR\ncapability\x12\x14\n\x05needs\x18\x04 \x03(\tR\x05needs\x12\x12\n\x04when\x18\x05 \x01(\tR\x04when\x12\x19\n\x08\x66or_each\x18\x06 \x01(\tR\x07\x66orEach\x12\x14\n\x05input\x18\x07 \x01(\tR\x05input\x12%\n\x04join\x18\x08 \x01(\x0b\x32\x11.antiphon.v1.JoinR\x04join\x12,\n\x05retry\x18\t \x03(\x0b\x32\x16.antiphon.v1.RetryRuleR\x05retry\x12\x33\n\x07timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12\x35\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationR\x08\x64\x65\x61\x64line\x12\x44\n\x10schedule_timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationR\x0fscheduleTimeout\x12\x1a\n\x08priority\x18\r \x01(\rR\x08priority\x12\x35\n\non_failure\x18\x0e \x01(\x0e\x32\x16.antiphon.v1.OnFailureR\tonFailure\x12:\n\x0b\x63onstraints\x18\x0f \x01(\x0b\x32\x18.antiphon.v1.ConstraintsR\x0b\x63onstraints\x12%\n\x04wait\x18\x10 \x01(\x0b\x32\x11.antiphon.v1.WaitR\x04wait\x12(\n\x05until\x18\x11 \x01(\x0b\x32\x12.antiphon.v1.UntilR\x05until\x12\x37\n\ncompensate\x18\x12 \x01(\x0b\x32\x17.antiphon.v1.CompensateR\ncompensate\x12 \n\x0c\x61t_most_once\x18\x13 \x01(\x08R\natMostOnce\x12\x14\n\x05graph\x18\x14 \x01(\tR\x05graph\"\xa5\x01\n\nCompensate\x12\x1e\n\ncapability\x18\x01 \x01(\tR\ncapability\x12\x14\n\x05input\x18\x02 \x01(\tR\x05input\x12,\n\x05retry\x18\x03 \x03(\x0b\x32\x16.antiphon.v1.RetryRuleR\x05retry\x12\x33\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\"t\n\x04Wait\x12/\n\x04time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00R\x04time\x12\x18\n\x06moment\x18\x02 \x01(\tH\x00R\x06moment\x12\x18\n\x06signal\x18\x03 \x01(\tH\x00R\x06signalB\x07\n\x05\x63\x61use\"L\n\x05Until\x12\x1c\n\tcondition\x18\x01 \x01(\tR\tcondition\x12%\n\x0emax_iterations\x18\x02 \x01(\rR\rmaxIterations\"{\n\x04Join\x12&\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.AllOfH\x00R\x03\x61ll\x12&\n\x03\x61ny\x18\x02 \x01(\x0b\x32\x12.antiphon.v1.AnyOfH\x00R\x03\x61ny\x12\x1b\n\x08\x61t_least\x18\x03 \x01(\rH\x00R\x07\x61tLeastB\x06\n\x04rule\"\x07\n\x05\x41llOf\"\x07\n\x05\x41nyOf\"\xfe\x01\n\tRetryRule\x12.\n\x05kinds\x18\x01 \x03(\x0e\x32\x18.antiphon.v1.FailureKindR\x05kinds\x12!\n\x0cmax_attempts\x18\x02 \x01(\rR\x0bmaxAttempts\x12\x42\n\x0finitial_backoff\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0einitialBackoff\x12:\n\x0bmax_backoff\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\nmaxBackoff\x12\x1e\n\nmultiplier\x18\x05 \x01(\x01R\nmultiplier\"\xb6\x01\n\x0b\x43onstraints\x12L\n\x0c\x61gent_labels\x18\x01 \x03(\x0b\x32).antiphon.v1.Constraints.AgentLabelsEntryR\x0b\x61gentLabels\x12\x19\n\x08max_cost\x18\x02 \x01(\x01R\x07maxCost\x1a>\n\x10\x41gentLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01*\x83\x01\n\tOnFailure\x12\x1a\n\x16ON_FAILURE_UNSPECIFIED\x10\x00\x12\x13\n\x0fON_FAILURE_FAIL\x10\x01\x12\x13\n\x0fON_FAILURE_SKIP\x10\x02\x12\x17\n\x13ON_FAILURE_CONTINUE\x10\x03\x12\x17\n\x13ON_FAILURE_ESCALATE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61ntiphon/v1/graph.proto\x12\x0b\x61ntiphon.v1\x1a\x19\x61ntiphon/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\"\xea\x02\n\x05Graph\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\tR\x0b\x64\x65scription\x12!\n\x0cinput_schema\x18\x04 \x01(\tR\x0binputSchema\x12,\n\x05tasks\x18\x05 \x03(\x0b\x32\x16.antiphon.v1.GraphTaskR\x05tasks\x12\x16\n\x06output\x18\x06 \x01(\tR\x06output\x12\x35\n\x08\x64\x65\x61\x64line\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08\x64\x65\x61\x64line\x12\x36\n\x06labels\x18\x08 \x03(\x0b\x32\x1e.antiphon.v1.Graph.LabelsEntryR\x06labels\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x91\x07\n\tGraphTask\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12 \n\x0b\x64\x65scription\x18\x02 \x01(\tR\x0b\x64\x65scription\x12\x1e\n\ncapability\x18\x03 \x01(\tR\ncapability\x12\x14\n\x05needs\x18\x04 \x03(\tR\x05needs\x12\x12\n\x04when\x18\x05 \x01(\tR\x04when\x12\x19\n\x08\x66or_each\x18\x06 \x01(\tR\x07\x66orEach\x12\x14\n\x05input\x18\x07 \x01(\tR\x05input\x12%\n\x04join\x18\x08 \x01(\x0b\x32\x11.antiphon.v1.JoinR\x04join\x12,\n\x05retry\x18\t \x03(\x0b\x32\x16.antiphon.v1.RetryRuleR\x05retry\x12\x33\n\x07timeout\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12\x35\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationR\x08\x64\x65\x61\x64line\x12\x44\n\x10schedule_timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationR\x0fscheduleTimeout\x12\x1a\n\x08priority\x18\r \x01(\rR\x08priority\x12\x35\n\non_failure\x18\x0e \x01(\x0e\x32\x16.antiphon.v1.OnFailureR\tonFailure\x12:\n\x0b\x63onstraints\x18\x0f \x01(\x0b\x32\x18.antiphon.v1.ConstraintsR\x0b\x63onstraints\x12%\n\x04wait\x18\x10 \x01(\x0b\x32\x11.antiphon.v1.WaitR\x04wait\x12(\n\x05until\x18\x11 \x01(\x0b\x32\x12.antiphon.v1.UntilR\x05until\x12\x37\n\ncompensate\x18\x12 \x01(\x0b\x32\x17.antiphon.v1.CompensateR\ncompensate\x12 \n\x0c\x61t_most_once\x18\x13 \x01(\x08R\natMostOnce\x12\x14\n\x05graph\x18\x14 \x01(\tR\x05graph\x12+\n\x06quorum\x18\x18 \x01(\x0b\x32\x13.antiphon.v1.QuorumR\x06quorum\x12(\n\x05hedge\x18\x19 \x01(\x0b\x32\x12.antiphon.v1.HedgeR\x05hedge\x12(\n\x05\x63\x61\x63he\x18\x1a \x01(\x0b\x32\x12.antiphon.v1.CacheR\x05\x63\x61\x63he\"\x7f\n\x06Quorum\x12\x0e\n\x02of\x18\x01 \x01(\rR\x02of\x12\x14\n\x05\x61gree\x18\x02 \x01(\rR\x05\x61gree\x12\x1c\n\tcondition\x18\x03 \x01(\tR\tcondition\x12\x31\n\x08\x64istinct\x18\x04 \x01(\x0e\x32\x15.antiphon.v1.DistinctR\x08\x64istinct\"j\n\x05Hedge\x12/\n\x05\x64\x65lay\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05\x64\x65lay\x12\x1a\n\x08quantile\x18\x02 \x01(\x01R\x08quantile\x12\x14\n\x05share\x18\x03 \x01(\x01R\x05share\"4\n\x05\x43\x61\x63he\x12+\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03ttl\"\xa5\x01\n\nCompensate\x12\x1e\n\ncapability\x18\x01 \x01(\tR\ncapability\x12\x14\n\x05input\x18\x02 \x01(\tR\x05input\x12,\n\x05retry\x18\x03 \x03(\x0b\x32\x16.antiphon.v1.RetryRuleR\x05retry\x12\x33\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\"t\n\x04Wait\x12/\n\x04time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00R\x04time\x12\x18\n\x06moment\x18\x02 \x01(\tH\x00R\x06moment\x12\x18\n\x06signal\x18\x03 \x01(\tH\x00R\x06signalB\x07\n\x05\x63\x61use\"L\n\x05Until\x12\x1c\n\tcondition\x18\x01 \x01(\tR\tcondition\x12%\n\x0emax_iterations\x18\x02 \x01(\rR\rmaxIterations\"{\n\x04Join\x12&\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.AllOfH\x00R\x03\x61ll\x12&\n\x03\x61ny\x18\x02 \x01(\x0b\x32\x12.antiphon.v1.AnyOfH\x00R\x03\x61ny\x12\x1b\n\x08\x61t_least\x18\x03 \x01(\rH\x00R\x07\x61tLeastB\x06\n\x04rule\"\x07\n\x05\x41llOf\"\x07\n\x05\x41nyOf\"\xfe\x01\n\tRetryRule\x12.\n\x05kinds\x18\x01 \x03(\x0e\x32\x18.antiphon.v1.FailureKindR\x05kinds\x12!\n\x0cmax_attempts\x18\x02 \x01(\rR\x0bmaxAttempts\x12\x42\n\x0finitial_backoff\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0einitialBackoff\x12:\n\x0bmax_backoff\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\nmaxBackoff\x12\x1e\n\nmultiplier\x18\x05 \x01(\x01R\nmultiplier\"\xb6\x01\n\x0b\x43onstraints\x12L\n\x0c\x61gent_labels\x18\x01 \x03(\x0b\x32).antiphon.v1.Constraints.AgentLabelsEntryR\x0b\x61gentLabels\x12\x19\n\x08max_cost\x18\x02 \x01(\x01R\x07maxCost\x1a>\n\x10\x41gentLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01*O\n\x08\x44istinct\x12\x18\n\x14\x44ISTINCT_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44ISTINCT_AGENT\x10\x01\x12\x15\n\x11\x44ISTINCT_INSTANCE\x10\x02*\x83\x01\n\tOnFailure\x12\x1a\n\x16ON_FAILURE_UNSPECIFIED\x10\x00\x12\x13\n\x0fON_FAILURE_FAIL\x10\x01\x12\x13\n\x0fON_FAILURE_SKIP\x10\x02\x12\x17\n\x13ON_FAILURE_CONTINUE\x10\x03\x12\x17\n\x13ON_FAILURE_ESCALATE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,30 +37,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRAPH_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CONSTRAINTS_AGENTLABELSENTRY']._loaded_options = None
   _globals['_CONSTRAINTS_AGENTLABELSENTRY']._serialized_options = b'8\001'
-  _globals['_ONFAILURE']._serialized_start=2201
-  _globals['_ONFAILURE']._serialized_end=2332
+  _globals['_DISTINCT']._serialized_start=2620
+  _globals['_DISTINCT']._serialized_end=2699
+  _globals['_ONFAILURE']._serialized_start=2702
+  _globals['_ONFAILURE']._serialized_end=2833
   _globals['_GRAPH']._serialized_start=100
   _globals['_GRAPH']._serialized_end=462
   _globals['_GRAPH_LABELSENTRY']._serialized_start=405
   _globals['_GRAPH_LABELSENTRY']._serialized_end=462
   _globals['_GRAPHTASK']._serialized_start=465
-  _globals['_GRAPHTASK']._serialized_end=1249
-  _globals['_COMPENSATE']._serialized_start=1252
-  _globals['_COMPENSATE']._serialized_end=1417
-  _globals['_WAIT']._serialized_start=1419
-  _globals['_WAIT']._serialized_end=1535
-  _globals['_UNTIL']._serialized_start=1537
-  _globals['_UNTIL']._serialized_end=1613
-  _globals['_JOIN']._serialized_start=1615
-  _globals['_JOIN']._serialized_end=1738
-  _globals['_ALLOF']._serialized_start=1740
-  _globals['_ALLOF']._serialized_end=1747
-  _globals['_ANYOF']._serialized_start=1749
-  _globals['_ANYOF']._serialized_end=1756
-  _globals['_RETRYRULE']._serialized_start=1759
-  _globals['_RETRYRULE']._serialized_end=2013
-  _globals['_CONSTRAINTS']._serialized_start=2016
-  _globals['_CONSTRAINTS']._serialized_end=2198
-  _globals['_CONSTRAINTS_AGENTLABELSENTRY']._serialized_start=2136
-  _globals['_CONSTRAINTS_AGENTLABELSENTRY']._serialized_end=2198
+  _globals['_GRAPHTASK']._serialized_end=1378
+  _globals['_QUORUM']._serialized_start=1380
+  _globals['_QUORUM']._serialized_end=1507
+  _globals['_HEDGE']._serialized_start=1509
+  _globals['_HEDGE']._serialized_end=1615
+  _globals['_CACHE']._serialized_start=1617
+  _globals['_CACHE']._serialized_end=1669
+  _globals['_COMPENSATE']._serialized_start=1672
+  _globals['_COMPENSATE']._serialized_end=1837
+  _globals['_WAIT']._serialized_start=1839
+  _globals['_WAIT']._serialized_end=1955
+  _globals['_UNTIL']._serialized_start=1957
+  _globals['_UNTIL']._serialized_end=2033
+  _globals['_JOIN']._serialized_start=2035
+  _globals['_JOIN']._serialized_end=2158
+  _globals['_ALLOF']._serialized_start=2160
+  _globals['_ALLOF']._serialized_end=2167
+  _globals['_ANYOF']._serialized_start=2169
+  _globals['_ANYOF']._serialized_end=2176
+  _globals['_RETRYRULE']._serialized_start=2179
+  _globals['_RETRYRULE']._serialized_end=2433
+  _globals['_CONSTRAINTS']._serialized_start=2436
+  _globals['_CONSTRAINTS']._serialized_end=2618
+  _globals['_CONSTRAINTS_AGENTLABELSENTRY']._serialized_start=2556
+  _globals['_CONSTRAINTS_AGENTLABELSENTRY']._serialized_end=2618
 # @@protoc_insertion_point(module_scope)

@@ -23,6 +23,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Distinct:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DistinctEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Distinct.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DISTINCT_UNSPECIFIED: _Distinct.ValueType  # 0
+    """Means DISTINCT_AGENT."""
+    DISTINCT_AGENT: _Distinct.ValueType  # 1
+    """Each is done by another agent."""
+    DISTINCT_INSTANCE: _Distinct.ValueType  # 2
+    """Each is done by another instance, which may be one of the same agent."""
+
+class Distinct(_Distinct, metaclass=_DistinctEnumTypeWrapper):
+    """Distinct is in what the members of a quorum must differ."""
+
+DISTINCT_UNSPECIFIED: Distinct.ValueType  # 0
+"""Means DISTINCT_AGENT."""
+DISTINCT_AGENT: Distinct.ValueType  # 1
+"""Each is done by another agent."""
+DISTINCT_INSTANCE: Distinct.ValueType  # 2
+"""Each is done by another instance, which may be one of the same agent."""
+Global___Distinct: _TypeAlias = Distinct  # noqa: Y015
+
 class _OnFailure:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -162,6 +186,9 @@ class GraphTask(_message.Message):
     COMPENSATE_FIELD_NUMBER: _builtins.int
     AT_MOST_ONCE_FIELD_NUMBER: _builtins.int
     GRAPH_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    HEDGE_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifier within the graph."""
     description: _builtins.str
@@ -233,6 +260,24 @@ class GraphTask(_message.Message):
     def compensate(self) -> Global___Compensate:
         """How what the task did is undone, when it has succeeded and its run fails or is cancelled. Not for a for_each."""
 
+    @_builtins.property
+    def quorum(self) -> Global___Quorum:
+        """Several agents are asked, and so many of them must agree. Not for a for_each or a loop, nor with compensate, cache or
+        at_most_once.
+        """
+
+    @_builtins.property
+    def hedge(self) -> Global___Hedge:
+        """When an agent takes long a second one is asked as well, and the first outcome is used. Only agents that declare the
+        capability idempotent or pure get the task. Not for a for_each or a loop, nor with quorum or at_most_once.
+        """
+
+    @_builtins.property
+    def cache(self) -> Global___Cache:
+        """A result for the same input is used again. Only agents that declare the capability pure get the task. Not with
+        compensate.
+        """
+
     def __init__(
         self,
         *,
@@ -256,14 +301,121 @@ class GraphTask(_message.Message):
         compensate: Global___Compensate | None = ...,
         at_most_once: _builtins.bool = ...,
         graph: _builtins.str = ...,
+        quorum: Global___Quorum | None = ...,
+        hedge: Global___Hedge | None = ...,
+        cache: Global___Cache | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "join", b"join", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "hedge", b"hedge", "join", b"join", "quorum", b"quorum", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "capability", b"capability", "compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "description", b"description", "for_each", b"for_each", "graph", b"graph", "id", b"id", "input", b"input", "join", b"join", "needs", b"needs", "on_failure", b"on_failure", "priority", b"priority", "retry", b"retry", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "cache", b"cache", "capability", b"capability", "compensate", b"compensate", "constraints", b"constraints", "deadline", b"deadline", "description", b"description", "for_each", b"for_each", "graph", b"graph", "hedge", b"hedge", "id", b"id", "input", b"input", "join", b"join", "needs", b"needs", "on_failure", b"on_failure", "priority", b"priority", "quorum", b"quorum", "retry", b"retry", "schedule_timeout", b"schedule_timeout", "timeout", b"timeout", "until", b"until", "wait", b"wait", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GraphTask: _TypeAlias = GraphTask  # noqa: Y015
+
+@_typing.final
+class Quorum(_message.Message):
+    """Quorum has a task done by several agents, and compares what they answer. Each of them is a member of the task, with
+    attempts and retries of its own. Once so many agree the task has succeeded, with the first of the answers that agree,
+    and the others are cancelled. When so many can no longer agree it fails with NO_QUORUM.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OF_FIELD_NUMBER: _builtins.int
+    AGREE_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    DISTINCT_FIELD_NUMBER: _builtins.int
+    of: _builtins.int
+    """Agents that are asked."""
+    agree: _builtins.int
+    """Answers that must agree; no more than `of`."""
+    condition: _builtins.str
+    """A CEL condition over output (an answer) and other (an earlier one that it is compared with): whether they agree. Each
+    answer is compared with the first of those that agree so far; one that cannot be compared agrees with none. Empty: they
+    are the same value.
+    """
+    distinct: Global___Distinct.ValueType
+    """In what the members must differ; absent means DISTINCT_AGENT."""
+    def __init__(
+        self,
+        *,
+        of: _builtins.int = ...,
+        agree: _builtins.int = ...,
+        condition: _builtins.str = ...,
+        distinct: Global___Distinct.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agree", b"agree", "condition", b"condition", "distinct", b"distinct", "of", b"of"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quorum: _TypeAlias = Quorum  # noqa: Y015
+
+@_typing.final
+class Hedge(_message.Message):
+    """Hedge asks a second instance when the first takes long. Both are members of the task; the second is asked only when an
+    instance has a free slot at that moment, and is not tried again. The outcome that comes first is the task's, and the
+    other is cancelled.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELAY_FIELD_NUMBER: _builtins.int
+    QUANTILE_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    quantile: _builtins.float
+    """Instead of the delay, once 20 outcomes of hedged tasks of the capability are known: this quantile of the time that
+    they took, such as 0.95. 0 means that the delay holds.
+    """
+    share: _builtins.float
+    """Most second attempts, as a share of the hedged tasks of the capability, besides ten at first; 0 means 0.1."""
+    @_builtins.property
+    def delay(self) -> _duration_pb2.Duration:
+        """So long after the offer of an attempt the second one is made."""
+
+    def __init__(
+        self,
+        *,
+        delay: _duration_pb2.Duration | None = ...,
+        quantile: _builtins.float = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "quantile", b"quantile", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hedge: _TypeAlias = Hedge  # noqa: Y015
+
+@_typing.final
+class Cache(_message.Message):
+    """Cache has results used again, of the same version of a capability with the same schemas, for the same input with the same
+    labels, within the namespace. Policy is asked as if an agent were. Kept in the memory of the orchestrator, within bounds,
+    so that a result may be made anew at any time; results that are kept by reference are not used again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TTL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long a result may be used again, by its age."""
+
+    def __init__(
+        self,
+        *,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cache: _TypeAlias = Cache  # noqa: Y015
 
 @_typing.final
 class Compensate(_message.Message):

@@ -447,7 +447,7 @@ class TaskKey(_message.Message):
     task_id: _builtins.str
     """Id of the task in its graph; what undoes it is called ID.compensate."""
     member: _builtins.int
-    """Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself."""
+    """Member of a for_each, quorum or hedge, or iteration of a loop, counted from 1; 0 means the task itself."""
     def __init__(
         self,
         *,
@@ -464,7 +464,7 @@ Global___TaskKey: _TypeAlias = TaskKey  # noqa: Y015
 
 @_typing.final
 class Task(_message.Message):
-    """Task is one node of a run, or one member of a for_each, or one iteration of a loop."""
+    """Task is one node of a run, or one member of a for_each, quorum or hedge, or one iteration of a loop."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -485,6 +485,8 @@ class Task(_message.Message):
     CHILDREN_FIELD_NUMBER: _builtins.int
     CHILD_COUNT_FIELD_NUMBER: _builtins.int
     GRAPH_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    REUSED_FIELD_NUMBER: _builtins.int
     state: Global___TaskState.ValueType
     """Where it is."""
     capability: _builtins.str
@@ -494,7 +496,7 @@ class Task(_message.Message):
     attempt_count: _builtins.int
     """Attempts so far, RETURNED ones included."""
     member_count: _builtins.int
-    """Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown."""
+    """Members of a for_each, quorum or hedge, or iterations of a loop so far; 0 otherwise, or while unknown."""
     withheld: _builtins.str
     """What of its payloads the reader does not get, for people; empty when all is there."""
     compensates: _builtins.str
@@ -513,7 +515,9 @@ class Task(_message.Message):
 
     @_builtins.property
     def output(self) -> _payload_pb2.Payload:
-        """Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'."""
+        """Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'. Of a quorum
+        or hedge that of the member that was chosen.
+        """
 
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
@@ -535,6 +539,14 @@ class Task(_message.Message):
     def children(self) -> _containers.RepeatedCompositeFieldContainer[Global___Child]:
         """The runs beneath it, the last 16, oldest first."""
 
+    @_builtins.property
+    def agreement(self) -> Global___Agreement:
+        """What its members answered, for a task with a quorum or a hedge; absent otherwise."""
+
+    @_builtins.property
+    def reused(self) -> Global___ReusedResult:
+        """Where its output comes from when no attempt gave it, because the result of an earlier one was used again."""
+
     def __init__(
         self,
         *,
@@ -555,14 +567,136 @@ class Task(_message.Message):
         children: _abc.Iterable[Global___Child] | None = ...,
         child_count: _builtins.int = ...,
         graph: _builtins.str = ...,
+        agreement: Global___Agreement | None = ...,
+        reused: Global___ReusedResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "output", b"output", "ready_time", b"ready_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "end_time", b"end_time", "failure", b"failure", "input", b"input", "key", b"key", "output", b"output", "ready_time", b"ready_time", "reused", b"reused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "capability", b"capability", "child_count", b"child_count", "children", b"children", "compensates", b"compensates", "end_time", b"end_time", "failure", b"failure", "graph", b"graph", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "reads", b"reads", "ready_time", b"ready_time", "reason", b"reason", "state", b"state", "withheld", b"withheld"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "attempt_count", b"attempt_count", "capability", b"capability", "child_count", b"child_count", "children", b"children", "compensates", b"compensates", "end_time", b"end_time", "failure", b"failure", "graph", b"graph", "input", b"input", "key", b"key", "member_count", b"member_count", "output", b"output", "reads", b"reads", "ready_time", b"ready_time", "reason", b"reason", "reused", b"reused", "state", b"state", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class Agreement(_message.Message):
+    """Agreement is what is known of the members of a task that several agents were asked to do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OF_FIELD_NUMBER: _builtins.int
+    AGREE_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    SPENT_DURATION_FIELD_NUMBER: _builtins.int
+    of: _builtins.int
+    """Members that may be asked."""
+    agree: _builtins.int
+    """Answers that must agree; 1 for a hedge."""
+    chosen: _builtins.int
+    """The member whose answer is the task's output; 0 while there is none."""
+    failed: _builtins.int
+    """Members that ended without an answer, cancelled ones not included."""
+    cancelled: _builtins.int
+    """Members that were cancelled, most of them because the others had agreed."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnswerGroup]:
+        """Answers that agree with each other, those with the most first."""
+
+    @_builtins.property
+    def spent_duration(self) -> _duration_pb2.Duration:
+        """Time that agents had for members whose answers are not the task's output: what they worked, or, of attempts that were
+        cancelled or lost, from the offer to the end.
+        """
+
+    def __init__(
+        self,
+        *,
+        of: _builtins.int = ...,
+        agree: _builtins.int = ...,
+        chosen: _builtins.int = ...,
+        groups: _abc.Iterable[Global___AnswerGroup] | None = ...,
+        failed: _builtins.int = ...,
+        cancelled: _builtins.int = ...,
+        spent_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spent_duration", b"spent_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agree", b"agree", "cancelled", b"cancelled", "chosen", b"chosen", "failed", b"failed", "groups", b"groups", "of", b"of", "spent_duration", b"spent_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Agreement: _TypeAlias = Agreement  # noqa: Y015
+
+@_typing.final
+class AnswerGroup(_message.Message):
+    """AnswerGroup is a set of answers that agree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why the first could not be compared with some earlier answer; empty when it could."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Members that gave them, in the order in which they came: the first is the one that the others agree with."""
+
+    def __init__(
+        self,
+        *,
+        members: _abc.Iterable[_builtins.int] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerGroup: _TypeAlias = AnswerGroup  # noqa: Y015
+
+@_typing.final
+class ReusedResult(_message.Message):
+    """ReusedResult is a result that was used again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORIGIN_ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    KEEP_TIME_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    origin_attempt_id: _builtins.str
+    """The attempt that gave it, of this run or another."""
+    @_builtins.property
+    def keep_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was kept."""
+
+    @_builtins.property
+    def decision(self) -> Global___RoutingDecision:
+        """The instance that would have got the task, and the policy decision that permitted it."""
+
+    @_builtins.property
+    def release(self) -> Global___PolicyDecision:
+        """The policy decision that released the output."""
+
+    def __init__(
+        self,
+        *,
+        origin_attempt_id: _builtins.str = ...,
+        keep_time: _timestamp_pb2.Timestamp | None = ...,
+        decision: Global___RoutingDecision | None = ...,
+        release: Global___PolicyDecision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "keep_time", b"keep_time", "release", b"release"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "keep_time", b"keep_time", "origin_attempt_id", b"origin_attempt_id", "release", b"release"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReusedResult: _TypeAlias = ReusedResult  # noqa: Y015
 
 @_typing.final
 class Attempt(_message.Message):
@@ -764,7 +898,8 @@ class Refusal(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
-    fails too often).
+    fails too often), not_pure or not_idempotent (where a cache or a hedge asks for that), taken (by another member of the
+    same quorum or hedge).
     """
     count: _builtins.int
     """How many."""
@@ -847,6 +982,7 @@ class RunEvent(_message.Message):
     READS_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
     CHILD_FIELD_NUMBER: _builtins.int
+    ORIGIN_ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     PARTIAL_FIELD_NUMBER: _builtins.int
     event_seq: _builtins.int
     """1, 2, 3 … within the run; the cursor of WatchRun. 0 on progress and partial output, which have no place in the history."""
@@ -855,11 +991,13 @@ class RunEvent(_message.Message):
     task_state: Global___TaskState.ValueType
     """New state of the task; unspecified when it did not change."""
     member_count: _builtins.int
-    """Members of a for_each, once their number is known; iterations of a loop, when one begins."""
+    """Members of a for_each, quorum or hedge, once their number is known; iterations of a loop, when one begins."""
     reason: _builtins.str
     """Reason, where there is one."""
     signal: _builtins.str
     """Name of the signal that came, where one came."""
+    origin_attempt_id: _builtins.str
+    """The attempt whose result the task used again; empty otherwise."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it was decided."""
@@ -908,11 +1046,12 @@ class RunEvent(_message.Message):
         reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
         signal: _builtins.str = ...,
         child: Global___Child | None = ...,
+        origin_attempt_id: _builtins.str = ...,
         partial: Global___PartialOutput | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "child", b"child", "event_time", b"event_time", "failure", b"failure", "key", b"key", "partial", b"partial", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "child", b"child", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "partial", b"partial", "progress", b"progress", "reads", b"reads", "reason", b"reason", "run_state", b"run_state", "signal", b"signal", "task_state", b"task_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "child", b"child", "event_seq", b"event_seq", "event_time", b"event_time", "failure", b"failure", "key", b"key", "member_count", b"member_count", "origin_attempt_id", b"origin_attempt_id", "partial", b"partial", "progress", b"progress", "reads", b"reads", "reason", b"reason", "run_state", b"run_state", "signal", b"signal", "task_state", b"task_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -96,6 +96,9 @@ class Record(_message.Message):
     RUN_UNWINDING_FIELD_NUMBER: _builtins.int
     CHILD_BEGUN_FIELD_NUMBER: _builtins.int
     RUN_GROWN_FIELD_NUMBER: _builtins.int
+    ANSWER_COMPARED_FIELD_NUMBER: _builtins.int
+    TASK_AGREED_FIELD_NUMBER: _builtins.int
+    RESULT_REUSED_FIELD_NUMBER: _builtins.int
     TASK_QUARANTINED_FIELD_NUMBER: _builtins.int
     RUN_PART_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
@@ -193,6 +196,18 @@ class Record(_message.Message):
         """Runs began further below."""
 
     @_builtins.property
+    def answer_compared(self) -> Global___AnswerCompared:
+        """An answer was compared with those before it."""
+
+    @_builtins.property
+    def task_agreed(self) -> Global___TaskAgreed:
+        """Enough answers agree."""
+
+    @_builtins.property
+    def result_reused(self) -> Global___ResultReused:
+        """The result of an earlier attempt was used again."""
+
+    @_builtins.property
     def task_quarantined(self) -> Global___TaskQuarantined:
         """A task that takes with it whoever works on it waits for a person."""
 
@@ -228,14 +243,17 @@ class Record(_message.Message):
         run_unwinding: Global___RunUnwinding | None = ...,
         child_begun: Global___ChildBegun | None = ...,
         run_grown: Global___RunGrown | None = ...,
+        answer_compared: Global___AnswerCompared | None = ...,
+        task_agreed: Global___TaskAgreed | None = ...,
+        result_reused: Global___ResultReused | None = ...,
         task_quarantined: Global___TaskQuarantined | None = ...,
         run_part: Global___RunPart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_begun", b"child_begun", "context_read", b"context_read", "event", b"event", "run_ended", b"run_ended", "run_grown", b"run_grown", "run_part", b"run_part", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_quarantined", b"task_quarantined", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_compared", b"answer_compared", "attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_begun", b"child_begun", "context_read", b"context_read", "event", b"event", "result_reused", b"result_reused", "run_ended", b"run_ended", "run_grown", b"run_grown", "run_part", b"run_part", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_agreed", b"task_agreed", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_quarantined", b"task_quarantined", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_begun", b"child_begun", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "run_ended", b"run_ended", "run_grown", b"run_grown", "run_id", b"run_id", "run_part", b"run_part", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_quarantined", b"task_quarantined", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_compared", b"answer_compared", "attempt_ended", b"attempt_ended", "attempt_offered", b"attempt_offered", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_begun", b"child_begun", "context_read", b"context_read", "event", b"event", "event_seq", b"event_seq", "result_reused", b"result_reused", "run_ended", b"run_ended", "run_grown", b"run_grown", "run_id", b"run_id", "run_part", b"run_part", "run_paused", b"run_paused", "run_resumed", b"run_resumed", "run_snapshot", b"run_snapshot", "run_submitted", b"run_submitted", "run_unwinding", b"run_unwinding", "signal_received", b"signal_received", "task_agreed", b"task_agreed", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_ended", b"task_ended", "task_escalated", b"task_escalated", "task_expanded", b"task_expanded", "task_quarantined", b"task_quarantined", "task_ready", b"task_ready", "task_reopened", b"task_reopened", "task_waiting", b"task_waiting", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received", "run_paused", "run_resumed", "task_cancel_requested", "task_reopened", "task_escalated", "run_unwinding", "child_begun", "run_grown", "task_quarantined", "run_part"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_submitted", "task_ready", "attempt_offered", "attempt_ended", "run_ended", "attempt_started", "task_waiting", "task_ended", "task_expanded", "cancel_requested", "run_snapshot", "context_read", "task_completed", "signal_received", "run_paused", "run_resumed", "task_cancel_requested", "task_reopened", "task_escalated", "run_unwinding", "child_begun", "run_grown", "answer_compared", "task_agreed", "result_reused", "task_quarantined", "run_part"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -711,6 +729,127 @@ class TaskEscalated(_message.Message):
 Global___TaskEscalated: _TypeAlias = TaskEscalated  # noqa: Y015
 
 @_typing.final
+class AnswerCompared(_message.Message):
+    """AnswerCompared tells with which answer that of a member of a quorum agrees."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    AGREES_WITH_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    member: _builtins.int
+    """Member."""
+    agrees_with: _builtins.int
+    """The earlier member that it agrees with; the member itself when it agrees with none."""
+    reason: _builtins.str
+    """Why it could not be compared with some of them; empty when it could."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        member: _builtins.int = ...,
+        agrees_with: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agrees_with", b"agrees_with", "member", b"member", "reason", b"reason", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerCompared: _TypeAlias = AnswerCompared  # noqa: Y015
+
+@_typing.final
+class TaskAgreed(_message.Message):
+    """TaskAgreed is the end SUCCEEDED of a task with a quorum or a hedge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    member: _builtins.int
+    """The member whose output is the task's."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        member: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskAgreed: _TypeAlias = TaskAgreed  # noqa: Y015
+
+@_typing.final
+class ResultReused(_message.Message):
+    """ResultReused is an end SUCCEEDED of a task, with the result of an earlier attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    RELEASED_OUTPUT_FIELD_NUMBER: _builtins.int
+    ORIGIN_ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    KEEP_TIME_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    task: _builtins.int
+    """Index of the task."""
+    member: _builtins.int
+    """Member, or 0."""
+    input: _builtins.bytes
+    """As AttemptOffered.input."""
+    output: _builtins.bytes
+    """Serialised antiphon.v1.Payload; empty means null."""
+    released_output: _builtins.bytes
+    """As AttemptEnded.released_output."""
+    origin_attempt_id: _builtins.str
+    """The attempt that gave the output."""
+    keep_time: _builtins.int
+    """When the output was kept; microseconds since 1970."""
+    decision: _builtins.bytes
+    """Where an attempt would have gone, as AttemptOffered.decision."""
+    policy: _builtins.bytes
+    """The decision that released the output, as AttemptEnded.policy."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.int = ...,
+        member: _builtins.int = ...,
+        input: _builtins.bytes | None = ...,
+        output: _builtins.bytes = ...,
+        released_output: _builtins.bytes | None = ...,
+        origin_attempt_id: _builtins.str = ...,
+        keep_time: _builtins.int = ...,
+        decision: _builtins.bytes = ...,
+        policy: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "_released_output", b"_released_output", "input", b"input", "released_output", b"released_output"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "_released_output", b"_released_output", "decision", b"decision", "input", b"input", "keep_time", b"keep_time", "member", b"member", "origin_attempt_id", b"origin_attempt_id", "output", b"output", "policy", b"policy", "released_output", b"released_output", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__input: _TypeAlias = _typing.Literal["input"]  # noqa: Y015
+    _WhichOneofArgType__input: _TypeAlias = _typing.Literal["_input", b"_input"]  # noqa: Y015
+    _WhichOneofReturnType__released_output: _TypeAlias = _typing.Literal["released_output"]  # noqa: Y015
+    _WhichOneofArgType__released_output: _TypeAlias = _typing.Literal["_released_output", b"_released_output"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input) -> _WhichOneofReturnType__input | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__released_output) -> _WhichOneofReturnType__released_output | None: ...
+
+Global___ResultReused: _TypeAlias = ResultReused  # noqa: Y015
+
+@_typing.final
 class ChildBegun(_message.Message):
     """ChildBegun tells that a run began beneath a task, which for all but a call waits for it. The run's own first record is
     in the same segment.
@@ -886,7 +1025,7 @@ Global___SignalReceived: _TypeAlias = SignalReceived  # noqa: Y015
 
 @_typing.final
 class TaskExpanded(_message.Message):
-    """TaskExpanded gives a for_each some of its members, or a loop its next iteration. Large lists come in several records."""
+    """TaskExpanded gives a for_each, quorum or hedge some of its members, or a loop its next iteration. Large lists come in several records."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1336,6 +1475,8 @@ class TaskSnapshot(_message.Message):
     RELEASED_OUTPUT_FIELD_NUMBER: _builtins.int
     FOUND_FIELD_NUMBER: _builtins.int
     CANCEL_REASON_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    REUSED_FIELD_NUMBER: _builtins.int
     CHILDREN_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
@@ -1363,6 +1504,8 @@ class TaskSnapshot(_message.Message):
     """As AttemptEnded.released_output."""
     cancel_reason: _builtins.str
     """Why it is to be cancelled; empty unless it is."""
+    answer: _builtins.int
+    """Of a member of a quorum the member that its answer agrees with, of the task itself the one that was chosen; 0 for none."""
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
         """Its failure."""
@@ -1374,6 +1517,10 @@ class TaskSnapshot(_message.Message):
     @_builtins.property
     def found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundEntry]:
         """What its expressions find in shared context; empty until that was read."""
+
+    @_builtins.property
+    def reused(self) -> Global___ResultReused:
+        """How its output came to be used again; absent when an attempt gave it. Input and outputs are not repeated here."""
 
     @_builtins.property
     def children(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChildSnapshot]:
@@ -1398,11 +1545,13 @@ class TaskSnapshot(_message.Message):
         released_output: _builtins.bytes | None = ...,
         found: _abc.Iterable[Global___FoundEntry] | None = ...,
         cancel_reason: _builtins.str = ...,
+        answer: _builtins.int = ...,
+        reused: Global___ResultReused | None = ...,
         children: _abc.Iterable[Global___ChildSnapshot] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "failure", b"failure", "released_output", b"released_output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "failure", b"failure", "released_output", b"released_output", "reused", b"reused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "children", b"children", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "found", b"found", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "answer", b"answer", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "children", b"children", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "found", b"found", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "reused", b"reused", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__released_output: _TypeAlias = _typing.Literal["released_output"]  # noqa: Y015
     _WhichOneofArgType__released_output: _TypeAlias = _typing.Literal["_released_output", b"_released_output"]  # noqa: Y015

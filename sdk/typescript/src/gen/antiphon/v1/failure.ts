@@ -37,6 +37,8 @@ export enum FailureKind {
   NO_AGENT = 9,
   /** BUDGET - A budget of cost or work is used up. */
   BUDGET = 10,
+  /** NO_QUORUM - Of the agents that were asked not enough agreed. Of a whole task alone, and so never tried again by a retry rule. */
+  NO_QUORUM = 11,
 }
 
 /** Failure says why work did not succeed. */

@@ -15,6 +15,16 @@ export const protobufFileName = "antiphon/v1/graph.proto";
  * its version.
  */
 
+/** Distinct is in what the members of a quorum must differ. */
+export enum Distinct {
+  /** UNSPECIFIED - Means DISTINCT_AGENT. */
+  UNSPECIFIED = 0,
+  /** AGENT - Each is done by another agent. */
+  AGENT = 1,
+  /** INSTANCE - Each is done by another instance, which may be one of the same agent. */
+  INSTANCE = 2,
+}
+
 /** OnFailure is what a task's final failure means for its run. */
 export enum OnFailure {
   /** UNSPECIFIED - Means FAIL. */
@@ -139,6 +149,77 @@ export interface GraphTask {
    * task's. It may last as long as the task.
    */
   graph: string;
+  /**
+   * Several agents are asked, and so many of them must agree. Not for a for_each or a loop, nor with compensate, cache or
+   * at_most_once.
+   */
+  quorum:
+    | Quorum
+    | undefined;
+  /**
+   * When an agent takes long a second one is asked as well, and the first outcome is used. Only agents that declare the
+   * capability idempotent or pure get the task. Not for a for_each or a loop, nor with quorum or at_most_once.
+   */
+  hedge:
+    | Hedge
+    | undefined;
+  /**
+   * A result for the same input is used again. Only agents that declare the capability pure get the task. Not with
+   * compensate.
+   */
+  cache: Cache | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/**
+ * Quorum has a task done by several agents, and compares what they answer. Each of them is a member of the task, with
+ * attempts and retries of its own. Once so many agree the task has succeeded, with the first of the answers that agree,
+ * and the others are cancelled. When so many can no longer agree it fails with NO_QUORUM.
+ */
+export interface Quorum {
+  /** Agents that are asked. */
+  of: number;
+  /** Answers that must agree; no more than `of`. */
+  agree: number;
+  /**
+   * A CEL condition over output (an answer) and other (an earlier one that it is compared with): whether they agree. Each
+   * answer is compared with the first of those that agree so far; one that cannot be compared agrees with none. Empty: they
+   * are the same value.
+   */
+  condition: string;
+  /** In what the members must differ; absent means DISTINCT_AGENT. */
+  distinct: Distinct;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/**
+ * Hedge asks a second instance when the first takes long. Both are members of the task; the second is asked only when an
+ * instance has a free slot at that moment, and is not tried again. The outcome that comes first is the task's, and the
+ * other is cancelled.
+ */
+export interface Hedge {
+  /** So long after the offer of an attempt the second one is made. */
+  delay:
+    | Duration
+    | undefined;
+  /**
+   * Instead of the delay, once 20 outcomes of hedged tasks of the capability are known: this quantile of the time that
+   * they took, such as 0.95. 0 means that the delay holds.
+   */
+  quantile: number;
+  /** Most second attempts, as a share of the hedged tasks of the capability, besides ten at first; 0 means 0.1. */
+  share: number;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/**
+ * Cache has results used again, of the same version of a capability with the same schemas, for the same input with the same
+ * labels, within the namespace. Policy is asked as if an agent were. Kept in the memory of the orchestrator, within bounds,
+ * so that a result may be made anew at any time; results that are kept by reference are not used again.
+ */
+export interface Cache {
+  /** How long a result may be used again, by its age. */
+  ttl: Duration | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -553,6 +634,9 @@ function createBaseGraphTask(): GraphTask {
     compensate: undefined,
     atMostOnce: false,
     graph: "",
+    quorum: undefined,
+    hedge: undefined,
+    cache: undefined,
     _unknownFields: {},
   };
 }
@@ -618,6 +702,15 @@ export const GraphTask: MessageFns<GraphTask> = {
     }
     if (message.graph !== "") {
       writer.uint32(162).string(message.graph);
+    }
+    if (message.quorum !== undefined) {
+      Quorum.encode(message.quorum, writer.uint32(194).fork()).join();
+    }
+    if (message.hedge !== undefined) {
+      Hedge.encode(message.hedge, writer.uint32(202).fork()).join();
+    }
+    if (message.cache !== undefined) {
+      Cache.encode(message.cache, writer.uint32(210).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -803,6 +896,30 @@ export const GraphTask: MessageFns<GraphTask> = {
             message.graph = reader.string();
             continue;
           }
+          case 24: {
+            if (tag !== 194) {
+              break;
+            }
+
+            message.quorum = Quorum.decode(reader, reader.uint32());
+            continue;
+          }
+          case 25: {
+            if (tag !== 202) {
+              break;
+            }
+
+            message.hedge = Hedge.decode(reader, reader.uint32());
+            continue;
+          }
+          case 26: {
+            if (tag !== 210) {
+              break;
+            }
+
+            message.cache = Cache.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -858,6 +975,286 @@ export const GraphTask: MessageFns<GraphTask> = {
       : undefined;
     message.atMostOnce = object.atMostOnce ?? false;
     message.graph = object.graph ?? "";
+    message.quorum = (object.quorum !== undefined && object.quorum !== null)
+      ? Quorum.fromPartial(object.quorum)
+      : undefined;
+    message.hedge = (object.hedge !== undefined && object.hedge !== null) ? Hedge.fromPartial(object.hedge) : undefined;
+    message.cache = (object.cache !== undefined && object.cache !== null) ? Cache.fromPartial(object.cache) : undefined;
+    return message;
+  },
+};
+
+function createBaseQuorum(): Quorum {
+  return { of: 0, agree: 0, condition: "", distinct: 0, _unknownFields: {} };
+}
+
+export const Quorum: MessageFns<Quorum> = {
+  encode(message: Quorum, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.of !== 0) {
+      writer.uint32(8).uint32(message.of);
+    }
+    if (message.agree !== 0) {
+      writer.uint32(16).uint32(message.agree);
+    }
+    if (message.condition !== "") {
+      writer.uint32(26).string(message.condition);
+    }
+    if (message.distinct !== 0) {
+      writer.uint32(32).int32(message.distinct);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Quorum {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseQuorum();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.of = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.agree = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.condition = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.distinct = reader.int32() as any;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Quorum>): Quorum {
+    return Quorum.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Quorum>): Quorum {
+    const message = createBaseQuorum();
+    message.of = object.of ?? 0;
+    message.agree = object.agree ?? 0;
+    message.condition = object.condition ?? "";
+    message.distinct = object.distinct ?? 0;
+    return message;
+  },
+};
+
+function createBaseHedge(): Hedge {
+  return { delay: undefined, quantile: 0, share: 0, _unknownFields: {} };
+}
+
+export const Hedge: MessageFns<Hedge> = {
+  encode(message: Hedge, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.delay !== undefined) {
+      Duration.encode(message.delay, writer.uint32(10).fork()).join();
+    }
+    if (message.quantile !== 0) {
+      writer.uint32(17).double(message.quantile);
+    }
+    if (message.share !== 0) {
+      writer.uint32(25).double(message.share);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Hedge {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseHedge();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.delay = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 17) {
+              break;
+            }
+
+            message.quantile = reader.double();
+            continue;
+          }
+          case 3: {
+            if (tag !== 25) {
+              break;
+            }
+
+            message.share = reader.double();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Hedge>): Hedge {
+    return Hedge.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Hedge>): Hedge {
+    const message = createBaseHedge();
+    message.delay = (object.delay !== undefined && object.delay !== null)
+      ? Duration.fromPartial(object.delay)
+      : undefined;
+    message.quantile = object.quantile ?? 0;
+    message.share = object.share ?? 0;
+    return message;
+  },
+};
+
+function createBaseCache(): Cache {
+  return { ttl: undefined, _unknownFields: {} };
+}
+
+export const Cache: MessageFns<Cache> = {
+  encode(message: Cache, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.ttl !== undefined) {
+      Duration.encode(message.ttl, writer.uint32(10).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Cache {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCache();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.ttl = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Cache>): Cache {
+    return Cache.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Cache>): Cache {
+    const message = createBaseCache();
+    message.ttl = (object.ttl !== undefined && object.ttl !== null) ? Duration.fromPartial(object.ttl) : undefined;
     return message;
   },
 };

@@ -208,12 +208,12 @@ export interface TaskTotals {
 export interface TaskKey {
   /** Id of the task in its graph; what undoes it is called ID.compensate. */
   taskId: string;
-  /** Member of a for_each, or iteration of a loop, counted from 1; 0 means the task itself. */
+  /** Member of a for_each, quorum or hedge, or iteration of a loop, counted from 1; 0 means the task itself. */
   member: number;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
-/** Task is one node of a run, or one member of a for_each, or one iteration of a loop. */
+/** Task is one node of a run, or one member of a for_each, quorum or hedge, or one iteration of a loop. */
 export interface Task {
   /** Which task. */
   key:
@@ -229,7 +229,10 @@ export interface Task {
   input:
     | Payload
     | undefined;
-  /** Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'. */
+  /**
+   * Its output; present when SUCCEEDED. Absent on a for_each task and on a loop, whose output is their members'. Of a quorum
+   * or hedge that of the member that was chosen.
+   */
   output:
     | Payload
     | undefined;
@@ -247,7 +250,7 @@ export interface Task {
   endTime:
     | Date
     | undefined;
-  /** Members of a for_each, or iterations of a loop so far; 0 otherwise, or while unknown. */
+  /** Members of a for_each, quorum or hedge, or iterations of a loop so far; 0 otherwise, or while unknown. */
   memberCount: number;
   /** What of its payloads the reader does not get, for people; empty when all is there. */
   withheld: string;
@@ -261,6 +264,60 @@ export interface Task {
   childCount: number;
   /** The graph it runs, as GraphTask.graph; empty for a task that asks for a capability, or waits. */
   graph: string;
+  /** What its members answered, for a task with a quorum or a hedge; absent otherwise. */
+  agreement:
+    | Agreement
+    | undefined;
+  /** Where its output comes from when no attempt gave it, because the result of an earlier one was used again. */
+  reused: ReusedResult | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** Agreement is what is known of the members of a task that several agents were asked to do. */
+export interface Agreement {
+  /** Members that may be asked. */
+  of: number;
+  /** Answers that must agree; 1 for a hedge. */
+  agree: number;
+  /** The member whose answer is the task's output; 0 while there is none. */
+  chosen: number;
+  /** Answers that agree with each other, those with the most first. */
+  groups: AnswerGroup[];
+  /** Members that ended without an answer, cancelled ones not included. */
+  failed: number;
+  /** Members that were cancelled, most of them because the others had agreed. */
+  cancelled: number;
+  /**
+   * Time that agents had for members whose answers are not the task's output: what they worked, or, of attempts that were
+   * cancelled or lost, from the offer to the end.
+   */
+  spentDuration: Duration | undefined;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** AnswerGroup is a set of answers that agree. */
+export interface AnswerGroup {
+  /** Members that gave them, in the order in which they came: the first is the one that the others agree with. */
+  members: number[];
+  /** Why the first could not be compared with some earlier answer; empty when it could. */
+  reason: string;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** ReusedResult is a result that was used again. */
+export interface ReusedResult {
+  /** The attempt that gave it, of this run or another. */
+  originAttemptId: string;
+  /** When it was kept. */
+  keepTime:
+    | Date
+    | undefined;
+  /** The instance that would have got the task, and the policy decision that permitted it. */
+  decision:
+    | RoutingDecision
+    | undefined;
+  /** The policy decision that released the output. */
+  release: PolicyDecision | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -348,7 +405,8 @@ export interface Candidate {
 export interface Refusal {
   /**
    * The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
-   * fails too often).
+   * fails too often), not_pure or not_idempotent (where a cache or a hedge asks for that), taken (by another member of the
+   * same quorum or hedge).
    */
   reason: string;
   /** How many. */
@@ -397,7 +455,7 @@ export interface RunEvent {
   progress:
     | Progress
     | undefined;
-  /** Members of a for_each, once their number is known; iterations of a loop, when one begins. */
+  /** Members of a for_each, quorum or hedge, once their number is known; iterations of a loop, when one begins. */
   memberCount: number;
   /** Reason, where there is one. */
   reason: string;
@@ -413,6 +471,8 @@ export interface RunEvent {
   child:
     | Child
     | undefined;
+  /** The attempt whose result the task used again; empty otherwise. */
+  originAttemptId: string;
   /** A piece of what an attempt is making; not kept, and of no place in the history: event_seq is 0. */
   partial: PartialOutput | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
@@ -1333,6 +1393,8 @@ function createBaseTask(): Task {
     children: [],
     childCount: 0,
     graph: "",
+    agreement: undefined,
+    reused: undefined,
     _unknownFields: {},
   };
 }
@@ -1389,6 +1451,12 @@ export const Task: MessageFns<Task> = {
     }
     if (message.graph !== "") {
       writer.uint32(178).string(message.graph);
+    }
+    if (message.agreement !== undefined) {
+      Agreement.encode(message.agreement, writer.uint32(194).fork()).join();
+    }
+    if (message.reused !== undefined) {
+      ReusedResult.encode(message.reused, writer.uint32(202).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1550,6 +1618,22 @@ export const Task: MessageFns<Task> = {
             message.graph = reader.string();
             continue;
           }
+          case 24: {
+            if (tag !== 194) {
+              break;
+            }
+
+            message.agreement = Agreement.decode(reader, reader.uint32());
+            continue;
+          }
+          case 25: {
+            if (tag !== 202) {
+              break;
+            }
+
+            message.reused = ReusedResult.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1598,6 +1682,374 @@ export const Task: MessageFns<Task> = {
     message.children = object.children?.map((e) => Child.fromPartial(e)) || [];
     message.childCount = object.childCount ?? 0;
     message.graph = object.graph ?? "";
+    message.agreement = (object.agreement !== undefined && object.agreement !== null)
+      ? Agreement.fromPartial(object.agreement)
+      : undefined;
+    message.reused = (object.reused !== undefined && object.reused !== null)
+      ? ReusedResult.fromPartial(object.reused)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseAgreement(): Agreement {
+  return {
+    of: 0,
+    agree: 0,
+    chosen: 0,
+    groups: [],
+    failed: 0,
+    cancelled: 0,
+    spentDuration: undefined,
+    _unknownFields: {},
+  };
+}
+
+export const Agreement: MessageFns<Agreement> = {
+  encode(message: Agreement, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.of !== 0) {
+      writer.uint32(8).uint32(message.of);
+    }
+    if (message.agree !== 0) {
+      writer.uint32(16).uint32(message.agree);
+    }
+    if (message.chosen !== 0) {
+      writer.uint32(24).uint32(message.chosen);
+    }
+    for (const v of message.groups) {
+      AnswerGroup.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.failed !== 0) {
+      writer.uint32(40).uint32(message.failed);
+    }
+    if (message.cancelled !== 0) {
+      writer.uint32(48).uint32(message.cancelled);
+    }
+    if (message.spentDuration !== undefined) {
+      Duration.encode(message.spentDuration, writer.uint32(58).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Agreement {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAgreement();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.of = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.agree = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.chosen = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.groups.push(AnswerGroup.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.failed = reader.uint32();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.cancelled = reader.uint32();
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.spentDuration = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Agreement>): Agreement {
+    return Agreement.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Agreement>): Agreement {
+    const message = createBaseAgreement();
+    message.of = object.of ?? 0;
+    message.agree = object.agree ?? 0;
+    message.chosen = object.chosen ?? 0;
+    message.groups = object.groups?.map((e) => AnswerGroup.fromPartial(e)) || [];
+    message.failed = object.failed ?? 0;
+    message.cancelled = object.cancelled ?? 0;
+    message.spentDuration = (object.spentDuration !== undefined && object.spentDuration !== null)
+      ? Duration.fromPartial(object.spentDuration)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseAnswerGroup(): AnswerGroup {
+  return { members: [], reason: "", _unknownFields: {} };
+}
+
+export const AnswerGroup: MessageFns<AnswerGroup> = {
+  encode(message: AnswerGroup, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.members.length !== 0) {
+      writer.uint32(10).fork();
+      for (const v of message.members) {
+        writer.uint32(v);
+      }
+      writer.join();
+    }
+    if (message.reason !== "") {
+      writer.uint32(18).string(message.reason);
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AnswerGroup {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAnswerGroup();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag === 8) {
+              message.members.push(reader.uint32());
+
+              continue;
+            }
+
+            if (tag === 10) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.members.push(reader.uint32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.reason = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<AnswerGroup>): AnswerGroup {
+    return AnswerGroup.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<AnswerGroup>): AnswerGroup {
+    const message = createBaseAnswerGroup();
+    message.members = object.members?.map((e) => e) || [];
+    message.reason = object.reason ?? "";
+    return message;
+  },
+};
+
+function createBaseReusedResult(): ReusedResult {
+  return { originAttemptId: "", keepTime: undefined, decision: undefined, release: undefined, _unknownFields: {} };
+}
+
+export const ReusedResult: MessageFns<ReusedResult> = {
+  encode(message: ReusedResult, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.originAttemptId !== "") {
+      writer.uint32(10).string(message.originAttemptId);
+    }
+    if (message.keepTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.keepTime), writer.uint32(18).fork()).join();
+    }
+    if (message.decision !== undefined) {
+      RoutingDecision.encode(message.decision, writer.uint32(26).fork()).join();
+    }
+    if (message.release !== undefined) {
+      PolicyDecision.encode(message.release, writer.uint32(34).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReusedResult {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReusedResult();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.originAttemptId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.keepTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.decision = RoutingDecision.decode(reader, reader.uint32());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.release = PolicyDecision.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ReusedResult>): ReusedResult {
+    return ReusedResult.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ReusedResult>): ReusedResult {
+    const message = createBaseReusedResult();
+    message.originAttemptId = object.originAttemptId ?? "";
+    message.keepTime = object.keepTime ?? undefined;
+    message.decision = (object.decision !== undefined && object.decision !== null)
+      ? RoutingDecision.fromPartial(object.decision)
+      : undefined;
+    message.release = (object.release !== undefined && object.release !== null)
+      ? PolicyDecision.fromPartial(object.release)
+      : undefined;
     return message;
   },
 };
@@ -2399,6 +2851,7 @@ function createBaseRunEvent(): RunEvent {
     reads: [],
     signal: "",
     child: undefined,
+    originAttemptId: "",
     partial: undefined,
     _unknownFields: {},
   };
@@ -2444,6 +2897,9 @@ export const RunEvent: MessageFns<RunEvent> = {
     }
     if (message.child !== undefined) {
       Child.encode(message.child, writer.uint32(162).fork()).join();
+    }
+    if (message.originAttemptId !== "") {
+      writer.uint32(194).string(message.originAttemptId);
     }
     if (message.partial !== undefined) {
       PartialOutput.encode(message.partial, writer.uint32(242).fork()).join();
@@ -2576,6 +3032,14 @@ export const RunEvent: MessageFns<RunEvent> = {
             message.child = Child.decode(reader, reader.uint32());
             continue;
           }
+          case 24: {
+            if (tag !== 194) {
+              break;
+            }
+
+            message.originAttemptId = reader.string();
+            continue;
+          }
           case 30: {
             if (tag !== 242) {
               break;
@@ -2628,6 +3092,7 @@ export const RunEvent: MessageFns<RunEvent> = {
     message.reads = object.reads?.map((e) => EntryReference.fromPartial(e)) || [];
     message.signal = object.signal ?? "";
     message.child = (object.child !== undefined && object.child !== null) ? Child.fromPartial(object.child) : undefined;
+    message.originAttemptId = object.originAttemptId ?? "";
     message.partial = (object.partial !== undefined && object.partial !== null)
       ? PartialOutput.fromPartial(object.partial)
       : undefined;
