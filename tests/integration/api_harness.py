@@ -227,7 +227,7 @@ async def serving(
                 lambda: authority, store, policies, clock, endpoints, audit, revocations, RECOVERY_WINDOW
             )
             identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(identities, grpc_server)
-            graphs = GraphService(store, clock, audit, lambda _namespace: lambda _capability: False)
+            graphs = GraphService(store, clock, audit, lambda _namespace: lambda _capability, _trait: False)
             graph_service_pb2_grpc.add_GraphServiceServicer_to_server(graphs, grpc_server)
         if context is not None:
             context_service_pb2_grpc.add_ContextServiceServicer_to_server(ContextService(context), grpc_server)
