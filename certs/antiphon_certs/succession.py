@@ -158,7 +158,7 @@ def _in(folder: Path, act: Callable[[], Succession]) -> Succession:
     try:
         return act()
     except FileNotFoundError as error:
-        raise AuthorityError(f"{error.filename} is missing, and this step needs it") from error
+        raise AuthorityError(f"{error.filename} is missing; name the folder of an authority with --dir") from error
     except OSError as error:
         raise AuthorityError(f"cannot rotate the authority in {folder}: {error.strerror}: {error.filename}") from error
     except ValueError as error:

@@ -179,7 +179,13 @@ class Spool:
         if segment is not self._current:
             self._remove(segment)
         elif segment.size >= REWIND_BYTES:
-            os.ftruncate(segment.descriptor, len(_FIRST_LINE))
+            try:
+                os.ftruncate(segment.descriptor, len(_FIRST_LINE))
+            except OSError as error:
+                self._current = None  # the next one has a file of its own
+                self._remove(segment)
+                self._pause(f"{error.strerror}: {self._folder}")
+                return
             self._bytes -= segment.size - len(_FIRST_LINE)
             segment.size = len(_FIRST_LINE)
 
@@ -233,7 +239,10 @@ class Spool:
     def _remove(self, segment: Segment) -> None:
         self._segments.remove(segment)
         self._bytes -= segment.size
-        segment.path.unlink(missing_ok=True)
+        try:
+            segment.path.unlink(missing_ok=True)
+        except OSError as error:  # the next life reads it again, and its owners know what is in it
+            log.warning("spool is left", extra={"path": str(segment.path), "cause": error.strerror})
         os.close(segment.descriptor)
 
     def _pause(self, cause: str) -> None:

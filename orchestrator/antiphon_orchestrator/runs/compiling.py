@@ -27,15 +27,14 @@ async def compile_aside(
     """`admission.compile_graph`, whose errors it raises. The graph must not change meanwhile."""
     if graph.ByteSize() < LARGE:
         return compile_graph(graph, offered=offered, values=values)
-    if offered is not None:
-        # Asked here, since what answers it belongs to the event loop.
-        answers = _answers(graph, offered)
-        offered = lambda capability, trait: answers[capability, trait]  # noqa: E731
-    work = partial(compile_graph, graph, offered=offered, values=values)
+    # Asked here, since what answers it belongs to the event loop.
+    known = _answers(graph, offered) if offered is not None else None
+    work = partial(compile_graph, graph, offered=known, values=values)
     return await asyncio.get_running_loop().run_in_executor(_thread, work)
 
 
-def _answers(graph: graph_pb2.Graph, offered: Callable[[str, str], bool]) -> dict[tuple[str, str], bool]:
+def _answers(graph: graph_pb2.Graph, offered: Callable[[str, str], bool]) -> Callable[[str, str], bool]:
+    """The same answers, for what a graph can ask."""
     answers: dict[tuple[str, str], bool] = {}
     for capability in {name for task in graph.tasks for name in (task.capability, task.compensate.capability)}:
         for trait in ("", *TRAITS):
@@ -43,4 +42,4 @@ def _answers(graph: graph_pb2.Graph, offered: Callable[[str, str], bool]) -> dic
                 answers[capability, trait] = offered(capability, trait)
             except ValueError:
                 answers[capability, trait] = False  # it asks for no capability, which is a mistake of the graph
-    return answers
+    return lambda capability, trait: answers[capability, trait]

@@ -255,3 +255,28 @@ def test_what_was_written_is_forced_to_the_disk_once(tmp_path: Path) -> None:
     life.turn()
     life.verdict(attempt)
     sync(life.spool.unsynced())
+
+
+def test_a_disk_that_can_neither_shorten_nor_delete_keeps_no_verdict_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(module, "REWIND_BYTES", 100)
+    life = Life(tmp_path, "one")
+    attempt = life.keep("told", b"x" * 1_000)
+    life.turn()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "ftruncate", broken)
+        patched.setattr(Path, "unlink", broken)
+        life.verdict(attempt)
+    assert {record.cause for record in caplog.records} == {  # type: ignore[attr-defined]
+        "Input/output error",
+        f"Input/output error: {tmp_path}",
+    }
+    life.now += PAUSE
+    life.keep("later")
+    life.turn()
+    life.killed()
+    assert set(Life(tmp_path, "two").found) == {"told", "later"}
