@@ -152,7 +152,7 @@ class Etcd:
 
     def stop(self, n: int) -> None:
         """Stalls a member: its connections stay, and it answers nothing."""
-        self.members[n].send(signal.SIGSTOP)
+        self.members[n].stall()
 
     def cont(self, n: int) -> None:
         """Lets a stalled member go on."""

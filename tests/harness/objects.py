@@ -12,6 +12,8 @@ import urllib.request
 from types import TracebackType
 from typing import Self
 
+from .process import stall
+
 _START = 30.0
 
 
@@ -64,7 +66,7 @@ class S3Server:
     def pause(self) -> None:
         """It stands still and answers nobody."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        stall(self._process.pid)
 
     def resume(self) -> None:
         assert self._process is not None

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from .process import stall
+
 _START = 30.0
 USER = "antiphon"
 PASSWORD = "a password that nothing may print"
@@ -125,8 +127,7 @@ class Postgres:
 
     def pause(self) -> None:
         """It stands still, connections and all, and answers nobody."""
-        for pid in self._everyone():
-            os.kill(pid, signal.SIGSTOP)
+        stall(*self._everyone())
 
     def resume(self) -> None:
         """It goes on where it stood."""

@@ -14,6 +14,31 @@ from .waiting import LIMIT
 _PAUSE = 0.01
 
 
+def stall(*pids: int) -> None:
+    """SIGSTOP, and wait until each thread of each process stands still.
+
+    The signal stops one thread at once and asks the others to; on a busy machine they may answer a request in between.
+    """
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + LIMIT
+    while any(_moves(pid) for pid in pids):
+        assert time.monotonic() < end, f"of the processes {pids} one does not stop"
+        time.sleep(_PAUSE)
+
+
+def _moves(pid: int) -> bool:
+    """Whether a thread of it may still run; see proc_pid_stat(5)."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            state = (thread / "stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            continue
+        if state not in "TZX":
+            return True
+    return False
+
+
 class Process:
     """One program that may be started again after it has ended; all its lives write to one log file."""
 
@@ -44,6 +69,10 @@ class Process:
         """Signal it; one that has ended is left alone."""
         if self._process is not None:
             self._process.send_signal(number)
+
+    def stall(self) -> None:
+        """It stands still, connections and all, until it gets SIGCONT."""
+        stall(self.pid)
 
     def kill9(self) -> None:
         """End it as a crash would, and wait until it is gone."""

@@ -27,6 +27,7 @@ from antiphon.v1 import (
 from antiphon_certs import Kind
 
 from tests.harness import Mesh, eventually
+from tests.harness.process import stall
 from tests.harness.raw import Pem, channel
 
 AGENT = (sys.executable, "-m", "tests.harness.context_agent")
@@ -308,8 +309,7 @@ async def test_a_task_that_stood_still_beyond_its_claim_cannot_write_what_its_su
             held = {"do": "claimed", "name": "slow", "ttl": 1, "key": "slow", "value": 1}
             run = await client.submit(steps({**held, "mark": str(mark), "until": str(until)}))
             await eventually(mark.exists)
-            for pid in sidecar.agent_pids():
-                os.kill(pid, signal.SIGSTOP)
+            stall(*sidecar.agent_pids())
             async with client.claim("slow", wait=timedelta(seconds=20)) as claim:
                 until.touch()  # it would write at once now
                 for pid in sidecar.agent_pids():

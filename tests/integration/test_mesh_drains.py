@@ -149,7 +149,7 @@ async def test_an_outcome_survives_the_crash_of_its_sidecar(client: Client, mesh
     gate = mesh.path("gate")
     run = await client.submit(one_task("work.hold@26", str(gate)))
     await eventually(lambda: events(mesh, run) == ["begun"])
-    mesh.orchestrator.send(signal.SIGSTOP)
+    mesh.orchestrator.stall()
     try:
         gate.touch()
         await eventually(lambda: any(path.stat().st_size > 40 for path in spooled(sidecar)))

@@ -159,7 +159,7 @@ def disks_full(on: Stage, members: int) -> Iterator[None]:
 @contextmanager
 def replica_stopped(on: Stage) -> Iterator[None]:
     replica = on.dice.choice(on.cluster.replicas)
-    replica.send(signal.SIGSTOP)
+    replica.stall()
     try:
         yield
     finally:

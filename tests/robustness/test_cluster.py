@@ -115,7 +115,7 @@ async def test_a_stalled_owner_that_wakes_up_is_refused_and_goes_on_as_a_replica
         await cluster.attached(client)
         zombie = cluster.replicas[2]
         run_ids = await submitted(client, 0, 40)
-        zombie.send(signal.SIGSTOP)
+        zombie.stall()
         try:
             await all_ended_once(cluster, client, run_ids)
             await cluster.settled(2)

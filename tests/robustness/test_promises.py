@@ -24,6 +24,7 @@ from antiphon.v1 import failure_pb2, run_pb2, run_service_pb2, run_service_pb2_g
 from antiphon_certs import Kind
 
 from tests.harness import Mesh, eventually, journal_of
+from tests.harness.process import stall
 from tests.harness.raw import channel, reason_of
 
 pytest_plugins = ("tests.harness.fixtures",)
@@ -115,7 +116,7 @@ async def test_process_pause(client: Client, mesh: Mesh) -> None:
     await eventually(lambda: begun(mesh, run))
     sidecar = mesh.sidecars[0]
     for pid in (mesh.orchestrator.pid, sidecar.pid, *sidecar.agent_pids()):
-        os.kill(pid, signal.SIGSTOP)
+        stall(pid)
         try:
             await asyncio.sleep(1.0)  # the pause itself, not a wait for something
         finally:

@@ -66,7 +66,7 @@ async def stall_with_offers_on_their_way(cluster: Cluster, network: Network) -> 
         await eventually(under_way)
         async with cluster.client(address=[zombie.address]) as other:
             await other.get_run(runs[0].run_id)
-            zombie.send(signal.SIGSTOP)
+            zombie.stall()
             try:
                 # These lie in its socket, and are the first that it does when it goes on.
                 late = [asyncio.ensure_future(other.submit(graph, wait=True, timeout=PATIENCE)) for _ in range(RUNS)]
