@@ -15,7 +15,7 @@ from antiphon.v1 import context_pb2, context_request_pb2, context_service_pb2, e
 from google.protobuf.duration_pb2 import Duration
 
 from .attempts import Attempt
-from .checks import size_of
+from .checks import is_duration, size_of
 from .errors import Refused
 
 MOST_SOURCES = 64
@@ -104,7 +104,7 @@ def _ttl(request: context_service_pb2.AcquireClaimRequest | context_service_pb2.
 
 def _microseconds(duration: Duration) -> float:
     # Not its own conversion, which raises for what no duration may be.
-    return duration.seconds * 1e6 + duration.nanos / 1e3
+    return duration.seconds * 1e6 + duration.nanos / 1e3 if is_duration(duration) else -1
 
 
 _RULES: dict[str, Callable[[Any, int], str | None]] = {

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from antiphon.partials import JSON_BYTES, TEXT_LENGTH
 from antiphon.v1 import agent_service_pb2, capability_pb2, failure_pb2, payload_pb2, registry_pb2, run_pb2
+from google.protobuf.duration_pb2 import Duration
 
 INLINE_LIMIT = 65_536
 GRAPH_LIMIT = 262_144
@@ -22,6 +23,8 @@ _CAPABILITY = re.compile(r"[a-z][a-z0-9_-]{0,62}(\.[a-z0-9_-]{1,63}){0,7}")
 _VERSION = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,2}")
 _LABEL = re.compile(r"[a-z][a-z0-9.-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_DAY = 86_400
+_LONGEST_DURATION = 315_576_000_000
 _KINDS = frozenset(failure_pb2.FailureKind.values())
 
 
@@ -86,6 +89,15 @@ def _mistakes_in_capability(capability: capability_pb2.Capability) -> Iterator[t
             yield f"clearance[{index}]", "use at most 64 characters"
     if not 0 <= capability.cost <= 1e9:
         yield "cost", "use 0 to 1000000000"
+    latency = capability.expected_latency
+    if not (is_duration(latency) and 0 <= latency.seconds < _DAY and latency.nanos >= 0):
+        yield "expected_latency", "use 0 to less than a day"
+
+
+def is_duration(duration: Duration) -> bool:
+    """Whether it can be converted at all: an orchestrator refuses one that cannot."""
+    seconds, nanos = duration.seconds, duration.nanos
+    return abs(seconds) <= _LONGEST_DURATION and abs(nanos) < 1_000_000_000 and seconds * nanos >= 0
 
 
 def size_of(payload: payload_pb2.Payload, limit: int = INLINE_LIMIT) -> int:
@@ -139,6 +151,8 @@ def mistake_in_call(call: agent_service_pb2.CallRequest, limit: int) -> Mistake 
         return mistake
     if not 3 <= len(call.capability) <= 576:
         return Mistake("capability", "name a capability and versions, such as text.summarize@1")
+    if not is_duration(call.timeout):
+        return Mistake("timeout", "use a duration of at most 10,000 years")
     try:
         size_of(call.input, limit)
     except UnfitPayload as error:

@@ -56,13 +56,17 @@ class Refusal:
 
 def complaints(contract: Contract, case: Case, answers: list[Answer]) -> list[str]:
     """Everything that is wrong, one line each."""
-    found = [
-        f"{refusal.reason or 'no reason'}: {wrong}"
-        for answer in answers
-        for refusal in refusals(contract, case.method, answer)
-        for wrong in _wrong_with(contract, case.method, refusal)
-    ]
+    found = [wrong for answer in answers for wrong in wrong_with_refusals(contract, case.method, answer)]
     return found + list(_CHECKS[case.expected](contract, case, answers))
+
+
+def wrong_with_refusals(contract: Contract, method: Method, answer: Answer) -> list[str]:
+    """What is wrong with the refusals in an answer, whatever was asked: one line each."""
+    return [
+        f"{refusal.reason or 'no reason'}: {wrong}"
+        for refusal in refusals(contract, method, answer)
+        for wrong in _wrong_with(contract, method, refusal)
+    ]
 
 
 def refusals(contract: Contract, method: Method, answer: Answer) -> list[Refusal]:

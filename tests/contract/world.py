@@ -74,12 +74,14 @@ class World:
         self._sensitive: set[bytes] = set()
         self._work: queue.SimpleQueue[agent_service_pb2.WorkRequest | None] = queue.SimpleQueue()
         self._sockets: dict[bool, str] = {}
+        self.facts: dict[str, Facts] = {}
         self.cases = Cases(self.contract, {})
 
     def __enter__(self) -> Self:
         self.mesh.__enter__()
         try:
-            self.cases = Cases(self.contract, self._facts())
+            self.facts = self._facts()
+            self.cases = Cases(self.contract, self.facts)
         except BaseException:
             self.close()
             raise

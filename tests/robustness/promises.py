@@ -63,5 +63,13 @@ PROMISES = {
     "shared context, whatever breaks": (
         "each entry is linearizable: every read sees the last write that was answered, and no write is lost or twice"
     ),
+    "a sidecar that lies": (
+        "is refused with a reason, or what it says counts for nothing: no record changes but of what it was given, and "
+        "every record can be read"
+    ),
+    "callers that mean harm": (
+        "sockets that say nothing, floods, and streams that nobody reads meet their limits and are refused; who is honest "
+        "keeps 80 % of what it gets done"
+    ),
     "version skew of one minor": "what is not known survives, and what is missing means the strictest",
 }

@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError, Message
 from antiphon_orchestrator.policy import Action
 
 from .errors import ApiError, Violation, request_invalid
-from .rules import Shape, Shapes
+from .rules import Shape, Shapes, Times
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +61,7 @@ class Image:
             pool.Add(file)
         self._pool = pool
         self._validator = protovalidate.Validator()
+        self._times = Times()
         shapes = _shapes(pool)
         self.methods: Mapping[str, Method] = MappingProxyType(
             {method.path: method for file in files.file for method in _methods(file, pool, shapes)}
@@ -87,16 +88,19 @@ class Image:
             message = method.request_class.FromString(data)
         except DecodeError:
             raise undecodable() from None
-        found = self._validator.collect_violations(message)
-        if found:
-            raise request_invalid([_violation(item.proto) for item in found])
+        if found := self._violations(message):
+            raise request_invalid(found)
         return message
 
     def broken(self, message: Message) -> list[Violation]:
         """Every rule that a message of ours breaks which has not come in a call of its own."""
         known = message_factory.GetMessageClass(self._pool.FindMessageTypeByName(message.DESCRIPTOR.full_name))
-        found = self._validator.collect_violations(known.FromString(message.SerializeToString()))
-        return [_violation(item.proto) for item in found]
+        return self._violations(known.FromString(message.SerializeToString()))
+
+    def _violations(self, message: Message) -> list[Violation]:
+        """Times first: the library cannot compare what is none."""
+        found = [Violation(path, wrong) for path, wrong in self._times.wrong(message)]
+        return found or [_violation(item.proto) for item in self._validator.collect_violations(message)]
 
 
 def undecodable() -> ApiError:

@@ -18,6 +18,8 @@ from ..shards import inputs as i
 from ..shards.payloads import assert_labels
 from .session import Session
 
+_RETURN_REASONS = {number: name.removeprefix("RETURN_REASON_") for name, number in mesh.ReturnReason.items()}
+
 
 def take(
     session: Session,
@@ -59,7 +61,8 @@ def take(
             put(shard, i.Started(source, attempt_id))
         elif kind == "returned":
             count += 1
-            reason = mesh.ReturnReason.Name(report.returned.reason).removeprefix("RETURN_REASON_")
+            # One that is not known here is that of a newer sidecar.
+            reason = _RETURN_REASONS.get(report.returned.reason, "OTHER")
             failure = Failure(FailureKind.TRANSIENT, f"came back before it began: {reason}")
             put(shard, i.Report(session, source, attempt_id, Outcome(AttemptState.RETURNED, b"", failure)))
         elif kind == "subgraph":

@@ -53,8 +53,6 @@ _STALL = 1_000_000
 REATTACH_GRACE = timedelta(seconds=8)
 """In which a sidecar that is away may come back, before its attempts are lost."""
 
-_RETURN_REASONS = {number: name.removeprefix("RETURN_REASON_") for name, number in mesh.ReturnReason.items()}
-
 
 @dataclass(frozen=True, slots=True)
 class MeshSettings:

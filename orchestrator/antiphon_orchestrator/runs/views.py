@@ -21,6 +21,9 @@ from ..shards import codec
 CHILDREN = 16
 """Runs beneath a task that are shown with it."""
 
+_LONGEST = 315_576_000_000_000_000
+"""Microseconds that a duration can hold: a sidecar may say that its agent worked longer."""
+
 _STATE = attrgetter("state")
 _TOTAL_FIELDS = {state: state.name.lower() for state in TaskState}
 
@@ -149,7 +152,7 @@ def _put_agreement(message: run_pb2.Agreement, node: Task) -> None:
     for first, members in sorted(groups.items(), key=lambda group: -len(group[1])):
         reason = node.members[first - 1].reason
         message.groups.add(members=[member.member for member in members], reason=reason)
-    message.spent_duration.FromMicroseconds(spent)
+    message.spent_duration.FromMicroseconds(min(spent, _LONGEST))
 
 
 def _put_reused(message: run_pb2.ReusedResult, reused: e.Reused) -> None:
@@ -215,7 +218,7 @@ def attempt_message(run: Run, task: Task, attempt: Attempt) -> run_pb2.Attempt:
     if attempt.end_time:
         message.end_time.FromMicroseconds(attempt.end_time)
     if attempt.busy:
-        message.busy_duration.FromMicroseconds(attempt.busy)
+        message.busy_duration.FromMicroseconds(min(attempt.busy, _LONGEST))
     if attempt.failure is not None:
         codec.put_failure(message.failure, attempt.failure)
     if not message.decision.summary:

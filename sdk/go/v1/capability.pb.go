@@ -110,7 +110,7 @@ type Capability struct {
 	Clearance []string `protobuf:"bytes,8,rep,name=clearance,proto3" json:"clearance,omitempty"`
 	// Expected cost of one call, in the namespace's own unit; 0 means unknown.
 	Cost float64 `protobuf:"fixed64,9,opt,name=cost,proto3" json:"cost,omitempty"`
-	// Expected time of one call; absent means unknown. Replaced by measurement as soon as there is one.
+	// Expected time of one call, a day at most; absent means unknown. Replaced by measurement as soon as there is one.
 	ExpectedLatency *durationpb.Duration `protobuf:"bytes,10,opt,name=expected_latency,json=expectedLatency,proto3" json:"expected_latency,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache

@@ -97,7 +97,7 @@ class Capability(_message.Message):
 
     @_builtins.property
     def expected_latency(self) -> _duration_pb2.Duration:
-        """Expected time of one call; absent means unknown. Replaced by measurement as soon as there is one."""
+        """Expected time of one call, a day at most; absent means unknown. Replaced by measurement as soon as there is one."""
 
     def __init__(
         self,

@@ -55,7 +55,7 @@ export interface Capability {
   clearance: string[];
   /** Expected cost of one call, in the namespace's own unit; 0 means unknown. */
   cost: number;
-  /** Expected time of one call; absent means unknown. Replaced by measurement as soon as there is one. */
+  /** Expected time of one call, a day at most; absent means unknown. Replaced by measurement as soon as there is one. */
   expectedLatency: Duration | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
