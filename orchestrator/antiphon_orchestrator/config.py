@@ -147,7 +147,9 @@ class Config:
     """Shares of namespaces, and breakers of agents."""
     api: ServerOptions = field(default_factory=ServerOptions)
     join: ServerOptions = field(
-        default_factory=lambda: ServerOptions(concurrent_streams=256, calls_per_second=50, call_burst=200)
+        default_factory=lambda: ServerOptions(
+            connections=1024, concurrent_streams=256, caller_streams=256, calls_per_second=50, call_burst=200
+        )
     )
     telemetry: Telemetry = field(default_factory=Telemetry)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)

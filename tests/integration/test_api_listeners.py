@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import struct
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from api_harness import TIMEOUT, Running, reason_of, serving
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.harness import eventually
 
 SETTINGS, PING, GOAWAY = 4, 6, 7
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + struct.pack(">I", 0)[1:] + bytes((SETTINGS, 0)) + bytes(4)
@@ -199,6 +202,52 @@ async def test_the_number_of_streams_of_a_connection_is_announced(authority: Aut
         settings = dict(struct.iter_unpack(">HI", payload))
         assert settings[3] == 7  # SETTINGS_MAX_CONCURRENT_STREAMS
         connection.close()
+
+
+async def test_a_connection_beyond_those_there_may_be_is_closed_unread(authority: Authority) -> None:
+    async with serving(authority, options=ServerOptions(connections=2, shutdown_grace=timedelta(0))) as api:
+        first, second = api.dial(), api.dial()
+        await api.get_run(first)
+        await api.get_run(second)
+        error = await refused(api.get_run(api.dial()))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        await second.close()
+        channel = api.dial()
+        await api.get_run(channel, wait_for_ready=True)
+        await api.get_run(first)
+
+
+async def test_streams_beyond_those_a_caller_may_have_are_refused_over_all_its_connections(
+    authority: Authority,
+) -> None:
+    async with serving(authority, options=ServerOptions(caller_streams=2, shutdown_grace=timedelta(0))) as api:
+        request = run_service_pb2.WatchRunRequest(run_id="r1")
+        stubs: list[Any] = [run_service_pb2_grpc.RunServiceStub(api.dial()) for _ in range(3)]
+        first, second, third = (stub.WatchRun(request) for stub in stubs)
+        await first.read()
+        await second.read()
+        assert reason_of(await refused(third.read())) == "OVERLOADED"
+        bob: Any = run_service_pb2_grpc.RunServiceStub(api.dial(api.credential(name="bob")))
+        await bob.WatchRun(request).read()
+        second.cancel()
+
+        async def opens() -> bool:
+            with suppress(grpc.aio.AioRpcError):
+                return await stubs[2].WatchRun(request).read() is not grpc.aio.EOF
+            return False
+
+        await eventually(opens)
+
+
+async def test_watchers_of_health_are_few_for_each_address_and_hold_up_no_end(authority: Authority) -> None:
+    options = ServerOptions(caller_streams=2, shutdown_grace=QUICK)
+    async with serving(authority, options=options) as api:
+        health: Any = health_pb2_grpc.HealthStub(api.dial_join())
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+        for watch in watches[:2]:
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        assert reason_of(await refused(watches[2].read())) == "OVERLOADED"
+        assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)).status
 
 
 async def test_a_silent_connection_is_pinged_and_then_dropped(authority: Authority, tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ PROMISES = {
         "every record can be read"
     ),
     "callers that mean harm": (
-        "sockets that say nothing, floods, and streams that nobody reads meet their limits and are refused; who is honest "
-        "keeps 80 % of what it gets done"
+        "sockets that say nothing, floods, and streams that nobody reads meet their limits and are refused; who is "
+        "honest keeps 80 % of what it gets done"
     ),
     "version skew of one minor": "what is not known survives, and what is missing means the strictest",
 }

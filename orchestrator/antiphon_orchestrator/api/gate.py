@@ -1,4 +1,5 @@
-"""How many unary calls a server works on at once: as many as it answers in time. Pure, with the clock passed in.
+"""How many unary calls a server works on at once: as many as it answers in time; and how many streams each caller has
+open. Pure, with the clock passed in.
 
 The number is found by trying (additive increase, multiplicative decrease): once in a while it is looked at how long
 calls took. Were most of them slower than they should be, fewer are taken; were they quick and the room was needed,
@@ -22,6 +23,29 @@ SAMPLES = 10
 
 DOWN, UP = 0.7, 1.1
 """Factors of one step."""
+
+
+class Streams:
+    """How many streams each caller has open: `most`, and no more. A stream costs memory while nobody reads it."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._callers: dict[str, int] = {}
+
+    def enter(self, caller: str) -> bool:
+        """Whether the caller may have one more; `leave` when it is over."""
+        mine = self._callers.get(caller, 0)
+        if mine >= self._most:
+            return False
+        self._callers[caller] = mine + 1
+        return True
+
+    def leave(self, caller: str) -> None:
+        left = self._callers[caller] - 1
+        if left:
+            self._callers[caller] = left
+        else:
+            del self._callers[caller]
 
 
 class Place:

@@ -6,14 +6,15 @@ a stream's client messages are read from the iterator only.
 
 A stream outlives its checks, so `run` looks at the certificates of open streams again and again, and asks policy anew;
 one that would be refused now ends with the status a new call would get. No handler can be reached around this: methods
-that the image does not know are refused, but for the services named as open (health, reflection).
+that the image does not know are refused, but for the services named as open (health, reflection), which are there for
+everybody within a rate and a number of streams for each address.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, Protocol, TypeAlias
@@ -27,7 +28,7 @@ from antiphon_orchestrator import telemetry
 from .call import Caller, forwarded, set_caller, set_place, trace_id, traceparent
 from .checks import Call, Checks
 from .errors import ApiError, refusal
-from .gate import Gate, Place
+from .gate import Gate, Place, Streams
 from .image import Image, Method
 
 RECHECK = timedelta(seconds=3)
@@ -88,6 +89,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         open_services: frozenset[str],
         router: Router | None,
         gate: Gate,
+        streams: Streams,
     ) -> None:
         self._image = image
         self._router = router
@@ -98,6 +100,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._open_services = open_services
         self._handlers: dict[str, Handler] = {}
         self._streams: set[_OpenStream] = set()
+        self._of_callers = streams
         self._log = telemetry.logger("api")
 
     async def run(self) -> None:
@@ -130,7 +133,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         if guarded is not None:
             return guarded
         if path[1:].rpartition("/")[0] in self._open_services:
-            return await continuation(handler_call_details)
+            self._handlers[path] = self._counted(path, await continuation(handler_call_details))
+            return self._handlers[path]
         method = self._image.methods.get(path)
         inner = await continuation(handler_call_details) if method is not None else None
         if method is None or inner is None:
@@ -148,6 +152,51 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
                 await self._refuse(context, call, error)
 
         return refuse
+
+    def _counted(self, path: str, inner: Handler) -> Handler:
+        """The same handler of an open service, for callers within their rate and their number of streams."""
+        if inner is None:
+            return grpc.stream_stream_rpc_method_handler(self._unknown(path))
+        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+        kind = next(name for name in kinds if getattr(inner, name) is not None)
+        behaviour = getattr(inner, kind)
+
+        async def counted(request: Any, context: Context) -> Any:
+            call = _call(path, None, context, None)
+            try:
+                self._checks.size_and_rate(call)
+                if kind == "unary_unary":
+                    return await behaviour(request, context)
+                with self._one_of_few(call):
+                    # A handler of this kind writes, or is a generator of what is to be written.
+                    answers = behaviour(request, context)
+                    if not hasattr(answers, "__aiter__"):
+                        return await answers
+                    async for answer in answers:
+                        await context.write(answer)
+            except Exception as error:
+                await self._refuse(context, call, error)
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(counted, inner.request_deserializer, inner.response_serializer)
+
+    @contextmanager
+    def _one_of_few(self, call: Call) -> Iterator[None]:
+        """While open, a stream counts among those of its caller. Raises ApiError when there are too many.
+
+        Those of other replicas, and those that they pass on, do not: these were counted where they came in.
+        """
+        peer = call.peer
+        if call.forwarded is not None or (peer is not None and peer.identity.kind is Kind.ORCHESTRATOR):
+            yield
+            return
+        caller = peer.identity.uri if peer is not None else call.address
+        if not self._of_callers.enter(caller):
+            raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="the list of the caller's open streams")
+        try:
+            yield
+        finally:
+            self._of_callers.leave(caller)
 
     def _guard(self, method: Method, inner: Handler) -> Handler:
         """The same handler behind the checks, on raw bytes."""
@@ -220,7 +269,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
             call = _call(method.path, method, context, None)
             try:
                 self._admit(call)
-                with self._watched(call):
+                with self._one_of_few(call), self._watched(call):
                     response = await behaviour(self._checked(method, inner, requests, call), context)
             except Exception as error:
                 await self._refuse(context, call, error)
@@ -235,8 +284,10 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         # Writes instead of yielding: only so is the whole life of the stream, a blocked write too, inside the `try`.
         async def stream(received: Any, context: Context) -> None:
             call = _call(method.path, method, context, None if method.request_streaming else received)
+            few = ExitStack()
             try:
                 who = self._admit(call)
+                few.enter_context(self._one_of_few(call))
                 requests = (
                     self._checked(method, inner, received, call)
                     if method.request_streaming
@@ -260,6 +311,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
                                 raise call.ended
             except Exception as error:
                 await self._refuse(context, call, error)
+            finally:
+                few.close()
             self._metrics.count_call(method.path, "OK")
 
         return stream

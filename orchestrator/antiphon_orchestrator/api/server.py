@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -26,7 +27,7 @@ from antiphon_orchestrator.policy import Decision, PolicyPort
 from .call import trace_id
 from .certificate import LiveCertificate
 from .checks import Call, Checks, policy_request
-from .gate import Gate
+from .gate import Gate, Streams
 from .image import Image
 from .interceptor import Interceptor, Router
 from .rate import TokenBuckets
@@ -48,7 +49,12 @@ class ServerOptions:
 
     message_limit: int = 4 * _MIB
     metadata_limit: int = 16 * 1024
+    connections: int = 8192
+    """Connections at once, those that are still shaking hands among them; what comes beyond is closed unread."""
     concurrent_streams: int = 4096
+    """Calls and streams of one connection."""
+    caller_streams: int = 4096
+    """Streams that one identity has open, over all its connections; of one address where there is none."""
     calls_per_second: float = 2000
     call_burst: float = 4000
     concurrent_calls: int = 1024
@@ -69,6 +75,7 @@ class ServerOptions:
             ("grpc.max_send_message_length", self.message_limit + _SLACK),
             ("grpc.max_metadata_size", self.metadata_limit),
             ("grpc.absolute_max_metadata_size", self.metadata_limit),
+            ("grpc.max_allowed_incoming_connections", self.connections),
             ("grpc.max_concurrent_streams", self.concurrent_streams),
             ("grpc.server_handshake_timeout_ms", _milliseconds(self.handshake_timeout)),
             ("grpc.max_connection_age_ms", _milliseconds(self.connection_age)),
@@ -140,7 +147,14 @@ class Listener:
         open_services = {HEALTH, REFLECTION} if parts.development else {HEALTH}
         self.gate = Gate(options.concurrent_calls, options.call_latency.total_seconds(), time.monotonic)
         self._interceptor = Interceptor(
-            parts.image, checks, parts.clock, parts.metrics, frozenset(open_services), parts.router, self.gate
+            parts.image,
+            checks,
+            parts.clock,
+            parts.metrics,
+            frozenset(open_services),
+            parts.router,
+            self.gate,
+            Streams(options.caller_streams),
         )
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None
@@ -183,7 +197,10 @@ class Listener:
     async def stop(self) -> None:
         """Health says NOT_SERVING, calls under way get `shutdown_grace`, then all connections end."""
         if self._server is not None:
-            await self._health.enter_graceful_shutdown()
+            # Whoever watches health and reads nothing must not hold up the end.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._options.shutdown_grace.total_seconds()):
+                    await self._health.enter_graceful_shutdown()
             await self._server.stop(self._options.shutdown_grace.total_seconds())
 
     def _denied(self, call: Call, decision: Decision) -> None:

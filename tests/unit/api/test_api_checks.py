@@ -15,7 +15,7 @@ from antiphon_certs import Authority, Identity, Kind, Peer, PeerVerifier, System
 from antiphon_orchestrator.api.call import Caller, caller, set_caller, trace_id, traceparent
 from antiphon_orchestrator.api.checks import KINDS, RESOURCES, Call, Checks, policy_request
 from antiphon_orchestrator.api.errors import ApiError
-from antiphon_orchestrator.api.gate import Gate
+from antiphon_orchestrator.api.gate import Gate, Streams
 from antiphon_orchestrator.api.image import Image
 from antiphon_orchestrator.api.interceptor import Interceptor
 from antiphon_orchestrator.api.rate import TokenBuckets
@@ -260,7 +260,7 @@ async def test_a_stream_that_is_to_end_is_not_listened_to_any_more(certify: Cert
     """While a message to somebody who does not read is under way, its stream cannot end, and others would still do."""
     one = call("/antiphon.mesh.v1.MeshService/Attach", None, certify(Kind.SIDECAR), deadline=None)
     gate = Gate(1, 1.0, lambda: 0.0)
-    interceptor = Interceptor(IMAGE, checks(), SystemClock(), Metrics(), frozenset(), None, gate)
+    interceptor = Interceptor(IMAGE, checks(), SystemClock(), Metrics(), frozenset(), None, gate, Streams(1))
     seen: list[bytes] = []
 
     async def requests() -> AsyncIterator[bytes]:
