@@ -8,7 +8,7 @@ go to the edges of their rules and of their types, and values of enums go beyond
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ class _About:
 
     given: Given
     known: Known
+    without: Collection[str]
     made: dict[tuple[str, int], st.SearchStrategy[Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -47,20 +48,24 @@ _UNKNOWN = (99, (1 << 31) - 1, -1)
 """Values of enums that nobody has defined."""
 
 
-def messages(kind: type[M], given: Given | None = None, known: Known | None = None) -> st.SearchStrategy[M]:
+def messages(
+    kind: type[M], given: Given | None = None, known: Known | None = None, without: Collection[str] = ()
+) -> st.SearchStrategy[M]:
     """Messages of a generated class.
 
     By `Message.field`, or by `field` wherever it is, a field gets what is `given` and nothing else, and what is `known`
-    to exist beside what is made up.
+    to exist beside what is made up. What it goes `without`, as `Message.field`, is never set.
     """
-    return _messages(kind.DESCRIPTOR, _About(given or {}, known or {}), 0).map(lambda made: _as(kind, made))
+    return _messages(kind.DESCRIPTOR, _About(given or {}, known or {}, without), 0).map(lambda made: _as(kind, made))
 
 
 def serialised(
     descriptor: Descriptor, given: Given | None = None, known: Known | None = None
 ) -> st.SearchStrategy[bytes]:
     """The same of a type by its descriptor, serialised."""
-    return _messages(descriptor, _About(given or {}, known or {}), 0).map(lambda made: bytes(made.SerializeToString()))
+    return _messages(descriptor, _About(given or {}, known or {}, ()), 0).map(
+        lambda made: bytes(made.SerializeToString())
+    )
 
 
 def _as(kind: type[M], made: Message) -> M:
@@ -105,7 +110,7 @@ def _messages(descriptor: Descriptor, about: _About, depth: int) -> st.SearchStr
     @st.composite
     def one(draw: st.DrawFn) -> Any:
         message = _contract().message(known)
-        chosen = _chosen(draw, known, depth)
+        chosen = _chosen(draw, known, about, depth)
         for field in known.fields:
             if field in chosen:
                 _set(draw, message, field, about, depth)
@@ -115,7 +120,7 @@ def _messages(descriptor: Descriptor, about: _About, depth: int) -> st.SearchStr
     return about.made[descriptor.full_name, depth]
 
 
-def _chosen(draw: st.DrawFn, descriptor: Descriptor, depth: int) -> list[FieldDescriptor]:
+def _chosen(draw: st.DrawFn, descriptor: Descriptor, about: _About, depth: int) -> list[FieldDescriptor]:
     """Fields to set: those that must be, and some others; of a oneof one at most."""
     needed = [field for field in descriptor.fields if field.containing_oneof is None and _needed(field)]
     groups = {}
@@ -123,7 +128,13 @@ def _chosen(draw: st.DrawFn, descriptor: Descriptor, depth: int) -> list[FieldDe
         if _required(oneof) or (depth < _DEEPEST and draw(st.booleans())):
             groups[oneof.name] = draw(st.sampled_from(list(oneof.fields)))
     chosen = [*needed, *groups.values()]
-    rest = [field for field in descriptor.fields if field.containing_oneof is None and field not in needed]
+    rest = [
+        field
+        for field in descriptor.fields
+        if field.containing_oneof is None
+        and field not in needed
+        and f"{descriptor.name}.{field.name}" not in about.without
+    ]
     if rest and depth < _DEEPEST:
         chosen += draw(st.lists(st.sampled_from(rest), unique_by=lambda field: field.name, max_size=_FIELDS))
     return chosen
@@ -186,7 +197,7 @@ def _made(message: Any, field: FieldDescriptor, rules: Any, about: _About, depth
         return chosen.map(lambda value: own.FromString(value.SerializeToString()))
     if field.message_type is None:
         values = [value for value in about.known.get(full, about.known.get(field.name, ())) if _fits(field, value)]
-        return st.one_of(st.sampled_from(values), _scalars(field, rules)) if values else _scalars(field, rules)
+        return st.one_of(*[st.sampled_from(values)] * 3, _scalars(field, rules)) if values else _scalars(field, rules)
     if field.message_type.full_name in ("google.protobuf.Duration", "google.protobuf.Timestamp"):
         return _times(field.message_type, rules)
     return _messages(field.message_type, about, depth + 1)

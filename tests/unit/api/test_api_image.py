@@ -82,3 +82,35 @@ def test_a_page_token_gives_its_position_back_to_the_same_query_only() -> None:
             decode_token(other, str, int)
     with pytest.raises(ApiError, match="page token"):
         decode_token(same, int)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"), [(1, -1), (-1, 1), (0, 1_000_000_000), (1 << 62, 0), (-315_576_000_001, 0)]
+)
+def test_a_duration_that_is_none_breaks_the_contract_wherever_it_is(seconds: int, nanos: int) -> None:
+    request = mesh_service_pb2.AttachRequest()
+    request.calls.add(call_id="1", attempt_id="r/t/0/1", attempt_token=b"t", capability="a.b@1")
+    last = request.calls.add(call_id="2", attempt_id="r/t/0/1", attempt_token=b"t", capability="a.b@1")
+    last.timeout.seconds, last.timeout.nanos = seconds, nanos
+    assert [found.field for found in violations(ATTACH.path, request)] == ["calls[1].timeout"]
+    with pytest.raises(ApiError):
+        IMAGE.parse(ATTACH, mesh_service_pb2.AttachRequest.FromString, request.SerializeToString())
+    last.timeout.seconds, last.timeout.nanos = -5, -999_999_999
+    IMAGE.parse(ATTACH, mesh_service_pb2.AttachRequest.FromString, request.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"), [(0, -1), (0, 1_000_000_000), (253_402_300_800, 0), (-62_135_596_801, 0)]
+)
+def test_a_timestamp_that_is_none_breaks_the_contract(seconds: int, nanos: int) -> None:
+    request = run_service_pb2.ListRunsRequest()
+    request.created_after.seconds, request.created_after.nanos = seconds, nanos
+    assert [found.field for found in violations("/antiphon.v1.RunService/ListRuns", request)] == ["created_after"]
+
+
+def test_in_a_graph_that_holds_graphs_of_time_the_place_is_named() -> None:
+    request = run_service_pb2.SubmitRunRequest(request_id="1")
+    request.inline.name = "g"
+    request.inline.tasks.add(id="a", capability="a.b@1")
+    request.inline.tasks.add(id="b", capability="a.b@1").timeout.nanos = -(1 << 31)
+    assert violations(SUBMIT.path, request)[0].field == "inline.tasks[1].timeout"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from antiphon_orchestrator.api.gate import FEWEST, Gate, Place
+from antiphon_orchestrator.api.gate import FEWEST, Gate, Place, Streams
 
 
 class Server:
@@ -88,3 +88,11 @@ def test_a_place_is_given_back_once() -> None:
     one.ended()
     one.give_back()
     assert server.gate.in_hand == 1
+
+
+def test_a_caller_has_so_many_streams_and_another_when_one_is_over() -> None:
+    streams = Streams(2)
+    assert [streams.enter("a") for _ in range(3)] == [True, True, False]
+    assert streams.enter("b")
+    streams.leave("a")
+    assert streams.enter("a") and not streams.enter("a")

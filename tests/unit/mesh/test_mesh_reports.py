@@ -63,3 +63,14 @@ def test_a_report_to_a_shard_that_is_not_here_waits_for_no_verdict_here() -> Non
 def test_a_shard_that_is_none_ends_the_stream() -> None:
     with pytest.raises(ApiError, match="there is no shard 1"):
         reports.take(session(), [mesh.Report(shard=1)], 1, lambda shard, item: None, Values(), lambda *_: None)
+
+
+@pytest.mark.proves("version skew of one minor")
+def test_a_reason_for_a_return_that_is_not_known_here_counts_as_one() -> None:
+    report = mesh.Report(attempt_id="r/a/0/1")
+    report.returned.reason = 99  # type: ignore[assignment]
+    inputs: list[i.Input] = []
+    reports.take(session(), [report], 1, lambda shard, item: inputs.append(item), Values(), lambda *_: None)
+    (item,) = inputs
+    assert isinstance(item, i.Report) and item.outcome.failure is not None
+    assert item.outcome.failure.message == "came back before it began: OTHER"
