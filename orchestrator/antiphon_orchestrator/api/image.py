@@ -25,7 +25,8 @@ from google.protobuf.message import DecodeError, Message
 from antiphon_orchestrator.policy import Action
 
 from .errors import ApiError, Violation, request_invalid
-from .rules import Shape, Shapes, Times
+from .rules import Shape, Shapes
+from .times import Times
 
 
 @dataclass(frozen=True, slots=True, eq=False)

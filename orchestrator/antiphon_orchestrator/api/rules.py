@@ -3,23 +3,18 @@
 A `Shape` holds those rules of a message type that are bounds of a length, a number or a count, or choices that must be
 made. `keeps` answers True only for a message that surely keeps all its rules; False means: ask protovalidate, which
 has the last word, and the words of a violation. Of a report, this takes less than half of the library's time.
-
-No rule says that a time must be one: seconds and nanoseconds may hold what no duration and no timestamp is, and then
-every conversion raises. So `Times` looks at those of a message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 
+from .times import is_time
+
 _FAR = 1 << 64
-_LONGEST = 315_576_000_000
-_NANOS = 1_000_000_000
-_FIRST, _LAST = -62_135_596_800, 253_402_300_799
-_TIMES = ("google.protobuf.Duration", "google.protobuf.Timestamp")
 
 
 class Shape:
@@ -108,7 +103,7 @@ class Shapes:
         bounds: Any = getattr(rules, kind) if kind else None
         alone = not rules.required and not rules.cel
         told = {option.name for option, _ in bounds.ListFields()} if bounds is not None else set()
-        if _is_time(field) and alone and not field.is_repeated:
+        if is_time(field) and alone and not field.is_repeated:
             shape.left.append(name)
         elif field.message_type is not None and not _is_map(field) and alone and told <= {"max_items"}:
             if field.is_repeated:
@@ -134,54 +129,6 @@ class Shapes:
             shape.numbers.append((name, least, bounds.lte if bounds.HasField("lte") else _FAR))
         elif told or not alone:
             shape.doubtful = True
-
-
-class Times:
-    """Finds durations and timestamps that are none."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, list[FieldDescriptor]] = {}
-
-    def wrong(self, message: Any) -> Iterator[tuple[str, str]]:
-        """The path of each, and what is wrong with it."""
-        for field in self._leading(message.DESCRIPTOR):
-            value = getattr(message, field.name)
-            if not field.is_repeated and not message.HasField(field.name):
-                continue
-            for index, inner in enumerate(value if field.is_repeated else (value,)):
-                path = f"{field.name}[{index}]" if field.is_repeated else field.name
-                if not _is_time(field):
-                    yield from ((f"{path}.{rest}", wrong) for rest, wrong in self.wrong(inner))
-                elif field.message_type.name == "Duration" and not _is_duration(inner.seconds, inner.nanos):
-                    yield (
-                        path,
-                        "must be a duration of at most 10,000 years, its nanoseconds with the sign of its seconds",
-                    )
-                elif field.message_type.name == "Timestamp" and not _is_timestamp(inner.seconds, inner.nanos):
-                    yield path, "must be a time in the years 1 to 9999"
-
-    def _leading(self, descriptor: Descriptor) -> list[FieldDescriptor]:
-        """The fields that are times, or in which there may be some."""
-        name = descriptor.full_name
-        if name not in self._known:
-            self._known[name] = []  # a type that holds itself leads nowhere new by that
-            self._known[name] = [field for field in descriptor.fields if _is_time(field) or self._leads(field)]
-        return self._known[name]
-
-    def _leads(self, field: FieldDescriptor) -> bool:
-        return field.message_type is not None and not _is_map(field) and bool(self._leading(field.message_type))
-
-
-def _is_time(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.full_name in _TIMES
-
-
-def _is_duration(seconds: int, nanos: int) -> bool:
-    return -_LONGEST <= seconds <= _LONGEST and -_NANOS < nanos < _NANOS and (seconds * nanos >= 0)
-
-
-def _is_timestamp(seconds: int, nanos: int) -> bool:
-    return _FIRST <= seconds <= _LAST and 0 <= nanos < _NANOS
 
 
 def _is_map(field: FieldDescriptor) -> bool:
