@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ import grpc
 import pytest
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
-from antiphon.v1 import run_service_pb2, run_service_pb2_grpc
+from antiphon.v1 import run_pb2, run_service_pb2, run_service_pb2_grpc
 from antiphon_certs import ORCHESTRATOR_DNS_NAME, Kind
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -59,6 +60,7 @@ class Stage:
         self.others = [run.run_id for run in runs]
         self.count = 0
         attempt = str(world.facts["agent_socket"]["attempt_id"])
+        self._at_rest(attempt.partition("/")[0])
         self.known = {
             "attempt_id": (attempt, *(f"{run_id}/t/0/1" for run_id in self.others)),
             "attempt_ids": (attempt,),
@@ -77,6 +79,14 @@ class Stage:
         credentials = grpc.ssl_channel_credentials(bundle, key, chain)
         options = [("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME), ("grpc.use_local_subchannel_pool", 1)]
         return grpc.secure_channel(self.world.mesh.orchestrator.address, credentials, options)
+
+    def _at_rest(self, run_id: str) -> None:
+        """Waits until the attempt that is held is known to have begun, after which nothing happens to it."""
+        request = run_service_pb2.ListAttemptsRequest(run_id=run_id, key=run_pb2.TaskKey(task_id="t"))
+        end = time.monotonic() + LIMIT
+        while self.runs.ListAttempts(request, timeout=LIMIT).attempts[0].state != run_pb2.ATTEMPT_STATE_RUNNING:
+            assert time.monotonic() < end, "the attempt that is held has not begun"
+            time.sleep(0.01)
 
     def next(self) -> int:
         """A number that was not used before."""
@@ -121,9 +131,11 @@ class Stage:
         listed = run_service_pb2.ListTasksRequest(run_id=run_id, include_payloads=True)
         yield self.runs.ListTasks(listed, timeout=timeout)
         for task in self.runs.ListTasks(listed, timeout=timeout).tasks:
-            for method in ("GetTask", "ListAttempts", "ExplainTask"):
+            for method in ("GetTask", "ListAttempts"):
                 request = getattr(run_service_pb2, f"{method}Request")(run_id=run_id, key=task.key)
                 yield getattr(self.runs, method)(request, timeout=timeout)
+            # That it can be told counts; why something is not placed yet is no record.
+            self.runs.ExplainTask(run_service_pb2.ExplainTaskRequest(run_id=run_id, key=task.key), timeout=timeout)
 
     def log(self) -> list[str]:
         """What the orchestrator says of bugs of its own."""

@@ -31,9 +31,9 @@ class Times:
                 path = f"{field.name}[{index}]" if field.is_repeated else field.name
                 if not is_time(field):
                     yield from ((f"{path}.{rest}", wrong) for rest, wrong in self.wrong(inner))
-                elif field.message_type.name == "Duration" and not _is_duration(inner.seconds, inner.nanos):
+                elif inner.DESCRIPTOR.name == "Duration" and not _is_duration(inner.seconds, inner.nanos):
                     yield path, "must be a duration of at most 10,000 years; nanoseconds have the sign of the seconds"
-                elif field.message_type.name == "Timestamp" and not _is_timestamp(inner.seconds, inner.nanos):
+                elif inner.DESCRIPTOR.name == "Timestamp" and not _is_timestamp(inner.seconds, inner.nanos):
                     yield path, "must be a time in the years 1 to 9999"
 
     def _leading(self, descriptor: Descriptor) -> list[FieldDescriptor]:
