@@ -21,15 +21,18 @@ from antiphon import (
     CallFailed,
     Client,
     Credentials,
+    Graph,
     InvalidInput,
     InvalidOutput,
     Payload,
     PermanentFailure,
+    Subgraph,
     TaskCancelled,
     TaskContext,
     TransientFailure,
     entry_value,
     output_of,
+    ref,
 )
 from antiphon.conformance.v1 import executor_pb2 as pb
 from antiphon.v1 import failure_pb2, run_pb2
@@ -85,6 +88,8 @@ def agent(concurrency: int) -> Agent:
                     task.emit(step.emit_text)
                 case "emit_json":
                     task.emit(json.loads(step.emit_json))
+                case "subgraph":
+                    result = _apart(step.subgraph)
                 case "call":
                     result = await _call(task, step.call)
                 case "fail":
@@ -104,6 +109,12 @@ def agent(concurrency: int) -> Agent:
         return Payload(inline=payload.inline[::-1], media_type=payload.media_type)
 
     return made
+
+
+def _apart(how: pb.ScriptSubgraph) -> Subgraph:
+    graph = Graph("apart", description="x" * how.description)
+    graph.task("part", how.capability, input=ref("input"))
+    return Subgraph(graph, json.loads(how.input_json or "null"))
 
 
 def _described(task: TaskContext) -> dict[str, Any]:

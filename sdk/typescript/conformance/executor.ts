@@ -14,9 +14,12 @@ import {
   Credentials,
   entryValue,
   Failure,
+  Graph,
   type Kind,
   outputOf,
   Payload,
+  ref,
+  Subgraph,
   type Task,
 } from "@antiphon/sdk";
 import { FailureKind, type PartialOutput, type Run, RunState, type Task as RunTask, TaskState } from "@antiphon/sdk/v1";
@@ -36,6 +39,7 @@ interface Step {
   fail?: { kind: string; message?: string; code?: string; retryable?: boolean; field?: string };
   crash?: string;
   wait_cancelled?: boolean;
+  subgraph?: { capability?: string; input_json?: string; description?: number };
 }
 
 const PACKAGE = {
@@ -84,6 +88,7 @@ async function play(step: Step, task: Task, counts: Map<string, number>): Promis
   if (step.progress !== undefined) task.progress(step.progress.fraction ?? 0, step.progress.message ?? "");
   if (step.emit_text !== undefined) task.emit(step.emit_text);
   if (step.emit_json !== undefined) task.emit(JSON.parse(step.emit_json));
+  if (step.subgraph !== undefined) return apart(step.subgraph);
   if (step.call !== undefined) return await call(task, step.call);
   if (step.fail !== undefined) {
     const { kind, message = "", code = "", field = "" } = step.fail;
@@ -99,6 +104,12 @@ async function play(step: Step, task: Task, counts: Map<string, number>): Promis
     });
   }
   return undefined;
+}
+
+function apart({ capability = "", input_json, description = 0 }: NonNullable<Step["subgraph"]>): Subgraph {
+  const graph = new Graph("apart", { description: "x".repeat(description) });
+  graph.task("part", capability, { input: ref("input") });
+  return new Subgraph(graph, input_json === undefined ? undefined : JSON.parse(input_json));
 }
 
 function described(task: Task): Record<string, unknown> {

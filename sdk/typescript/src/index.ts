@@ -59,5 +59,6 @@ export { Payload } from "./payload.js";
 export { type FromSchema, type JsonSchema } from "./schema.js";
 export { type SharedContext } from "./shared.js";
 export { type GraphSource, type SubmitOptions } from "./submission.js";
+export { Subgraph } from "./subgraph.js";
 export { type Submitted, type Submitter } from "./submitter.js";
 export { type Answer, type CallOptions, currentTask, type OnPartial, type Task } from "./task.js";
