@@ -16,6 +16,15 @@ func greeter() *antiphon.Agent {
 	antiphon.Handle(agent, "text.greet@1", func(task *antiphon.Task, name string) (string, error) {
 		return "Hello, " + name + "!", task.Emit("Hello, ")
 	}, antiphon.Pure)
+	antiphon.Handle(agent, "text.greet_all@1", func(_ *antiphon.Task, names []string) (antiphon.Answer[[]string], error) {
+		if len(names) == 0 {
+			return antiphon.Answer[[]string]{Value: []string{}}, nil
+		}
+		return antiphon.Answer[[]string]{Subgraph: &antiphon.Subgraph{Input: names, Graph: &antiphonv1.Graph{
+			Name: "all", Tasks: []*antiphonv1.GraphTask{{Id: "each", Capability: "text.greet@1", ForEach: "input"}},
+			Output: antiphon.JSON("${tasks.each.output}"),
+		}}}, nil
+	})
 	return agent
 }
 
@@ -32,6 +41,17 @@ func TestAMeshRunsAnAgentOfTheTestAndAClientOfIt(t *testing.T) {
 		}
 		output, err := antiphon.OutputOf[map[string]string](run)
 		if err != nil || output["greet"] != "Hello, "+name+"!" {
+			t.Error(output, err)
+		}
+	}
+	graph.Tasks[0].Capability = "text.greet_all@1"
+	for _, names := range [][]string{{"Ada", "Grace"}, {}} {
+		run, err := mesh.Client().Submit(t.Context(), antiphon.Inline(graph), names, antiphon.Wait())
+		if err != nil {
+			t.Fatal(err)
+		}
+		output, err := antiphon.OutputOf[map[string][]string](run)
+		if err != nil || len(output["greet"]) != len(names) || len(names) > 0 && output["greet"][1] != "Hello, Grace!" {
 			t.Error(output, err)
 		}
 	}

@@ -5,13 +5,19 @@ import { join } from "node:path";
 
 import { expect, test } from "vitest";
 
-import { Agent, Graph, outputOf, ref } from "../src/index.js";
+import { Agent, Graph, outputOf, ref, Subgraph } from "../src/index.js";
 import { withMesh } from "../src/testing.js";
 
 test("a mesh runs an agent of the test and a client of it, and nothing outlives it", async () => {
   const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
   const agent = new Agent("greeter", { logger: quiet });
   agent.capability("text.greet@1", { effect: "pure", output: { type: "string" } }, (name: string) => `Hello, ${name}!`);
+  agent.capability("text.greet_all@1", { output: { type: "array", items: { type: "string" } } }, (names: string[]) => {
+    if (names.length === 0) return [];
+    const all = new Graph("all", { output: ref("tasks.each.output") });
+    all.task("each", "text.greet@1", { forEach: ref("input") });
+    return new Subgraph(all, names);
+  });
   const graph = new Graph("greet", { output: ref("tasks.greet.output") });
   graph.task("greet", "text.greet@1", { input: ref("input") });
   let home = "";
@@ -20,6 +26,12 @@ test("a mesh runs an agent of the test and a client of it, and nothing outlives 
     const stop = await mesh.run(agent);
     for (const name of ["Ada", "Grace"]) {
       expect(outputOf(await mesh.client.submit(graph, name, { wait: true }))).toBe(`Hello, ${name}!`);
+    }
+    const everybody = new Graph("everybody", { output: ref("tasks.greet.output") });
+    everybody.task("greet", "text.greet_all@1", { input: ref("input") });
+    for (const names of [["Ada", "Grace"], []]) {
+      const greetings = names.map((name) => `Hello, ${name}!`);
+      expect(outputOf(await mesh.client.submit(everybody, names, { wait: true }))).toEqual(greetings);
     }
     expect((await mesh.operator.suspendAgent("greeter")).name).toBe("greeter");
     expect(existsSync(join(home, "profiles", "default", "profile.toml"))).toBe(true);

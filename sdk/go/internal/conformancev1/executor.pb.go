@@ -1714,8 +1714,6 @@ type PoliciesCall struct {
 	Epoch uint32 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// The epoch that is in force as far as the caller knows.
 	ExpectedEpoch uint32 `protobuf:"varint,3,opt,name=expected_epoch,json=expectedEpoch,proto3" json:"expected_epoch,omitempty"`
-	// Empty leaves it to the SDK.
-	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1769,13 +1767,6 @@ func (x *PoliciesCall) GetExpectedEpoch() uint32 {
 		return x.ExpectedEpoch
 	}
 	return 0
-}
-
-func (x *PoliciesCall) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
 }
 
 // AuditCall asks for records of a chain.
@@ -2366,13 +2357,11 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06serial\x18\x03 \x01(\tR\x06serial\x12\x14\n" +
-	"\x05cause\x18\x04 \x01(\tR\x05cause\"\xec\x01\n" +
+	"\x05cause\x18\x04 \x01(\tR\x05cause\"\xcd\x01\n" +
 	"\fPoliciesCall\x12F\n" +
 	"\x05files\x18\x01 \x03(\v20.antiphon.conformance.v1.PoliciesCall.FilesEntryR\x05files\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\rR\x05epoch\x12%\n" +
-	"\x0eexpected_epoch\x18\x03 \x01(\rR\rexpectedEpoch\x12\x1d\n" +
-	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId\x1a8\n" +
+	"\x0eexpected_epoch\x18\x03 \x01(\rR\rexpectedEpoch\x1a8\n" +
 	"\n" +
 	"FilesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

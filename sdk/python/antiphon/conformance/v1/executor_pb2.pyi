@@ -772,13 +772,10 @@ class PoliciesCall(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     EXPECTED_EPOCH_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The epoch of an earlier set."""
     expected_epoch: _builtins.int
     """The epoch that is in force as far as the caller knows."""
-    request_id: _builtins.str
-    """Empty leaves it to the SDK."""
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Texts by file name, of a set to put in force."""
@@ -789,11 +786,10 @@ class PoliciesCall(_message.Message):
         files: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         epoch: _builtins.int = ...,
         expected_epoch: _builtins.int = ...,
-        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "expected_epoch", b"expected_epoch", "files", b"files", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "expected_epoch", b"expected_epoch", "files", b"files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
