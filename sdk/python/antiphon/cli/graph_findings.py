@@ -18,7 +18,7 @@ from .. import LoadedGraph, Mistake
 from ..v1.graph_pb2 import Graph, GraphTask
 from ..v1.graph_service_pb2 import GraphMistake
 
-_PLACE = re.compile(r"tasks\[([0-9]+)\](?:\.(\w+))?")
+_PLACE = re.compile(r"tasks\[([0-9]+)\](?:\.([^.\[]+))?")
 _FIELDS = frozenset(GraphTask.DESCRIPTOR.fields_by_name)
 _KINDS = frozenset({"capability", "graph", "wait"})
 _NAMING = frozenset({"for_each", "until", "quorum"})
@@ -90,10 +90,13 @@ class _Holes:
             place = _PLACE.match(mistake.field)
             if place is None:
                 self._graph.add(_first(mistake.field))
-            elif mistake.code == "unknown_field" and place[2] and mistake.field == place[0]:
-                self._tasks[int(place[1])] |= _meant(place[2])
-            elif place[2]:
-                self._tasks[int(place[1])].add(place[2])
+                continue
+            task, name = place[0].partition(".")[0], place[2]
+            if name in _FIELDS:
+                self._tasks[int(place[1])].add(name)
+            elif name:
+                absent = {field for field in _meant(name) if f"{task}.{field}" not in loaded.positions}
+                self._tasks[int(place[1])] |= absent
             elif mistake.code == "type":
                 self._tasks[int(place[1])] |= _FIELDS  # no task at all
         for number, task in enumerate(loaded.graph.tasks):
@@ -105,7 +108,7 @@ class _Holes:
 
     def leave(self, one: GraphMistake) -> bool:
         """Whether a mistake of meaning is one whatever stands in the holes."""
-        if self._nameless and one.code == "unknown_reference":
+        if self._nameless and one.code in ("unknown_reference", "impossible_join"):
             return False  # the task that is meant may be one whose id cannot be read
         place = _PLACE.match(one.field)
         if place is None:
