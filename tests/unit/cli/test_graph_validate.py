@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 from antiphon import load_graph
 from antiphon.cli.graph_findings import Finding, admit, mistakes_of
+from antiphon.v1 import graph_pb2
+from google.protobuf import json_format
 
 from tests.unit.cli.conftest import Command
 
@@ -191,6 +193,15 @@ def test_programs_get_line_column_field_message_and_code(command: Command) -> No
     told = json.loads(command("graph", "validate", "graph.yaml", "--json").out)
     assert {frozenset(one) for one in told["mistakes"]} == {frozenset(("line", "column", "field", "message", "code"))}
     assert told["warnings"] == []
+
+
+def test_a_graph_file_becomes_the_json_of_protobuf(command: Command) -> None:
+    Path("graph.yaml").write_text(RIGHT)
+    shown = command("graph", "convert", "graph.yaml")
+    assert shown.code == 0
+    assert json_format.Parse(shown.out, graph_pb2.Graph(), ignore_unknown_fields=False) == load_graph(RIGHT).graph
+    Path("graph.yaml").write_text(MISSPELLED)
+    assert command("graph", "convert", "graph.yaml").code == 1
 
 
 def test_a_file_with_mistakes_is_not_submitted(command: Command) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from google.protobuf.json_format import MessageToDict
 from rich.console import Group
 from rich.text import Text
 
@@ -59,6 +61,14 @@ def register(file: GraphFile, as_json: AsJson = False, profile: ProfileName = No
     else:
         output.show(f"{graph.name}@{graph.version}")
     return 0
+
+
+@app.command()
+def convert(file: GraphFile) -> None:
+    """Write a graph file as the JSON of protobuf, for programs that build no graphs."""
+    # Unlike answers, without what is not said: it is read by people as well, who keep it beside their code.
+    said = MessageToDict(read_graph(file), preserving_proto_field_name=True)
+    print(json.dumps(said, indent=2, ensure_ascii=False))
 
 
 @app.command("list")
