@@ -1,9 +1,9 @@
 """Everything that is wrong with a graph in a file, in one go: how it is spelled, and what it means.
 
-What is misspelt leaves a hole, and admission, which looks at the rest, finds mistakes that are mistakes only because of the
-hole: a task that waits for nobody because `needs` could not be read. So that every mistake that is told is one, those that
-may rest on a hole are left out: in the field itself, and where its absence changes what another field may say. They come to
-light once the hole is mended.
+What is misspelt leaves a hole, and admission, which looks at the rest, finds mistakes that are mistakes only because of
+the hole: a task that waits for nobody because `needs` could not be read. So that every mistake that is told is one,
+those that may rest on a hole are left out: in the field itself, and where its absence changes what another field may
+say. They come to light once the hole is mended.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ class _Holes:
             if place is None:
                 self._graph.add(_first(mistake.field))
                 continue
-            task, name = place[0].partition(".")[0], place[2]
+            name = place[2]
             if name in _FIELDS:
                 self._tasks[int(place[1])].add(name)
             elif name:
-                absent = {field for field in _meant(name) if f"{task}.{field}" not in loaded.positions}
-                self._tasks[int(place[1])] |= absent
+                start = f"tasks[{place[1]}]."
+                self._tasks[int(place[1])] |= {field for field in _meant(name) if start + field not in loaded.positions}
             elif mistake.code == "type":
                 self._tasks[int(place[1])] |= _FIELDS  # no task at all
         for number, task in enumerate(loaded.graph.tasks):
