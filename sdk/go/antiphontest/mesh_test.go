@@ -1,9 +1,11 @@
 package antiphontest
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,6 +57,7 @@ func TestAMeshRunsAnAgentOfTheTestAndAClientOfIt(t *testing.T) {
 			t.Error(output, err)
 		}
 	}
+	operate(t, mesh.Operator())
 	if _, err := mesh.Operator().SuspendAgent(t.Context(), "greeter"); err != nil {
 		t.Error(err)
 	}
@@ -62,6 +65,55 @@ func TestAMeshRunsAnAgentOfTheTestAndAClientOfIt(t *testing.T) {
 		t.Error(err)
 	}
 	stop()
+}
+
+// operate does what an operator does besides looking after agents.
+func operate(t *testing.T, operator *antiphon.Client) {
+	t.Helper()
+	now, err := operator.GetPolicy(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := operator.RollBackPolicies(t.Context(), now.GetEpoch(), now.GetEpoch())
+	if err != nil || again.GetEpoch() != now.GetEpoch()+1 {
+		t.Error(again, err)
+	}
+	files := map[string]string{}
+	for _, file := range now.GetFiles() {
+		files[file.GetName()] = file.GetText()
+	}
+	if _, err := operator.ActivatePolicies(t.Context(), files, now.GetEpoch()); !errors.Is(err, antiphon.PolicyEpochChanged) {
+		t.Error(err)
+	}
+	if err := operator.RevokeIdentity(t.Context(), "client", "nobody", "a test"); err != nil {
+		t.Error(err)
+	}
+	var revoked []string
+	for revocation, err := range operator.ListRevocations(t.Context()) {
+		revoked = append(revoked, revocation.GetIdentity().GetName())
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if !slices.Equal(revoked, []string{"nobody"}) {
+		t.Error(revoked)
+	}
+	checkpoint, err := operator.GetAuditCheckpoint(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, head := range checkpoint.GetHeads() {
+		for record, err := range operator.ListAuditRecords(t.Context(), &antiphonv1.ListRecordsRequest{Chain: head.GetChain()}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = found || strings.Contains(record.GetResource(), "nobody")
+		}
+	}
+	if !found {
+		t.Error("no audit record tells of the revocation")
+	}
 }
 
 func TestNothingOfAMeshOutlivesItsTest(t *testing.T) {
