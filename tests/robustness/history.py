@@ -70,7 +70,7 @@ def breaches(submissions: Iterable[Submission], records: Iterable[Record], journ
         *every_task_has_at_most_one_accepted_outcome(records),
         *histories_have_no_gap_and_agree_with_the_end(records),
         *nothing_finished_runs_again(records, journal),
-        *attempts_of_a_task_share_their_key(journal),
+        *attempts_of_a_task_share_their_key(records, journal),
         *what_is_recorded_as_done_was_done(records, journal),
         *runs_beneath_tasks_end_with_them(records),
         *members_that_agree_are_of_different_instances(records),
@@ -179,10 +179,18 @@ def nothing_finished_runs_again(records: list[Record], journal: list[Entry]) -> 
                     yield f"{stem}{later} was begun although attempt {winner} had succeeded"
 
 
-def attempts_of_a_task_share_their_key(journal: list[Entry]) -> Iterator[str]:
-    """The idempotency key is the attempt id without its number."""
+def attempts_of_a_task_share_their_key(records: list[Record], journal: list[Entry]) -> Iterator[str]:
+    """The idempotency key is the attempt id without its number; both members of a hedge have that of the first."""
+    hedges = {
+        f"{record.run.run_id}/{task.key.task_id}/2"
+        for record in records
+        for task in record.tasks
+        if task.agreement.agree == 1
+    }
     for entry in journal:
-        if entry.attempt_id.rpartition("/")[0] != entry.idempotency_key:
+        stem = entry.attempt_id.rpartition("/")[0]
+        key = f"{stem[:-1]}1" if stem in hedges else stem
+        if key != entry.idempotency_key:
             yield f"attempt {entry.attempt_id} had the key {entry.idempotency_key}"
 
 
@@ -223,7 +231,9 @@ def members_that_agree_are_of_different_instances(records: list[Record]) -> Iter
             chosen = task.agreement.chosen
             if task.key.member or not chosen:
                 continue
-            alike = next((group.members for group in task.agreement.groups if chosen in group.members), [])
+            alike: Iterable[int] = next(
+                (group.members for group in task.agreement.groups if chosen in group.members), []
+            )
             instances = {
                 attempt.instance
                 for member in alike

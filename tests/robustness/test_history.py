@@ -51,7 +51,9 @@ def test_two_runs_for_one_request_and_one_run_for_two_requests_are_found() -> No
     assert len(list(every_submission_is_one_run([submission(), other]))) == 1
 
 
-def record(run_id: str, state: run_pb2.RunState, *tasks: run_pb2.Task, parent: str = "", graph: str = "") -> Record:
+def record(
+    run_id: str, state: run_pb2.RunState.ValueType, *tasks: run_pb2.Task, parent: str = "", graph: str = ""
+) -> Record:
     """A run as it ended."""
     run = run_pb2.Run(run_id=run_id, state=state, parent_attempt_id=parent, graph_name=graph)
     return Record(run, list(tasks))

@@ -132,7 +132,7 @@ async def load(client: Client, dice: random.Random, submissions: list[Submission
             submission = Submission(f"{dice.getrandbits(64):016x}", value)
             submissions.append(submission)
             # Whoever only waits cannot send what is waited for.
-            ways = (by_watch,) if graph.name == "signal" else dice.choice(WAYS)
+            ways = (by_watch,) if graph.to_proto().name == "signal" else dice.choice(WAYS)
             both = group.create_task(_all(way(client, submitter, graph, submission) for way in ways))
             both.add_done_callback(lambda _: free.release())
             await asyncio.sleep(dice.uniform(0, 0.15))
@@ -155,7 +155,7 @@ async def by_watch(client: Client, _: Submitter, graph: Graph, submission: Submi
         return None
 
     run = await eventually(submitted, limit=PATIENCE.total_seconds())
-    if graph.name == "signal":
+    if graph.to_proto().name == "signal":
         await _told(lambda: client.signal(run.run_id, "go", submission.expected, request_id="go"))
     elif int(submission.request_id, 16) % 4 == 0:
         await _told(lambda: client.pause(run.run_id))

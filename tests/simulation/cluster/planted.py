@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,8 +31,6 @@ from antiphon_orchestrator.shards.log import ShardLog
 from antiphon_orchestrator.shards.shard import Shard
 from antiphon_orchestrator.shards.turn import request_key
 from antiphon_orchestrator.store import CommitResult, Compare, Put, Store, StoreUnavailable, Target, Txn, keys
-from antiphon_sidecar import wire
-from antiphon_sidecar.attempts import Attempt
 from antiphon_sidecar.inflight import Inflight
 from antiphon_sidecar.spool import Spool
 
@@ -348,22 +345,17 @@ def limits_are_not_divided() -> Any:
 
 def spools_are_not_read() -> Any:
     """What a former life of a sidecar has left is left."""
-    return patch.object(Spool, "former", lambda spool: iter(()))
+
+    def nothing(spool: Spool) -> Iterator[Any]:
+        spool._folder.mkdir(exist_ok=True)
+        return iter(())
+
+    return patch.object(Spool, "former", nothing)
 
 
-@contextmanager
-def spools_forget_what_was_sent() -> Iterator[None]:
-    """An outcome leaves the disk as soon as it is written to a stream."""
-    fill = wire._fill
-
-    def forgets(report: Any, attempt: Attempt) -> None:
-        fill(report, attempt)
-        if attempt.spooled is not None:
-            segment, attempt.spooled = attempt.spooled, None
-            os.ftruncate(segment.descriptor, 0)
-
-    with patch.object(wire, "_fill", forgets):
-        yield
+def spools_are_dropped() -> Any:
+    """It is read, and nobody is told."""
+    return patch.object(Inflight, "found", lambda inflight, *arguments: None)
 
 
 def pieces_lose_their_place() -> Any:
@@ -444,7 +436,7 @@ FAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
             limits_forget_at_takeover,
             limits_are_not_divided,
             spools_are_not_read,
-            spools_forget_what_was_sent,
+            spools_are_dropped,
             pieces_lose_their_place,
         )
     }

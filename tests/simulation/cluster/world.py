@@ -60,6 +60,7 @@ class World:
         self.incarnations: dict[str, Sidecar] = {}
         self.disturbed: dict[str, bool] = {}
         """By sidecar: whether it was away, or could not be reached, for longer than a connection takes."""
+        self._harmless = (self._restart_sidecar, self._doom_sidecar, self._agent_dies)
         self.troubles: list[float] = []
         """When something went wrong that a sidecar on which nothing else befalls may notice."""
         self.errands: list[asyncio.Task[Any]] = []
@@ -92,7 +93,7 @@ class World:
         for when, trouble in self._troubles():
             self.loop.advance(when)
             if not self.calm:
-                if trouble not in (self._restart_sidecar, self._doom_sidecar):
+                if trouble not in self._harmless:
                     self.troubles.append(when)
                 trouble()
         self.loop.advance(self._trouble)
@@ -223,6 +224,9 @@ class World:
             (self._lose_archive, rng.choice([0, 0.5])),
             (self._compact, 0.3),
         ]
+        if rng.random() < 0.15:
+            # Nothing but this, so that what a sidecar leaves on its disk has to count.
+            kinds = [(trouble, 1) for trouble in self._harmless]
         whichever, weights = zip(*kinds, strict=True)
         mean = rng.choice([0.4, 1.0, 2.5])
         when = 0.5
