@@ -189,17 +189,23 @@ class Shard:
         turn.full = True
 
     def _go_on(self, turn: Turn, room: Callable[[], bool]) -> None:
-        """Takes up what the last turn left, in half of the time: the rest is the inbox's."""
-        while self._looking and room():
+        """Takes up what the last turn left, in half of its time, and one of each kind however slow it is."""
+        while self._looking:
             if (found := self._looking.go_on(self.runs)) is not None:
                 self._look_at(*found)
-        while self._unfinished and room():
+            if not room():
+                break
+        while self._unfinished:
             run_id = next(iter(self._unfinished))
             del self._unfinished[run_id]
             if (entry := self.runs.get(run_id)) is not None:
                 self._advance(turn, entry)
-        while self._to_place and room():
+            if not room():
+                break
+        while self._to_place:
             self._place(turn, *self._to_place.popleft())
+            if not room():
+                break
 
     def _record(self, turn: Turn, entry: Entry, event: e.Event) -> None:
         run = entry.run
