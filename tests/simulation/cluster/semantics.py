@@ -146,6 +146,7 @@ class Rules:
 
     def _cancel_requested(self, event: e.CancelRequested, now: int) -> None:
         self._cancelled = True
+        self._held = False  # what is to be undone is not held
 
     def _signal_received(self, event: e.SignalReceived, now: int) -> None:
         again = event.request_id in self._signals

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,14 +37,14 @@ _SPIFFE = "spiffe://antiphon.internal/ns"
 
 
 class World:
-    """`play` it once. `say` is told what happens, for a trace. `only`: the graph that everybody runs, empty for all."""
+    """`play` it once. `say` is told what happens, for a trace. `only`: the graphs that are run, empty for all."""
 
-    def __init__(self, seed: int, say: Callable[[str], None] | None = None, only: str = "") -> None:
+    def __init__(self, seed: int, say: Callable[[str], None] | None = None, only: Sequence[str] = ()) -> None:
         self.rng = rng = random.Random(seed)
         self.loop = SimulatedLoop()
         OUTSIDE.begin(self.loop, rng)
         self._say = say
-        self._graphs = (graph_of(only),) if only else GRAPHS
+        self._graphs = [graph_of(name) for name in only] or GRAPHS
         self.network = Network(self.loop, rng)
         self.history = History(self._broken)
         self.model = StoreModel(unwatched=(keys.LOG, keys.AUDIT, keys.AUDIT_HEADS))
