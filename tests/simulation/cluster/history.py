@@ -49,8 +49,8 @@ class History:
         """By attempt: what its agent was told of the calls that it made."""
         self.asked: Counter[tuple[str, str, int, str]] = Counter()
         """By run, task, member and what: how often somebody asked for a retry, or resolved it."""
-        self.left: list[tuple[float, str, set[str]]] = []
-        """When a sidecar was killed, which, and the attempts whose outcomes it left on its disk."""
+        self.left: list[tuple[str, set[str]]] = []
+        """Sidecars that were killed, and the attempts whose outcomes they left on their disks."""
 
     def require(self, holds: bool, what: str) -> None:
         if not holds:

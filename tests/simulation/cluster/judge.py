@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from tests.simulation.cluster.world import World
 
 AWAY = "its sidecar went away without an outcome"
-BEFORE, AFTER = 20.0, 10.0
-"""Seconds before and after the death of a sidecar without other trouble: its next life is there in time, then, and"""
-QUIET = 0.01
-"""messages are quick, in seconds."""
 
 
 def judge(world: World) -> None:
@@ -135,10 +131,9 @@ def _beneath(world: World, found: dict[str, Rules]) -> None:
 
 
 def _left(world: World, found: dict[str, Rules]) -> None:
-    """What a sidecar that was killed had on its disk counts, if nothing else went wrong about that time."""
-    for time, name, attempt_ids in world.history.left:
-        quiet = world.slow < QUIET and not any(time - BEFORE < trouble < time + AFTER for trouble in world.troubles)
-        for attempt_id in sorted(attempt_ids) if quiet else ():
+    """What a sidecar that was killed had on its disk counts, if its next life is there in time."""
+    for name, attempt_ids in world.history.left:
+        for attempt_id in sorted(attempt_ids) if world.fair else ():
             run_id, task_id, member, number = attempt_id.split("/")
             run = found[run_id].run
             attempt = run.task(run.plan.index_of[task_id], int(member)).attempts[int(number) - 1]
