@@ -371,7 +371,7 @@ def pieces_lose_their_place() -> Any:
 
 
 FIRST: Mapping[str, int] = MappingProxyType(
-    {"not_told": 90, "sidecar_ignores_epochs": 40, "adopted_attempts_run_again": 80, "no_nonce": 30}
+    {"not_told": 90, "sidecar_ignores_epochs": 0, "adopted_attempts_run_again": 80, "no_nonce": 30}
 )
 """Seeds at which to begin to look for what shows itself seldom."""
 
