@@ -148,29 +148,29 @@ func (a *attempts) tellIdle() {
 }
 
 func (a *attempts) run(id string, task *Task, handler *handler) {
-	var output *Payload
+	var answered outcome
 	err := error(Transient("the handler ended its goroutine without returning")) // runtime.Goexit
 	stack := ""
 	defer func() {
 		if problem := recover(); problem != nil {
 			err, stack = fmt.Errorf("panic: %v", problem), string(debug.Stack())
 		}
-		a.settle(id, task, output, err, stack)
+		a.settle(id, task, answered, err, stack)
 	}()
 	if task.Err() != nil {
 		err = Cancelled("cancelled before it began")
 		return
 	}
-	output, err = handler.run(task, a.limit())
+	answered, err = handler.run(task, a.limit())
 }
 
-func (a *attempts) settle(id string, task *Task, output *Payload, err error, stack string) {
+func (a *attempts) settle(id string, task *Task, answered outcome, err error, stack string) {
 	over := task.Err()
 	task.cancel(nil)
 	var failure *Failure
 	switch {
 	case err == nil:
-		a.outbox.result(&antiphonv1.Result{AttemptId: id, Outcome: &antiphonv1.Result_Output{Output: output}})
+		a.outbox.result(answered.result(id))
 	case errors.Is(over, context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded):
 		late := &Failure{Kind: antiphonv1.FailureKind_FAILURE_KIND_TIMEOUT, Message: "the time of the attempt is up", Retryable: true}
 		a.outbox.result(failedResult(id, late, ""))

@@ -104,6 +104,10 @@ func contexts(g *generation) antiphonv1.ContextServiceClient {
 func policies(g *generation) antiphonv1.PolicyServiceClient {
 	return antiphonv1.NewPolicyServiceClient(g)
 }
+func identities(g *generation) antiphonv1.IdentityServiceClient {
+	return antiphonv1.NewIdentityServiceClient(g)
+}
+func audits(g *generation) antiphonv1.AuditServiceClient { return antiphonv1.NewAuditServiceClient(g) }
 func payloads(g *generation) antiphonv1.PayloadServiceClient {
 	return antiphonv1.NewPayloadServiceClient(g)
 }

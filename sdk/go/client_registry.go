@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"iter"
-	"maps"
-	"slices"
 
 	"google.golang.org/grpc"
 
@@ -108,28 +106,4 @@ func (c *Client) ResumeAgent(ctx context.Context, name string) (*antiphonv1.Agen
 	answer, err := ask(ctx, c, registries, antiphonv1.RegistryServiceClient.ResumeAgent,
 		&antiphonv1.ResumeAgentRequest{Name: name})
 	return answer.GetAgent(), err
-}
-
-// CheckPolicy tells what would be decided in the caller's namespace, and why; nothing is remembered of it. The request's principal
-// is a SPIFFE id, the caller's own when empty; a fact that is not given is the least there is.
-func (c *Client) CheckPolicy(
-	ctx context.Context, request *antiphonv1.CheckRequest, facts map[string][]string,
-) (*antiphonv1.DecisionRecord, error) {
-	for _, name := range slices.Sorted(maps.Keys(facts)) {
-		request.Facts = append(request.Facts, &antiphonv1.Fact{Name: name, Values: facts[name]})
-	}
-	answer, err := ask(ctx, c, policies, antiphonv1.PolicyServiceClient.Check, request)
-	return answer.GetDecision(), err
-}
-
-// ListDecisions gives recent decisions about the caller's namespace, the newest first, those that fit all filters of the request.
-func (c *Client) ListDecisions(
-	ctx context.Context, request *antiphonv1.ListDecisionsRequest,
-) iter.Seq2[*antiphonv1.DecisionRecord, error] {
-	return pages(func(token string) (*antiphonv1.ListDecisionsResponse, error) {
-		request.PageToken = token
-		return ask(ctx, c, policies, antiphonv1.PolicyServiceClient.ListDecisions, request)
-	}, func(page *antiphonv1.ListDecisionsResponse) ([]*antiphonv1.DecisionRecord, string) {
-		return page.GetDecisions(), page.GetNextPageToken()
-	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	antiphonv1 "antiphon.dev/antiphon/v1"
 )
@@ -130,9 +131,39 @@ func (c *Client) GetRun(ctx context.Context, runID string) (*antiphonv1.Run, err
 	return answer.GetRun(), err
 }
 
-// ListRuns gives runs, live and archived, newest first, without payloads. The request's filters may all be empty; its pages are
-// fetched as needed.
-func (c *Client) ListRuns(ctx context.Context, request *antiphonv1.ListRunsRequest) iter.Seq2[*antiphonv1.Run, error] {
+// RunFilter says which runs are listed: those that fit all that it says. The zero value is all of them.
+type RunFilter struct {
+	// States are those of the runs, such as RunState_RUN_STATE_FAILED.
+	States []antiphonv1.RunState
+	// Graph is the name of their graph.
+	Graph string
+	// CreatedAfter and CreatedBefore bound when they were created; the first moment belongs to it, the last one does not.
+	CreatedAfter, CreatedBefore time.Time
+	// Labels are among theirs, with these values.
+	Labels map[string]string
+	// Parent is the id of the run, or of the attempt, that called for them.
+	Parent string
+	// Failure is a part of the message with which they failed.
+	Failure string
+	// PageSize is how many are fetched at once, the server's own choice when 0.
+	PageSize int32
+}
+
+// ListRuns gives runs, live and archived, newest first, without payloads; pages are fetched as needed.
+//
+//	week := antiphon.RunFilter{Graph: "review", CreatedAfter: time.Now().AddDate(0, 0, -7)}
+//	for run, err := range client.ListRuns(ctx, week) {
+func (c *Client) ListRuns(ctx context.Context, filter RunFilter) iter.Seq2[*antiphonv1.Run, error] {
+	request := &antiphonv1.ListRunsRequest{
+		States: filter.States, GraphName: filter.Graph, Labels: filter.Labels, Parent: filter.Parent,
+		FailureText: filter.Failure, PageSize: filter.PageSize,
+	}
+	if !filter.CreatedAfter.IsZero() {
+		request.CreatedAfter = timestamppb.New(filter.CreatedAfter)
+	}
+	if !filter.CreatedBefore.IsZero() {
+		request.CreatedBefore = timestamppb.New(filter.CreatedBefore)
+	}
 	return pages(func(token string) (*antiphonv1.ListRunsResponse, error) {
 		request.PageToken = token
 		return ask(ctx, c, runs, antiphonv1.RunServiceClient.ListRuns, request)

@@ -40,6 +40,26 @@ func ExampleHandle() {
 	agent.Main()
 }
 
+// A handler that may take its task apart answers a value, or a graph that is to give it.
+func ExampleAnswer() {
+	agent := antiphon.NewAgent("reporter")
+	antiphon.Handle(agent, "report.write@1", func(task *antiphon.Task, question string) (antiphon.Answer[string], error) {
+		if len(question) < 20 {
+			return antiphon.Answer[string]{Value: "That is quickly said."}, nil
+		}
+		graph := &antiphonv1.Graph{
+			Name: "answer",
+			Tasks: []*antiphonv1.GraphTask{
+				{Id: "find", Capability: "web.search@1", Input: antiphon.JSON("${input}")},
+				{Id: "text", Capability: "text.summarize@1", Input: antiphon.JSON("${tasks.find.output}")},
+			},
+			Output: antiphon.JSON("${tasks.text.output}"),
+		}
+		return antiphon.Answer[string]{Subgraph: &antiphon.Subgraph{Graph: graph, Input: question}}, nil
+	})
+	agent.Main()
+}
+
 // A client submits a run of a graph of its own, follows it, and reads what it answered.
 func ExampleConnect() {
 	client, err := antiphon.Connect()

@@ -71,24 +71,24 @@ func OutputSchema(schema string) CapabilityOption {
 
 type capabilityKey struct{ name, version string }
 
-// handler is one capability and the function behind it, from a payload to a payload.
+// handler is one capability and the function behind it, from a payload to an outcome.
 type handler struct {
 	capability *antiphonv1.Capability
-	run        func(task *Task, limit int) (*Payload, error)
+	run        func(task *Task, limit int) (outcome, error)
 	flush      func() // of a batch: begins what is gathered; nil of others
 }
 
 // Handle offers a function as a capability, such as "text.summarize@1". Its input and output are any types that travel as JSON;
 // their schemas are derived and announced, with what struct tags add: `description:"…"`, `enum:"a,b"`, and `labels:"pii"` for
-// what a field is to policy. struct{} takes or gives nothing, *Payload is the envelope as it is. The function runs in a
-// goroutine of its own for each attempt, at most the agent's concurrency at once, and ends early when its task is done, which
-// is a context. What it returns as an error is explained at [Failure]; a panic is an error, too.
+// what a field is to policy. struct{} takes or gives nothing, *Payload is the envelope as it is, and an [Answer] may be a graph that
+// is to give the output. The function runs in a goroutine of its own for each attempt, at most the agent's concurrency at once, and
+// ends early when its task is done, which is a context. What it returns as an error is explained at [Failure]; a panic is an error, too.
 //
 // What cannot be offered is an error of Run, together with all other mistakes.
 func Handle[In, Out any](
 	agent *Agent, capability string, function func(*Task, In) (Out, error), options ...CapabilityOption,
 ) {
-	made, err := handlerOf(capability, reflect.TypeFor[In](), reflect.TypeFor[Out](), options)
+	made, err := handlerOf(capability, reflect.TypeFor[In](), valueTypeOf(reflect.TypeFor[Out]()), options)
 	if err != nil {
 		agent.mistakes = append(agent.mistakes, fmt.Errorf("%s: %w", capability, err))
 		return
@@ -98,23 +98,20 @@ func Handle[In, Out any](
 		agent.mistakes = append(agent.mistakes, fmt.Errorf("%s is offered twice", capability))
 		return
 	}
-	takes, gives := reflect.TypeFor[In]() != nothingType, reflect.TypeFor[Out]() != nothingType
-	made.run = func(task *Task, limit int) (*Payload, error) {
+	takes, values := reflect.TypeFor[In]() != nothingType, valueTypeOf(reflect.TypeFor[Out]())
+	made.run = func(task *Task, limit int) (outcome, error) {
 		var input In
 		if takes {
 			var err error
 			if input, err = Decode[In](task.assignment.GetInput()); err != nil {
-				return nil, err
+				return outcome{}, err
 			}
 		}
-		output, err := function(task, input)
+		answered, err := function(task, input)
 		if err != nil {
-			return nil, err
+			return outcome{}, err
 		}
-		if !gives {
-			return inline([]byte("null")), nil
-		}
-		return encode(output, limit)
+		return outcomeOf(answered, values, limit)
 	}
 	agent.handlers[key] = made
 	agent.order = append(agent.order, made.capability)

@@ -11,7 +11,7 @@ import json
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any, NoReturn
 
 from antiphon import (
@@ -21,18 +21,21 @@ from antiphon import (
     CallFailed,
     Client,
     Credentials,
+    Graph,
     InvalidInput,
     InvalidOutput,
     Payload,
     PermanentFailure,
+    Subgraph,
     TaskCancelled,
     TaskContext,
     TransientFailure,
     entry_value,
     output_of,
+    ref,
 )
 from antiphon.conformance.v1 import executor_pb2 as pb
-from antiphon.v1 import failure_pb2, run_pb2
+from antiphon.v1 import audit_pb2, failure_pb2, policy_pb2, run_pb2
 from google.protobuf import json_format
 
 _FAILURES = {
@@ -85,6 +88,8 @@ def agent(concurrency: int) -> Agent:
                     task.emit(step.emit_text)
                 case "emit_json":
                     task.emit(json.loads(step.emit_json))
+                case "subgraph":
+                    result = _apart(step.subgraph)
                 case "call":
                     result = await _call(task, step.call)
                 case "fail":
@@ -104,6 +109,12 @@ def agent(concurrency: int) -> Agent:
         return Payload(inline=payload.inline[::-1], media_type=payload.media_type)
 
     return made
+
+
+def _apart(how: pb.ScriptSubgraph) -> Subgraph:
+    graph = Graph("apart", description="x" * how.description)
+    graph.task("part", how.capability, input=ref("input"))
+    return Subgraph(graph, json.loads(how.input_json or "null"))
 
 
 def _described(task: TaskContext) -> dict[str, Any]:
@@ -225,7 +236,7 @@ async def _answer(client: Client, call: pb.ClientCall) -> pb.ClientAnswer:
         case "cancel":
             return _run(await client.cancel(call.cancel.run_id))
         case "list_runs":
-            runs = client.list_runs(page_size=call.list_runs.page_size)
+            runs = client.list_runs(**_filter(call.list_runs))
             return pb.ClientAnswer(run_ids=[run.run_id async for run in runs])
         case "list_agents":
             return pb.ClientAnswer(names=[found.name async for found in client.list_agents()])
@@ -237,7 +248,61 @@ async def _answer(client: Client, call: pb.ClientCall) -> pb.ClientAnswer:
             expected = put.expected_revision if put.HasField("expected_revision") else None
             written = await client.put_entry(put.key, json.loads(put.value_json), expected_revision=expected)
             return pb.ClientAnswer(revision=written.revision)
+    return await _operated(client, call)
+
+
+def _filter(asked: pb.ListRunsCall) -> dict[str, Any]:
+    return {
+        "states": [run_pb2.RunState.Value(state) for state in asked.states],
+        "graph": asked.graph,
+        "labels": dict(asked.labels),
+        "created_after": asked.created_after.ToDatetime(UTC) if asked.HasField("created_after") else None,
+        "created_before": asked.created_before.ToDatetime(UTC) if asked.HasField("created_before") else None,
+        "parent": asked.parent,
+        "failure": asked.failure,
+        "page_size": asked.page_size,
+    }
+
+
+async def _operated(client: Client, call: pb.ClientCall) -> pb.ClientAnswer:
+    """What operators do."""
+    match call.WhichOneof("kind"):
+        case "revoke":
+            asked = call.revoke
+            await client.revoke_certificates(asked.kind, asked.name, serial=asked.serial, cause=asked.cause)
+            return pb.ClientAnswer()
+        case "list_revocations":
+            revoked = [one async for one in client.list_revocations()]
+            return pb.ClientAnswer(names=[one.serial or f"{one.identity.kind}/{one.identity.name}" for one in revoked])
+        case "activate_policies":
+            new = call.activate_policies
+            return _policy(await client.activate_policies(new.files, expected_epoch=new.expected_epoch))
+        case "roll_back_policies":
+            back = call.roll_back_policies
+            return _policy(await client.roll_back_policies(back.epoch, expected_epoch=back.expected_epoch))
+        case "get_policy":
+            return _policy(await client.get_policy(call.get_policy.epoch))
+        case "list_policies":
+            return pb.ClientAnswer(event_seqs=[one.epoch async for one in client.list_policies()])
+        case "list_audit_records":
+            chain = call.list_audit_records
+            outcome = audit_pb2.AUDIT_OUTCOME_DENIED if chain.denied else audit_pb2.AUDIT_OUTCOME_UNSPECIFIED
+            start = chain.start_time.ToDatetime(UTC) if chain.HasField("start_time") else None
+            listed = client.list_audit_records(
+                chain.chain, newest_first=chain.newest_first, action=chain.action, outcome=outcome, start_time=start
+            )
+            records = [record async for record in listed]
+            return pb.ClientAnswer(
+                event_seqs=[record.seq for record in records], names=[record.action for record in records]
+            )
+        case "get_audit_checkpoint":
+            checkpoint = await client.get_audit_checkpoint()
+            return pb.ClientAnswer(names=[head.chain for head in checkpoint.heads])
     raise ValueError("this executor does not know the call")
+
+
+def _policy(found: policy_pb2.PolicySet) -> pb.ClientAnswer:
+    return pb.ClientAnswer(revision=found.epoch, names=[file.name for file in found.files])
 
 
 async def _submit_many(client: Client, many: pb.SubmitManyCall) -> pb.ClientAnswer:

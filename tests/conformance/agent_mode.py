@@ -312,6 +312,8 @@ def _wrong_result(result: pb.Result, expected: cases.AwaitResult) -> str:
         if expected.output_raw:
             seen = (result.output.inline, result.output.media_type)
             return "" if seen == (expected.output_raw, "application/octet-stream") else f"its output is {seen}"
+        if expected.subgraph_json or result.HasField("subgraph"):
+            return _wrong_subgraph(result, expected.subgraph_json)
         return mismatch(json.loads(expected.output_json or "null"), json.loads(result.output.inline or b"null"))
     if not result.HasField("failure"):
         return f"it succeeded with {result.output.inline[:200]!r}"
@@ -326,6 +328,18 @@ def _wrong_result(result: pb.Result, expected: cases.AwaitResult) -> str:
     if expected.HasField("retryable") and failure.retryable is not expected.retryable:
         return f"retryable is {failure.retryable}"
     return ""
+
+
+def _wrong_subgraph(result: pb.Result, wanted: str) -> str:
+    given = result.subgraph
+    if not result.HasField("subgraph") or not wanted:
+        return f"it answered {result.WhichOneof('outcome')}, not a {'graph' if wanted else 'value'}"
+    seen = {"graph": json_format.MessageToDict(given.graph, preserving_proto_field_name=True), "input": None}
+    if given.HasField("input"):
+        seen["input"] = json.loads(given.input.inline)
+        if seen["input"] is None:
+            return "its input is there, and null"
+    return mismatch(json.loads(wanted), seen)
 
 
 def _kind(number: failure_pb2.FailureKind.ValueType) -> str:

@@ -15,8 +15,11 @@ import grpc
 from antiphon.conformance.v1 import case_pb2 as cases
 from antiphon.conformance.v1 import executor_pb2
 from antiphon.v1 import (
+    audit_service_pb2,
     context_service_pb2,
     graph_service_pb2,
+    identity_service_pb2,
+    policy_service_pb2,
     registry_service_pb2,
     run_pb2,
     run_service_pb2,
@@ -33,7 +36,15 @@ LIMIT = 30.0
 """Seconds that each answer of an executor may take."""
 _TIMEOUT = 10  # seconds, of each unary call of a client
 _DOMAIN = "mesh.test"
-_SERVICES = (run_service_pb2, registry_service_pb2, context_service_pb2, graph_service_pb2)
+_SERVICES = (
+    run_service_pb2,
+    registry_service_pb2,
+    context_service_pb2,
+    graph_service_pb2,
+    identity_service_pb2,
+    policy_service_pb2,
+    audit_service_pb2,
+)
 _METHODS: dict[str, MethodDescriptor] = {
     f"{service.full_name}/{method.name}": method
     for module in _SERVICES

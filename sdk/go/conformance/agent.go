@@ -42,22 +42,40 @@ func reverse(_ *antiphon.Task, in *antiphon.Payload) (*antiphon.Payload, error) 
 	return &antiphon.Payload{Content: content, MediaType: in.GetMediaType()}, nil
 }
 
-func script(task *antiphon.Task, in json.RawMessage) (any, error) {
+func script(task *antiphon.Task, in json.RawMessage) (antiphon.Answer[any], error) {
 	var steps conformancev1.Script
+	var answer antiphon.Answer[any]
 	if err := protojson.Unmarshal(in, &steps); err != nil {
-		return nil, antiphon.InvalidInput("no script: %w", err)
+		return answer, antiphon.InvalidInput("no script: %w", err)
 	}
-	var value any
 	for _, step := range steps.GetSteps() {
+		if apart := step.GetSubgraph(); apart != nil {
+			answer = antiphon.Answer[any]{Subgraph: subgraph(apart)}
+			continue
+		}
 		made, has, err := do(task, step)
 		if err != nil {
-			return nil, err
+			return answer, err
 		}
 		if has {
-			value = made
+			answer = antiphon.Answer[any]{Value: made}
 		}
 	}
-	return value, nil
+	return answer, nil
+}
+
+func subgraph(how *conformancev1.ScriptSubgraph) *antiphon.Subgraph {
+	made := &antiphon.Subgraph{Graph: &antiphonv1.Graph{
+		Name:        "apart",
+		Description: strings.Repeat("x", int(how.GetDescription())),
+		Tasks: []*antiphonv1.GraphTask{{
+			Id: "part", Capability: how.GetCapability(), Input: antiphon.JSON("${input}"),
+		}},
+	}}
+	if text := how.GetInputJson(); text != "" {
+		made.Input = json.RawMessage(text)
+	}
+	return made
 }
 
 func do(task *antiphon.Task, step *conformancev1.ScriptStep) (value any, has bool, err error) {

@@ -186,7 +186,7 @@ func ask(client *antiphon.Client, call *conformancev1.ClientCall) (*conformancev
 	case *conformancev1.ClientCall_Cancel:
 		return answerOf(client.Cancel(ctx, kind.Cancel.GetRunId(), ""))
 	case *conformancev1.ClientCall_ListRuns:
-		for run, err := range client.ListRuns(ctx, &antiphonv1.ListRunsRequest{PageSize: kind.ListRuns.GetPageSize()}) {
+		for run, err := range client.ListRuns(ctx, filterOf(kind.ListRuns)) {
 			if err != nil {
 				return nil, err
 			}
@@ -217,9 +217,99 @@ func ask(client *antiphon.Client, call *conformancev1.ClientCall) (*conformancev
 		answer.Revision = uint32(revision)
 		return answer, err
 	default:
+		return operate(ctx, client, call)
+	}
+	return answer, nil
+}
+
+func filterOf(call *conformancev1.ListRunsCall) antiphon.RunFilter {
+	filter := antiphon.RunFilter{
+		Graph: call.GetGraph(), Labels: call.GetLabels(), Parent: call.GetParent(), Failure: call.GetFailure(),
+		PageSize: call.GetPageSize(),
+	}
+	for _, state := range call.GetStates() {
+		filter.States = append(filter.States, antiphonv1.RunState(antiphonv1.RunState_value[state]))
+	}
+	if call.GetCreatedAfter() != nil {
+		filter.CreatedAfter = call.GetCreatedAfter().AsTime()
+	}
+	if call.GetCreatedBefore() != nil {
+		filter.CreatedBefore = call.GetCreatedBefore().AsTime()
+	}
+	return filter
+}
+
+// operate does what operators do.
+func operate(
+	ctx context.Context, client *antiphon.Client, call *conformancev1.ClientCall,
+) (*conformancev1.ClientAnswer, error) {
+	answer := &conformancev1.ClientAnswer{}
+	switch kind := call.GetKind().(type) {
+	case *conformancev1.ClientCall_Revoke:
+		what := kind.Revoke
+		if what.GetSerial() != "" {
+			return answer, client.RevokeCertificate(ctx, what.GetSerial(), what.GetCause())
+		}
+		return answer, client.RevokeIdentity(ctx, what.GetKind(), what.GetName(), what.GetCause())
+	case *conformancev1.ClientCall_ListRevocations:
+		for revocation, err := range client.ListRevocations(ctx) {
+			if err != nil {
+				return nil, err
+			}
+			name := revocation.GetSerial()
+			if identity := revocation.GetIdentity(); identity != nil {
+				name = identity.GetKind() + "/" + identity.GetName()
+			}
+			answer.Names = append(answer.Names, name)
+		}
+	case *conformancev1.ClientCall_ActivatePolicies:
+		what := kind.ActivatePolicies
+		return policyAnswer(client.ActivatePolicies(ctx, what.GetFiles(), uint64(what.GetExpectedEpoch())))
+	case *conformancev1.ClientCall_RollBackPolicies:
+		what := kind.RollBackPolicies
+		return policyAnswer(client.RollBackPolicies(ctx, uint64(what.GetEpoch()), uint64(what.GetExpectedEpoch())))
+	case *conformancev1.ClientCall_GetPolicy:
+		return policyAnswer(client.GetPolicy(ctx, uint64(kind.GetPolicy.GetEpoch())))
+	case *conformancev1.ClientCall_ListPolicies:
+		for set, err := range client.ListPolicies(ctx) {
+			if err != nil {
+				return nil, err
+			}
+			answer.EventSeqs = append(answer.EventSeqs, uint32(set.GetEpoch()))
+		}
+	case *conformancev1.ClientCall_ListAuditRecords:
+		what := kind.ListAuditRecords
+		request := &antiphonv1.ListRecordsRequest{
+			Chain: what.GetChain(), NewestFirst: what.GetNewestFirst(), Action: what.GetAction(), StartTime: what.GetStartTime(),
+		}
+		if what.GetDenied() {
+			request.Outcome = antiphonv1.AuditOutcome_AUDIT_OUTCOME_DENIED
+		}
+		for record, err := range client.ListAuditRecords(ctx, request) {
+			if err != nil {
+				return nil, err
+			}
+			answer.EventSeqs = append(answer.EventSeqs, uint32(record.GetSeq()))
+			answer.Names = append(answer.Names, record.GetAction())
+		}
+	case *conformancev1.ClientCall_GetAuditCheckpoint:
+		checkpoint, err := client.GetAuditCheckpoint(ctx)
+		for _, head := range checkpoint.GetHeads() {
+			answer.Names = append(answer.Names, head.GetChain())
+		}
+		return answer, err
+	default:
 		return nil, errors.New("a call of a kind that this executor does not know")
 	}
 	return answer, nil
+}
+
+func policyAnswer(set *antiphonv1.PolicySet, err error) (*conformancev1.ClientAnswer, error) {
+	answer := &conformancev1.ClientAnswer{Revision: uint32(set.GetEpoch())}
+	for _, file := range set.GetFiles() {
+		answer.Names = append(answer.Names, file.GetName())
+	}
+	return answer, err
 }
 
 func optionsOf(task *conformancev1.TaskCall) []antiphon.TaskOption {

@@ -83,7 +83,8 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class LoadedGraph:
-    """What could be read of a file. With mistakes, `graph` holds only what is right."""
+    """What could be read of a file. With mistakes, `graph` holds only what is right, and each task at its place: one of
+    which nothing is right is there, empty."""
 
     graph: graph_pb2.Graph
     positions: Mapping[str, tuple[int, int]]
@@ -121,6 +122,8 @@ class _Reader:
         values = self._fields(root, "", self._graph_fields()) if root is not None else {}
         if root is not None:
             self._require(root, "", values, "name", "tasks")
+        if self._nodes > _NODES:
+            values = {}  # where it was given up is no boundary of anything
         graph = graph_pb2.Graph(**{name: value for name, value in values.items() if value is not None})
         self._mistakes.sort(key=lambda one: (one.line, one.column))
         return LoadedGraph(graph, self._positions, tuple(self._mistakes))
@@ -205,9 +208,9 @@ class _Reader:
             self._mistake(path, "value", "a graph needs at least one task")
         return tasks
 
-    def _task(self, node: Node, path: str) -> graph_pb2.GraphTask | None:
+    def _task(self, node: Node, path: str) -> graph_pb2.GraphTask:
         if (values := self._message(node, path, self._task_fields())) is None:
-            return None
+            return graph_pb2.GraphTask()
         known = {key.value for key, _ in node.value if key.id == "scalar"}
         self._require(node, path, values, "id", *(() if known & {"wait", "graph"} else ("capability",)))
         return graph_pb2.GraphTask(**values)

@@ -35,6 +35,8 @@ Answer = bytes | Payload | agent_service_pb2.Subgraph
 _CAPABILITY = re.compile(r"([a-z][a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63}){0,7})@([0-9]{1,6}(?:\.[0-9]{1,6}){0,2})")
 _DESCRIPTION = 2048
 _SCHEMA = 32768
+_GRAPH = 262_144
+"""Bytes of a graph that a handler answers, as the contract has it."""
 _EFFECTS = {
     None: capability_pb2.EFFECT_UNSPECIFIED,
     "pure": capability_pb2.EFFECT_PURE,
@@ -262,18 +264,22 @@ def _without_graphs(annotation: Any) -> Any:
 
 
 def _subgraph(given: Subgraph, limit: int) -> agent_service_pb2.Subgraph:
-    """The graph as a message. Raises `InvalidOutput` for an input that is not JSON, or too large."""
-    if given.input is None:
-        return given.to_proto(None)
-    try:
-        data = _json.dumps(_ANYTHING.encode(given.input))
-    except Mismatch as error:
-        raise InvalidOutput(f"the input of the graph: {error}", field=error.pointer) from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidOutput(f"the input of the graph is not JSON: {error}") from None
-    if len(data) > limit:
-        raise InvalidOutput(f"the input of the graph has {len(data)} bytes, larger than {limit} bytes")
-    return given.to_proto(data)
+    """The graph as a message. Raises `InvalidOutput` for an input that is not JSON, and for what is too large."""
+    data = None
+    if given.input is not None:
+        try:
+            data = _json.dumps(_ANYTHING.encode(given.input))
+        except Mismatch as error:
+            raise InvalidOutput(f"the input of the graph: {error}", field=error.pointer) from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidOutput(f"the input of the graph is not JSON: {error}") from None
+        if len(data) > limit:
+            raise InvalidOutput(f"the input of the graph has {len(data)} bytes, larger than {limit} bytes")
+    message = given.to_proto(data)
+    # Here, because a message that is far too large would break the stream of all attempts.
+    if (size := message.graph.ByteSize()) > _GRAPH:
+        raise InvalidOutput(f"the graph has {size} bytes, larger than {_GRAPH} bytes")
+    return message
 
 
 def _codec(function: Callable[..., Any], what: str, annotation: Any, *, answered: bool = False) -> Codec | None:

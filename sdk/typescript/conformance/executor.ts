@@ -14,12 +14,25 @@ import {
   Credentials,
   entryValue,
   Failure,
+  Graph,
   type Kind,
   outputOf,
   Payload,
+  ref,
+  type Revoked,
+  Subgraph,
   type Task,
 } from "@antiphon/sdk";
-import { FailureKind, type PartialOutput, type Run, RunState, type Task as RunTask, TaskState } from "@antiphon/sdk/v1";
+import {
+  AuditOutcome,
+  FailureKind,
+  type PartialOutput,
+  type PolicySet,
+  type Run,
+  RunState,
+  type Task as RunTask,
+  TaskState,
+} from "@antiphon/sdk/v1";
 import { status } from "@grpc/grpc-js";
 
 // The agent
@@ -36,6 +49,7 @@ interface Step {
   fail?: { kind: string; message?: string; code?: string; retryable?: boolean; field?: string };
   crash?: string;
   wait_cancelled?: boolean;
+  subgraph?: { capability?: string; input_json?: string; description?: number };
 }
 
 const PACKAGE = {
@@ -84,6 +98,7 @@ async function play(step: Step, task: Task, counts: Map<string, number>): Promis
   if (step.progress !== undefined) task.progress(step.progress.fraction ?? 0, step.progress.message ?? "");
   if (step.emit_text !== undefined) task.emit(step.emit_text);
   if (step.emit_json !== undefined) task.emit(JSON.parse(step.emit_json));
+  if (step.subgraph !== undefined) return apart(step.subgraph);
   if (step.call !== undefined) return await call(task, step.call);
   if (step.fail !== undefined) {
     const { kind, message = "", code = "", field = "" } = step.fail;
@@ -99,6 +114,12 @@ async function play(step: Step, task: Task, counts: Map<string, number>): Promis
     });
   }
   return undefined;
+}
+
+function apart({ capability = "", input_json, description = 0 }: NonNullable<Step["subgraph"]>): Subgraph {
+  const graph = new Graph("apart", { description: "x".repeat(description) });
+  graph.task("part", capability, { input: ref("input") });
+  return new Subgraph(graph, input_json === undefined ? undefined : JSON.parse(input_json));
 }
 
 function described(task: Task): Record<string, unknown> {
@@ -152,6 +173,12 @@ interface TaskCall {
   dependents?: boolean;
 }
 
+interface PoliciesCall {
+  files?: Record<string, string>;
+  epoch?: number;
+  expected_epoch?: number;
+}
+
 interface Call {
   submit?: { graph?: string; input_json?: string; wait?: boolean; request_id?: string };
   submit_many?: { graph?: string; count?: number };
@@ -167,10 +194,27 @@ interface Call {
   resolve_task?: TaskCall;
   fail_task?: TaskCall;
   cancel?: { run_id?: string };
-  list_runs?: { page_size?: number };
+  list_runs?: {
+    page_size?: number;
+    states?: string[];
+    graph?: string;
+    labels?: Record<string, string>;
+    created_after?: string;
+    created_before?: string;
+    parent?: string;
+    failure?: string;
+  };
   list_agents?: boolean;
   get_entry?: { key?: string };
   put_entry?: { key?: string; value_json?: string; expected_revision?: string };
+  revoke?: { kind?: string; name?: string; serial?: string; cause?: string };
+  list_revocations?: boolean;
+  activate_policies?: PoliciesCall;
+  roll_back_policies?: PoliciesCall;
+  list_policies?: boolean;
+  get_policy?: PoliciesCall;
+  list_audit_records?: { chain?: string; newest_first?: boolean; action?: string; denied?: boolean; start_time?: string };
+  get_audit_checkpoint?: boolean;
 }
 
 /** Answer each line of standard input with one on standard output. */
@@ -249,7 +293,14 @@ async function answer(client: Client, asked: Call): Promise<object> {
   }
   if (asked.cancel !== undefined) return runOf(await client.cancel(asked.cancel.run_id ?? ""));
   if (asked.list_runs !== undefined) {
-    const runs = client.listRuns({ pageSize: asked.list_runs.page_size ?? 0 });
+    const { page_size = 0, states = [], created_after, created_before, ...same } = asked.list_runs;
+    const runs = client.listRuns({
+      ...same,
+      pageSize: page_size,
+      states: states.map((name) => RunState[name.slice("RUN_STATE_".length) as keyof typeof RunState]),
+      ...(created_after === undefined ? {} : { createdAfter: new Date(created_after) }),
+      ...(created_before === undefined ? {} : { createdBefore: new Date(created_before) }),
+    });
     return { run_ids: await all(runs, (run) => run.runId) };
   }
   if (asked.list_agents !== undefined) return { names: await all(client.listAgents(), (agent) => agent.name) };
@@ -262,7 +313,51 @@ async function answer(client: Client, asked: Call): Promise<object> {
     const expected = expected_revision === undefined ? {} : { expectedRevision: Number(expected_revision) };
     return { revision: (await client.putEntry(key, JSON.parse(value_json), expected)).revision };
   }
+  return await operate(client, asked);
+}
+
+/** What operators do. */
+async function operate(client: Client, asked: Call): Promise<object> {
+  if (asked.revoke !== undefined) {
+    const { kind, name = "", serial = "", cause = "" } = asked.revoke;
+    await client.revokeCertificates(kind === undefined ? { serial } : ({ kind, name } as Revoked), cause);
+    return {};
+  }
+  if (asked.list_revocations !== undefined) {
+    const names = await all(client.listRevocations(), ({ subject }) =>
+      subject?.$case === "identity" ? `${subject.value.kind}/${subject.value.name}` : (subject?.value ?? ""),
+    );
+    return { names };
+  }
+  if (asked.activate_policies !== undefined) {
+    const { files = {}, expected_epoch = 0 } = asked.activate_policies;
+    return policyOf(await client.activatePolicies(files, { expectedEpoch: expected_epoch }));
+  }
+  if (asked.roll_back_policies !== undefined) {
+    const { epoch = 0, expected_epoch = 0 } = asked.roll_back_policies;
+    return policyOf(await client.rollBackPolicies(epoch, { expectedEpoch: expected_epoch }));
+  }
+  if (asked.get_policy !== undefined) return policyOf(await client.getPolicy(asked.get_policy.epoch));
+  if (asked.list_policies !== undefined) return { event_seqs: await all(client.listPolicies(), ({ epoch }) => epoch) };
+  if (asked.list_audit_records !== undefined) {
+    const { chain = "", newest_first = false, action = "", denied = false, start_time } = asked.list_audit_records;
+    const filter = {
+      newestFirst: newest_first,
+      action,
+      ...(denied ? { outcome: AuditOutcome.DENIED } : {}),
+      ...(start_time === undefined ? {} : { startTime: new Date(start_time) }),
+    };
+    const records = await all(client.listAuditRecords(chain, filter), (record) => record);
+    return { event_seqs: records.map(({ seq }) => seq), names: records.map((record) => record.action) };
+  }
+  if (asked.get_audit_checkpoint !== undefined) {
+    return { names: (await client.getAuditCheckpoint()).heads.map((head) => head.chain) };
+  }
   throw new Error("this executor does not know the call");
+}
+
+function policyOf({ epoch, files }: PolicySet): object {
+  return { revision: epoch, names: files.map((file) => file.name) };
 }
 
 async function submitMany(client: Client, many: NonNullable<Call["submit_many"]>): Promise<object> {

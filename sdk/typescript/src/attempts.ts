@@ -189,8 +189,7 @@ export class Attempts implements Line {
     const { attemptId } = task;
     try {
       const result = await inTask(task, () => handler.call(task));
-      const output = handler.answer(result, this.inlineLimit);
-      this.#outbox.succeed(attemptId, output);
+      this.#outbox.succeed(attemptId, handler.answer(result, this.inlineLimit));
     } catch (thrown) {
       this.#fail(task, thrown); // whatever a handler throws is an outcome, and ends nothing else
     }

@@ -14,7 +14,8 @@ import { randomUUID } from "node:crypto";
 
 import { type CallTimes, metadata, once, Tries } from "./calls.js";
 import { type PageOptions, there } from "./caller.js";
-import { keyOf, type MemberOptions, SteeringCalls } from "./client-steering.js";
+import { OperatorCalls } from "./client-operator.js";
+import { keyOf, type MemberOptions } from "./client-steering.js";
 import { Connection } from "./connection.js";
 import { type Credentials, loadProfile } from "./credentials.js";
 import { AntiphonError, errorOf } from "./errors.js";
@@ -93,7 +94,7 @@ export interface ConnectOptions {
 }
 
 /** A connection to the orchestrators of one identity. */
-export class Client extends SteeringCalls {
+export class Client extends OperatorCalls {
   /**
    * A client, by a profile or by `address` and `credentials`. Changed certificate files are noticed within seconds; whoever
    * wrote the profile renews them (`antiphon certs renew`). Rejects with a `SetupError`.

@@ -11,7 +11,17 @@
 import { durationOf } from "./errors.js";
 import { type Kind } from "./failures.js";
 import { FailureKind } from "./gen/antiphon/v1/failure.js";
-import { Compensate as CompensateMessage, Graph as GraphMessage, GraphTask, Join, OnFailure, RetryRule, type Wait } from "./gen/antiphon/v1/graph.js";
+import {
+  Compensate as CompensateMessage,
+  Distinct,
+  Graph as GraphMessage,
+  GraphTask,
+  Join,
+  OnFailure,
+  type Quorum as QuorumMessage,
+  RetryRule,
+  type Wait,
+} from "./gen/antiphon/v1/graph.js";
 import { encode } from "./payload.js";
 import { type JsonSchema } from "./schema.js";
 
@@ -91,11 +101,46 @@ export interface Compensate {
   timeout?: number;
 }
 
+/** Has a task done by `of` agents, of which `agree` must answer the same; the first of these answers is the task's. */
+export interface Quorum {
+  agree: number;
+  of: number;
+  /** CEL over `output` (an answer) and `other` (an earlier one), for answers that agree without being equal. */
+  condition?: string | Ref;
+  /** Whether each is another agent (the default), or may be another instance of the same. */
+  distinct?: "agent" | "instance";
+}
+
+/** Asks a second agent when the first takes longer than `delay` milliseconds; the first outcome is used, the other cancelled. */
+export interface Hedge {
+  delay: number;
+  /** Instead of the delay, once enough is known: this quantile of what the capability took, such as 0.95. */
+  quantile?: number;
+  /** Most second attempts, as a share of the tasks; 0.1 by default. */
+  share?: number;
+}
+
 /** What a wait is for: so many milliseconds, a moment in CEL (a timestamp or a duration), or a signal, whose payload is the output. */
 export type WaitCause = { time: number } | { moment: string | Ref } | { signal: string };
 
 /** What a task that only waits may say besides what it waits for. */
 export type WaitOptions = Pick<TaskOptions, "needs" | "when" | "join" | "deadline" | "onFailure" | "description">;
+
+/** What a task that runs a registered graph may say besides which. */
+export type SubRunOptions = Pick<
+  TaskOptions,
+  | "input"
+  | "needs"
+  | "when"
+  | "forEach"
+  | "until"
+  | "join"
+  | "deadline"
+  | "priority"
+  | "onFailure"
+  | "compensate"
+  | "description"
+>;
 
 /** What a graph may say of itself. */
 export interface GraphOptions {
@@ -137,6 +182,11 @@ export interface TaskOptions {
   compensate?: Compensate;
   /** A doubt whether it was done escalates, and it is never offered again. */
   atMostOnce?: boolean;
+  quorum?: Quorum;
+  /** Only agents that declare the capability idempotent, or pure, get the task. */
+  hedge?: Hedge;
+  /** Milliseconds for which a result for the same input is used again. Only agents that declare the capability pure get the task. */
+  cache?: number;
   agentLabels?: Readonly<Record<string, string>>;
   maxCost?: number;
   description?: string;
@@ -160,29 +210,19 @@ export class Graph {
 
   /** Add a task, and return what other tasks refer to it by. Throws a `TypeError` for an input that is not JSON. */
   task(id: string, capability: string, options: TaskOptions = {}): TaskRef {
-    const { agentLabels, maxCost, onFailure } = options;
+    const { agentLabels, maxCost } = options;
     this.#message.tasks.push(
       GraphTask.fromPartial({
-        id,
+        ...common(id, options),
+        ...worked(options),
         capability,
-        description: options.description ?? "",
-        needs: needsOf(options.needs),
-        when: expression(options.when),
-        forEach: expression(options.forEach),
-        input: template(options.input),
-        join: joinOf(options.join),
         retry: (options.retry ?? []).map(ruleOf),
         timeout: duration(options.timeout),
-        deadline: duration(options.deadline),
         scheduleTimeout: duration(options.scheduleTimeout),
-        priority: options.priority ?? 0,
-        onFailure: onFailureOf(onFailure),
-        until:
-          options.until === undefined
-            ? undefined
-            : { condition: expression(options.until.condition), maxIterations: options.until.maxIterations },
-        compensate: options.compensate === undefined ? undefined : compensateOf(options.compensate),
         atMostOnce: options.atMostOnce ?? false,
+        quorum: options.quorum === undefined ? undefined : quorumOf(options.quorum),
+        hedge: options.hedge === undefined ? undefined : { ...options.hedge, delay: durationOf(options.hedge.delay) },
+        cache: options.cache === undefined ? undefined : { ttl: durationOf(options.cache) },
         constraints:
           agentLabels === undefined && maxCost === undefined
             ? undefined
@@ -193,22 +233,20 @@ export class Graph {
   }
 
   /**
+   * Add a task that runs a registered graph, "review@1.2", or "review" for its newest version when the task begins. The output
+   * of that run is the task's, and its failure the task's. Throws as `task`.
+   */
+  subRun(id: string, graph: string, options: SubRunOptions = {}): TaskRef {
+    this.#message.tasks.push(GraphTask.fromPartial({ ...common(id, options), ...worked(options), graph }));
+    return new TaskRef(id);
+  }
+
+  /**
    * Add a task that only waits. When its `deadline` passes before, it fails with TIMEOUT, and `onFailure` says what that
    * means.
    */
   wait(id: string, cause: WaitCause, options: WaitOptions = {}): TaskRef {
-    this.#message.tasks.push(
-      GraphTask.fromPartial({
-        id,
-        description: options.description ?? "",
-        needs: needsOf(options.needs),
-        when: expression(options.when),
-        join: joinOf(options.join),
-        deadline: duration(options.deadline),
-        onFailure: onFailureOf(options.onFailure),
-        wait: { cause: causeOf(cause) },
-      }),
-    );
+    this.#message.tasks.push(GraphTask.fromPartial({ ...common(id, options), wait: { cause: causeOf(cause) } }));
     return new TaskRef(id);
   }
 
@@ -218,12 +256,39 @@ export class Graph {
   }
 }
 
+/** What tasks of every kind say. */
+function common(id: string, options: WaitOptions): Partial<GraphTask> {
+  return {
+    id,
+    description: options.description ?? "",
+    needs: needsOf(options.needs),
+    when: expression(options.when),
+    join: joinOf(options.join),
+    deadline: duration(options.deadline),
+    onFailure: onFailureOf(options.onFailure),
+  };
+}
+
+/** What tasks say that do something. */
+function worked(options: SubRunOptions): Partial<GraphTask> {
+  const { until, compensate } = options;
+  return {
+    forEach: expression(options.forEach),
+    input: template(options.input),
+    priority: options.priority ?? 0,
+    until: until === undefined ? undefined : { condition: expression(until.condition), maxIterations: until.maxIterations },
+    compensate: compensate === undefined ? undefined : compensateOf(compensate),
+  };
+}
+
 const ON_FAILURE = {
   fail: OnFailure.FAIL,
   skip: OnFailure.SKIP,
   continue: OnFailure.CONTINUE,
   escalate: OnFailure.ESCALATE,
 } as const;
+
+const DISTINCT = { agent: Distinct.AGENT, instance: Distinct.INSTANCE } as const;
 
 function onFailureOf(name: TaskOptions["onFailure"]): OnFailure {
   return name === undefined ? OnFailure.UNSPECIFIED : ON_FAILURE[name];
@@ -246,6 +311,10 @@ function compensateOf(undo: Compensate): CompensateMessage {
     retry: (undo.retry ?? []).map(ruleOf),
     timeout: duration(undo.timeout),
   });
+}
+
+function quorumOf({ agree, of, condition, distinct = "agent" }: Quorum): QuorumMessage {
+  return { agree, of, condition: expression(condition), distinct: DISTINCT[distinct] };
 }
 
 function joinOf(join: TaskOptions["join"]): Join | undefined {

@@ -5,10 +5,12 @@
  */
 import { durationOf } from "./errors.js";
 import { Failure, invalidInput, invalidOutput } from "./failures.js";
+import { type Result } from "./gen/antiphon/v1/agent_service.js";
 import { Capability, Effect } from "./gen/antiphon/v1/capability.js";
 import { type Payload as PayloadMessage } from "./gen/antiphon/v1/payload.js";
 import { Payload, payloadOf, valueOf } from "./payload.js";
 import { type Check, checkOf, type FromSchema, type JsonSchema, type Mismatch } from "./schema.js";
+import { Subgraph, subgraphOf } from "./subgraph.js";
 import { type Task } from "./task.js";
 
 const CAPABILITY = /^([a-z][a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63}){0,7})@([0-9]{1,6}(?:\.[0-9]{1,6}){0,2})$/;
@@ -45,8 +47,11 @@ export type InputOf<Input> = Input extends typeof Payload
       // eslint-disable-next-line @typescript-eslint/no-explicit-any
       any;
 
-/** What a handler returns. */
-export type OutputOf<Output> = Output extends JsonSchema ? FromSchema<Output> | Payload : unknown;
+/** What a handler returns: a value, or a graph that is to give it. */
+export type OutputOf<Output> = Output extends JsonSchema ? FromSchema<Output> | Payload | Subgraph : unknown;
+
+/** What a result says, besides whose it is. */
+export type Outcome = NonNullable<Result["outcome"]>;
 
 /** The function behind a capability. */
 export type HandlerFunction<Input, Output> = (
@@ -64,7 +69,7 @@ export interface Handler {
   /** Of a batch: begin what is gathered, for nothing more will come. */
   readonly flush?: () => void;
   /** What to answer; `limit` is the largest inline payload in bytes. Throws an INVALID_OUTPUT failure. */
-  answer(result: unknown, limit: number): PayloadMessage;
+  answer(result: unknown, limit: number): Outcome;
 }
 
 /** Look at what a user declares. Throws a `TypeError` that says what to write instead. */
@@ -103,7 +108,10 @@ export function handlerOf<Input, Output>(
       const argument = enveloped ? task.input : argumentOf(task, checkInput);
       return await handle(argument as InputOf<Input>, task);
     },
-    answer: (result, limit) => answerOf(result, limit, checkOutput),
+    answer: (result, limit) =>
+      result instanceof Subgraph
+        ? { $case: "subgraph", value: subgraphOf(result, limit) }
+        : { $case: "output", value: answerOf(result, limit, checkOutput) },
   };
 }
 

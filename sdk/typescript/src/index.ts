@@ -8,6 +8,7 @@ export { type BatchFunction, type BatchRule } from "./batches.js";
 export { type CallTimes } from "./calls.js";
 export { type PageOptions } from "./caller.js";
 export { Client, type ConnectOptions, outputOf } from "./client.js";
+export { type AuditFilter, type Revoked } from "./client-operator.js";
 export { type ActOptions, type MemberOptions } from "./client-steering.js";
 export { Credentials } from "./credentials.js";
 export { type ChangeOptions, type EntryOptions, entryValue, type PutOptions, type Scope } from "./entries.js";
@@ -41,11 +42,14 @@ export {
   type Compensate,
   Graph,
   type GraphOptions,
+  type Hedge,
   index,
   item,
+  type Quorum,
   Ref,
   ref,
   type Retry,
+  type SubRunOptions,
   type TaskOptions,
   TaskRef,
   type Until,
@@ -59,5 +63,6 @@ export { Payload } from "./payload.js";
 export { type FromSchema, type JsonSchema } from "./schema.js";
 export { type SharedContext } from "./shared.js";
 export { type GraphSource, type SubmitOptions } from "./submission.js";
+export { Subgraph } from "./subgraph.js";
 export { type Submitted, type Submitter } from "./submitter.js";
 export { type Answer, type CallOptions, currentTask, type OnPartial, type Task } from "./task.js";

@@ -9,7 +9,9 @@ import { ContextRequest } from "./gen/antiphon/v1/context_request.js";
 import { type Payload } from "./gen/antiphon/v1/payload.js";
 import { type PartialOutput, type Progress } from "./gen/antiphon/v1/run.js";
 import { failureOf } from "./failures.js";
+import { type Outcome } from "./handler.js";
 import { Pieces } from "./pieces.js";
+import { sizeOf as sizeOfGraph } from "./subgraph.js";
 
 const ITEMS = 256;
 const BYTES = 1 << 20;
@@ -29,8 +31,8 @@ export class Outbox {
   #sent: Result[][] = [];
 
   /** Add a success. */
-  succeed(attemptId: string, output: Payload): void {
-    this.repeat({ attemptId, outcome: { $case: "output", value: output } });
+  succeed(attemptId: string, outcome: Outcome): void {
+    this.repeat({ attemptId, outcome });
   }
 
   /** Add a failure. */
@@ -185,7 +187,7 @@ function sizeOf(payload: Payload | undefined): number {
 
 function sizeOfResult({ outcome }: Result): number {
   if (outcome?.$case === "output") return sizeOf(outcome.value);
-  // Handlers of this SDK answer no graphs.
+  if (outcome?.$case === "subgraph") return sizeOfGraph(outcome.value);
   return outcome?.$case === "failure" ? 3 * (outcome.value.message.length + outcome.value.cause.length) : 0;
 }
 

@@ -1,7 +1,7 @@
 /** An agent at a sidecar double's real socket. */
 import { expect, onTestFinished, test } from "vitest";
 
-import { Agent, AntiphonError, Failure, type FromSchema, permanent, Payload, transient } from "../src/index.js";
+import { Agent, AntiphonError, Failure, type FromSchema, Graph, permanent, Payload, ref, Subgraph, transient } from "../src/index.js";
 import { Effect, FailureKind } from "../src/v1.js";
 import { assignment, eventually, type Line, Sidecar } from "./sidecar.js";
 
@@ -133,6 +133,66 @@ test("output that does not fit, cannot travel or is too large is a failure", asy
   expect((await line.failure("r/a/0/1")).kind).toBe(FailureKind.INVALID_OUTPUT);
   expect((await line.failure("r/b/0/1")).message).toContain("65537 bytes");
   expect(await line.output("r/c/0/1")).toHaveLength(65534);
+});
+
+/** An agent that answers a text as it is, or takes its task apart. */
+function planner(): Agent {
+  const agent = new Agent("planner", { logger: quiet });
+  const graph = new Graph("apart");
+  graph.task("part", "text.sum@1", { input: ref("input") });
+  agent.capability("plan.text@1", { output: { type: "string" } }, (how: string) => {
+    if (how === "apart") return new Subgraph(graph, [1, 2]);
+    if (how === "message") return new Subgraph(graph.message());
+    if (how === "payload") return new Subgraph(graph, Payload.inline(Buffer.from("a"), "text/plain"));
+    if (how === "too large") return new Subgraph(new Graph("apart", { description: "x".repeat(262_144) }));
+    if (how === "input too large") return new Subgraph(graph, "x".repeat(70_000));
+    if (how === "input cannot travel") return new Subgraph(graph, { n: NaN });
+    if (how === "no time") return new Subgraph({ ...graph.message(), deadline: { seconds: "soon" as unknown as number, nanos: 0 } });
+    return how;
+  });
+  agent.batch("plan.batch@1", { maxSize: 2, maxWait: 60_000 }, (inputs: string[]) =>
+    inputs.map((input) => (input === "apart" ? new Subgraph(graph) : input)),
+  );
+  return agent;
+}
+
+test("a handler may answer with a value or with a graph and its input", async () => {
+  const { line } = await attached(planner());
+  expect(line.hello.description?.capabilities[0]?.outputSchema).toBe('{"type":"string"}');
+  line.assign(...["as it is", "apart", "message", "payload"].map((how) => assignment(`r/${how}/0/1`, "plan.text@1", how)));
+  expect(await line.output("r/as it is/0/1")).toBe("as it is");
+  const apart = (await line.result("r/apart/0/1")).outcome;
+  expect(apart).toMatchObject({
+    $case: "subgraph",
+    value: { graph: { name: "apart", tasks: [{ capability: "text.sum@1" }] }, input: { content: { value: Buffer.from("[1,2]") } } },
+  });
+  const { outcome } = await line.result("r/message/0/1");
+  expect(outcome).toMatchObject({ $case: "subgraph", value: { graph: { name: "apart" }, input: undefined } });
+  expect((await line.result("r/payload/0/1")).outcome?.value).toMatchObject({ input: { mediaType: "text/plain" } });
+});
+
+test("a graph that cannot be answered fails its attempt alone", async () => {
+  const { line } = await attached(planner());
+  const wrong = {
+    "too large": "larger than 262144 bytes",
+    "input too large": "70002 bytes",
+    "input cannot travel": '"n" is a number',
+    "no time": "the graph cannot travel",
+  };
+  line.assign(...[...Object.keys(wrong), "well"].map((how) => assignment(`r/${how}/0/1`, "plan.text@1", how)));
+  for (const [how, message] of Object.entries(wrong)) {
+    const failure = await line.failure(`r/${how}/0/1`);
+    expect(failure.kind).toBe(FailureKind.INVALID_OUTPUT);
+    expect(failure.message).toContain(message);
+  }
+  expect(await line.output("r/well/0/1")).toBe("well");
+});
+
+test("a batch may answer graphs, too", async () => {
+  const { line } = await attached(planner());
+  line.assign(assignment("r/a/0/1", "plan.batch@1", "as it is"), assignment("r/b/0/1", "plan.batch@1", "apart"));
+  expect(await line.output("r/a/0/1")).toBe("as it is");
+  expect((await line.result("r/b/0/1")).outcome).toMatchObject({ $case: "subgraph", value: { graph: { name: "apart" } } });
 });
 
 test("a payload travels as it is, with its media type", async () => {

@@ -2,7 +2,7 @@
 import { expect, test } from "vitest";
 
 import { Graph, index, item, ref } from "../src/index.js";
-import { FailureKind, OnFailure } from "../src/v1.js";
+import { Distinct, FailureKind, Graph as GraphMessage, GraphTask, OnFailure } from "../src/v1.js";
 
 test("waits, loops and undoing are in the message", () => {
   const graph = new Graph("waits");
@@ -81,6 +81,82 @@ test("a graph says in its message what was said in TypeScript", () => {
     constraints: { maxCost: 1.5, agentLabels: {} },
   });
   expect(message.tasks[2]).toMatchObject({ input: '"${tasks.list.output}"', join: { rule: { $case: "any" } } });
+});
+
+test("quorums, hedges, caches and sub-runs are in the message", () => {
+  const graph = new Graph("several");
+  const total = graph.task("total", "books.total@1", {
+    quorum: { agree: 2, of: 3, condition: ref("output.total == other.total"), distinct: "instance" },
+  });
+  graph.task("plain", "books.total@1", { quorum: { agree: 2, of: 2 } });
+  graph.task("search", "catalog.search@1", { hedge: { delay: 300, quantile: 0.95, share: 0.2 } });
+  graph.task("rate", "tax.rate@1", { hedge: { delay: 1000 }, cache: 3_600_000 });
+  graph.subRun("review", "finance.review@1.2", {
+    input: { total },
+    forEach: ref("input.books"),
+    priority: 3,
+    compensate: { capability: "finance.undo@1" },
+    onFailure: "continue",
+    deadline: 60_000,
+  });
+  const [asked, plain, search, rate, review] = graph.message().tasks;
+  expect(asked?.quorum).toMatchObject({ agree: 2, of: 3, condition: "output.total == other.total", distinct: Distinct.INSTANCE });
+  expect(plain?.quorum).toMatchObject({ agree: 2, of: 2, condition: "", distinct: Distinct.AGENT });
+  expect(search?.hedge).toMatchObject({ delay: { seconds: 0, nanos: 3e8 }, quantile: 0.95, share: 0.2 });
+  expect(rate).toMatchObject({ hedge: { delay: { seconds: 1 }, quantile: 0, share: 0 }, cache: { ttl: { seconds: 3600 } } });
+  expect(review).toMatchObject({
+    graph: "finance.review@1.2",
+    capability: "",
+    input: '{"total":"${tasks.total.output}"}',
+    forEach: "input.books",
+    priority: 3,
+    compensate: { capability: "finance.undo@1" },
+    onFailure: OnFailure.CONTINUE,
+    deadline: { seconds: 60 },
+  });
+});
+
+test("the builder has a word for every field of the contract", () => {
+  const graph = new Graph("all", {
+    version: "1",
+    description: "All.",
+    inputSchema: {},
+    output: 1,
+    deadline: 1,
+    labels: { team: "a" },
+  });
+  graph.task("a", "x.y@1", {
+    input: 1,
+    needs: ["b"],
+    when: "true",
+    forEach: "input",
+    join: "any",
+    retry: [{ on: ["LOST"] }],
+    timeout: 1,
+    deadline: 1,
+    scheduleTimeout: 1,
+    priority: 1,
+    onFailure: "skip",
+    until: { condition: "true", maxIterations: 1 },
+    compensate: { capability: "x.z@1" },
+    atMostOnce: true,
+    quorum: { agree: 2, of: 2 },
+    hedge: { delay: 1 },
+    cache: 1,
+    maxCost: 1,
+    description: "A.",
+  });
+  graph.subRun("b", "other");
+  graph.wait("c", { time: 1 });
+  const message = graph.message();
+  const names = (empty: object): string[] => Object.keys(empty).filter((name) => name !== "_unknownFields");
+  const says = (said: object, empty: object, name: string): boolean => {
+    const [value, nothing] = [said, empty].map((one) => JSON.stringify((one as Record<string, unknown>)[name]));
+    return value !== nothing;
+  };
+  const [noGraph, noTask] = [GraphMessage.fromPartial({}), GraphTask.fromPartial({})];
+  expect(names(noGraph).filter((name) => !says(message, noGraph, name))).toEqual([]);
+  expect(names(noTask).filter((name) => !message.tasks.some((task) => says(task, noTask, name)))).toEqual([]);
 });
 
 test("an input that JSON cannot hold is refused", () => {

@@ -176,3 +176,6 @@ def test_a_graph_becomes_a_message_with_its_input_or_says_what_is_wrong_with_tha
         handler.output(Subgraph(graph, "x" * 200), 100)
     with pytest.raises(InvalidOutput, match="the input of the graph"):
         handler.output(Subgraph(graph, object()), 100)
+    handler.output(Subgraph(Graph("steps", description="x" * 262_100)), 100)
+    with pytest.raises(InvalidOutput, match="larger than 262144 bytes"):
+        handler.output(Subgraph(Graph("steps", description="x" * 262_144)), 100)

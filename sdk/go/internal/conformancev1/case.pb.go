@@ -815,7 +815,10 @@ type AwaitResult struct {
 	// Whether its failure must say that a retry may help.
 	Retryable *bool `protobuf:"varint,8,opt,name=retryable,proto3,oneof" json:"retryable,omitempty"`
 	// Outcomes to wait for, of the copies of an assignment; 0 means 1.
-	Copies        uint32 `protobuf:"varint,9,opt,name=copies,proto3" json:"copies,omitempty"`
+	Copies uint32 `protobuf:"varint,9,opt,name=copies,proto3" json:"copies,omitempty"`
+	// A graph in place of an output, as JSON text of an object: graph, as proto JSON, and input, the value. Members beyond those
+	// named are ignored; an input that is null must not be there.
+	SubgraphJson  string `protobuf:"bytes,40,opt,name=subgraph_json,json=subgraphJson,proto3" json:"subgraph_json,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -911,6 +914,13 @@ func (x *AwaitResult) GetCopies() uint32 {
 		return x.Copies
 	}
 	return 0
+}
+
+func (x *AwaitResult) GetSubgraphJson() string {
+	if x != nil {
+		return x.SubgraphJson
+	}
+	return ""
 }
 
 // AwaitCall is a call as it must be.
@@ -1741,7 +1751,7 @@ const file_antiphon_conformance_v1_case_proto_rawDesc = "" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1f\n" +
 	"\voutput_json\x18\x02 \x01(\tR\n" +
 	"outputJson\x12.\n" +
-	"\afailure\x18\x03 \x01(\v2\x14.antiphon.v1.FailureR\afailure\"\xdd\x02\n" +
+	"\afailure\x18\x03 \x01(\v2\x14.antiphon.v1.FailureR\afailure\"\x82\x03\n" +
 	"\vAwaitResult\x12\x1d\n" +
 	"\n" +
 	"attempt_id\x18\x01 \x01(\tR\tattemptId\x12\x1f\n" +
@@ -1754,7 +1764,8 @@ const file_antiphon_conformance_v1_case_proto_rawDesc = "" +
 	"\rfailure_field\x18\x06 \x01(\tR\ffailureField\x12!\n" +
 	"\fmessage_part\x18\a \x01(\tR\vmessagePart\x12!\n" +
 	"\tretryable\x18\b \x01(\bH\x00R\tretryable\x88\x01\x01\x12\x16\n" +
-	"\x06copies\x18\t \x01(\rR\x06copiesB\f\n" +
+	"\x06copies\x18\t \x01(\rR\x06copies\x12#\n" +
+	"\rsubgraph_json\x18( \x01(\tR\fsubgraphJsonB\f\n" +
 	"\n" +
 	"_retryable\"\x82\x01\n" +
 	"\tAwaitCall\x12\x1d\n" +

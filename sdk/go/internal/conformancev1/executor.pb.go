@@ -14,6 +14,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -91,6 +92,7 @@ type ScriptStep struct {
 	//	*ScriptStep_WaitCancelled
 	//	*ScriptStep_EmitText
 	//	*ScriptStep_EmitJson
+	//	*ScriptStep_Subgraph
 	Kind          isScriptStep_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -232,6 +234,15 @@ func (x *ScriptStep) GetEmitJson() string {
 	return ""
 }
 
+func (x *ScriptStep) GetSubgraph() *ScriptSubgraph {
+	if x != nil {
+		if x, ok := x.Kind.(*ScriptStep_Subgraph); ok {
+			return x.Subgraph
+		}
+	}
+	return nil
+}
+
 type isScriptStep_Kind interface {
 	isScriptStep_Kind()
 }
@@ -293,6 +304,11 @@ type ScriptStep_EmitJson struct {
 	EmitJson string `protobuf:"bytes,31,opt,name=emit_json,json=emitJson,proto3,oneof"`
 }
 
+type ScriptStep_Subgraph struct {
+	// Value: a graph to run in place of an output. It is called apart and has one task, part.
+	Subgraph *ScriptSubgraph `protobuf:"bytes,40,opt,name=subgraph,proto3,oneof"`
+}
+
 func (*ScriptStep_OutputJson) isScriptStep_Kind() {}
 
 func (*ScriptStep_Large) isScriptStep_Kind() {}
@@ -314,6 +330,8 @@ func (*ScriptStep_WaitCancelled) isScriptStep_Kind() {}
 func (*ScriptStep_EmitText) isScriptStep_Kind() {}
 
 func (*ScriptStep_EmitJson) isScriptStep_Kind() {}
+
+func (*ScriptStep_Subgraph) isScriptStep_Kind() {}
 
 // ScriptProgress is how far an attempt is.
 type ScriptProgress struct {
@@ -452,6 +470,70 @@ func (x *ScriptCall) GetEmitted() bool {
 	return false
 }
 
+// ScriptSubgraph is a graph that a handler answers with.
+type ScriptSubgraph struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What its task asks for, with the input of the graph, ${input}, as its own; such as other.thing@1.
+	Capability string `protobuf:"bytes,1,opt,name=capability,proto3" json:"capability,omitempty"`
+	// The input of the graph as JSON text; empty means none.
+	InputJson string `protobuf:"bytes,2,opt,name=input_json,json=inputJson,proto3" json:"input_json,omitempty"`
+	// So many letters x as the description of the graph.
+	Description   uint32 `protobuf:"varint,3,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScriptSubgraph) Reset() {
+	*x = ScriptSubgraph{}
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScriptSubgraph) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScriptSubgraph) ProtoMessage() {}
+
+func (x *ScriptSubgraph) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScriptSubgraph.ProtoReflect.Descriptor instead.
+func (*ScriptSubgraph) Descriptor() ([]byte, []int) {
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ScriptSubgraph) GetCapability() string {
+	if x != nil {
+		return x.Capability
+	}
+	return ""
+}
+
+func (x *ScriptSubgraph) GetInputJson() string {
+	if x != nil {
+		return x.InputJson
+	}
+	return ""
+}
+
+func (x *ScriptSubgraph) GetDescription() uint32 {
+	if x != nil {
+		return x.Description
+	}
+	return 0
+}
+
 // ExecutorRequest is one line on the executor's standard input: proto JSON without line breaks, fields by their names here.
 type ExecutorRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -467,7 +549,7 @@ type ExecutorRequest struct {
 
 func (x *ExecutorRequest) Reset() {
 	*x = ExecutorRequest{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[4]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +561,7 @@ func (x *ExecutorRequest) String() string {
 func (*ExecutorRequest) ProtoMessage() {}
 
 func (x *ExecutorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[4]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +574,7 @@ func (x *ExecutorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecutorRequest.ProtoReflect.Descriptor instead.
 func (*ExecutorRequest) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{4}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ExecutorRequest) GetId() uint32 {
@@ -535,7 +617,7 @@ type ClientSettings struct {
 
 func (x *ClientSettings) Reset() {
 	*x = ClientSettings{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[5]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +629,7 @@ func (x *ClientSettings) String() string {
 func (*ClientSettings) ProtoMessage() {}
 
 func (x *ClientSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[5]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +642,7 @@ func (x *ClientSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientSettings.ProtoReflect.Descriptor instead.
 func (*ClientSettings) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{5}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ClientSettings) GetAddresses() []string {
@@ -623,6 +705,14 @@ type ClientCall struct {
 	//	*ClientCall_RetryTask
 	//	*ClientCall_ResolveTask
 	//	*ClientCall_FailTask
+	//	*ClientCall_Revoke
+	//	*ClientCall_ListRevocations
+	//	*ClientCall_ActivatePolicies
+	//	*ClientCall_RollBackPolicies
+	//	*ClientCall_ListPolicies
+	//	*ClientCall_GetPolicy
+	//	*ClientCall_ListAuditRecords
+	//	*ClientCall_GetAuditCheckpoint
 	Kind          isClientCall_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -630,7 +720,7 @@ type ClientCall struct {
 
 func (x *ClientCall) Reset() {
 	*x = ClientCall{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[6]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +732,7 @@ func (x *ClientCall) String() string {
 func (*ClientCall) ProtoMessage() {}
 
 func (x *ClientCall) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[6]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +745,7 @@ func (x *ClientCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientCall.ProtoReflect.Descriptor instead.
 func (*ClientCall) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ClientCall) GetKind() isClientCall_Kind {
@@ -827,6 +917,78 @@ func (x *ClientCall) GetFailTask() *TaskCall {
 	return nil
 }
 
+func (x *ClientCall) GetRevoke() *RevokeCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_Revoke); ok {
+			return x.Revoke
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetListRevocations() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_ListRevocations); ok {
+			return x.ListRevocations
+		}
+	}
+	return false
+}
+
+func (x *ClientCall) GetActivatePolicies() *PoliciesCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_ActivatePolicies); ok {
+			return x.ActivatePolicies
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetRollBackPolicies() *PoliciesCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_RollBackPolicies); ok {
+			return x.RollBackPolicies
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetListPolicies() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_ListPolicies); ok {
+			return x.ListPolicies
+		}
+	}
+	return false
+}
+
+func (x *ClientCall) GetGetPolicy() *PoliciesCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_GetPolicy); ok {
+			return x.GetPolicy
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetListAuditRecords() *AuditCall {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_ListAuditRecords); ok {
+			return x.ListAuditRecords
+		}
+	}
+	return nil
+}
+
+func (x *ClientCall) GetGetAuditCheckpoint() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientCall_GetAuditCheckpoint); ok {
+			return x.GetAuditCheckpoint
+		}
+	}
+	return false
+}
+
 type isClientCall_Kind interface {
 	isClientCall_Kind()
 }
@@ -862,7 +1024,7 @@ type ClientCall_Cancel struct {
 }
 
 type ClientCall_ListRuns struct {
-	// List all runs, page after page. Answer: run_ids in order.
+	// List runs, page after page. Answer: run_ids in order.
 	ListRuns *ListRunsCall `protobuf:"bytes,7,opt,name=list_runs,json=listRuns,proto3,oneof"`
 }
 
@@ -922,6 +1084,46 @@ type ClientCall_FailTask struct {
 	FailTask *TaskCall `protobuf:"bytes,37,opt,name=fail_task,json=failTask,proto3,oneof"`
 }
 
+type ClientCall_Revoke struct {
+	// Revoke certificates. Answer: nothing.
+	Revoke *RevokeCall `protobuf:"bytes,40,opt,name=revoke,proto3,oneof"`
+}
+
+type ClientCall_ListRevocations struct {
+	// List what is revoked. Answer: names, KIND/NAME of identities and the serial numbers, in order.
+	ListRevocations bool `protobuf:"varint,41,opt,name=list_revocations,json=listRevocations,proto3,oneof"`
+}
+
+type ClientCall_ActivatePolicies struct {
+	// Put a whole set of policies in force. Answer: revision, its epoch.
+	ActivatePolicies *PoliciesCall `protobuf:"bytes,42,opt,name=activate_policies,json=activatePolicies,proto3,oneof"`
+}
+
+type ClientCall_RollBackPolicies struct {
+	// Put the set of an earlier epoch in force again. Answer: revision, the new epoch.
+	RollBackPolicies *PoliciesCall `protobuf:"bytes,43,opt,name=roll_back_policies,json=rollBackPolicies,proto3,oneof"`
+}
+
+type ClientCall_ListPolicies struct {
+	// List the sets that are kept. Answer: event_seqs, their epochs in order.
+	ListPolicies bool `protobuf:"varint,44,opt,name=list_policies,json=listPolicies,proto3,oneof"`
+}
+
+type ClientCall_GetPolicy struct {
+	// Read a set; epoch 0 is the one in force. Answer: revision, its epoch, and names, those of its files in order.
+	GetPolicy *PoliciesCall `protobuf:"bytes,45,opt,name=get_policy,json=getPolicy,proto3,oneof"`
+}
+
+type ClientCall_ListAuditRecords struct {
+	// List records of an audit chain, page after page. Answer: event_seqs, their places in order, and names, their actions.
+	ListAuditRecords *AuditCall `protobuf:"bytes,46,opt,name=list_audit_records,json=listAuditRecords,proto3,oneof"`
+}
+
+type ClientCall_GetAuditCheckpoint struct {
+	// Read where the audit chains stand. Answer: names, those of the chains, in order.
+	GetAuditCheckpoint bool `protobuf:"varint,47,opt,name=get_audit_checkpoint,json=getAuditCheckpoint,proto3,oneof"`
+}
+
 func (*ClientCall_Submit) isClientCall_Kind() {}
 
 func (*ClientCall_SubmitMany) isClientCall_Kind() {}
@@ -958,6 +1160,22 @@ func (*ClientCall_ResolveTask) isClientCall_Kind() {}
 
 func (*ClientCall_FailTask) isClientCall_Kind() {}
 
+func (*ClientCall_Revoke) isClientCall_Kind() {}
+
+func (*ClientCall_ListRevocations) isClientCall_Kind() {}
+
+func (*ClientCall_ActivatePolicies) isClientCall_Kind() {}
+
+func (*ClientCall_RollBackPolicies) isClientCall_Kind() {}
+
+func (*ClientCall_ListPolicies) isClientCall_Kind() {}
+
+func (*ClientCall_GetPolicy) isClientCall_Kind() {}
+
+func (*ClientCall_ListAuditRecords) isClientCall_Kind() {}
+
+func (*ClientCall_GetAuditCheckpoint) isClientCall_Kind() {}
+
 // SubmitCall is a submission.
 type SubmitCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -975,7 +1193,7 @@ type SubmitCall struct {
 
 func (x *SubmitCall) Reset() {
 	*x = SubmitCall{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[7]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1205,7 @@ func (x *SubmitCall) String() string {
 func (*SubmitCall) ProtoMessage() {}
 
 func (x *SubmitCall) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[7]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1218,7 @@ func (x *SubmitCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitCall.ProtoReflect.Descriptor instead.
 func (*SubmitCall) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SubmitCall) GetGraph() string {
@@ -1044,7 +1262,7 @@ type SubmitManyCall struct {
 
 func (x *SubmitManyCall) Reset() {
 	*x = SubmitManyCall{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[8]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1274,7 @@ func (x *SubmitManyCall) String() string {
 func (*SubmitManyCall) ProtoMessage() {}
 
 func (x *SubmitManyCall) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[8]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1287,7 @@ func (x *SubmitManyCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitManyCall.ProtoReflect.Descriptor instead.
 func (*SubmitManyCall) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SubmitManyCall) GetGraph() string {
@@ -1097,7 +1315,7 @@ type RunCall struct {
 
 func (x *RunCall) Reset() {
 	*x = RunCall{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[9]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1327,7 @@ func (x *RunCall) String() string {
 func (*RunCall) ProtoMessage() {}
 
 func (x *RunCall) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[9]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1340,7 @@ func (x *RunCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCall.ProtoReflect.Descriptor instead.
 func (*RunCall) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{9}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RunCall) GetRunId() string {
@@ -1149,7 +1367,7 @@ type SignalCall struct {
 
 func (x *SignalCall) Reset() {
 	*x = SignalCall{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[10]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1379,7 @@ func (x *SignalCall) String() string {
 func (*SignalCall) ProtoMessage() {}
 
 func (x *SignalCall) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[10]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1392,7 @@ func (x *SignalCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalCall.ProtoReflect.Descriptor instead.
 func (*SignalCall) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{10}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SignalCall) GetRunId() string {
@@ -1228,7 +1446,7 @@ type TaskCall struct {
 
 func (x *TaskCall) Reset() {
 	*x = TaskCall{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[11]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1458,7 @@ func (x *TaskCall) String() string {
 func (*TaskCall) ProtoMessage() {}
 
 func (x *TaskCall) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[11]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1471,7 @@ func (x *TaskCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCall.ProtoReflect.Descriptor instead.
 func (*TaskCall) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{11}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TaskCall) GetRunId() string {
@@ -1305,18 +1523,32 @@ func (x *TaskCall) GetDependents() bool {
 	return false
 }
 
-// ListRunsCall is a list of runs.
+// ListRunsCall is a list of runs: all that fit, or all there are.
 type ListRunsCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Page size to ask for.
-	PageSize      int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Only runs in these states, such as RUN_STATE_FAILED.
+	States []string `protobuf:"bytes,2,rep,name=states,proto3" json:"states,omitempty"`
+	// Only runs of this graph.
+	Graph string `protobuf:"bytes,3,opt,name=graph,proto3" json:"graph,omitempty"`
+	// Only runs with these labels.
+	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Only runs created at or after this moment.
+	CreatedAfter *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_after,json=createdAfter,proto3" json:"created_after,omitempty"`
+	// Only runs created before this moment.
+	CreatedBefore *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_before,json=createdBefore,proto3" json:"created_before,omitempty"`
+	// Only runs that this run, or attempt, called for.
+	Parent string `protobuf:"bytes,7,opt,name=parent,proto3" json:"parent,omitempty"`
+	// Only runs that failed with a message this text occurs in.
+	Failure       string `protobuf:"bytes,8,opt,name=failure,proto3" json:"failure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListRunsCall) Reset() {
 	*x = ListRunsCall{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[12]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1560,7 @@ func (x *ListRunsCall) String() string {
 func (*ListRunsCall) ProtoMessage() {}
 
 func (x *ListRunsCall) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[12]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1573,7 @@ func (x *ListRunsCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsCall.ProtoReflect.Descriptor instead.
 func (*ListRunsCall) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{12}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListRunsCall) GetPageSize() int32 {
@@ -1349,6 +1581,274 @@ func (x *ListRunsCall) GetPageSize() int32 {
 		return x.PageSize
 	}
 	return 0
+}
+
+func (x *ListRunsCall) GetStates() []string {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *ListRunsCall) GetGraph() string {
+	if x != nil {
+		return x.Graph
+	}
+	return ""
+}
+
+func (x *ListRunsCall) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ListRunsCall) GetCreatedAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAfter
+	}
+	return nil
+}
+
+func (x *ListRunsCall) GetCreatedBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedBefore
+	}
+	return nil
+}
+
+func (x *ListRunsCall) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ListRunsCall) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+// RevokeCall says what is revoked, and why.
+type RevokeCall struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Kind of an identity, such as sidecar.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Its name.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Instead of an identity: the serial number of one certificate.
+	Serial string `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	// Why.
+	Cause         string `protobuf:"bytes,4,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCall) Reset() {
+	*x = RevokeCall{}
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCall) ProtoMessage() {}
+
+func (x *RevokeCall) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCall.ProtoReflect.Descriptor instead.
+func (*RevokeCall) Descriptor() ([]byte, []int) {
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RevokeCall) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RevokeCall) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RevokeCall) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *RevokeCall) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+// PoliciesCall is a set of policies, or names one.
+type PoliciesCall struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Texts by file name, of a set to put in force.
+	Files map[string]string `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The epoch of an earlier set.
+	Epoch uint32 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The epoch that is in force as far as the caller knows.
+	ExpectedEpoch uint32 `protobuf:"varint,3,opt,name=expected_epoch,json=expectedEpoch,proto3" json:"expected_epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoliciesCall) Reset() {
+	*x = PoliciesCall{}
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoliciesCall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoliciesCall) ProtoMessage() {}
+
+func (x *PoliciesCall) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoliciesCall.ProtoReflect.Descriptor instead.
+func (*PoliciesCall) Descriptor() ([]byte, []int) {
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PoliciesCall) GetFiles() map[string]string {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *PoliciesCall) GetEpoch() uint32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *PoliciesCall) GetExpectedEpoch() uint32 {
+	if x != nil {
+		return x.ExpectedEpoch
+	}
+	return 0
+}
+
+// AuditCall asks for records of a chain.
+type AuditCall struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The chain.
+	Chain string `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
+	// From the newest back.
+	NewestFirst bool `protobuf:"varint,2,opt,name=newest_first,json=newestFirst,proto3" json:"newest_first,omitempty"`
+	// Only records of this action.
+	Action string `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
+	// Only records of what was refused.
+	Denied bool `protobuf:"varint,4,opt,name=denied,proto3" json:"denied,omitempty"`
+	// Only records from this moment on.
+	StartTime     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditCall) Reset() {
+	*x = AuditCall{}
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditCall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditCall) ProtoMessage() {}
+
+func (x *AuditCall) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditCall.ProtoReflect.Descriptor instead.
+func (*AuditCall) Descriptor() ([]byte, []int) {
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AuditCall) GetChain() string {
+	if x != nil {
+		return x.Chain
+	}
+	return ""
+}
+
+func (x *AuditCall) GetNewestFirst() bool {
+	if x != nil {
+		return x.NewestFirst
+	}
+	return false
+}
+
+func (x *AuditCall) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *AuditCall) GetDenied() bool {
+	if x != nil {
+		return x.Denied
+	}
+	return false
+}
+
+func (x *AuditCall) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
 }
 
 // EntryCall names an entry.
@@ -1366,7 +1866,7 @@ type EntryCall struct {
 
 func (x *EntryCall) Reset() {
 	*x = EntryCall{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[13]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1878,7 @@ func (x *EntryCall) String() string {
 func (*EntryCall) ProtoMessage() {}
 
 func (x *EntryCall) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[13]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1891,7 @@ func (x *EntryCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryCall.ProtoReflect.Descriptor instead.
 func (*EntryCall) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{13}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EntryCall) GetKey() string {
@@ -1435,7 +1935,7 @@ type ExecutorResponse struct {
 
 func (x *ExecutorResponse) Reset() {
 	*x = ExecutorResponse{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[14]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1947,7 @@ func (x *ExecutorResponse) String() string {
 func (*ExecutorResponse) ProtoMessage() {}
 
 func (x *ExecutorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[14]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1960,7 @@ func (x *ExecutorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecutorResponse.ProtoReflect.Descriptor instead.
 func (*ExecutorResponse) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{14}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExecutorResponse) GetId() uint32 {
@@ -1540,7 +2040,7 @@ type ClientAnswer struct {
 	OutputJson string `protobuf:"bytes,3,opt,name=output_json,json=outputJson,proto3" json:"output_json,omitempty"`
 	// Several runs.
 	RunIds []string `protobuf:"bytes,4,rep,name=run_ids,json=runIds,proto3" json:"run_ids,omitempty"`
-	// Numbers of events.
+	// Numbers of events, or of whatever else is counted.
 	EventSeqs []uint32 `protobuf:"varint,5,rep,packed,name=event_seqs,json=eventSeqs,proto3" json:"event_seqs,omitempty"`
 	// Names.
 	Names []string `protobuf:"bytes,6,rep,name=names,proto3" json:"names,omitempty"`
@@ -1552,7 +2052,7 @@ type ClientAnswer struct {
 
 func (x *ClientAnswer) Reset() {
 	*x = ClientAnswer{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[15]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +2064,7 @@ func (x *ClientAnswer) String() string {
 func (*ClientAnswer) ProtoMessage() {}
 
 func (x *ClientAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[15]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +2077,7 @@ func (x *ClientAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientAnswer.ProtoReflect.Descriptor instead.
 func (*ClientAnswer) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{15}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ClientAnswer) GetRunId() string {
@@ -1650,7 +2150,7 @@ type ClientError struct {
 
 func (x *ClientError) Reset() {
 	*x = ClientError{}
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[16]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +2162,7 @@ func (x *ClientError) String() string {
 func (*ClientError) ProtoMessage() {}
 
 func (x *ClientError) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[16]
+	mi := &file_antiphon_conformance_v1_executor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +2175,7 @@ func (x *ClientError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientError.ProtoReflect.Descriptor instead.
 func (*ClientError) Descriptor() ([]byte, []int) {
-	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{16}
+	return file_antiphon_conformance_v1_executor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ClientError) GetReason() string {
@@ -1724,9 +2224,9 @@ var File_antiphon_conformance_v1_executor_proto protoreflect.FileDescriptor
 
 const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\n" +
-	"&antiphon/conformance/v1/executor.proto\x12\x17antiphon.conformance.v1\x1a\x19antiphon/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\"C\n" +
+	"&antiphon/conformance/v1/executor.proto\x12\x17antiphon.conformance.v1\x1a\x19antiphon/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n" +
 	"\x06Script\x129\n" +
-	"\x05steps\x18\x01 \x03(\v2#.antiphon.conformance.v1.ScriptStepR\x05steps\"\xb2\x03\n" +
+	"\x05steps\x18\x01 \x03(\v2#.antiphon.conformance.v1.ScriptStepR\x05steps\"\xf9\x03\n" +
 	"\n" +
 	"ScriptStep\x12!\n" +
 	"\voutput_json\x18\x01 \x01(\tH\x00R\n" +
@@ -1740,7 +2240,8 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\x05crash\x18\b \x01(\tH\x00R\x05crash\x12'\n" +
 	"\x0ewait_cancelled\x18\t \x01(\bH\x00R\rwaitCancelled\x12\x1d\n" +
 	"\temit_text\x18\x1e \x01(\tH\x00R\bemitText\x12\x1d\n" +
-	"\temit_json\x18\x1f \x01(\tH\x00R\bemitJsonB\x06\n" +
+	"\temit_json\x18\x1f \x01(\tH\x00R\bemitJson\x12E\n" +
+	"\bsubgraph\x18( \x01(\v2'.antiphon.conformance.v1.ScriptSubgraphH\x00R\bsubgraphB\x06\n" +
 	"\x04kind\"F\n" +
 	"\x0eScriptProgress\x12\x1a\n" +
 	"\bfraction\x18\x01 \x01(\x01R\bfraction\x12\x18\n" +
@@ -1754,7 +2255,14 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"input_json\x18\x02 \x01(\tR\tinputJson\x12\x17\n" +
 	"\acall_id\x18\x03 \x01(\tR\x06callId\x12\x16\n" +
 	"\x06caught\x18\x04 \x01(\bR\x06caught\x12\x18\n" +
-	"\aemitted\x18\x1e \x01(\bR\aemitted\"\x9b\x01\n" +
+	"\aemitted\x18\x1e \x01(\bR\aemitted\"q\n" +
+	"\x0eScriptSubgraph\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x01 \x01(\tR\n" +
+	"capability\x12\x1d\n" +
+	"\n" +
+	"input_json\x18\x02 \x01(\tR\tinputJson\x12 \n" +
+	"\vdescription\x18\x03 \x01(\rR\vdescription\"\x9b\x01\n" +
 	"\x0fExecutorRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12?\n" +
 	"\x06client\x18\x02 \x01(\v2'.antiphon.conformance.v1.ClientSettingsR\x06client\x127\n" +
@@ -1765,7 +2273,7 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\bkey_file\x18\x03 \x01(\tR\akeyFile\x12\x1f\n" +
 	"\vbundle_file\x18\x04 \x01(\tR\n" +
 	"bundleFile\x123\n" +
-	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x8d\t\n" +
+	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\x9d\r\n" +
 	"\n" +
 	"ClientCall\x12=\n" +
 	"\x06submit\x18\x01 \x01(\v2#.antiphon.conformance.v1.SubmitCallH\x00R\x06submit\x12J\n" +
@@ -1790,7 +2298,16 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\n" +
 	"retry_task\x18# \x01(\v2!.antiphon.conformance.v1.TaskCallH\x00R\tretryTask\x12F\n" +
 	"\fresolve_task\x18$ \x01(\v2!.antiphon.conformance.v1.TaskCallH\x00R\vresolveTask\x12@\n" +
-	"\tfail_task\x18% \x01(\v2!.antiphon.conformance.v1.TaskCallH\x00R\bfailTaskB\x06\n" +
+	"\tfail_task\x18% \x01(\v2!.antiphon.conformance.v1.TaskCallH\x00R\bfailTask\x12=\n" +
+	"\x06revoke\x18( \x01(\v2#.antiphon.conformance.v1.RevokeCallH\x00R\x06revoke\x12+\n" +
+	"\x10list_revocations\x18) \x01(\bH\x00R\x0flistRevocations\x12T\n" +
+	"\x11activate_policies\x18* \x01(\v2%.antiphon.conformance.v1.PoliciesCallH\x00R\x10activatePolicies\x12U\n" +
+	"\x12roll_back_policies\x18+ \x01(\v2%.antiphon.conformance.v1.PoliciesCallH\x00R\x10rollBackPolicies\x12%\n" +
+	"\rlist_policies\x18, \x01(\bH\x00R\flistPolicies\x12F\n" +
+	"\n" +
+	"get_policy\x18- \x01(\v2%.antiphon.conformance.v1.PoliciesCallH\x00R\tgetPolicy\x12R\n" +
+	"\x12list_audit_records\x18. \x01(\v2\".antiphon.conformance.v1.AuditCallH\x00R\x10listAuditRecords\x122\n" +
+	"\x14get_audit_checkpoint\x18/ \x01(\bH\x00R\x12getAuditCheckpointB\x06\n" +
 	"\x04kind\"t\n" +
 	"\n" +
 	"SubmitCall\x12\x14\n" +
@@ -1822,9 +2339,40 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\afailure\x18\x06 \x01(\tR\afailure\x12\x1e\n" +
 	"\n" +
 	"dependents\x18\a \x01(\bR\n" +
-	"dependents\"+\n" +
+	"dependents\"\x95\x03\n" +
 	"\fListRunsCall\x12\x1b\n" +
-	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\"\x84\x01\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x16\n" +
+	"\x06states\x18\x02 \x03(\tR\x06states\x12\x14\n" +
+	"\x05graph\x18\x03 \x01(\tR\x05graph\x12I\n" +
+	"\x06labels\x18\x04 \x03(\v21.antiphon.conformance.v1.ListRunsCall.LabelsEntryR\x06labels\x12?\n" +
+	"\rcreated_after\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\fcreatedAfter\x12A\n" +
+	"\x0ecreated_before\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\rcreatedBefore\x12\x16\n" +
+	"\x06parent\x18\a \x01(\tR\x06parent\x12\x18\n" +
+	"\afailure\x18\b \x01(\tR\afailure\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"b\n" +
+	"\n" +
+	"RevokeCall\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06serial\x18\x03 \x01(\tR\x06serial\x12\x14\n" +
+	"\x05cause\x18\x04 \x01(\tR\x05cause\"\xcd\x01\n" +
+	"\fPoliciesCall\x12F\n" +
+	"\x05files\x18\x01 \x03(\v20.antiphon.conformance.v1.PoliciesCall.FilesEntryR\x05files\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\x12%\n" +
+	"\x0eexpected_epoch\x18\x03 \x01(\rR\rexpectedEpoch\x1a8\n" +
+	"\n" +
+	"FilesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaf\x01\n" +
+	"\tAuditCall\x12\x14\n" +
+	"\x05chain\x18\x01 \x01(\tR\x05chain\x12!\n" +
+	"\fnewest_first\x18\x02 \x01(\bR\vnewestFirst\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\tR\x06action\x12\x16\n" +
+	"\x06denied\x18\x04 \x01(\bR\x06denied\x129\n" +
+	"\n" +
+	"start_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\"\x84\x01\n" +
 	"\tEntryCall\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1d\n" +
 	"\n" +
@@ -1871,63 +2419,81 @@ func file_antiphon_conformance_v1_executor_proto_rawDescGZIP() []byte {
 	return file_antiphon_conformance_v1_executor_proto_rawDescData
 }
 
-var file_antiphon_conformance_v1_executor_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_antiphon_conformance_v1_executor_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_antiphon_conformance_v1_executor_proto_goTypes = []any{
-	(*Script)(nil),              // 0: antiphon.conformance.v1.Script
-	(*ScriptStep)(nil),          // 1: antiphon.conformance.v1.ScriptStep
-	(*ScriptProgress)(nil),      // 2: antiphon.conformance.v1.ScriptProgress
-	(*ScriptCall)(nil),          // 3: antiphon.conformance.v1.ScriptCall
-	(*ExecutorRequest)(nil),     // 4: antiphon.conformance.v1.ExecutorRequest
-	(*ClientSettings)(nil),      // 5: antiphon.conformance.v1.ClientSettings
-	(*ClientCall)(nil),          // 6: antiphon.conformance.v1.ClientCall
-	(*SubmitCall)(nil),          // 7: antiphon.conformance.v1.SubmitCall
-	(*SubmitManyCall)(nil),      // 8: antiphon.conformance.v1.SubmitManyCall
-	(*RunCall)(nil),             // 9: antiphon.conformance.v1.RunCall
-	(*SignalCall)(nil),          // 10: antiphon.conformance.v1.SignalCall
-	(*TaskCall)(nil),            // 11: antiphon.conformance.v1.TaskCall
-	(*ListRunsCall)(nil),        // 12: antiphon.conformance.v1.ListRunsCall
-	(*EntryCall)(nil),           // 13: antiphon.conformance.v1.EntryCall
-	(*ExecutorResponse)(nil),    // 14: antiphon.conformance.v1.ExecutorResponse
-	(*ClientAnswer)(nil),        // 15: antiphon.conformance.v1.ClientAnswer
-	(*ClientError)(nil),         // 16: antiphon.conformance.v1.ClientError
-	nil,                         // 17: antiphon.conformance.v1.ClientError.MetadataEntry
-	(*v1.Failure)(nil),          // 18: antiphon.v1.Failure
-	(*durationpb.Duration)(nil), // 19: google.protobuf.Duration
+	(*Script)(nil),                // 0: antiphon.conformance.v1.Script
+	(*ScriptStep)(nil),            // 1: antiphon.conformance.v1.ScriptStep
+	(*ScriptProgress)(nil),        // 2: antiphon.conformance.v1.ScriptProgress
+	(*ScriptCall)(nil),            // 3: antiphon.conformance.v1.ScriptCall
+	(*ScriptSubgraph)(nil),        // 4: antiphon.conformance.v1.ScriptSubgraph
+	(*ExecutorRequest)(nil),       // 5: antiphon.conformance.v1.ExecutorRequest
+	(*ClientSettings)(nil),        // 6: antiphon.conformance.v1.ClientSettings
+	(*ClientCall)(nil),            // 7: antiphon.conformance.v1.ClientCall
+	(*SubmitCall)(nil),            // 8: antiphon.conformance.v1.SubmitCall
+	(*SubmitManyCall)(nil),        // 9: antiphon.conformance.v1.SubmitManyCall
+	(*RunCall)(nil),               // 10: antiphon.conformance.v1.RunCall
+	(*SignalCall)(nil),            // 11: antiphon.conformance.v1.SignalCall
+	(*TaskCall)(nil),              // 12: antiphon.conformance.v1.TaskCall
+	(*ListRunsCall)(nil),          // 13: antiphon.conformance.v1.ListRunsCall
+	(*RevokeCall)(nil),            // 14: antiphon.conformance.v1.RevokeCall
+	(*PoliciesCall)(nil),          // 15: antiphon.conformance.v1.PoliciesCall
+	(*AuditCall)(nil),             // 16: antiphon.conformance.v1.AuditCall
+	(*EntryCall)(nil),             // 17: antiphon.conformance.v1.EntryCall
+	(*ExecutorResponse)(nil),      // 18: antiphon.conformance.v1.ExecutorResponse
+	(*ClientAnswer)(nil),          // 19: antiphon.conformance.v1.ClientAnswer
+	(*ClientError)(nil),           // 20: antiphon.conformance.v1.ClientError
+	nil,                           // 21: antiphon.conformance.v1.ListRunsCall.LabelsEntry
+	nil,                           // 22: antiphon.conformance.v1.PoliciesCall.FilesEntry
+	nil,                           // 23: antiphon.conformance.v1.ClientError.MetadataEntry
+	(*v1.Failure)(nil),            // 24: antiphon.v1.Failure
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
 }
 var file_antiphon_conformance_v1_executor_proto_depIdxs = []int32{
 	1,  // 0: antiphon.conformance.v1.Script.steps:type_name -> antiphon.conformance.v1.ScriptStep
 	2,  // 1: antiphon.conformance.v1.ScriptStep.progress:type_name -> antiphon.conformance.v1.ScriptProgress
 	3,  // 2: antiphon.conformance.v1.ScriptStep.call:type_name -> antiphon.conformance.v1.ScriptCall
-	18, // 3: antiphon.conformance.v1.ScriptStep.fail:type_name -> antiphon.v1.Failure
-	5,  // 4: antiphon.conformance.v1.ExecutorRequest.client:type_name -> antiphon.conformance.v1.ClientSettings
-	6,  // 5: antiphon.conformance.v1.ExecutorRequest.call:type_name -> antiphon.conformance.v1.ClientCall
-	19, // 6: antiphon.conformance.v1.ClientSettings.timeout:type_name -> google.protobuf.Duration
-	7,  // 7: antiphon.conformance.v1.ClientCall.submit:type_name -> antiphon.conformance.v1.SubmitCall
-	8,  // 8: antiphon.conformance.v1.ClientCall.submit_many:type_name -> antiphon.conformance.v1.SubmitManyCall
-	9,  // 9: antiphon.conformance.v1.ClientCall.get_run:type_name -> antiphon.conformance.v1.RunCall
-	9,  // 10: antiphon.conformance.v1.ClientCall.wait:type_name -> antiphon.conformance.v1.RunCall
-	9,  // 11: antiphon.conformance.v1.ClientCall.watch:type_name -> antiphon.conformance.v1.RunCall
-	9,  // 12: antiphon.conformance.v1.ClientCall.cancel:type_name -> antiphon.conformance.v1.RunCall
-	12, // 13: antiphon.conformance.v1.ClientCall.list_runs:type_name -> antiphon.conformance.v1.ListRunsCall
-	13, // 14: antiphon.conformance.v1.ClientCall.get_entry:type_name -> antiphon.conformance.v1.EntryCall
-	13, // 15: antiphon.conformance.v1.ClientCall.put_entry:type_name -> antiphon.conformance.v1.EntryCall
-	9,  // 16: antiphon.conformance.v1.ClientCall.watch_partials:type_name -> antiphon.conformance.v1.RunCall
-	10, // 17: antiphon.conformance.v1.ClientCall.signal:type_name -> antiphon.conformance.v1.SignalCall
-	9,  // 18: antiphon.conformance.v1.ClientCall.pause:type_name -> antiphon.conformance.v1.RunCall
-	9,  // 19: antiphon.conformance.v1.ClientCall.resume:type_name -> antiphon.conformance.v1.RunCall
-	11, // 20: antiphon.conformance.v1.ClientCall.cancel_task:type_name -> antiphon.conformance.v1.TaskCall
-	11, // 21: antiphon.conformance.v1.ClientCall.retry_task:type_name -> antiphon.conformance.v1.TaskCall
-	11, // 22: antiphon.conformance.v1.ClientCall.resolve_task:type_name -> antiphon.conformance.v1.TaskCall
-	11, // 23: antiphon.conformance.v1.ClientCall.fail_task:type_name -> antiphon.conformance.v1.TaskCall
-	15, // 24: antiphon.conformance.v1.ExecutorResponse.answer:type_name -> antiphon.conformance.v1.ClientAnswer
-	16, // 25: antiphon.conformance.v1.ExecutorResponse.error:type_name -> antiphon.conformance.v1.ClientError
-	17, // 26: antiphon.conformance.v1.ClientError.metadata:type_name -> antiphon.conformance.v1.ClientError.MetadataEntry
-	19, // 27: antiphon.conformance.v1.ClientError.retry_after:type_name -> google.protobuf.Duration
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	24, // 3: antiphon.conformance.v1.ScriptStep.fail:type_name -> antiphon.v1.Failure
+	4,  // 4: antiphon.conformance.v1.ScriptStep.subgraph:type_name -> antiphon.conformance.v1.ScriptSubgraph
+	6,  // 5: antiphon.conformance.v1.ExecutorRequest.client:type_name -> antiphon.conformance.v1.ClientSettings
+	7,  // 6: antiphon.conformance.v1.ExecutorRequest.call:type_name -> antiphon.conformance.v1.ClientCall
+	25, // 7: antiphon.conformance.v1.ClientSettings.timeout:type_name -> google.protobuf.Duration
+	8,  // 8: antiphon.conformance.v1.ClientCall.submit:type_name -> antiphon.conformance.v1.SubmitCall
+	9,  // 9: antiphon.conformance.v1.ClientCall.submit_many:type_name -> antiphon.conformance.v1.SubmitManyCall
+	10, // 10: antiphon.conformance.v1.ClientCall.get_run:type_name -> antiphon.conformance.v1.RunCall
+	10, // 11: antiphon.conformance.v1.ClientCall.wait:type_name -> antiphon.conformance.v1.RunCall
+	10, // 12: antiphon.conformance.v1.ClientCall.watch:type_name -> antiphon.conformance.v1.RunCall
+	10, // 13: antiphon.conformance.v1.ClientCall.cancel:type_name -> antiphon.conformance.v1.RunCall
+	13, // 14: antiphon.conformance.v1.ClientCall.list_runs:type_name -> antiphon.conformance.v1.ListRunsCall
+	17, // 15: antiphon.conformance.v1.ClientCall.get_entry:type_name -> antiphon.conformance.v1.EntryCall
+	17, // 16: antiphon.conformance.v1.ClientCall.put_entry:type_name -> antiphon.conformance.v1.EntryCall
+	10, // 17: antiphon.conformance.v1.ClientCall.watch_partials:type_name -> antiphon.conformance.v1.RunCall
+	11, // 18: antiphon.conformance.v1.ClientCall.signal:type_name -> antiphon.conformance.v1.SignalCall
+	10, // 19: antiphon.conformance.v1.ClientCall.pause:type_name -> antiphon.conformance.v1.RunCall
+	10, // 20: antiphon.conformance.v1.ClientCall.resume:type_name -> antiphon.conformance.v1.RunCall
+	12, // 21: antiphon.conformance.v1.ClientCall.cancel_task:type_name -> antiphon.conformance.v1.TaskCall
+	12, // 22: antiphon.conformance.v1.ClientCall.retry_task:type_name -> antiphon.conformance.v1.TaskCall
+	12, // 23: antiphon.conformance.v1.ClientCall.resolve_task:type_name -> antiphon.conformance.v1.TaskCall
+	12, // 24: antiphon.conformance.v1.ClientCall.fail_task:type_name -> antiphon.conformance.v1.TaskCall
+	14, // 25: antiphon.conformance.v1.ClientCall.revoke:type_name -> antiphon.conformance.v1.RevokeCall
+	15, // 26: antiphon.conformance.v1.ClientCall.activate_policies:type_name -> antiphon.conformance.v1.PoliciesCall
+	15, // 27: antiphon.conformance.v1.ClientCall.roll_back_policies:type_name -> antiphon.conformance.v1.PoliciesCall
+	15, // 28: antiphon.conformance.v1.ClientCall.get_policy:type_name -> antiphon.conformance.v1.PoliciesCall
+	16, // 29: antiphon.conformance.v1.ClientCall.list_audit_records:type_name -> antiphon.conformance.v1.AuditCall
+	21, // 30: antiphon.conformance.v1.ListRunsCall.labels:type_name -> antiphon.conformance.v1.ListRunsCall.LabelsEntry
+	26, // 31: antiphon.conformance.v1.ListRunsCall.created_after:type_name -> google.protobuf.Timestamp
+	26, // 32: antiphon.conformance.v1.ListRunsCall.created_before:type_name -> google.protobuf.Timestamp
+	22, // 33: antiphon.conformance.v1.PoliciesCall.files:type_name -> antiphon.conformance.v1.PoliciesCall.FilesEntry
+	26, // 34: antiphon.conformance.v1.AuditCall.start_time:type_name -> google.protobuf.Timestamp
+	19, // 35: antiphon.conformance.v1.ExecutorResponse.answer:type_name -> antiphon.conformance.v1.ClientAnswer
+	20, // 36: antiphon.conformance.v1.ExecutorResponse.error:type_name -> antiphon.conformance.v1.ClientError
+	23, // 37: antiphon.conformance.v1.ClientError.metadata:type_name -> antiphon.conformance.v1.ClientError.MetadataEntry
+	25, // 38: antiphon.conformance.v1.ClientError.retry_after:type_name -> google.protobuf.Duration
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_conformance_v1_executor_proto_init() }
@@ -1947,8 +2513,9 @@ func file_antiphon_conformance_v1_executor_proto_init() {
 		(*ScriptStep_WaitCancelled)(nil),
 		(*ScriptStep_EmitText)(nil),
 		(*ScriptStep_EmitJson)(nil),
+		(*ScriptStep_Subgraph)(nil),
 	}
-	file_antiphon_conformance_v1_executor_proto_msgTypes[6].OneofWrappers = []any{
+	file_antiphon_conformance_v1_executor_proto_msgTypes[7].OneofWrappers = []any{
 		(*ClientCall_Submit)(nil),
 		(*ClientCall_SubmitMany)(nil),
 		(*ClientCall_GetRun)(nil),
@@ -1967,9 +2534,17 @@ func file_antiphon_conformance_v1_executor_proto_init() {
 		(*ClientCall_RetryTask)(nil),
 		(*ClientCall_ResolveTask)(nil),
 		(*ClientCall_FailTask)(nil),
+		(*ClientCall_Revoke)(nil),
+		(*ClientCall_ListRevocations)(nil),
+		(*ClientCall_ActivatePolicies)(nil),
+		(*ClientCall_RollBackPolicies)(nil),
+		(*ClientCall_ListPolicies)(nil),
+		(*ClientCall_GetPolicy)(nil),
+		(*ClientCall_ListAuditRecords)(nil),
+		(*ClientCall_GetAuditCheckpoint)(nil),
 	}
-	file_antiphon_conformance_v1_executor_proto_msgTypes[13].OneofWrappers = []any{}
-	file_antiphon_conformance_v1_executor_proto_msgTypes[14].OneofWrappers = []any{
+	file_antiphon_conformance_v1_executor_proto_msgTypes[17].OneofWrappers = []any{}
+	file_antiphon_conformance_v1_executor_proto_msgTypes[18].OneofWrappers = []any{
 		(*ExecutorResponse_Answer)(nil),
 		(*ExecutorResponse_Error)(nil),
 		(*ExecutorResponse_Broken)(nil),
@@ -1980,7 +2555,7 @@ func file_antiphon_conformance_v1_executor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_conformance_v1_executor_proto_rawDesc), len(file_antiphon_conformance_v1_executor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

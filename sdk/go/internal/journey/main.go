@@ -191,7 +191,7 @@ func stream(ctx context.Context, client *antiphon.Client, report map[string]any)
 		return err
 	}
 	listed := 0
-	for _, err := range client.ListRuns(ctx, &antiphonv1.ListRunsRequest{GraphName: "doubling", PageSize: 60}) {
+	for _, err := range client.ListRuns(ctx, antiphon.RunFilter{Graph: "doubling", PageSize: 60}) {
 		if err != nil {
 			return err
 		}

@@ -372,6 +372,7 @@ class AwaitResult(_message.Message):
     MESSAGE_PART_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
+    SUBGRAPH_JSON_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     """The attempt."""
     output_json: _builtins.str
@@ -390,6 +391,10 @@ class AwaitResult(_message.Message):
     """Whether its failure must say that a retry may help."""
     copies: _builtins.int
     """Outcomes to wait for, of the copies of an assignment; 0 means 1."""
+    subgraph_json: _builtins.str
+    """A graph in place of an output, as JSON text of an object: graph, as proto JSON, and input, the value. Members beyond those
+    named are ignored; an input that is null must not be there.
+    """
     def __init__(
         self,
         *,
@@ -402,10 +407,11 @@ class AwaitResult(_message.Message):
         message_part: _builtins.str = ...,
         retryable: _builtins.bool | None = ...,
         copies: _builtins.int = ...,
+        subgraph_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_retryable", b"_retryable", "retryable", b"retryable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retryable", b"_retryable", "attempt_id", b"attempt_id", "copies", b"copies", "failure_code", b"failure_code", "failure_field", b"failure_field", "failure_kind", b"failure_kind", "message_part", b"message_part", "output_json", b"output_json", "output_raw", b"output_raw", "retryable", b"retryable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retryable", b"_retryable", "attempt_id", b"attempt_id", "copies", b"copies", "failure_code", b"failure_code", "failure_field", b"failure_field", "failure_kind", b"failure_kind", "message_part", b"message_part", "output_json", b"output_json", "output_raw", b"output_raw", "retryable", b"retryable", "subgraph_json", b"subgraph_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retryable: _TypeAlias = _typing.Literal["retryable"]  # noqa: Y015
     _WhichOneofArgType__retryable: _TypeAlias = _typing.Literal["_retryable", b"_retryable"]  # noqa: Y015

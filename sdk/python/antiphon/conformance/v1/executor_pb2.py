@@ -24,51 +24,68 @@ _sym_db = _symbol_database.Default()
 
 from antiphon.v1 import failure_pb2 as antiphon_dot_v1_dot_failure__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&antiphon/conformance/v1/executor.proto\x12\x17\x61ntiphon.conformance.v1\x1a\x19\x61ntiphon/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\"C\n\x06Script\x12\x39\n\x05steps\x18\x01 \x03(\x0b\x32#.antiphon.conformance.v1.ScriptStepR\x05steps\"\xb2\x03\n\nScriptStep\x12!\n\x0boutput_json\x18\x01 \x01(\tH\x00R\noutputJson\x12\x16\n\x05large\x18\x02 \x01(\rH\x00R\x05large\x12\x1c\n\x08\x64\x65scribe\x18\x03 \x01(\x08H\x00R\x08\x64\x65scribe\x12\x16\n\x05\x63ount\x18\x04 \x01(\tH\x00R\x05\x63ount\x12\x45\n\x08progress\x18\x05 \x01(\x0b\x32\'.antiphon.conformance.v1.ScriptProgressH\x00R\x08progress\x12\x39\n\x04\x63\x61ll\x18\x06 \x01(\x0b\x32#.antiphon.conformance.v1.ScriptCallH\x00R\x04\x63\x61ll\x12*\n\x04\x66\x61il\x18\x07 \x01(\x0b\x32\x14.antiphon.v1.FailureH\x00R\x04\x66\x61il\x12\x16\n\x05\x63rash\x18\x08 \x01(\tH\x00R\x05\x63rash\x12\'\n\x0ewait_cancelled\x18\t \x01(\x08H\x00R\rwaitCancelled\x12\x1d\n\temit_text\x18\x1e \x01(\tH\x00R\x08\x65mitText\x12\x1d\n\temit_json\x18\x1f \x01(\tH\x00R\x08\x65mitJsonB\x06\n\x04kind\"F\n\x0eScriptProgress\x12\x1a\n\x08\x66raction\x18\x01 \x01(\x01R\x08\x66raction\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\"\x96\x01\n\nScriptCall\x12\x1e\n\ncapability\x18\x01 \x01(\tR\ncapability\x12\x1d\n\ninput_json\x18\x02 \x01(\tR\tinputJson\x12\x17\n\x07\x63\x61ll_id\x18\x03 \x01(\tR\x06\x63\x61llId\x12\x16\n\x06\x63\x61ught\x18\x04 \x01(\x08R\x06\x63\x61ught\x12\x18\n\x07\x65mitted\x18\x1e \x01(\x08R\x07\x65mitted\"\x9b\x01\n\x0f\x45xecutorRequest\x12\x0e\n\x02id\x18\x01 \x01(\rR\x02id\x12?\n\x06\x63lient\x18\x02 \x01(\x0b\x32\'.antiphon.conformance.v1.ClientSettingsR\x06\x63lient\x12\x37\n\x04\x63\x61ll\x18\x03 \x01(\x0b\x32#.antiphon.conformance.v1.ClientCallR\x04\x63\x61ll\"\xca\x01\n\x0e\x43lientSettings\x12\x1c\n\taddresses\x18\x01 \x03(\tR\taddresses\x12)\n\x10\x63\x65rtificate_file\x18\x02 \x01(\tR\x0f\x63\x65rtificateFile\x12\x19\n\x08key_file\x18\x03 \x01(\tR\x07keyFile\x12\x1f\n\x0b\x62undle_file\x18\x04 \x01(\tR\nbundleFile\x12\x33\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\"\x8d\t\n\nClientCall\x12=\n\x06submit\x18\x01 \x01(\x0b\x32#.antiphon.conformance.v1.SubmitCallH\x00R\x06submit\x12J\n\x0bsubmit_many\x18\x02 \x01(\x0b\x32\'.antiphon.conformance.v1.SubmitManyCallH\x00R\nsubmitMany\x12;\n\x07get_run\x18\x03 \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x06getRun\x12\x36\n\x04wait\x18\x04 \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x04wait\x12\x38\n\x05watch\x18\x05 \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x05watch\x12:\n\x06\x63\x61ncel\x18\x06 \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x06\x63\x61ncel\x12\x44\n\tlist_runs\x18\x07 \x01(\x0b\x32%.antiphon.conformance.v1.ListRunsCallH\x00R\x08listRuns\x12!\n\x0blist_agents\x18\x08 \x01(\x08H\x00R\nlistAgents\x12\x41\n\tget_entry\x18\t \x01(\x0b\x32\".antiphon.conformance.v1.EntryCallH\x00R\x08getEntry\x12\x41\n\tput_entry\x18\n \x01(\x0b\x32\".antiphon.conformance.v1.EntryCallH\x00R\x08putEntry\x12I\n\x0ewatch_partials\x18\x1e \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\rwatchPartials\x12=\n\x06signal\x18\x1f \x01(\x0b\x32#.antiphon.conformance.v1.SignalCallH\x00R\x06signal\x12\x38\n\x05pause\x18  \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x05pause\x12:\n\x06resume\x18! \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x06resume\x12\x44\n\x0b\x63\x61ncel_task\x18\" \x01(\x0b\x32!.antiphon.conformance.v1.TaskCallH\x00R\ncancelTask\x12\x42\n\nretry_task\x18# \x01(\x0b\x32!.antiphon.conformance.v1.TaskCallH\x00R\tretryTask\x12\x46\n\x0cresolve_task\x18$ \x01(\x0b\x32!.antiphon.conformance.v1.TaskCallH\x00R\x0bresolveTask\x12@\n\tfail_task\x18% \x01(\x0b\x32!.antiphon.conformance.v1.TaskCallH\x00R\x08\x66\x61ilTaskB\x06\n\x04kind\"t\n\nSubmitCall\x12\x14\n\x05graph\x18\x01 \x01(\tR\x05graph\x12\x1d\n\ninput_json\x18\x02 \x01(\tR\tinputJson\x12\x12\n\x04wait\x18\x03 \x01(\x08R\x04wait\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\"<\n\x0eSubmitManyCall\x12\x14\n\x05graph\x18\x01 \x01(\tR\x05graph\x12\x14\n\x05\x63ount\x18\x02 \x01(\rR\x05\x63ount\" \n\x07RunCall\x12\x15\n\x06run_id\x18\x01 \x01(\tR\x05runId\"w\n\nSignalCall\x12\x15\n\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x16\n\x06signal\x18\x02 \x01(\tR\x06signal\x12\x1b\n\tdata_json\x18\x03 \x01(\tR\x08\x64\x61taJson\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\"\xc5\x01\n\x08TaskCall\x12\x15\n\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x17\n\x07task_id\x18\x02 \x01(\tR\x06taskId\x12\x16\n\x06member\x18\x03 \x01(\rR\x06member\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1f\n\x0boutput_json\x18\x05 \x01(\tR\noutputJson\x12\x18\n\x07\x66\x61ilure\x18\x06 \x01(\tR\x07\x66\x61ilure\x12\x1e\n\ndependents\x18\x07 \x01(\x08R\ndependents\"+\n\x0cListRunsCall\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\"\x84\x01\n\tEntryCall\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x1d\n\nvalue_json\x18\x02 \x01(\tR\tvalueJson\x12\x30\n\x11\x65xpected_revision\x18\x03 \x01(\x03H\x00R\x10\x65xpectedRevision\x88\x01\x01\x42\x14\n\x12_expected_revision\"\xc6\x01\n\x10\x45xecutorResponse\x12\x0e\n\x02id\x18\x01 \x01(\rR\x02id\x12?\n\x06\x61nswer\x18\x02 \x01(\x0b\x32%.antiphon.conformance.v1.ClientAnswerH\x00R\x06\x61nswer\x12<\n\x05\x65rror\x18\x03 \x01(\x0b\x32$.antiphon.conformance.v1.ClientErrorH\x00R\x05\x65rror\x12\x18\n\x06\x62roken\x18\x04 \x01(\tH\x00R\x06\x62rokenB\t\n\x07outcome\"\xc6\x01\n\x0c\x43lientAnswer\x12\x15\n\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x14\n\x05state\x18\x02 \x01(\tR\x05state\x12\x1f\n\x0boutput_json\x18\x03 \x01(\tR\noutputJson\x12\x17\n\x07run_ids\x18\x04 \x03(\tR\x06runIds\x12\x1d\n\nevent_seqs\x18\x05 \x03(\rR\teventSeqs\x12\x14\n\x05names\x18\x06 \x03(\tR\x05names\x12\x1a\n\x08revision\x18\x07 \x01(\rR\x08revision\"\xb2\x02\n\x0b\x43lientError\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n\x06remedy\x18\x02 \x01(\tR\x06remedy\x12\x12\n\x04\x63ode\x18\x03 \x01(\tR\x04\x63ode\x12N\n\x08metadata\x18\x04 \x03(\x0b\x32\x32.antiphon.conformance.v1.ClientError.MetadataEntryR\x08metadata\x12\x16\n\x06\x66ields\x18\x05 \x03(\tR\x06\x66ields\x12:\n\x0bretry_after\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryAfter\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&antiphon/conformance/v1/executor.proto\x12\x17\x61ntiphon.conformance.v1\x1a\x19\x61ntiphon/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n\x06Script\x12\x39\n\x05steps\x18\x01 \x03(\x0b\x32#.antiphon.conformance.v1.ScriptStepR\x05steps\"\xf9\x03\n\nScriptStep\x12!\n\x0boutput_json\x18\x01 \x01(\tH\x00R\noutputJson\x12\x16\n\x05large\x18\x02 \x01(\rH\x00R\x05large\x12\x1c\n\x08\x64\x65scribe\x18\x03 \x01(\x08H\x00R\x08\x64\x65scribe\x12\x16\n\x05\x63ount\x18\x04 \x01(\tH\x00R\x05\x63ount\x12\x45\n\x08progress\x18\x05 \x01(\x0b\x32\'.antiphon.conformance.v1.ScriptProgressH\x00R\x08progress\x12\x39\n\x04\x63\x61ll\x18\x06 \x01(\x0b\x32#.antiphon.conformance.v1.ScriptCallH\x00R\x04\x63\x61ll\x12*\n\x04\x66\x61il\x18\x07 \x01(\x0b\x32\x14.antiphon.v1.FailureH\x00R\x04\x66\x61il\x12\x16\n\x05\x63rash\x18\x08 \x01(\tH\x00R\x05\x63rash\x12\'\n\x0ewait_cancelled\x18\t \x01(\x08H\x00R\rwaitCancelled\x12\x1d\n\temit_text\x18\x1e \x01(\tH\x00R\x08\x65mitText\x12\x1d\n\temit_json\x18\x1f \x01(\tH\x00R\x08\x65mitJson\x12\x45\n\x08subgraph\x18( \x01(\x0b\x32\'.antiphon.conformance.v1.ScriptSubgraphH\x00R\x08subgraphB\x06\n\x04kind\"F\n\x0eScriptProgress\x12\x1a\n\x08\x66raction\x18\x01 \x01(\x01R\x08\x66raction\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\"\x96\x01\n\nScriptCall\x12\x1e\n\ncapability\x18\x01 \x01(\tR\ncapability\x12\x1d\n\ninput_json\x18\x02 \x01(\tR\tinputJson\x12\x17\n\x07\x63\x61ll_id\x18\x03 \x01(\tR\x06\x63\x61llId\x12\x16\n\x06\x63\x61ught\x18\x04 \x01(\x08R\x06\x63\x61ught\x12\x18\n\x07\x65mitted\x18\x1e \x01(\x08R\x07\x65mitted\"q\n\x0eScriptSubgraph\x12\x1e\n\ncapability\x18\x01 \x01(\tR\ncapability\x12\x1d\n\ninput_json\x18\x02 \x01(\tR\tinputJson\x12 \n\x0b\x64\x65scription\x18\x03 \x01(\rR\x0b\x64\x65scription\"\x9b\x01\n\x0f\x45xecutorRequest\x12\x0e\n\x02id\x18\x01 \x01(\rR\x02id\x12?\n\x06\x63lient\x18\x02 \x01(\x0b\x32\'.antiphon.conformance.v1.ClientSettingsR\x06\x63lient\x12\x37\n\x04\x63\x61ll\x18\x03 \x01(\x0b\x32#.antiphon.conformance.v1.ClientCallR\x04\x63\x61ll\"\xca\x01\n\x0e\x43lientSettings\x12\x1c\n\taddresses\x18\x01 \x03(\tR\taddresses\x12)\n\x10\x63\x65rtificate_file\x18\x02 \x01(\tR\x0f\x63\x65rtificateFile\x12\x19\n\x08key_file\x18\x03 \x01(\tR\x07keyFile\x12\x1f\n\x0b\x62undle_file\x18\x04 \x01(\tR\nbundleFile\x12\x33\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\"\x9d\r\n\nClientCall\x12=\n\x06submit\x18\x01 \x01(\x0b\x32#.antiphon.conformance.v1.SubmitCallH\x00R\x06submit\x12J\n\x0bsubmit_many\x18\x02 \x01(\x0b\x32\'.antiphon.conformance.v1.SubmitManyCallH\x00R\nsubmitMany\x12;\n\x07get_run\x18\x03 \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x06getRun\x12\x36\n\x04wait\x18\x04 \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x04wait\x12\x38\n\x05watch\x18\x05 \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x05watch\x12:\n\x06\x63\x61ncel\x18\x06 \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x06\x63\x61ncel\x12\x44\n\tlist_runs\x18\x07 \x01(\x0b\x32%.antiphon.conformance.v1.ListRunsCallH\x00R\x08listRuns\x12!\n\x0blist_agents\x18\x08 \x01(\x08H\x00R\nlistAgents\x12\x41\n\tget_entry\x18\t \x01(\x0b\x32\".antiphon.conformance.v1.EntryCallH\x00R\x08getEntry\x12\x41\n\tput_entry\x18\n \x01(\x0b\x32\".antiphon.conformance.v1.EntryCallH\x00R\x08putEntry\x12I\n\x0ewatch_partials\x18\x1e \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\rwatchPartials\x12=\n\x06signal\x18\x1f \x01(\x0b\x32#.antiphon.conformance.v1.SignalCallH\x00R\x06signal\x12\x38\n\x05pause\x18  \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x05pause\x12:\n\x06resume\x18! \x01(\x0b\x32 .antiphon.conformance.v1.RunCallH\x00R\x06resume\x12\x44\n\x0b\x63\x61ncel_task\x18\" \x01(\x0b\x32!.antiphon.conformance.v1.TaskCallH\x00R\ncancelTask\x12\x42\n\nretry_task\x18# \x01(\x0b\x32!.antiphon.conformance.v1.TaskCallH\x00R\tretryTask\x12\x46\n\x0cresolve_task\x18$ \x01(\x0b\x32!.antiphon.conformance.v1.TaskCallH\x00R\x0bresolveTask\x12@\n\tfail_task\x18% \x01(\x0b\x32!.antiphon.conformance.v1.TaskCallH\x00R\x08\x66\x61ilTask\x12=\n\x06revoke\x18( \x01(\x0b\x32#.antiphon.conformance.v1.RevokeCallH\x00R\x06revoke\x12+\n\x10list_revocations\x18) \x01(\x08H\x00R\x0flistRevocations\x12T\n\x11\x61\x63tivate_policies\x18* \x01(\x0b\x32%.antiphon.conformance.v1.PoliciesCallH\x00R\x10\x61\x63tivatePolicies\x12U\n\x12roll_back_policies\x18+ \x01(\x0b\x32%.antiphon.conformance.v1.PoliciesCallH\x00R\x10rollBackPolicies\x12%\n\rlist_policies\x18, \x01(\x08H\x00R\x0clistPolicies\x12\x46\n\nget_policy\x18- \x01(\x0b\x32%.antiphon.conformance.v1.PoliciesCallH\x00R\tgetPolicy\x12R\n\x12list_audit_records\x18. \x01(\x0b\x32\".antiphon.conformance.v1.AuditCallH\x00R\x10listAuditRecords\x12\x32\n\x14get_audit_checkpoint\x18/ \x01(\x08H\x00R\x12getAuditCheckpointB\x06\n\x04kind\"t\n\nSubmitCall\x12\x14\n\x05graph\x18\x01 \x01(\tR\x05graph\x12\x1d\n\ninput_json\x18\x02 \x01(\tR\tinputJson\x12\x12\n\x04wait\x18\x03 \x01(\x08R\x04wait\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\"<\n\x0eSubmitManyCall\x12\x14\n\x05graph\x18\x01 \x01(\tR\x05graph\x12\x14\n\x05\x63ount\x18\x02 \x01(\rR\x05\x63ount\" \n\x07RunCall\x12\x15\n\x06run_id\x18\x01 \x01(\tR\x05runId\"w\n\nSignalCall\x12\x15\n\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x16\n\x06signal\x18\x02 \x01(\tR\x06signal\x12\x1b\n\tdata_json\x18\x03 \x01(\tR\x08\x64\x61taJson\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\"\xc5\x01\n\x08TaskCall\x12\x15\n\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x17\n\x07task_id\x18\x02 \x01(\tR\x06taskId\x12\x16\n\x06member\x18\x03 \x01(\rR\x06member\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1f\n\x0boutput_json\x18\x05 \x01(\tR\noutputJson\x12\x18\n\x07\x66\x61ilure\x18\x06 \x01(\tR\x07\x66\x61ilure\x12\x1e\n\ndependents\x18\x07 \x01(\x08R\ndependents\"\x95\x03\n\x0cListRunsCall\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x16\n\x06states\x18\x02 \x03(\tR\x06states\x12\x14\n\x05graph\x18\x03 \x01(\tR\x05graph\x12I\n\x06labels\x18\x04 \x03(\x0b\x32\x31.antiphon.conformance.v1.ListRunsCall.LabelsEntryR\x06labels\x12?\n\rcreated_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0c\x63reatedAfter\x12\x41\n\x0e\x63reated_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rcreatedBefore\x12\x16\n\x06parent\x18\x07 \x01(\tR\x06parent\x12\x18\n\x07\x66\x61ilure\x18\x08 \x01(\tR\x07\x66\x61ilure\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"b\n\nRevokeCall\x12\x12\n\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n\x06serial\x18\x03 \x01(\tR\x06serial\x12\x14\n\x05\x63\x61use\x18\x04 \x01(\tR\x05\x63\x61use\"\xcd\x01\n\x0cPoliciesCall\x12\x46\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x30.antiphon.conformance.v1.PoliciesCall.FilesEntryR\x05\x66iles\x12\x14\n\x05\x65poch\x18\x02 \x01(\rR\x05\x65poch\x12%\n\x0e\x65xpected_epoch\x18\x03 \x01(\rR\rexpectedEpoch\x1a\x38\n\nFilesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xaf\x01\n\tAuditCall\x12\x14\n\x05\x63hain\x18\x01 \x01(\tR\x05\x63hain\x12!\n\x0cnewest_first\x18\x02 \x01(\x08R\x0bnewestFirst\x12\x16\n\x06\x61\x63tion\x18\x03 \x01(\tR\x06\x61\x63tion\x12\x16\n\x06\x64\x65nied\x18\x04 \x01(\x08R\x06\x64\x65nied\x12\x39\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\"\x84\x01\n\tEntryCall\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x1d\n\nvalue_json\x18\x02 \x01(\tR\tvalueJson\x12\x30\n\x11\x65xpected_revision\x18\x03 \x01(\x03H\x00R\x10\x65xpectedRevision\x88\x01\x01\x42\x14\n\x12_expected_revision\"\xc6\x01\n\x10\x45xecutorResponse\x12\x0e\n\x02id\x18\x01 \x01(\rR\x02id\x12?\n\x06\x61nswer\x18\x02 \x01(\x0b\x32%.antiphon.conformance.v1.ClientAnswerH\x00R\x06\x61nswer\x12<\n\x05\x65rror\x18\x03 \x01(\x0b\x32$.antiphon.conformance.v1.ClientErrorH\x00R\x05\x65rror\x12\x18\n\x06\x62roken\x18\x04 \x01(\tH\x00R\x06\x62rokenB\t\n\x07outcome\"\xc6\x01\n\x0c\x43lientAnswer\x12\x15\n\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x14\n\x05state\x18\x02 \x01(\tR\x05state\x12\x1f\n\x0boutput_json\x18\x03 \x01(\tR\noutputJson\x12\x17\n\x07run_ids\x18\x04 \x03(\tR\x06runIds\x12\x1d\n\nevent_seqs\x18\x05 \x03(\rR\teventSeqs\x12\x14\n\x05names\x18\x06 \x03(\tR\x05names\x12\x1a\n\x08revision\x18\x07 \x01(\rR\x08revision\"\xb2\x02\n\x0b\x43lientError\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n\x06remedy\x18\x02 \x01(\tR\x06remedy\x12\x12\n\x04\x63ode\x18\x03 \x01(\tR\x04\x63ode\x12N\n\x08metadata\x18\x04 \x03(\x0b\x32\x32.antiphon.conformance.v1.ClientError.MetadataEntryR\x08metadata\x12\x16\n\x06\x66ields\x18\x05 \x03(\tR\x06\x66ields\x12:\n\x0bretry_after\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryAfter\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'antiphon.conformance.v1.executor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LISTRUNSCALL_LABELSENTRY']._loaded_options = None
+  _globals['_LISTRUNSCALL_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_POLICIESCALL_FILESENTRY']._loaded_options = None
+  _globals['_POLICIESCALL_FILESENTRY']._serialized_options = b'8\001'
   _globals['_CLIENTERROR_METADATAENTRY']._loaded_options = None
   _globals['_CLIENTERROR_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_SCRIPT']._serialized_start=126
-  _globals['_SCRIPT']._serialized_end=193
-  _globals['_SCRIPTSTEP']._serialized_start=196
-  _globals['_SCRIPTSTEP']._serialized_end=630
-  _globals['_SCRIPTPROGRESS']._serialized_start=632
-  _globals['_SCRIPTPROGRESS']._serialized_end=702
-  _globals['_SCRIPTCALL']._serialized_start=705
-  _globals['_SCRIPTCALL']._serialized_end=855
-  _globals['_EXECUTORREQUEST']._serialized_start=858
-  _globals['_EXECUTORREQUEST']._serialized_end=1013
-  _globals['_CLIENTSETTINGS']._serialized_start=1016
-  _globals['_CLIENTSETTINGS']._serialized_end=1218
-  _globals['_CLIENTCALL']._serialized_start=1221
-  _globals['_CLIENTCALL']._serialized_end=2386
-  _globals['_SUBMITCALL']._serialized_start=2388
-  _globals['_SUBMITCALL']._serialized_end=2504
-  _globals['_SUBMITMANYCALL']._serialized_start=2506
-  _globals['_SUBMITMANYCALL']._serialized_end=2566
-  _globals['_RUNCALL']._serialized_start=2568
-  _globals['_RUNCALL']._serialized_end=2600
-  _globals['_SIGNALCALL']._serialized_start=2602
-  _globals['_SIGNALCALL']._serialized_end=2721
-  _globals['_TASKCALL']._serialized_start=2724
-  _globals['_TASKCALL']._serialized_end=2921
-  _globals['_LISTRUNSCALL']._serialized_start=2923
-  _globals['_LISTRUNSCALL']._serialized_end=2966
-  _globals['_ENTRYCALL']._serialized_start=2969
-  _globals['_ENTRYCALL']._serialized_end=3101
-  _globals['_EXECUTORRESPONSE']._serialized_start=3104
-  _globals['_EXECUTORRESPONSE']._serialized_end=3302
-  _globals['_CLIENTANSWER']._serialized_start=3305
-  _globals['_CLIENTANSWER']._serialized_end=3503
-  _globals['_CLIENTERROR']._serialized_start=3506
-  _globals['_CLIENTERROR']._serialized_end=3812
-  _globals['_CLIENTERROR_METADATAENTRY']._serialized_start=3753
-  _globals['_CLIENTERROR_METADATAENTRY']._serialized_end=3812
+  _globals['_SCRIPT']._serialized_start=159
+  _globals['_SCRIPT']._serialized_end=226
+  _globals['_SCRIPTSTEP']._serialized_start=229
+  _globals['_SCRIPTSTEP']._serialized_end=734
+  _globals['_SCRIPTPROGRESS']._serialized_start=736
+  _globals['_SCRIPTPROGRESS']._serialized_end=806
+  _globals['_SCRIPTCALL']._serialized_start=809
+  _globals['_SCRIPTCALL']._serialized_end=959
+  _globals['_SCRIPTSUBGRAPH']._serialized_start=961
+  _globals['_SCRIPTSUBGRAPH']._serialized_end=1074
+  _globals['_EXECUTORREQUEST']._serialized_start=1077
+  _globals['_EXECUTORREQUEST']._serialized_end=1232
+  _globals['_CLIENTSETTINGS']._serialized_start=1235
+  _globals['_CLIENTSETTINGS']._serialized_end=1437
+  _globals['_CLIENTCALL']._serialized_start=1440
+  _globals['_CLIENTCALL']._serialized_end=3133
+  _globals['_SUBMITCALL']._serialized_start=3135
+  _globals['_SUBMITCALL']._serialized_end=3251
+  _globals['_SUBMITMANYCALL']._serialized_start=3253
+  _globals['_SUBMITMANYCALL']._serialized_end=3313
+  _globals['_RUNCALL']._serialized_start=3315
+  _globals['_RUNCALL']._serialized_end=3347
+  _globals['_SIGNALCALL']._serialized_start=3349
+  _globals['_SIGNALCALL']._serialized_end=3468
+  _globals['_TASKCALL']._serialized_start=3471
+  _globals['_TASKCALL']._serialized_end=3668
+  _globals['_LISTRUNSCALL']._serialized_start=3671
+  _globals['_LISTRUNSCALL']._serialized_end=4076
+  _globals['_LISTRUNSCALL_LABELSENTRY']._serialized_start=4019
+  _globals['_LISTRUNSCALL_LABELSENTRY']._serialized_end=4076
+  _globals['_REVOKECALL']._serialized_start=4078
+  _globals['_REVOKECALL']._serialized_end=4176
+  _globals['_POLICIESCALL']._serialized_start=4179
+  _globals['_POLICIESCALL']._serialized_end=4384
+  _globals['_POLICIESCALL_FILESENTRY']._serialized_start=4328
+  _globals['_POLICIESCALL_FILESENTRY']._serialized_end=4384
+  _globals['_AUDITCALL']._serialized_start=4387
+  _globals['_AUDITCALL']._serialized_end=4562
+  _globals['_ENTRYCALL']._serialized_start=4565
+  _globals['_ENTRYCALL']._serialized_end=4697
+  _globals['_EXECUTORRESPONSE']._serialized_start=4700
+  _globals['_EXECUTORRESPONSE']._serialized_end=4898
+  _globals['_CLIENTANSWER']._serialized_start=4901
+  _globals['_CLIENTANSWER']._serialized_end=5099
+  _globals['_CLIENTERROR']._serialized_start=5102
+  _globals['_CLIENTERROR']._serialized_end=5408
+  _globals['_CLIENTERROR_METADATAENTRY']._serialized_start=5349
+  _globals['_CLIENTERROR_METADATAENTRY']._serialized_end=5408
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -65,6 +66,7 @@ class ScriptStep(_message.Message):
     WAIT_CANCELLED_FIELD_NUMBER: _builtins.int
     EMIT_TEXT_FIELD_NUMBER: _builtins.int
     EMIT_JSON_FIELD_NUMBER: _builtins.int
+    SUBGRAPH_FIELD_NUMBER: _builtins.int
     output_json: _builtins.str
     """Value: the JSON text given, parsed."""
     large: _builtins.int
@@ -97,6 +99,10 @@ class ScriptStep(_message.Message):
         its user choose, else as the type has it.
         """
 
+    @_builtins.property
+    def subgraph(self) -> Global___ScriptSubgraph:
+        """Value: a graph to run in place of an output. It is called apart and has one task, part."""
+
     def __init__(
         self,
         *,
@@ -111,12 +117,13 @@ class ScriptStep(_message.Message):
         wait_cancelled: _builtins.bool = ...,
         emit_text: _builtins.str = ...,
         emit_json: _builtins.str = ...,
+        subgraph: Global___ScriptSubgraph | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "count", b"count", "crash", b"crash", "describe", b"describe", "emit_json", b"emit_json", "emit_text", b"emit_text", "fail", b"fail", "kind", b"kind", "large", b"large", "output_json", b"output_json", "progress", b"progress", "wait_cancelled", b"wait_cancelled"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "count", b"count", "crash", b"crash", "describe", b"describe", "emit_json", b"emit_json", "emit_text", b"emit_text", "fail", b"fail", "kind", b"kind", "large", b"large", "output_json", b"output_json", "progress", b"progress", "subgraph", b"subgraph", "wait_cancelled", b"wait_cancelled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "count", b"count", "crash", b"crash", "describe", b"describe", "emit_json", b"emit_json", "emit_text", b"emit_text", "fail", b"fail", "kind", b"kind", "large", b"large", "output_json", b"output_json", "progress", b"progress", "wait_cancelled", b"wait_cancelled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "count", b"count", "crash", b"crash", "describe", b"describe", "emit_json", b"emit_json", "emit_text", b"emit_text", "fail", b"fail", "kind", b"kind", "large", b"large", "output_json", b"output_json", "progress", b"progress", "subgraph", b"subgraph", "wait_cancelled", b"wait_cancelled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["output_json", "large", "describe", "count", "progress", "call", "fail", "crash", "wait_cancelled", "emit_text", "emit_json"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["output_json", "large", "describe", "count", "progress", "call", "fail", "crash", "wait_cancelled", "emit_text", "emit_json", "subgraph"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -185,6 +192,36 @@ class ScriptCall(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScriptCall: _TypeAlias = ScriptCall  # noqa: Y015
+
+@_typing.final
+class ScriptSubgraph(_message.Message):
+    """ScriptSubgraph is a graph that a handler answers with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAPABILITY_FIELD_NUMBER: _builtins.int
+    INPUT_JSON_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    capability: _builtins.str
+    """What its task asks for, with the input of the graph, ${input}, as its own; such as other.thing@1."""
+    input_json: _builtins.str
+    """The input of the graph as JSON text; empty means none."""
+    description: _builtins.int
+    """So many letters x as the description of the graph."""
+    def __init__(
+        self,
+        *,
+        capability: _builtins.str = ...,
+        input_json: _builtins.str = ...,
+        description: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "description", b"description", "input_json", b"input_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScriptSubgraph: _TypeAlias = ScriptSubgraph  # noqa: Y015
 
 @_typing.final
 class ExecutorRequest(_message.Message):
@@ -286,8 +323,22 @@ class ClientCall(_message.Message):
     RETRY_TASK_FIELD_NUMBER: _builtins.int
     RESOLVE_TASK_FIELD_NUMBER: _builtins.int
     FAIL_TASK_FIELD_NUMBER: _builtins.int
+    REVOKE_FIELD_NUMBER: _builtins.int
+    LIST_REVOCATIONS_FIELD_NUMBER: _builtins.int
+    ACTIVATE_POLICIES_FIELD_NUMBER: _builtins.int
+    ROLL_BACK_POLICIES_FIELD_NUMBER: _builtins.int
+    LIST_POLICIES_FIELD_NUMBER: _builtins.int
+    GET_POLICY_FIELD_NUMBER: _builtins.int
+    LIST_AUDIT_RECORDS_FIELD_NUMBER: _builtins.int
+    GET_AUDIT_CHECKPOINT_FIELD_NUMBER: _builtins.int
     list_agents: _builtins.bool
     """List all agents. Answer: names in order."""
+    list_revocations: _builtins.bool
+    """List what is revoked. Answer: names, KIND/NAME of identities and the serial numbers, in order."""
+    list_policies: _builtins.bool
+    """List the sets that are kept. Answer: event_seqs, their epochs in order."""
+    get_audit_checkpoint: _builtins.bool
+    """Read where the audit chains stand. Answer: names, those of the chains, in order."""
     @_builtins.property
     def submit(self) -> Global___SubmitCall:
         """Submit a run. Answer: run_id, state, and output_json when it has one."""
@@ -314,7 +365,7 @@ class ClientCall(_message.Message):
 
     @_builtins.property
     def list_runs(self) -> Global___ListRunsCall:
-        """List all runs, page after page. Answer: run_ids in order."""
+        """List runs, page after page. Answer: run_ids in order."""
 
     @_builtins.property
     def get_entry(self) -> Global___EntryCall:
@@ -358,6 +409,26 @@ class ClientCall(_message.Message):
     def fail_task(self) -> Global___TaskCall:
         """The same with a failure. Answer: state."""
 
+    @_builtins.property
+    def revoke(self) -> Global___RevokeCall:
+        """Revoke certificates. Answer: nothing."""
+
+    @_builtins.property
+    def activate_policies(self) -> Global___PoliciesCall:
+        """Put a whole set of policies in force. Answer: revision, its epoch."""
+
+    @_builtins.property
+    def roll_back_policies(self) -> Global___PoliciesCall:
+        """Put the set of an earlier epoch in force again. Answer: revision, the new epoch."""
+
+    @_builtins.property
+    def get_policy(self) -> Global___PoliciesCall:
+        """Read a set; epoch 0 is the one in force. Answer: revision, its epoch, and names, those of its files in order."""
+
+    @_builtins.property
+    def list_audit_records(self) -> Global___AuditCall:
+        """List records of an audit chain, page after page. Answer: event_seqs, their places in order, and names, their actions."""
+
     def __init__(
         self,
         *,
@@ -379,12 +450,20 @@ class ClientCall(_message.Message):
         retry_task: Global___TaskCall | None = ...,
         resolve_task: Global___TaskCall | None = ...,
         fail_task: Global___TaskCall | None = ...,
+        revoke: Global___RevokeCall | None = ...,
+        list_revocations: _builtins.bool = ...,
+        activate_policies: Global___PoliciesCall | None = ...,
+        roll_back_policies: Global___PoliciesCall | None = ...,
+        list_policies: _builtins.bool = ...,
+        get_policy: Global___PoliciesCall | None = ...,
+        list_audit_records: Global___AuditCall | None = ...,
+        get_audit_checkpoint: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "cancel_task", b"cancel_task", "fail_task", b"fail_task", "get_entry", b"get_entry", "get_run", b"get_run", "kind", b"kind", "list_agents", b"list_agents", "list_runs", b"list_runs", "pause", b"pause", "put_entry", b"put_entry", "resolve_task", b"resolve_task", "resume", b"resume", "retry_task", b"retry_task", "signal", b"signal", "submit", b"submit", "submit_many", b"submit_many", "wait", b"wait", "watch", b"watch", "watch_partials", b"watch_partials"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_policies", b"activate_policies", "cancel", b"cancel", "cancel_task", b"cancel_task", "fail_task", b"fail_task", "get_audit_checkpoint", b"get_audit_checkpoint", "get_entry", b"get_entry", "get_policy", b"get_policy", "get_run", b"get_run", "kind", b"kind", "list_agents", b"list_agents", "list_audit_records", b"list_audit_records", "list_policies", b"list_policies", "list_revocations", b"list_revocations", "list_runs", b"list_runs", "pause", b"pause", "put_entry", b"put_entry", "resolve_task", b"resolve_task", "resume", b"resume", "retry_task", b"retry_task", "revoke", b"revoke", "roll_back_policies", b"roll_back_policies", "signal", b"signal", "submit", b"submit", "submit_many", b"submit_many", "wait", b"wait", "watch", b"watch", "watch_partials", b"watch_partials"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "cancel_task", b"cancel_task", "fail_task", b"fail_task", "get_entry", b"get_entry", "get_run", b"get_run", "kind", b"kind", "list_agents", b"list_agents", "list_runs", b"list_runs", "pause", b"pause", "put_entry", b"put_entry", "resolve_task", b"resolve_task", "resume", b"resume", "retry_task", b"retry_task", "signal", b"signal", "submit", b"submit", "submit_many", b"submit_many", "wait", b"wait", "watch", b"watch", "watch_partials", b"watch_partials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_policies", b"activate_policies", "cancel", b"cancel", "cancel_task", b"cancel_task", "fail_task", b"fail_task", "get_audit_checkpoint", b"get_audit_checkpoint", "get_entry", b"get_entry", "get_policy", b"get_policy", "get_run", b"get_run", "kind", b"kind", "list_agents", b"list_agents", "list_audit_records", b"list_audit_records", "list_policies", b"list_policies", "list_revocations", b"list_revocations", "list_runs", b"list_runs", "pause", b"pause", "put_entry", b"put_entry", "resolve_task", b"resolve_task", "resume", b"resume", "retry_task", b"retry_task", "revoke", b"revoke", "roll_back_policies", b"roll_back_policies", "signal", b"signal", "submit", b"submit", "submit_many", b"submit_many", "wait", b"wait", "watch", b"watch", "watch_partials", b"watch_partials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["submit", "submit_many", "get_run", "wait", "watch", "cancel", "list_runs", "list_agents", "get_entry", "put_entry", "watch_partials", "signal", "pause", "resume", "cancel_task", "retry_task", "resolve_task", "fail_task"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["submit", "submit_many", "get_run", "wait", "watch", "cancel", "list_runs", "list_agents", "get_entry", "put_entry", "watch_partials", "signal", "pause", "resume", "cancel_task", "retry_task", "resolve_task", "fail_task", "revoke", "list_revocations", "activate_policies", "roll_back_policies", "list_policies", "get_policy", "list_audit_records", "get_audit_checkpoint"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -554,25 +633,207 @@ Global___TaskCall: _TypeAlias = TaskCall  # noqa: Y015
 
 @_typing.final
 class ListRunsCall(_message.Message):
-    """ListRunsCall is a list of runs."""
+    """ListRunsCall is a list of runs: all that fit, or all there are."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    GRAPH_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    CREATED_AFTER_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Page size to ask for."""
+    graph: _builtins.str
+    """Only runs of this graph."""
+    parent: _builtins.str
+    """Only runs that this run, or attempt, called for."""
+    failure: _builtins.str
+    """Only runs that failed with a message this text occurs in."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only runs in these states, such as RUN_STATE_FAILED."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only runs with these labels."""
+
+    @_builtins.property
+    def created_after(self) -> _timestamp_pb2.Timestamp:
+        """Only runs created at or after this moment."""
+
+    @_builtins.property
+    def created_before(self) -> _timestamp_pb2.Timestamp:
+        """Only runs created before this moment."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
+        states: _abc.Iterable[_builtins.str] | None = ...,
+        graph: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        created_after: _timestamp_pb2.Timestamp | None = ...,
+        created_before: _timestamp_pb2.Timestamp | None = ...,
+        parent: _builtins.str = ...,
+        failure: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "failure", b"failure", "graph", b"graph", "labels", b"labels", "page_size", b"page_size", "parent", b"parent", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRunsCall: _TypeAlias = ListRunsCall  # noqa: Y015
+
+@_typing.final
+class RevokeCall(_message.Message):
+    """RevokeCall says what is revoked, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Kind of an identity, such as sidecar."""
+    name: _builtins.str
+    """Its name."""
+    serial: _builtins.str
+    """Instead of an identity: the serial number of one certificate."""
+    cause: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        name: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "kind", b"kind", "name", b"name", "serial", b"serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeCall: _TypeAlias = RevokeCall  # noqa: Y015
+
+@_typing.final
+class PoliciesCall(_message.Message):
+    """PoliciesCall is a set of policies, or names one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FilesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FILES_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    EXPECTED_EPOCH_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """The epoch of an earlier set."""
+    expected_epoch: _builtins.int
+    """The epoch that is in force as far as the caller knows."""
+    @_builtins.property
+    def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Texts by file name, of a set to put in force."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        epoch: _builtins.int = ...,
+        expected_epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "expected_epoch", b"expected_epoch", "files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoliciesCall: _TypeAlias = PoliciesCall  # noqa: Y015
+
+@_typing.final
+class AuditCall(_message.Message):
+    """AuditCall asks for records of a chain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_FIELD_NUMBER: _builtins.int
+    NEWEST_FIRST_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    DENIED_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    chain: _builtins.str
+    """The chain."""
+    newest_first: _builtins.bool
+    """From the newest back."""
+    action: _builtins.str
+    """Only records of this action."""
+    denied: _builtins.bool
+    """Only records of what was refused."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only records from this moment on."""
+
+    def __init__(
+        self,
+        *,
+        chain: _builtins.str = ...,
+        newest_first: _builtins.bool = ...,
+        action: _builtins.str = ...,
+        denied: _builtins.bool = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "chain", b"chain", "denied", b"denied", "newest_first", b"newest_first", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditCall: _TypeAlias = AuditCall  # noqa: Y015
 
 @_typing.final
 class EntryCall(_message.Message):
@@ -675,7 +936,7 @@ class ClientAnswer(_message.Message):
 
     @_builtins.property
     def event_seqs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Numbers of events."""
+        """Numbers of events, or of whatever else is counted."""
 
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
