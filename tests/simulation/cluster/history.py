@@ -7,7 +7,7 @@ world at once; what can only be said at the end is said by `judge.py`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from antiphon.store.v1 import journal_pb2 as journal
@@ -15,6 +15,7 @@ from antiphon.store.v1 import records_pb2 as records
 from antiphon.v1 import agent_service_pb2 as agents
 from antiphon.v1 import run_pb2
 from antiphon_orchestrator.store import Put, Target, Txn, keys
+from antiphon_sidecar.attempts import End
 
 from tests.simulation.cluster.store import StoreModel
 
@@ -84,10 +85,13 @@ class History:
         """An agent is told what came of its call."""
         self.calls.setdefault(attempt_id, []).append(response)
 
-    def refused(self, attempt_ids: Collection[str], held: Collection[str]) -> None:
-        """Offers of an epoch that is over came to a sidecar that knew of a newer one."""
+    def refused(self, attempt_ids: Collection[str], held: Collection[str], ends: Mapping[str, End]) -> None:
+        """Offers of an epoch that is over came to a sidecar that knew of a newer one. `ends`: what it answers."""
         for attempt_id in attempt_ids:
             self.require(attempt_id not in held, f"{attempt_id} was taken from an owner whose epoch was over")
+        for attempt_id, end in ends.items():
+            stale = end is End.STALE_EPOCH
+            self.require(stale, f"{attempt_id}, of an owner whose epoch was over, was refused as {end.name}")
 
     # Clients.
 

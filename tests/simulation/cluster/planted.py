@@ -371,7 +371,14 @@ def pieces_lose_their_place() -> Any:
 
 
 FIRST: Mapping[str, int] = MappingProxyType(
-    {"not_told": 90, "sidecar_ignores_epochs": 0, "adopted_attempts_run_again": 80, "no_nonce": 30}
+    {
+        "adopted_attempts_run_again": 85,
+        "no_nonce": 50,
+        "not_told": 90,
+        "quarantine_ends_at_takeover": 240,
+        "sidecar_ignores_epochs": 380,
+        "trims_too_far": 20,
+    }
 )
 """Seeds at which to begin to look for what shows itself seldom."""
 

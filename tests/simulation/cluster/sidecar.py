@@ -203,4 +203,10 @@ class Sidecar:
                 if offer.epoch < known.get(offer.shard, 0) and offer.assignment.attempt_id not in held
             ]
             if old:
-                self.process.loop.call_soon(self._history.refused, old, held)
+                self.process.loop.call_soon(self._refused, node, old)
+
+    def _refused(self, node: Node, attempt_ids: list[str]) -> None:
+        """What has become of offers of an epoch that is over, before anybody hears of it."""
+        said = {report.attempt_id: report.end for link in node.inflight.slots.links for report in link.reports}
+        ends = {attempt_id: said[attempt_id] for attempt_id in attempt_ids if attempt_id in said}
+        self._history.refused(attempt_ids, node.inflight.held, ends)
