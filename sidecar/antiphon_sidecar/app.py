@@ -31,7 +31,7 @@ from .inflight import ANNOUNCE_AFTER
 from .node import Node
 from .replicas import Replicas
 from .socket import RunFolder, default_folder
-from .spool import SYNC, Spool, sync
+from .spool import SYNC, Spool, sync, take_up
 from .supervise import Supervisor
 
 log = logging.getLogger(__name__)
@@ -197,24 +197,15 @@ class _Sidecar:
         state = self._place.state or self._config.state
         if state is None:
             return
-        inflight, spool, count = self._node.inflight, Spool(state / "spool", self._node.incarnation, loop.call_soon), 0
+        spool = Spool(state / "spool", self._node.incarnation, loop.call_soon)
         try:
-            for outcome, segment in spool.former():
-                result = outcome.result
-                attempt = inflight.found(
-                    result.attempt_id, outcome.shard, outcome.agent, result, result.ByteSize(), outcome.busy / 1e6
-                )
-                if attempt is None:
-                    spool.let_go(segment)
-                else:
-                    attempt.spooled = segment
-                    count += 1
+            count = take_up(spool, self._node.inflight)
         except OSError as error:
             log.warning("outcomes are not kept on disk", extra={"cause": str(error)})
             return
         if count:
             log.info("outcomes of a former life", extra={"count": count})
-        self._spool = inflight.keeper = spool
+        self._spool = self._node.inflight.keeper = spool
 
     async def _keep_spool(self, spool: Spool) -> None:
         while True:

@@ -18,11 +18,15 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antiphon.mesh.v1 import spool_pb2
 from google.protobuf.message import DecodeError
 
 from .attempts import Attempt, State
+
+if TYPE_CHECKING:
+    from .inflight import Inflight
 
 log = logging.getLogger(__name__)
 
@@ -248,6 +252,22 @@ class Spool:
     def _pause(self, cause: str) -> None:
         self._closed_until = self._now() + PAUSE
         log.warning("outcomes are not kept on disk", extra={"cause": cause, "pause": PAUSE})
+
+
+def take_up(spool: Spool, inflight: Inflight) -> int:
+    """Has the outcomes that former lives have left reported again; how many there are. Raises OSError."""
+    count = 0
+    for outcome, segment in spool.former():
+        result = outcome.result
+        attempt = inflight.found(
+            result.attempt_id, outcome.shard, outcome.agent, result, result.ByteSize(), outcome.busy / 1e6
+        )
+        if attempt is None:
+            spool.let_go(segment)
+        else:
+            attempt.spooled = segment
+            count += 1
+    return count
 
 
 def sync(descriptors: list[int]) -> None:

@@ -16,7 +16,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from antiphon import Agent, CallFailed, Graph, Payload, PermanentFailure, Subgraph, TaskContext, TransientFailure
+from antiphon import (
+    Agent,
+    CallFailed,
+    Graph,
+    Payload,
+    PermanentFailure,
+    Retry,
+    Subgraph,
+    TaskContext,
+    TransientFailure,
+)
 from antiphon.v1.payload_pb2 import Label
 
 from tests.harness.journal import Entry, Journal
@@ -131,7 +141,7 @@ async def stubborn(gate: str, ctx: TaskContext) -> str:
     return "finished"
 
 
-@offers("work.sleep")
+@offers("work.sleep", idempotent=True)
 async def sleep(seconds: float, ctx: TaskContext) -> float:
     await asyncio.sleep(seconds)
     return seconds
@@ -215,10 +225,11 @@ async def recurse(depth: int, ctx: TaskContext) -> Any:
 
 @offers("work.plan")
 async def plan(steps: list[dict[str, Any]], ctx: TaskContext) -> Any:
-    """Takes its task apart: answers with a graph of these steps (id, capability, input, needs)."""
+    """Takes its task apart: answers with a graph of these steps (id, capability, input, needs, tries)."""
     graph = Graph("steps")
     for step in steps:
-        graph.task(step["id"], step["capability"], input=step.get("input"), needs=step.get("needs", ()))
+        retry = [Retry(["LOST", "TRANSIENT"], max_attempts=step["tries"])] if "tries" in step else []
+        graph.task(step["id"], step["capability"], input=step.get("input"), needs=step.get("needs", ()), retry=retry)
     return Subgraph(graph, {"by": ctx.attempt_id})
 
 

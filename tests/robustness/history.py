@@ -22,6 +22,8 @@ TASK_ENDED = {
     run_pb2.TASK_STATE_SKIPPED,
     run_pb2.TASK_STATE_CANCELLED,
 }
+UNDONE = "storm.undone"
+"""The graph of the traffic that fails when its tasks a and b, which can be undone, are done."""
 ATTEMPT_OPEN = {run_pb2.ATTEMPT_STATE_OFFERED, run_pb2.ATTEMPT_STATE_RUNNING}
 
 
@@ -68,8 +70,12 @@ def breaches(submissions: Iterable[Submission], records: Iterable[Record], journ
         *every_task_has_at_most_one_accepted_outcome(records),
         *histories_have_no_gap_and_agree_with_the_end(records),
         *nothing_finished_runs_again(records, journal),
-        *attempts_of_a_task_share_their_key(journal),
+        *attempts_of_a_task_share_their_key(records, journal),
         *what_is_recorded_as_done_was_done(records, journal),
+        *runs_beneath_tasks_end_with_them(records),
+        *members_that_agree_are_of_different_instances(records),
+        *what_is_used_again_was_worked_out(records, journal),
+        *what_has_failed_is_undone(records),
     ]
 
 
@@ -173,10 +179,18 @@ def nothing_finished_runs_again(records: list[Record], journal: list[Entry]) -> 
                     yield f"{stem}{later} was begun although attempt {winner} had succeeded"
 
 
-def attempts_of_a_task_share_their_key(journal: list[Entry]) -> Iterator[str]:
-    """The idempotency key is the attempt id without its number."""
+def attempts_of_a_task_share_their_key(records: list[Record], journal: list[Entry]) -> Iterator[str]:
+    """The idempotency key is the attempt id without its number; both members of a hedge have that of the first."""
+    hedges = {
+        f"{record.run.run_id}/{task.key.task_id}/2"
+        for record in records
+        for task in record.tasks
+        if task.agreement.agree == 1
+    }
     for entry in journal:
-        if entry.attempt_id.rpartition("/")[0] != entry.idempotency_key:
+        stem = entry.attempt_id.rpartition("/")[0]
+        key = f"{stem[:-1]}1" if stem in hedges else stem
+        if key != entry.idempotency_key:
             yield f"attempt {entry.attempt_id} had the key {entry.idempotency_key}"
 
 
@@ -188,3 +202,68 @@ def what_is_recorded_as_done_was_done(records: list[Record], journal: list[Entry
             for attempt in attempts:
                 if attempt.state == run_pb2.ATTEMPT_STATE_SUCCEEDED and attempt.attempt_id not in done:
                     yield f"attempt {attempt.attempt_id} succeeded, and no agent finished it"
+
+
+def runs_beneath_tasks_end_with_them(records: list[Record]) -> Iterator[str]:
+    """Each is there once, beneath one task; and one that its task waited for ended as the task did."""
+    ends = {record.run.run_id: record.run for record in records}
+    parents: Counter[str] = Counter()
+    for record in records:
+        for task in record.tasks:
+            for child in task.children:
+                parents[child.run_id] += 1
+                if child.run_id not in ends:
+                    yield f"run {child.run_id} beneath {task.key} of {record.run.run_id} is not there"
+            waited = [child.run_id for child in task.children if child.kind != run_pb2.CHILD_KIND_CALL][-1:]
+            states = [ends[run_id].state for run_id in waited if run_id in ends]
+            if task.state == run_pb2.TASK_STATE_SUCCEEDED and states not in ([], [run_pb2.RUN_STATE_SUCCEEDED]):
+                yield f"run {record.run.run_id}: {task.key} succeeded by {waited[-1]}, which did not"
+    for record in records:
+        run = record.run
+        if parents[run.run_id] != bool(run.parent_attempt_id):
+            yield f"run {run.run_id} is beneath {parents[run.run_id]} tasks, and says {run.parent_attempt_id!r}"
+
+
+def members_that_agree_are_of_different_instances(records: list[Record]) -> Iterator[str]:
+    """A quorum or hedge that succeeded has one answer, which as many instances gave as had to agree."""
+    for record in records:
+        for task in record.tasks:
+            chosen = task.agreement.chosen
+            if task.key.member or not chosen:
+                continue
+            alike: Iterable[int] = next(
+                (group.members for group in task.agreement.groups if chosen in group.members), []
+            )
+            instances = {
+                attempt.instance
+                for member in alike
+                for attempt in record.attempts[task.key.task_id, member]
+                if attempt.state == run_pb2.ATTEMPT_STATE_SUCCEEDED
+            }
+            if len(instances) < task.agreement.agree:
+                wanted = f"{len(instances)} of {task.agreement.agree} instances"
+                yield f"run {record.run.run_id}: {wanted} agreed on {task.key}"
+
+
+def what_is_used_again_was_worked_out(records: list[Record], journal: list[Entry]) -> Iterator[str]:
+    """A result that is used again comes from an attempt that an agent finished."""
+    done = {entry.attempt_id for entry in journal if entry.event == "done"}
+    for record in records:
+        for task in record.tasks:
+            origin = task.reused.origin_attempt_id
+            if origin and origin not in done:
+                yield f"run {record.run.run_id}: {task.key} used what {origin} never finished"
+
+
+def what_has_failed_is_undone(records: list[Record]) -> Iterator[str]:
+    """A run that did not succeed has undone what it did and can undo; one that did has not."""
+    for record in records:
+        succeeded = record.run.state == run_pb2.RUN_STATE_SUCCEEDED
+        undone = {task.compensates: task.state for task in record.tasks if task.compensates}
+        if succeeded and undone:
+            yield f"run {record.run.run_id} succeeded, and {sorted(undone)} were undone"
+        for task in record.tasks:
+            done = task.state == run_pb2.TASK_STATE_SUCCEEDED and task.key.task_id in ("a", "b")
+            left = done and undone.get(task.key.task_id) != run_pb2.TASK_STATE_SUCCEEDED
+            if record.run.graph_name == UNDONE and not succeeded and left:
+                yield f"run {record.run.run_id} has failed, and {task.key} is not undone"

@@ -46,6 +46,19 @@ PROMISES = {
         "after two deaths of its agent or sidecar while it ran, or before its last attempt, it is tried alone; once it "
         "dies alone it is QUARANTINED for a person; bystanders are not blamed, and end well"
     ),
+    "runs beneath tasks, whatever breaks": (
+        "a sub-run, an answered graph or a call is one run with one end, and that is what its task, or its caller, gets"
+    ),
+    "several agents for one task, whatever breaks": (
+        "a quorum has the votes of as many instances, a hedge one outcome; whoever was slower is told to stop"
+    ),
+    "undoing, whatever breaks": (
+        "what a run that fails or is cancelled has done is undone, from the last to the first, before the run ends"
+    ),
+    "steering, whatever breaks": (
+        "what is held, or waits for a person, begins nothing; a signal that is sent again is one"
+    ),
+    "limits of policy and takeovers": "no replica lets out more than its part; what is out is counted by a new owner",
     "duplicate or late result": "an outcome is accepted once; a late one of an older attempt is recorded and not used",
     "the same submission twice": "is one run",
     "slow agent": "the time left shrinks from hop to hop; at zero the attempt is cancelled; nothing else waits for it",

@@ -22,7 +22,7 @@ from tests.harness.etcd import Etcd
 from tests.harness.network import ANY, Network, Way
 from tests.robustness.history import Submission, breaches, read_record
 from tests.robustness.linearizable import Operation, faults, share
-from tests.robustness.traffic import PATIENCE, load
+from tests.robustness.traffic import PATIENCE, load, registered
 
 LOADS, SHARERS = 3, 3
 
@@ -273,6 +273,8 @@ async def weather(on: Stage, blows: Sequence[Blow], judge: Path) -> None:
     cluster, dice = on.cluster, on.dice
     async with cluster.client(timeout=timedelta(seconds=60), patience=PATIENCE) as client:
         await cluster.attached(client, instances=2)
+        for graph in registered():
+            await client.register_graph(graph)
         async with asyncio.timeout(2 * PATIENCE.total_seconds()), asyncio.TaskGroup() as group:
             for _ in range(LOADS):
                 group.create_task(load(client, random.Random(dice.random()), submissions, stop))

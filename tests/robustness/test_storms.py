@@ -43,7 +43,14 @@ def each(names: Iterable[str], seconds: float = 8) -> list[Blow]:
     return [Blow(name, length) for name in names for length in (seconds, 0.5)]
 
 
-@pytest.mark.proves("partition, each side", "leader of the store lost or stalled", "shared context, whatever breaks")
+@pytest.mark.proves(
+    "partition, each side",
+    "leader of the store lost or stalled",
+    "shared context, whatever breaks",
+    "runs beneath tasks, whatever breaks",
+    "several agents for one task, whatever breaks",
+    "undoing, whatever breaks",
+)
 async def test_a_cluster_in_a_storm_keeps_its_promises(strike: Strike) -> None:
     await strike(
         1,

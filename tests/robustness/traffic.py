@@ -8,16 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from antiphon import Client, Graph, Retry, RetryableError, SubmitOptions, Submitter, ref
+from antiphon import (
+    Client,
+    Compensate,
+    Graph,
+    Hedge,
+    Quorum,
+    Retry,
+    RetryableError,
+    RunEnded,
+    SubmitOptions,
+    Submitter,
+    Until,
+    ref,
+)
 from antiphon.v1 import run_pb2
 
 from tests.harness import eventually
-from tests.robustness.history import Submission
+from tests.robustness.history import UNDONE, Submission
 
 PATIENCE = timedelta(seconds=150)
 IN_FLIGHT = 30
@@ -27,10 +40,29 @@ RULE = Retry(
 )
 
 
+KINDS = (
+    *("chain", "fan", "call", "diamond", "choice"),
+    *("loop", "quorum", "hedge", "reuse", "answer", "beneath", "undone", "wait", "signal"),
+)
+
+
+def registered() -> list[Graph]:
+    """The graphs that tasks of the traffic run: one answers its input, the other fails and is undone."""
+    inner = Graph("storm.inner", version="1", output=ref("tasks.b.output"))
+    inner.task("a", "work.echo@1", input=ref("input"), retry=[RULE])
+    inner.task("b", "work.echo@1", input=ref("tasks.a.output"), retry=[RULE])
+    undone = Graph(UNDONE, version="1")
+    back = Compensate("work.echo@1", retry=[RULE])
+    undone.task("a", "work.echo@1", input=ref("input"), retry=[RULE], compensate=back)
+    undone.task("b", "work.echo@1", input=ref("tasks.a.output"), retry=[RULE], compensate=back)
+    undone.task("c", "work.fail@1", input={"kind": "permanent"}, needs=["b"], retry=[RULE])
+    return [inner, undone]
+
+
 def graphs(dice: random.Random) -> tuple[Graph, Any]:
     """A graph and its input, a number that is its output, too; each task takes some milliseconds."""
     pause = dice.choice([0.0, 0.005, 0.05, 0.2])
-    kind = dice.choice(["chain", "fan", "call", "diamond", "choice"])
+    kind = dice.choice(KINDS)
     graph = Graph(kind, output=ref("tasks.last.output"))
     if kind == "chain":
         graph.task("first", "work.sleep@1", input=pause, retry=[RULE])
@@ -49,6 +81,40 @@ def graphs(dice: random.Random) -> tuple[Graph, Any]:
         graph.task("odd", "work.sleep@1", when="tasks.first.output % 2 == 1", input=pause, retry=[RULE])
         graph.task("lost", "work.fail@1", input={"kind": "permanent"}, on_failure="continue")
         graph.task("last", "work.echo@1", input=ref("tasks.first.output"), retry=[RULE])
+    elif kind == "loop":
+        lap = {"lap": ref("iteration"), "of": ref("input")}
+        until = Until("iteration >= 3", max_iterations=4)
+        graph.task("laps", "work.echo@1", input=lap, until=until, retry=[RULE])
+        graph.task("last", "work.echo@1", input=ref("tasks.laps.output.lap == 3 ? input : -1"), retry=[RULE])
+    elif kind == "quorum":
+        quorum = Quorum(2, of=2, distinct="instance")
+        graph.task("vote", "work.echo@1", input=ref("input"), quorum=quorum, retry=[RULE])
+        graph.task("last", "work.echo@1", input=ref("tasks.vote.output"), retry=[RULE])
+    elif kind == "hedge":
+        hedge = Hedge(timedelta(milliseconds=50), share=0.5)
+        graph.task("first", "work.sleep@1", input=pause, hedge=hedge, retry=[RULE])
+        graph.task("last", "work.echo@1", input=ref("input"), needs=["first"], retry=[RULE])
+    elif kind == "reuse":
+        kept = timedelta(seconds=30)
+        graph.task("known", "work.pure@1", input=ref("input % 4"), cache=kept, retry=[RULE])
+        same = ref("tasks.known.output.value == input % 4 ? input : -1")
+        graph.task("last", "work.echo@1", input=same, retry=[RULE])
+    elif kind == "answer":
+        steps = [{"id": "x", "capability": "work.echo@1", "input": ref("input"), "tries": 50}]
+        graph.task("plan", "work.plan@1", input=steps, retry=[RULE])
+        graph.task("last", "work.echo@1", input=ref("tasks.plan.output.x"), retry=[RULE])
+    elif kind == "beneath":
+        graph.sub_run("inner", "storm.inner@1", input=ref("input"))
+        graph.task("last", "work.echo@1", input=ref("tasks.inner.output"), retry=[RULE])
+    elif kind == "undone":
+        graph.sub_run("failing", f"{UNDONE}@1", input=ref("input"), on_failure="continue")
+        graph.task("last", "work.echo@1", input=ref("input"), needs=["failing"], retry=[RULE])
+    elif kind == "wait":
+        graph.wait("pause", time=timedelta(seconds=pause))
+        graph.task("last", "work.echo@1", input=ref("input"), needs=["pause"], retry=[RULE])
+    elif kind == "signal":
+        graph.wait("go", signal="go")
+        graph.task("last", "work.echo@1", input=ref("tasks.go.output"), retry=[RULE])
     else:
         graph.task("first", "work.sleep@1", input=pause, retry=[RULE])
         how = {"capability": "work.echo@1", "input": ref("input"), "call_id": "c"}
@@ -65,7 +131,8 @@ async def load(client: Client, dice: random.Random, submissions: list[Submission
             graph, value = graphs(dice)
             submission = Submission(f"{dice.getrandbits(64):016x}", value)
             submissions.append(submission)
-            ways = dice.choice(WAYS)
+            # Whoever only waits cannot send what is waited for.
+            ways = (by_watch,) if graph.to_proto().name == "signal" else dice.choice(WAYS)
             both = group.create_task(_all(way(client, submitter, graph, submission) for way in ways))
             both.add_done_callback(lambda _: free.release())
             await asyncio.sleep(dice.uniform(0, 0.15))
@@ -88,12 +155,30 @@ async def by_watch(client: Client, _: Submitter, graph: Graph, submission: Submi
         return None
 
     run = await eventually(submitted, limit=PATIENCE.total_seconds())
+    if graph.to_proto().name == "signal":
+        await _told(lambda: client.signal(run.run_id, "go", submission.expected, request_id="go"))
+    elif int(submission.request_id, 16) % 4 == 0:
+        await _told(lambda: client.pause(run.run_id))
+        await _told(lambda: client.resume(run.run_id))
     seen: list[int] = []
     submission.watched.append(seen)
     async for event in client.watch(run.run_id):
         if event.event_seq:  # progress has no number
             seen.append(event.event_seq)
     submission.answers.append(await client.wait(run.run_id, timeout=PATIENCE))
+
+
+async def _told(ask: Callable[[], Awaitable[object]]) -> None:
+    """Asks something of a run until there is an answer, which may be that it has ended."""
+
+    async def told() -> bool:
+        with suppress(RetryableError):
+            with suppress(RunEnded):
+                await ask()
+            return True
+        return False
+
+    await eventually(told, limit=PATIENCE.total_seconds())
 
 
 WAYS = [(by_call,), (by_stream,), (by_watch,), (by_call, by_stream), (by_call, by_watch), (by_call, by_call)]

@@ -85,7 +85,8 @@ def retry_task(run: Run, task: Task, expected: int | None, principal: str, reaso
         raise Conflict("its iterations are used up, and none of them has failed")
     if task.plan.agree and not task.member and not any(member.state in _NOT_ANSWERED for member in task.members):
         raise Conflict("all its agents have answered, and do not agree; resolve it, or submit the run again")
-    if task.member and (node.ended or node.failure is not None or task.plan.most_iterations):
+    failed = task.plan.most_iterations and task.state is TaskState.FAILED  # and with it the loop, in a moment
+    if task.member and (node.ended or node.failure is not None or failed):
         raise Conflict(f"its whole has failed; retry the task {task.plan.id}")
     return [TaskReopened(task.plan.index, task.member, principal, reason)]
 

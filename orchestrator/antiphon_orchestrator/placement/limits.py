@@ -89,10 +89,12 @@ class Limits:
         """The first limit of a permit that has no room for an attempt of `agent`; None when all have.
 
         `called`: the one that has kept room for it. `waited`: for a slot, so that nobody who is parked came before it.
+        Nor is room kept from it: whoever was called up may be behind it in the queue for that very slot, and each would
+        have what the other waits for.
         """
         for limit in permit.limits:
             counter = self._counter(limit, need, agent)
-            kept = counter.called - (counter is called)
+            kept = 0 if waited else counter.called - (counter is called)
             if counter.parked.size and counter is not called and not waited:
                 return counter
             if self._room(counter) <= kept:

@@ -34,7 +34,7 @@ from . import inputs as i
 from .archiver import Archiver
 from .audited import AuditPages
 from .clock import now
-from .leaving import abandon, turn_away
+from .leaving import abandon, let_archived_go, turn_away
 from .log import Fenced, ShardLog
 from .moving import pays
 from .recovery import recover_record, remember_requests
@@ -450,7 +450,7 @@ class Host:
                 if wait >= 1.0:
                     log.error("store_takes_no_writes", shard=seat.shard.index, cause=str(error))
                 moment = self._now()
-                seat.shard.let_archived_go(moment)
+                let_archived_go(seat.shard, moment)
                 while seat.shard.retain:
                     await self._forget_archived(seat, moment)
                 await asyncio.sleep(wait * (0.5 + random.random()))

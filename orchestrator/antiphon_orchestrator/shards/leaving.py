@@ -1,4 +1,5 @@
-"""What becomes of a shard's memory when the shard is another replica's: nothing is kept, nobody is left waiting.
+"""What becomes of a shard's memory when the shard is another replica's: nothing is kept, nobody is left waiting. And of
+runs that are archived, when the shard takes no turns.
 
 Whoever waits for an answer is told to ask the new owner. Attempts that are out stay with their sidecars, which the new
 owner asks about them; reports get no verdict here, so that sidecars keep the outcomes and send them there.
@@ -54,3 +55,17 @@ def turn_away(shard: int, fleet: Fleet, item: i.Input) -> None:
         item.reporter.no_verdict()
     elif isinstance(item, i.Submit | i.Call | i.Cancel | i.Steer | i.Read | i.Survey | i.Watch):
         item.sink(i.Moved(shard))
+
+
+def let_archived_go(shard: Shard, now: int) -> None:
+    """Takes ended runs that are archived out of memory without a turn, for a store that takes no turn until the log
+    is shorter. Those that the present turn has touched wait for it."""
+    for item in shard.inbox:
+        if isinstance(item, i.Archived):
+            for run_id, upto in list(item.upto.items()):
+                entry = shard.runs.get(run_id)
+                if entry is None or entry.mark >= 0 or entry.run.state is RunState.RUNNING:
+                    continue
+                if upto >= entry.run.event_seq:
+                    shard.let_go(entry, now)
+                del item.upto[run_id]

@@ -34,6 +34,7 @@ from .auditing import DIGESTED_AT_ONCE, ShardAudit, digest_ahead
 from .beneath import Beneath
 from .children import Children
 from .judging import judge_output
+from .looking import Looking
 from .moving import Moving
 from .needs import Needs
 from .outstanding import Outstanding
@@ -60,6 +61,9 @@ MAX_BYTES = 768 * 1024
 MAX_WORK = 0.004
 """Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3), short enough for agents to work on what
 one turn gave them while the next is worked out. Timers have their own such bound."""
+
+MAX_WAITS = 256
+"""Tasks for which a turn looks for a place in vain: they leave no records, by which it is bounded otherwise."""
 
 FIRST_OF_BACKLOG = 16
 """New runs that a turn takes before its inbox, so that runs which are there never keep them out for ever."""
@@ -116,6 +120,7 @@ class Shard:
         self._unfinished: dict[str, None] = {}
         self._needs = Needs(fleet)
         self._to_place: deque[tuple[Entry, Task]] = deque()
+        self._looking = Looking()
         self._handlers: dict[type[Any], Callable[[Turn, Any], None]] = {
             i.Submit: self._submit,
             i.Report: self._report,
@@ -142,7 +147,8 @@ class Shard:
     # The turn.
 
     def has_work(self, now: int) -> bool:
-        if self.inbox or self._unfinished or self._to_place or self.backlog.size or self._moving.waiting:
+        left = self._unfinished or self._to_place or self._looking
+        if self.inbox or left or self.backlog.size or self._moving.waiting:
             return True
         due = self.next_due()
         return due is not None and due <= now
@@ -156,7 +162,7 @@ class Shard:
         until = clock() + MAX_WORK
         if self._moving.waiting:
             self._moving.go_on(turn, self.runs)
-        self._go_on(turn, lambda: turn.size < MAX_BYTES and clock() < until)
+        self._go_on(turn, lambda: turn.size < MAX_BYTES and clock() < until - MAX_WORK / 2)
         taken = 0
         while self.backlog.size and taken < FIRST_OF_BACKLOG and turn.size < MAX_BYTES and not turn.full:
             taken += 1
@@ -183,14 +189,23 @@ class Shard:
         turn.full = True
 
     def _go_on(self, turn: Turn, room: Callable[[], bool]) -> None:
-        """Takes up what the last turn left."""
-        while self._unfinished and room():
+        """Takes up what the last turn left, in half of its time, and one of each kind however slow it is."""
+        while self._looking:
+            if (found := self._looking.go_on(self.runs)) is not None:
+                self._look_at(*found)
+            if not room():
+                break
+        while self._unfinished:
             run_id = next(iter(self._unfinished))
             del self._unfinished[run_id]
             if (entry := self.runs.get(run_id)) is not None:
                 self._advance(turn, entry)
-        while self._to_place and room():
+            if not room():
+                break
+        while self._to_place:
             self._place(turn, *self._to_place.popleft())
+            if not room():
+                break
 
     def _record(self, turn: Turn, entry: Entry, event: e.Event) -> None:
         run = entry.run
@@ -216,7 +231,7 @@ class Shard:
             if self._children:
                 self.inbox.extend(self._children.ended(run, run.task(event.task, number)))  # type: ignore[union-attr]
         elif kind is e.TaskReopened or kind is e.RunPaused or kind is e.RunResumed:
-            self._look_again(entry)
+            self._look_at(entry, self._looking.begin(run))
             if self._children and kind is not e.TaskReopened:
                 self.inbox.extend(self._children.held(run))
         elif kind is e.RunEnded:
@@ -226,9 +241,9 @@ class Shard:
             if run.submitted.child_kind is not ChildKind.NONE:
                 self._beneath.ended(turn, run)
 
-    def _look_again(self, entry: Entry) -> None:
-        """Timers and places of a run whose tasks somebody made ready, or keeps from beginning."""
-        for task in entry.run.all_tasks():
+    def _look_at(self, entry: Entry, tasks: Iterable[Task]) -> None:
+        """Timers and places of tasks that somebody made ready, or keeps from beginning, or that are new here."""
+        for task in tasks:
             self._fleet.leave(entry.run.run_id, task.plan.index, task.member)
             self._set_timer(entry, task)
             if task.state is TaskState.READY:
@@ -295,7 +310,7 @@ class Shard:
                     continue
                 for event in events:
                     self._record(turn, entry, event)
-            elif self._to_place:
+            elif self._to_place and turn.waits < MAX_WAITS:
                 self._place(turn, *self._to_place.popleft())
             else:
                 if entry.run.plan.readers or entry.run.plan.output_reads:
@@ -345,6 +360,7 @@ class Shard:
         number = len(task.attempts) + 1
         result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, number, called)
         if result is None or isinstance(result, Full):
+            turn.waits += 1
             self._wait(entry, task, need, result)
         elif isinstance(result, Refused):
             for event in fail_task(task, result.failure):
@@ -596,27 +612,15 @@ class Shard:
                     self._put_back(turn, i.Archived(left))
                     return
             elif entry is not None and upto >= entry.run.event_seq:
-                self._let_go(entry, turn.now)
+                self.let_go(entry, turn.now)
             del left[run_id]
 
-    def _let_go(self, entry: Entry, now: int) -> None:
+    def let_go(self, entry: Entry, now: int) -> None:
+        """Takes an ended run that is archived out of memory."""
         del self.runs[entry.run.run_id]
         run_id, digest = self.requests.pop(entry.key)
         self.kept[entry.key] = (run_id, digest, now + REQUEST_KEPT)
         self.retain.append(entry.key)
-
-    def let_archived_go(self, now: int) -> None:
-        """Takes ended runs that are archived out of memory without a turn, for a store that takes no turn until the log
-        is shorter. Those that the present turn has touched wait for it."""
-        for item in self.inbox:
-            if isinstance(item, i.Archived):
-                for run_id, upto in list(item.upto.items()):
-                    entry = self.runs.get(run_id)
-                    if entry is None or entry.mark >= 0 or entry.run.state is RunState.RUNNING:
-                        continue
-                    if upto >= entry.run.event_seq:
-                        self._let_go(entry, now)
-                    del item.upto[run_id]
 
     # After the commit.
 
@@ -675,12 +679,10 @@ class Shard:
                 continue
             self.timers.set((run.run_id, -1, 0), run.submitted.deadline_time)
             self._unfinished[run.run_id] = None
+            self._look_at(entry, self._looking.begin(run))
             for task in run.all_tasks():
-                self._set_timer(entry, task)
                 if task.members:
                     self.promises.add(run, task)
-                if task.state is TaskState.READY:
-                    self._to_place.append((entry, task))
                 if (live := task.live) is not None:
                     self._fleet.hold(live.instance)
                     self._fleet.limits.hold(run.submitted.namespace, live.placement)

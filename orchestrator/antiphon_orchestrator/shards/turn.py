@@ -65,6 +65,8 @@ class Turn:
     size: int = 0
     inputs: int = 0
     full: bool = False
+    waits: int = 0
+    """Tasks that found no place."""
     touched: list[Entry] = field(default_factory=list)
     offers: list[tuple[Entry, Task]] = field(default_factory=list)
     cancels: list[tuple[str, str, str]] = field(default_factory=list)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -63,8 +64,8 @@ def _tell_all() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[Shown()])
 
 
-def _play(seed: int, trace: bool) -> tuple[World, Exception | None]:
-    world = World(seed, print if trace else None)
+def _play(seed: int, trace: bool, only: Sequence[str] = ()) -> tuple[World, Exception | None]:
+    world = World(seed, print if trace else None, only)
     try:
         world.play()
     except Exception as error:
@@ -102,7 +103,7 @@ def _find(faults: list[str]) -> int:
         first = planted.FIRST.get(name, 0)
         with planted.FAULTS[name]():
             for seed in range(first, first + FOUND_WITHIN):
-                _, error = _play(seed, False)
+                _, error = _play(seed, False, planted.ONLY.get(name, planted.PLAIN))
                 if error is not None:
                     print(f"{name}: seed {seed}: {type(error).__name__}: {error}"[:300], flush=True)
                     break

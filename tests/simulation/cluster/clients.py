@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -18,6 +19,8 @@ Code = grpc.StatusCode
 PASSING = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.CANCELLED})
 TERMINAL = frozenset({run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED})
 TIMEOUT = 6.0
+WAIT = 8.0
+"""Seconds for which a client waits for the end of a run before it watches it."""
 
 
 class Client:
@@ -36,6 +39,13 @@ class Client:
         rng, request_id = self._rng, f"q{number}"
         await asyncio.sleep(begin)
         request = api.SubmitRunRequest(request_id=request_id, inline=graph, wait=rng.random() < 0.3)
+        request.input.inline = str(number % 3).encode()
+        if request.wait:
+            # Not for ever: it may need a signal, or an answer, from those who go on when they have its id.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WAIT):
+                    await self._submit(request)
+            request.wait = False
         run_id = await self._submit(request)
         also: list[Awaitable[Any]] = [self._watch(run_id)]
         if rng.random() < 0.3:
@@ -48,6 +58,11 @@ class Client:
             also.append(self._later(self._get, run_id))
         if rng.random() < 0.15:
             also.append(self._later(self._cancel, run_id))
+        if rng.random() < 0.15:
+            also.append(self._later(self._hold, run_id))
+        if graph.name == "wait":
+            # However often it is sent, it is one; and the second is another, which nobody waits for.
+            also += [self._later(self._signal, (run_id, name)) for name in ("g1", "g1", "g2")]
         await asyncio.gather(*also)
         await self._get(run_id)
 
@@ -77,27 +92,65 @@ class Client:
         self._history.require(run.state in TERMINAL, f"{run_id} was cancelled and goes on")
         self._seen(run)
 
-    async def _retry(self, run_id: str, key: run_pb2.TaskKey) -> None:
-        """What died with its agents again and again is taken up by a person, unless its run has ended meanwhile."""
-        request = api.RetryTaskRequest(run_id=run_id, key=key)
-        await self._answer("RetryTask", request, "TASK_STATE_CONFLICT", "RUN_ENDED")
+    async def _hold(self, run_id: str) -> None:
+        """Holds a run for a while."""
+        await self._answer("PauseRun", api.PauseRunRequest(run_id=run_id, reason="look first"), "RUN_ENDED")
+        await asyncio.sleep(5 * self._rng.random())
+        await self._answer("ResumeRun", api.ResumeRunRequest(run_id=run_id), "RUN_ENDED")
+
+    async def _signal(self, which: tuple[str, str]) -> None:
+        run_id, request_id = which
+        request = api.SignalRunRequest(request_id=request_id, run_id=run_id, signal="go")
+        request.payload.inline = f'"{request_id}"'.encode()
+        await self._answer("SignalRun", request, "RUN_ENDED")
+
+    async def _attend(self, run_id: str, event: run_pb2.RunEvent) -> None:
+        """What waits for a person has its answer, and now and then what has failed is tried again."""
+        rng, key = self._rng, event.key
+        failed = event.task_state == run_pb2.TASK_STATE_FAILED and rng.random() < 0.1
+        if not failed and event.task_state not in (run_pb2.TASK_STATE_QUARANTINED, run_pb2.TASK_STATE_ESCALATED):
+            return
+        await asyncio.sleep(rng.choice([0.0, 0.5, 4.0]))
+        gone = ("TASK_STATE_CONFLICT", "RUN_ENDED")
+        if failed or rng.random() < 0.7:
+            self._history.asks(run_id, key, "retry")
+            again = api.RetryTaskRequest(run_id=run_id, key=key)
+            again.expected_end_time.CopyFrom(event.event_time)
+            await self._answer("RetryTask", again, *gone)
+            return
+        self._history.asks(run_id, key, "resolve")
+        request = api.ResolveTaskRequest(run_id=run_id, key=key)
+        if rng.random() < 0.5:
+            request.output.inline = b'"given"'
+        else:
+            request.failure = "given up"
+        await self._answer("ResolveTask", request, *gone)
 
     async def _watch(self, run_id: str) -> None:
-        """Goes on from its cursor wherever it is let to."""
+        """Goes on from its cursor wherever it is let to; with it, the runs that begin beneath its tasks."""
         cursor = 0
+        beneath: list[asyncio.Task[None]] = []
         while True:
-            call = self._rng.choice(self._stubs).WatchRun(api.WatchRunRequest(run_id=run_id, cursor=cursor))
+            request = api.WatchRunRequest(run_id=run_id, cursor=cursor, include_partials=True)
+            call = self._rng.choice(self._stubs).WatchRun(request)
+            pieces: dict[str, int] = {}
             try:
                 async for response in call:
                     for event in response.events:
+                        if event.HasField("partial"):
+                            self._history.piece(run_id, event, pieces)
+                            continue
                         self._history.event(run_id, cursor, event.event_seq, event.SerializeToString())
                         cursor = event.event_seq
-                        if event.task_state == run_pb2.TASK_STATE_QUARANTINED:
-                            await self._retry(run_id, event.key)
+                        if event.HasField("child") and event.child.run_id not in self._history.children:
+                            self._history.children.add(event.child.run_id)
+                            beneath.append(asyncio.create_task(self._watch(event.child.run_id)))
+                        await self._attend(run_id, event)
                     if response.HasField("run"):
                         whole = cursor == response.run.event_seq
                         self._history.require(whole, f"a watcher of {run_id} was told its end at {cursor}")
                         self._seen(response.run)
+                        await asyncio.gather(*beneath)
                         return
             except grpc.aio.AioRpcError as error:
                 self._expect(error, "WatchRun")

@@ -7,12 +7,15 @@ world at once; what can only be said at the end is said by `judge.py`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from antiphon.store.v1 import journal_pb2 as journal
 from antiphon.store.v1 import records_pb2 as records
+from antiphon.v1 import agent_service_pb2 as agents
+from antiphon.v1 import run_pb2
 from antiphon_orchestrator.store import Put, Target, Txn, keys
+from antiphon_sidecar.attempts import End
 
 from tests.simulation.cluster.store import StoreModel
 
@@ -39,6 +42,16 @@ class History:
         """By run: the state that clients were told it ended in."""
         self.watched: dict[str, dict[int, bytes]] = {}
         """By run: the events that any watcher was told, by their numbers."""
+        self.children: set[str] = set()
+        """Runs that watchers were told to have begun beneath tasks."""
+        self.answers: dict[str, agents.Result] = {}
+        """By attempt: what its agent has answered."""
+        self.calls: dict[str, list[agents.CallResponse]] = {}
+        """By attempt: what its agent was told of the calls that it made."""
+        self.asked: Counter[tuple[str, str, int, str]] = Counter()
+        """By run, task, member and what: how often somebody asked for a retry, or resolved it."""
+        self.left: list[tuple[str, set[str]]] = []
+        """Sidecars that were killed, and the attempts whose outcomes they left on their disks."""
 
     def require(self, holds: bool, what: str) -> None:
         if not holds:
@@ -64,10 +77,21 @@ class History:
             other = self.done.setdefault(task, number)
             self.require(other == number, f"two outcomes of {task} were accepted, of {other} and of {number}")
 
-    def refused(self, attempt_ids: Collection[str], held: Collection[str]) -> None:
-        """Offers of an epoch that is over came to a sidecar that knew of a newer one."""
+    def made(self, result: agents.Result) -> None:
+        """An agent answers an attempt."""
+        self.answers[result.attempt_id] = result
+
+    def called(self, attempt_id: str, response: agents.CallResponse) -> None:
+        """An agent is told what came of its call."""
+        self.calls.setdefault(attempt_id, []).append(response)
+
+    def refused(self, attempt_ids: Collection[str], held: Collection[str], ends: Mapping[str, End]) -> None:
+        """Offers of an epoch that is over came to a sidecar that knew of a newer one. `ends`: what it answers."""
         for attempt_id in attempt_ids:
             self.require(attempt_id not in held, f"{attempt_id} was taken from an owner whose epoch was over")
+        for attempt_id, end in ends.items():
+            stale = end is End.STALE_EPOCH
+            self.require(stale, f"{attempt_id}, of an owner whose epoch was over, was refused as {end.name}")
 
     # Clients.
 
@@ -80,6 +104,20 @@ class History:
         """A client was told how a run ended."""
         first = self.ends.setdefault(run_id, state)
         self.require(first == state, f"{run_id} was said to have ended {first}, and {state}")
+
+    def asks(self, run_id: str, key: run_pb2.TaskKey, what: str) -> None:
+        """Somebody is about to ask for a retry of a task, or to resolve it."""
+        self.asked[run_id, key.task_id, key.member, what] += 1
+
+    def piece(self, run_id: str, event: run_pb2.RunEvent, before: dict[str, int]) -> None:
+        """A watcher was told a piece of output. `before`: by attempt, how much of it the same stream has told."""
+        key, piece = event.key, event.partial
+        attempt_id = f"{run_id}/{key.task_id}/{key.member}/{piece.attempt}"
+        whole = attempt_id[piece.offset : piece.offset + len(piece.text)]
+        self.require(whole == piece.text, f"{piece.text!r} was told as a piece of {attempt_id} at {piece.offset}")
+        known = before.get(attempt_id, 0)
+        self.require(piece.offset >= known, f"a piece of {attempt_id} was told again: {piece.offset} after {known}")
+        before[attempt_id] = piece.offset + len(piece.text)
 
     def event(self, run_id: str, cursor: int, event_seq: int, event: bytes) -> None:
         """A watcher, which had seen everything up to `cursor`, was told an event."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from antiphon.store.v1 import journal_pb2 as journal
-from antiphon_orchestrator.engine.run import Run, apply, start
-from antiphon_orchestrator.engine.states import AttemptState, RunState
+from antiphon_orchestrator.engine.run import apply, start
+from antiphon_orchestrator.engine.states import AttemptState, ChildKind, RunState
 from antiphon_orchestrator.runs import views
 from antiphon_orchestrator.shards import codec
 
 from tests.simulation.cluster.graphs import plan_of
+from tests.simulation.cluster.semantics import Rules, calls_of, content, failed_as
 
 if TYPE_CHECKING:
     from tests.simulation.cluster.world import World
 
 AWAY = "its sidecar went away without an outcome"
+GONE = "ATTEMPT_NOT_FOUND"
+"""Code of the refusal of a call whose attempt was given up meanwhile."""
 
 
 def judge(world: World) -> None:
@@ -26,9 +29,14 @@ def judge(world: World) -> None:
     require(len(history.runs) == len(world.errands), "a submission was never answered")
     require(len(set(runs)) == len(runs), "two requests became one run")
     ended = {run_id for run_id, run in archive.runs.items() if run.end_time is not None}
-    require(ended == set(runs), f"lost: {set(runs) - ended}; nobody asked for: {ended - set(runs)}")
-    for run_id in sorted(ended):
-        _run(world, run_id)
+    wanted = {*runs, *history.children}
+    require(ended == wanted, f"lost: {wanted - ended}; nobody asked for: {ended - wanted}")
+    found = {run_id: _run(world, run_id) for run_id in sorted(ended)}
+    _beneath(world, found)
+    offered = {attempt_id for rules in found.values() for attempt_id in rules.offered}
+    unknown = sorted(set(history.executions) - offered)
+    require(not unknown, f"executed, and not on record: {unknown}")
+    _left(world, found)
     for replica in world.running():
         assert replica.host is not None and replica.fleet is not None
         live = [
@@ -41,9 +49,19 @@ def judge(world: World) -> None:
         for instance in replica.fleet.instances():
             used = f"{instance.instance_id} has {instance.in_use} slots in use at {replica.replica_id}, for nothing"
             require(instance.in_use == 0, used)
+        for key, counter in replica.fleet.limits._counters.items():
+            idle = (counter.out, counter.called, counter.parked.size - counter.left) == (0, 0, 0)
+            require(idle, f"{replica.replica_id} counts {counter.out} out and {counter.called} called up for {key}")
     for sidecar in world.sidecars.values():
         held = list(sidecar.node.inflight.held) if sidecar.node is not None else []
         require(not held, f"{sidecar.name} still holds {held}")
+        assert sidecar.node is not None and sidecar.spool is not None
+        mine = f"{sidecar.node.incarnation}-"
+        left = [path.name for path in sidecar.folder.glob("*.spool") if not path.name.startswith(mine)]
+        require(not left, f"{sidecar.name} has outcomes of former lives on its disk: {sorted(left)}")
+        require(
+            not sidecar.spool.left, f"{sidecar.name} has {sidecar.spool.left} outcomes on its disk, all with verdict"
+        )
 
 
 def _records(world: World, run_id: str) -> list[bytes]:
@@ -60,12 +78,13 @@ def _records(world: World, run_id: str) -> list[bytes]:
     return found
 
 
-def _run(world: World, run_id: str) -> None:
+def _run(world: World, run_id: str) -> Rules:
     history, require = world.history, world.history.require
     records = _records(world, run_id)
     first = journal.Record.FromString(records[0])
     submitted = codec.get_submitted(first.run_submitted)
-    run = start(run_id, plan_of(submitted.graph_name), submitted, first.time)
+    run = start(run_id, plan_of(submitted), submitted, first.time)
+    rules = Rules(run, history)
     told = history.watched.get(run_id, {})
     require(set(told) == set(range(1, len(records) + 1)), f"nobody was told all of {run_id}")
     for number, raw in enumerate(records, 1):
@@ -76,18 +95,65 @@ def _run(world: World, run_id: str) -> None:
         if number > 1:
             record = journal.Record.FromString(raw)
             require(run.state is RunState.RUNNING, f"something was recorded of {run_id} after its end")
-            apply(run, codec.decode(record), record.time)
+            event = codec.decode(record)
+            rules.event(event, record.time)
+            apply(run, event, record.time)
     require(
         run.state.name == history.ends[run_id], f"{run_id} ended {run.state.name} and was told {history.ends[run_id]}"
     )
     require(run.state.name == world.archive.runs[run_id].state, f"{run_id} is archived with another end")
-    _attempts(world, run)
+    _attempts(world, rules)
+    return rules
 
 
-def _attempts(world: World, run: Run) -> None:
-    history, require = world.history, world.history.require
+def _beneath(world: World, found: dict[str, Rules]) -> None:
+    """Each run beneath a task is there once, and its end is what the task, or the caller, was told."""
+    require = world.history.require
+    begun = [run_id for rules in found.values() for run_id in rules.children]
+    require(len(begun) == len(set(begun)), "a run is beneath two tasks")
+    require(set(begun) == world.history.children, "what is beneath tasks on record is not what was told")
+    for run_id, rules in found.items():
+        for child_id, output in rules.given:
+            child = found[child_id].run
+            same = child.state is RunState.SUCCEEDED and content(child.output) == output
+            require(same, f"{run_id} was given {output!r} by {child_id}, which ended {child.state.name}")
+        for child_id in rules.failed:
+            state = found[child_id].run.state
+            require(state is not RunState.SUCCEEDED, f"{run_id} has a task that failed for {child_id}, which succeeded")
+        calls = calls_of(rules)
+        for attempt_id, responses in world.history.calls.items():
+            child_id = calls.get(attempt_id.rpartition("/")[0], "")
+            for response in responses if child_id else ():
+                child = found[child_id].run
+                if response.HasField("output"):
+                    same = child.state is RunState.SUCCEEDED and content(child.output) == response.output.inline
+                elif response.failure.code == GONE:
+                    continue
+                else:
+                    same = response.failure.retryable or failed_as(response.failure, child)
+                require(same, f"{attempt_id} was told of {child_id}, which ended {child.state.name}: {response}")
+
+
+def _left(world: World, found: dict[str, Rules]) -> None:
+    """What a sidecar that was killed had on its disk counts, if its next life is there in time."""
+    for name, attempt_ids in world.history.left:
+        for attempt_id in sorted(attempt_ids) if world.fair else ():
+            run_id, task_id, member, number = attempt_id.split("/")
+            run = found[run_id].run
+            attempt = run.task(run.plan.index_of[task_id], int(member)).attempts[int(number) - 1]
+            lost = attempt.state is AttemptState.LOST
+            world.history.require(not lost, f"{attempt_id} was lost, and its outcome was on the disk of {name}")
+
+
+def _attempts(world: World, rules: Rules) -> None:
+    history, require, run = world.history, world.history.require, rules.run
     for task in run.all_tasks():
-        succeeded = [attempt.number for attempt in task.attempts if attempt.state is AttemptState.SUCCEEDED]
+        graphs = {child.begun.number for child in task.children or () if child.begun.kind is ChildKind.ANSWER}
+        succeeded = [
+            attempt.number
+            for attempt in task.attempts
+            if attempt.state is AttemptState.SUCCEEDED and attempt.number not in graphs
+        ]
         name = f"{run.run_id}/{task.plan.id}/{task.member}"
         require(len(succeeded) <= 1, f"{name} has {len(succeeded)} accepted outcomes")
         done = history.done.get(name)

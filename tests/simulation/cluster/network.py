@@ -139,33 +139,39 @@ class Lane:
         self._connection = connection
         self._way = source, target
         self._clear_at = 0.0
-        self._held: deque[Callable[[], None]] = deque()
+        self._sent = 0
+        self._held: dict[int, Callable[[], None]] = {}
+        """By their number, what waits for the way to be repaired; not in order, as some was on its way already."""
 
     def send(self, arrive: Callable[[], None]) -> None:
         """Has something arrive at the other side, after all that was sent before."""
+        self._sent += 1
+        self._send(self._sent, arrive)
+
+    def _send(self, number: int, arrive: Callable[[], None]) -> None:
         connection = self._connection
         network = connection.network
         if connection.broken:
             return
         if self._held or network.is_cut(*self._way):
-            self._held.append(arrive)
+            self._held[number] = arrive
             return
         self._clear_at = max(self._clear_at, network.loop.now + network.latency())
-        network.loop.call_at(self._clear_at, self._arrive, arrive, context=NOBODY)
+        network.loop.call_at(self._clear_at, self._arrive, number, arrive, context=NOBODY)
 
-    def _arrive(self, arrive: Callable[[], None]) -> None:
+    def _arrive(self, number: int, arrive: Callable[[], None]) -> None:
         if self._connection.broken:
             return
         if self._held or self._connection.network.is_cut(*self._way):
-            self._held.append(arrive)  # it was cut while this was on its way
+            self._held[number] = arrive  # it was cut while this was on its way
         else:
             arrive()
 
     def flush(self) -> None:
         if not self._connection.network.is_cut(*self._way):
-            held, self._held = self._held, deque()
-            for arrive in held:
-                self.send(arrive)
+            held, self._held = self._held, {}
+            for number in sorted(held):
+                self._send(number, held[number])
 
 
 class Connection:

@@ -6,20 +6,33 @@ Whoever changes the simulation proves with them that it still sees. A fault is f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
-from antiphon_orchestrator.shards import asking, log, recovery
+from antiphon_orchestrator.engine import agreement, beneath, compensation, decide, loops, quarantine, steer, waits
+from antiphon_orchestrator.engine import events as e
+from antiphon_orchestrator.engine.plan import Plan
+from antiphon_orchestrator.engine.run import Run, Task
+from antiphon_orchestrator.engine.states import TASK_ASKS, ChildKind, RunState, TaskState
+from antiphon_orchestrator.mesh import partials
+from antiphon_orchestrator.placement.limits import Limits
+from antiphon_orchestrator.placement.results import Results
+from antiphon_orchestrator.shards import asking, log, recovery, reusing
+from antiphon_orchestrator.shards import beneath as shards_beneath
 from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards.beneath import Beneath
 from antiphon_orchestrator.shards.host import Host
 from antiphon_orchestrator.shards.log import ShardLog
 from antiphon_orchestrator.shards.shard import Shard
+from antiphon_orchestrator.shards.turn import request_key
 from antiphon_orchestrator.store import CommitResult, Compare, Put, Store, StoreUnavailable, Target, Txn, keys
 from antiphon_sidecar.inflight import Inflight
+from antiphon_sidecar.spool import Spool
 
 _settle = log.settle
 
@@ -164,10 +177,239 @@ def watch_skips() -> Iterator[None]:
         yield
 
 
+# What graphs know: each shows itself in the graph that `ONLY` names.
+
+
+def held_runs_go_on() -> Any:
+    """A run that somebody holds has attempts as ever."""
+    return patch.object(decide, "may_begin", lambda run, task: run.state is RunState.RUNNING)
+
+
+def held_runs_go_on_at_takeover() -> Any:
+    """A new owner does not know that a run is held."""
+    resume = Shard.resume
+
+    def forgets(shard: Shard) -> None:
+        for entry in shard.runs.values():
+            entry.run.paused = None
+        resume(shard)
+
+    return patch.object(Shard, "resume", forgets)
+
+
+def signals_counted_again() -> Any:
+    """The same signal, sent again, ends another wait."""
+    return patch.object(waits, "known", lambda run, principal, request_id: None)
+
+
+def loops_end_early() -> Any:
+    """A loop is done when its first iteration is."""
+    return patch.object(loops, "go_on", lambda run, node: [e.TaskEnded(node.plan.index, 0, TaskState.SUCCEEDED)])
+
+
+def undone_from_the_first_on() -> Any:
+    """What was done first is undone first."""
+    go_on = compensation.go_on
+
+    def forwards(run: Run) -> list[e.Event] | None:
+        run.completed.reverse()
+        try:
+            return go_on(run)
+        finally:
+            run.completed.reverse()
+
+    return patch.object(compensation, "go_on", forwards)
+
+
+def nothing_is_undone() -> Any:
+    """A run that fails leaves what it did."""
+    return patch.object(compensation, "go_on", lambda run: None)
+
+
+@contextmanager
+def doubts_are_tried_again() -> Iterator[None]:
+    """What may have been done is done again, although it is to be at most once."""
+    with (
+        patch.object(decide, "DOUBTFUL", frozenset()),
+        patch.object(decide, "_rule_for", lambda task, failure: next(iter(task.plan.retry), None)),
+    ):
+        yield
+
+
+def one_answer_is_a_quorum() -> Any:
+    """The first answer is used, whatever the others say."""
+    go_on = agreement.go_on
+
+    def first(run: Run, node: Task) -> list[e.Event]:
+        answers = [member.member for member in node.members if member.state is TaskState.SUCCEEDED]
+        return [e.TaskAgreed(node.plan.index, answers[0])] if answers else go_on(run, node)
+
+    return patch.object(agreement, "go_on", first)
+
+
+def members_share_an_instance() -> Any:
+    """Members of a quorum or hedge go wherever there is room."""
+    return patch.object(agreement, "taken", lambda node, member: frozenset())
+
+
+def losers_go_on() -> Any:
+    """Whoever is slower is not told to stop."""
+    return patch.object(decide, "_with_rest_cancelled", lambda run, node, events: events)
+
+
+def results_of_other_inputs() -> Any:
+    """A result is kept under the name of its capability alone."""
+    return patch.object(reusing, "key_of", lambda namespace, offered, schema, given: offered.label.encode())
+
+
+def results_for_ever() -> Any:
+    """A result is used again however old it is."""
+    get = Results.get
+    return patch.object(Results, "get", lambda results, key, now, ttl: get(results, key, 0, 1 << 62))
+
+
+def poison_is_tried_for_ever() -> Any:
+    """Nobody is suspected."""
+    return patch.object(quarantine, "alone", lambda task, number: False)
+
+
+@contextmanager
+def quarantine_ends_at_takeover() -> Iterator[None]:
+    """A new owner takes up what waits for a person."""
+    resume = Shard.resume
+
+    def takes_up(shard: Shard) -> None:
+        resume(shard)
+        for run_id, entry in shard.runs.items():
+            for task in entry.run.all_tasks():
+                if task.state in TASK_ASKS:
+                    shard.inbox.append(_retried(run_id, task))
+
+    with patch.object(Shard, "resume", takes_up):
+        yield
+
+
+def _retried(run_id: str, task: Task) -> i.Steer:
+    def wish(run: Run, now: int) -> i.Steered:
+        return i.Steered(steer.retry_task(run, task, None, "nobody", ""), lambda run: None)
+
+    return i.Steer(run_id, "nobody", "retry", "", {}, wish, lambda answer: None)
+
+
+@contextmanager
+def children_begin_later() -> Iterator[None]:
+    """A run beneath a task begins in another commit than that which tells its parent so."""
+
+    def later(
+        beneath: Beneath, turn: Any, entry: Any, task: Task, kind: ChildKind, run_id: str, plan: Plan,
+        event: e.RunSubmitted, name: str, number: int = 0, busy: int = 0,
+    ) -> None:  # fmt: skip
+        shard = beneath._shard
+        shard._record(turn, entry, beneath._begun(task, kind, run_id, plan, name, number, busy=busy))
+        submit = i.Submit(run_id, plan, event, request_key(event), False, lambda answer: None)
+        asyncio.get_running_loop().call_later(0.3, lambda: shard.inbox.append(submit))
+
+    with patch.object(Beneath, "_begin", later):
+        yield
+
+
+def outputs_of_children_change() -> Any:
+    """A task is given something else than its sub-run answered."""
+    outcome = beneath.outcome
+
+    def other(run: Run, task: Task, child: Run) -> list[e.Event]:
+        events = outcome(run, task, child)
+        for event in events:
+            if isinstance(event, e.TaskCompleted):
+                event.output = child.submitted.input
+        return events
+
+    return patch.object(beneath, "outcome", other)
+
+
+def calls_begin_anew() -> Any:
+    """The same call of another attempt is another run."""
+    made = itertools.count()
+    return patch.object(shards_beneath, "request_key", lambda event: b"%d" % next(made) + request_key(event))
+
+
+def limits_forget_at_takeover() -> Any:
+    """A new owner does not count what is out."""
+    return patch.object(Limits, "hold", lambda limits, namespace, placement: None)
+
+
+def limits_are_not_divided() -> Any:
+    """Each replica enforces the whole of a limit."""
+    return patch.object(Limits, "divide", lambda limits, replicas, rank: None)
+
+
+def spools_are_not_read() -> Any:
+    """What a former life of a sidecar has left is left."""
+
+    def nothing(spool: Spool) -> Iterator[Any]:
+        spool._folder.mkdir(exist_ok=True)
+        return iter(())
+
+    return patch.object(Spool, "former", nothing)
+
+
+def spools_are_dropped() -> Any:
+    """It is read, and nobody is told."""
+    return patch.object(Inflight, "found", lambda inflight, *arguments: None)
+
+
+def pieces_lose_their_place() -> Any:
+    """Watchers are not told where in an output a piece belongs."""
+    shown = partials.shown
+
+    def misplaced(*arguments: Any) -> Any:
+        piece = shown(*arguments)
+        piece.offset = 0
+        return piece
+
+    return patch.object(partials, "shown", misplaced)
+
+
 FIRST: Mapping[str, int] = MappingProxyType(
-    {"not_told": 90, "sidecar_ignores_epochs": 40, "adopted_attempts_run_again": 80, "no_nonce": 30}
+    {
+        "adopted_attempts_run_again": 85,
+        "no_nonce": 50,
+        "not_told": 90,
+        "quarantine_ends_at_takeover": 240,
+        "sidecar_ignores_epochs": 380,
+        "trims_too_far": 20,
+    }
 )
 """Seeds at which to begin to look for what shows itself seldom."""
+
+ONLY: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "held_runs_go_on": ("fan",),
+        "held_runs_go_on_at_takeover": ("fan",),
+        "signals_counted_again": ("wait",),
+        "loops_end_early": ("loop",),
+        "undone_from_the_first_on": ("undo",),
+        "nothing_is_undone": ("undo",),
+        "doubts_are_tried_again": ("once",),
+        "one_answer_is_a_quorum": ("quorum",),
+        "members_share_an_instance": ("quorum",),
+        "losers_go_on": ("hedge",),
+        "results_of_other_inputs": ("reuse",),
+        "results_for_ever": ("reuse",),
+        "poison_is_tried_for_ever": ("poison",),
+        "quarantine_ends_at_takeover": ("poison",),
+        "children_begin_later": ("beneath",),
+        "outputs_of_children_change": ("beneath",),
+        "calls_begin_anew": ("ask",),
+        "limits_forget_at_takeover": ("scarce",),
+        "limits_are_not_divided": ("scarce",),
+        "pieces_lose_their_place": ("wide",),
+        "spools_are_not_read": ("fan",),
+        "spools_are_dropped": ("fan",),
+    }
+)
+"""The graphs that are run to find a fault; those of the others are PLAIN."""
+PLAIN = ("single", "chain", "diamond", "fan", "wide")
 
 FAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
@@ -184,6 +426,28 @@ FAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
             requests_forgotten,
             trims_too_far,
             watch_skips,
+            held_runs_go_on,
+            held_runs_go_on_at_takeover,
+            signals_counted_again,
+            loops_end_early,
+            undone_from_the_first_on,
+            nothing_is_undone,
+            doubts_are_tried_again,
+            one_answer_is_a_quorum,
+            members_share_an_instance,
+            losers_go_on,
+            results_of_other_inputs,
+            results_for_ever,
+            poison_is_tried_for_ever,
+            quarantine_ends_at_takeover,
+            children_begin_later,
+            outputs_of_children_change,
+            calls_begin_anew,
+            limits_forget_at_takeover,
+            limits_are_not_divided,
+            spools_are_not_read,
+            spools_are_dropped,
+            pieces_lose_their_place,
         )
     }
 )

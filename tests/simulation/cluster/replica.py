@@ -39,9 +39,10 @@ from antiphon_orchestrator.mesh.calls import Calls
 from antiphon_orchestrator.mesh.context import ContextDesk
 from antiphon_orchestrator.mesh.sessions import MeshSettings, Sessions
 from antiphon_orchestrator.mesh.tokens import AttemptTokens
+from antiphon_orchestrator.placement.candidates import Need, Permit
 from antiphon_orchestrator.placement.fleet import Fleet
 from antiphon_orchestrator.placement.pacing import Pacing, divide
-from antiphon_orchestrator.policy import CedarPolicies, dev_profile
+from antiphon_orchestrator.policy import CedarPolicies, PolicyBundle, PolicyFile, dev_profile
 from antiphon_orchestrator.registry.registry import Registry
 from antiphon_orchestrator.runs.archived import ArchivedRuns
 from antiphon_orchestrator.runs.catalog import Catalog
@@ -57,12 +58,21 @@ from antiphon_orchestrator.shards.log import shard_count
 from antiphon_orchestrator.shards.remembering import Remembering
 from antiphon_orchestrator.store import Store, StoreError
 
+from tests.simulation.cluster.agents import MOST_SCARCE, SCARCE
+from tests.simulation.cluster.history import History
 from tests.simulation.cluster.loop import Process
 from tests.simulation.cluster.network import Channel, Network, Peer, ServerCall, error
 from tests.simulation.cluster.outside import OUTSIDE
 
 LEAVING = 10.0
-POLICY = CedarPolicies(dev_profile())
+_LIMITS = PolicyFile(
+    "limits.cedar",
+    f"""
+    @id("simulated.limit") @obligation("limit") @concurrent("{MOST_SCARCE}")
+    permit (principal, action == Action::"dispatch", resource) when {{ resource.name == "{SCARCE}" }};
+    """,
+)
+POLICY = CedarPolicies(PolicyBundle.of(1, [*dev_profile().files, _LIMITS]))
 """Shared by all worlds: what is remembered in it is what was asked, not what came of it."""
 METRICS = telemetry.Metrics()
 _DETAILS = "grpc-status-details-bin"
@@ -122,6 +132,7 @@ class Replica:
         archive: Archive,
         who: Peer,
         shards: int,
+        history: History,
         failed: Callable[[BaseException], None],
     ) -> None:
         self.replica_id = replica_id
@@ -135,7 +146,9 @@ class Replica:
         self._archive = archive
         self._who = who
         self._shards = shards
+        self._history = history
         self._failed = failed
+        self._part = MOST_SCARCE
         self._routing: Routing | None = None
         self._handlers = _Handlers()
 
@@ -148,6 +161,13 @@ class Replica:
         fleet = self.fleet = Fleet(POLICY, schemas, now)
         pacing = Pacing(fleet, now)
         fleet.broke = lambda instance: pacing.wake()
+        take = fleet.limits.take
+
+        def take_and_show(permit: Permit, need: Need, agent: str) -> None:
+            take(permit, need, agent)
+            self._taken(need)
+
+        fleet.limits.take = take_and_show  # type: ignore[method-assign]
         audit = AuditLog(store, replica_id, now)
         registry = Registry(store, fleet, schemas, now, timedelta(days=30))
         catalog = Catalog(store, values)
@@ -180,6 +200,9 @@ class Replica:
             staying = (member for member in membership.members.values() if not member.leaving)
             topology = tuple(sorted((member.replica_id, member.address) for member in staying))
             sessions.replicas_changed(topology)
+            there = [replica for replica, _ in topology]
+            dealt = range(there.index(replica_id) if replica_id in there else 0, MOST_SCARCE, len(there) or 1)
+            self._part = max(1, len(dealt))
             divide(fleet.limits, [replica for replica, _ in topology], replica_id)
             routing.look()
 
@@ -225,6 +248,21 @@ class Replica:
             self._network.close(self._address, self.process)
             await audit.close()
             await membership.gone()
+
+    def _taken(self, need: Need) -> None:
+        """An attempt is about to be out that a policy limits: how many are, is counted in what the shards know."""
+        assert self.host is not None
+        if need.capability.partition("@")[0] != SCARCE:
+            return
+        out = [
+            f"{entry.run.run_id}/{task.plan.id}/{task.member}"
+            for shard in self.host.shards
+            for entry in shard.runs.values()
+            for task in entry.run.all_tasks()
+            if task.live is not None and task.plan.capability.startswith(SCARCE)
+        ]
+        said = f"{self.replica_id} lets one more of {SCARCE} out, of which it may have {self._part}, beside {out}"
+        self._history.require(len(out) < self._part, said)
 
     async def _serve(self, call: ServerCall) -> None:
         """As api.interceptor answers a call; that certificate and rules are in order is taken for granted."""

@@ -1,28 +1,30 @@
-"""One sidecar as a process of the simulated world, with an agent that succeeds, fails, takes its time and dies.
+"""One sidecar as a process of the simulated world, with one agent or two.
 
-The sidecar's own parts are real, its streams included; what stands for grpc's channels is `network.Channel`.
+The sidecar's own parts are real, its streams and its spool included; what stands for grpc's channels is
+`network.Channel`. What agents do is in `agents.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
-from antiphon.v1 import agent_service_pb2, failure_pb2, registry_pb2
 from antiphon_certs import Credential, Grants
 from antiphon_sidecar import upstream
-from antiphon_sidecar.attempts import Attempt
 from antiphon_sidecar.node import Node
 from antiphon_sidecar.replicas import Replicas
+from antiphon_sidecar.spool import Spool, take_up
 
+from tests.simulation.cluster.agents import Agent
 from tests.simulation.cluster.history import History
-from tests.simulation.cluster.loop import Process
+from tests.simulation.cluster.loop import NOBODY, Process
 from tests.simulation.cluster.network import Channel, ClientCall, Network, Peer
 
-AGENT = "worker"
-CAPABILITY = ("text.work", "1.0")
 ALL = Grants(agents=("*",), capabilities=("*",))
 _SWEEP = 0.2
 _BEAT = 5.0
@@ -79,58 +81,99 @@ def install() -> None:
     upstream.connected = _connected
 
 
+class _Watched(Spool):
+    """The spool of a sidecar that may be doomed."""
+
+    def __init__(self, sidecar: Sidecar, folder: Path, node: Node) -> None:
+        super().__init__(folder, node.incarnation, asyncio.get_running_loop().call_soon, node.now)
+        self._sidecar = sidecar
+
+    def write(self) -> None:
+        super().write()
+        if (doomed := self._sidecar.doomed) is not None:
+            self._sidecar.doomed = None
+            self._sidecar.process.loop.call_soon(doomed, context=NOBODY)
+
+    def descriptors(self) -> list[int]:
+        """What a process that ends has open."""
+        return [segment.descriptor for segment in self._segments]
+
+    @property
+    def left(self) -> int:
+        """Outcomes without a verdict."""
+        return sum(segment.open for segment in self._segments)
+
+
 class Sidecar:
-    """`run` is the process. `healthy` agents answer soon and well."""
+    """`run` is the process. `disk`: a folder that outlives it. Its agents answer soon and well once they `recover`."""
 
     def __init__(
         self, name: str, process: Process, network: Network, who: Peer, addresses: Sequence[str], history: History,
-        concurrency: int,
+        concurrency: int, agents: Sequence[str], disk: Path,
     ) -> None:  # fmt: skip
         self.name = name
         self.process = process
-        self.healthy = False
+        self.addresses = addresses
+        self.doomed: Callable[[], None] | None = None
+        """Called once an outcome has been written to disk, before anybody has heard of it."""
         self._rng = network.rng
         self._history = history
         self._concurrency = concurrency
-        self._addresses = addresses
+        self._names = agents
+        self.folder = disk / name
         self._dialler = Dialler(network, who, self)
+        self._agents: list[Agent] = []
+        self._healthy = False
         self.node: Node | None = None
-        self._wake = asyncio.Event()
-        self._working: dict[str, asyncio.Task[Any]] = {}
+        self.spool: _Watched | None = None
 
     async def run(self) -> None:
         """Until it is killed."""
         node = self.node = Node("demo", ALL)
-        self._seat = node.inflight.add_seat(AGENT, self._wake.set)
-        replicas = Replicas(node, self._addresses, cast(Credential, self._dialler))
-        self.agent_comes()
+        for name in self._names:
+            agent = Agent(node, name, self.process, self._history, self._rng, partial(self.agent_dies, name))
+            agent.healthy = self._healthy
+            self._agents.append(agent)
+        self.spool = _Watched(self, self.folder, node)
+        take_up(self.spool, node.inflight)
+        node.inflight.keeper = self.spool
+        replicas = Replicas(node, self.addresses, cast(Credential, self._dialler))
+        for agent in self._agents:
+            agent.comes(self._concurrency)
         async with asyncio.TaskGroup() as parts:
             parts.create_task(self._keep_time(node))
             parts.create_task(replicas.run())
-            parts.create_task(self._work(node))
+            for agent in self._agents:
+                parts.create_task(agent.run(lambda attempt_id: self._history.executed(self, attempt_id)))
 
-    def agent_comes(self) -> None:
-        """The agent is there, perhaps with other numbers than before."""
-        assert self.node is not None
-        description = registry_pb2.AgentDescription(
-            name=AGENT, version="1", concurrency=self._concurrency, prefetch=self._rng.choice([0, 0, 1, 4])
-        )
-        description.capabilities.add(name=CAPABILITY[0], version=CAPABILITY[1])
-        self.node.announce(self._seat, description)
-        self._wake.set()
+    def recover(self) -> None:
+        """All is well from now on."""
+        self._healthy = True
+        self.doomed = None
+        for agent in self._agents:
+            agent.healthy = True
 
-    def agent_dies(self) -> None:
-        """With all that it was working on."""
-        if self.node is not None and self.node.descriptions:
-            for work in self._working.values():
-                work.cancel()
-            self._working.clear()
-            self.node.depart(self._seat)
-            self.process.loop.call_later(self._rng.choice([0.01, 1.0]), self._comes_again)
+    def kill(self) -> set[str]:
+        """Ends the process at once. Answers the attempts whose outcomes it leaves on disk."""
+        self.process.kill()
+        if self.node is None or self.spool is None:
+            return set()
+        for descriptor in self.spool.descriptors():
+            os.close(descriptor)  # as the kernel does
+        held = self.node.inflight.held.values()
+        return {attempt.attempt_id for attempt in held if attempt.spooled is not None}
 
-    def _comes_again(self) -> None:
-        if self.node is not None and not self.node.descriptions:
-            self.agent_comes()
+    def agent_dies(self, name: str = "") -> None:
+        """The agent of that name, or one of them, with all that it is working on."""
+        there = [agent for agent in self._agents if agent.seat.present and name in ("", agent.seat.name)]
+        if there:
+            agent = self._rng.choice(there)
+            agent.dies()
+            self.process.loop.call_later(self._rng.choice([0.01, 1.0]), self._comes_again, agent)
+
+    def _comes_again(self, agent: Agent) -> None:
+        if not agent.seat.present:
+            agent.comes(self._concurrency)
 
     async def _keep_time(self, node: Node) -> None:
         last = 0.0
@@ -141,38 +184,6 @@ class Sidecar:
                 last = moment
                 node.inflight.beat()
             await asyncio.sleep(_SWEEP)
-
-    async def _work(self, node: Node) -> None:
-        seat, inflight = self._seat, node.inflight
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while seat.cancels:
-                attempt_id, _ = seat.cancels.popleft()
-                if (work := self._working.pop(attempt_id, None)) is not None:
-                    work.cancel()
-                self._answer(node, attempt_id, failure_pb2.FAILURE_KIND_CANCELLED)
-            for attempt in inflight.take(seat, node.now(), 10, 1 << 20):
-                self._history.executed(self, attempt.attempt_id)
-                self._working[attempt.attempt_id] = self.process.spawn(self._handle(node, attempt))
-
-    async def _handle(self, node: Node, attempt: Attempt) -> None:
-        attempt_id, rng = attempt.attempt_id, self._rng
-        await asyncio.sleep(0.02 if self.healthy else rng.choice([0.005, 0.05, 0.3, 1.5, 5.0, 12.0]) * rng.random())
-        self._working.pop(attempt_id, None)
-        kind = 0
-        if not self.healthy and rng.random() < 0.15:
-            kind = rng.choice([failure_pb2.FAILURE_KIND_TRANSIENT] * 3 + [failure_pb2.FAILURE_KIND_PERMANENT])
-        self._answer(node, attempt_id, kind)
-
-    def _answer(self, node: Node, attempt_id: str, kind: int) -> None:
-        result = agent_service_pb2.Result(attempt_id=attempt_id)
-        if kind:
-            result.failure.kind = kind  # type: ignore[assignment]
-            result.failure.message = "the agent failed"
-        else:
-            result.output.inline = f'"by {attempt_id}"'.encode()
-        node.inflight.ended(self._seat, attempt_id, result, 64, node.now())
 
     def shown(self, message: mesh.AttachResponse) -> None:
         """A message comes in; what the sidecar makes of it is looked at when it has."""
@@ -192,4 +203,10 @@ class Sidecar:
                 if offer.epoch < known.get(offer.shard, 0) and offer.assignment.attempt_id not in held
             ]
             if old:
-                self.process.loop.call_soon(self._history.refused, old, held)
+                self.process.loop.call_soon(self._refused, node, old)
+
+    def _refused(self, node: Node, attempt_ids: list[str]) -> None:
+        """What has become of offers of an epoch that is over, before anybody hears of it."""
+        said = {report.attempt_id: report.end for link in node.inflight.slots.links for report in link.reports}
+        ends = {attempt_id: said[attempt_id] for attempt_id in attempt_ids if attempt_id in said}
+        self._history.refused(attempt_ids, node.inflight.held, ends)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
+from antiphon.store.v1 import records_pb2 as records
 from antiphon_orchestrator.archive import Archive
-from antiphon_orchestrator.store import StoreError, keys
+from antiphon_orchestrator.store import Put, StoreError, Txn, keys
 
 from tests.simulation.cluster.archive import ArchiveModel
 from tests.simulation.cluster.clients import Client
-from tests.simulation.cluster.graphs import GRAPHS
+from tests.simulation.cluster.graphs import GRAPHS, REGISTERED, graph_of
 from tests.simulation.cluster.history import Fence, History, Violation
 from tests.simulation.cluster.judge import judge
 from tests.simulation.cluster.loop import NOBODY, Process, SimulatedLoop
@@ -34,16 +37,19 @@ _SPIFFE = "spiffe://antiphon.internal/ns"
 
 
 class World:
-    """`play` it once. `say` is told what happens, for a trace."""
+    """`play` it once. `say` is told what happens, for a trace. `only`: the graphs that are run, empty for all."""
 
-    def __init__(self, seed: int, say: Callable[[str], None] | None = None) -> None:
+    def __init__(self, seed: int, say: Callable[[str], None] | None = None, only: Sequence[str] = ()) -> None:
         self.rng = rng = random.Random(seed)
         self.loop = SimulatedLoop()
         OUTSIDE.begin(self.loop, rng)
         self._say = say
+        self._graphs = [graph_of(name) for name in only] or GRAPHS
         self.network = Network(self.loop, rng)
         self.history = History(self._broken)
         self.model = StoreModel(unwatched=(keys.LOG, keys.AUDIT, keys.AUDIT_HEADS))
+        registered = records.GraphRecord(graph=REGISTERED).SerializeToString()
+        self.model.commit(Txn(ops=(Put(keys.graph("demo", REGISTERED.name, REGISTERED.version), registered),)))
         Fence(self.model, self.history)
         self.weather = Weather()
         self.archive = ArchiveModel(rng)
@@ -54,39 +60,50 @@ class World:
         self.incarnations: dict[str, Sidecar] = {}
         self.disturbed: dict[str, bool] = {}
         """By sidecar: whether it was away, or could not be reached, for longer than a connection takes."""
+        self._harmless = (self._restart_sidecar, self._doom_sidecar, self._agent_dies)
         self.errands: list[asyncio.Task[Any]] = []
         self._clients = Process(self.loop, CLIENT, CLIENT)
         who = Peer(self._clients, f"{_SPIFFE}/demo/client/tester", ALL)
         self._client = Client(self.network, who, self.addresses, self.history)
         self.calm = False
+        self.fair = False
+        """Whether nothing goes wrong but that sidecars and agents die."""
         self._born = 0
         self._trouble = rng.choice([3.0, 6.0, 10.0, 18.0])
 
     def play(self) -> None:
         """Raises what was found to be wrong."""
-        with self.loop:
-            for address in self.addresses:
-                join = 0.0 if address == self.addresses[0] else self.rng.choice([0.0, 0.0, 0.3, 5.0])
-                self.loop.call_later(join, self._start, address, context=NOBODY)
-            for number in range(self.rng.choice([1, 2, 2])):
-                self._attach(f"s{number}")
-            self._ask(self.rng.choice([2, 4, 6]), self._trouble * self.rng.choice([0.2, 0.5, 1.0]))
-            for when, trouble in self._troubles():
-                self.loop.advance(when)
-                if not self.calm:
-                    trouble()
-            self.loop.advance(self._trouble)
-            self._calm_down()
-            until = self.loop.now + PEACE
-            self.loop.advance(until, lambda: all(errand.done() for errand in self.errands) and self._settled())
-            self.loop.advance(self.loop.now + 1.0)
-            if self.loop.now >= until:
-                raise Violation(f"it does not come to rest: {self._left()}")
-            for errand in self.errands:
-                errand.result()
-            judge(self)
-            if self.loop.failures:
-                raise self.loop.failures[0]
+        with tempfile.TemporaryDirectory() as disk, self.loop:
+            self._disk = Path(disk)
+            try:
+                self._play()
+            finally:
+                for sidecar in self.sidecars.values():
+                    sidecar.kill()
+
+    def _play(self) -> None:
+        for address in self.addresses:
+            join = 0.0 if address == self.addresses[0] else self.rng.choice([0.0, 0.0, 0.3, 5.0])
+            self.loop.call_later(join, self._start, address, context=NOBODY)
+        for number in range(self.rng.choice([1, 2, 2])):
+            self._attach(f"s{number}")
+        self._ask(self.rng.choice([2, 4, 6]), self._trouble * self.rng.choice([0.2, 0.5, 1.0]))
+        for when, trouble in self._troubles():
+            self.loop.advance(when)
+            if not self.calm:
+                trouble()
+        self.loop.advance(self._trouble)
+        self._calm_down()
+        until = self.loop.now + PEACE
+        self.loop.advance(until, lambda: all(errand.done() for errand in self.errands) and self._settled())
+        self.loop.advance(self.loop.now + 1.0)
+        if self.loop.now >= until:
+            raise Violation(f"it does not come to rest: {self._left()}")
+        for errand in self.errands:
+            errand.result()
+        judge(self)
+        if self.loop.failures:
+            raise self.loop.failures[0]
 
     def _broken(self, violation: Violation) -> None:
         self.loop.failures.append(violation)
@@ -111,7 +128,16 @@ class World:
         store = StoreClient(self.model, self.network, process, self.weather)
         archive = cast(Archive, self.archive)
         replica = Replica(
-            name, address, process, self.network, store, archive, who, self.shards, self.loop.failures.append
+            name,
+            address,
+            process,
+            self.network,
+            store,
+            archive,
+            who,
+            self.shards,
+            self.history,
+            self.loop.failures.append,
         )
         task = process.spawn(replica.run())
         self.replicas[address] = process, replica, task
@@ -141,7 +167,11 @@ class World:
         who = Peer(process, f"{_SPIFFE}/demo/sidecar/{name}", ALL)
         # A sidecar may know one replica to begin with, and learns of the others.
         seeds = self.rng.sample(self.addresses, self.rng.randint(1, len(self.addresses)))
-        sidecar = Sidecar(name, process, self.network, who, seeds, self.history, self.rng.choice([1, 1, 2, 4]))
+        agents = self.rng.choice([("worker",), ("worker", "second")])
+        concurrency = self.rng.choice([1, 1, 2, 4])
+        sidecar = Sidecar(
+            name, process, self.network, who, seeds, self.history, concurrency, agents, self._disk
+        )  # fmt: skip
         self.sidecars[name] = sidecar
         self.disturbed.setdefault(name, False)
         task = process.spawn(sidecar.run())
@@ -159,7 +189,7 @@ class World:
         """So many clients come with an errand, within so many seconds."""
         rng = self.rng
         for _ in range(count):
-            errand = self._client.errand(len(self.errands), rng.choice(GRAPHS), rng.random() * within)
+            errand = self._client.errand(len(self.errands), rng.choice(self._graphs), rng.random() * within)
             self.errands.append(self._clients.spawn(errand))
 
     # Trouble.
@@ -175,7 +205,7 @@ class World:
             (self._kill, rng.choice([0, 1, 3])),
             (self._leave, rng.choice([0, 1])),
             (self._stop, rng.choice([0, 1, 3])),
-            (self._choke, rng.choice([0, 1, 3])),
+            (self._choke, rng.choice([0, 2, 5])),
             (self._isolate, rng.choice([0, 1, 2])),
             (self._cut_store, rng.choice([0, 1])),
             (self._cut_replicas, rng.choice([0, 1])),
@@ -183,12 +213,19 @@ class World:
             (self._cut_client, rng.choice([0, 1])),
             (self.network.break_some, rng.choice([0, 1, 3])),
             (self._restart_sidecar, rng.choice([0, 0, 1])),
+            (self._doom_sidecar, rng.choice([0, 0, 2])),
             (self._stop_sidecar, rng.choice([0, 0, 1])),
             (self._agent_dies, rng.choice([0, 1])),
             (self._clock_jumps, rng.choice([0, 0.5])),
             (self._lose_archive, rng.choice([0, 0.5])),
             (self._compact, 0.3),
         ]
+        if rng.random() < 0.15:
+            # Nothing but this, so that what a sidecar leaves on its disk has to count.
+            kinds = [(trouble, 1) for trouble in self._harmless]
+            self.weather.lost = self.weather.unanswered = self.weather.late = 0.0
+            self.weather.slow = self.network.slow = 0.003
+            self.fair = True
         whichever, weights = zip(*kinds, strict=True)
         mean = rng.choice([0.4, 1.0, 2.5])
         when = 0.5
@@ -287,12 +324,22 @@ class World:
 
     def _restart_sidecar(self) -> None:
         name = self.rng.choice(list(self.sidecars))
-        process = self.sidecars[name].process
-        self.said(f"{process.name} is killed")
-        self.disturbed[name] = True
-        process.kill()
-        self.network.reset(process)
-        self._attach(name)
+        self.said(f"{self.sidecars[name].process.name} is killed")
+        self._kill_sidecar(self.sidecars[name])
+
+    def _kill_sidecar(self, sidecar: Sidecar) -> None:
+        if self.sidecars[sidecar.name] is not sidecar:
+            return
+        self.disturbed[sidecar.name] = True
+        self.history.left.append((sidecar.name, sidecar.kill()))
+        self.network.reset(sidecar.process)
+        self._attach(sidecar.name)
+
+    def _doom_sidecar(self) -> None:
+        """It is killed with the next answer of its agents on its disk, of which nobody has heard."""
+        sidecar = self.rng.choice(list(self.sidecars.values()))
+        self.said(f"{sidecar.process.name} is doomed")
+        sidecar.doomed = lambda: self._kill_sidecar(sidecar)
 
     def _stop_sidecar(self) -> None:
         name = self.rng.choice(list(self.sidecars))
@@ -338,7 +385,7 @@ class World:
             self._go_on(process)
         for sidecar in self.sidecars.values():
             self._go_on(sidecar.process)
-            sidecar.healthy = True
+            sidecar.recover()
 
     def _settled(self) -> bool:
         replicas = self.running()
@@ -349,7 +396,8 @@ class World:
             return False
         if any(shard.runs or shard.inbox for host in hosts for shard in host.shards):
             return False
-        return all(sidecar.node is not None and not sidecar.node.inflight.held for sidecar in self.sidecars.values())
+        nodes = [sidecar.node for sidecar in self.sidecars.values()]
+        return all(node is not None and not node.inflight.held for node in nodes)
 
     def _left(self) -> str:
         open_errands = [number for number, errand in enumerate(self.errands) if not errand.done()]

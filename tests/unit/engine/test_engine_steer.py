@@ -189,6 +189,18 @@ def test_the_iteration_that_failed_is_tried_again_and_its_loop_goes_on() -> None
     assert run.tasks[0].state is TaskState.SUCCEEDED
 
 
+def test_an_iteration_that_waits_for_a_person_is_tried_again_by_itself() -> None:
+    run = begun(plan(Node(iterations=2, most_iterations=2, on_failure=OnFailure.ESCALATE)))
+    offer(run, 0, 1)
+    settle(run, 0, FAILURE, 1)
+    assert states(run) == "RUNNING ESCALATED"
+    take_up(run, 0, 1)
+    for iteration in (1, 2):
+        offer(run, 0, iteration)
+        settle(run, 0, SUCCESS, iteration)
+    assert run.tasks[0].state is TaskState.SUCCEEDED
+
+
 def test_what_cannot_be_tried_again_says_why_and_what_is_under_way_stays() -> None:
     run = begun(plan(Node(), Node(iterations=9, most_iterations=1), Node(), Node()))
     take_up(run, 0)

@@ -113,8 +113,8 @@ class Rig:
             self.turn()
         raise AssertionError("the shard finds no rest")
 
-    def turn(self) -> Turn:
-        turn = self.shard.take_turn(self.now, lambda: 0.0)
+    def turn(self, clock: Callable[[], float] = lambda: 0.0) -> Turn:
+        turn = self.shard.take_turn(self.now, clock)
         self.turns.append(turn)
         if turn.records:
             self.log.append((len(self.log) + 1, turn.records))

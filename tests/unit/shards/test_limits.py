@@ -188,6 +188,23 @@ def test_an_attempt_that_comes_back_makes_room_for_who_waits() -> None:
     assert world.runs == ["r0", "r1", "r0"]
 
 
+def test_who_has_the_last_slot_and_who_has_the_room_of_a_limit_do_not_wait_for_each_other() -> None:
+    world = World('@concurrent("1") @per("capability")')
+    world.fleet.attach(instance(slots=2, capabilities=("text.work", "text.other")))
+    for name in ("r0", "r1", "r2"):
+        world.go(name)
+    world.tell(world.submit("other", plan(Node(capability="text.other@1"))))
+    world.go("r3")  # no slot is free any more: it waits for one, the two before it for the limit
+    assert world.runs == ["r0", "other"] and world.fleet.limits.waiting == 2
+    world.done(world.offers[0])
+    for number in range(3, 5):
+        assert len(world.offers) == number
+        world.done(world.offers[-1])
+    world.done(world.offers[-1])
+    assert {world.run(f"r{number}").state.name for number in range(4)} == {"SUCCEEDED"}
+    assert not world.fleet.limits.waiting and not world.fleet.waiting
+
+
 def test_a_task_that_ends_while_it_waits_leaves_nothing_behind() -> None:
     world = World('@concurrent("1")')
     world.fleet.attach(instance(slots=MANY))

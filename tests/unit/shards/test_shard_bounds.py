@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 from antiphon.v1 import run_pb2
+from antiphon_orchestrator.engine import steer
+from antiphon_orchestrator.engine.events import Event
 from antiphon_orchestrator.engine.plan import OnFailure
+from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.engine.states import RunState
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.inputs import RequestIdReused
-from antiphon_orchestrator.shards.shard import MAX_INPUTS
+from antiphon_orchestrator.shards.shard import MAX_INPUTS, MAX_WAITS
 from antiphon_orchestrator.store.port import MAX_TXN_BYTES
 from shard_rig import Rig, instance, returned
 
-from tests.fakes.plans import SECOND, Node, payload, plan, retry
+from tests.fakes.plans import CLIENT, SECOND, Node, payload, plan, retry
 
 BIG = payload("x" * 60_000)
 
@@ -208,3 +214,55 @@ def test_a_decision_is_made_of_what_it_says() -> None:
     decision = run_pb2.RoutingDecision.FromString(rig.run("r1").tasks[0].attempts[0].placement.decision)
     assert (decision.chosen, decision.capability, decision.considered) == ("s/i/a", "text.work@1.0", 1)
     assert decision.policy.permit and decision.policy.policies == ["dev.flow"]
+
+
+def test_a_large_run_is_held_let_go_on_and_taken_over_in_turns_between_which_others_are_heard() -> None:
+    rig, large = Rig(), plan(Node(members=5000))
+    rig.tell(rig.submit("r1", large))
+    for kind, decide in (("pause", steer.pause), ("resume", steer.resume)):
+        rig.shard.inbox.append(wish("r1", kind, decide))
+        rig.turn(ticking())
+        rig.shard.inbox.append(rig.submit(f"beside {kind}", plan(Node(wait=SECOND))))
+        turn = rig.turn(ticking())
+        assert turn.inputs == 1 and rig.shard.has_work(rig.now), f"a {kind} was done in one go"
+        while rig.shard.has_work(rig.now):
+            assert rig.turn(ticking()).waits <= 2 * MAX_WAITS
+    other = rig.recovered(lambda submitted: large)
+    assert other.turn(ticking()).waits <= 2 * MAX_WAITS
+    assert other.shard.has_work(other.now)
+    other.fleet.attach(instance(slots=5000))
+    other.tell()
+    assert len(other.offers) == len(set(other.offers)) == 5000
+
+
+def test_what_is_held_while_it_is_still_let_go_on_begins_nothing() -> None:
+    rig = Rig()
+    rig.tell(rig.submit("r1", plan(Node(members=5000))))
+    rig.tell(wish("r1", "pause", steer.pause))
+    rig.shard.inbox.append(wish("r1", "resume", steer.resume))
+    rig.turn(ticking())
+    rig.fleet.attach(instance(slots=5000))
+    rig.shard.inbox.append(wish("r1", "pause", steer.pause))
+    while rig.run("r1").paused is None:
+        rig.turn(ticking())
+    begun = len(rig.offers)
+    assert begun < 5000
+    rig.tell()
+    assert len(rig.offers) == begun
+    rig.tell(wish("r1", "resume", steer.resume))
+    assert len(set(rig.offers)) == 5000
+
+
+def ticking() -> Callable[[], float]:
+    """A clock by which each look takes a tenth of what a turn may."""
+    moments = itertools.count()
+    return lambda: next(moments) / 2500
+
+
+def wish(run_id: str, kind: str, decide: Callable[[Run, str, str], list[Event]]) -> i.Steer:
+    """What somebody asks of a run."""
+
+    def asked(run: Run, now: int) -> i.Steered:
+        return i.Steered(decide(run, CLIENT, ""), lambda run: None)
+
+    return i.Steer(run_id, CLIENT, kind, "", {}, asked, lambda answer: None)

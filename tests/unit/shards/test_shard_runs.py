@@ -12,6 +12,7 @@ from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.engine.states import AttemptState, RunState
 from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards.leaving import let_archived_go
 from antiphon_orchestrator.shards.shard import REQUEST_KEPT
 from shard_rig import SOURCE, Rig, failed, instance, returned
 
@@ -280,7 +281,7 @@ def test_in_a_store_that_takes_no_turn_archived_runs_are_let_go_of_but_for_those
     rig.shard.inbox.append(rig.report(rig.offers[1]))
     turn = rig.shard.take_turn(rig.now, lambda: 0.0)  # is being committed: a second, stale report of r1
     rig.shard.inbox.append(i.Archived({"r0": 100, "r1": 3, "r2": 1}))
-    rig.shard.let_archived_go(rig.now)
+    let_archived_go(rig.shard, rig.now)
     assert set(rig.shard.runs) == {"r1", "r2"} and len(rig.shard.retain) == 1
     rig.shard.release(turn, 9)
     rig.tell()
