@@ -31,8 +31,7 @@ PAUSE = 0.05
 
 
 class Target:
-    """Whom it is about: addresses, the attacker's certificate, and a run that does not end. `told` counts what it is
-    told, by attack."""
+    """Whom it is about: addresses, the attacker's certificate, and a run that does not end."""
 
     def __init__(self, address: str, join_address: str, folder: Path, run_id: str) -> None:
         self.address = address
@@ -44,7 +43,6 @@ class Target:
         (folder / "both.pem").write_bytes(self.pem[0] + self.pem[1])
         self.tls.load_cert_chain(folder / "both.pem")
         self.tls.set_alpn_protocols(["h2"])
-        self.told: dict[str, Counter[str]] = {name: Counter() for name in ATTACKS}
 
 
 async def again_and_again(
@@ -199,10 +197,11 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
-async def main(target: Target, names: list[str]) -> None:
-    """Plays attacks until the input ends."""
-    begun = {name: asyncio.Event() for name in names}
-    attacks = [asyncio.ensure_future(ATTACKS[name](target, target.told[name], begun[name])) for name in names]
+async def main(targets: dict[str, Target]) -> None:
+    """Plays attacks, each by somebody else, until the input ends."""
+    told: dict[str, Counter[str]] = {name: Counter() for name in targets}
+    begun = {name: asyncio.Event() for name in targets}
+    attacks = [asyncio.ensure_future(ATTACKS[name](targets[name], told[name], begun[name])) for name in targets]
     ready = asyncio.gather(*(event.wait() for event in begun.values()))
     await asyncio.wait([ready, *attacks], return_when=asyncio.FIRST_COMPLETED)
     for attack in attacks:
@@ -210,7 +209,7 @@ async def main(target: Target, names: list[str]) -> None:
             attack.result()
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.read)
-    print(json.dumps({name: target.told[name] for name in names}), flush=True)
+    print(json.dumps(told), flush=True)
     for attack in attacks:
         attack.cancel()
     await asyncio.wait(attacks)
@@ -218,4 +217,5 @@ async def main(target: Target, names: list[str]) -> None:
 
 if __name__ == "__main__":
     os.nice(10)  # it stands for other machines
-    asyncio.run(main(Target(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]), sys.argv[5:]))
+    address, join_address, folder, run_id, *names = sys.argv[1:]
+    asyncio.run(main({name: Target(address, join_address, Path(folder) / name, run_id) for name in names}))

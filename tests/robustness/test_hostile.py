@@ -35,6 +35,9 @@ REFUSED = {
 }
 """What each is told at once; others hold what they have until it is too old, and are not read any further."""
 
+LOST = {"CANCELLED", "UNAVAILABLE"}
+"""What a call is told besides when its connection goes, as may be on a machine that has far too much to do."""
+
 
 def echo() -> Graph:
     graph = Graph("one")
@@ -52,9 +55,11 @@ class Attacked:
 async def attacked(mesh: Mesh, client: Client, names: Sequence[str]) -> AsyncIterator[Attacked]:
     """Plays attacks meanwhile, from a process of their own."""
     folder = mesh.path("mallory")
-    folder.mkdir()
-    for name, data in zip(("key", "chain", "bundle"), mesh.ca.issue(Kind.CLIENT, "mallory"), strict=True):
-        (folder / f"{name}.pem").write_bytes(data)
+    for attack in names:
+        (folder / attack).mkdir(parents=True)
+        pem = mesh.ca.issue(Kind.CLIENT, attack.replace("_", "-"))
+        for name, data in zip(("key", "chain", "bundle"), pem, strict=True):
+            (folder / attack / f"{name}.pem").write_bytes(data)
     graph = Graph("open")
     graph.task("t", "work.nobody@1")
     run = await client.submit(graph)
@@ -106,9 +111,11 @@ async def test_whoever_means_harm_is_refused_and_whoever_is_honest_is_served() -
                     run = await client.submit(echo(), wait=True)
                     assert run.state == run_pb2.RUN_STATE_SUCCEEDED
                 await press(client, 3.0)
-        said = [line for line in mesh.orchestrator.said().splitlines() if '"level": "error"' in line]
+        lines = mesh.orchestrator.said().splitlines()
+        said = [line for line in lines if not line.startswith("{") or '"level": "error"' in line]
     for name, reasons in REFUSED.items():
-        assert {what.partition(":")[0] for what in harm.told[name]} == reasons, (name, harm.told[name])
+        told = {what.partition(":")[0] for what in harm.told[name]}
+        assert reasons <= told <= reasons | LOST, (name, harm.told[name])
     assert harm.told["unread_watches"].total() >= 200 - STREAMS
     assert set(harm.told["unread_submissions"]) <= {"not read any further"}
     assert said == []

@@ -362,8 +362,10 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
 
     async def _refuse(self, context: Context, call: Call, error: Exception) -> NoReturn:
         """Ends the call with the status for an exception."""
-        if isinstance(error, grpc.aio.BaseError) and (context.done() or isinstance(error, grpc.aio.AbortError)):
-            raise error  # the peer is gone, or the status has been sent: there is nobody to tell
+        told = isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError)
+        if told or (isinstance(error, grpc.aio.BaseError) and context.done()):
+            # The status has been sent, or the peer is gone, which a write may find out first: there is nobody to tell.
+            raise error
         if isinstance(error, Refusal):
             self._metrics.count_call(call.path, error.code.name)
             trailers = ((_DETAILS, error.details),) if error.details is not None else ()
