@@ -58,7 +58,7 @@ from .turn import (
 
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
-MAX_WORK = 0.004
+MAX_WORK = 0.010
 """Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3), short enough for agents to work on what
 one turn gave them while the next is worked out. Timers have their own such bound."""
 
