@@ -22,7 +22,7 @@ from tests.harness.etcd import Etcd
 from tests.harness.network import ANY, Network, Way
 from tests.robustness.history import Submission, breaches, read_record
 from tests.robustness.linearizable import Operation, faults, share
-from tests.robustness.traffic import PATIENCE, load, registered
+from tests.robustness.traffic import KINDS, PATIENCE, load, registered
 
 LOADS, SHARERS = 3, 3
 
@@ -277,7 +277,7 @@ async def weather(on: Stage, blows: Sequence[Blow], judge: Path) -> None:
             await client.register_graph(graph)
         async with asyncio.timeout(2 * PATIENCE.total_seconds()), asyncio.TaskGroup() as group:
             for _ in range(LOADS):
-                group.create_task(load(client, random.Random(dice.random()), submissions, stop))
+                group.create_task(load(client, random.Random(dice.random()), submissions, stop, KINDS))
             for number in range(SHARERS):
                 group.create_task(share(client, number, random.Random(dice.random()), history, stop))
             for blow in blows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -40,10 +40,11 @@ RULE = Retry(
 )
 
 
-KINDS = (
-    *("chain", "fan", "call", "diamond", "choice"),
-    *("loop", "quorum", "hedge", "reuse", "answer", "beneath", "undone", "wait", "signal"),
-)
+ANYWHERE = ("chain", "fan", "call", "diamond", "choice")
+"""What one agent can do, of whatever kind the mesh is."""
+
+KINDS = (*ANYWHERE, "loop", "quorum", "hedge", "reuse", "answer", "beneath", "undone", "wait", "signal")
+"""With two agents, and with what is `registered`."""
 
 
 def registered() -> list[Graph]:
@@ -59,10 +60,10 @@ def registered() -> list[Graph]:
     return [inner, undone]
 
 
-def graphs(dice: random.Random) -> tuple[Graph, Any]:
+def graphs(dice: random.Random, kinds: Sequence[str]) -> tuple[Graph, Any]:
     """A graph and its input, a number that is its output, too; each task takes some milliseconds."""
     pause = dice.choice([0.0, 0.005, 0.05, 0.2])
-    kind = dice.choice(KINDS)
+    kind = dice.choice(kinds)
     graph = Graph(kind, output=ref("tasks.last.output"))
     if kind == "chain":
         graph.task("first", "work.sleep@1", input=pause, retry=[RULE])
@@ -122,13 +123,19 @@ def graphs(dice: random.Random) -> tuple[Graph, Any]:
     return graph, dice.randrange(1_000_000)
 
 
-async def load(client: Client, dice: random.Random, submissions: list[Submission], stop: asyncio.Event) -> None:
+async def load(
+    client: Client,
+    dice: random.Random,
+    submissions: list[Submission],
+    stop: asyncio.Event,
+    kinds: Sequence[str] = ANYWHERE,
+) -> None:
     """Submit one run after the other until told to stop, some of them twice, by calls and by stream."""
     free = asyncio.Semaphore(IN_FLIGHT)
     async with client.submitter() as submitter, asyncio.TaskGroup() as group:
         while not stop.is_set():
             await free.acquire()
-            graph, value = graphs(dice)
+            graph, value = graphs(dice, kinds)
             submission = Submission(f"{dice.getrandbits(64):016x}", value)
             submissions.append(submission)
             # Whoever only waits cannot send what is waited for.

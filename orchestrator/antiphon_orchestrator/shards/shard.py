@@ -397,6 +397,7 @@ class Shard:
         self._set_timer(entry, task)
 
     def _offer(self, turn: Turn, entry: Entry, task: Task, event: e.AttemptOffered) -> None:
+        self._fleet.leave(entry.run.run_id, task.plan.index, task.member)  # looked at again, it waits for another slot
         self._record(turn, entry, event)
         self.out.add(event.placement.instance, entry, task)
         turn.offers.append((entry, task))
@@ -495,14 +496,8 @@ class Shard:
             self._fleet.give_back(offered.instance.instance_id)
             self._advance(turn, entry)
             return
-        result = self._fleet.take(
-            offered,
-            need,
-            run.submitted.principal,
-            entry.principal_kind,
-            task.input,
-            len(task.attempts) + 1,
-        )
+        number, submitted = len(task.attempts) + 1, run.submitted
+        result = self._fleet.take(offered, need, submitted.principal, entry.principal_kind, task.input, number)
         if result is None:
             self._to_place.append((entry, task))
             self._advance(turn, entry)

@@ -24,7 +24,7 @@ from tests.simulation.cluster.loop import PROCESS, SimulatedLoop
 START = 1_700_000_000.0
 """When every world begins, in seconds since 1970."""
 
-_TIMED: tuple[ModuleType, ...] = (gathering, membership, routing, host, node, fleet)
+_TIMED: tuple[ModuleType, ...] = (gathering, membership, routing, host, fleet)
 _RANDOM: tuple[ModuleType, ...] = (errors, steward, submit, archiver, host, log, upstream, fleet)
 _SECRET: tuple[ModuleType, ...] = (tokens, log, node)
 

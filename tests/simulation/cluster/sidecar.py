@@ -24,6 +24,7 @@ from tests.simulation.cluster.agents import Agent
 from tests.simulation.cluster.history import History
 from tests.simulation.cluster.loop import NOBODY, Process
 from tests.simulation.cluster.network import Channel, ClientCall, Network, Peer
+from tests.simulation.cluster.outside import OUTSIDE
 
 ALL = Grants(agents=("*",), capabilities=("*",))
 _SWEEP = 0.2
@@ -129,7 +130,7 @@ class Sidecar:
 
     async def run(self) -> None:
         """Until it is killed."""
-        node = self.node = Node("demo", ALL)
+        node = self.node = Node("demo", ALL, OUTSIDE.monotonic)
         for name in self._names:
             agent = Agent(node, name, self.process, self._history, self._rng, partial(self.agent_dies, name))
             agent.healthy = self._healthy

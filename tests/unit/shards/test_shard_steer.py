@@ -59,6 +59,17 @@ def test_a_slot_that_comes_free_for_a_run_that_was_paused_meanwhile_goes_to_anot
     assert rig.offers == ["r2/t0/0/1"]
 
 
+def test_a_slot_that_comes_free_for_a_run_that_was_held_and_let_go_on_meanwhile_is_the_one_it_waits_for() -> None:
+    rig = Rig()
+    rig.tell(rig.submit("r1", plan(Node())))
+    rig.fleet.attach(instance())
+    assert [item.waiter.run_id for item in rig.shard.inbox if isinstance(item, i.Reserved)] == ["r1"]
+    rig.shard.inbox.extendleft((resume("r1"), pause("r1")))
+    rig.tell()
+    assert rig.offers == ["r1/t0/0/1"]
+    assert not rig.fleet._waiting, "it waits for nothing any more"
+
+
 def test_a_new_owner_finds_a_run_paused_its_signals_kept_and_its_waits_due() -> None:
     of = plan(Node(wait=5 * SECOND), Node((0,), wait="go"), Node((1,)))
     rig = Rig()
