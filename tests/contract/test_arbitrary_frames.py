@@ -36,7 +36,7 @@ ITEMS = replace(ATTACH, errors=frozenset(CONTRACT.reasons))
 NO_HELLO = ("AttachRequest.hello",)
 CAPABILITY = "evil.work"
 EXAMPLES = settings(
-    max_examples=2_000 if LONG else 40,
+    max_examples=500 if LONG else 40,
     derandomize=not LONG,
     database=None,
     phases=(Phase.generate,),

@@ -271,7 +271,7 @@ class World:
         late.start()
         submit = run_service_pb2.SubmitRunRequest(request_id="facts-attempt")
         submit.inline.name = "holding"
-        submit.inline.tasks.add(id="t", capability="contract.hold@1")
+        submit.inline.tasks.add(id="t", capability="contract.hold@1").timeout.seconds = 3600
         _ask(client, "RunService/SubmitRun", submit, run_service_pb2.SubmitRunResponse)
         for response in answers:
             for assignment in response.assignments:

@@ -234,7 +234,8 @@ async def test_streams_beyond_those_a_caller_may_have_are_refused_over_all_its_c
 
         async def opens() -> bool:
             with suppress(grpc.aio.AioRpcError):
-                return await stubs[2].WatchRun(request).read() is not grpc.aio.EOF
+                await stubs[2].WatchRun(request).read()
+                return True
             return False
 
         await eventually(opens)

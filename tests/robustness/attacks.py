@@ -50,17 +50,18 @@ async def again_and_again(
 ) -> None:
     """So many at once, each of which begins anew when it was told something; `begun` once all of them have."""
 
+    left = count
+
     async def repeat() -> None:
+        nonlocal left
         while True:
             task = asyncio.ensure_future(one())
-            nonlocal left
             left -= 1
             if left <= 0:
                 begun.set()
             told[await task] += 1
             await asyncio.sleep(pause)
 
-    left = count
     async with asyncio.TaskGroup() as group:
         for _ in range(count):
             group.create_task(repeat())
@@ -203,7 +204,8 @@ async def main(targets: dict[str, Target]) -> None:
     begun = {name: asyncio.Event() for name in targets}
     attacks = [asyncio.ensure_future(ATTACKS[name](targets[name], told[name], begun[name])) for name in targets]
     ready = asyncio.gather(*(event.wait() for event in begun.values()))
-    await asyncio.wait([ready, *attacks], return_when=asyncio.FIRST_COMPLETED)
+    waited: list[asyncio.Future[Any]] = [ready, *attacks]
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
     for attack in attacks:
         if attack.done():
             attack.result()
