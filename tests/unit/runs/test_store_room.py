@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from antiphon_orchestrator.runs.room import Level, StoreRoom, level_of
+from antiphon_orchestrator.runs.room import WATERMARKS, Level, StoreRoom, level_of
 from antiphon_orchestrator.telemetry import Metrics
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +55,20 @@ async def test_runs_that_were_admitted_since_the_last_look_count(tmp_path: Path)
     room = StoreRoom(store, tmp_path, LIMIT, Metrics(), lambda short: None, lambda: 0)
     await room.look()
     assert room.admit(LIMIT // 2) and not room.admit(LIMIT // 2)
+
+
+@pytest.mark.parametrize(("size", "written"), [(100, 1_720), (2_000, 5_448), (20_000, 41_820)])
+async def test_whoever_submits_quickly_does_not_fill_what_is_kept_for_runs_to_end(
+    tmp_path: Path, size: int, written: int
+) -> None:
+    """`written`: bytes that an embedded store took for a run of one task, measured over a hundred of them."""
+    store: Any = Sized()
+    room = StoreRoom(store, tmp_path, LIMIT, Metrics(), lambda short: None, lambda: 0)
+    await room.look()
+    count = 0
+    while room.admit(size):
+        count += 1
+    assert 1 < count <= LIMIT * WATERMARKS[Level.FULL] / written + 1
 
 
 async def test_what_large_fan_outs_will_still_write_is_not_there_for_new_runs(tmp_path: Path) -> None:
