@@ -59,6 +59,13 @@ async def read_record(client: Client, run_id: str) -> Record:
     return record
 
 
+async def read_records(client: Client, submissions: Iterable[Submission]) -> list[Record]:
+    """Everything about the runs that clients were told of, and about all that stand beneath tasks."""
+    told = {run.run_id for submission in submissions for run in submission.answers}
+    beneath = {run.run_id async for run in client.list_runs() if run.parent_attempt_id}
+    return [await read_record(client, run_id) for run_id in sorted(told | beneath)]
+
+
 def breaches(submissions: Iterable[Submission], records: Iterable[Record], journal: list[Entry]) -> list[str]:
     """Every breach of every rule."""
     submissions, records = list(submissions), list(records)

@@ -20,7 +20,7 @@ from tests.harness import journal_of
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
 from tests.harness.network import ANY, Network, Way
-from tests.robustness.history import Submission, breaches, read_record
+from tests.robustness.history import Submission, breaches, read_records
 from tests.robustness.linearizable import Operation, faults, share
 from tests.robustness.traffic import KINDS, PATIENCE, load, registered
 
@@ -289,10 +289,7 @@ async def weather(on: Stage, blows: Sequence[Blow], judge: Path) -> None:
                 finally:
                     await asyncio.to_thread(fault.__exit__, None, None, None)
             stop.set()
-        run_ids = {run.run_id for submission in submissions for run in submission.answers}
-        records = [await read_record(client, run_id) for run_id in sorted(run_ids)]
-        children = [run.run_id async for run in client.list_runs() if run.parent_attempt_id]
-        records += [await read_record(client, run_id) for run_id in children]
+        records = await read_records(client, submissions)
     outcomes = Counter(f"{operation.kind} {operation.outcome}" for operation in history)
     print(f"{len(submissions)} submissions, {len(records)} runs, entries: {dict(outcomes)}")
     found = breaches(submissions, records, journal_of(cluster.journal)) + faults(judge, history)

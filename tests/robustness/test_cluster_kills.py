@@ -16,7 +16,7 @@ import pytest
 from tests.harness import journal_of
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
-from tests.robustness.history import Submission, breaches, read_record
+from tests.robustness.history import Submission, breaches, read_records
 from tests.robustness.traffic import load
 
 pytest_plugins = ("tests.harness.etcd_fixtures",)
@@ -76,10 +76,7 @@ async def storm(cluster: Cluster, dice: random.Random) -> None:
                 await asyncio.sleep(dice.uniform(0, 1.0))
                 struck[await strike(cluster, dice)] += 1
             stop.set()
-        run_ids = {run.run_id for submission in submissions for run in submission.answers}
-        records = [await read_record(client, run_id) for run_id in sorted(run_ids)]
-        children = [run.run_id async for run in client.list_runs() if run.parent_attempt_id]
-        records += [await read_record(client, run_id) for run_id in children]
+        records = await read_records(client, submissions)
     found = breaches(submissions, records, journal_of(cluster.journal))
     print(f"{len(submissions)} submissions, {len(records)} runs, struck {dict(struck)}")
     assert not found, "\n".join(found[:20])

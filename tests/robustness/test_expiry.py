@@ -18,7 +18,7 @@ from antiphon_certs import CertificateFiles, Kind
 from tests.harness import eventually, journal_of
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
-from tests.robustness.history import Record, Submission, breaches, read_record
+from tests.robustness.history import Record, Submission, breaches, read_records
 from tests.robustness.traffic import load
 
 LIFE = timedelta(seconds=40)
@@ -63,8 +63,7 @@ async def traffic_over_lives(cluster: Cluster) -> None:
             # The first of the sidecar and several of the client's have ended, one after the other.
             await eventually(lambda: sum(end < datetime.now(UTC) for end in ends) > 4, limit=240)
             stop.set()
-        run_ids = {run.run_id for submission in submissions for run in submission.answers}
-        records = [await read_record(client, run_id) for run_id in sorted(run_ids)]
+        records = await read_records(client, submissions)
     found = breaches(submissions, records, journal_of(cluster.journal))
     assert not found, "\n".join(found[:20])
     assert "certificate renewed" in sidecar.said()

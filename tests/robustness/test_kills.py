@@ -14,7 +14,7 @@ from datetime import timedelta
 import pytest
 
 from tests.harness import Mesh, journal_of
-from tests.robustness.history import Submission, breaches, read_record
+from tests.robustness.history import Submission, breaches, read_records
 from tests.robustness.traffic import load
 
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.long_form) for seed in range(2, 7))]
@@ -66,10 +66,7 @@ async def storm(mesh: Mesh, dice: random.Random) -> None:
                 await asyncio.sleep(dice.uniform(0, 1.0))
                 struck[await strike(mesh, dice)] += 1
             stop.set()
-        run_ids = {run.run_id for submission in submissions for run in submission.answers}
-        records = [await read_record(client, run_id) for run_id in sorted(run_ids)]
-        children = [run.run_id async for run in client.list_runs() if run.parent_attempt_id]
-        records += [await read_record(client, run_id) for run_id in children]
+        records = await read_records(client, submissions)
     journal = journal_of(mesh.journal)
     found = breaches(submissions, records, journal)
     print(f"{len(submissions)} submissions, {len(records)} runs, {len(journal)} lines of agents, struck {dict(struck)}")

@@ -15,7 +15,7 @@ from antiphon_certs import CertificateFiles, Kind, finish_root, new_key_and_csr,
 
 from tests.harness import Mesh, eventually, journal_of
 from tests.harness.raw import Pem, channel, reason_of
-from tests.robustness.history import Submission, breaches, read_record
+from tests.robustness.history import Submission, breaches, read_records
 from tests.robustness.test_expiry import lost
 from tests.robustness.traffic import load
 
@@ -68,11 +68,10 @@ async def replaced(mesh: Mesh) -> None:
         assert await answer(mesh, before) == "UNAVAILABLE", "what the old root signed is let in no more"
         now = members[0].load()
         assert await answer(mesh, (now.key_pem, now.chain_pem, now.bundle_pem)) == "RUN_NOT_FOUND"
-        run_ids = {run.run_id for submission in submissions for run in submission.answers}
-        records = [await read_record(client, run_id) for run_id in sorted(run_ids)]
+        records = await read_records(client, submissions)
     found = breaches(submissions, records, journal_of(mesh.journal))
     assert not found, "\n".join(found[:20])
-    assert run_ids and not list(lost(records)), "a new root cost attempts"
+    assert records and not list(lost(records)), "a new root cost attempts"
 
 
 def roots(files: CertificateFiles) -> int:
