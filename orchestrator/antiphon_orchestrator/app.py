@@ -39,6 +39,7 @@ from .api.graph_service import GraphService
 from .api.identity_service import Endpoints, IdentityService
 from .api.image import Image
 from .api.mesh_service import MeshService
+from .api.pace import Pace
 from .api.payload_service import PayloadService
 from .api.policy_service import PolicyService
 from .api.registry_service import RegistryService
@@ -214,6 +215,7 @@ class Orchestrator:
         tracing = None
         if config.telemetry.tracing:
             tracing = Tracing(image, config.telemetry.tracing_endpoint)
+        pace = Pace()
         parts = Parts(
             image,
             certificate,
@@ -224,12 +226,13 @@ class Orchestrator:
             revocations.check,
             config.development,
             clock,
+            pace,
             tracing.interceptors if tracing is not None else (),
             routing,
         )
         gathering = Gathering(host, membership, peers, routing)
         listing = RunListing(host, archive)
-        runs = RunService(host, submissions, archived, listing, fleet, routing, peers, gathering, blobs)
+        runs = RunService(host, submissions, archived, listing, fleet, routing, peers, gathering, blobs, pace)
         payloads = PayloadService(blobs, limit=config.payload_limit)
         graphs = GraphService(store, clock, audit, lambda namespace: lambda *asked: fleet.offered(namespace, *asked))
         policies = PolicyService(book, policy, fleet, audit, peers)

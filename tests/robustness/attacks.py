@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
-from antiphon.v1 import run_service_pb2, run_service_pb2_grpc
+from antiphon.v1 import graph_pb2, run_service_pb2, run_service_pb2_grpc
 
 from tests.harness.raw import Pem, channel, reason_of
 
@@ -28,6 +28,17 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4)) + bytes(5)
 
 PAUSE = 0.05
 """Seconds between two calls of one of those who call again and again: together some hundred a second."""
+
+SAME = run_service_pb2.SubmitRunsRequest(
+    submissions=256
+    * [
+        run_service_pb2.SubmitRunRequest(
+            request_id="the same",
+            inline=graph_pb2.Graph(name="x", tasks=[graph_pb2.GraphTask(id="t", capability="work.nobody@1")]),
+        )
+    ]
+)
+"""One submission, again and again."""
 
 
 class Target:
@@ -136,24 +147,41 @@ async def unread_submissions(target: Target, told: Counter[str], begun: asyncio.
     """Streams of submissions, always the same one, whose answers nobody reads."""
     async with channel(target.address, target.pem) as opened:
         stub: Any = run_service_pb2_grpc.RunServiceStub(opened)
-        batch = run_service_pb2.SubmitRunsRequest()
-        for _ in range(256):
-            submission = batch.submissions.add(request_id="the same")
-            submission.inline.name = "x"
-            submission.inline.tasks.add(id="t", capability="work.nobody@1")
 
         async def one() -> str:
             call = stub.SubmitRuns()
             try:
                 async with asyncio.timeout(5):
                     while True:
-                        await call.write(batch)
+                        await call.write(SAME)
             except TimeoutError:
                 return "not read any further"
             except grpc.aio.AioRpcError as error:
                 return reason_of(error)
             finally:
                 call.cancel()
+
+        await again_and_again(told, 2, one, begun)
+
+
+async def many_submissions(target: Target, told: Counter[str], begun: asyncio.Event) -> None:
+    """Streams of submissions, always the same one, as quick as they are answered."""
+    async with channel(target.address, target.pem) as opened:
+        stub: Any = run_service_pb2_grpc.RunServiceStub(opened)
+
+        async def one() -> str:
+            call = stub.SubmitRuns()
+
+            async def write() -> None:
+                while True:
+                    await call.write(SAME)
+
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(write())
+                while (answer := await call.read()) is not grpc.aio.EOF:
+                    told[answer.results[0].WhichOneof("result")] += 1
+                writer.cancel()
+            return "ended"
 
         await again_and_again(told, 2, one, begun)
 
@@ -193,6 +221,7 @@ ATTACKS: dict[str, Attack] = {
         large_metadata,
         unread_watches,
         unread_submissions,
+        many_submissions,
         attaches_of_strangers,
     )
 }

@@ -30,11 +30,13 @@ from .checks import Call, Checks
 from .errors import ApiError, refusal
 from .gate import Gate, Place, Streams
 from .image import Image, Method
+from .pace import Pace
 
 RECHECK = timedelta(seconds=3)
 """How long a stream may go on after its certificate has expired or is known to be revoked, or policy denies it."""
 
 _ALWAYS = frozenset({Kind.OPERATOR, Kind.ORCHESTRATOR})
+_PACED = frozenset({Kind.CLIENT, Kind.OPERATOR})
 _DETAILS = "grpc-status-details-bin"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Which of its four behaviours a handler has depends on the method; no static type says so.
@@ -90,6 +92,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         router: Router | None,
         gate: Gate,
         streams: Streams,
+        pace: Pace,
     ) -> None:
         self._image = image
         self._router = router
@@ -101,6 +104,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._handlers: dict[str, Handler] = {}
         self._streams: set[_OpenStream] = set()
         self._of_callers = streams
+        self._pace = pace
         self._log = telemetry.logger("api")
 
     async def run(self) -> None:
@@ -322,10 +326,17 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
     ) -> AsyncIterator[Any]:
         """The client's messages. One that does not read, so that its stream cannot end, is not listened to either."""
         parse = inner.request_deserializer
+        paced = call.peer is not None and call.peer.identity.kind in _PACED
         async for request in requests:
             if call.ended is not None:
                 raise call.ended
-            yield self._checks.stream_message(method, parse, request)
+            if not paced:
+                yield self._checks.stream_message(method, parse, request)
+                continue
+            await self._pace.begin()
+            with self._pace.work():
+                message = self._checks.stream_message(method, parse, request)
+            yield message
 
     def _admit(self, call: Call) -> Caller | None:
         self._checks.run(call)

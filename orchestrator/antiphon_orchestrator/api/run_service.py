@@ -30,6 +30,7 @@ from ..shards.host import Host
 from ..shards.inputs import RequestIdReused
 from .call import FORWARDED, caller, now_waiting
 from .errors import ApiError
+from .pace import Pace
 from .paging import decode_token, encode_token
 from .submit_stream import SubmitStream
 
@@ -61,6 +62,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         peers: Peers,
         gathering: Gathering,
         blobs: Blobs,
+        pace: Pace,
     ) -> None:
         self._host = host
         self._submissions = submissions
@@ -71,6 +73,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self._peers = peers
         self._gathering = gathering
         self._blobs = blobs
+        self._pace = pace
 
     async def SubmitRun(self, request: api.SubmitRunRequest, context: Context) -> api.SubmitRunResponse:
         who = caller()
@@ -108,7 +111,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     async def SubmitRuns(
         self, request_iterator: AsyncIterator[api.SubmitRunsRequest], context: Context
     ) -> AsyncIterator[api.SubmitRunsResponse]:
-        stream = SubmitStream(self._host, self._submissions, self._routing, self._peers, caller())
+        stream = SubmitStream(self._host, self._submissions, self._routing, self._peers, self._pace, caller())
         reader = asyncio.create_task(stream.run(request_iterator))
         reader.add_done_callback(lambda _: stream.wake.set())
         try:

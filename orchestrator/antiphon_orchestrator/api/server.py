@@ -30,6 +30,7 @@ from .checks import Call, Checks, policy_request
 from .gate import Gate, Streams
 from .image import Image
 from .interceptor import Interceptor, Router
+from .pace import Pace
 from .rate import TokenBuckets
 
 HEALTH = "grpc.health.v1.Health"
@@ -109,6 +110,8 @@ class Parts:
     """Raises `ApiError` for a caller whose certificate is revoked."""
     development: bool = False
     clock: Clock = field(default_factory=SystemClock)
+    pace: Pace = field(default_factory=Pace)
+    """What streams of callers take of the loop."""
     outer: tuple[grpc.aio.ServerInterceptor[Any, Any], ...] = ()
     """Interceptors around ours, for tracing."""
     router: Router | None = None
@@ -155,6 +158,7 @@ class Listener:
             parts.router,
             self.gate,
             Streams(options.caller_streams),
+            parts.pace,
         )
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None

@@ -28,9 +28,14 @@ from ..shards.host import Host
 from ..shards.payloads import request_key
 from .call import Caller
 from .errors import ApiError
+from .pace import Pace
 
 OUTSTANDING = 20_000
 """Submissions of one stream whose answers are not out yet; the stream is not read further above it."""
+
+UNREAD = 1024
+"""Answers of one stream that are there and not taken; the stream is not read further above it, so that who reads none
+costs little."""
 
 BATCH = 256
 BATCH_BYTES = 1 << 20
@@ -51,11 +56,14 @@ class _Waiting:
 class SubmitStream:
     """`run` reads until the client is done; `answers` are (request id, message, run id or refusal), `wake` tells."""
 
-    def __init__(self, host: Host, submissions: Submissions, routing: Routing, peers: Peers, who: Caller) -> None:
+    def __init__(
+        self, host: Host, submissions: Submissions, routing: Routing, peers: Peers, pace: Pace, who: Caller
+    ) -> None:
         self._host = host
         self._submissions = submissions
         self._routing = routing
         self._peers = peers
+        self._pace = pace
         self._who = who
         self._lines: dict[str, _Line] = {}
         self._again: set[asyncio.Task[None]] = set()
@@ -79,9 +87,10 @@ class SubmitStream:
     async def _read(self, requests: AsyncIterator[api.SubmitRunsRequest]) -> None:
         async for batch in requests:
             for submission in batch.submissions:
-                while self.outstanding >= OUTSTANDING:
+                while self.outstanding >= OUTSTANDING or len(self.answers) >= UNREAD:
                     self._room.clear()
                     await self._room.wait()
+                await self._pace.begin()
                 self.outstanding += 1
                 shard = 0 if self._host.complete else self._shard(submission)
                 if self._host.complete or self._host.holds(shard):
@@ -102,16 +111,18 @@ class SubmitStream:
             if self.closed:
                 return  # a run that somebody waited for goes on; its answer is not kept for nobody
             if not isinstance(value, i.Moved):
-                self.answer(submission.request_id, views.run_message(value) if isinstance(value, Run) else value)
+                with self._pace.work():
+                    self.answer(submission.request_id, views.run_message(value) if isinstance(value, Run) else value)
             elif as_it_came:
                 self.again(_Waiting(api.SubmitRunRequest.FromString(as_it_came), value.shard))
             else:
                 self.answer(submission.request_id, moved(value.shard))
 
         try:
-            shard, item = await self._submissions.prepare(
-                submission, who.principal, who.namespace, who.traceparent, sink
-            )
+            with self._pace.work():
+                shard, item = await self._submissions.prepare(
+                    submission, who.principal, who.namespace, who.traceparent, sink
+                )
         except ApiError as error:
             sink(error)
             return

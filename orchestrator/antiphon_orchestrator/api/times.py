@@ -19,13 +19,15 @@ class Times:
     """Finds durations and timestamps that are none."""
 
     def __init__(self) -> None:
-        self._known: dict[str, list[FieldDescriptor]] = {}
+        self._known: dict[str, frozenset[int]] = {}
 
     def wrong(self, message: Any) -> Iterator[tuple[str, str]]:
         """The path of each, and what is wrong with it."""
-        for field in self._leading(message.DESCRIPTOR):
-            value = getattr(message, field.name)
-            if not field.is_repeated and not message.HasField(field.name):
+        leading = self._leading(message.DESCRIPTOR)
+        if not leading:
+            return
+        for field, value in message.ListFields():
+            if field.number not in leading:
                 continue
             for index, inner in enumerate(value if field.is_repeated else (value,)):
                 path = f"{field.name}[{index}]" if field.is_repeated else field.name
@@ -36,11 +38,13 @@ class Times:
                 elif inner.DESCRIPTOR.name == "Timestamp" and not _is_timestamp(inner.seconds, inner.nanos):
                     yield path, "must be a time in the years 1 to 9999"
 
-    def _leading(self, descriptor: Descriptor) -> list[FieldDescriptor]:
-        """The fields that are times, or in which there may be some."""
+    def _leading(self, descriptor: Descriptor) -> frozenset[int]:
+        """The numbers of the fields that are times, or in which there may be some."""
         name = descriptor.full_name
         if name not in self._known:
-            self._known[name] = [field for field in descriptor.fields if is_time(field) or _leads(field, set())]
+            self._known[name] = frozenset(
+                field.number for field in descriptor.fields if is_time(field) or _leads(field, set())
+            )
         return self._known[name]
 
 

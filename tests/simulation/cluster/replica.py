@@ -23,6 +23,7 @@ from antiphon_orchestrator.api.call import FORWARDED, Caller, set_caller
 from antiphon_orchestrator.api.errors import refusal
 from antiphon_orchestrator.api.interceptor import Refusal
 from antiphon_orchestrator.api.mesh_service import MeshService
+from antiphon_orchestrator.api.pace import Pace
 from antiphon_orchestrator.api.run_service import RunService
 from antiphon_orchestrator.archive import Archive
 from antiphon_orchestrator.audit import AuditLog
@@ -209,7 +210,7 @@ class Replica:
         steward = Steward(host, membership, cluster_changed)
         gathering = Gathering(host, membership, peers, routing)
         listing = RunListing(host, archive)
-        runs = RunService(host, submissions, archived, listing, fleet, routing, peers, gathering, blobs)
+        runs = RunService(host, submissions, archived, listing, fleet, routing, peers, gathering, blobs, Pace())
         run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, cast(Any, self._handlers))
         mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), cast(Any, self._handlers))
         await registry.load()

@@ -18,6 +18,7 @@ from antiphon_orchestrator.api.errors import ApiError
 from antiphon_orchestrator.api.gate import Gate, Streams
 from antiphon_orchestrator.api.image import Image
 from antiphon_orchestrator.api.interceptor import Interceptor
+from antiphon_orchestrator.api.pace import Pace
 from antiphon_orchestrator.api.rate import TokenBuckets
 from antiphon_orchestrator.policy import (
     Action,
@@ -260,7 +261,7 @@ async def test_a_stream_that_is_to_end_is_not_listened_to_any_more(certify: Cert
     """While a message to somebody who does not read is under way, its stream cannot end, and others would still do."""
     one = call("/antiphon.mesh.v1.MeshService/Attach", None, certify(Kind.SIDECAR), deadline=None)
     gate = Gate(1, 1.0, lambda: 0.0)
-    interceptor = Interceptor(IMAGE, checks(), SystemClock(), Metrics(), frozenset(), None, gate, Streams(1))
+    interceptor = Interceptor(IMAGE, checks(), SystemClock(), Metrics(), frozenset(), None, gate, Streams(1), Pace())
     seen: list[bytes] = []
 
     async def requests() -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@ from antiphon.v1 import run_service_pb2 as api
 from antiphon_certs import Grants, Identity, Kind
 from antiphon_orchestrator.api import run_service
 from antiphon_orchestrator.api.call import Caller
+from antiphon_orchestrator.api.pace import Pace
 from antiphon_orchestrator.api.submit_stream import SubmitStream
 from antiphon_orchestrator.archive import Archive
 from antiphon_orchestrator.engine import events as e
@@ -77,7 +78,7 @@ async def test_what_cannot_be_shown_is_the_callers_trouble() -> None:
 
 def a_stream() -> SubmitStream:
     who = Caller(Identity("mesh.test", "demo", Kind.CLIENT, "p"), Grants(), "", "p")
-    return SubmitStream(cast(Host, Desk(1)), cast(Any, Immediate()), cast(Any, None), cast(Any, None), who)
+    return SubmitStream(cast(Host, Desk(1)), cast(Any, Immediate()), cast(Any, None), cast(Any, None), Pace(), who)
 
 
 async def test_a_stream_that_is_over_keeps_no_answers() -> None:
@@ -89,7 +90,7 @@ async def test_a_stream_that_is_over_keeps_no_answers() -> None:
 
 
 async def test_large_answers_come_in_messages_that_clients_accept() -> None:
-    service = run_service.RunService(*[cast(Any, None)] * 9)
+    service = run_service.RunService(*[cast(Any, None)] * 10)
     stream = a_stream()
     for number in range(200):
         stream.outstanding += 1
@@ -119,7 +120,7 @@ class Immediate:
 
 async def test_a_caller_who_leaves_before_the_end_of_a_run_tells_the_shard() -> None:
     desk = Desk(1)
-    service = run_service.RunService(cast(Host, desk), *[cast(Any, None)] * 8)
+    service = run_service.RunService(cast(Host, desk), *[cast(Any, None)] * 9)
     leave = i.Leave("r0000", b"", lambda answer: None)
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     call = asyncio.create_task(service._answered(future, 0, leave))

@@ -1,0 +1,82 @@
+"""What streams take of the loop, and what they leave to others."""
+
+from __future__ import annotations
+
+import asyncio
+
+from antiphon_orchestrator.api.pace import ROUNDS, SLICE, Pace
+
+
+class Clock:
+    """Seconds that pass when somebody says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def turns_of_others(until: asyncio.Event) -> int:
+    """How often somebody else had a turn of the loop before that."""
+    count = 0
+    while not until.is_set():
+        await asyncio.sleep(0)
+        count += 1
+    return count
+
+
+async def turns_after(pace: Pace) -> int:
+    """Turns that others have before a stream goes on."""
+    over = asyncio.Event()
+    others = asyncio.create_task(turns_of_others(over))
+    await pace.begin()
+    over.set()
+    return await others
+
+
+async def test_what_has_used_little_goes_on_at_once_and_others_have_their_turns_after_much() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    with pace.work():
+        clock.now += SLICE * 0.6
+    assert await turns_after(pace) == 0
+    with pace.work():
+        clock.now += SLICE * 0.6
+    assert ROUNDS <= await turns_after(pace) <= ROUNDS + 1
+    assert await turns_after(pace) == 0
+    with pace.work():
+        clock.now += SLICE * 10
+    assert 10 * ROUNDS <= await turns_after(pace) <= 10 * ROUNDS + 1, "and in proportion after very much"
+
+
+async def test_however_many_streams_there_are_they_share_the_slices_one_after_the_other() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    order: list[int] = []
+
+    async def stream(number: int) -> None:
+        for _ in range(3):
+            await pace.begin()
+            with pace.work():
+                clock.now += SLICE
+            order.append(number)
+
+    over = asyncio.Event()
+    others = asyncio.create_task(turns_of_others(over))
+    await asyncio.gather(*(stream(number) for number in range(5)))
+    over.set()
+    assert order == [0, *range(5), *range(5), *range(1, 5)]
+    assert await others >= 14 * ROUNDS, "no two slices without the turns between"
+
+
+async def test_who_leaves_while_waiting_does_not_hold_up_the_others() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    with pace.work():
+        clock.now += SLICE
+    first, second = asyncio.create_task(pace.begin()), asyncio.create_task(pace.begin())
+    await asyncio.sleep(0)
+    first.cancel()
+    async with asyncio.timeout(10):
+        await second
