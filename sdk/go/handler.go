@@ -88,7 +88,11 @@ type handler struct {
 func Handle[In, Out any](
 	agent *Agent, capability string, function func(*Task, In) (Out, error), options ...CapabilityOption,
 ) {
-	made, err := handlerOf(capability, reflect.TypeFor[In](), valueTypeOf(reflect.TypeFor[Out]()), options)
+	values, err := valueTypeOf(reflect.TypeFor[Out]())
+	var made *handler
+	if err == nil {
+		made, err = handlerOf(capability, reflect.TypeFor[In](), values, options)
+	}
 	if err != nil {
 		agent.mistakes = append(agent.mistakes, fmt.Errorf("%s: %w", capability, err))
 		return
@@ -98,7 +102,7 @@ func Handle[In, Out any](
 		agent.mistakes = append(agent.mistakes, fmt.Errorf("%s is offered twice", capability))
 		return
 	}
-	takes, values := reflect.TypeFor[In]() != nothingType, valueTypeOf(reflect.TypeFor[Out]())
+	takes := reflect.TypeFor[In]() != nothingType
 	made.run = func(task *Task, limit int) (outcome, error) {
 		var input In
 		if takes {

@@ -46,11 +46,19 @@ func (Answer[Out]) valueType() reflect.Type { return reflect.TypeFor[Out]() }
 func (a Answer[Out]) parts() (any, *Subgraph) { return a.Value, a.Subgraph }
 
 // valueTypeOf is the type of the values that a handler answers with.
-func valueTypeOf(given reflect.Type) reflect.Type {
-	if answer, ok := reflect.Zero(given).Interface().(answering); ok {
-		return answer.valueType()
+func valueTypeOf(given reflect.Type) (reflect.Type, error) {
+	pointed := given
+	if given.Kind() == reflect.Pointer {
+		pointed = given.Elem()
 	}
-	return given
+	answer, ok := reflect.Zero(pointed).Interface().(answering)
+	if ok && pointed != given {
+		return nil, errors.New("its output: answer with an Answer, not with a pointer to one")
+	}
+	if ok {
+		return answer.valueType(), nil
+	}
+	return given, nil
 }
 
 // outcome is a result without its attempt: the output that a handler answers, or a graph in its place.
@@ -88,7 +96,8 @@ func (s *Subgraph) message(limit int) (*antiphonv1.Subgraph, error) {
 	if s.Graph == nil {
 		return nil, InvalidOutput("a Subgraph needs a Graph")
 	}
-	message := &antiphonv1.Subgraph{Graph: s.Graph}
+	// Copies, because the agent may change what it answered while that waits to be sent.
+	message := &antiphonv1.Subgraph{Graph: proto.Clone(s.Graph).(*antiphonv1.Graph)}
 	if s.Input != nil {
 		input, err := encode(s.Input, limit)
 		var wrong *Failure
@@ -97,10 +106,10 @@ func (s *Subgraph) message(limit int) (*antiphonv1.Subgraph, error) {
 		} else if err != nil {
 			return nil, InvalidOutput("the input of the graph: %w", err)
 		}
-		message.Input = input
+		message.Input = proto.Clone(input).(*Payload)
 	}
 	// Here, and not in the stream of all attempts, which what cannot be sent would break.
-	data, err := proto.Marshal(s.Graph)
+	data, err := proto.Marshal(message.GetGraph())
 	if err != nil {
 		return nil, InvalidOutput("the graph cannot travel: %w", err)
 	}

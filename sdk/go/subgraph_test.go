@@ -96,6 +96,26 @@ func TestAGraphThatCannotBeAnsweredFailsItsAttemptAlone(t *testing.T) {
 	}
 }
 
+func TestAGraphIsSentAsItWasAnswered(t *testing.T) {
+	graph, input := graphOf("text.sum@1"), &Payload{Content: &antiphonv1.Payload_Inline{Inline: []byte("1")}}
+	message, err := (&Subgraph{graph, input}).message(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	graph.Name, input.MediaType = "changed", "text/plain"
+	if message.GetGraph().GetName() != "apart" || message.GetInput().GetMediaType() != "" {
+		t.Error(message)
+	}
+}
+
+func TestAPointerToAnAnswerIsAMistakeOfTheAgent(t *testing.T) {
+	agent := NewAgent("planner")
+	Handle(agent, "plan.text@1", func(*Task, string) (*Answer[string], error) { return nil, nil })
+	if err := agent.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "not with a pointer") {
+		t.Error(err)
+	}
+}
+
 func TestABatchMayAnswerGraphsToo(t *testing.T) {
 	agent := NewAgent("planner", WithConcurrency(4))
 	HandleBatch(agent, "plan.text@1", Batch{Size: 2, Wait: time.Minute},

@@ -90,8 +90,8 @@ def _mistakes_in_capability(capability: capability_pb2.Capability) -> Iterator[t
     if not 0 <= capability.cost <= 1e9:
         yield "cost", "use 0 to 1000000000"
     latency = capability.expected_latency
-    if not (is_duration(latency) and 0 <= latency.seconds < _DAY and latency.nanos >= 0):
-        yield "expected_latency", "use 0 to less than a day"
+    if not (is_duration(latency) and 0 <= latency.seconds * 1_000_000_000 + latency.nanos <= _DAY * 1_000_000_000):
+        yield "expected_latency", "use 0 to a day"
 
 
 def is_duration(duration: Duration) -> bool:

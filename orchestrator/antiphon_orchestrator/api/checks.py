@@ -154,6 +154,7 @@ class Checks:
     def certificate_valid(self, call: Call) -> None:
         """TLS looked at the certificate when the connection was made, which may be long ago."""
         if self._listener == options_pb2.LISTENER_JOIN and call.known.listener == options_pb2.LISTENER_JOIN:
+            call.forwarded = None  # here is no certificate of a replica that could say so
             return
         call.peer = self.verified(call.certificate)
         if call.forwarded is not None:

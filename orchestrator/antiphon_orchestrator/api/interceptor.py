@@ -36,7 +36,7 @@ RECHECK = timedelta(seconds=3)
 """How long a stream may go on after its certificate has expired or is known to be revoked, or policy denies it."""
 
 _ALWAYS = frozenset({Kind.OPERATOR, Kind.ORCHESTRATOR})
-_PACED = frozenset({Kind.CLIENT, Kind.OPERATOR})
+_PACED = "/antiphon.v1.RunService/SubmitRuns"
 _DETAILS = "grpc-status-details-bin"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Which of its four behaviours a handler has depends on the method; no static type says so.
@@ -136,14 +136,12 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         guarded = self._handlers.get(path)
         if guarded is not None:
             return guarded
-        if path[1:].rpartition("/")[0] in self._open_services:
-            self._handlers[path] = self._counted(path, await continuation(handler_call_details))
-            return self._handlers[path]
         method = self._image.methods.get(path)
-        inner = await continuation(handler_call_details) if method is not None else None
-        if method is None or inner is None:
+        is_open = path[1:].rpartition("/")[0] in self._open_services
+        inner = await continuation(handler_call_details) if is_open or method is not None else None
+        if inner is None:  # not kept: anybody may make up names
             return grpc.stream_stream_rpc_method_handler(self._unknown(path))
-        self._handlers[path] = self._guard(method, inner)
+        self._handlers[path] = self._counted(path, inner) if method is None else self._guard(method, inner)
         return self._handlers[path]
 
     def _unknown(self, path: str) -> Callable[[Any, Context], Awaitable[None]]:
@@ -159,14 +157,13 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
 
     def _counted(self, path: str, inner: Handler) -> Handler:
         """The same handler of an open service, for callers within their rate and their number of streams."""
-        if inner is None:
-            return grpc.stream_stream_rpc_method_handler(self._unknown(path))
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
         kind = next(name for name in kinds if getattr(inner, name) is not None)
         behaviour = getattr(inner, kind)
 
         async def counted(request: Any, context: Context) -> Any:
             call = _call(path, None, context, None)
+            call.forwarded = None  # nobody has looked at who says so
             try:
                 self._checks.size_and_rate(call)
                 if kind == "unary_unary":
@@ -326,11 +323,10 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
     ) -> AsyncIterator[Any]:
         """The client's messages. One that does not read, so that its stream cannot end, is not listened to either."""
         parse = inner.request_deserializer
-        paced = call.peer is not None and call.peer.identity.kind in _PACED
         async for request in requests:
             if call.ended is not None:
                 raise call.ended
-            if not paced:
+            if method.path != _PACED:
                 yield self._checks.stream_message(method, parse, request)
                 continue
             await self._pace.begin()

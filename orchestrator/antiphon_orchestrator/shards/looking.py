@@ -8,6 +8,7 @@ not reached yet begins nothing it may not; one that is held by then, or has begu
 
 from __future__ import annotations
 
+import sys
 from itertools import islice
 
 from ..engine.run import Run, Task
@@ -26,9 +27,10 @@ class Looking:
     def __bool__(self) -> bool:
         return bool(self._behind)
 
-    def begin(self, run: Run) -> list[Task]:
-        """The first tasks of a run, whatever was looked at of it before."""
-        self._behind[run.run_id] = (-1, 0)
+    def begin(self, run: Run, index: int = 0) -> list[Task]:
+        """The first tasks of a run from this one on; one that is looked through goes on, if it has not come so far."""
+        start = (index - 1, sys.maxsize)
+        self._behind[run.run_id] = min(start, self._behind.get(run.run_id, start))
         return self._some(run)
 
     def go_on(self, runs: dict[str, Entry]) -> tuple[Entry, list[Task]] | None:

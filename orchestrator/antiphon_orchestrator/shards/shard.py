@@ -230,9 +230,12 @@ class Shard:
             self._fleet.leave(run.run_id, event.task, number)  # type: ignore[union-attr]
             if self._children:
                 self.inbox.extend(self._children.ended(run, run.task(event.task, number)))  # type: ignore[union-attr]
-        elif kind is e.TaskReopened or kind is e.RunPaused or kind is e.RunResumed:
+        elif kind is e.TaskReopened:
+            task = run.task(event.task, event.member)  # type: ignore[union-attr]
+            self._look_at(entry, self._looking.begin(run, task.plan.index) if task.members else (task,))
+        elif kind is e.RunPaused or kind is e.RunResumed:
             self._look_at(entry, self._looking.begin(run))
-            if self._children and kind is not e.TaskReopened:
+            if self._children:
                 self.inbox.extend(self._children.held(run))
         elif kind is e.RunEnded:
             self.timers.clear((run.run_id, -1, 0))

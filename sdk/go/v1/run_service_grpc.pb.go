@@ -49,8 +49,8 @@ type RunServiceClient interface {
 	// answers the same run; with other content REQUEST_ID_REUSED.
 	SubmitRun(ctx context.Context, in *SubmitRunRequest, opts ...grpc.CallOption) (*SubmitRunResponse, error)
 	// SubmitRuns takes batches of submissions and answers each by its request_id, in no order. The server reads no further
-	// while its queues are full, which slows the submitter without an error. After a broken stream send again what was not
-	// answered, with the same request ids.
+	// while its queues are full, or while many of its answers are not read, which slows the submitter without an error: read
+	// while you send. After a broken stream send again what was not answered, with the same request ids.
 	SubmitRuns(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubmitRunsRequest, SubmitRunsResponse], error)
 	// GetRun reads a run with its totals.
 	GetRun(ctx context.Context, in *GetRunRequest, opts ...grpc.CallOption) (*GetRunResponse, error)
@@ -281,8 +281,8 @@ type RunServiceServer interface {
 	// answers the same run; with other content REQUEST_ID_REUSED.
 	SubmitRun(context.Context, *SubmitRunRequest) (*SubmitRunResponse, error)
 	// SubmitRuns takes batches of submissions and answers each by its request_id, in no order. The server reads no further
-	// while its queues are full, which slows the submitter without an error. After a broken stream send again what was not
-	// answered, with the same request ids.
+	// while its queues are full, or while many of its answers are not read, which slows the submitter without an error: read
+	// while you send. After a broken stream send again what was not answered, with the same request ids.
 	SubmitRuns(grpc.BidiStreamingServer[SubmitRunsRequest, SubmitRunsResponse]) error
 	// GetRun reads a run with its totals.
 	GetRun(context.Context, *GetRunRequest) (*GetRunResponse, error)

@@ -265,16 +265,19 @@ def _without_graphs(annotation: Any) -> Any:
 
 def _subgraph(given: Subgraph, limit: int) -> agent_service_pb2.Subgraph:
     """The graph as a message. Raises `InvalidOutput` for an input that is not JSON, and for what is too large."""
-    data = None
-    if given.input is not None:
+    data: bytes | Payload | None = None
+    if isinstance(given.input, Payload):
+        data, size = given.input, len(given.input.inline)
+    elif given.input is not None:
         try:
             data = _json.dumps(_ANYTHING.encode(given.input))
         except Mismatch as error:
             raise InvalidOutput(f"the input of the graph: {error}", field=error.pointer) from None
         except (ValueError, TypeError, RecursionError) as error:
             raise InvalidOutput(f"the input of the graph is not JSON: {error}") from None
-        if len(data) > limit:
-            raise InvalidOutput(f"the input of the graph has {len(data)} bytes, larger than {limit} bytes")
+        size = len(data)
+    if data is not None and size > limit:
+        raise InvalidOutput(f"the input of the graph has {size} bytes, larger than {limit} bytes")
     message = given.to_proto(data)
     # Here, because a message that is far too large would break the stream of all attempts.
     if (size := message.graph.ByteSize()) > _GRAPH:

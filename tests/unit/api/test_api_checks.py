@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from antiphon.mesh.v1 import mesh_service_pb2
 from antiphon.options.v1 import options_pb2
-from antiphon.v1 import graph_service_pb2, run_service_pb2
+from antiphon.v1 import graph_service_pb2, identity_service_pb2, run_service_pb2
 from antiphon.v1.error_pb2 import ErrorReason
 from antiphon_certs import Authority, Identity, Kind, Peer, PeerVerifier, SystemClock, new_key_and_csr
 from antiphon_orchestrator.api.call import Caller, caller, set_caller, trace_id, traceparent
@@ -121,6 +123,34 @@ def test_rate_is_limited_after_the_caller_is_known(certify: Certify) -> None:
         gate.run(call(GET_RUN, good, certify(Kind.CLIENT)))
     assert refused(gate, call(GET_RUN, good, certify(Kind.CLIENT))) == "RATE_LIMITED"
     gate.run(call(GET_RUN, good, certify(Kind.OPERATOR)))  # another identity
+
+
+def test_nobody_is_believed_to_pass_a_call_on_where_there_are_no_certificates() -> None:
+    """What replicas pass on was counted where it came in; a stranger who says so is counted here."""
+    gate = checks(listener=options_pb2.LISTENER_JOIN)
+    request = identity_service_pb2.JoinRequest()
+    refusals = []
+    for _ in range(101):
+        one = call("/antiphon.v1.IdentityService/Join", request, None)
+        one.forwarded = b"anything"
+        try:
+            gate.run(one)
+        except ApiError as error:
+            refusals.append(error.spec.name)
+    assert refusals[-1] == "RATE_LIMITED" and len(set(refusals[:-1])) <= 1
+
+
+async def test_names_that_somebody_makes_up_are_not_kept() -> None:
+    gate = Gate(1, 1.0, lambda: 0.0)
+    open_services = frozenset({"grpc.health.v1.Health"})
+    interceptor = Interceptor(IMAGE, checks(), SystemClock(), Metrics(), open_services, None, gate, Streams(1), Pace())
+
+    async def nothing(details: Any) -> None:
+        return None
+
+    for path in ("/grpc.health.v1.Health/x", "/x/y", "/antiphon.v1.RunService/x"):
+        await interceptor.intercept_service(nothing, SimpleNamespace(method=path))  # type: ignore[arg-type]
+    assert not interceptor._handlers
 
 
 def test_streams_need_no_deadline(certify: Certify) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from antiphon import Agent, Graph, InvalidOutput, Payload, SetupError, Subgraph, TaskContext
 from antiphon.v1 import agent_service_pb2
+from antiphon.v1.payload_pb2 import Label
 
 
 @dataclass
@@ -172,8 +173,11 @@ def test_a_graph_becomes_a_message_with_its_input_or_says_what_is_wrong_with_tha
     assert answer.graph == graph.to_proto() and answer.input.inline == b'{"text":"x"}'
     plain = handler.output(Subgraph(graph.to_proto()), 100)
     assert isinstance(plain, agent_service_pb2.Subgraph) and not plain.HasField("input")
-    with pytest.raises(InvalidOutput, match="larger than 100 bytes"):
-        handler.output(Subgraph(graph, "x" * 200), 100)
+    labelled = handler.output(Subgraph(graph, Payload(inline=b"{}", labels=[Label(key="pii")])), 100)
+    assert isinstance(labelled, agent_service_pb2.Subgraph) and labelled.input.labels[0].key == "pii"
+    for large in ("x" * 200, Payload(inline=b"x" * 200)):
+        with pytest.raises(InvalidOutput, match="larger than 100 bytes"):
+            handler.output(Subgraph(graph, large), 100)
     with pytest.raises(InvalidOutput, match="the input of the graph"):
         handler.output(Subgraph(graph, object()), 100)
     handler.output(Subgraph(Graph("steps", description="x" * 262_100)), 100)

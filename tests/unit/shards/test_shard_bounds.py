@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 from antiphon.v1 import run_pb2
 from antiphon_orchestrator.engine import steer
 from antiphon_orchestrator.engine.events import Event
+from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure
-from antiphon_orchestrator.engine.run import Run
-from antiphon_orchestrator.engine.states import RunState
+from antiphon_orchestrator.engine.run import Run, Task
+from antiphon_orchestrator.engine.states import RunState, TaskState
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.inputs import RequestIdReused
 from antiphon_orchestrator.shards.shard import MAX_INPUTS, MAX_WAITS
 from antiphon_orchestrator.store.port import MAX_TXN_BYTES
-from shard_rig import Rig, instance, returned
+from shard_rig import Rig, failed, instance, returned
 
 from tests.fakes.plans import CLIENT, SECOND, Node, payload, plan, retry
 
@@ -251,6 +253,32 @@ def test_what_is_held_while_it_is_still_let_go_on_begins_nothing() -> None:
     assert len(rig.offers) == begun
     rig.tell(wish("r1", "resume", steer.resume))
     assert len(set(rig.offers)) == 5000
+
+
+def test_what_is_retried_of_a_large_run_does_not_have_all_of_it_looked_at_again() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance(slots=200))
+    rig.tell(rig.submit("r1", plan(Node(members=3000, on_failure=OnFailure.ESCALATE))))
+    rig.tell(*[rig.report(offer, failed(FailureKind.PERMANENT)) for offer in rig.offers[:100]])
+    escalated = [task for task in rig.run("r1").all_tasks() if task.state is TaskState.ESCALATED]
+    assert len(escalated) == 100
+    rig.turns.clear()
+    for task in escalated:
+        rig.shard.inbox.append(wish("r1", "retry", partial(retried, task)))
+        rig.turn(ticking())
+    rig.tell()
+    assert sum(turn.waits for turn in rig.turns) < 2 * len(escalated)
+    answered = 100
+    while (run := rig.run("r1")).state is RunState.RUNNING:
+        fresh, answered = rig.offers[answered:], len(rig.offers)
+        assert fresh, "what was retried never had its turn"
+        rig.tell(*[rig.report(offer) for offer in fresh])
+    assert run.state is RunState.SUCCEEDED
+
+
+def retried(task: Task, run: Run, principal: str, reason: str) -> list[Event]:
+    """What it takes to have this task taken up again."""
+    return steer.retry_task(run, task, None, principal, reason)
 
 
 def ticking() -> Callable[[], float]:

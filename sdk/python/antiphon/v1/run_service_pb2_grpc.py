@@ -131,8 +131,8 @@ class RunServiceServicer(object):
 
     def SubmitRuns(self, request_iterator, context):
         """SubmitRuns takes batches of submissions and answers each by its request_id, in no order. The server reads no further
-        while its queues are full, which slows the submitter without an error. After a broken stream send again what was not
-        answered, with the same request ids.
+        while its queues are full, or while many of its answers are not read, which slows the submitter without an error: read
+        while you send. After a broken stream send again what was not answered, with the same request ids.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

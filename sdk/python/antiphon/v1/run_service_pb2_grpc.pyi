@@ -39,8 +39,8 @@ class RunServiceStub:
     """
     SubmitRuns: _grpc.StreamStreamMultiCallable[_run_service_pb2.SubmitRunsRequest, _run_service_pb2.SubmitRunsResponse]
     """SubmitRuns takes batches of submissions and answers each by its request_id, in no order. The server reads no further
-    while its queues are full, which slows the submitter without an error. After a broken stream send again what was not
-    answered, with the same request ids.
+    while its queues are full, or while many of its answers are not read, which slows the submitter without an error: read
+    while you send. After a broken stream send again what was not answered, with the same request ids.
     """
     GetRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]
     """GetRun reads a run with its totals."""
@@ -97,8 +97,8 @@ class RunServiceAsyncStub(RunServiceStub):
     """
     SubmitRuns: _aio.StreamStreamMultiCallable[_run_service_pb2.SubmitRunsRequest, _run_service_pb2.SubmitRunsResponse]  # type: ignore[assignment]
     """SubmitRuns takes batches of submissions and answers each by its request_id, in no order. The server reads no further
-    while its queues are full, which slows the submitter without an error. After a broken stream send again what was not
-    answered, with the same request ids.
+    while its queues are full, or while many of its answers are not read, which slows the submitter without an error: read
+    while you send. After a broken stream send again what was not answered, with the same request ids.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]  # type: ignore[assignment]
     """GetRun reads a run with its totals."""
@@ -164,8 +164,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_run_service_pb2.SubmitRunsResponse], _abc.AsyncIterator[_run_service_pb2.SubmitRunsResponse]]:
         """SubmitRuns takes batches of submissions and answers each by its request_id, in no order. The server reads no further
-        while its queues are full, which slows the submitter without an error. After a broken stream send again what was not
-        answered, with the same request ids.
+        while its queues are full, or while many of its answers are not read, which slows the submitter without an error: read
+        while you send. After a broken stream send again what was not answered, with the same request ids.
         """
 
     @_abc_1.abstractmethod

@@ -3889,8 +3889,8 @@ export const RunServiceService = {
   },
   /**
    * SubmitRuns takes batches of submissions and answers each by its request_id, in no order. The server reads no further
-   * while its queues are full, which slows the submitter without an error. After a broken stream send again what was not
-   * answered, with the same request ids.
+   * while its queues are full, or while many of its answers are not read, which slows the submitter without an error: read
+   * while you send. After a broken stream send again what was not answered, with the same request ids.
    */
   submitRuns: {
     path: "/antiphon.v1.RunService/SubmitRuns" as const,
@@ -4073,8 +4073,8 @@ export interface RunServiceServer extends UntypedServiceImplementation {
   submitRun: handleUnaryCall<SubmitRunRequest, SubmitRunResponse>;
   /**
    * SubmitRuns takes batches of submissions and answers each by its request_id, in no order. The server reads no further
-   * while its queues are full, which slows the submitter without an error. After a broken stream send again what was not
-   * answered, with the same request ids.
+   * while its queues are full, or while many of its answers are not read, which slows the submitter without an error: read
+   * while you send. After a broken stream send again what was not answered, with the same request ids.
    */
   submitRuns: handleBidiStreamingCall<SubmitRunsRequest, SubmitRunsResponse>;
   /** GetRun reads a run with its totals. */
