@@ -212,7 +212,9 @@ async def serving(
     # Without a store its queue is never emptied.
     audit = AuditLog(cast(Store, store), "one", lambda: int(clock.now().timestamp() * 1e6))
     revocations = Revocations(cast(Store, store), clock)
-    parts = Parts(IMAGE, certificate, policies, audit, metrics, DOMAIN, revocations.check, development, clock, outer=outer)
+    parts = Parts(
+        IMAGE, certificate, policies, audit, metrics, DOMAIN, revocations.check, development, clock, outer=outer
+    )
     limits = options or ServerOptions(shutdown_grace=timedelta(0))
 
     context = None

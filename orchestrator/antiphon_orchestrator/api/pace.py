@@ -1,8 +1,8 @@
 """What the streams of callers take of the event loop, so that one who sends without end does not keep the others out.
 
 A call is small, and calls are limited by rate. A stream has neither: it is read as quick as it is worked off, 256
-submissions in a message. So what all of them together take beyond a tenth of the time is taken in slices, and between
-two slices everybody else on the loop has some turns. Where nobody wants one, those take microseconds.
+submissions in a message. So what all of them together take beyond three tenths of the time is taken in slices, and
+between two slices everybody else on the loop has some turns. Where nobody wants one, those take microseconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-FREE = 0.1
+FREE = 0.3
 """The part of the time that streams may take without leaving turns to others. Slices would tear apart what comes
 together, and small turns of a shard cost more for each task."""
 
@@ -53,7 +53,7 @@ class Pace:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """A piece of work. Should it wait for anything meanwhile, others wait for a moment, and not for as long as it."""
+        """A piece of work. Should it wait for anything, others wait for a moment, and not for as long as it."""
         begun = self._clock()
         try:
             yield

@@ -192,9 +192,7 @@ class Listener:
     async def set_serving(self, serving: bool) -> None:
         """What health checks answer, for the server as a whole (service "")."""
         statuses = health_pb2.HealthCheckResponse
-        self._told = asyncio.ensure_future(
-            self._health.set("", statuses.SERVING if serving else statuses.NOT_SERVING)
-        )
+        self._told = asyncio.ensure_future(self._health.set("", statuses.SERVING if serving else statuses.NOT_SERVING))
         # Whoever watches health and reads nothing holds it up until the connection ends; everything else goes on.
         await asyncio.wait((self._told,), timeout=self._options.shutdown_grace.total_seconds())
 

@@ -17,7 +17,8 @@ class Subgraph:
     """What a handler returns that takes its task apart: a graph, which runs beneath the task in place of an output.
 
     Its output is the task's, and has to fit what the handler promises to return; its failure is the task's. `input` is
-    the value that its expressions know as `input`, JSON or a `Payload`. A graph with mistakes fails the attempt and names each.
+    the value that its expressions know as `input`, JSON or a `Payload`. A graph with mistakes fails the
+    attempt and names each.
     """
 
     graph: Graph | graph_pb2.Graph

@@ -42,12 +42,12 @@ async def test_what_has_used_little_goes_on_at_once_and_others_have_their_turns_
         clock.now += SLICE * 0.5
     assert await turns_after(pace) == 0
     with pace.work():
-        clock.now += SLICE * 0.7
+        clock.now += SLICE * 1.2
     assert ROUNDS <= await turns_after(pace) <= ROUNDS + 1
     assert await turns_after(pace) == 0
     with pace.work():
-        clock.now += SLICE * 10
-    assert 2 * ROUNDS <= await turns_after(pace) <= 4 * ROUNDS + 1, "in proportion, but for what must have waited"
+        clock.now += SLICE * 4
+    assert 2 * ROUNDS <= await turns_after(pace) <= 4 * ROUNDS + 1, "and in proportion after very much"
 
 
 async def test_what_takes_less_than_its_part_of_the_time_leaves_no_turns() -> None:
@@ -79,7 +79,7 @@ async def test_however_many_streams_there_are_they_share_the_slices_one_after_th
     await asyncio.gather(*(stream(number) for number in range(5)))
     over.set()
     assert all(set(order[at : at + 10]) == set(range(5)) for at in range(6))
-    assert await others >= 13 * ROUNDS, "no two slices without the turns between"
+    assert await others >= 10 * ROUNDS, "no two slices without the turns between"
 
 
 async def test_who_leaves_while_waiting_does_not_hold_up_the_others() -> None:
