@@ -6,6 +6,7 @@ import re
 
 import protovalidate
 import pytest
+from antiphon_orchestrator.api.image import Image
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from tests.contract.contract import Contract
 from tests.contract.values import MARK, UnknownRule, Values, sample
 
 CONTRACT = Contract()
+IMAGE = Image.load()
 CASES = Cases(CONTRACT, {})
 VALIDATOR = protovalidate.Validator()
 METHODS = pytest.mark.parametrize("path", CONTRACT.methods)
@@ -48,6 +50,18 @@ def test_what_is_said_to_be_valid_is(path: str) -> None:
 def test_what_breaks_a_rule_breaks_it_where_it_says_and_nowhere_else(path: str) -> None:
     for case in CASES.of(CONTRACT.methods[path], Kind.RULE):
         assert set(violated(path, case.calls[0].data)) == {plain(case.path)}, case.name
+
+
+@METHODS
+def test_the_servers_quick_look_at_a_message_agrees(path: str) -> None:
+    method = IMAGE.methods[path]
+
+    def keeps(case: Case) -> set[bool]:
+        return {method.shape.keeps(method.request_class.FromString(call.data)) for call in case.calls}
+
+    for kind in (Kind.VALID, Kind.REPEATED, Kind.REUSED, Kind.UNKNOWN):
+        assert [case.name for case in CASES.of(CONTRACT.methods[path], kind) if keeps(case) != {True}] == []
+    assert [case.name for case in CASES.of(CONTRACT.methods[path], Kind.RULE) if keeps(case) != {False}] == []
 
 
 def test_every_rule_that_a_caller_can_break_is_broken() -> None:

@@ -72,6 +72,7 @@ class Call:
     address         peer address without its port: what a nameless caller is limited by
     request         the one request, serialised; None when the client streams
     forwarded       whose call it is, when it comes from another replica: a mesh.v1.ForwardedCall; None otherwise
+    parse           makes the message of a request, of the generated class; None for the image's own
     message         the same as request, parsed and valid
     ended           why a stream is to end that was admitted
     """
@@ -84,6 +85,7 @@ class Call:
     request: bytes | None
     traceparent: str
     forwarded: bytes | None = None
+    parse: Callable[[bytes], Message] | None = None
     peer: Peer | None = None
     message: Any = None
     ended: ApiError | None = None
@@ -206,7 +208,9 @@ class Checks:
     def request_valid(self, call: Call) -> None:
         """Every rule of the contract; for a client's stream each message comes to `stream_message` when it arrives."""
         if call.request is not None:
-            call.message = self._image.check(call.known, call.request)
+            call.message = self._image.parse(
+                call.known, call.parse or call.known.request_class.FromString, call.request
+            )
 
     def stream_message(self, method: Method, generated: Callable[[bytes], Message], request: bytes) -> Message:
         """One message of a client's stream, parsed by the generated class; every rule is kept."""

@@ -1,20 +1,20 @@
 """The contracts as data: what is true of each method, and whether a message keeps its rules.
 
 Read from `contracts.binpb`, a descriptor set that `protos/generate.py` writes; nothing is listed by hand. The image has
-a pool of its own, because the generated classes have their validation rules stripped: a request is parsed a second time
-with the pool's class and checked by the library; the messages of a stream only when a quick look leaves a doubt.
+a pool of its own, because the generated classes have their validation rules stripped: what a quick look leaves in doubt
+is parsed a second time with the pool's class and checked by the library.
 Violations say where and which rule, never the value.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import protovalidate
 from antiphon.options.v1 import options_pb2
 from antiphon.options.v1.options_pb2 import Idempotency, IdentityKind, Listener
 from antiphon.v1 import error_pb2
@@ -27,6 +27,9 @@ from antiphon_orchestrator.policy import Action
 from .errors import ApiError, Violation, request_invalid
 from .rules import Shape, Shapes
 from .times import Times
+
+if TYPE_CHECKING:
+    import protovalidate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +64,6 @@ class Image:
         for file in files.file:
             pool.Add(file)
         self._pool = pool
-        self._validator = protovalidate.Validator()
         self._times = Times()
         shapes = _shapes(pool)
         self.methods: Mapping[str, Method] = MappingProxyType(
@@ -74,7 +76,7 @@ class Image:
         return cls(resources.files(__package__).joinpath("contracts.binpb").read_bytes())
 
     def parse(self, method: Method, generated: Callable[[bytes], Message], data: bytes) -> Message:
-        """A message of a stream as the generated class, with every rule kept. Raises `ApiError` (REQUEST_INVALID)."""
+        """A message as the generated class, with every rule kept. Raises `ApiError` (REQUEST_INVALID)."""
         try:
             message = generated(data)
         except DecodeError:
@@ -101,7 +103,15 @@ class Image:
     def _violations(self, message: Message) -> list[Violation]:
         """Times first: the library cannot compare what is none."""
         found = [Violation(path, wrong) for path, wrong in self._times.wrong(message)]
-        return found or [_violation(item.proto) for item in self._validator.collect_violations(message)]
+        return found or [_violation(item.proto) for item in _validator().collect_violations(message)]
+
+
+@functools.cache
+def _validator() -> protovalidate.Validator:
+    """The library takes 12 MB, and most servers are never asked for what breaks the contract."""
+    import protovalidate
+
+    return protovalidate.Validator()
 
 
 def undecodable() -> ApiError:

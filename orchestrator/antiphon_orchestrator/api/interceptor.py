@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 import grpc
 from antiphon.v1.error_pb2 import ErrorReason
 from antiphon_certs import Clock, Kind
+from google.protobuf.message import Message
 
 from antiphon_orchestrator import telemetry
 
@@ -219,14 +220,14 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         behaviour, parse = inner.unary_unary, inner.request_deserializer
 
         async def unary(request: bytes, context: Context) -> Any:
-            call = _call(method.path, method, context, request)
+            call = _call(method.path, method, context, request, parse)
             place: Place | None = None
             try:
                 who = self._admit(call)
                 place = self._place(call)
                 shard = self._shard(call, who)
                 if shard is None:
-                    response = await behaviour(parse(request), context)
+                    response = await behaviour(call.message, context)
                 else:
                     assert self._router is not None and who is not None
                     if place is not None and _waits(call):
@@ -284,16 +285,14 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
 
         # Writes instead of yielding: only so is the whole life of the stream, a blocked write too, inside the `try`.
         async def stream(received: Any, context: Context) -> None:
-            call = _call(method.path, method, context, None if method.request_streaming else received)
+            call = _call(
+                method.path, method, context, None if method.request_streaming else received, inner.request_deserializer
+            )
             few = ExitStack()
             try:
                 who = self._admit(call)
                 few.enter_context(self._one_of_few(call))
-                requests = (
-                    self._checked(method, inner, received, call)
-                    if method.request_streaming
-                    else inner.request_deserializer(received)
-                )
+                requests = self._checked(method, inner, received, call) if method.request_streaming else call.message
                 shard = self._shard(call, who)
                 if shard is None:
                     answers = behaviour(requests, context)
@@ -394,7 +393,13 @@ def _waits(call: Call) -> bool:
     return call.path == "/antiphon.v1.RunService/CancelRun" or getattr(call.message, "wait", False) is True
 
 
-def _call(path: str, method: Method | None, context: Context, request: bytes | None) -> Call:
+def _call(
+    path: str,
+    method: Method | None,
+    context: Context,
+    request: bytes | None,
+    parse: Callable[[bytes], Message] | None = None,
+) -> Call:
     certificates: Any = context.auth_context().get("x509_pem_cert")
     metadata = context.invocation_metadata() or ()
     return Call(
@@ -406,4 +411,5 @@ def _call(path: str, method: Method | None, context: Context, request: bytes | N
         request,
         traceparent(metadata),
         forwarded(metadata),
+        parse,
     )

@@ -33,9 +33,9 @@ class Times:
                 path = f"{field.name}[{index}]" if field.is_repeated else field.name
                 if not is_time(field):
                     yield from ((f"{path}.{rest}", wrong) for rest, wrong in self.wrong(inner))
-                elif inner.DESCRIPTOR.name == "Duration" and not _is_duration(inner.seconds, inner.nanos):
+                elif inner.DESCRIPTOR.name == "Duration" and not is_duration(inner.seconds, inner.nanos):
                     yield path, "must be a duration of at most 10,000 years; nanoseconds have the sign of the seconds"
-                elif inner.DESCRIPTOR.name == "Timestamp" and not _is_timestamp(inner.seconds, inner.nanos):
+                elif inner.DESCRIPTOR.name == "Timestamp" and not is_timestamp(inner.seconds, inner.nanos):
                     yield path, "must be a time in the years 1 to 9999"
 
     def _leading(self, descriptor: Descriptor) -> frozenset[int]:
@@ -62,9 +62,11 @@ def is_time(field: FieldDescriptor) -> bool:
     return field.message_type is not None and field.message_type.full_name in _TIMES
 
 
-def _is_duration(seconds: int, nanos: int) -> bool:
+def is_duration(seconds: int, nanos: int) -> bool:
+    """Whether a duration is at most 10,000 years long, and all of it has one sign."""
     return -_LONGEST <= seconds <= _LONGEST and -_NANOS < nanos < _NANOS and (seconds * nanos >= 0)
 
 
-def _is_timestamp(seconds: int, nanos: int) -> bool:
+def is_timestamp(seconds: int, nanos: int) -> bool:
+    """Whether a time is in the years 1 to 9999."""
     return _FIRST <= seconds <= _LAST and 0 <= nanos < _NANOS
