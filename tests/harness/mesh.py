@@ -122,6 +122,7 @@ class Mesh:
         """End sidecars with their agents at once, and for good."""
         for sidecar in sidecars:
             if sidecar.alive:
+                sidecar.stall()  # or it may yet say that its agent has ended
                 sidecar.kill_agent()
             sidecar.close()
             self.sidecars.remove(sidecar)

@@ -31,7 +31,7 @@ _VICTIM = "license.classify"
 _FRACTION = 0.4
 """Share of all tasks that have ended when the processes are killed."""
 _DEADLINE = timedelta(minutes=5)
-_ALL_READ, _SAMPLE = 400, 100
+_ALL_READ, _SAMPLE = 1000, 100
 """Of how many plain tasks the attempts are all read, and of how many when there are more."""
 _CAPABILITIES = {
     "list": "package.list",
