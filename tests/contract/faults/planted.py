@@ -89,7 +89,7 @@ def violations_name_the_outermost_field_only(image: Any) -> None:
 def bad_input_is_an_internal_error(image: Any) -> None:
     def check(self: Any, method: Any, data: bytes) -> Any:
         message = method.request_class.FromString(data)
-        if self._validator.collect_violations(message):
+        if self._violations(message):
             raise ValueError("bad input")
         return message
 
@@ -334,15 +334,15 @@ def a_read_changes_something(service: Any) -> None:
 def an_unknown_field_breaks_the_call(image: Any) -> None:
     from google.protobuf.unknown_fields import UnknownFieldSet
 
-    check = image.Image.check
+    parse = image.Image.parse
 
-    def strict(self: Any, method: Any, data: bytes) -> Any:
-        message = check(self, method, data)
+    def strict(self: Any, method: Any, generated: Any, data: bytes) -> Any:
+        message = parse(self, method, generated, data)
         if len(UnknownFieldSet(message)):
             raise image.undecodable()
         return message
 
-    image.Image.check = strict
+    image.Image.parse = strict
 
 
 @fault("antiphon_orchestrator.mesh.sessions", ATTACH, "unknown", "an internal error is a bug")
