@@ -30,7 +30,8 @@ _Call = grpc.aio.StreamStreamCall[mesh.AttachRequest, mesh.AttachResponse]
 
 CONNECT_TIMEOUT = 10.0
 WRITE_TIMEOUT = 30.0
-BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
+# Far below the 5 s for which a new owner of a shard waits for the sidecars of its attempts, from its first moment on.
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 2.0
 _STEADY = 5.0  # seconds a stream must have lasted for the next failure to count as the first
 _OPTIONS = (
     ("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME),
