@@ -339,6 +339,20 @@ async def test_a_method_of_mutual_tls_needs_a_certificate_on_the_join_listener(a
     assert reason_of(await refused(api.get_run(api.dial_join()))) == "CERTIFICATE_REQUIRED"
 
 
+async def test_whoever_watches_health_and_reads_nothing_does_not_hold_up_the_start(authority: Authority) -> None:
+    """While a message to a watcher is under way, the library lets nobody change what health is."""
+    async with serving(authority, options=ServerOptions(shutdown_grace=timedelta(milliseconds=50))) as api:
+        watched = asyncio.Event()
+
+        async def change(service: str, status: int) -> None:
+            await watched.wait()
+
+        api.server.mutual_tls._health.set = change
+        async with asyncio.timeout(TIMEOUT):
+            await api.server.set_serving(True)
+        watched.set()
+
+
 async def test_stopping_lets_calls_under_way_finish(authority: Authority) -> None:
     async with serving(authority, options=ServerOptions(shutdown_grace=timedelta(seconds=TIMEOUT))) as api:
         api.runs.wait = asyncio.Event()

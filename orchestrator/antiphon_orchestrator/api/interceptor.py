@@ -38,6 +38,7 @@ RECHECK = timedelta(seconds=3)
 
 _ALWAYS = frozenset({Kind.OPERATOR, Kind.ORCHESTRATOR})
 _PACED = "/antiphon.v1.RunService/SubmitRuns"
+"""The stream whose messages cause work without end: 256 submissions each."""
 _DETAILS = "grpc-status-details-bin"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Which of its four behaviours a handler has depends on the method; no static type says so.

@@ -161,6 +161,7 @@ class Listener:
             parts.pace,
         )
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._told: asyncio.Future[None] | None = None
         self._server: grpc.aio.Server | None = None
         self.port = 0
         """The port that is bound; what was asked for, or one of the system's choice when that was 0."""
@@ -195,6 +196,8 @@ class Listener:
         self._told = asyncio.ensure_future(self._health.set("", statuses.SERVING if serving else statuses.NOT_SERVING))
         # Whoever watches health and reads nothing holds it up until the connection ends; everything else goes on.
         await asyncio.wait((self._told,), timeout=self._options.shutdown_grace.total_seconds())
+        if self._told.done():
+            self._told.result()
 
     async def run(self) -> None:
         """Ends the streams whose certificate holds no more; cancel to stop."""
