@@ -18,6 +18,8 @@ AUDIT_HEADS = b"audit-head/"
 REQUESTS = b"requests/"
 """Prefix of the request ids of archived runs of all shards; nobody watches them."""
 
+UNWATCHED = (LOG, AUDIT, AUDIT_HEADS, REQUESTS)
+
 AGENTS = b"agent/"
 ALIVE = b"alive/"
 REPLICAS = b"replica/"

@@ -81,7 +81,7 @@ class SqliteStore:
         self,
         path: Path,
         *,
-        unwatched: tuple[bytes, ...] = (keys.LOG, keys.AUDIT, keys.AUDIT_HEADS, keys.REQUESTS),
+        unwatched: tuple[bytes, ...] = keys.UNWATCHED,
         max_bytes: int | None = None,
         history_revisions: int = 10_000,
         history_bytes: int = 67_108_864,

@@ -47,7 +47,7 @@ class World:
         self._graphs = [graph_of(name) for name in only] or GRAPHS
         self.network = Network(self.loop, rng)
         self.history = History(self._broken)
-        self.model = StoreModel(unwatched=(keys.LOG, keys.AUDIT, keys.AUDIT_HEADS))
+        self.model = StoreModel(unwatched=keys.UNWATCHED)
         registered = records.GraphRecord(graph=REGISTERED).SerializeToString()
         self.model.commit(Txn(ops=(Put(keys.graph("demo", REGISTERED.name, REGISTERED.version), registered),)))
         Fence(self.model, self.history)

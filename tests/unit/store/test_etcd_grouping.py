@@ -1,12 +1,13 @@
-"""What shards append while a transaction is under way goes out as one; each is told what became of its own."""
+"""What nobody watches and comes while a transaction is under way goes out as one; each is told what became of it."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from antiphon_orchestrator.store import CommitResult, Compare, Delete, Put, StoreUnavailable, Target, Txn
+from antiphon_orchestrator.store import CommitResult, Compare, Delete, Put, StoreFull, StoreUnavailable, Target, Txn
 from antiphon_orchestrator.store.etcd.grouping import MOST_BYTES, Groups
+from antiphon_orchestrator.store.port import UP_TO_LAST
 
 
 class Etcd:
@@ -16,7 +17,7 @@ class Etcd:
         self.sent: list[Txn] = []
         self.there: set[bytes] = set()
         self._answers: list[asyncio.Future[None]] = []
-        self.groups = Groups(self._send, (b"log/",))
+        self.groups = Groups(self._send, (b"log/", b"kept/"))
 
     async def _send(self, txn: Txn) -> CommitResult:
         self.sent.append(txn)
@@ -25,7 +26,7 @@ class Etcd:
         await answer
         if any(compare.key in self.there for compare in txn.compares):
             return CommitResult(False, 1, dict.fromkeys(txn.otherwise_get))
-        self.there |= {op.key for op in txn.ops}
+        self.there |= {op.key for op in txn.ops if isinstance(op, Put)}
         return CommitResult(True, 1, {})
 
     def append(self, shard: int, seq: int, value: bytes = b"") -> asyncio.Task[CommitResult]:
@@ -149,8 +150,18 @@ async def test_two_puts_of_one_key_never_go_together() -> None:
     assert all(len(keys) == len(set(keys)) for keys in etcd.puts)
 
 
-@pytest.mark.parametrize("op", [Put(b"agent/a", b""), Put(b"log/1/1", b"", lease=7), Delete(b"log/1/1")])
-async def test_what_is_watched_leased_or_deleted_goes_alone(op: Put | Delete) -> None:
+@pytest.mark.parametrize(
+    "op",
+    [
+        Put(b"agent/a", b""),
+        Put(b"log/1/1", b"", lease=7),
+        Delete(b"agent/a"),
+        Delete(b"log/1/1", b"m"),
+        Delete(b"log/1/1", UP_TO_LAST),
+    ],
+    ids=repr,
+)
+async def test_what_is_watched_or_leased_goes_alone(op: Put | Delete) -> None:
     etcd = Etcd()
     first = etcd.append(0, 1)
     await etcd.settled()
@@ -159,3 +170,63 @@ async def test_what_is_watched_leased_or_deleted_goes_alone(op: Put | Delete) ->
     assert len(etcd.sent) == 2
     await etcd.answer()
     assert (await first).succeeded and (await other).succeeded
+
+
+OWNED = Compare(b"shard/1/owner", Target.VALUE, b"me")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        (Txn((OWNED,), (Put(b"log/1/2", b""),)), Txn((OWNED,), (Delete(b"log/1/0", b"log/1/2"),)), True),
+        (Txn((OWNED,), (Put(b"log/1/1", b""),)), Txn((OWNED,), (Delete(b"log/1/0", b"log/1/2"),)), False),
+        (Txn((OWNED,), (Delete(b"log/1/0", b"log/1/2"),)), Txn((OWNED,), (Put(b"log/1/1", b""),)), False),
+        (Txn((), (Delete(b"log/1/0", b"log/1/2"),)), Txn((), (Delete(b"log/1/1", b"log/1/3"),)), True),
+        (
+            Txn((), (Put(b"kept/1", b""),)),
+            Txn((Compare(b"kept/1", Target.MOD_REVISION, 4),), (Put(b"kept/2", b""),)),
+            False,
+        ),
+        (
+            Txn((Compare(b"kept/1", Target.MOD_REVISION, 4),), (Put(b"kept/2", b""),)),
+            Txn((), (Put(b"kept/1", b""),)),
+            False,
+        ),
+        (
+            Txn((Compare(b"kept/1", Target.MOD_REVISION, 4),), (Put(b"kept/2", b""),)),
+            Txn((), (Delete(b"kept/1"),)),
+            False,
+        ),
+        (
+            Txn((), (Delete(b"kept/1"),)),
+            Txn((Compare(b"kept/1", Target.MOD_REVISION, 4),), (Put(b"kept/2", b""),)),
+            False,
+        ),
+    ],
+)
+async def test_those_of_which_one_changes_what_another_names_do_not_go_together(
+    one: Txn, other: Txn, together: bool
+) -> None:
+    etcd = Etcd()
+    first = etcd.append(0, 1)
+    await etcd.settled()
+    tasks = [asyncio.create_task(etcd.groups.commit(txn)) for txn in (one, other)]
+    for _ in range(3):
+        await etcd.settled()
+        await etcd.answer()
+    assert [len(txn.ops) for txn in etcd.sent] == ([1, 2] if together else [1, 1, 1])
+    await asyncio.gather(first, *tasks)
+
+
+async def test_in_a_full_store_deletions_are_not_held_up_by_what_they_went_with() -> None:
+    etcd = Etcd()
+    first = etcd.append(0, 1)
+    await etcd.settled()
+    trim = asyncio.create_task(etcd.groups.commit(Txn((), (Delete(b"log/1/0", b"log/1/9"),))))
+    append = etcd.append(2, 1)
+    await etcd.settled()
+    await etcd.answer()
+    await etcd.answer(StoreFull("no space"))
+    assert [len(txn.ops) for txn in etcd.sent] == [1, 2, 1, 1], "each finds out for itself"
+    await etcd.answer()
+    assert all([(await task).succeeded for task in (first, trim, append)])

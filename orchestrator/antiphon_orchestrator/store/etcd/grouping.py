@@ -1,10 +1,11 @@
 """Transactions that wait while another one is under way go out together, as one transaction: a call costs both sides
 more than what is in it.
 
-Only what shards append is joined: puts of keys that no two of them name and that nobody watches, for they share a
-revision. If the whole is refused, which says that one of them is, each is sent alone and finds out for itself. If its
+Only what nobody watches is joined, since it shares a revision: logs, what is kept and trimmed beside them, the pages of
+the audit. Of what one of them changes, no other changes or compares anything, so that it is as if they came one after
+the other. If the whole is refused, which says that one of them is, each is sent alone and finds out for itself. If its
 outcome is unclear, so is that of each; whoever sends one of them again may find the whole committed, and a whole that
-lands late finds what each has compared: its keys are there already.
+lands late finds what each has compared, as each alone would.
 """
 
 from __future__ import annotations
@@ -14,7 +15,18 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import Enum
 
-from ..port import MAX_OPERATIONS, CommitResult, InvalidTxn, Put, StoreError, StoreUnavailable, Txn
+from ..port import (
+    MAX_OPERATIONS,
+    CommitResult,
+    Delete,
+    InvalidTxn,
+    Put,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    Txn,
+    covers,
+)
 
 MOST_BYTES = 1024 * 1024
 """Of the values of one joined transaction."""
@@ -36,7 +48,8 @@ class _Waiting:
 
 
 class Groups:
-    """Sends transactions by `send`, those of which all puts lie under `prefixes` one group after the other."""
+    """Sends transactions by `send`, those that change nothing but what lies under `prefixes` one group after the
+    other."""
 
     def __init__(self, send: Callable[[Txn], Awaitable[CommitResult]], prefixes: tuple[bytes, ...]) -> None:
         self._send = send
@@ -76,8 +89,8 @@ class Groups:
             return await self._send(txn)
         try:
             result = await self._send(_joined([txn, *(other.txn for other in others)]))
-        except InvalidTxn:
-            result = None  # too large together, with what etcd adds
+        except (InvalidTxn, StoreFull):
+            result = None  # too large together, with what etcd adds; or some may still delete
         except StoreError as error:
             _tell(others, error)
             raise
@@ -88,26 +101,29 @@ class Groups:
         return await self._send(txn)
 
     def _joins(self, txn: Txn) -> bool:
-        return bool(txn.ops) and all(
-            isinstance(op, Put) and not op.lease and op.key.startswith(self._prefixes) for op in txn.ops
-        )
+        return bool(txn.ops) and all(self._unwatched(op) for op in txn.ops)
+
+    def _unwatched(self, op: Put | Delete) -> bool:
+        prefix = next((prefix for prefix in self._prefixes if op.key.startswith(prefix)), None)
+        if prefix is None:
+            return False
+        if isinstance(op, Put):
+            return not op.lease
+        return not op.range_end or op.range_end.startswith(prefix)
 
     def _gather(self, first: Txn) -> list[_Waiting]:
-        """Takes those that may go together with the first: within the limits, and of no key that another one puts."""
+        """Takes those that may go together with the first: within the limits, and as long as none meets another."""
         taken: list[_Waiting] = []
-        counts, size = _counts(first), _size(first)
-        put = {op.key for op in first.ops}
+        whole = _Whole()
+        whole.add(first)
         while self._waiting:
             waiting = self._waiting[0]
             if waiting.told.done():  # cancelled
                 self._waiting.popleft()
                 continue
-            keys = {op.key for op in waiting.txn.ops}
-            counts = [have + more for have, more in zip(counts, _counts(waiting.txn), strict=True)]
-            size += _size(waiting.txn)
-            if max(counts) > MAX_OPERATIONS or size > MOST_BYTES or not put.isdisjoint(keys):
+            if not whole.takes(waiting.txn):
                 break
-            put |= keys
+            whole.add(waiting.txn)
             taken.append(self._waiting.popleft())
         return taken
 
@@ -140,8 +156,56 @@ def _joined(txns: list[Txn]) -> Txn:
     )
 
 
-def _counts(txn: Txn) -> list[int]:
-    return [len(txn.compares), len(txn.ops)]
+class _Whole:
+    """What transactions that go together name."""
+
+    def __init__(self) -> None:
+        self._compares = 0
+        self._ops = 0
+        self._size = 0
+        self._puts: set[bytes] = set()
+        self._compared: set[bytes] = set()
+        self._deletes: list[Delete] = []
+
+    def add(self, txn: Txn) -> None:
+        self._compares += len(txn.compares)
+        self._ops += len(txn.ops)
+        self._size += _size(txn)
+        self._puts |= _puts(txn)
+        self._compared |= _compared(txn)
+        self._deletes += _deletes(txn)
+
+    def takes(self, txn: Txn) -> bool:
+        """Whether it fits, and changes nothing that another one changes or compares, nor the other way round."""
+        if (
+            self._compares + len(txn.compares) > MAX_OPERATIONS
+            or self._ops + len(txn.ops) > MAX_OPERATIONS
+            or self._size + _size(txn) > MOST_BYTES
+        ):
+            return False
+        puts, compared = _puts(txn), _compared(txn)
+        return (
+            self._puts.isdisjoint(puts | compared)
+            and self._compared.isdisjoint(puts)
+            and not _any_covered(self._deletes, puts | compared)
+            and not _any_covered(_deletes(txn), self._puts | self._compared)
+        )
+
+
+def _any_covered(deletes: list[Delete], names: set[bytes]) -> bool:
+    return any(covers(delete, name) for delete in deletes for name in names)
+
+
+def _puts(txn: Txn) -> set[bytes]:
+    return {op.key for op in txn.ops if isinstance(op, Put)}
+
+
+def _compared(txn: Txn) -> set[bytes]:
+    return {compare.key for compare in txn.compares}
+
+
+def _deletes(txn: Txn) -> list[Delete]:
+    return [op for op in txn.ops if isinstance(op, Delete)]
 
 
 def _size(txn: Txn) -> int:

@@ -1,7 +1,7 @@
 """The etcd backend of the store.
 
 etcd groups transactions itself: each is sent as it comes, within a bound, and raft and its fsync carry what arrives
-together; only what shards append under load is joined before (`grouping.py`). A commit is sent once; whether one
+together; only what nobody watches is joined before, under load (`grouping.py`). A commit is sent once; whether one
 without an answer took place is the caller's to find out, by sending it again. What changes nothing is tried again here,
 at one endpoint after the other.
 """
@@ -70,7 +70,7 @@ class EtcdStore:
         self,
         address: EtcdAddress,
         *,
-        unwatched: tuple[bytes, ...] = (keys.LOG, keys.AUDIT, keys.AUDIT_HEADS),
+        unwatched: tuple[bytes, ...] = keys.UNWATCHED,
         max_bytes: int | None = None,
         queue_limit: int = 1024,
     ) -> None:
@@ -80,7 +80,7 @@ class EtcdStore:
         self._unwatched = unwatched
         self._queue_limit = queue_limit
         self._slots = asyncio.Semaphore(queue_limit)
-        self._groups = Groups(self._commit, (keys.LOG,))
+        self._groups = Groups(self._commit, keys.UNWATCHED)
         self._revision = 0
         self._leases: set[int] = set()
         self._stopped = asyncio.Event()
