@@ -24,6 +24,8 @@ TASK_ENDED = {
 }
 UNDONE = "storm.undone"
 """The graph of the traffic that fails when its tasks a and b, which can be undone, are done."""
+ONCE = "once"
+"""The graph of the traffic of which the task pay may be done at most once."""
 ATTEMPT_OPEN = {run_pb2.ATTEMPT_STATE_OFFERED, run_pb2.ATTEMPT_STATE_RUNNING}
 
 
@@ -66,6 +68,15 @@ async def read_records(client: Client, submissions: Iterable[Submission]) -> lis
     return [await read_record(client, run_id) for run_id in sorted(told | beneath)]
 
 
+def by_a_person(record: Record) -> Iterator[run_pb2.Task]:
+    """The tasks that succeeded because somebody said so."""
+    for task in record.tasks:
+        attempts = record.attempts.get((task.key.task_id, task.key.member), [])
+        lost = attempts and not any(one.state == run_pb2.ATTEMPT_STATE_SUCCEEDED for one in attempts)
+        if lost and task.state == run_pb2.TASK_STATE_SUCCEEDED:
+            yield task
+
+
 def breaches(submissions: Iterable[Submission], records: Iterable[Record], journal: list[Entry]) -> list[str]:
     """Every breach of every rule."""
     submissions, records = list(submissions), list(records)
@@ -83,6 +94,7 @@ def breaches(submissions: Iterable[Submission], records: Iterable[Record], journ
         *members_that_agree_are_of_different_instances(records),
         *what_is_used_again_was_worked_out(records, journal),
         *what_has_failed_is_undone(records),
+        *what_may_be_done_once_is_begun_once(records, journal),
     ]
 
 
@@ -274,3 +286,11 @@ def what_has_failed_is_undone(records: list[Record]) -> Iterator[str]:
             left = done and undone.get(task.key.task_id) != run_pb2.TASK_STATE_SUCCEEDED
             if record.run.graph_name == UNDONE and not succeeded and left:
                 yield f"run {record.run.run_id} has failed, and {task.key} is not undone"
+
+
+def what_may_be_done_once_is_begun_once(records: list[Record], journal: list[Entry]) -> Iterator[str]:
+    """Nobody begins again what may have been done before."""
+    begun: Counter[str] = Counter(entry.attempt_id.rpartition("/")[0] for entry in journal if entry.event == "begun")
+    for record in records:
+        if record.run.graph_name == ONCE and begun[pay := f"{record.run.run_id}/pay/0"] > 1:
+            yield f"{pay} may be done once, and was begun {begun[pay]} times"

@@ -20,9 +20,9 @@ from tests.harness import journal_of
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
 from tests.harness.network import ANY, Network, Way
-from tests.robustness.history import Submission, breaches, read_records
+from tests.robustness.history import Submission, breaches, by_a_person, read_records
 from tests.robustness.linearizable import Operation, faults, share
-from tests.robustness.traffic import KINDS, PATIENCE, load, registered
+from tests.robustness.traffic import KINDS, PATIENCE, limited, load, person, registered
 
 LOADS, SHARERS = 3, 3
 
@@ -269,15 +269,20 @@ async def storm(
 async def weather(on: Stage, blows: Sequence[Blow], judge: Path) -> None:
     submissions: list[Submission] = []
     history: list[Operation] = []
-    stop = asyncio.Event()
+    stop, done = asyncio.Event(), asyncio.Event()
     cluster, dice = on.cluster, on.dice
+    async with cluster.operator() as operator:
+        await limited(operator)
     async with cluster.client(timeout=timedelta(seconds=60), patience=PATIENCE) as client:
         await cluster.attached(client, instances=2)
         for graph in registered():
             await client.register_graph(graph)
         async with asyncio.timeout(2 * PATIENCE.total_seconds()), asyncio.TaskGroup() as group:
-            for _ in range(LOADS):
+            group.create_task(person(client, done))
+            loads = [
                 group.create_task(load(client, random.Random(dice.random()), submissions, stop, KINDS))
+                for _ in range(LOADS)
+            ]
             for number in range(SHARERS):
                 group.create_task(share(client, number, random.Random(dice.random()), history, stop))
             for blow in blows:
@@ -289,8 +294,11 @@ async def weather(on: Stage, blows: Sequence[Blow], judge: Path) -> None:
                 finally:
                     await asyncio.to_thread(fault.__exit__, None, None, None)
             stop.set()
+            await asyncio.wait(loads)
+            done.set()
         records = await read_records(client, submissions)
     outcomes = Counter(f"{operation.kind} {operation.outcome}" for operation in history)
-    print(f"{len(submissions)} submissions, {len(records)} runs, entries: {dict(outcomes)}")
+    looked_after = Counter(record.run.graph_name for record in records for _ in by_a_person(record))
+    print(f"{len(submissions)} submissions, {len(records)} runs, entries: {dict(outcomes)}", dict(looked_after))
     found = breaches(submissions, records, journal_of(cluster.journal)) + faults(judge, history)
     assert not found, "\n".join(found[:20])

@@ -7,6 +7,7 @@ from antiphon.v1 import run_pb2
 
 from tests.harness import Entry
 from tests.robustness.history import (
+    ONCE,
     UNDONE,
     Record,
     Submission,
@@ -17,6 +18,7 @@ from tests.robustness.history import (
     watches_have_no_gap_and_no_repeat,
     what_has_failed_is_undone,
     what_is_used_again_was_worked_out,
+    what_may_be_done_once_is_begun_once,
 )
 
 
@@ -104,3 +106,10 @@ def test_a_run_that_failed_and_is_not_undone_or_that_succeeded_and_is_is_found()
     assert list(what_has_failed_is_undone([record("r", run_pb2.RUN_STATE_FAILED, *both, graph=UNDONE)])) == []
     assert len(list(what_has_failed_is_undone([record("r", run_pb2.RUN_STATE_FAILED, both[0], graph=UNDONE)]))) == 1
     assert len(list(what_has_failed_is_undone([record("r", run_pb2.RUN_STATE_SUCCEEDED, *both, graph=UNDONE)]))) == 1
+
+
+def test_what_may_be_done_once_and_was_begun_twice_is_found() -> None:
+    paid = [record("r", run_pb2.RUN_STATE_SUCCEEDED, done("pay"), graph=ONCE)]
+    journal = [Entry("begun", "work.sleep", f"r/pay/0/{n}", "r/pay/0", "worker", 1) for n in (1, 2)]
+    assert list(what_may_be_done_once_is_begun_once(paid, journal[:1])) == []
+    assert len(list(what_may_be_done_once_is_begun_once(paid, journal))) == 1

@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from antiphon import (
@@ -24,17 +25,20 @@ from antiphon import (
     RunEnded,
     SubmitOptions,
     Submitter,
+    TaskStateConflict,
     Until,
     ref,
 )
 from antiphon.v1 import run_pb2
 
 from tests.harness import eventually
-from tests.robustness.history import UNDONE, Submission
+from tests.robustness.history import ONCE, UNDONE, Submission
 
 PATIENCE = timedelta(seconds=150)
 IN_FLIGHT = 30
 """Submissions of one loop that may be under way: while nothing is answered, none are added."""
+SELDOM = 0.1
+"""Of those tasks that could take their agent with them, so many do: whatever the agent does beside is lost, too."""
 RULE = Retry(
     ["LOST", "TRANSIENT"], max_attempts=50, backoff=timedelta(milliseconds=20), max_backoff=timedelta(seconds=1)
 )
@@ -43,8 +47,21 @@ RULE = Retry(
 ANYWHERE = ("chain", "fan", "call", "diamond", "choice")
 """What one agent can do, of whatever kind the mesh is."""
 
-KINDS = (*ANYWHERE, "loop", "quorum", "hedge", "reuse", "answer", "beneath", "undone", "wait", "signal")
-"""With two agents, and with what is `registered`."""
+KINDS = (
+    *ANYWHERE,
+    *("loop", "quorum", "hedge", "reuse", "answer", "beneath", "undone", "wait", "signal", "limited", ONCE, "deadly"),
+)
+"""With two agents, with what is `registered` and `limited`, and with a `person`."""
+
+LIMIT = """
+@id("storm.limit")
+@obligation("limit")
+@rate("50/s")
+@concurrent("6")
+permit (principal, action == Action::"dispatch", resource)
+when { resource.name == "work.double" };
+"""
+_PROFILE = Path(__file__).parents[2] / "orchestrator/antiphon_orchestrator/policy/profiles"
 
 
 def registered() -> list[Graph]:
@@ -60,10 +77,38 @@ def registered() -> list[Graph]:
     return [inner, undone]
 
 
+async def limited(operator: Client) -> None:
+    """Brings into force, with the policies of development, that few attempts of one kind are out at once."""
+    files = {path.name: path.read_text() for path in _PROFILE.iterdir()} | {"storm.cedar": LIMIT}
+    await operator.activate_policies(files, expected_epoch=(await operator.get_policy()).epoch)
+
+
+async def person(client: Client, done: asyncio.Event) -> None:
+    """Looks after what waits for a person until the traffic is over: says that what may be done only once was done,
+    and has what was set aside, for a storm kills whoever is suspected, tried again."""
+    while not done.is_set():
+        with suppress(RetryableError):
+            async for run in client.list_runs(states=[run_pb2.RUN_STATE_RUNNING]):
+                if run.totals.escalated or run.totals.quarantined:
+                    await _see_to(client, run.run_id)
+        await asyncio.sleep(0.5)
+
+
+async def _see_to(client: Client, run_id: str) -> None:
+    async for task in client.list_tasks(run_id):
+        with suppress(RunEnded, TaskStateConflict):
+            if task.state == run_pb2.TASK_STATE_ESCALATED:
+                await client.resolve(run_id, task.key.task_id, task.key.member, output=0, reason="the bank has it")
+            elif task.state == run_pb2.TASK_STATE_QUARANTINED:
+                await client.retry(run_id, task.key.task_id, task.key.member, reason="it was the storm")
+
+
 def graphs(dice: random.Random, kinds: Sequence[str]) -> tuple[Graph, Any]:
     """A graph and its input, a number that is its output, too; each task takes some milliseconds."""
     pause = dice.choice([0.0, 0.005, 0.05, 0.2])
     kind = dice.choice(kinds)
+    if kind == "deadly" and dice.random() > SELDOM:
+        kind = "chain"
     graph = Graph(kind, output=ref("tasks.last.output"))
     if kind == "chain":
         graph.task("first", "work.sleep@1", input=pause, retry=[RULE])
@@ -110,6 +155,15 @@ def graphs(dice: random.Random, kinds: Sequence[str]) -> tuple[Graph, Any]:
     elif kind == "undone":
         graph.sub_run("failing", f"{UNDONE}@1", input=ref("input"), on_failure="continue")
         graph.task("last", "work.echo@1", input=ref("input"), needs=["failing"], retry=[RULE])
+    elif kind == "limited":
+        graph.task("each", "work.double@1", for_each="[1, 2, 3]", input=ref("item"), retry=[RULE])
+        graph.task("last", "work.echo@1", input=ref("tasks.each.output == [2, 4, 6] ? input : -1"), retry=[RULE])
+    elif kind == ONCE:
+        graph.task("pay", "work.sleep@1", input=pause, at_most_once=True)
+        graph.task("last", "work.echo@1", input=ref("input"), needs=["pay"], retry=[RULE])
+    elif kind == "deadly":
+        graph.task("first", "work.die@1", input=1, retry=[RULE])
+        graph.task("last", "work.echo@1", input=ref("input"), needs=["first"], retry=[RULE])
     elif kind == "wait":
         graph.wait("pause", time=timedelta(seconds=pause))
         graph.task("last", "work.echo@1", input=ref("input"), needs=["pause"], retry=[RULE])
