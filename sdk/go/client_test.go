@@ -318,6 +318,32 @@ func TestANewCertificateIsUsedAndNoCallIsLostOverIt(t *testing.T) {
 	}
 }
 
+func TestClosingAClientEndsWhatBeganBeforeItsCertificateWasReplaced(t *testing.T) {
+	orchestrator, client, authority, folder := world(t)
+	arrived, left := make(chan struct{}, 1), make(chan struct{}, 1)
+	orchestrator.watch = func(_ *antiphonv1.WatchRunRequest, stream antiphonv1.RunService_WatchRunServer) error {
+		arrived <- struct{}{}
+		<-stream.Context().Done()
+		left <- struct{}{}
+		return nil
+	}
+	over := make(chan error, 1)
+	go func() {
+		_, err := client.WaitForRun(context.Background(), "r")
+		over <- err
+	}()
+	receive(t, arrived, "the watch")
+	authority.store(folder, "second")
+	if !client.connection.refresh(t.Context()) {
+		t.Fatal("the new certificate is not used")
+	}
+	client.Close()
+	receive(t, left, "the end of the watch at the orchestrator")
+	if err := receive(t, over, "the end of the watch"); !errors.Is(err, NotSetUp) {
+		t.Error(err)
+	}
+}
+
 func TestFilesThatCannotBeUsedLeaveTheCertificateInUse(t *testing.T) {
 	orchestrator, client, _, folder := world(t)
 	orchestrator.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {

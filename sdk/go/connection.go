@@ -3,6 +3,7 @@ package antiphon
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,15 +34,15 @@ type connection struct {
 	changing    sync.Mutex    // held by who makes a new generation
 
 	mutex   sync.Mutex
-	current *generation // nil once closed
+	current *generation   // nil once closed
+	retired []*generation // that calls still use
 	pems    pems
 }
 
 // generation is one connection.
 type generation struct {
 	*grpc.ClientConn
-	users   int
-	retired bool
+	users int
 }
 
 func open(addresses []string, files Credentials, logger *slog.Logger, look time.Duration) (*connection, error) {
@@ -110,7 +111,10 @@ func (c *connection) use() (*generation, func(), error) {
 		c.mutex.Lock()
 		defer c.mutex.Unlock()
 		lent.users--
-		lent.closeUnused()
+		if place := slices.Index(c.retired, lent); place >= 0 && lent.users == 0 {
+			c.retired = slices.Delete(c.retired, place, place+1)
+			lent.Close()
+		}
 	}, nil
 }
 
@@ -150,10 +154,12 @@ func (c *connection) refresh(ctx context.Context) bool {
 		return false
 	}
 	c.pems = found
-	old := c.current
+	if c.current.users == 0 {
+		c.current.Close()
+	} else {
+		c.retired = append(c.retired, c.current)
+	}
 	c.current = made
-	old.retired = true
-	old.closeUnused()
 	return true
 }
 
@@ -163,14 +169,10 @@ func (c *connection) close() {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	if c.current != nil {
-		c.current.Close()
-		c.current = nil
-	}
-}
-
-func (g *generation) closeUnused() {
-	if g.retired && g.users == 0 {
-		g.Close()
+		for _, one := range append(c.retired, c.current) {
+			one.Close()
+		}
+		c.current, c.retired = nil, nil
 	}
 }
 
