@@ -216,6 +216,23 @@ func TestAnOutcomeThatMayBeLostIsRepeatedAndNotWorkedOutAgain(t *testing.T) {
 	}
 }
 
+func TestAnOutcomeThatMayBeLostIsRepeatedAfterDiallingInVainToo(t *testing.T) {
+	var times atomic.Int32
+	agent := NewAgent("counter")
+	Handle(agent, "work.count@1", func(*Task, struct{}) (int32, error) { return times.Add(1), nil })
+	at := newSidecar(t).serve()
+	start(t, agent, at)
+	first := at.next()
+	first.result(first.assign("work.count", 1, "null"))
+	at.refuse(NotServing, NotServing)
+	first.broken <- refusalOf(NotServing, "broken", nil)
+	second := at.next()
+	again := second.result(second.assign("work.count", 1, "null"))
+	if string(again.GetOutput().GetInline()) != "1" || times.Load() != 1 {
+		t.Error(again, times.Load())
+	}
+}
+
 func TestWorkThatEndsWhileThereIsNoStreamIsNotDoneAgain(t *testing.T) {
 	agent, begun, gate := holder()
 	at := newSidecar(t).serve()

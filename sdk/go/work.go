@@ -31,6 +31,7 @@ const (
 type worker struct {
 	*attempts
 	path     string
+	attached bool                          // the last stream was welcomed
 	recalled map[string]*antiphonv1.Result // handed to a stream that broke
 	held     map[string]bool               // at work, or with an outcome that waits, when the stream began
 	draining chan struct{}
@@ -102,7 +103,10 @@ func (w *worker) stayAttached(life context.Context) error {
 
 // attach is one stream, from hello to its end; nil when the sidecar ended it.
 func (w *worker) attach(life context.Context) *Error {
-	w.recalled, w.held = w.outbox.recall(), w.holding()
+	if w.attached { // else nothing was said since the stream before, and what that one may have lost still may be
+		w.recalled, w.attached = w.outbox.recall(), false
+	}
+	w.held = w.holding()
 	// A connection of its own dials at once, whatever the back-off of the one before.
 	connection, err := grpc.NewClient("unix:"+w.path,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -131,6 +135,7 @@ func (w *worker) attach(life context.Context) *Error {
 		return streamEnd(err)
 	}
 	patience.Stop()
+	w.attached = true
 	w.welcomed(first.GetWelcome())
 	w.outbox.reopen()
 	w.repeat()
