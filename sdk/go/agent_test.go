@@ -142,6 +142,57 @@ func TestWhatAHandlerReturnsOrPanicsWithChoosesItsFailure(t *testing.T) {
 	}
 }
 
+// panicky is an error that panics as soon as it is asked what it is.
+type panicky struct{ failure *Failure }
+
+func (p panicky) Error() string { return p.failure.Message }
+
+func TestAnErrorThatCannotBeReadFailsItsAttemptAlone(t *testing.T) {
+	returned := []struct {
+		err  error
+		want string
+	}{
+		{(*Failure)(nil), "a nil *Failure was returned as an error"},
+		{fmt.Errorf("wrapped: %w", (*Failure)(nil)), "a nil *Failure was returned as an error"},
+		{panicky{}, "antiphon.panicky"},
+		{(*CallFailed)(nil), "*antiphon.CallFailed"},
+	}
+	agent := NewAgent("failing", WithConcurrency(2))
+	Handle(agent, "work.fail@1", func(_ *Task, at int) (any, error) { return nil, returned[at].err })
+	HandleBatch(agent, "work.batch@1", Batch{Size: 2, Wait: time.Millisecond},
+		func(_ context.Context, inputs []int, _ []*Task) ([]Outcome[int], error) {
+			outcomes := make([]Outcome[int], len(inputs))
+			for at, input := range inputs {
+				outcomes[at].Err = returned[input].err
+			}
+			return outcomes, nil
+		})
+	Handle(agent, "work.hold@1", func(task *Task, _ struct{}) (string, error) {
+		<-task.Done()
+		return "", (*Failure)(nil)
+	})
+	at := newSidecar(t).serve()
+	start(t, agent, at)
+	line := at.next()
+	for number, one := range returned {
+		for _, capability := range []string{"work.fail", "work.batch"} {
+			failure := line.result(line.assign(capability, number, fmt.Sprint(number))).GetFailure()
+			if failure.GetKind() != kindTransient || !failure.GetRetryable() || !strings.Contains(failure.GetMessage(), one.want) {
+				t.Errorf("%s: %v", one.want, failure)
+			}
+		}
+	}
+	timed := line.assign("work.hold", 7, "null", func(a *antiphonv1.Assignment) { a.RemainingTimeout = durationpb.New(time.Millisecond) })
+	if failure := line.result(timed).GetFailure(); failure.GetKind() != kindTransient {
+		t.Error(failure)
+	}
+	id := line.assign("work.hold", 8, "null")
+	line.say(&antiphonv1.WorkResponse{Cancels: []*antiphonv1.AttemptCancel{{AttemptId: id, Reason: "enough"}}})
+	if failure := line.result(id).GetFailure(); failure.GetKind() != kindCancelled {
+		t.Error(failure)
+	}
+}
+
 // holder has a handler that says it has begun, then waits for its gate or its end.
 func holder(options ...AgentOption) (agent *Agent, begun chan string, gate chan struct{}) {
 	begun, gate = make(chan string, 64), make(chan struct{})

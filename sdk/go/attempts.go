@@ -167,29 +167,46 @@ func (a *attempts) run(id string, task *Task, handler *handler) {
 func (a *attempts) settle(id string, task *Task, answered outcome, err error, stack string) {
 	over := task.Err()
 	task.cancel(nil)
-	var failure *Failure
-	switch {
-	case err == nil:
+	if err == nil {
 		a.outbox.result(answered.result(id))
-	case errors.Is(over, context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded):
-		late := &Failure{Kind: antiphonv1.FailureKind_FAILURE_KIND_TIMEOUT, Message: "the time of the attempt is up", Retryable: true}
-		a.outbox.result(failedResult(id, late, ""))
-	case errors.Is(over, context.Canceled) && !isCancelled(err):
-		failure = Cancelled("cancelled while it ran")
-		failure.cause = err
-		a.outbox.result(failedResult(id, failure, stack))
-	default:
-		if !errors.As(err, &failure) {
-			// The text may quote the input, so it goes into the record, which has labels, and not into a log.
-			a.agent.log.Warn("an attempt failed", "attempt_id", id, "error_type", fmt.Sprintf("%T", err), "panic", stack != "")
-		}
-		a.outbox.result(failedResult(id, err, stack))
+	} else {
+		a.outbox.result(a.failedWith(id, over, err, stack))
 	}
 	// Only now: whoever waits for idleness finds every outcome in the outbox.
 	a.mutex.Lock()
 	defer a.mutex.Unlock()
 	delete(a.running, id)
 	a.tellIdle()
+}
+
+// failedWith is the result of an attempt that ended with an error; `over` is what had ended its context by then.
+func (a *attempts) failedWith(id string, over, err error, stack string) (result *antiphonv1.Result) {
+	defer func() {
+		// An error may panic as it is asked what it is, and nobody but us would recover here.
+		if recover() != nil {
+			unread := Transient("the handler failed with an error of the type %T, which panics when it is read", err)
+			result = failedResult(id, unread, string(debug.Stack()))
+		}
+	}()
+	var failure *Failure
+	known := errors.As(err, &failure)
+	if known && failure == nil {
+		err = Transient("a nil *Failure was returned as an error")
+	}
+	switch {
+	case errors.Is(over, context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded):
+		late := &Failure{Kind: antiphonv1.FailureKind_FAILURE_KIND_TIMEOUT, Message: "the time of the attempt is up", Retryable: true}
+		return failedResult(id, late, "")
+	case errors.Is(over, context.Canceled) && !isCancelled(err):
+		failure = Cancelled("cancelled while it ran")
+		failure.cause = err
+		return failedResult(id, failure, stack)
+	}
+	if !known {
+		// The text may quote the input, so it goes into the record, which has labels, and not into a log.
+		a.agent.log.Warn("an attempt failed", "attempt_id", id, "error_type", fmt.Sprintf("%T", err), "panic", stack != "")
+	}
+	return failedResult(id, err, stack)
 }
 
 func isCancelled(err error) bool {
