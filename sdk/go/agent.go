@@ -127,6 +127,9 @@ func (a *Agent) RunAt(ctx context.Context, path string) error {
 	if len(a.handlers) == 0 {
 		return setupError("agent %s offers nothing; call antiphon.Handle", a.name)
 	}
+	if err := sendable(a.Describe()); err != nil {
+		return setupError("agent %s cannot be announced: %v", a.name, err)
+	}
 	if path == "" {
 		return setupError("%s is not set; start the agent through its sidecar: antiphon sidecar run -- ./%s",
 			socketVariable, a.name)

@@ -75,6 +75,11 @@ func TestEveryMistakeOfAnAgentIsToldAtOnceWhenItRuns(t *testing.T) {
 			t.Errorf("%q is not in: %v", part, err)
 		}
 	}
+	odd := NewAgent("odd", WithLabels(map[string]string{"place": "caf\xe9"}))
+	Handle(odd, "text.a@1", func(*Task, int) (int, error) { return 0, nil })
+	if err := odd.RunAt(t.Context(), newSidecar(t).path); !errors.Is(err, NotSetUp) || !strings.Contains(err.Error(), "UTF-8") {
+		t.Error(err)
+	}
 	t.Setenv("ANTIPHON_SOCKET", "")
 	for _, other := range []*Agent{NewAgent("empty"), greeter()} {
 		if err := other.Run(t.Context()); !errors.Is(err, NotSetUp) {
@@ -407,6 +412,47 @@ func TestAnOutputThatDoesNotTravelIsAFailureWithItsReason(t *testing.T) {
 	if failure.GetKind() != antiphonv1.FailureKind_FAILURE_KIND_INVALID_OUTPUT || !strings.Contains(failure.GetMessage(), "UploadPayload") {
 		t.Error(failure)
 	}
+}
+
+func TestWhatIsNotTextFailsItsAttemptAloneAndNotTheStreamOfAll(t *testing.T) {
+	const odd = "caf\xe9"
+	agent, begun, gate := holder(WithConcurrency(4))
+	bad := map[string]func(*Task) (*Payload, error){
+		"its media type": func(*Task) (*Payload, error) { return &Payload{MediaType: odd}, nil },
+		"a label of its output": func(*Task) (*Payload, error) {
+			return &Payload{Labels: []*antiphonv1.Label{{Key: "file", Value: odd}}}, nil
+		},
+		"the id of a call":  func(task *Task) (*Payload, error) { return Call[*Payload](task, "a.b@1", 1, CallID(odd)) },
+		"what it calls":     func(task *Task) (*Payload, error) { return Call[*Payload](task, odd, 1) },
+		"what a call takes": func(task *Task) (*Payload, error) { return Call[*Payload](task, "a.b@1", &Payload{Schema: odd}) },
+		"what it emits": func(task *Task) (*Payload, error) {
+			return nil, task.Emit(&Payload{Labels: []*antiphonv1.Label{{Key: odd}}})
+		},
+	}
+	Handle(agent, "work.odd@1", func(task *Task, how string) (*Payload, error) { return bad[how](task) })
+	Handle(agent, "work.ask@1", func(task *Task, _ struct{}) (bool, error) {
+		_, got := task.Shared().Get(task, odd)
+		_, put := task.Shared().Put(task, "key", 1, EntryLabels(odd))
+		return errors.Is(got, RequestInvalid) && errors.Is(put, RequestInvalid), nil
+	})
+	at := newSidecar(t).serve()
+	start(t, agent, at)
+	line := at.next()
+	good := line.assign("work.hold", 1, "null")
+	receive(t, begun, "the handler")
+	number := 1
+	for how := range bad {
+		number++
+		failure := line.result(line.assign("work.odd", number, `"`+how+`"`)).GetFailure()
+		if failure.GetKind() != antiphonv1.FailureKind_FAILURE_KIND_INVALID_OUTPUT || !strings.Contains(failure.GetMessage(), "UTF-8") {
+			t.Errorf("%s: %v", how, failure)
+		}
+	}
+	if output := line.result(line.assign("work.ask", 99, "null")).GetOutput(); string(output.GetInline()) != "true" {
+		t.Error(output)
+	}
+	close(gate)
+	line.result(good) // on the first stream still
 }
 
 func TestATaskIsAContextThatKnowsItself(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	antiphonv1 "antiphon.dev/antiphon/v1"
 )
@@ -245,6 +246,9 @@ func (a *attempts) emit(attemptID string, made []*antiphonv1.PartialOutput) {
 func (a *attempts) call(
 	ctx context.Context, request *antiphonv1.CallRequest, onPartial func(*PartialOutput),
 ) (*antiphonv1.CallResponse, error) {
+	if !utf8.ValidString(request.GetCallId()) || !utf8.ValidString(request.GetCapability()) {
+		return nil, InvalidOutput("the call cannot travel: its id and its capability must be UTF-8") // its input was looked at
+	}
 	key := requestKey{request.GetAttemptId(), request.GetCallId()}
 	pending := &pendingCall{request: request, answer: make(chan *antiphonv1.CallResponse, 1)}
 	if onPartial != nil {
@@ -292,6 +296,9 @@ func (a *attempts) made(partial *antiphonv1.CallPartial) {
 
 // ask asks shared context and waits for its answer, across broken streams.
 func (a *attempts) ask(ctx context.Context, request *antiphonv1.ContextRequest) (*antiphonv1.ContextResponse, error) {
+	if err := checked(request); err != nil {
+		return nil, err
+	}
 	key := requestKey{request.GetAttemptId(), request.GetRequestId()}
 	pending := &pendingAsk{request, make(chan *antiphonv1.ContextResponse, 1)}
 	a.mutex.Lock()

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -86,11 +87,25 @@ func failureOf(ctx context.Context, err error) *Error {
 	return fromStatus(err)
 }
 
+// checked fails for a request that cannot be sent, however often.
+func checked(request proto.Message) error {
+	if err := sendable(request); err != nil {
+		return newError(RequestInvalid, "the request cannot travel: "+err.Error())
+	}
+	return nil
+}
+
 // unary makes a call within `limit`, tries and pauses included.
 func unary[Request, Answer any](
 	ctx context.Context, c *connection, limit time.Duration,
 	method func(*generation) func(context.Context, Request, ...grpc.CallOption) (Answer, error), request Request,
 ) (Answer, error) {
+	if message, ok := any(request).(proto.Message); ok {
+		if err := checked(message); err != nil {
+			var none Answer
+			return none, err
+		}
+	}
 	again := newTries(c, limit, mostRetries)
 	traced := withTrace(ctx)
 	var last *Error
@@ -118,13 +133,17 @@ func unary[Request, Answer any](
 	}
 }
 
-// resume gives the messages of a stream that is opened again where it broke (`open` knows where), until it ends whole. It gives up
+// resume gives the messages of a stream that `open` opens with a request, and again where it broke, until it ends whole. It gives up
 // after `patience` without a message; an error is the last it gives.
 func resume[Item any](
-	ctx context.Context, c *connection, patience time.Duration,
+	ctx context.Context, c *connection, patience time.Duration, request proto.Message,
 	open func(context.Context, *generation) (grpc.ServerStreamingClient[Item], error),
 ) iter.Seq2[*Item, error] {
 	return func(yield func(*Item, error) bool) {
+		if err := checked(request); err != nil {
+			yield(nil, err)
+			return
+		}
 		again := newTries(c, patience, -1)
 		for {
 			left, err := follow(ctx, c, again, open, yield)

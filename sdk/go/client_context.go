@@ -35,7 +35,7 @@ func (c *Client) listEntries(
 func (c *Client) watchEntries(
 	ctx context.Context, request *antiphonv1.WatchEntriesRequest,
 ) iter.Seq2[*antiphonv1.WatchEntriesResponse, error] {
-	messages := resume(ctx, c.connection, c.patience,
+	messages := resume(ctx, c.connection, c.patience, request,
 		func(ctx context.Context, g *generation) (grpc.ServerStreamingClient[antiphonv1.WatchEntriesResponse], error) {
 			return contexts(g).WatchEntries(ctx, request)
 		})

@@ -58,9 +58,10 @@ func (c *Client) GetAgent(ctx context.Context, name string) (*antiphonv1.Agent, 
 // WatchAgents gives all agents, then each as it changes, without end; after a broken stream all of them again. An error is the
 // last it gives.
 func (c *Client) WatchAgents(ctx context.Context) iter.Seq2[*antiphonv1.Agent, error] {
-	messages := resume(ctx, c.connection, c.patience,
+	request := &antiphonv1.WatchAgentsRequest{}
+	messages := resume(ctx, c.connection, c.patience, request,
 		func(ctx context.Context, g *generation) (grpc.ServerStreamingClient[antiphonv1.WatchAgentsResponse], error) {
-			return registries(g).WatchAgents(ctx, &antiphonv1.WatchAgentsRequest{})
+			return registries(g).WatchAgents(ctx, request)
 		})
 	return func(yield func(*antiphonv1.Agent, error) bool) {
 		for message, err := range messages {

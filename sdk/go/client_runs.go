@@ -80,7 +80,7 @@ func (c *Client) submission(
 		}
 		request.Input = payload
 	}
-	return request, nil
+	return request, checked(request)
 }
 
 // Submit submits a run and returns it: as it was committed, or with Wait as it ended, whether it succeeded or not (OutputOf tells),
@@ -244,7 +244,7 @@ func (c *Client) watch(
 	for _, option := range options {
 		option(request)
 	}
-	messages := resume(ctx, c.connection, c.patience,
+	messages := resume(ctx, c.connection, c.patience, request,
 		func(ctx context.Context, g *generation) (grpc.ServerStreamingClient[antiphonv1.WatchRunResponse], error) {
 			return runs(g).WatchRun(ctx, request)
 		})

@@ -284,6 +284,66 @@ func TestASubmitterSendsAgainWhatABrokenStreamDidNotAnswer(t *testing.T) {
 	}
 }
 
+func TestWhatIsNotTextIsRefusedBeforeItIsSent(t *testing.T) {
+	const odd = "caf\xe9"
+	orchestrator, client, _, _ := world(t)
+	orchestrator.many = func(stream antiphonv1.RunService_SubmitRunsServer) error {
+		for {
+			request, err := stream.Recv()
+			if err != nil {
+				return err
+			}
+			var results []*antiphonv1.SubmitRunResult
+			for _, one := range request.GetSubmissions() {
+				run := &antiphonv1.SubmitRunResult_Run{Run: &antiphonv1.Run{RunId: "r"}}
+				results = append(results, &antiphonv1.SubmitRunResult{RequestId: one.GetRequestId(), Result: run})
+			}
+			if err := stream.Send(&antiphonv1.SubmitRunsResponse{Results: results}); err != nil {
+				return err
+			}
+		}
+	}
+	submitter := client.Submitter(2)
+	labelled := RunLabels(map[string]string{"file": odd})
+	for what, refused := range map[string]func() error{
+		"a call":       func() error { _, err := client.GetRun(t.Context(), odd); return err },
+		"a watch":      func() error { _, err := client.WaitForRun(t.Context(), odd); return err },
+		"a download":   func() error { _, err := client.DownloadPayload(t.Context(), blobOf(odd)); return err },
+		"a submission": func() error { _, err := client.Submit(t.Context(), Registered("g"), 1, labelled); return err },
+		"one that is waited for": func() error {
+			_, err := client.Submit(t.Context(), Registered("g"), 1, labelled, Wait())
+			return err
+		},
+		"one of many": func() error { _, err := submitter.Submit(t.Context(), Registered("g"), 1, labelled); return err },
+		"its input": func() error {
+			_, err := submitter.Submit(t.Context(), Registered("g"), &Payload{MediaType: odd})
+			return err
+		},
+	} {
+		var refusal *Error
+		if err := refused(); !errors.Is(err, RequestInvalid) || !errors.As(err, &refusal) || refusal.Remedy != FixRequest {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	good, err := submitter.Submit(t.Context(), Registered("g"), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := good.Answer(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := submitter.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if calls := orchestrator.seen(); len(calls) != 1 {
+		t.Errorf("%+v", calls)
+	}
+}
+
+func blobOf(digest string) *Payload {
+	return &Payload{Content: &antiphonv1.Payload_Blob{Blob: &antiphonv1.BlobReference{Digest: digest}}}
+}
+
 func TestANewCertificateIsUsedAndNoCallIsLostOverIt(t *testing.T) {
 	orchestrator, client, authority, folder := world(t, func(o *clientOptions) { o.look = time.Millisecond })
 	gate := make(chan struct{})

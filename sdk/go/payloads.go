@@ -65,9 +65,10 @@ func (c *Client) DownloadPayload(ctx context.Context, payload *Payload) ([]byte,
 	}
 	digest := payload.GetBlob().GetDigest()
 	var data []byte
-	messages := resume(ctx, c.connection, c.patience,
+	request := &antiphonv1.DownloadPayloadRequest{Digest: digest}
+	messages := resume(ctx, c.connection, c.patience, request,
 		func(ctx context.Context, g *generation) (grpc.ServerStreamingClient[antiphonv1.DownloadPayloadResponse], error) {
-			request := &antiphonv1.DownloadPayloadRequest{Digest: digest, Offset: uint64(len(data))}
+			request.Offset = uint64(len(data))
 			return payloads(g).DownloadPayload(ctx, request)
 		})
 	for message, err := range messages {

@@ -107,6 +107,9 @@ func piecesOf(value any) ([]*antiphonv1.PartialOutput, error) {
 		for _, part := range payload.GetFieldLabels() {
 			labels = append(labels, part.GetLabels()...)
 		}
+		if err := sendable(&antiphonv1.PartialOutput{Labels: labels}); err != nil {
+			return nil, InvalidOutput("what is emitted cannot travel: %w", err)
+		}
 		if strings.HasPrefix(payload.GetMediaType(), "text/") {
 			value = string(payload.GetInline())
 		} else {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	"google.golang.org/protobuf/proto"
+
 	antiphonv1 "antiphon.dev/antiphon/v1"
 )
 
@@ -92,7 +94,13 @@ func decode(payload *Payload, into reflect.Value) error {
 // INVALID_OUTPUT, which is what it is for a handler.
 func encode(value any, limit int) (*Payload, error) {
 	if whole, ok := value.(*Payload); ok && whole != nil {
-		return whole, fits(len(whole.GetInline()), limit)
+		if err := fits(len(whole.GetInline()), limit); err != nil {
+			return nil, err
+		}
+		if err := sendable(whole); err != nil {
+			return nil, InvalidOutput("the value cannot travel: %w", err)
+		}
+		return whole, nil
 	}
 	data, err := encodeJSON(value)
 	if err != nil {
@@ -122,6 +130,13 @@ func encodeJSON(value any) ([]byte, error) {
 
 func inline(data []byte) *Payload {
 	return &Payload{Content: &antiphonv1.Payload_Inline{Inline: data}}
+}
+
+// sendable fails for a message with text that is not UTF-8. It is for where a message is made: on its way it would break the stream
+// that others share, or look like a connection that broke.
+func sendable(message proto.Message) error {
+	_, err := proto.Marshal(message)
+	return err
 }
 
 func fits(size, limit int) error {
