@@ -19,7 +19,7 @@ import {
 } from "./gen/antiphon/v1/context_service.js";
 import { type ClaimOptions, Holding } from "./holding.js";
 import { type Line, type Task } from "./task.js";
-import { pause } from "./waiting.js";
+import { begin, pause } from "./waiting.js";
 
 const PAUSE = 1000; // before a request is repeated that is to be repeated and does not say when
 
@@ -42,40 +42,50 @@ export class SharedContext {
   }
 
   /** The value of an entry. Throws ENTRY_NOT_FOUND; an `Error` when the value is not inline JSON. */
-  async get(key: string, options: EntryOptions = {}): Promise<unknown> {
-    return entryValue(await this.entry(key, options));
+  get(key: string, options: EntryOptions = {}): Promise<unknown> {
+    return begin(async () => {
+      return entryValue(await this.entry(key, options));
+    });
   }
 
   /** An entry with revision, labels and provenance. Throws ENTRY_NOT_FOUND. */
-  async entry(key: string, options: EntryOptions = {}): Promise<Entry> {
-    const value = GetEntryRequest.fromPartial({ scope: scopeOf(options.scope), key });
-    return there((await this.#ask({ $case: "get", value })).entry);
+  entry(key: string, options: EntryOptions = {}): Promise<Entry> {
+    return begin(async () => {
+      const value = GetEntryRequest.fromPartial({ scope: scopeOf(options.scope), key });
+      return there((await this.#ask({ $case: "get", value })).entry);
+    });
   }
 
   /**
    * Write an entry whole and return its revision: anything JSON can hold up to 64 KiB, or a `Payload`. Throws
    * ENTRY_CONFLICT, CONTEXT_QUOTA_EXCEEDED, CLAIM_LOST.
    */
-  async put(key: string, value: unknown, options: PutOptions = {}): Promise<number> {
-    const request = await putRequest(undefined, key, value, options);
-    return (await this.#ask({ $case: "put", value: request })).revision;
+  put(key: string, value: unknown, options: PutOptions = {}): Promise<number> {
+    return begin(async () => {
+      const request = await putRequest(undefined, key, value, options);
+      return (await this.#ask({ $case: "put", value: request })).revision;
+    });
   }
 
   /** Remove an entry: the revision of the removal, 0 when there was none. Throws ENTRY_CONFLICT, CLAIM_LOST. */
-  async delete(key: string, options: ChangeOptions = {}): Promise<number> {
-    return (await this.#ask({ $case: "delete", value: deleteRequest(key, options) })).revision;
+  delete(key: string, options: ChangeOptions = {}): Promise<number> {
+    return begin(async () => {
+      return (await this.#ask({ $case: "delete", value: deleteRequest(key, options) })).revision;
+    });
   }
 
   /** All entries whose keys begin with `prefix`, in an order that does not change. */
-  async list(prefix = "", options: EntryOptions = {}): Promise<Entry[]> {
-    const entries: Entry[] = [];
-    const value = ListEntriesRequest.fromPartial({ scope: scopeOf(options.scope), prefix });
-    for (;;) {
-      const page = await this.#ask({ $case: "list", value });
-      entries.push(...page.entries);
-      if (page.nextPageToken === "") return entries;
-      value.pageToken = page.nextPageToken;
-    }
+  list(prefix = "", options: EntryOptions = {}): Promise<Entry[]> {
+    return begin(async () => {
+      const entries: Entry[] = [];
+      const value = ListEntriesRequest.fromPartial({ scope: scopeOf(options.scope), prefix });
+      for (;;) {
+        const page = await this.#ask({ $case: "list", value });
+        entries.push(...page.entries);
+        if (page.nextPageToken === "") return entries;
+        value.pageToken = page.nextPageToken;
+      }
+    });
   }
 
   /**
@@ -98,33 +108,37 @@ export class SharedContext {
   }
 
   /** What an entry was made from, nearest first. Throws ENTRY_NOT_FOUND. */
-  async lineage(key: string, options: EntryOptions = {}): Promise<GetLineageResponse> {
-    const value = GetLineageRequest.fromPartial({ scope: scopeOf(options.scope), key });
-    return await this.#ask({ $case: "lineage", value });
+  lineage(key: string, options: EntryOptions = {}): Promise<GetLineageResponse> {
+    return begin(async () => {
+      const value = GetLineageRequest.fromPartial({ scope: scopeOf(options.scope), key });
+      return await this.#ask({ $case: "lineage", value });
+    });
   }
 
   /**
    * Hold a claim while `work` runs, as `client.claim`. It ends with the attempt at the latest, and `work` gets a signal that
    * is aborted when it is lost or the attempt is to stop.
    */
-  async claim<Result>(
+  claim<Result>(
     name: string,
     work: (claim: Claim, signal: AbortSignal) => Promise<Result>,
     options: ClaimOptions = {},
   ): Promise<Result> {
-    const claims = {
-      acquire: async (value: Extract<Ask, { $case: "acquire" }>["value"]) =>
-        there((await this.#ask({ $case: "acquire", value })).claim),
-      renew: async (value: Extract<Ask, { $case: "renew" }>["value"]) =>
-        there((await this.#ask({ $case: "renew", value })).claim),
-      release: async (value: Extract<Ask, { $case: "release" }>["value"]) => {
-        await this.#ask({ $case: "release", value });
-      },
-    };
-    const signal =
-      options.signal === undefined ? this.#task.signal : AbortSignal.any([options.signal, this.#task.signal]);
-    const held = (holding: Holding): (() => void) => this.#line.holds(this.#task.attemptId, holding);
-    return await Holding.during(claims, name, { ...options, signal }, this.#task.log, held, work);
+    return begin(async () => {
+      const claims = {
+        acquire: async (value: Extract<Ask, { $case: "acquire" }>["value"]) =>
+          there((await this.#ask({ $case: "acquire", value })).claim),
+        renew: async (value: Extract<Ask, { $case: "renew" }>["value"]) =>
+          there((await this.#ask({ $case: "renew", value })).claim),
+        release: async (value: Extract<Ask, { $case: "release" }>["value"]) => {
+          await this.#ask({ $case: "release", value });
+        },
+      };
+      const signal =
+        options.signal === undefined ? this.#task.signal : AbortSignal.any([options.signal, this.#task.signal]);
+      const held = (holding: Holding): (() => void) => this.#line.holds(this.#task.attemptId, holding);
+      return await Holding.during(claims, name, { ...options, signal }, this.#task.log, held, work);
+    });
   }
 
   /** The answer to one request, asked again when the answer says so; the attempt's time bounds it. */

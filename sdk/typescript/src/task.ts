@@ -17,6 +17,7 @@ import { Payload, payloadOf, valueOf } from "./payload.js";
 import { piecesOf } from "./pieces.js";
 import { checkOf, type FromSchema, type JsonSchema } from "./schema.js";
 import { SharedContext } from "./shared.js";
+import { begin } from "./waiting.js";
 
 const MESSAGE = 1024;
 
@@ -193,10 +194,30 @@ export class Task {
    * one, calls are numbered in their order, so make them in the same order each time. Throws `CallFailed`; an
    * INVALID_OUTPUT failure when the input cannot travel or the answer does not fit `returns`.
    */
-  async call<const Schema extends JsonSchema | typeof Payload | undefined = undefined>(
+  call<const Schema extends JsonSchema | typeof Payload | undefined = undefined>(
     capability: string,
     input?: unknown,
     options: CallOptions<Schema> = {},
+  ): Promise<Answer<Schema>> {
+    return begin(() => this.#call(capability, input, options));
+  }
+
+  /** For the worker: the attempt is to stop; why, if it is. */
+  get cancelled(): Failure | undefined {
+    return this.#cancelled;
+  }
+
+  /** For the worker: tell the handler to stop. */
+  cancel(reason: string): void {
+    if (this.#cancelled !== undefined) return;
+    this.#cancelled = new Failure("CANCELLED", `cancelled while it ran${reason === "" ? "" : `: ${reason}`}`);
+    this.#controller?.abort(this.#cancelled);
+  }
+
+  async #call<Schema extends JsonSchema | typeof Payload | undefined>(
+    capability: string,
+    input: unknown,
+    options: CallOptions<Schema>,
   ): Promise<Answer<Schema>> {
     this.#calls += 1;
     const request = CallRequest.fromPartial({
@@ -215,18 +236,6 @@ export class Task {
     if (outcome?.$case === "failure") throw new CallFailed(capability, outcome.value);
     if (options.returns === Payload) return new Payload(outcome?.value ?? payloadOf(null)) as Answer<Schema>;
     return answerOf(capability, () => valueOf(outcome?.value), options.returns) as Answer<Schema>;
-  }
-
-  /** For the worker: the attempt is to stop; why, if it is. */
-  get cancelled(): Failure | undefined {
-    return this.#cancelled;
-  }
-
-  /** For the worker: tell the handler to stop. */
-  cancel(reason: string): void {
-    if (this.#cancelled !== undefined) return;
-    this.#cancelled = new Failure("CANCELLED", `cancelled while it ran${reason === "" ? "" : `: ${reason}`}`);
-    this.#controller?.abort(this.#cancelled);
   }
 }
 

@@ -44,6 +44,7 @@ export class Worker {
   readonly #attempts: Attempts;
   readonly #drained = new Deferred();
   #draining = false;
+  #attached = false;
   #recalled: ReadonlyMap<string, Result> = new Map();
   #before: ReadonlySet<string> = new Set();
 
@@ -109,7 +110,9 @@ export class Worker {
 
   /** One stream, from hello to its end. Rejects with gRPC's error, or `TimedOut` when the other side is stuck. */
   async #attach(stop: AbortSignal): Promise<void> {
-    this.#recalled = this.#outbox.recall();
+    // Else nothing was said since the stream before, and what that one may have lost still may be.
+    if (this.#attached) this.#recalled = this.#outbox.recall();
+    this.#attached = false;
     this.#before = new Set([...this.#outbox.waiting(), ...this.#attempts.running()]);
     const channel = new Channel(`unix:${this.#path}`, credentials.createInsecure(), OPTIONS);
     const { path, requestSerialize, responseDeserialize } = AgentServiceService.work;
@@ -125,6 +128,7 @@ export class Worker {
       const { welcome } = first.value;
       if (welcome !== undefined && welcome.inlineLimit > 0) this.#attempts.inlineLimit = welcome.inlineLimit;
       this.#logger.info(`attached as ${welcome?.agent ?? ""} in namespace ${welcome?.namespace ?? ""}`);
+      this.#attached = true;
       this.#outbox.reopen();
       this.#attempts.repeatRequests();
       if (this.#draining) this.#outbox.drain();
@@ -137,13 +141,20 @@ export class Worker {
 
   async #read(messages: AsyncIterator<WorkResponse, undefined>, first: WorkResponse): Promise<void> {
     let closing = false;
-    for (let message: WorkResponse | undefined = first; message !== undefined; message = (await messages.next()).value) {
-      this.#receive(message);
-      if (message.drain && !closing) {
-        closing = true;
-        this.#attempts.flush();
-        void this.#attempts.idle().then(() => { this.#outbox.close(); });
+    let ended = false;
+    // By then there may be another stream, which is not the one that drains.
+    const close = (): void => { if (!ended) this.#outbox.close(); };
+    try {
+      for (let message: WorkResponse | undefined = first; message !== undefined; message = (await messages.next()).value) {
+        this.#receive(message);
+        if (message.drain && !closing) {
+          closing = true;
+          this.#attempts.flush();
+          void this.#attempts.idle().then(close);
+        }
       }
+    } finally {
+      ended = true;
     }
   }
 

@@ -262,6 +262,29 @@ test("the failure of a call fails its caller, as permanent unless another try ma
   expect(await line.failure("r/b/0/1")).toMatchObject({ kind: FailureKind.TRANSIENT, retryable: true });
 });
 
+test("a cancel ends everything a handler has asked for, and no process because one of it is not listened to yet", async () => {
+  const agent = new Agent("asker", { logger: quiet }).capability("asker.ask@1", {}, async (_, task) => {
+    const { context } = task;
+    const asked = [
+      task.call("a.b@1"),
+      task.call("a.b@1"),
+      context.get("key"),
+      context.entry("key"),
+      context.put("key", 1),
+      context.delete("key"),
+      context.list(),
+      context.lineage("key"),
+      context.claim("plan", () => Promise.resolve()),
+    ];
+    for (const one of asked) await one;
+  });
+  const { line } = await attached(agent);
+  line.assign(assignment("r/a/0/1", "asker.ask@1"));
+  await eventually(() => line.calls.length === 2 && line.asks.length === 7, "what is asked for");
+  line.cancel("r/a/0/1");
+  expect(await line.failure("r/a/0/1")).toMatchObject({ kind: FailureKind.CANCELLED });
+});
+
 test("a call without an answer is made again on the next stream", async () => {
   const { sidecar, line } = await attached();
   line.assign(assignment("r/a/0/1", "sample.ask@1", 1));
@@ -286,7 +309,10 @@ test("outcomes that were lost with a stream are repeated, and not worked out aga
   line.assign(assignment("r/a/0/1", "once.count@1"));
   expect(await line.output("r/a/0/1")).toBe(1);
   sidecar.stop();
+  sidecar.refusal = "OVERLOADED"; // however many dials it takes
   await sidecar.start();
+  await eventually(() => sidecar.refused > 1, "dials that are refused");
+  sidecar.refusal = undefined;
   const next = await sidecar.line();
   next.assign(assignment("r/a/0/1", "once.count@1"));
   expect(await next.output("r/a/0/1")).toBe(1);
@@ -330,8 +356,10 @@ test("work that ends while there is no stream is not done again", async () => {
   expect(await next.output("r/a/0/1")).toBe(1);
 });
 
-test("draining finishes what was assigned, says so, and ends", async () => {
-  const { line, drain, life } = await attached();
+test.each([20_000, Infinity])("draining with a grace of %d ms finishes what was assigned, says so, and ends", async (grace) => {
+  const sidecar = await Sidecar.started();
+  const { drain, life } = working(sample(), sidecar, grace);
+  const line = await sidecar.line();
   line.assign(assignment("r/a/0/1", "sample.wait@1"));
   line.assign(assignment("r/b/0/1", "sample.any@1", 1));
   await line.output("r/b/0/1");
@@ -351,6 +379,22 @@ test("an agent whose sidecar drains ends the stream when nothing is left, and di
   await line.failure("r/a/0/1");
   await eventually(() => line.ended, "the stream to end");
   await sidecar.line();
+});
+
+test("a sidecar that drained and went away leaves the stream to the next one alone", async () => {
+  const { sidecar, line } = await attached();
+  line.assign(assignment("r/a/0/1", "sample.wait@1"));
+  line.send({ drain: true });
+  line.assign(assignment("r/b/0/1", "sample.any@1", 1));
+  await line.output("r/b/0/1"); // so it has heard that it drains
+  sidecar.stop();
+  await sidecar.start();
+  const next = await sidecar.line();
+  next.cancel("r/a/0/1");
+  await next.failure("r/a/0/1");
+  next.assign(assignment("r/c/0/1", "sample.any@1", 2));
+  expect(await next.output("r/c/0/1")).toBe(2);
+  expect(next.ended).toBe(false);
 });
 
 test("attempts that outlast the grace are given up", async () => {

@@ -127,6 +127,7 @@ export class Sidecar {
   #taken = 0;
   /** The reason with which hello is answered, if it is to be refused. */
   refusal: keyof typeof REASONS | undefined;
+  refused = 0;
   inlineLimit = 65536;
 
   constructor() {
@@ -178,6 +179,7 @@ export class Sidecar {
     stream.once("data", (first: WorkRequest) => {
       if (first.hello === undefined) throw new Error("the first message is no hello");
       if (this.refusal !== undefined) {
+        this.refused += 1;
         stream.emit("error", statusOf(this.refusal));
         return;
       }
