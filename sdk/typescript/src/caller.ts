@@ -131,8 +131,8 @@ async function upload(
   signal: AbortSignal | undefined,
 ): Promise<UploadPayloadResponse> {
   const { path, requestSerialize, responseDeserialize } = PayloadServiceService.uploadPayload;
+  signal?.throwIfAborted();
   const over = new AbortController();
-  const ended = signal === undefined ? over.signal : AbortSignal.any([signal, over.signal]);
   let settle!: (error: Error | null, response?: UploadPayloadResponse) => void;
   const answered = new Promise<UploadPayloadResponse>((resolve, reject) => {
     settle = (error, response) => {
@@ -148,10 +148,12 @@ async function upload(
   const send = async (): Promise<void> => {
     for (let start = 0; start === 0 || start < bytes.length; start += CHUNK) {
       const chunk = bytes.subarray(start, start + CHUNK);
-      await write(stream, UploadPayloadRequest.fromPartial({ digest: start === 0 ? digest : "", chunk }), ended);
+      await write(stream, UploadPayloadRequest.fromPartial({ digest: start === 0 ? digest : "", chunk }), over.signal);
     }
     stream.end();
   };
+  const abort = (): void => { stream.cancel(); };
+  signal?.addEventListener("abort", abort, { once: true });
   try {
     // A refusal ends the stream before all is written; the answer tells why.
     void send().catch(() => undefined);
@@ -160,6 +162,7 @@ async function upload(
     signal?.throwIfAborted();
     throw error;
   } finally {
+    signal?.removeEventListener("abort", abort);
     stream.cancel();
   }
 }

@@ -45,6 +45,13 @@ export interface CallTimes {
   signal?: AbortSignal;
 }
 
+/** For what takes several calls: what the next of them may take, whenever it is asked. */
+export function remaining(times: CallTimes): () => CallTimes {
+  if (times.timeout === undefined) return () => times;
+  const end = performance.now() + times.timeout;
+  return () => ({ ...times, timeout: Math.max(1, Math.ceil(end - performance.now())) });
+}
+
 /** Call metadata: the trace context. */
 export function metadata(trace = traceparent()): Metadata {
   const made = new Metadata();

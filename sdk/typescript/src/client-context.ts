@@ -1,5 +1,5 @@
 /** The part of the client that reads and writes shared context. */
-import { type CallTimes } from "./calls.js";
+import { type CallTimes, remaining } from "./calls.js";
 import { Caller, type PageOptions, there } from "./caller.js";
 import { type ChangeOptions, deleteRequest, type EntryOptions, putRequest, type PutOptions, scopeOf } from "./entries.js";
 import { type Claim, type Entry, type EntryEvent } from "./gen/antiphon/v1/context.js";
@@ -29,8 +29,9 @@ export class ContextCalls extends Caller {
    * CONTEXT_QUOTA_EXCEEDED, CLAIM_LOST.
    */
   async putEntry(key: string, value: unknown, options: PutOptions & CallTimes = {}): Promise<PutEntryResponse> {
-    const request = await putRequest((data) => this.uploadPayload(data), key, value, options);
-    return await this.ask(ContextServiceService.putEntry, request, options);
+    const left = remaining(options);
+    const request = await putRequest((data) => this.uploadPayload(data, "", left()), key, value, options);
+    return await this.ask(ContextServiceService.putEntry, request, left());
   }
 
   /** Remove an entry: the revision of the removal, 0 when there was none. Throws ENTRY_CONFLICT, CLAIM_LOST. */

@@ -1,7 +1,7 @@
 /** The part of the client that steers runs which are under way. */
 import { randomUUID } from "node:crypto";
 
-import { type CallTimes } from "./calls.js";
+import { type CallTimes, remaining } from "./calls.js";
 import { there } from "./caller.js";
 import { ContextCalls } from "./client-context.js";
 import { type Run, type Task, type TaskKey } from "./gen/antiphon/v1/run.js";
@@ -42,10 +42,11 @@ export class SteeringCalls extends ContextCalls {
     data?: unknown,
     options: { requestId?: string } & CallTimes = {},
   ): Promise<TaskKey | undefined> {
-    const payload = await inputOf((large) => this.uploadPayload(large), data);
+    const left = remaining(options);
+    const payload = await inputOf((large) => this.uploadPayload(large, "", left()), data);
     const requestId = options.requestId ?? randomUUID();
     const request = SignalRunRequest.fromPartial({ requestId, runId, signal, payload });
-    return (await this.ask(RunServiceService.signalRun, request, options)).key;
+    return (await this.ask(RunServiceService.signalRun, request, left())).key;
   }
 
   /** Hold a run: attempts that are out go on, nothing else begins. Throws RUN_NOT_FOUND, RUN_ENDED. */
@@ -93,6 +94,7 @@ export class SteeringCalls extends ContextCalls {
     answer: { output?: unknown } | { failure: string },
     options: ActOptions = {},
   ): Promise<Task> {
+    const left = remaining(options);
     const request = ResolveTaskRequest.fromPartial({
       runId,
       key: keyOf(taskId, options),
@@ -102,10 +104,10 @@ export class SteeringCalls extends ContextCalls {
           ? { $case: "failure", value: answer.failure }
           : {
               $case: "output",
-              value: (await inputOf((large) => this.uploadPayload(large), answer.output)) ?? payloadOf(null),
+              value: (await inputOf((large) => this.uploadPayload(large, "", left()), answer.output)) ?? payloadOf(null),
             },
     });
-    return there((await this.ask(RunServiceService.resolveTask, request, options)).task);
+    return there((await this.ask(RunServiceService.resolveTask, request, left())).task);
   }
 }
 

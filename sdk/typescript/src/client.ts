@@ -12,7 +12,7 @@
  */
 import { randomUUID } from "node:crypto";
 
-import { type CallTimes, metadata, once, Tries } from "./calls.js";
+import { type CallTimes, metadata, once, remaining, Tries } from "./calls.js";
 import { type PageOptions, there } from "./caller.js";
 import { OperatorCalls } from "./client-operator.js";
 import { keyOf, type MemberOptions } from "./client-steering.js";
@@ -72,6 +72,7 @@ import { type Logger, stderrLogger } from "./log.js";
 import { valueOf } from "./payload.js";
 import { graphOf, type GraphSource, submission, type SubmitOptions } from "./submission.js";
 import { Submitter } from "./submitter.js";
+import { after } from "./waiting.js";
 
 const WAIT_STEP = 300_000;
 const TIMEOUT = 10_000;
@@ -133,9 +134,10 @@ export class Client extends OperatorCalls {
    * GRAPH_NOT_FOUND, GRAPH_INVALID, INPUT_INVALID, REQUEST_ID_REUSED.
    */
   async submit(graph: GraphSource, input?: unknown, options: SubmitOptions & CallTimes = {}): Promise<Run> {
-    const request = await submission((data) => this.uploadPayload(data), graph, input, options);
-    if (!request.wait) return there((await this.ask(RunServiceService.submitRun, request, options)).run);
-    return await this.#submitAndWait(request, options);
+    const left = remaining(options);
+    const request = await submission((data) => this.uploadPayload(data, "", left()), graph, input, options);
+    if (!request.wait) return there((await this.ask(RunServiceService.submitRun, request, left())).run);
+    return await this.#submitAndWait(request, left());
   }
 
   /**
@@ -392,6 +394,7 @@ export class Client extends OperatorCalls {
         try {
           return there((await once(generation, RunServiceService.submitRun, request, headers, WAIT_STEP, signal)).run);
         } catch (error) {
+          signal?.throwIfAborted(); // its reason may be a DEADLINE_EXCEEDED, too, and that one is the end
           if (!(error instanceof AntiphonError)) throw error;
           // The server is there, and the run goes on.
           if (error.reason === "DEADLINE_EXCEEDED") tries.heard();
@@ -441,10 +444,10 @@ async function limited<Result>(
   if (times.timeout === undefined) return await work(times.signal);
   const late = errorOf("DEADLINE_EXCEEDED", `${what} within ${String(times.timeout)} ms`);
   const over = new AbortController();
-  const timer = setTimeout(() => { over.abort(late); }, times.timeout);
+  const stop = after(times.timeout, () => { over.abort(late); });
   try {
     return await work(times.signal === undefined ? over.signal : AbortSignal.any([times.signal, over.signal]));
   } finally {
-    clearTimeout(timer);
+    stop();
   }
 }

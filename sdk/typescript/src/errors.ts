@@ -157,9 +157,10 @@ export function fromServiceError(error: ServiceError): AntiphonError {
   return new AntiphonError(`the call failed with ${status[code]}: ${text}`, { code });
 }
 
-/** Whether an error is one of gRPC's; only those have a status. */
+/** Whether an error is one of gRPC's; ours have a status and metadata as well, of another kind. */
 export function isServiceError(error: unknown): error is ServiceError {
-  return error instanceof Error && typeof (error as Partial<ServiceError>).code === "number" && "metadata" in error;
+  if (!(error instanceof Error) || error instanceof AntiphonError) return false;
+  return typeof (error as Partial<ServiceError>).code === "number" && "metadata" in error;
 }
 
 /** A duration of the contracts in milliseconds. */
@@ -170,7 +171,8 @@ export function milliseconds(duration: Duration): number {
 /** Milliseconds as a duration of the contracts. */
 export function durationOf(time: number): Duration {
   const whole = Math.trunc(time / 1000);
-  return { seconds: whole, nanos: Math.round((time - whole * 1000) * 1e6) };
+  const nanos = Math.round((time - whole * 1000) * 1e6);
+  return Math.abs(nanos) < 1e9 ? { seconds: whole, nanos } : { seconds: whole + Math.sign(nanos), nanos: 0 };
 }
 
 interface Found {

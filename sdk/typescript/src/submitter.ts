@@ -68,7 +68,7 @@ export class Submitter {
     this.#patience = patience;
     this.#tries = new Tries(connection, patience, Infinity, this.#stop.signal);
     this.#life = this.#stayConnected().catch((error: unknown) => {
-      this.#ended = error;
+      if (!this.#stop.signal.aborted) this.#ended = error; // else it is the end that `close` asked for
       this.#giveUp(error);
     });
   }
@@ -113,8 +113,8 @@ export class Submitter {
 
   async #place(): Promise<void> {
     for (;;) {
-      if (this.#ended !== undefined) throw this.#ended as Error;
       if (this.#closed) throw new SetupError("the submitter is closed; make another with client.submitter()");
+      if (this.#ended !== undefined) throw this.#ended as Error;
       if (this.#places > 0) break;
       const turn = new Deferred();
       this.#waiting.push(turn);

@@ -5,15 +5,20 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { type sendUnaryData, Server, ServerCredentials, type ServerUnaryCall, type ServerWritableStream } from "@grpc/grpc-js";
-import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest";
+import { afterAll, beforeAll, expect, onTestFinished, test, vi } from "vitest";
 
-import { AntiphonError, Client, Credentials, RetryableError, SetupError, StaleError } from "../src/index.js";
+import { AntiphonError, type CallTimes, Client, Credentials, RetryableError, SetupError, StaleError } from "../src/index.js";
+import { type PayloadServiceServer, PayloadServiceService } from "../src/gen/antiphon/v1/payload_service.js";
+import { type RunServiceServer } from "../src/gen/antiphon/v1/run_service.js";
 import { RetryInfo } from "../src/gen/google/rpc/error_details.js";
 import { REASONS } from "../src/gen/reasons.js";
-import { type GetRunRequest, GetRunResponse, RunServiceService, RunState, type WatchRunRequest, WatchRunResponse } from "../src/v1.js";
+import { type GetRunRequest, GetRunResponse, Run, RunServiceService, RunState, type WatchRunRequest, WatchRunResponse } from "../src/v1.js";
 import { loadProfile } from "../src/credentials.js";
+import { durationOf } from "../src/errors.js";
+import { pause, TimedOut, within } from "../src/waiting.js";
 import { eventually, statusOf } from "./sidecar.js";
 
+const DAY = 24 * 3600 * 1000;
 const said: string[] = [];
 const logger = {
   debug: () => undefined,
@@ -50,12 +55,16 @@ afterAll(() => { rmSync(folder, { recursive: true }); });
 type Answer = (call: ServerUnaryCall<GetRunRequest, GetRunResponse>, done: sendUnaryData<GetRunResponse>) => void;
 type Watch = (call: ServerWritableStream<WatchRunRequest, WatchRunResponse>) => void;
 
-/** An orchestrator that knows two methods; it ends with the test. */
-async function orchestrator(getRun: Answer, watchRun: Watch = () => undefined): Promise<string> {
+type More = Partial<RunServiceServer & PayloadServiceServer>;
+
+/** An orchestrator that knows the methods given, and answers no other; it ends with the test. */
+async function orchestrator(getRun: Answer, watchRun: Watch = () => undefined, more: More = {}): Promise<string> {
   const server = new Server();
   const nothing = (): void => undefined;
-  const rest = Object.fromEntries(Object.keys(RunServiceService).map((name) => [name, nothing]));
-  server.addService(RunServiceService, { ...rest, getRun, watchRun });
+  for (const service of [RunServiceService, PayloadServiceService]) {
+    const rest = Object.fromEntries(Object.keys(service).map((name) => [name, nothing]));
+    server.addService(service, { ...rest, getRun, watchRun, ...more });
+  }
   const pem = (name: string): Buffer => readFileSync(join(folder, name));
   const credentials = ServerCredentials.createSsl(
     pem("ca.pem"),
@@ -153,6 +162,95 @@ test("a call without an answer ends with its deadline", async () => {
   const client = await connect(await orchestrator(() => undefined));
   const error = await client.getRun("r", { timeout: 200 }).catch((thrown: unknown) => thrown);
   expect(error).toMatchObject({ reason: "DEADLINE_EXCEEDED" });
+});
+
+test("a run that does not end in the time there is for it ends the waiting, however one waits", async () => {
+  const client = await connect(await orchestrator(succeed, undefined, { submitRun: () => undefined }));
+  const late = { name: "RetryableError", reason: "DEADLINE_EXCEEDED", message: expect.stringContaining("has not ended") as string };
+  await expect(client.wait("r", { timeout: 200 })).rejects.toMatchObject(late);
+  await expect(client.submit("g@1", null, { wait: true, timeout: 200 })).rejects.toMatchObject(late);
+});
+
+test.each([30 * DAY, Infinity])("there may be %d ms for a run", async (timeout) => {
+  const client = await connect(await orchestrator(succeed, (call) => {
+    call.write(WatchRunResponse.fromPartial({ run: { runId: "r" } }));
+    call.end();
+  }));
+  expect((await client.wait("r", { timeout })).runId).toBe("r");
+});
+
+test("more time than a timer of Node can take ends when it is over", async () => {
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  onTestFinished(() => { vi.useRealTimers(); });
+  const ended: string[] = [];
+  void pause(60 * DAY).then(() => ended.push("pause"));
+  void within(new Promise(() => undefined), 60 * DAY).catch((error: unknown) => ended.push((error as Error).name));
+  await vi.advanceTimersByTimeAsync(60 * DAY - 1);
+  expect(ended).toEqual([]);
+  await vi.advanceTimersByTimeAsync(1);
+  expect(ended).toEqual(["pause", TimedOut.name]);
+  expect(vi.getTimerCount()).toBe(0);
+});
+
+test.each([[1999.9999999, 2, 0], [-1999.9999999, -2, 0], [1500.0000004, 1, 500_000_000], [0.25, 0, 250_000]])(
+  "%d ms are a duration that the contracts allow",
+  (time, seconds, nanos) => { expect(durationOf(time)).toEqual({ seconds, nanos }); },
+);
+
+test("giving up what begins with an upload ends the upload", async () => {
+  const large = "x".repeat(100_000);
+  let given = new AbortController();
+  const seen = { left: 0, cancelled: false };
+  const address = await orchestrator(succeed, undefined, {
+    uploadPayload: (call) => {
+      seen.left = Number(call.getDeadline()) - Date.now();
+      call.on("cancelled", () => { seen.cancelled = true; });
+      given.abort(new Error("enough"));
+    },
+  });
+  const client = await connect(address);
+  for (const begin of [
+    (times: CallTimes) => client.uploadPayload(Buffer.from(large), "", times),
+    (times: CallTimes) => client.submit("g@1", large, times),
+    (times: CallTimes) => client.submit("g@1", large, { ...times, wait: true }),
+    (times: CallTimes) => client.signal("r", "go", large, times),
+    (times: CallTimes) => client.resolve("r", "t", { output: large }, times),
+    (times: CallTimes) => client.putEntry("key", large, times),
+  ]) {
+    given = new AbortController();
+    Object.assign(seen, { left: 0, cancelled: false });
+    await expect(begin({ signal: given.signal, timeout: 5000 })).rejects.toThrow("enough");
+    expect(seen.left).toBeLessThanOrEqual(5000);
+    await eventually(() => seen.cancelled, "the end of the upload");
+  }
+});
+
+test("an upload has part of the time of the call that it is for", async () => {
+  let left = Infinity;
+  const address = await orchestrator(succeed, undefined, {
+    uploadPayload: (call, done) => {
+      const deadline = Number(call.getDeadline());
+      call.resume();
+      void eventually(() => deadline - Date.now() < 19_900, "some of the time to pass").then(() => {
+        done(null, { blob: { digest: "d", size: 1 } });
+      });
+    },
+    submitRun: (call, done) => {
+      left = Number(call.getDeadline()) - Date.now();
+      done(null, { run: Run.fromPartial({ runId: "r" }) });
+    },
+  });
+  const client = await connect(address);
+  expect((await client.submit("g@1", "x".repeat(100_000), { timeout: 20_000 })).runId).toBe("r");
+  expect(left).toBeLessThan(19_950);
+});
+
+test("a submitter that is closed may be closed again, and says so to who submits", async () => {
+  const client = await connect(await orchestrator(succeed, undefined, { submitRuns: () => undefined }));
+  const submitter = client.submitter();
+  await submitter.close();
+  await submitter.close();
+  await expect(submitter.submit("g@1")).rejects.toThrow("the submitter is closed; make another");
 });
 
 test("a watch goes on where it broke, without gap or repeat", async () => {
