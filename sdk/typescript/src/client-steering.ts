@@ -1,7 +1,9 @@
 /** The part of the client that steers runs which are under way. */
 import { randomUUID } from "node:crypto";
 
-import { type CallTimes, remaining } from "./calls.js";
+import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
+
+import { type CallTimes, remaining, type UnaryMethod } from "./calls.js";
 import { there } from "./caller.js";
 import { ContextCalls } from "./client-context.js";
 import { type Run, type Task, type TaskKey } from "./gen/antiphon/v1/run.js";
@@ -17,6 +19,12 @@ import {
 } from "./gen/antiphon/v1/run_service.js";
 import { payloadOf } from "./payload.js";
 import { inputOf } from "./submission.js";
+
+// The end of a task goes back as it came: a `Date` would cut it to milliseconds, and it is compared to the microsecond.
+const GET_TASK: UnaryMethod<GetTaskRequest, Buffer> = { ...RunServiceService.getTask, responseDeserialize: (bytes) => bytes };
+const TASK = 1; // of GetTaskResponse
+const END_TIME = 10; // of Task
+const EXPECTED_END_TIME = (3 << 3) | 2; // of RetryTaskRequest, as it is written: its number, and that it is a message
 
 /** One member of a forEach, counted from 1; 0 (default) is the task itself. */
 export interface MemberOptions extends CallTimes {
@@ -74,13 +82,10 @@ export class SteeringCalls extends ContextCalls {
    */
   async retry(runId: string, taskId: string, options: ActOptions = {}): Promise<Task> {
     const key = keyOf(taskId, options);
-    const seen = there((await this.ask(RunServiceService.getTask, GetTaskRequest.fromPartial({ runId, key }), options)).task);
-    const request = RetryTaskRequest.fromPartial({
-      runId,
-      key,
-      expectedEndTime: seen.endTime,
-      reason: options.reason ?? "",
-    });
+    const seen = there(fieldOf(await this.ask(GET_TASK, GetTaskRequest.fromPartial({ runId, key }), options), TASK));
+    const request = RetryTaskRequest.fromPartial({ runId, key, reason: options.reason ?? "" });
+    const end = fieldOf(seen, END_TIME);
+    if (end !== undefined) request._unknownFields = { [EXPECTED_END_TIME]: [new BinaryWriter().bytes(end).finish()] };
     return there((await this.ask(RunServiceService.retryTask, request, options)).task);
   }
 
@@ -114,4 +119,16 @@ export class SteeringCalls extends ContextCalls {
 /** The key of a task, or of a member of it. */
 export function keyOf(taskId: string, options: MemberOptions): TaskKey {
   return { taskId, member: options.member ?? 0 };
+}
+
+/** The bytes of a field that is a message; undefined when it is not there. */
+function fieldOf(message: Uint8Array, field: number): Uint8Array | undefined {
+  const reader = new BinaryReader(message);
+  let found: Uint8Array | undefined;
+  while (reader.pos < reader.len) {
+    const [number, type] = reader.tag();
+    if (number === field) found = reader.bytes();
+    else reader.skip(type, number);
+  }
+  return found;
 }
