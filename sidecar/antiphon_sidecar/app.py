@@ -177,6 +177,8 @@ class _Sidecar:
         if self._drain_due.is_set():
             for supervisor in self._supervisors:
                 supervisor.kill()
+            for adapter in self._adapters:
+                adapter.kill()
             if self._spool is not None:
                 self._spool.write()
             os._exit(_EXIT_AT_ONCE)

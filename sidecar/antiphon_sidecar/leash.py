@@ -1,4 +1,4 @@
-"""Started in place of an agent's command: ties the process to its sidecar, then becomes the command.
+"""Started in place of an agent's or an adapter's command: ties the process to its sidecar, then becomes the command.
 
 A sidecar that dies by SIGKILL cannot stop its agents, and one that is left over would fight its successor for the
 socket. So the kernel is asked to send SIGTERM when the parent is gone. Linux only; elsewhere the command just runs.

@@ -26,6 +26,12 @@ _STEADY = 10.0  # seconds after which a process counts as well started
 _LEASH = Path(__file__).with_name("leash.py")
 
 
+def leashed(command: Sequence[str]) -> tuple[str, ...]:
+    """The command, as one that does not outlive this process."""
+    # Without site packages the leash takes some 10 ms; the command itself has its own environment.
+    return (sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *command)
+
+
 class Supervisor:
     """One agent's process."""
 
@@ -43,11 +49,9 @@ class Supervisor:
         try:
             while True:
                 began = time.monotonic()
-                # Without site packages the leash takes some 10 ms; the command itself has its own environment.
                 self._process = process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *self._command,
-                    env=self._environment, start_new_session=True,
-                )  # fmt: skip
+                    *leashed(self._command), env=self._environment, start_new_session=True
+                )
                 log.info("agent started", extra={"agent": self._name, "pid": process.pid})
                 code = await process.wait()
                 self.kill()  # what it has left behind

@@ -246,9 +246,54 @@ async def test_a_program_that_is_not_there_is_transient() -> None:
 async def test_a_pool_keeps_its_process_and_replaces_one_that_dies_or_breaks_the_bounds() -> None:
     outputs = await execute(program(LINES, mode="pool"), 1, 2, "bad", 3, "die", 4, "large", 5)
     first, second, bad, third, died, fourth, large, fifth = outputs
-    assert first[1] == second[1] == third[1] and bad == "INVALID_OUTPUT"
-    assert died == "LOST" and fourth[1] != first[1]
+    assert first[1] == second[1]
+    assert bad == "INVALID_OUTPUT" and third[1] != first[1]
+    assert died == "LOST" and fourth[1] != third[1]
     assert large == "INVALID_OUTPUT" and fifth[1] != fourth[1]
+
+
+STRAY = """
+import json, sys
+{before}
+for line in sys.stdin:
+    print(json.dumps([json.loads(line)]{options}){more}, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stray", "outputs"),
+    [
+        ({"before": "print('model loaded')"}, ["INVALID_OUTPUT"] * 3),
+        ({"options": ", indent=1"}, ["INVALID_OUTPUT"] * 3),
+        ({"more": r" + '\n1'"}, [["a"], ["b"], ["c"]]),
+        ({"more": ", end='\\n '"}, [["a"], ["b"], ["c"]]),
+    ],
+)
+async def test_no_attempt_gets_what_a_pooled_program_printed_for_another(stray: dict[str, str], outputs: Any) -> None:
+    code = STRAY.format(**({"before": "", "options": "", "more": ""} | stray))
+    assert await execute(program(code, mode="pool"), "a", "b", "c") == outputs
+
+
+async def test_what_a_pooled_program_has_left_behind_ends_with_it() -> None:
+    code = (
+        "import subprocess; line = input();"
+        "print(subprocess.Popen(['sleep', '60'], stdin=subprocess.DEVNULL).pid, flush=True)"
+    )
+    adapter, pids = adapters.make(program(code, mode="pool")), []
+    for number in range(2):
+        pids.append(int(await adapter.execute(CapabilityConfig("text.do", "1"), assignment(number))))
+        (idle,) = adapter._idle  # type: ignore[attr-defined]
+        await eventually(lambda idle=idle: idle.returncode is not None)
+    await eventually(lambda: has_ended(pids[0]))
+    await adapter.close()
+    await eventually(lambda: has_ended(pids[1]))
+
+
+async def test_an_answer_does_not_wait_for_what_its_program_has_left_behind() -> None:
+    code = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid)"
+    async with asyncio.timeout(WAIT):
+        (pid,) = await execute(program(code), None)
+    await eventually(lambda: has_ended(pid))
 
 
 @pytest.mark.parametrize("mode", ["pool", "per_call"])

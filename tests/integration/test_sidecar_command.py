@@ -147,6 +147,38 @@ async def test_an_agent_does_not_outlive_a_sidecar_that_is_killed(
         assert stream.hello.incarnation != orchestrator.attachments[0].hello.incarnation
 
 
+@pytest.mark.parametrize("how", ["killed", "signalled twice"])
+async def test_a_program_does_not_outlive_a_sidecar_that_ends_at_once(
+    orchestrator: FakeMesh, authority: Authority, tmp_path: Path, how: str
+) -> None:
+    keep(tmp_path / "state", authority, [orchestrator.address], GRANTS)
+    marker = tmp_path / "pid"
+    code = f"import os, time; print(os.getpid(), file=open('{marker}', 'w'), flush=True); time.sleep(60)"
+    (tmp_path / "sidecar.toml").write_text(f"""
+        state = "state"
+        [[agent]]
+        name = "echo"
+        adapter = "exec"
+        command = ["{sys.executable}", "-c", "{code}"]
+          [[agent.capability]]
+          name = "text.echo"
+        """)
+    async with sidecar(tmp_path, "--config", str(tmp_path / "sidecar.toml")) as process:
+        stream = await orchestrator.attachment()
+        await stream.window("echo", 4)
+        stream.offer("a")
+        await eventually(lambda: marker.exists() and marker.read_text())
+        if how == "killed":
+            process.signal(signal.SIGKILL)
+            await process.exit_code()
+        else:
+            process.signal(signal.SIGTERM)
+            await process.logged("draining")
+            process.signal(signal.SIGTERM)
+            assert await process.exit_code() == 130
+    await eventually(lambda: not Path(f"/proc/{marker.read_text().strip()}").exists())
+
+
 async def test_one_sidecar_stands_beside_several_agents_of_all_sorts(
     orchestrator: FakeMesh, authority: Authority, tmp_path: Path
 ) -> None:

@@ -59,6 +59,10 @@ class Adapter(Protocol):
         """Let go of everything it holds."""
         ...
 
+    def kill(self) -> None:
+        """The process ends at once: leave nothing behind that would go on."""
+        ...
+
 
 def describe(config: AgentConfig) -> registry_pb2.AgentDescription:
     """What the orchestrator is told of an agent that an adapter makes."""
@@ -146,6 +150,10 @@ class AdapterAgent:
         finally:
             node.depart(seat)
             await self._adapter.close()
+
+    def kill(self) -> None:
+        """The process ends at once: stop the work."""
+        self._adapter.kill()
 
     async def _work(self, attempt: Attempt) -> None:
         assignment = attempt.assignment

@@ -2,7 +2,8 @@
 
 Two modes. `per_call` starts a process for each attempt: the whole output is the answer, the exit code says whether it
 succeeded, and the environment names attempt and idempotency key. `pool` keeps processes and speaks line by line; a
-process that dies, or whose attempt is cancelled, is out of step and is replaced. A process group is killed as a whole.
+process that dies, whose attempt is cancelled, or that prints anything but one line of JSON for each of its input is
+out of step and is replaced: what it says next could be another attempt's answer. A process group is killed as a whole.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 from contextlib import suppress
 
 from antiphon.v1 import agent_service_pb2, failure_pb2
 
 from ..config import AgentConfig, CapabilityConfig
+from ..supervise import leashed
 from .base import ExecutionFailed, excerpt, json_input, parsed
 
 _STDERR_TAIL = 4_096
+_HELD_OPEN = 0.5
+"""Seconds after a program's end for the rest of its output, which something it has left behind may hold open."""
 
 
 class ExecAdapter:
@@ -28,7 +33,8 @@ class ExecAdapter:
         self._command = config.command
         self._most = config.max_output
         self._pooled = config.mode == "pool"
-        self._idle: list[asyncio.subprocess.Process] = []
+        self._idle: list[_Program] = []
+        self._programs: set[_Program] = set()
 
     async def execute(self, capability: CapabilityConfig, assignment: agent_service_pb2.Assignment) -> bytes:
         """The program's answer."""
@@ -38,8 +44,13 @@ class ExecAdapter:
     async def close(self) -> None:
         """Stop the kept processes."""
         idle, self._idle = self._idle, []
-        for process in idle:
-            await _stop(process)
+        for program in idle:
+            await self._stop(program)
+
+    def kill(self) -> None:
+        """SIGKILL to all processes, for nobody can wait any more."""
+        for program in self._programs:
+            program.kill()
 
     async def _run_once(self, line: bytes, assignment: agent_service_pb2.Assignment) -> bytes:
         environment = {
@@ -49,22 +60,24 @@ class ExecAdapter:
             "ANTIPHON_IDEMPOTENCY_KEY": assignment.idempotency_key,
             "TRACEPARENT": assignment.traceparent,
         }
-        process = await self._start(environment, stderr=asyncio.subprocess.PIPE)
-        assert process.stdout and process.stderr
+        program = await self._start(environment, stderr=asyncio.subprocess.PIPE)
+        assert program.stderr
         too_much = False  # raised below: what leaves an `except*` is wrapped in a group
         try:
             async with asyncio.TaskGroup() as streams:
-                streams.create_task(_feed(process, line, close=True))
-                answer = streams.create_task(_read(process.stdout, self._most))
-                complaint = streams.create_task(_tail(process.stderr))
-            await process.wait()
+                streams.create_task(_feed(program, line, close=True))
+                answer = streams.create_task(_read(program.stdout, self._most))
+                complaint = streams.create_task(_tail(program.stderr))
+                await program.ended()
+                await asyncio.wait([answer, complaint], timeout=_HELD_OPEN)
+                await self._stop(program)  # the readers come to an end
         except* _TooMuch:
             too_much = True
         finally:
-            await _stop(process)
+            await self._stop(program)
         if too_much:
             raise self._too_much()
-        code = process.returncode or 0
+        code = program.returncode or 0
         if code != 0:
             killed = code < 0
             raise ExecutionFailed(
@@ -78,48 +91,67 @@ class ExecAdapter:
         return answer.result().strip()
 
     async def _ask(self, line: bytes) -> bytes:
-        process = await self._kept()
-        assert process.stdout
-        in_step = too_much = False
+        program = await self._kept()
+        in_step = False
         try:
-            async with asyncio.TaskGroup() as streams:
-                streams.create_task(_feed(process, line, close=False))
-                reading = streams.create_task(process.stdout.readline())
-            answer = reading.result()
-            in_step = answer.endswith(b"\n")
-        except* ValueError:  # how a StreamReader says that a line exceeds its limit
-            too_much = True
+            answer = await _exchange(program, line)
+            if answer is not None and answer.endswith(b"\n"):
+                parsed(answer)
+                in_step = True
         finally:
             if in_step:
-                self._idle.append(process)
+                program.listen()
+                self._idle.append(program)
             else:
-                await _stop(process)
-        if too_much:
+                await self._stop(program)
+        if answer is None:
             raise self._too_much()
         if not in_step:
             raise ExecutionFailed(
-                failure_pb2.FAILURE_KIND_LOST, f"{self._command[0]} ended with {process.returncode} before it answered"
+                failure_pb2.FAILURE_KIND_LOST, f"{self._command[0]} ended with {program.returncode} before it answered"
             )
-        parsed(answer)
         return answer.strip()
 
-    async def _kept(self) -> asyncio.subprocess.Process:
+    async def _kept(self) -> _Program:
+        """A process that waits for a line, and has said nothing since its last answer."""
         while self._idle:
-            process = self._idle.pop()
-            if process.returncode is None:
-                return process
-        return await self._start(None, stderr=None)
+            program = self._idle.pop()
+            in_step = False
+            try:
+                in_step = await program.quiet()
+            finally:
+                if not in_step:
+                    await self._stop(program)
+            if in_step:
+                return program
+        program = await self._start(None, stderr=None)
+        program.listen()
+        return program
 
-    async def _start(self, environment: dict[str, str] | None, stderr: int | None) -> asyncio.subprocess.Process:
+    async def _start(self, environment: dict[str, str] | None, stderr: int | None) -> _Program:
+        if shutil.which(self._command[0]) is None:
+            raise ExecutionFailed(
+                failure_pb2.FAILURE_KIND_TRANSIENT, f"{self._command[0]} cannot be started: there is no such program"
+            )
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=stderr,
-                env=environment, start_new_session=True, limit=self._most,
+            transport, protocol = await loop.subprocess_exec(
+                lambda: _Protocol(self._most, loop), *leashed(self._command),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=stderr,
+                env=environment, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             raise ExecutionFailed(
                 failure_pb2.FAILURE_KIND_TRANSIENT, f"{self._command[0]} cannot be started: {error.strerror}"
             ) from error
+        program = _Program(transport, protocol)
+        self._programs.add(program)
+        return program
+
+    async def _stop(self, program: _Program) -> None:
+        if program in self._programs:
+            self._programs.remove(program)
+            await program.stop()
 
     def _too_much(self) -> ExecutionFailed:
         return ExecutionFailed(
@@ -131,13 +163,85 @@ class _TooMuch(Exception):
     """The output exceeds its limit."""
 
 
-async def _feed(process: asyncio.subprocess.Process, line: bytes, *, close: bool) -> None:
-    assert process.stdin
+class _Protocol(asyncio.subprocess.SubprocessStreamProtocol):
+    """Also tells the end of the process itself: asyncio waits for that of its pipes, which children may hold."""
+
+    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit, loop)
+        self.exited: asyncio.Future[None] = loop.create_future()
+
+    def process_exited(self) -> None:
+        self.exited.set_result(None)
+        super().process_exited()
+
+
+class _Program:
+    """A process that runs, and all that it has started."""
+
+    def __init__(self, transport: asyncio.SubprocessTransport, protocol: _Protocol) -> None:
+        assert protocol.stdin and protocol.stdout
+        self.stdin, self.stdout, self.stderr = protocol.stdin, protocol.stdout, protocol.stderr
+        self._transport = transport
+        self._exited = protocol.exited
+        self._first: asyncio.Task[bytes] | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        return self._transport.get_returncode()
+
+    async def ended(self) -> None:
+        """Return when the process has ended, whatever it has left behind."""
+        await asyncio.shield(self._exited)
+
+    def listen(self) -> None:
+        """Notice from now on when it prints anything."""
+        self._first = asyncio.create_task(self.stdout.read(1))
+
+    async def quiet(self) -> bool:
+        """Whether it has neither printed anything since `listen` nor ended."""
+        assert self._first
+        await asyncio.wait([self._first], timeout=0)  # lets the loop look at the pipe
+        return not self._first.done() and self.returncode is None
+
+    async def line(self) -> bytes:
+        """The line that it prints after `listen`; without its end when there was none."""
+        assert self._first
+        first = await self._first
+        return first if first in (b"", b"\n") else first + await self.stdout.readline()
+
+    def kill(self) -> None:
+        """SIGKILL to the group, also when the process itself has ended: it may have left others behind."""
+        with suppress(ProcessLookupError, PermissionError):  # nothing is left of it
+            os.killpg(self._transport.get_pid(), signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Kill it and let go of its pipes; it is gone when this returns."""
+        if self._first:
+            self._first.cancel()
+        self.kill()
+        self._exited.add_done_callback(lambda _: self._transport.close())
+        await self.ended()
+
+
+async def _exchange(program: _Program, line: bytes) -> bytes | None:
+    """The line that a kept process answers; None when it exceeds the limit."""
+    answer: bytes | None
     try:
-        process.stdin.write(line)
-        await process.stdin.drain()
+        async with asyncio.TaskGroup() as streams:
+            streams.create_task(_feed(program, line, close=False))
+            reading = streams.create_task(program.line())
+        answer = reading.result()
+    except* ValueError:  # how a StreamReader says that a line exceeds its limit
+        answer = None
+    return answer
+
+
+async def _feed(program: _Program, line: bytes, *, close: bool) -> None:
+    try:
+        program.stdin.write(line)
+        await program.stdin.drain()
         if close:
-            process.stdin.close()
+            program.stdin.close()
     except (BrokenPipeError, ConnectionResetError):
         return  # it need not read its input; whether it succeeded is seen otherwise
 
@@ -156,13 +260,6 @@ async def _tail(stream: asyncio.StreamReader) -> bytes:
     while chunk := await stream.read(65_536):
         content = (content + chunk)[-_STDERR_TAIL:]
     return content
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Kill the process group, also when the process itself has ended: it may have left others behind."""
-    with suppress(ProcessLookupError, PermissionError):  # nothing is left of it
-        os.killpg(process.pid, signal.SIGKILL)
-    await asyncio.shield(process.wait())
 
 
 def _one_line(text: bytes) -> bytes:

@@ -78,6 +78,9 @@ class HttpAdapter:
                     connection.close()
             self._idle.clear()
 
+    def kill(self) -> None:
+        """Connections end with the process."""
+
     def take(self, key: tuple[str, str]) -> http.client.HTTPConnection | None:
         """A kept connection that the service has not closed. Called by the threads."""
         with self._lock:
