@@ -27,6 +27,14 @@ class Claim(NamedTuple):
     link: Link | None
 
 
+class Said(NamedTuple):
+    """What a hello says of an agent: its window, and which of its comings is described."""
+
+    generation: int
+    slots: int
+    arrival: int
+
+
 class Inventory(NamedTuple):
     """One page of the answer to a claim."""
 
@@ -69,6 +77,7 @@ class Seat:
         self.name = name
         self.wake = wake
         self.present = False
+        self.arrival = 0  # how often it has come; each time it may be another version
         self.draining = False
         self.concurrency = 0
         self.prefetch = 0

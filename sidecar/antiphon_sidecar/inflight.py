@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from .attempts import TABLE, Attempt, Deliver, End, Event, State
-from .boxes import Claim, Link, Seat, pages
+from .boxes import Claim, Link, Said, Seat, pages
 from .slots import Slots
 
 ANNOUNCE_AFTER = 0.05
@@ -99,6 +99,7 @@ class Inflight:
         if seat.present:
             self.agent_went(seat, now)
         seat.present, seat.draining = True, False
+        seat.arrival += 1
         seat.concurrency, seat.prefetch = concurrency, prefetch
         for link in self.slots.links:
             link.agents[seat.name] = True
@@ -257,18 +258,19 @@ class Inflight:
         self.slots.settle_all()
         return link
 
-    def hello(self, link: Link) -> dict[str, tuple[int, int]]:
-        """What a new stream says first: the window, (generation, slots), of each agent that is present."""
+    def hello(self, link: Link) -> dict[str, Said]:
+        """What a new stream says first of each agent that is present."""
         return self.slots.said(link)
 
-    def welcomed(self, link: Link, said: dict[str, tuple[int, int]]) -> None:
+    def welcomed(self, link: Link, said: dict[str, Said]) -> None:
         """The new stream is the link's stream from now on. Of the outbox only what has changed since `said` is kept;
         claims refill it.
         """
         link.clear()
         link.drain = self.draining
         for name, seat in self.seats.items():
-            if seat.present != (name in said):
+            known = said.get(name)
+            if seat.present != (known is not None) or (known is not None and known.arrival != seat.arrival):
                 link.agents[name] = seat.present
         self.slots.restart(link, said)
         link.wake()

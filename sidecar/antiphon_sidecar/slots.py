@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .boxes import Link, Seat
+from .boxes import Link, Said, Seat
 from .windows import Grant, settle, settled
 
 
@@ -27,18 +27,19 @@ class Slots:
             grant = link.grants[seat_name] = Grant()
         return grant
 
-    def said(self, link: Link) -> dict[str, tuple[int, int]]:
-        """What a new stream says first: the window, (generation, slots), of each agent that is present."""
-        grants = ((name, self.grant(link, name)) for name, seat in self._seats.items() if seat.present)
-        return {name: (grant.generation, grant.slots) for name, grant in grants}
+    def said(self, link: Link) -> dict[str, Said]:
+        """What a new stream says first of each agent that is present."""
+        present = ((seat, self.grant(link, name)) for name, seat in self._seats.items() if seat.present)
+        return {seat.name: Said(grant.generation, grant.slots, seat.arrival) for seat, grant in present}
 
-    def restart(self, link: Link, said: Mapping[str, tuple[int, int]]) -> None:
+    def restart(self, link: Link, said: Mapping[str, Said]) -> None:
         """The replica knows no window but those that were said."""
         for name, seat in self._seats.items():
             grant = self.grant(link, name)
-            if seat.present and said.get(name) != (grant.generation, grant.slots):
+            known = said.get(name)
+            if seat.present and known != (grant.generation, grant.slots, seat.arrival):
                 link.windows[name] = (grant.generation, grant.slots)
-            grant.allowed = max(grant.slots, said.get(name, (0, 0))[1])
+            grant.allowed = max(grant.slots, known.slots if known else 0)
             self.settle(seat)
 
     def forget(self, seat: Seat) -> None:

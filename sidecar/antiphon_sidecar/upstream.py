@@ -18,7 +18,7 @@ from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon_certs import ORCHESTRATOR_DNS_NAME, Credential
 
-from .boxes import Link
+from .boxes import Link, Said
 from .errors import check_revoked, reason_of, refusal_of
 from .node import Node
 from .wire import hello, next_request
@@ -165,7 +165,7 @@ class Upstream:
             self._link = self.node.inflight.attach(self._wake)
         return self._link
 
-    def welcomed(self, stream: _Stream, welcome: mesh.Welcome, said: dict[str, tuple[int, int]]) -> Link:
+    def welcomed(self, stream: _Stream, welcome: mesh.Welcome, said: dict[str, Said]) -> Link:
         """The stream has its answer and takes over from the one before; it serves the link that is returned."""
         self.replica_id = welcome.replica_id
         other = self._directory.serving.setdefault(welcome.replica_id, self)

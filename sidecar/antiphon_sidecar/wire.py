@@ -12,7 +12,7 @@ from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.v1 import failure_pb2, registry_pb2
 
 from .attempts import Attempt, End
-from .boxes import Link
+from .boxes import Link, Said
 from .checks import failed
 from .inflight import Inflight
 
@@ -41,22 +41,22 @@ _PAGE_BYTES = 128 * 1024  # a page of 1,000 ids of usual length; only an estimat
 def hello(
     incarnation: str,
     generation: int,
-    windows: Mapping[str, tuple[int, int]],
+    present: Mapping[str, Said],
     descriptions: Mapping[str, registry_pb2.AgentDescription],
-) -> tuple[mesh.AttachRequest, dict[str, tuple[int, int]]]:
-    """The first message of a stream, and the windows in it. Agents that find no room are announced afterwards."""
-    said: dict[str, tuple[int, int]] = {}
+) -> tuple[mesh.AttachRequest, dict[str, Said]]:
+    """The first message of a stream, and what is in it. Agents that find no room are announced afterwards."""
+    said: dict[str, Said] = {}
     room = MOST_BYTES
     request = mesh.AttachRequest()
     request.hello.incarnation, request.hello.generation = incarnation, generation
     request.hello.protocol_version = PROTOCOL_VERSION
-    for agent, (number, slots) in windows.items():
+    for agent, known in present.items():
         room -= descriptions[agent].ByteSize()
         if said and room < 0:
             break
         request.hello.agents.append(descriptions[agent])
-        request.hello.windows.add(agent=agent, generation=number, slots=slots)
-        said[agent] = (number, slots)
+        request.hello.windows.add(agent=agent, generation=known.generation, slots=known.slots)
+        said[agent] = known
     return request, said
 
 

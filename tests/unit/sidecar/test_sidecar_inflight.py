@@ -454,6 +454,15 @@ def test_windows_close_while_too_many_outcomes_wait(monkeypatch: pytest.MonkeyPa
     assert bench.link.windows["echo"][1] == 12
 
 
+def test_an_agent_that_came_again_after_the_hello_is_announced_anew() -> None:
+    bench = Bench()
+    said = bench.core.hello(bench.link)
+    bench.core.agent_went(bench.seat, bench.now)
+    bench.core.agent_came(bench.seat, 2, 2, bench.now)  # another version, perhaps
+    bench.core.welcomed(bench.link, said)
+    assert bench.link.agents == {"echo": True} and "echo" in bench.link.windows
+
+
 def test_a_new_stream_of_the_same_replica_hears_only_what_changed_since_its_hello() -> None:
     bench = Bench(concurrency=2, prefetch=2)
     said = bench.core.hello(bench.link)
