@@ -83,6 +83,30 @@ async def test_a_full_batch_begins_at_once_and_each_task_gets_its_own_outcome(tm
         assert [one.attempt_id for one in embedder.contexts] == ["r/a/0/1", "r/bb/0/1", "r/-/0/1", "r/dddd/0/1"]
 
 
+@dataclass
+class Span:
+    start: float | None
+    end: float
+
+    def __post_init__(self) -> None:
+        if self.start > self.end:  # type: ignore[operator]  # what fails here is what the test is about
+            raise ValueError("it ends before it starts")
+
+
+async def test_an_input_whose_decoding_breaks_is_its_own_outcome_and_ends_nothing_else(tmp_path: Path) -> None:
+    agent = Agent("embedder")
+
+    @agent.batch("text.embed@1", max_size=2)
+    async def lengths(spans: list[Span]) -> list[float]:
+        return [span.end for span in spans]
+
+    async with serving(agent, tmp_path) as line:
+        line.assign(assignment("r/bad/0/1", "text.embed@1", {"start": None, "end": 1.0}))
+        assert "TypeError" in (await line.result("r/bad/0/1")).failure.message
+        line.assign(assignment("r/good/0/1", "text.embed@1", {"start": 0.0, "end": 1.0}))
+        assert output(await line.result("r/good/0/1")) == 1.0
+
+
 async def test_what_is_announced_is_the_schema_of_one_task(tmp_path: Path) -> None:
     async with serving(Embedder().agent, tmp_path) as line:
         (capability,) = line.hello.description.capabilities

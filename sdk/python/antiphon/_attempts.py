@@ -25,7 +25,7 @@ from antiphon.v1.run_pb2 import PartialOutput, Progress
 
 from ._batches import Batch, Batches
 from ._context import OnPartial, TaskContext, entered
-from ._failures import InvalidInput, PermanentFailure, TaskCancelled, TaskFailure
+from ._failures import PermanentFailure, TaskCancelled, TaskFailure
 from ._handler import Answer, Handler
 from ._outbox import Outbox
 from .partials import content_bytes
@@ -116,7 +116,7 @@ class Attempts:
         if handler.batching is not None:
             try:
                 attempt.work = self._batches.add(attempt_id, attempt.context, handler)
-            except InvalidInput as error:
+            except (Exception, SystemExit) as error:  # its decoder may raise what it likes: an outcome as well
                 self._settle(attempt_id, attempt, error)
         elif handler.plain:
             attempt.work = self._threads.submit(copy_context().run, self._run_plain, attempt_id, attempt, handler)
