@@ -169,8 +169,8 @@ class Table:
                 if variable not in self._environ:
                     self.mistakes.add(where, f"set the environment variable {variable}")
             value = _SECRET.sub(lambda match: self._environ.get(match[1], ""), value)
-            if not value.isprintable():
-                self.mistakes.add(where, "must hold printable characters only")
+            if not (value.isprintable() and value.isascii()):
+                self.mistakes.add(where, "must hold printable ASCII characters only")
             headers[name] = value
         return headers
 

@@ -13,12 +13,14 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from antiphon.v1 import agent_service_pb2, failure_pb2
 from antiphon_certs import Grants
 from antiphon_sidecar import adapters
 from antiphon_sidecar.adapters.base import AdapterAgent, ExecutionFailed
+from antiphon_sidecar.adapters.http import HttpAdapter, _Exchange
 from antiphon_sidecar.attempts import End
 from antiphon_sidecar.config import AgentConfig, CapabilityConfig, HttpCall
 from antiphon_sidecar.node import Node
@@ -55,10 +57,10 @@ class Service(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
         self.send_response(status)
-        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Length", str(len(answer) + (self.path == "/short")))
         self.end_headers()
         self.wfile.write(answer)
-        if self.path == "/close":
+        if self.path in ("/close", "/short"):
             self.close_connection = True  # without having said so
 
     do_GET = do_POST
@@ -134,6 +136,7 @@ async def test_without_templates_the_whole_input_goes_and_the_whole_answer_comes
         ("/status/400", {"errors": {"422": "INVALID_INPUT", "4xx": "BUDGET"}}, "BUDGET"),
         ("/garbage", {}, "INVALID_OUTPUT"),
         ("/large", {"max_response": 1_000}, "INVALID_OUTPUT"),
+        ("/short", {}, "TRANSIENT"),
         ("/", {"output": "/result/7"}, "INVALID_OUTPUT"),
         ("/", {"body": "${input.missing}"}, "INVALID_INPUT"),
         ("/slow", {"read_timeout": timedelta(milliseconds=50)}, "TIMEOUT"),
@@ -165,6 +168,42 @@ async def test_connections_are_kept_and_one_that_was_closed_is_noticed(service: 
             assert (await asyncio.to_thread(readable))[0]  # the end of the connection has arrived
     assert len(handler.connections) == 2
     await adapter.close()
+
+
+async def test_a_cancel_that_comes_too_late_leaves_the_kept_connection_alone(service: Any) -> None:
+    url, handler = service
+    call = HttpCall(f"{url}/")
+    capability = CapabilityConfig("text.do", "1", http=call)
+    adapter = HttpAdapter(AgentConfig("gateway", adapter="http", capabilities=(capability,)))
+    exchange = _Exchange(adapter, call, urlsplit(call.url), {}, b"1")
+    await asyncio.to_thread(exchange.run)
+    exchange.abort()
+    await adapter.execute(capability, assignment(1))
+    assert len(handler.connections) == 1
+    await adapter.close()
+
+
+async def test_a_failure_of_the_adapter_itself_shows_no_secret() -> None:
+    capability = CapabilityConfig("text.do", "1", http=HttpCall("http://127.0.0.1:9/"))
+    config = AgentConfig("gateway", adapter="http", capabilities=(capability,))
+    node = Node("team-a", Grants(("gateway",), ("text.*",)))
+
+    class Broken(HttpAdapter):
+        async def execute(self, capability: Any, assignment: Any) -> bytes:
+            "key\u2026".encode("latin-1")
+            return b""
+
+    agent = AdapterAgent(node, config, Broken(config))
+    link = node.inflight.attach(lambda: None)
+    node.inflight.welcomed(link, {})
+    node.inflight.claim(link, [(0, 1)])
+    running = asyncio.create_task(agent.run())
+    await eventually(lambda: "gateway" in link.grants and link.grants["gateway"].slots)
+    node.inflight.offer(link, "gateway", "a", 0, 1, assignment(1), b"t", 10, None, node.now())
+    await eventually(lambda: link.reports)
+    assert link.reports[0].result.failure.message == "the adapter failed: UnicodeEncodeError"
+    running.cancel()
+    await asyncio.wait([running])
 
 
 async def test_a_cancelled_attempt_breaks_its_connection(service: Any) -> None:

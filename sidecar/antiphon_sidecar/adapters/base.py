@@ -182,7 +182,9 @@ class AdapterAgent:
         except Exception as error:
             log.exception("adapter failed", extra={"agent": self._config.name})
             result.failure.CopyFrom(
-                failed(failure_pb2.FAILURE_KIND_TRANSIENT, f"the adapter failed: {error!r}", retryable=True)
+                failed(
+                    failure_pb2.FAILURE_KIND_TRANSIENT, f"the adapter failed: {type(error).__name__}", retryable=True
+                )
             )
         finally:
             self._tasks.pop(attempt.attempt_id, None)

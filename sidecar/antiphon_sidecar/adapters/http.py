@@ -17,6 +17,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
@@ -109,6 +110,7 @@ class _Exchange:
         self._url = url
         self._headers = headers
         self._body = body
+        self._lock = Lock()
         self._connection: http.client.HTTPConnection | None = None
         self._aborted = False
 
@@ -126,9 +128,13 @@ class _Exchange:
             connection.request(call.method, target, self._body, dict(self._headers))
             response = connection.getresponse()
             body = response.read(call.max_response + 1)
+            if response.length and len(body) <= call.max_response:
+                raise http.client.IncompleteRead(body, response.length)
             if not response.isclosed() or response.will_close:
                 connection.close()  # too large, or not to be kept
             else:
+                with self._lock:
+                    self._connection = None  # the next exchange's, which is not to be aborted with this one
                 self._adapter.keep(key, connection)
             return response.status, body
         except BaseException:
@@ -138,12 +144,11 @@ class _Exchange:
     def abort(self) -> None:
         """Break the connection, so that the thread stops waiting and the service can see it."""
         self._aborted = True
-        sock = self._connection.sock if self._connection else None
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return  # it is closed already
+        with self._lock:
+            sock = self._connection.sock if self._connection else None
+            if sock is not None:
+                with suppress(OSError):  # it is closed already
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def _connect(self) -> http.client.HTTPConnection:
         timeout = self._call.connect_timeout.total_seconds()

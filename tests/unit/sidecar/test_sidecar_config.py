@@ -137,6 +137,21 @@ def test_every_mistake_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
         assert any(line.startswith(key) for line in lines), (key, lines)
 
 
+def test_a_secret_that_no_header_can_hold_is_refused_without_being_shown(tmp_path: Path) -> None:
+    text = """
+    [[agent]]
+    name = "gateway"
+    adapter = "http"
+      [[agent.capability]]
+      name = "text.do"
+      url = "http://localhost/"
+      headers = { Authorization = "Bearer ${env:KEY}" }
+    """
+    with pytest.raises(ConfigError, match=r"headers.Authorization: must hold printable ASCII") as caught:
+        loaded(tmp_path, text, KEY="sk-live\u2026")
+    assert "sk-live" not in str(caught.value)
+
+
 def test_a_file_that_is_not_there_or_not_toml_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load({"config": str(tmp_path / "none.toml")}, (), {})
