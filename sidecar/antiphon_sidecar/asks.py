@@ -134,7 +134,7 @@ def refused(request: context_request_pb2.ContextRequest, refusal: Refused) -> co
 
 def note_reads(attempt: Attempt, response: context_request_pb2.ContextResponse) -> bool:
     """Keeps what an attempt has read by this answer. False: there are more labels than can be kept, so it must not
-    have it."""
+    have it, and nothing of it is kept."""
     kind = response.WhichOneof("outcome")
     entries: list[context_pb2.Entry] = []
     if kind == "get":
@@ -145,7 +145,9 @@ def note_reads(attempt: Attempt, response: context_request_pb2.ContextResponse) 
         entries = [event.put for event in response.watch.events if event.HasField("put")]
     if not entries:
         return True
-    reads = attempt.reads = attempt.reads or context_request_pb2.ContextReads()
+    reads = context_request_pb2.ContextReads()
+    if attempt.reads is not None:
+        reads.CopyFrom(attempt.reads)
     for entry in entries:
         value = entry.value
         if value.labels or value.field_labels:
@@ -156,7 +158,10 @@ def note_reads(attempt: Attempt, response: context_request_pb2.ContextResponse) 
                 reads.entries.append(reference)
             else:
                 reads.more += 1
-    return len(reads.labels) <= MOST_LABELS
+    if len(reads.labels) > MOST_LABELS:
+        return False
+    attempt.reads = reads
+    return True
 
 
 def inherit(attempt: Attempt | None, payload: payload_pb2.Payload | run_pb2.PartialOutput) -> None:

@@ -114,8 +114,10 @@ def test_more_sources_than_fit_are_counted_and_more_labels_than_fit_are_not_hand
     response.list.entries.extend(entry(f"k{number}", number) for number in range(MOST_SOURCES + 3))
     assert note_reads(attempt, response)
     assert (len(attempt.reads.entries), attempt.reads.more) == (MOST_SOURCES, 3)
+    before = attempt.reads.SerializeToString()
     response.get.entry.CopyFrom(entry("many", 1, *(f"l{number}" for number in range(65))))
     assert not note_reads(attempt, response)
+    assert attempt.reads.SerializeToString() == before  # what it was not given does not go with its next request
 
 
 @pytest.mark.parametrize("answer", ["put", "release"])
