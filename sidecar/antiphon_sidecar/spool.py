@@ -220,9 +220,13 @@ class Spool:
             path = self._folder / f"{self._incarnation}-{self._made}.spool"
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             segment = Segment(path, os.open(path, flags, 0o600))
-            fcntl.flock(segment.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._add(segment, 0)
-            self._append(segment, _FIRST_LINE)
+            try:
+                fcntl.flock(segment.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._append(segment, _FIRST_LINE)
+            except OSError:
+                self._remove(segment)
+                raise
             self._current = segment
         return segment
 

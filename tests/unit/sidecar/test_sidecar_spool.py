@@ -241,6 +241,18 @@ def test_a_disk_that_takes_nothing_stops_no_work_and_is_tried_again(
     assert set(Life(tmp_path, "two").found) == {"before", "after"}
 
 
+def test_a_disk_that_is_full_is_left_without_empty_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: memoryview) -> int:
+        raise OSError(28, "No space left on device")
+
+    life = Life(tmp_path, "one")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        life.keep("a")
+        life.turn()
+    assert files(tmp_path) == [] and life.spool._segments == []
+
+
 def test_what_was_written_is_forced_to_the_disk_once(tmp_path: Path) -> None:
     life = Life(tmp_path, "one")
     attempt = life.keep("a")
