@@ -51,6 +51,10 @@ _BATCHES = (
     ("partials", MESSAGE_PIECES),
 )
 _MOST_CALLS = 256  # unary ones at once, on one socket
+_MOST_ANSWERS = 1_024
+"""Answers that wait for an agent at which no more is read of it: it asks without listening."""
+
+_PROGRESS_BYTES = 8_192  # more than the longest message takes
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -229,14 +233,17 @@ class _Session:
         self._node = node
         self._seat = seat
         self._error: BaseException | None = None
-        self._call_results: deque[agents.CallResponse] = deque()  # bounded by attempts and calls of each
-        self._answers: deque[context_request_pb2.ContextResponse] = deque()  # likewise
+        self._room = asyncio.Event()  # fewer answers than _MOST_ANSWERS wait, or nobody listens any more
+        # Bounded by attempts and calls of each, and what is refused besides by _MOST_ANSWERS.
+        self._call_results: deque[agents.CallResponse] = deque()
+        self._answers: deque[context_request_pb2.ContextResponse] = deque()
         self._finished = False  # the agent has closed its side
         self._told_drain = False
 
     def replaced(self) -> None:
         """Another stream has taken the seat, or this one is over."""
         self._error = self._error or Refused(error_pb2.ERROR_REASON_STREAM_REPLACED)
+        self._room.set()
         self.wake.set()
 
     async def read(self, requests: AsyncIterator[agents.WorkRequest]) -> None:
@@ -246,6 +253,9 @@ class _Session:
                 if self._error:
                     return
                 self._receive(request)
+                while len(self._call_results) + len(self._answers) > _MOST_ANSWERS and not self._error:
+                    self._room.clear()
+                    await self._room.wait()
         except Exception as error:
             self._error = self._error or error
         finally:
@@ -296,6 +306,7 @@ class _Session:
                 answer = self._answers.popleft()
                 response.context_responses.append(answer)
                 room -= answer.ByteSize()
+        self._room.set()
         while seat.losses and len(response.claim_losses) < MOST_ITEMS:
             response.claim_losses.append(seat.losses.popleft())
         if node.inflight.draining and not self._told_drain:
@@ -408,6 +419,8 @@ class _Session:
 def tidy_progress(update: agents.ProgressUpdate) -> Any:
     """The progress within the contract's limits: a fraction of 0 to 1, a short message."""
     progress = update.progress
+    if progress.ByteSize() > _PROGRESS_BYTES:
+        progress.DiscardUnknownFields()
     if not 0.0 <= progress.fraction <= 1.0:
         progress.fraction = 0.0
     if len(progress.message) > 1_024:

@@ -15,7 +15,7 @@ from antiphon.v1 import context_pb2, context_request_pb2, context_service_pb2, e
 from google.protobuf.duration_pb2 import Duration
 
 from .attempts import Attempt
-from .checks import is_duration, size_of
+from .checks import UnfitPayload, check_payload, check_size, is_duration
 from .errors import Refused
 
 MOST_SOURCES = 64
@@ -43,7 +43,13 @@ def mistake_in_ask(request: context_request_pb2.ContextRequest, limit: int) -> s
         return f"{kind}.request_id: use 1 to 64 characters"
     if claim and (claim.fence < 1 or not _KEY.fullmatch(claim.name)):
         return f"{kind}.claim: give the claim as it was acquired"
-    return _RULES[kind](asked, limit)
+    if mistake := _RULES[kind](asked, limit):
+        return mistake
+    try:
+        check_size(request, limit)
+    except UnfitPayload as error:
+        return f"{kind}: {error}"
+    return None
 
 
 def _key(request: Any, limit: int) -> str | None:
@@ -55,8 +61,8 @@ def _put(request: context_service_pb2.PutEntryRequest, limit: int) -> str | None
     if not request.HasField("value"):
         return "value: is required"
     try:
-        size_of(request.value, limit)
-    except ValueError as error:
+        check_payload(request.value, limit)
+    except UnfitPayload as error:
         return f"value: {error}"
     if request.HasField("ttl") and not 1_000 <= _microseconds(request.ttl) <= _YEAR:
         return "ttl: use 1 ms to a year"

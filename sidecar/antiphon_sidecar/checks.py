@@ -14,9 +14,13 @@ from typing import NamedTuple
 from antiphon.partials import JSON_BYTES, TEXT_LENGTH
 from antiphon.v1 import agent_service_pb2, capability_pb2, failure_pb2, payload_pb2, registry_pb2, run_pb2
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 INLINE_LIMIT = 65_536
 GRAPH_LIMIT = 262_144
+EXTRAS_LIMIT = 262_144
+"""Bytes of all that comes with a value: labels, texts, and what a newer contract may add, which is passed on unread."""
+_PIECE_BYTES = 32_768  # so that as many pieces as go into one message have room in it
 _LARGEST_DESCRIPTION = 2 << 20  # so that it fits a message with something to spare
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _CAPABILITY = re.compile(r"[a-z][a-z0-9_-]{0,62}(\.[a-z0-9_-]{1,63}){0,7}")
@@ -100,8 +104,8 @@ def is_duration(duration: Duration) -> bool:
     return abs(seconds) <= _LONGEST_DURATION and abs(nanos) < 1_000_000_000 and seconds * nanos >= 0
 
 
-def size_of(payload: payload_pb2.Payload, limit: int = INLINE_LIMIT) -> int:
-    """About how many bytes a payload is on the wire. Raises `UnfitPayload` with what is wrong with it."""
+def check_payload(payload: payload_pb2.Payload, limit: int) -> None:
+    """Raises `UnfitPayload` with what is wrong with a payload. What all of it takes, `check_size` looks at."""
     size = len(payload.inline)
     if size > limit:
         raise UnfitPayload("inline", f"the value has {size} bytes; at most {limit} fit")
@@ -112,11 +116,18 @@ def size_of(payload: payload_pb2.Payload, limit: int = INLINE_LIMIT) -> int:
     if len(payload.schema) > 512:
         raise UnfitPayload("schema", "schema is longer than 512 characters")
     if payload.labels or payload.field_labels or payload.HasField("blob"):
-        size += _checked_extras(payload)
+        _check_extras(payload)
+
+
+def check_size(message: Message, limit: int) -> int:
+    """The size of a message in bytes. Raises `UnfitPayload` when that exceeds what its parts may have together."""
+    size = message.ByteSize()
+    if size > limit + EXTRAS_LIMIT:
+        raise UnfitPayload("", f"all together are {size} bytes; at most {limit + EXTRAS_LIMIT} fit")
     return size
 
 
-def _checked_extras(payload: payload_pb2.Payload) -> int:
+def _check_extras(payload: payload_pb2.Payload) -> None:
     if payload.HasField("blob") and not _DIGEST.fullmatch(payload.blob.digest):
         raise UnfitPayload("blob.digest", "blob.digest is not 64 hexadecimal digits")
     if len(payload.labels) > 64:
@@ -131,7 +142,6 @@ def _checked_extras(payload: payload_pb2.Payload) -> int:
         if len(field.labels) > 16:
             raise UnfitPayload(f"{where}.labels", "a field has more than 16 labels")
         _check_labels(field.labels, f"{where}.labels")
-    return payload.ByteSize() - len(payload.inline)
 
 
 def _check_labels(labels: Iterable[payload_pb2.Label], where: str) -> None:
@@ -154,9 +164,13 @@ def mistake_in_call(call: agent_service_pb2.CallRequest, limit: int) -> Mistake 
     if not is_duration(call.timeout):
         return Mistake("timeout", "use a duration of at most 10,000 years")
     try:
-        size_of(call.input, limit)
+        check_payload(call.input, limit)
     except UnfitPayload as error:
         return Mistake(f"input.{error.field}", str(error))
+    try:
+        check_size(call, limit)
+    except UnfitPayload as error:
+        return Mistake("input", str(error))
     return None
 
 
@@ -202,6 +216,8 @@ def mistake_in_piece(piece: run_pb2.PartialOutput) -> Mistake | None:
         _check_labels(piece.labels, "labels")
     except UnfitPayload as error:
         return Mistake(error.field, str(error))
+    if piece.ByteSize() > _PIECE_BYTES:
+        return Mistake("labels", f"use at most {_PIECE_BYTES} bytes for a piece with all its labels")
     return None
 
 
@@ -213,15 +229,14 @@ def _mistake_in_token(attempt_id: str, token: bytes) -> Mistake | None:
     return None
 
 
-def tidy_failure(failure: failure_pb2.Failure) -> int:
-    """Cut texts that are too long, since they are for people; the size in bytes, at most."""
+def _tidy_failure(failure: failure_pb2.Failure) -> None:
+    """Cut texts that are too long, since they are for people."""
     if failure.kind not in _KINDS:
         failure.kind = failure_pb2.FAILURE_KIND_UNSPECIFIED
     for field, most in (("message", 4_096), ("cause", 16_384), ("code", 128), ("field", 1_024)):
         text = getattr(failure, field)
         if len(text) > most:
             setattr(failure, field, text[:most])
-    return 4 * (len(failure.message) + len(failure.cause)) + 2_048
 
 
 def failed(
@@ -231,27 +246,28 @@ def failed(
     return failure_pb2.Failure(kind=kind, message=message[:4_096], code=code, retryable=retryable)
 
 
-def _size_of_graph(given: agent_service_pb2.Subgraph, limit: int) -> int:
-    """About how many bytes an answer is that is a graph; what is wrong inside of it the orchestrator says."""
+def _check_subgraph(given: agent_service_pb2.Subgraph, limit: int) -> None:
+    """What is wrong inside of a graph the orchestrator says."""
     size = given.graph.ByteSize()
     if size > GRAPH_LIMIT:
         raise UnfitPayload("graph", f"the graph has {size} bytes; at most {GRAPH_LIMIT} fit")
-    return size + size_of(given.input, limit)
+    check_payload(given.input, limit)
 
 
 def checked_result(result: agent_service_pb2.Result, limit: int) -> int:
     """Bring a result within the contract, in place; its size in bytes. A value that does not fit becomes a failure."""
     kind = result.WhichOneof("outcome")
-    if kind == "failure":
-        return tidy_failure(result.failure)
-    if kind is None:
-        return 0
     try:
-        if kind == "subgraph":
-            return _size_of_graph(result.subgraph, limit)
-        return size_of(result.output, limit)
+        if kind == "failure":
+            _tidy_failure(result.failure)
+        elif kind == "subgraph":
+            _check_subgraph(result.subgraph, limit)
+        elif kind == "output":
+            check_payload(result.output, limit)
+        return check_size(result, limit + (GRAPH_LIMIT if kind == "subgraph" else 0))
     except UnfitPayload as error:
-        result.failure.CopyFrom(
-            failed(failure_pb2.FAILURE_KIND_INVALID_OUTPUT, f"the agent's output is refused: {error}")
-        )
-        return 2_048
+        if kind != "failure":
+            refusal = f"the agent's output is refused: {error}"
+            result.failure.CopyFrom(failed(failure_pb2.FAILURE_KIND_INVALID_OUTPUT, refusal))
+        result.DiscardUnknownFields()
+        return result.ByteSize()

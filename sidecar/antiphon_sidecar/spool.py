@@ -24,6 +24,7 @@ from antiphon.mesh.v1 import spool_pb2
 from google.protobuf.message import DecodeError
 
 from .attempts import Attempt, State
+from .checks import INLINE_LIMIT, checked_result
 
 if TYPE_CHECKING:
     from .inflight import Inflight
@@ -263,9 +264,8 @@ def take_up(spool: Spool, inflight: Inflight) -> int:
     count = 0
     for outcome, segment in spool.former():
         result = outcome.result
-        attempt = inflight.found(
-            result.attempt_id, outcome.shard, outcome.agent, result, result.ByteSize(), outcome.busy / 1e6
-        )
+        size = checked_result(result, INLINE_LIMIT)  # a former life may have been of another version
+        attempt = inflight.found(result.attempt_id, outcome.shard, outcome.agent, result, size, outcome.busy / 1e6)
         if attempt is None:
             spool.let_go(segment)
         else:

@@ -13,7 +13,7 @@ import pytest
 from antiphon.v1 import agent_service_pb2 as pb
 from antiphon.v1 import agent_service_pb2_grpc, failure_pb2
 from antiphon_certs import Grants
-from antiphon_sidecar.agents import AgentSocket
+from antiphon_sidecar.agents import AgentSocket, _Session
 from antiphon_sidecar.attempts import End
 from antiphon_sidecar.errors import reason_of
 from antiphon_sidecar.node import Node
@@ -99,6 +99,30 @@ async def test_a_wrong_beginning_is_refused_with_its_reason(bench: Bench, first:
         found, message = await refusal(call)
     assert found == reason and message
     assert not bench.seat.present
+
+
+async def test_no_more_is_read_of_an_agent_that_asks_without_listening(bench: Bench) -> None:
+    request = pb.WorkRequest()
+    for _ in range(256):
+        request.context_requests.add(request_id="r", attempt_id="unknown").get.key = "k"
+    taken = 0
+
+    async def requests() -> AsyncIterator[pb.WorkRequest]:
+        nonlocal taken
+        for taken in range(1, 101):  # noqa: B007
+            yield request
+
+    session = _Session(bench.node, bench.seat)
+    reading = asyncio.create_task(session.read(requests()))
+    await eventually(lambda: taken >= 5)
+    assert await asyncio.wait([reading], timeout=0) == (set(), {reading})
+    answers = 0
+    async with asyncio.timeout(WAIT):
+        async for response in session.responses():
+            answers += len(response.context_responses)
+            assert len(session._answers) <= 1_024 + 256
+    assert (taken, answers) == (100, 25_600)
+    await reading
 
 
 async def test_a_second_hello_ends_the_stream(bench: Bench) -> None:

@@ -8,9 +8,16 @@ from typing import Any
 import protovalidate
 import pytest
 from antiphon.v1 import agent_service_pb2 as agents
-from antiphon.v1 import failure_pb2, payload_pb2, registry_pb2
+from antiphon.v1 import context_request_pb2, failure_pb2, payload_pb2, registry_pb2, run_pb2
 from antiphon_sidecar.agents import tidy_progress
-from antiphon_sidecar.checks import INLINE_LIMIT, checked_result, mistake_in_call, mistakes_in_description
+from antiphon_sidecar.asks import mistake_in_ask
+from antiphon_sidecar.checks import (
+    INLINE_LIMIT,
+    checked_result,
+    mistake_in_call,
+    mistake_in_piece,
+    mistakes_in_description,
+)
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,3 +123,47 @@ def test_any_progress_becomes_one_that_the_contract_takes(fraction: float, messa
 def test_the_size_of_a_result_counts_what_a_message_holds() -> None:
     result = agents.Result(attempt_id="a", output=payload_pb2.Payload(inline=b"x" * 500))
     assert checked_result(result, INLINE_LIMIT) == pytest.approx(500, abs=50)
+
+
+def varint(number: int) -> bytes:
+    return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
+
+
+def of_a_newer_contract(kind: Any, size: int) -> Any:
+    """A message with a field that nobody here knows."""
+    return kind.FromString(varint(111 << 3 | 2) + varint(size) + b"x" * size)
+
+
+@pytest.mark.parametrize("where", ["result", "output", "failure", "subgraph", "graph"])
+def test_what_a_newer_contract_adds_passes_within_bounds_and_never_beyond(where: str) -> None:
+    def made(size: int) -> agents.Result:
+        result = agents.Result(attempt_id="a", output=payload_pb2.Payload(inline=b"1"))
+        if where == "result":
+            result.MergeFrom(of_a_newer_contract(agents.Result, size))
+        elif where == "graph":
+            result.subgraph.graph.MergeFrom(of_a_newer_contract(type(result.subgraph.graph), size))
+        else:
+            part = getattr(result, where)
+            part.SetInParent()
+            part.MergeFrom(of_a_newer_contract(type(part), size))
+        return result
+
+    small, large = made(1_000), made(3_000_000)
+    assert checked_result(small, INLINE_LIMIT) == small.ByteSize() > 1_000
+    assert checked_result(large, INLINE_LIMIT) == large.ByteSize() < 1_000
+    assert large.attempt_id == "a" and large.HasField("failure")
+
+
+def test_nothing_else_that_an_agent_says_can_be_too_large_for_a_message() -> None:
+    call = agents.CallRequest(call_id="c", attempt_id="a", attempt_token=b"t", capability="text.echo@1")
+    call.input.MergeFrom(of_a_newer_contract(payload_pb2.Payload, 3_000_000))
+    mistake = mistake_in_call(call, INLINE_LIMIT)
+    assert mistake and mistake.field == "input"
+    mistake = mistake_in_piece(of_a_newer_contract(run_pb2.PartialOutput, 3_000_000))
+    assert mistake and mistake.field == "labels"
+    ask = of_a_newer_contract(context_request_pb2.ContextRequest, 3_000_000)
+    ask.request_id, ask.get.key = "r", "k"
+    assert mistake_in_ask(ask, INLINE_LIMIT)
+    update = agents.ProgressUpdate(attempt_id="a")
+    update.progress.MergeFrom(of_a_newer_contract(run_pb2.Progress, 3_000_000))
+    assert tidy_progress(update).ByteSize() < 8_192
