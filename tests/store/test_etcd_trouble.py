@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 from antiphon_orchestrator.shards.log import settle
 from antiphon_orchestrator.store import (
@@ -24,10 +25,11 @@ from antiphon_orchestrator.store import (
 )
 from antiphon_orchestrator.store.etcd import EtcdAddress, EtcdStore, TlsFiles
 from antiphon_orchestrator.store.etcd.health import Member, require_usable
+from antiphon_orchestrator.store.etcd.wire import meaning
 
 from tests.harness.etcd import Etcd, StartEtcd
 from tests.harness.etcd_tls import Pki
-from tests.harness.etcd_users import require_users
+from tests.harness.etcd_users import grant_again, require_users
 
 QUOTA = 8 << 20
 
@@ -142,6 +144,32 @@ async def test_a_user_of_the_prefix_can_do_all_there_and_nothing_beside_it(start
     assert "whose common name is an etcd user" in await refusal(stranger)
     async with EtcdStore(replace(etcd.address("ours"), tls=etcd.files("root"))) as store:
         await store.compact(put.revision)
+
+
+@pytest.mark.parametrize("version", ["debian", "current"])
+async def test_a_change_of_users_is_no_refusal_of_what_is_under_way(start_etcd: StartEtcd, version: str) -> None:
+    etcd = start_etcd(version=version)
+    require_users(etcd, "antiphon", b"ours/")
+    async with EtcdStore(etcd.address("ours")) as store:
+        changed = asyncio.Event()
+
+        async def write(key: bytes) -> None:
+            while not changed.is_set():
+                await settle(store, Txn(ops=(Put(key, b""),)))
+                await store.range(key)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(8):
+                group.create_task(write(b"k/%d" % number))
+            for _ in range(40):
+                await asyncio.to_thread(grant_again, etcd, "antiphon", b"ours/")
+            changed.set()
+
+
+@pytest.mark.parametrize("said", ["etcdserver: revision of auth store is old", "etcdserver: invalid auth token"])
+def test_what_etcd_says_when_its_users_changed_is_sent_again(said: str) -> None:
+    for code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAUTHENTICATED):
+        assert isinstance(meaning(code, said, "a:1"), StoreUnavailable)
 
 
 def append(seq: int) -> Txn:

@@ -61,6 +61,9 @@ _DEFINITE = frozenset(
         grpc.StatusCode.ALREADY_EXISTS,
     }
 )
+_USERS_CHANGED = ("revision of auth store is old", "invalid auth token")
+"""What etcd says when its users, roles or permissions changed while a request was under way; nothing was applied."""
+
 _CLOSED = "the store is closed"
 _EOF: Any = vars(grpc.aio)["EOF"]  # its type stubs lack it
 
@@ -239,6 +242,8 @@ def meaning(code: grpc.StatusCode, said: str, target: str) -> StoreError:
         return LeaseNotFound("the lease does not exist or has expired")
     if "has been compacted" in said:
         return Compacted(0)
+    if any(text in said for text in _USERS_CHANGED):
+        return StoreUnavailable(f"etcd at {target}: {said}")
     if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED) or (
         "user name is empty" in said or "permission denied" in said
     ):
