@@ -9,6 +9,7 @@ a full store, is logged with all it would have said.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,6 +46,15 @@ class _Waiting(NamedTuple):
     done: asyncio.Future[None] | None
 
 
+class _Step(NamedTuple):
+    """What moves the chain on: an operation together with the head, and the chain as it is then."""
+
+    operation: Put | Delete
+    head: Put
+    unchanged: Compare
+    after: Chain
+
+
 class AuditLog:
     """`load` first, then `run`; `close` writes what is left. `writer`: the replica. A chain that is moved, too."""
 
@@ -59,6 +69,9 @@ class AuditLog:
         self.moved_seq = 0
         self._revision = 0
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(QUEUE)
+        # What was taken from the queue and has no answer yet, and its page once that was sent.
+        self._under_way: list[_Waiting] = []
+        self._sent: _Step | None = None
         self._denials = Denials()
 
     async def load(self) -> None:
@@ -107,7 +120,8 @@ class AuditLog:
             moment = self._now()
             for fact in self._denials.due(moment):
                 self.note(fact, moment)
-            await self._commit(self._taken(batch))
+            self._under_way = self._taken(batch)
+            await self._commit()
 
     @property
     def movable_seq(self) -> int:
@@ -123,8 +137,9 @@ class AuditLog:
         async with self._turn:
             await self._catch_up()
             while self._chain.trimmed_seq < seq:
-                self._chain.trimmed_seq, self._chain.trimmed_hash = seq, hash
-                if not await self._put_with_head(dropping(self.name, seq)):
+                after = self._copy()
+                after.trimmed_seq, after.trimmed_hash = seq, hash
+                if not await self._make(self._step(dropping(self.name, seq), after)):
                     await self._catch_up()
 
     async def close(self) -> None:
@@ -134,65 +149,91 @@ class AuditLog:
             self.note(fact, moment)
         try:
             async with asyncio.timeout(CLOSING):
-                await self._catch_up()  # `run` may have been cancelled between its memory and the store
+                await self._commit()  # `run` may have been cancelled in the middle of one
                 while batch := self._taken([]):
-                    await self._commit(batch)
-        except (TimeoutError, StoreUnavailable) as error:
-            log.error("audit_not_closed", cause=str(error), count=self._queue.qsize())
+                    self._under_way = batch
+                    await self._commit()
+        except TimeoutError:
+            log.error("audit_not_closed", cause="it took too long", count=len(self._under_way) + self._queue.qsize())
 
     def _taken(self, batch: list[_Waiting]) -> list[_Waiting]:
         while len(batch) < BATCH and not self._queue.empty():
             batch.append(self._queue.get_nowait())
         return batch
 
-    async def _commit(self, batch: list[_Waiting]) -> None:
-        if not batch:
-            return
-        try:
-            async with self._turn:
-                try:
-                    while not await self._append(batch):
+    async def _commit(self) -> None:
+        """Writes what is under way, and answers it; when that was cancelled, another call goes on with it."""
+        refusal: StoreFull | None = None
+        wait = 0.01
+        while self._under_way:
+            try:
+                async with self._turn:
+                    while not await self._append():
                         await self._catch_up()
-                except StoreFull:
-                    await self._catch_up()
-                    raise
-        except StoreFull as full:
-            for waiting in batch:
-                if waiting.done is None:
-                    _log_lost(waiting.fact)
-                elif not waiting.done.done():
-                    waiting.done.set_exception(full)
-            return
+                break
+            except StoreFull as full:
+                refusal = full
+                break
+            except StoreUnavailable as error:
+                if wait >= 1.0:
+                    log.warning("audit_waits", cause=str(error), count=len(self._under_way))
+            await asyncio.sleep(wait * (0.5 + random.random()))
+            wait = min(wait * 2, 1.0)
+        batch, self._under_way, self._sent = self._under_way, [], None
         for waiting in batch:
-            if waiting.done is not None and not waiting.done.done():
-                waiting.done.set_result(None)
+            if waiting.done is None:
+                if refusal is not None:
+                    _log_lost(waiting.fact)
+            elif not waiting.done.done():
+                if refusal is not None:
+                    waiting.done.set_exception(refusal)
+                else:
+                    waiting.done.set_result(None)
 
-    async def _append(self, batch: list[_Waiting]) -> bool:
-        """Whether the records are in the chain now; False when another replica wrote first. Raises StoreFull."""
-        first = self._chain.last_seq + 1
-        raw = [self._chain.add(waiting.fact, waiting.time) for waiting in batch]
-        put = Put(keys.audit(CALLS, first), page(raw))
-        if await self._put_with_head(put):
+    async def _append(self) -> bool:
+        """Whether what is under way is in the chain now; False when another replica wrote first.
+
+        What was sent once is sent again as it was, until it is known to be there or never to come. Raises StoreFull.
+        """
+        if self._sent is None:
+            after = self._copy()
+            raw = [after.add(waiting.fact, waiting.time) for waiting in self._under_way]
+            self._sent = self._step(Put(keys.audit(CALLS, self._chain.last_seq + 1), page(raw)), after)
+        if await self._make(self._sent):
             return True
+        put = self._sent.operation
         found = (await self._store.range(put.key)).kvs
-        if not found or found[0].value != put.value:
-            return False
-        await self._catch_up()  # ours, of a commit whose answer was lost, and another replica wrote on since
-        return True
+        if isinstance(put, Put) and found and found[0].value == put.value:
+            await self._catch_up()  # ours, of a commit whose answer was lost, and another replica wrote on since
+            return True
+        self._sent = None
+        return False
 
-    async def _put_with_head(self, operation: Put | Delete) -> bool:
+    def _step(self, operation: Put | Delete, after: Chain) -> _Step:
         key = keys.audit_head(CALLS)
-        head = self._chain.head(self._writer).SerializeToString()
-        txn = Txn((Compare(key, Target.MOD_REVISION, self._revision),), (operation, Put(key, head)), (key,))
+        head = Put(key, after.head(self._writer).SerializeToString())
+        return _Step(operation, head, Compare(key, Target.MOD_REVISION, self._revision), after)
+
+    async def _make(self, step: _Step) -> bool:
+        """Whether the chain is there now; False when another replica wrote first. Raises StoreFull."""
+        key = step.head.key
+        txn = Txn((step.unchanged,), (step.operation, step.head), (key,))
         result = await settle(self._store, txn, wait_for_space=False)
         if result.succeeded:
-            self._revision = result.revision
-            return True
-        there = result.observed[key]
-        if there is not None and there.value == head:  # ours, of a commit whose answer was lost
-            self._revision = there.mod_revision
-            return True
-        return False
+            revision = result.revision
+        else:
+            there = result.observed[key]
+            if there is None or there.value != step.head.value:
+                return False
+            revision = there.mod_revision  # ours, of a commit whose answer was lost
+        self._chain, self._revision = step.after, revision
+        return True
+
+    def _copy(self) -> Chain:
+        """The chain, to be moved on while it is not known whether the store takes that."""
+        copy = Chain(CALLS)
+        copy.load(self._chain.head(self._writer))
+        return copy
 
     async def _catch_up(self) -> None:
         """Takes the chain as the store has it."""

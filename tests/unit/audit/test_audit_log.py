@@ -16,7 +16,7 @@ from antiphon_orchestrator.audit import CALLS, AuditLog, Fact, reading
 from antiphon_orchestrator.audit.chain import START
 from antiphon_orchestrator.audit.log import BATCH
 from antiphon_orchestrator.policy import CedarPolicies, Request
-from antiphon_orchestrator.store import Put, SqliteStore, Store, StoreFull, Txn, keys
+from antiphon_orchestrator.store import Put, SqliteStore, Store, StoreFull, StoreUnavailable, Txn, keys
 
 NOW = 1_790_000_000_000_000
 
@@ -142,6 +142,98 @@ async def test_with_a_full_store_an_act_is_refused_and_the_chain_goes_on_later(s
         full.full = False
         await log.write(fact("after"))
     assert await resources(store) == ["before", "after"]
+
+
+class Hanging:
+    """A store that never answers its first commit, and has made it or not."""
+
+    def __init__(self, store: Store, made: bool) -> None:
+        self._store = store
+        self._made = made
+        self.hangs = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def commit(self, txn: Txn) -> Any:
+        if self.hangs.is_set():
+            return await self._store.commit(txn)
+        if self._made:
+            await self._store.commit(txn)
+        self.hangs.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("made", [True, False])
+async def test_what_is_being_written_at_the_end_of_the_process_is_written_once_and_answered(
+    store: SqliteStore, made: bool
+) -> None:
+    hanging: Any = Hanging(store, made)
+    async with asyncio.timeout(10):
+        async with writing(hanging) as log:
+            act = asyncio.create_task(log.write(fact("act")))
+            await hanging.hangs.wait()
+            log.note(fact("after"), NOW)
+        await act
+    assert await resources(store) == ["act", "after"]
+
+
+class Away:
+    """A store that can be away for reads, for longer than it tries by itself."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.away = False
+        self.asked = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> Any:
+        if self.away:
+            self.asked.set()
+            raise StoreUnavailable("no answer")
+        return await self._store.range(start, end, limit=limit)
+
+
+async def other_writes(store: Store, name: str) -> None:
+    async with writing(store, "other") as other:
+        await other.write(fact(name))
+
+
+async def test_reads_that_fail_beside_a_commit_are_tried_until_the_store_is_back(store: SqliteStore) -> None:
+    away: Any = Away(store)
+    async with asyncio.timeout(10), writing(away) as log:
+        await other_writes(store, "theirs")
+        away.away = True
+        act = asyncio.create_task(log.write(fact("ours")))
+        await away.asked.wait()
+        away.away = False
+        await act
+        assert await resources(store) == ["theirs", "ours"]
+
+
+async def test_a_page_whose_answer_was_lost_is_not_written_again_although_the_store_is_away_when_it_is_looked_for(
+    store: SqliteStore,
+) -> None:
+    away: Any = Away(store)
+
+    async def between(txn: Txn) -> Any:
+        """Ours is committed, and another replica writes before we send it again."""
+        del away.commit
+        await store.commit(txn)
+        await other_writes(store, "theirs")
+        away.away = True
+        raise StoreUnavailable("the answer was lost")
+
+    async with asyncio.timeout(10), writing(away) as log:
+        away.commit = between
+        act = asyncio.create_task(log.write(fact("ours")))
+        await away.asked.wait()
+        away.away = False
+        await act
+        await log.write(fact("next"))
+    assert await resources(store) == ["ours", "theirs", "next"]
 
 
 @pytest.mark.parametrize("damage", ["edit", "delete"])
