@@ -52,8 +52,8 @@ async def test_a_shards_audit_head_does_not_go_back_when_an_older_one_lands_late
         shard_log = ShardLog(late, 0, "me")  # type: ignore[arg-type]
         await shard_log.take()
         late.lose, late.late = 1, True
-        first = await shard_log.replace(Put(b"head", b"1"), 0, Put(b"page/1", b""), wait_for_space=True)
-        await shard_log.replace(Put(b"head", b"2"), first, Put(b"page/2", b""), wait_for_space=True)
+        first = await shard_log.replace(Put(b"head", b"1"), 0, Put(b"page/1", b""))
+        await shard_log.replace(Put(b"head", b"2"), first, Put(b"page/2", b""))
         await late.land()
         (head,) = (await store.range(b"head")).kvs
         assert head.value == b"2"
@@ -66,7 +66,7 @@ async def test_a_replacement_whose_answer_was_lost_is_recognised(embedded: Sqlit
         shard_log = ShardLog(late, 0, "me")  # type: ignore[arg-type]
         await shard_log.take()
         late.lose = 1
-        revision = await shard_log.replace(Put(b"head", b"1"), 0, Put(b"page/1", b""), wait_for_space=True)
+        revision = await shard_log.replace(Put(b"head", b"1"), 0, Put(b"page/1", b""))
         (head,) = (await store.range(b"head")).kvs
         assert (head.mod_revision, head.version) == (revision, 1)
 

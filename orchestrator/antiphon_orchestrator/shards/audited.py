@@ -9,6 +9,7 @@ found in the log. Older pages leave for the archive (`audit/moving.py`).
 from __future__ import annotations
 
 import asyncio
+import random
 
 from antiphon.store.v1 import journal_pb2 as journal
 
@@ -17,7 +18,7 @@ from ..audit import reading
 from ..audit.chain import HASH, START, Chain, follow, page
 from ..audit.log import dropping, look_at
 from ..store import keys
-from ..store.port import Put, Store
+from ..store.port import Put, Store, StoreFull
 from .log import ShardLog
 
 log = telemetry.logger("audit")
@@ -83,24 +84,44 @@ class AuditPages:
 
     async def write(self, *, wait_for_space: bool = True) -> None:
         """Returns when all that is in the log has its page. Raises Fenced; StoreFull unless told to wait for space."""
-        async with self._turn:
-            while self._waiting:
-                count, size = 0, 0
-                while count < min(BATCH, len(self._waiting)) and size < PAGE_BYTES:
-                    size += len(self._waiting[count])
-                    count += 1
-                raw = self._waiting[:count]
-                chain = self._written
-                put = Put(keys.audit(chain.name, chain.last_seq + 1), page(raw))
-                after = Chain(chain.name)
-                after.load(chain.head(self._writer))
-                after.last_seq, after.last_hash = chain.last_seq + count, raw[-1][:HASH]
-                self._revision = await self._log.replace(
-                    self._head(after), self._revision, put, wait_for_space=wait_for_space
-                )
-                self._written = after
-                del self._waiting[:count]
-            self.due = None
+        wait = 0.01
+        while True:
+            try:
+                async with self._turn:
+                    await self._write()
+                return
+            except StoreFull as error:
+                if not wait_for_space:
+                    raise
+                if wait >= 1.0:
+                    log.error("store_takes_no_writes", key=self.name, cause=str(error))
+            # Readers and the mover have their turns meanwhile, and what the mover deletes may make the space.
+            await asyncio.sleep(wait * (0.5 + random.random()))
+            wait = min(wait * 2, 1.0)
+
+    async def write_due(self, moment: int) -> None:
+        """Writes what is due, or in a full store makes it due again later. Raises Fenced."""
+        try:
+            await self.write(wait_for_space=False)
+        except StoreFull:
+            self.due = moment + DELAY
+
+    async def _write(self) -> None:
+        while self._waiting:
+            count, size = 0, 0
+            while count < min(BATCH, len(self._waiting)) and size < PAGE_BYTES:
+                size += len(self._waiting[count])
+                count += 1
+            raw = self._waiting[:count]
+            chain = self._written
+            put = Put(keys.audit(chain.name, chain.last_seq + 1), page(raw))
+            after = Chain(chain.name)
+            after.load(chain.head(self._writer))
+            after.last_seq, after.last_hash = chain.last_seq + count, raw[-1][:HASH]
+            self._revision = await self._log.replace(self._head(after), self._revision, put)
+            self._written = after
+            del self._waiting[:count]
+        self.due = None
 
     @property
     def movable_seq(self) -> int:
@@ -117,9 +138,7 @@ class AuditPages:
             after = Chain(self.name)
             after.load(self._written.head(self._writer))
             after.trimmed_seq, after.trimmed_hash = seq, hash
-            self._revision = await self._log.replace(
-                self._head(after), self._revision, dropping(self.name, seq), wait_for_space=False
-            )
+            self._revision = await self._log.replace(self._head(after), self._revision, dropping(self.name, seq))
             self._written = after
 
     def _head(self, chain: Chain) -> Put:

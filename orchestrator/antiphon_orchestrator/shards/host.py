@@ -438,7 +438,7 @@ class Host:
             if shard.retain and (len(shard.retain) >= RETAIN_BATCH or moment >= seat.retain_due):
                 await self._forget_archived(seat, moment)
             if seat.audit.due is not None and moment >= seat.audit.due:
-                await seat.audit.write()
+                await seat.audit.write_due(moment)
 
     async def _append(self, seat: _Seat, turn: Turn, first_audited: int) -> int:
         """Commits what a turn decided. In a full store it makes what room it can, and tries again; raises Fenced."""
@@ -487,7 +487,7 @@ class Host:
             await self._forget_archived(seat, moment)
             return
         if seat.audit.due is not None and seat.audit.due <= moment:
-            await seat.audit.write()
+            await seat.audit.write_due(moment)
             return
         handle = asyncio.get_running_loop().call_later(max(0, min(due) - moment) / 1e6, seat.wake.set)
         try:

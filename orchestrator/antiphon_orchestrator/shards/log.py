@@ -117,17 +117,17 @@ class ShardLog:
         """Deletes request ids, up to the value of a number. Raises Fenced."""
         await self._fenced(Delete(keys.requests(self.shard, 0), keys.requests(self.shard, upto + 1)))
 
-    async def replace(self, put: Put, revision: int, beside: Put | Delete, *, wait_for_space: bool) -> int:
+    async def replace(self, put: Put, revision: int, beside: Put | Delete) -> int:
         """Puts a key that stands at `revision` (0: absent), with another operation at once; returns its new revision.
 
         The compare keeps an attempt that lands late, after its repetition and what followed, from taking effect again.
-        Raises Fenced, and StoreFull unless it is to wait for space.
+        Raises Fenced and StoreFull.
         """
         assert self._owned is not None
         while True:
             there = Compare(put.key, Target.MOD_REVISION, revision)
             txn = Txn((self._owned, there), (beside, put), (self._owner_key, put.key), spare=True)
-            result = await settle(self._store, txn, wait_for_space=wait_for_space)
+            result = await settle(self._store, txn, wait_for_space=False)
             if result.succeeded:
                 return result.revision
             owner = result.observed[self._owner_key]

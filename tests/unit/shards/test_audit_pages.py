@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -13,7 +15,7 @@ from antiphon_orchestrator.audit import Chain, Fact, reading
 from antiphon_orchestrator.shards.audited import BATCH, DELAY, AuditPages
 from antiphon_orchestrator.shards.log import Fenced, ShardLog
 from antiphon_orchestrator.shards.reading import segments
-from antiphon_orchestrator.store import SqliteStore, keys
+from antiphon_orchestrator.store import Put, SqliteStore, Store, StoreFull, Txn, keys
 from structlog.testing import LogCapture
 
 NAME = "shard-0000"
@@ -104,6 +106,54 @@ async def test_an_owner_that_was_replaced_writes_no_page(store: SqliteStore) -> 
         await former.pages.write()
     await present.pages.write()
     assert await kept(store) == [1, 2]
+
+
+class Full:
+    """A store that takes nothing but deletions for a while."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.full = False
+        self.refused = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def commit(self, txn: Txn) -> Any:
+        if self.full and any(isinstance(op, Put) for op in txn.ops):
+            self.refused.set()
+            raise StoreFull("no space")
+        return await self._store.commit(txn)
+
+
+async def test_while_the_log_waits_for_space_to_be_trimmed_readers_and_the_mover_do_not(store: SqliteStore) -> None:
+    full: Any = Full(store)
+    owner = await Owner(full).recover()
+    await owner.turn(2)
+    full.full = True
+    async with asyncio.timeout(10):
+        waiting = asyncio.create_task(owner.pages.write())
+        await full.refused.wait()
+        with pytest.raises(StoreFull):
+            await owner.pages.write(wait_for_space=False)
+        with pytest.raises(StoreFull):
+            await owner.pages.begin_after(1, bytes(32))
+        full.full = False
+        await waiting
+    assert await kept(store) == [1, 2]
+
+
+async def test_a_page_that_is_due_in_a_full_store_is_due_again_later(store: SqliteStore) -> None:
+    full: Any = Full(store)
+    owner = await Owner(full).recover()
+    await owner.turn(2)
+    full.full = True
+    async with asyncio.timeout(10):
+        await owner.pages.write_due(5)
+    assert owner.pages.due == 5 + DELAY and await kept(store) == []
+    full.full = False
+    await owner.pages.write_due(5 + DELAY)
+    assert owner.pages.due is None and await kept(store) == [1, 2]
 
 
 async def test_a_log_whose_audit_records_were_changed_is_an_alarm(
