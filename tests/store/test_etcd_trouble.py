@@ -8,11 +8,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+import structlog
 from antiphon_orchestrator.shards.log import settle
 from antiphon_orchestrator.store import (
     UP_TO_LAST,
     Compare,
     Delete,
+    EventType,
     Put,
     Store,
     StoreError,
@@ -21,12 +23,15 @@ from antiphon_orchestrator.store import (
     StoreUnavailable,
     Target,
     Txn,
+    keys,
     prefix_end,
 )
 from antiphon_orchestrator.store.etcd import EtcdAddress, EtcdStore, TlsFiles
 from antiphon_orchestrator.store.etcd.health import Member, require_usable
 from antiphon_orchestrator.store.etcd.wire import meaning
+from structlog.testing import LogCapture
 
+from tests.harness import eventually
 from tests.harness.etcd import Etcd, StartEtcd
 from tests.harness.etcd_tls import Pki
 from tests.harness.etcd_users import grant_again, require_users
@@ -177,7 +182,7 @@ def append(seq: int) -> Txn:
     return Txn((Compare(key, Target.VERSION, 0),), (Put(key, b"x" * 200_000),))
 
 
-TRIM = Txn((Compare(b"owner", Target.VERSION, 0),), (Delete(b"log/", prefix_end(b"log/")),))
+TRIM = Txn((Compare(b"owner", Target.VERSION, 0),), (Delete(b"log/", b"log/9"),))
 
 
 async def fill(store: Store) -> int:
@@ -209,3 +214,27 @@ async def test_a_full_cluster_takes_trims_and_then_makes_room_by_itself(start_et
             keeping.cancel()
         assert [kv.key for kv in (await store.range(b"log/", prefix_end(b"log/"))).kvs] == [b"log/%04d" % seq]
         assert not any(member.trouble for member in await store.members())
+
+
+@pytest.mark.parametrize("version", ["debian", "current"])
+async def test_while_there_is_no_room_no_deletion_that_is_watched_is_what_history_is_forgotten_before(
+    start_etcd: StartEtcd, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("antiphon_orchestrator.store.etcd.store.PERIOD", 0.1)
+    said = LogCapture()
+    monkeypatch.setattr("antiphon_orchestrator.store.etcd.room.log", structlog.wrap_logger(None, processors=[said]))
+    etcd = start_etcd(version=version, quota=QUOTA)
+    async with EtcdStore(etcd.address()) as store:
+        await store.commit(Txn(ops=(Put(keys.STORE_MARK, b""), Put(b"watched", b""))))
+        seq = await fill(store)
+        async with asyncio.TaskGroup() as group:
+            keeping = group.create_task(store.run())
+            await eventually(lambda: len(said.entries) >= 1)  # the mark is gone, and still there is no room
+            deleted = (await store.commit(Txn(ops=(Delete(b"watched"),)))).revision
+            rounds = len(said.entries)
+            await eventually(lambda: len(said.entries) >= rounds + 2)
+            batch = await anext(store.watch(b"watched", deleted - 1))
+            assert [event.type for event in batch.events] == [EventType.DELETE]
+            assert (await store.commit(TRIM)).succeeded
+            await settle(store, append(seq))
+            keeping.cancel()

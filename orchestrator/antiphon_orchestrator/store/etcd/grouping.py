@@ -101,15 +101,7 @@ class Groups:
         return await self._send(txn)
 
     def _joins(self, txn: Txn) -> bool:
-        return bool(txn.ops) and all(self._unwatched(op) for op in txn.ops)
-
-    def _unwatched(self, op: Put | Delete) -> bool:
-        prefix = next((prefix for prefix in self._prefixes if op.key.startswith(prefix)), None)
-        if prefix is None:
-            return False
-        if isinstance(op, Put):
-            return not op.lease
-        return not op.range_end or op.range_end.startswith(prefix)
+        return bool(txn.ops) and all(lies_under(op, self._prefixes) for op in txn.ops)
 
     def _gather(self, first: Txn) -> list[_Waiting]:
         """Takes those that may go together with the first: within the limits, and as long as none meets another."""
@@ -136,6 +128,16 @@ class Groups:
                 self._under_way = True
                 waiting.told.set_result(_Turn.SEND)
                 return
+
+
+def lies_under(op: Put | Delete, prefixes: tuple[bytes, ...]) -> bool:
+    """Whether it changes nothing but what is below one of the prefixes, nor will the end of a lease."""
+    prefix = next((prefix for prefix in prefixes if op.key.startswith(prefix)), None)
+    if prefix is None:
+        return False
+    if isinstance(op, Put):
+        return not op.lease
+    return not op.range_end or op.range_end.startswith(prefix)
 
 
 def _tell(waiting: list[_Waiting], outcome: CommitResult | _Turn | StoreError) -> None:

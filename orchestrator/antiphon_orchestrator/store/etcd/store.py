@@ -37,7 +37,7 @@ from ..port import (
 )
 from .address import EtcdAddress
 from .codec import Keyspace
-from .grouping import Groups
+from .grouping import Groups, lies_under
 from .health import Member, look, require_usable
 from .history import History
 from .room import make_room
@@ -56,6 +56,8 @@ _FIRST_PAGE = 64
 _LARGEST_PAGE = 4096
 _PAGE_BYTES = 4 * 1024 * 1024
 _CLOSING_SECONDS = 2.0
+_UNSEEN = (*keys.UNWATCHED, keys.STORE_MARK)
+"""Where a deletion is nobody's to watch."""
 
 
 class EtcdStore:
@@ -86,6 +88,8 @@ class EtcdStore:
         self._stopped = asyncio.Event()
         self._open = False
         self._full = asyncio.Event()  # the quota was reached
+        # The newest revision known here that deleted something, and nothing but what nobody watches.
+        self._trimmed = 0
 
     async def open(self) -> None:
         """Dials the cluster; once per object. Raises StoreRefused or StoreUnavailable, each with a remedy."""
@@ -149,6 +153,9 @@ class EtcdStore:
             self._full.set()
             raise
         self._seen(response.header)
+        unseen = all(isinstance(op, Delete) and lies_under(op, _UNSEEN) for op in txn.ops)
+        if unseen and any(answer.response_delete_range.deleted for answer in response.responses):
+            self._trimmed = max(self._trimmed, response.header.revision)
         return self._keyspace.result(txn, response)
 
     async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> RangeResult:
@@ -251,9 +258,11 @@ class EtcdStore:
         while True:
             try:
                 if self._full.is_set():
-                    # Marks cannot be set now; the revision of one's deletion does as well, since nobody watches them.
-                    unmarked = await self.commit(Txn(ops=(Delete(keys.STORE_MARK),)))
-                    await self.compact(unmarked.revision)
+                    # Marks cannot be set now; the revision of one's deletion, or of a trim, does as well, since nobody
+                    # watches them. No other does (see `history.py`), and a mark that is not there makes none.
+                    await self.commit(Txn(ops=(Delete(keys.STORE_MARK),)))
+                    if self._trimmed:
+                        await self.compact(self._trimmed)
                     if await make_room(self._others, self._address):
                         self._full.clear()
                         wait = PERIOD
