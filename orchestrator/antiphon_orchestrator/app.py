@@ -282,6 +282,8 @@ class Orchestrator:
         audit.note(_policies_loaded(certificate.credential.identity, policy), now())
         await server.start()
         self._bound = server
+        # It outlasts the group: calls that are under way when the others end wait for their records.
+        writing = asyncio.create_task(audit.run(), name="audit")
         try:
             async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
                 if config.telemetry.metrics_port is not None:
@@ -293,7 +295,7 @@ class Orchestrator:
                 group.create_task(store.run(), name="store")
                 group.create_task(server.run(), name="api")
                 group.create_task(catalog.run(), name="catalog")
-                group.create_task(audit.run(), name="audit")
+                group.create_task(_while_running(writing), name="audit")
                 group.create_task(book.run(), name="policies")
                 group.create_task(revocations.run(), name="revocations")
                 if authority is not None:
@@ -337,6 +339,8 @@ class Orchestrator:
             sessions.drain()
             await peers.close()
             await server.stop()
+            writing.cancel()
+            await asyncio.wait((writing,))
             await audit.close()
             await membership.gone()
             if tracing is not None:
@@ -370,6 +374,11 @@ class Orchestrator:
         """As others reach them: the advertised host with the ports that are really bound."""
         host = self.config.advertised_host
         return Endpoints((f"{host}:{self._bound.mutual_tls.port}",), (f"{host}:{self._bound.join.port}",))
+
+
+async def _while_running(task: asyncio.Task[None]) -> None:
+    """Ends as the task does, and leaves it alone when cancelled."""
+    await asyncio.shield(task)
 
 
 def _topology(membership: Membership) -> tuple[tuple[str, str], ...]:

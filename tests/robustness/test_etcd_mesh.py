@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 from antiphon import Client, Graph, Retry, output_of, ref
 
-from tests.harness import Mesh, journal_of
+from tests.harness import Mesh, eventually, journal_of
 from tests.harness.etcd import Etcd, StartEtcd
 
 PATIENCE = timedelta(seconds=60)
@@ -98,3 +100,32 @@ async def test_without_a_quorum_nothing_changes_and_all_goes_on_when_it_is_back(
         etcd.restart(2)
         run_ids += await waiting
         await all_ended_once(mesh, client, run_ids)
+
+
+async def test_a_call_that_is_under_way_when_the_orchestrator_ends_gets_its_record_and_its_answer(
+    start_etcd: StartEtcd,
+) -> None:
+    etcd = start_etcd()
+    mesh = on(etcd)
+    mesh.orchestrator.environment["ANTIPHON_ORCHESTRATOR_API_SHUTDOWN_GRACE"] = "20s"
+    graph = Graph("kept", version="1")
+    graph.task("a", "work.double@1", input=1)
+    with mesh:
+        async with mesh.client() as client:
+            await client.validate_graph(graph)
+            etcd.stop(0)
+            try:
+                call = asyncio.create_task(client.register_graph(graph))
+                await client.validate_graph(graph)  # so that the call is there, too
+                mesh.orchestrator.send(signal.SIGTERM)
+                await eventually(lambda: refuses(mesh.orchestrator.address))
+            finally:
+                etcd.cont(0)
+            assert (await asyncio.wait_for(call, 15)).graph.graph.version == "1"
+
+
+def refuses(address: str) -> bool:
+    """Whether nobody listens there any more."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as one:
+        return one.connect_ex((host, int(port))) != 0
