@@ -402,8 +402,8 @@ class Replica:
         if session is not None:
             session.offers.append((shard, epoch, run, task, live.number))
 
-    def cancel(self, instance_id: str, attempt_id: str, reason: str) -> None:
-        session = self.sessions.get(instance_id.split("/")[1])
+    def cancel(self, incarnation: str, attempt_id: str, reason: str) -> None:
+        session = self.sessions.get(incarnation)
         if session is not None:
             session.add("cancels", (attempt_id, reason))
 

@@ -11,6 +11,7 @@ are not moved without need:
 - A live owner gives a shard away only to a replica that has been there for a while (`REST`), one shard at a time: the
   next one goes when the last has been taken. A replica that comes and goes moves nothing.
 - A replica that leaves gives all away at once.
+- A shard that a replica could not rebuild falls to another, as long as one is there that has not failed with it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Owner:
     epoch: int
     successor_id: str
     revision: int
+    unable: frozenset[str] = frozenset()
+    """Replicas that could not rebuild the shard."""
 
     @property
     def claimant(self) -> str:
@@ -63,6 +66,11 @@ def assigned(shard: int, replicas: Collection[str]) -> str | None:
     return max(replicas, key=lambda replica: _score(shard, replica), default=None)
 
 
+def heir(shard: int, replicas: Collection[str], unable: Collection[str]) -> str | None:
+    """The replica a shard falls to: one that could not rebuild it only when there is no other."""
+    return assigned(shard, [name for name in replicas if name not in unable] or replicas)
+
+
 def _score(shard: int, replica: str) -> tuple[bytes, str]:
     return hashlib.blake2b(f"{shard}/{replica}".encode(), digest_size=8).digest(), replica
 
@@ -81,15 +89,17 @@ def decide(
         return Moves()  # our lease has ended: first we have to be there again
     staying = {member.replica_id for member in members.values() if not member.leaving}
     if myself.leaving:
-        return Moves(give=tuple((n, heir) for n in sorted(held) if (heir := assigned(n, staying)) is not None))
+        return Moves(
+            give=tuple((n, to) for n in sorted(held) if (to := heir(n, staying, _unable(owners, n))) is not None)
+        )
     rested = {name for name in staying if name == me or now - members[name].seen >= REST}
     take = tuple(n for n in range(shards) if n not in held and _takes(me, n, members, owners.get(n), rested))
     if any(owner.replica_id == me and owner.successor_id in members for owner in owners.values()):
         return Moves(take)  # one that was given away is still on its way
     for n in sorted(held):
-        owner, heir = owners.get(n), assigned(n, rested)
-        if heir is not None and heir != me and owner is not None and owner.claimant == me:
-            return Moves(take, ((n, heir),))
+        owner, to = owners.get(n), heir(n, rested, _unable(owners, n))
+        if to is not None and to != me and owner is not None and owner.claimant == me:
+            return Moves(take, ((n, to),))
     return Moves(take)
 
 
@@ -97,4 +107,9 @@ def _takes(me: str, shard: int, members: Mapping[str, Member], owner: Owner | No
     if owner is not None and owner.claimant == me:
         return True
     orphaned = owner is None or owner.claimant not in members
-    return orphaned and assigned(shard, rested) == me
+    return orphaned and heir(shard, rested, owner.unable if owner is not None else ()) == me
+
+
+def _unable(owners: Mapping[int, Owner], shard: int) -> Collection[str]:
+    owner = owners.get(shard)
+    return owner.unable if owner is not None else ()

@@ -212,7 +212,9 @@ class Membership:
         shard = int(number, 16)
         known = self.owners.get(shard)
         if known is None or known.revision < kv.mod_revision:
-            self.owners[shard] = Owner(record.replica_id, record.epoch, record.successor_id, kv.mod_revision)
+            self.owners[shard] = Owner(
+                record.replica_id, record.epoch, record.successor_id, kv.mod_revision, frozenset(record.unable_ids)
+            )
             self._tell()
 
     def _note_gone(self, kv: KeyValue) -> None:

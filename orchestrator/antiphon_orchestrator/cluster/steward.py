@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from .. import telemetry
 from ..shards.host import Host, RecoveryFailed
 from ..store.port import StoreUnavailable
-from .assignment import decide
+from .assignment import assigned, decide
 from .membership import Membership, clock
 
 log = telemetry.logger("cluster")
@@ -35,9 +35,10 @@ class Steward:
         self._trying: set[int] = set()
         self._first: set[int] | None = None
         self.begun = asyncio.Event()
+        host.heir = self._heir
 
     async def run(self) -> None:
-        """Until cancelled. Raises RecoveryFailed when no other replica could rebuild the shard either."""
+        """Until cancelled. Raises RecoveryFailed when there is no other replica that could rebuild the shard."""
         try:
             await self._steer()
         except ExceptionGroup as group:
@@ -93,6 +94,11 @@ class Steward:
             await asyncio.sleep(PAUSE * (0.5 + random.random()))
         finally:
             self._trying.discard(shard)
+
+    def _heir(self, shard: int, unable: Collection[str]) -> str | None:
+        """Who is there, stays, and has not failed to rebuild a shard yet."""
+        others = [other.replica_id for other in self._membership.others if not other.leaving]
+        return assigned(shard, [replica for replica in others if replica not in unable])
 
     def _begun_without(self, shard: int) -> None:
         """One that is another's, or cannot be rebuilt now, holds up no other."""

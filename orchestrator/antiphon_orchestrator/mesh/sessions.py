@@ -163,8 +163,8 @@ class Sessions:
         if session is not None:
             session.offer(PendingOffer(shard, epoch, run, task, live.number))
 
-    def cancel(self, instance_id: str, attempt_id: str, reason: str) -> None:
-        session = self._sessions.get(instance_id.split("/")[1])
+    def cancel(self, incarnation: str, attempt_id: str, reason: str) -> None:
+        session = self._sessions.get(incarnation)
         if session is not None:
             session.cancel(attempt_id, reason)
 
@@ -416,7 +416,7 @@ class Sessions:
             before = session.before[page.shard]
             del session.held[page.shard]
             session.before[page.shard] = frozenset()
-            if before:
+            if before or held:
                 self.host.put(page.shard, i.Inventory(session.incarnation, frozenset(held), before))
 
     def _window(self, session: Session, window: mesh.Window) -> None:

@@ -17,7 +17,7 @@ import random
 import time
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from antiphon.store.v1 import journal_pb2 as journal
 
@@ -102,8 +102,8 @@ class _Seat:
 class Host:
     """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard: together, and each
     namespace its share of it by weight. `taken` is told each
-    shard once it is rebuilt, `lost` each that was and is not here any more. `now`: microseconds since 1970; what is due
-    goes by it."""
+    shard once it is rebuilt, `lost` each that was and is not here any more; `heir` says which replica, but for some, is
+    to try one that cannot be rebuilt here. `now`: microseconds since 1970; what is due goes by it."""
 
     def __init__(
         self,
@@ -140,6 +140,7 @@ class Host:
         fleet.limits.call = self._call_up
         self.taken: Callable[[int], None] = _nobody
         self.lost: Callable[[int], None] = _nobody
+        self.heir: Callable[[int, Collection[str]], str | None] = _none
 
     @property
     def shard_count(self) -> int:
@@ -283,7 +284,7 @@ class Host:
     async def own(self, number: int) -> None:
         """Takes a shard, rebuilds it from its log and drives it, until it is another's or this is cancelled.
 
-        Raises RecoveryFailed.
+        Raises RecoveryFailed, and then another replica that may be able to has it, if there is one.
         """
         assert self._seats[number] is None
         started = time.monotonic()
@@ -313,6 +314,9 @@ class Host:
             log.info("shard_handed_over", shard=number, epoch=shard.epoch, replica_id=seat.successor_id)
         except Fenced as error:
             log.warning("shard_not_ours", shard=number, cause=str(error))
+        except RecoveryFailed:
+            await self._pass_on(seat)
+            raise
         finally:
             self._seats[number] = None
             self._count -= 1
@@ -320,6 +324,14 @@ class Host:
                 self.lost(number)
             abandon(shard, self._fleet, seat.turn)
             seat.room.set()
+
+    async def _pass_on(self, seat: _Seat) -> None:
+        """Gives a shard that cannot be rebuilt here to a replica that has not tried it yet."""
+        unable = seat.log.unable_with_us()
+        heir = self.heir(seat.shard.index, unable)
+        if heir is not None:
+            with contextlib.suppress(Fenced):
+                await seat.log.hand_over(heir, unable)
 
     def hand_over(self, number: int, successor_id: str) -> None:
         """Gives a shard to another replica, as soon as its present turn is over."""
@@ -373,7 +385,8 @@ class Host:
             seat.trimmed_below = seat.trimmed_below or seq
             records = [journal.Record.FromString(raw) for raw in segment.records]
             for record in records:
-                await self._plan(record, plans)
+                if record.run_id not in archived:
+                    await self._plan(record, plans)
             for raw, record in zip(segment.records, records, strict=True):
                 if record.run_id not in archived:
                     recover_record(shard, seq, raw, record, lambda submitted: plans[_graph_of(submitted)])
@@ -533,6 +546,8 @@ class Host:
             entry = seat.shard.runs.get(run_id)
             if entry is None or entry.run.state is not RunState.RUNNING or seat.moving.get(run_id) == first:
                 continue
+            if entry.mark >= 0:
+                continue  # the present turn has touched it, and the archive takes nothing before the log
             if pays(entry, seat.log.next_seq - first):
                 seat.moving[run_id] = first
                 self._archiver.put(seat.shard.index, entry.run, entry.key, entry.first_seq, tuple(entry.records))
@@ -563,6 +578,11 @@ async def _write_pages(seat: _Seat) -> bool:
 
 def _nobody(shard: int) -> None:
     """Nobody wants to know."""
+
+
+def _none(shard: int, unable: Collection[str]) -> str | None:
+    """There is no other replica."""
+    return None
 
 
 def _graph_of(submitted: RunSubmitted) -> tuple[str, str, str]:

@@ -22,6 +22,10 @@ from ..store.port import CommitResult, Compare, Delete, Put, Store, StoreFull, S
 log = telemetry.logger("store")
 
 
+_MOST_UNABLE = 15
+"""Replicas that are remembered as unable to rebuild a shard, beside the last one."""
+
+
 class Fenced(Exception):
     """Another replica owns the shard now; everything this one remembers of it is void."""
 
@@ -37,6 +41,8 @@ class ShardLog:
         self._nonce = secrets.token_bytes(8)
         self._owner_key = keys.shard_owner(shard)
         self._owned: Compare | None = None
+        self._unable: tuple[str, ...] = ()
+        """Replicas that could not rebuild the shard."""
         self.epoch = 0
         self.next_seq = 1
 
@@ -50,7 +56,8 @@ class ShardLog:
         former = found.kvs[0] if found.kvs else None
         owner = records.ShardOwner.FromString(former.value) if former else records.ShardOwner()
         epoch = owner.epoch + 1
-        value = records.ShardOwner(replica_id=self._replica_id, epoch=epoch).SerializeToString()
+        new = records.ShardOwner(replica_id=self._replica_id, epoch=epoch, unable_ids=owner.unable_ids)
+        value = new.SerializeToString()
         compares = [Compare(self._owner_key, Target.MOD_REVISION, former.mod_revision if former else 0)]
         claimant = owner.successor_id or owner.replica_id
         if claimant not in ("", self._replica_id):
@@ -62,6 +69,7 @@ class ShardLog:
             if present is None or present.value != value:
                 raise Fenced(f"shard {self.shard} is another replica's")
         self.epoch = epoch
+        self._unable = tuple(owner.unable_ids)
         self._owned = Compare(self._owner_key, Target.VALUE, value)
 
     async def owned(self) -> bool:
@@ -94,10 +102,21 @@ class ShardLog:
         self.next_seq = seq + 1
         return seq
 
-    async def hand_over(self, successor_id: str) -> None:
-        """Gives the shard to another replica: from now on nothing of ours is accepted any more. Raises Fenced."""
+    def unable_with_us(self) -> tuple[str, ...]:
+        """The replicas that could not rebuild the shard, with this one, the newest of them."""
+        others = [replica for replica in self._unable if replica != self._replica_id]
+        return (*others[-_MOST_UNABLE:], self._replica_id)
+
+    async def hand_over(self, successor_id: str, unable: Sequence[str] | None = None) -> None:
+        """Gives the shard to another replica: from now on nothing of ours is accepted any more. `unable`: who cannot
+        rebuild it, if that has changed. Raises Fenced."""
         assert self._owned is not None
-        owner = records.ShardOwner(replica_id=self._replica_id, epoch=self.epoch, successor_id=successor_id)
+        owner = records.ShardOwner(
+            replica_id=self._replica_id,
+            epoch=self.epoch,
+            successor_id=successor_id,
+            unable_ids=self._unable if unable is None else unable,
+        )
         value = owner.SerializeToString()
         result = await settle(self._store, Txn((self._owned,), (Put(self._owner_key, value),), (self._owner_key,)))
         if not result.succeeded:

@@ -70,13 +70,18 @@ class Moving:
         entry.base = raw
         turn.records.append(raw)
         turn.size += len(raw)
-        self._pinned.pop(run.run_id, None)  # pinned anew by the segment of this turn
+        turn.moved.append(run.run_id)
         if entry.mark < 0:
             entry.mark = len(entry.records)
             turn.touched.append(entry)
         else:
             entry.mark = max(0, entry.mark - drop)
         return True
+
+    def moved(self, turn: Turn) -> None:
+        """The turn is in the log. Until then the log keeps what these runs were pinned at."""
+        for run_id in turn.moved:
+            self._pinned.pop(run_id, None)
 
     def go_on(self, turn: Turn, entries: dict[str, Entry]) -> None:
         """Adds the next part of the first run that is on its way. Comes before all else in a turn."""

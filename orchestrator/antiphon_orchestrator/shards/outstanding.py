@@ -68,9 +68,7 @@ class Outstanding:
 
     def ask(self, incarnation: str) -> frozenset[str]:
         """The attempts that are out to a sidecar whose stream begins now; its inventory will say which it holds."""
-        before = frozenset(
-            decide.attempt_id(entry.run.run_id, task, len(task.attempts)) for entry, task in self.of(incarnation)
-        )
+        before = self._ids(incarnation)
         self.asked.pop(incarnation, None)
         if before:
             self.asked[incarnation] = (before, set(before))
@@ -80,6 +78,10 @@ class Outstanding:
         """An attempt has been offered on the present stream."""
         if (asked := self.asked.get(incarnation)) is not None:
             asked[1].discard(attempt_id)
+
+    def unwanted(self, incarnation: str, held: frozenset[str]) -> list[tuple[str, str, str]]:
+        """Cancels of what a sidecar holds, or has reported, and what is not out to it: it ended without it."""
+        return [(incarnation, attempt_id, "it has ended") for attempt_id in sorted(held - self._ids(incarnation))]
 
     def missing(
         self, incarnation: str, held: frozenset[str], before: frozenset[str]
@@ -98,6 +100,11 @@ class Outstanding:
             for entry, task in self.of(incarnation)
             if decide.attempt_id(entry.run.run_id, task, len(task.attempts)) in lacking
         ]
+
+    def _ids(self, incarnation: str) -> frozenset[str]:
+        return frozenset(
+            decide.attempt_id(entry.run.run_id, task, len(task.attempts)) for entry, task in self.of(incarnation)
+        )
 
     def gone(self, incarnation: str) -> None:
         """It will not come back, and what it had is lost."""

@@ -279,7 +279,8 @@ class Shard:
             self._to_place.extend((entry, other) for other in agreeing.ended(self._fleet, run, task, event, turn.now))
         if event.state is AttemptState.CANCELLED:
             reason = event.failure.message if event.failure else "cancelled"
-            turn.cancels.append((attempt.instance, decide.attempt_id(run.run_id, task, event.number), reason))
+            attempt_id = decide.attempt_id(run.run_id, task, event.number)
+            turn.cancels.append((attempt.instance.split("/")[1], attempt_id, reason))
         elif event.state is AttemptState.RETURNED:
             self._to_place.append((entry, task))
         elif event.state is AttemptState.SUCCEEDED and task.plan.deadline is not None:
@@ -536,11 +537,10 @@ class Shard:
             self.timers_held = False
 
     def _inventory(self, turn: Turn, item: i.Inventory) -> None:
-        """An attempt that a known incarnation does not hold was never received: it is offered again, as it is.
-
-        Only if it was not offered on the present stream already, which loses nothing: were the first of two offers
-        refused for want of a slot and the second accepted, the task would be worked on twice.
-        """
+        """What a known incarnation does not hold was never received, and is offered again; what it holds and nobody
+        waits for is cancelled, since a cancel is lost with its stream. Nothing is offered again that was on the present
+        stream already: were the first offer refused for want of a slot and the second not, it would be done twice."""
+        turn.cancels += self.out.unwanted(item.incarnation, item.held)
         missing = self.out.missing(item.incarnation, item.held, item.before)
         if missing is None:
             return
@@ -624,6 +624,7 @@ class Shard:
 
     def release(self, turn: Turn, seq: int) -> None:
         """Lets out what the turn decided; `seq` is the segment that now holds it."""
+        self._moving.moved(turn)
         for entry in turn.touched:
             run_id = entry.run.run_id
             if run_id not in self.pinned:
@@ -639,8 +640,8 @@ class Shard:
             self._moving.committed(turn.part_of, seq)
         for reporter, attempt_id, verdict in turn.verdicts:
             reporter.verdict(attempt_id, verdict)
-        for instance_id, attempt_id, reason in turn.cancels:
-            self._outbox.cancel(instance_id, attempt_id, reason)
+        for cancel in turn.cancels:
+            self._outbox.cancel(*cancel)
         for entry, task in turn.offers:
             if (live := task.live) is not None:
                 if self.out.asked:

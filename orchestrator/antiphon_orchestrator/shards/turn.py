@@ -70,6 +70,9 @@ class Turn:
     touched: list[Entry] = field(default_factory=list)
     offers: list[tuple[Entry, Task]] = field(default_factory=list)
     cancels: list[tuple[str, str, str]] = field(default_factory=list)
+    """Incarnation, attempt, reason."""
+    moved: list[str] = field(default_factory=list)
+    """Runs of which this turn has all that the log must keep."""
     verdicts: list[tuple[i.Reporter, str, str]] = field(default_factory=list)
     replies: list[tuple[i.Sink, Callable[[], Any]]] = field(default_factory=list)
     ended: list[Entry] = field(default_factory=list)
@@ -88,7 +91,7 @@ class Outbox(Protocol):
 
     def offer(self, shard: int, epoch: int, run: Run, task: Task) -> None: ...
 
-    def cancel(self, instance_id: str, attempt_id: str, reason: str) -> None: ...
+    def cancel(self, incarnation: str, attempt_id: str, reason: str) -> None: ...
 
 
 class Reader(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from antiphon_orchestrator.cluster.assignment import REST, Member, Moves, Owner, assigned, decide
 from hypothesis import HealthCheck, given, settings
@@ -156,3 +157,21 @@ def test_one_whose_marker_is_gone_does_nothing() -> None:
 def test_a_shard_whose_log_cannot_be_read_here_is_not_given_before_it_is_owned() -> None:
     # It is held, since it is being taken, but the store does not name us yet.
     assert decide("a", 1, members("a", "b"), {}, (0,), NOW) == Moves()
+
+
+def test_a_shard_falls_to_nobody_who_could_not_rebuild_it_while_another_is_there() -> None:
+    there = members("a", "b", "c")
+    first = assigned(0, there)
+    assert first is not None
+    others = [name for name in there if name != first]
+    second = assigned(0, others)
+    assert second is not None
+    orphan = {0: Owner(first, 1, "gone", 5, frozenset({first}))}
+    assert [name for name in there if 0 in decide(name, 1, there, orphan, (), NOW).take] == [second]
+    kept = {0: Owner(second, 2, "", 6, frozenset({first}))}
+    assert decide(second, 1, there, kept, (0,), NOW) == Moves(), "it is not given back"
+    leaving = {name: replace(member, leaving=name == second) for name, member in there.items()}
+    (third,) = (name for name in others if name != second)
+    assert decide(second, 1, leaving, kept, (0,), NOW).give == ((0, third),)
+    hopeless = {0: Owner(first, 1, "gone", 5, frozenset(there))}
+    assert [name for name in there if 0 in decide(name, 1, there, hopeless, (), NOW).take] == [first]

@@ -14,6 +14,7 @@ from antiphon_orchestrator.mesh.sessions import Announcer, MeshSettings, Session
 from antiphon_orchestrator.mesh.tokens import AttemptTokens
 from antiphon_orchestrator.placement.fleet import Fleet
 from antiphon_orchestrator.policy import CedarPolicies
+from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.store import StoreUnavailable
 
 from tests.harness import eventually
@@ -102,3 +103,16 @@ async def test_a_sidecar_whose_hello_waits_for_a_slow_store_is_not_absent() -> N
     finally:
         running.cancel()
         await asyncio.wait([running])
+
+
+def test_what_a_sidecar_holds_is_told_to_the_shard_although_nothing_is_out_to_it() -> None:
+    put: list[tuple[int, object]] = []
+    nothing: Any = SimpleNamespace(bind=lambda host: None, changed=lambda *_: None)
+    policy, tokens = CedarPolicies(), AttemptTokens(b"key")
+    fleet = Fleet(policy, SchemaSet(Values()))
+    sessions = Sessions(MeshSettings("r"), fleet, nothing, policy, nothing, tokens, nothing, nothing, lambda: 1)
+    sessions._host = cast(Any, SimpleNamespace(put=lambda shard, item: put.append((shard, item))))
+    session = Session("demo", "s", "p", "one", 2, tokens, lambda: 1)
+    session.before[0], session.claimed[0] = frozenset(), 1
+    sessions._inventory(session, mesh.ShardInventory(shard=0, epoch=1, attempt_ids=["r1/t0/0/1"], last=True))
+    assert put == [(0, i.Inventory("one", frozenset({"r1/t0/0/1"}), frozenset()))]

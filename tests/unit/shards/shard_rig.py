@@ -75,7 +75,7 @@ class Rig:
         assert live is not None
         self.offers.append(f"{run.run_id}/{task.plan.id}/{task.member}/{live.number}")
 
-    def cancel(self, instance_id: str, attempt_id: str, reason: str) -> None:
+    def cancel(self, incarnation: str, attempt_id: str, reason: str) -> None:
         self.cancels.append(attempt_id)
 
     def read(self, shard: int, run: Run, tasks: Sequence[int]) -> None:

@@ -99,3 +99,17 @@ def test_timers_wait_for_nobody_when_nothing_is_out_nor_for_one_whose_work_was_c
     assert other.shard.timers_held
     assert other.shard.live_ids("i") == frozenset()
     assert not other.shard.timers_held
+
+
+def test_what_a_sidecar_holds_and_nobody_waits_for_is_cancelled_once_it_says_so() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance(slots=2))
+    rig.tell(rig.submit("r1", plan(Node())), rig.submit("r2", plan(Node())))
+    rig.tell(i.Cancel("r1", "me", "enough", lambda answer: None))
+    assert rig.cancels == ["r1/t0/0/1"]
+    rig.cancels.clear()  # it was lost with the stream that it was to go by
+    held = frozenset({"r1/t0/0/1", "r2/t0/0/1", "gone/t0/0/1"})
+    before = rig.shard.live_ids("i")
+    rig.tell(i.Inventory("i", held, before))
+    assert rig.cancels == ["gone/t0/0/1", "r1/t0/0/1"]
+    assert rig.offers == ["r1/t0/0/1", "r2/t0/0/1"]

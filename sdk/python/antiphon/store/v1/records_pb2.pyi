@@ -33,22 +33,28 @@ class ShardOwner(_message.Message):
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     SUCCESSOR_ID_FIELD_NUMBER: _builtins.int
+    UNABLE_IDS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Replica that owns the shard."""
     epoch: _builtins.int
     """Its epoch, one more than that of the owner before."""
     successor_id: _builtins.str
     """Replica that it was handed over to: the owner is nobody any more, and this one takes it. Empty while it is owned."""
+    @_builtins.property
+    def unable_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Replicas that could not rebuild it from its log, the last one last: it does not fall to them while another is there."""
+
     def __init__(
         self,
         *,
         replica_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
         successor_id: _builtins.str = ...,
+        unable_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "replica_id", b"replica_id", "successor_id", b"successor_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "replica_id", b"replica_id", "successor_id", b"successor_id", "unable_ids", b"unable_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

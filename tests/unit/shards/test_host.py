@@ -1,0 +1,191 @@
+"""The loop of a shard on a real store: what it does with the log when the store is full, or the shard cannot be had."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from antiphon.store.v1 import records_pb2 as records
+from antiphon_orchestrator import telemetry
+from antiphon_orchestrator.admission import SchemaSet, Values
+from antiphon_orchestrator.engine.plan import Plan
+from antiphon_orchestrator.engine.states import RunState
+from antiphon_orchestrator.placement.fleet import Fleet
+from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards.archiver import Archiver
+from antiphon_orchestrator.shards.host import Host, NoPlan, RecoveryFailed
+from antiphon_orchestrator.shards.shard import Shard
+from antiphon_orchestrator.store import Put, SqliteStore, StoreFull, Txn, keys, prefix_end
+from shard_rig import POLICY, Rig, instance
+
+from tests.fakes.plans import Node, plan
+from tests.harness import eventually
+
+PLAN = plan(Node())
+METRICS = telemetry.Metrics()
+
+
+class FullStore:
+    """A store that has no room for appends when it is told so; what is `spare`, and what deletes, goes through."""
+
+    def __init__(self, real: SqliteStore) -> None:
+        self.real = real
+        self.full = False
+        self.refused = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    async def commit(self, txn: Txn) -> Any:
+        if self.full and not txn.spare and any(isinstance(op, Put) for op in txn.ops):
+            self.refused += 1
+            raise StoreFull("full")
+        return await self.real.commit(txn)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[FullStore]:
+    async with SqliteStore(tmp_path / "store.db") as real:
+        yield FullStore(real)
+
+
+async def known(_: object) -> Plan:
+    return PLAN
+
+
+async def unknown(_: object) -> Plan:
+    raise NoPlan("this version does not know it")
+
+
+def host_of(store: FullStore, loader: Callable[[object], Awaitable[Plan]] = known, name: str = "r") -> tuple[Host, Rig]:
+    rig = Rig(Fleet(POLICY, SchemaSet(Values())))
+    rig.now = time.time_ns() // 1000
+    beside = cast(Any, rig)
+    host = Host(
+        cast(Any, store),
+        rig.fleet,
+        beside,
+        Archiver(cast(Any, None)),
+        beside,
+        beside,
+        loader,
+        replica_id=name,
+        shard_count=1,
+        inbox_limit=100,
+        metrics=METRICS,
+    )
+    return host, rig
+
+
+@asynccontextmanager
+async def owned(host: Host) -> AsyncIterator[Shard]:
+    """The shard, for as long as its owner lives; it ends as by a kill."""
+    life = asyncio.create_task(host.own(0))
+
+    async def ready() -> bool:
+        return bool(host.shards)
+
+    try:
+        await eventually(ready)
+        yield host.shard(0)
+    finally:
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+
+
+async def two_runs(host: Host, rig: Rig) -> tuple[Any, Any]:
+    """One that goes on, r1, and one that has ended, r2; both are in the log."""
+    told: list[object] = []
+    for name in ("r1", "r2"):
+        host.submit(0, rig.submit(name, PLAN, told.append))
+    await eventually(lambda: len(told) == 2)
+    host.put(0, i.Cancel("r2", "spiffe://antiphon.internal/ns/demo/client/tester", "enough", told.append))
+    await eventually(lambda: len(told) == 3)
+    runs = host.shard(0).runs
+    assert (runs["r1"].run.state, runs["r2"].run.state) == (RunState.RUNNING, RunState.CANCELLED)
+    return runs["r1"].run, runs["r2"].run
+
+
+@contextmanager
+def full(store: FullStore) -> Iterator[None]:
+    store.full = True
+    try:
+        yield
+    finally:
+        store.full = False
+
+
+async def test_a_run_whose_snapshot_finds_no_room_keeps_what_the_log_has_of_it(store: FullStore) -> None:
+    host, rig = host_of(store)
+    async with owned(host):
+        long, ended = await two_runs(host, rig)
+        with full(store):
+            # One answer of the archive: r1, which is moved to the head of the log, and r2, which may be forgotten.
+            host.put(0, i.Archived({"r1": long.event_seq, "r2": ended.event_seq}))
+            await eventually(lambda: store.refused > 2)
+    again, _ = host_of(store)
+    async with owned(again) as shard:
+        assert list(shard.runs) == ["r1"]
+        assert [known[0] for known in shard.requests.values()] == ["r1"]
+
+
+async def test_the_archive_is_given_nothing_of_a_turn_that_is_not_in_the_log(store: FullStore) -> None:
+    host, rig = host_of(store)
+    async with owned(host):
+        long, ended = await two_runs(host, rig)
+        host._long_log, rig.fleet.deliver = 1, host._deliver
+        committed = long.event_seq
+        with full(store):
+            rig.fleet.attach(instance())  # r1 is offered to it: an event of a turn that is refused
+            await eventually(lambda: store.refused > 0)
+            assert long.event_seq > committed
+            host.put(0, i.Archived({"r2": ended.event_seq}))
+            before = store.refused
+            await eventually(lambda: store.refused > before + 2)
+            given = [one.first_seq + len(one.records) - 1 for one in host._archiver._pending if one.run.run_id == "r1"]
+            assert max(given, default=0) <= committed
+
+
+async def test_a_shard_that_cannot_be_rebuilt_goes_to_a_replica_that_has_not_tried(store: FullStore) -> None:
+    host, rig = host_of(store)
+    async with owned(host):
+        await two_runs(host, rig)
+    unable, _ = host_of(store, unknown, "old")
+    asked: list[list[str]] = []
+
+    def heir(shard: int, but: Any) -> str:
+        asked.append(sorted(but))
+        return "new"
+
+    unable.heir = heir
+    with pytest.raises(RecoveryFailed):
+        await unable.own(0)
+    owner = records.ShardOwner.FromString((await store.range(keys.shard_owner(0))).kvs[0].value)
+    assert (owner.successor_id, list(owner.unable_ids), asked) == ("new", ["old"], [["old"]])
+    able, _ = host_of(store, known, "new")
+    async with owned(able):
+        owner = records.ShardOwner.FromString((await store.range(keys.shard_owner(0))).kvs[0].value)
+        assert (owner.replica_id, list(owner.unable_ids)) == ("new", ["old"]), "nor does it go back"
+
+
+async def test_the_graphs_of_runs_that_are_archived_need_not_be_there_any_more(store: FullStore) -> None:
+    host, rig = host_of(store)
+    async with owned(host) as shard:
+        told: list[object] = []
+        host.submit(0, rig.submit("r1", PLAN, told.append))
+        await eventually(lambda: len(told) == 1)
+        host.put(0, i.Cancel("r1", "spiffe://antiphon.internal/ns/demo/client/tester", "enough", told.append))
+        await eventually(lambda: len(told) == 2)
+        log = await store.range(keys.log_prefix(0), prefix_end(keys.log_prefix(0)))
+        host.put(0, i.Archived({"r1": shard.runs["r1"].run.event_seq}))
+        await eventually(lambda: not shard.runs and not shard.retain)
+    # As a process leaves it that ended before it trimmed the log.
+    await store.commit(Txn(ops=tuple(Put(kv.key, kv.value) for kv in log.kvs)))
+    again, _ = host_of(store, unknown)
+    async with owned(again) as other:
+        assert not other.runs and len(other.kept) == 1
