@@ -120,8 +120,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
                 stream.wake.clear()
                 while stream.answers:
                     yield await self._batch(stream)
-                if reader.done() and not stream.answers and not stream.outstanding:
-                    reader.result()
+                if reader.done() and not stream.answers:
+                    reader.result()  # raises what ended it, whatever still has no answer
                     return
         finally:
             stream.closed = True

@@ -27,7 +27,7 @@ from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.payloads import request_key
 from .call import Caller
-from .errors import ApiError
+from .errors import ApiError, refusal
 from .pace import Pace
 
 OUTSTANDING = 20_000
@@ -124,8 +124,11 @@ class SubmitStream:
                 shard, item = await self._submissions.prepare(
                     submission, who.principal, who.namespace, who.traceparent, sink
                 )
-        except ApiError as error:
-            sink(error)
+        except Exception as error:
+            refused = refusal(error)  # the store is away, say: this submission is refused, and the stream goes on
+            if refused is None:
+                raise
+            sink(refused)
             return
         await self._host.room(shard, who.namespace)
         self._host.submit(shard, item)

@@ -1,14 +1,16 @@
 """Answers for callers who are gone or slow, or that cannot be shown: the shard that gives them must not notice."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from antiphon.v1 import run_service_pb2 as api
+from antiphon.v1.error_pb2 import ErrorReason
 from antiphon_certs import Grants, Identity, Kind
 from antiphon_orchestrator.api import run_service
-from antiphon_orchestrator.api.call import Caller
+from antiphon_orchestrator.api.call import Caller, set_caller
 from antiphon_orchestrator.api.pace import Pace
 from antiphon_orchestrator.api.submit_stream import SubmitStream
 from antiphon_orchestrator.archive import Archive
@@ -20,6 +22,7 @@ from antiphon_orchestrator.runs.listing import RunListing
 from antiphon_orchestrator.shards import codec
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.host import Host
+from antiphon_orchestrator.store import StoreUnavailable
 
 from tests.fakes.plans import Node, payload, plan, submitted
 
@@ -129,3 +132,39 @@ async def test_a_caller_who_leaves_before_the_end_of_a_run_tells_the_shard() -> 
     with pytest.raises(asyncio.CancelledError):
         await call
     assert desk.asked == [leave]
+
+
+class Away:
+    """Stands for admission that cannot look up what it has to."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def prepare(self, *arguments: Any) -> tuple[int, Any]:
+        raise self.error
+
+
+async def requests() -> AsyncIterator[api.SubmitRunsRequest]:
+    yield api.SubmitRunsRequest(submissions=[api.SubmitRunRequest(request_id="1")])
+    await asyncio.Event().wait()  # the caller keeps its stream open
+
+
+def service_with(error: Exception) -> run_service.RunService:
+    set_caller(Caller(Identity("mesh.test", "demo", Kind.CLIENT, "p"), Grants(), "", "p"))
+    desk, nothing = cast(Host, Desk(1)), cast(Any, None)
+    return run_service.RunService(desk, cast(Any, Away(error)), *[nothing] * 7, Pace())
+
+
+async def test_a_submission_for_which_the_store_is_away_is_refused_and_its_stream_goes_on() -> None:
+    answers = service_with(StoreUnavailable("away")).SubmitRuns(requests(), cast(Any, None))
+    (result,) = (await anext(answers)).results
+    assert (result.request_id, result.error.reason) == ("1", ErrorReason.ERROR_REASON_STORE_UNAVAILABLE)
+    await answers.aclose()
+
+
+async def test_a_stream_that_cannot_be_read_on_ends_although_submissions_have_no_answer() -> None:
+    answers = service_with(ZeroDivisionError()).SubmitRuns(requests(), cast(Any, None))
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.timeout(10):
+            await anext(answers)
+    assert caught.value.subgroup(ZeroDivisionError) is not None
