@@ -418,8 +418,8 @@ class Replica:
         session.add("welcome", hello["windows"])
         for seat in self.seats.values():
             self._claim(session, seat.shard)
-        for agent, (generation, slots) in hello["windows"].items():
-            self._attach(session, agent, generation, slots)
+        for agent, said in hello["windows"].items():
+            self._attach(session, agent, said.generation, said.slots)
 
     def _attach(self, session: Session, agent: str, generation: int, slots: int) -> None:
         description = registry_pb2.AgentDescription(name=agent, concurrency=2)
