@@ -101,9 +101,9 @@ class _Seat:
 
 class Host:
     """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard: together, and each
-    namespace its share of it by weight. `taken` is told each
-    shard once it is rebuilt, `lost` each that was and is not here any more; `heir` says which replica, but for some, is
-    to try one that cannot be rebuilt here. `now`: microseconds since 1970; what is due goes by it."""
+    namespace its share of it by weight. `taken` is told each shard once it is rebuilt, `lost` each that was and is not
+    here any more; `heir` says which replica, but for some, is to try one that cannot be rebuilt here. `now`:
+    microseconds since 1970; what is due goes by it."""
 
     def __init__(
         self,
