@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -64,6 +65,19 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     return server.bucket()
+
+
+@contextmanager
+def nobody(folder: Path) -> Iterator[None]:
+    """Whoever runs this is not root within, who may read everything."""
+    me = os.geteuid()
+    if me == 0:
+        os.chown(folder, 65534, -1)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
 
 
 def files(folder: Path) -> list[Path]:
@@ -244,6 +258,50 @@ async def test_what_was_half_removed_comes_back(url: str) -> None:
         await blobs.recover()
         await blobs.recover()
         assert await read(blobs, "a.b/c", info.digest) == b"x"
+
+
+async def test_what_was_put_again_is_not_replaced_by_what_was_half_removed(url: str) -> None:
+    """Its old time would have it collected."""
+    async with ObjectBlobs(url) as blobs:
+        info = await blobs.put_stream("a.b/c", None, pieces(b"x"), LIMIT)
+        (path,) = await kept(blobs)
+        await blobs._store.put_async(f".trash/{path}", b"the former one")
+        await blobs.recover()
+        assert await blobs.stat("a.b/c", info.digest) == info
+        assert await kept(blobs) == [path]
+
+
+async def test_what_comes_back_half_removed_counts_as_used_whatever_came_between(url: str) -> None:
+    async with ObjectBlobs(url) as blobs:
+        info = await blobs.put_stream("a.b/c", None, pieces(b"x"), LIMIT)
+        (path,) = await kept(blobs)
+        await blobs._store.rename_async(path, f".trash/{path}")
+        now = datetime.now(UTC).replace(microsecond=0)
+        await blobs.recover()
+        assert f".used/{path}" in await kept(blobs)
+        assert not await blobs.remove_unused("a.b/c", info.digest, now)
+
+
+async def test_whatever_else_lies_among_the_blobs_is_passed_over(url: str) -> None:
+    async with ObjectBlobs(url) as blobs:
+        info = await blobs.put_stream("a.b/c", None, pieces(b"x"), LIMIT)
+        (path,) = await kept(blobs)
+        folder, two, digest = path.split("/")
+        strays = ("README.txt", f"{folder}/notes", f"{folder}/{two}/.nfs0001", f"{path}.bak", f"other/zz/{digest}")
+        for stray in (*strays, f"{folder}/{two}/deeper/{digest}", f".trash/{path}.bak"):
+            await blobs._store.put_async(stray, b"")
+        await blobs.recover()
+        assert [(namespace, found.digest) async for namespace, found in blobs.all()] == [("a.b/c", digest)]
+
+
+async def test_folders_of_others_and_names_that_cannot_be_spelled_do_not_hide_the_blobs() -> None:
+    with tempfile.TemporaryDirectory() as name, nobody(Path(name)):
+        folder = Path(name) / "blobs"
+        async with ObjectBlobs(folder.as_uri()) as blobs:
+            info = await blobs.put_stream("one", None, pieces(b"x"), LIMIT)
+            (folder / "a\nb").touch()
+            (folder / "backups").mkdir(mode=0)
+            assert [found.digest async for _, found in blobs.all()] == [info.digest]
 
 
 async def test_the_probe_says_whether_it_can_write_and_read_and_leaves_nothing(

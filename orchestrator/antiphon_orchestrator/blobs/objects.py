@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -43,6 +44,9 @@ _PART_BYTES = 5 << 20
 _CHUNK_BYTES = 1 << 20
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_BLOB = re.compile(r"([^./][^/]*)/([0-9a-f]{2})/(\2[0-9a-f]{62})")
+_PAGE = 1000
+"""Files of a folder that one look into it brings."""
 _SCHEMES = ("file", "s3", "gs", "azure")
 _REQUEST = timedelta(seconds=15)
 _CONNECT = timedelta(seconds=5)
@@ -195,15 +199,9 @@ class ObjectBlobs:
         return found
 
     async def all(self) -> AsyncIterator[tuple[str, BlobInfo]]:
-        """See `Blobs.all`. An empty folder is seen to be one without obstore."""
-        if self._folder is not None and not any(name[0] != "." for name in os.listdir(self._folder)):
-            return
-        with _told():
-            async for batch in self._store.list():
-                for found in batch:
-                    folder, *between, digest = found["path"].split("/")
-                    if not folder.startswith(".") and len(between) == 1:
-                        yield unquote(folder), BlobInfo(digest, found["size"], found["last_modified"])
+        """See `Blobs.all`."""
+        async for folder, found in self._blobs(""):
+            yield unquote(folder), found
 
     async def remove_unused(self, namespace: str, digest: str, before: datetime) -> bool:
         """See `Blobs.remove_unused`. The blob is moved aside, so that nobody can begin to use it, and put back if
@@ -226,14 +224,38 @@ class ObjectBlobs:
         return True
 
     async def recover(self) -> None:
-        """See `Blobs.recover`. What another replica is just removing comes back as well, for the time being."""
-        if self._folder is not None and not (self._folder / _TRASH).exists():
+        """See `Blobs.recover`. What another replica is just removing comes back as well, for the time being.
+
+        It has its old time, and may come back over what is put at this very moment: it counts as used before that.
+        """
+        async for folder, found in self._blobs(_TRASH):
+            path = f"{folder}/{found.digest[:2]}/{found.digest}"
+            hidden = f"{_TRASH}/{path}"
+            if await self._time(path) != _LONG_AGO:  # it was put again
+                await self._discard(hidden)
+                continue
+            with _told():
+                await self._store.put_async(f"{_USED}/{path}", b"")
+                with contextlib.suppress(FileNotFoundError):
+                    await self._store.rename_async(hidden, path)
+
+    async def _blobs(self, root: str) -> AsyncIterator[tuple[str, BlobInfo]]:
+        """The blobs below `root`, each with the folder of its namespace. Whatever else somebody keeps there is passed
+        over; a folder is looked at without obstore, whose listing ends at what it may not read or cannot spell."""
+        if self._folder is not None:
+            files = _files(self._folder / root)
+            page = await asyncio.to_thread(_some, files)
+            while page:
+                for one in page:
+                    yield one
+                page = await asyncio.to_thread(_some, files)
             return
         with _told():
-            async for batch in self._store.list(prefix=_TRASH):
+            async for batch in self._store.list(prefix=root or None):
                 for found in batch:
-                    with contextlib.suppress(FileNotFoundError):
-                        await self._store.rename_async(found["path"], found["path"].removeprefix(f"{_TRASH}/"))
+                    path = found["path"].removeprefix(f"{root}/")
+                    if blob := _BLOB.fullmatch(path):
+                        yield blob[1], BlobInfo(blob[3], found["size"], found["last_modified"])
 
     async def _time(self, path: str, absent: datetime = _LONG_AGO) -> datetime:
         """When an object was written."""
@@ -328,6 +350,26 @@ def _path(namespace: str, digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise ValueError(f"{digest!r} is not a SHA-256 digest in lower-case hexadecimal")
     return f"{_folder(namespace)}/{digest[:2]}/{digest}"
+
+
+def _files(root: Path) -> Iterator[tuple[str, BlobInfo]]:
+    """The blobs below a folder, each with the folder of its namespace."""
+    for path in root.glob("*/??/*"):
+        blob = _BLOB.fullmatch(path.relative_to(root).as_posix())
+        if blob is None:
+            continue
+        try:
+            found = path.stat()
+        except (FileNotFoundError, PermissionError):  # it was just removed, or is not ours
+            continue
+        yield blob[1], BlobInfo(blob[3], found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+
+def _some(files: Iterator[tuple[str, BlobInfo]]) -> list[tuple[str, BlobInfo]]:
+    try:
+        return list(islice(files, _PAGE))
+    except OSError as error:
+        raise BlobsUnavailable(f"payloads cannot be kept or read: {error}") from error
 
 
 def _sync(path: Path) -> None:
