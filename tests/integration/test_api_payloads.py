@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -75,6 +77,25 @@ async def test_content_comes_back_as_it_went_up_from_any_offset(payloads: Any) -
     assert await download(payloads, DIGEST, 700_001) == CONTENT[700_001:]
     assert await download(payloads, DIGEST, len(CONTENT)) == b""
     await refused(download(payloads, DIGEST, len(CONTENT) + 1), "REQUEST_INVALID")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 512 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("not run: only root can mount a disk")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+async def test_a_full_disk_is_told_as_full_and_takes_what_still_fits(authority: Authority, small: Path) -> None:
+    async with ObjectBlobs(small.as_uri()) as blobs, serving(authority, blobs=blobs) as running:
+        payloads = Stub(running.dial())
+        await refused(upload(payloads, lambda: chunks(CONTENT)), "STORE_FULL")
+        assert (await upload(payloads, lambda: chunks(CONTENT[:100_000]))).blob.size == 100_000
 
 
 async def test_nothing_at_all_is_a_payload_too(payloads: Any) -> None:

@@ -6,7 +6,6 @@ the caller is told to come back, or that it is too much.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +21,7 @@ from antiphon_orchestrator.blobs import (
     BlobDigestMismatch,
     BlobNotFound,
     Blobs,
+    BlobsFull,
     BlobsUnavailable,
     BlobTooLarge,
 )
@@ -94,12 +94,11 @@ class PayloadService(payload_service_pb2_grpc.PayloadServiceServicer):
                 raise ApiError(
                     ErrorReason.ERROR_REASON_PAYLOAD_DIGEST_MISMATCH, expected=expected, actual=seen.hexdigest()
                 ) from error
+            except BlobsFull as error:
+                log.error("payloads_full", cause=str(error))
+                raise ApiError(ErrorReason.ERROR_REASON_STORE_FULL) from error
             except BlobsUnavailable as error:
                 raise payloads_unavailable(error) from error
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise ApiError(ErrorReason.ERROR_REASON_STORE_FULL) from error
-                raise
         blob = payload_pb2.BlobReference(digest=info.digest, size=info.size)
         return payload_service_pb2.UploadPayloadResponse(blob=blob)
 

@@ -8,6 +8,7 @@ from .port import (
     BlobInfo,
     BlobNotFound,
     Blobs,
+    BlobsFull,
     BlobsUnavailable,
     BlobTooLarge,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "BlobNotFound",
     "BlobTooLarge",
     "Blobs",
+    "BlobsFull",
     "BlobsUnavailable",
     "ObjectBlobs",
     "check_url",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
 
-from .port import BlobCorrupt, BlobDigestMismatch, BlobInfo, BlobNotFound, BlobsUnavailable, BlobTooLarge
+from .port import BlobCorrupt, BlobDigestMismatch, BlobInfo, BlobNotFound, BlobsFull, BlobsUnavailable, BlobTooLarge
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -47,6 +48,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BLOB = re.compile(r"([^./][^/]*)/([0-9a-f]{2})/(\2[0-9a-f]{62})")
 _PAGE = 1000
 """Files of a folder that one look into it brings."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SCHEMES = ("file", "s3", "gs", "azure")
 _REQUEST = timedelta(seconds=15)
 _CONNECT = timedelta(seconds=5)
@@ -328,7 +330,14 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (BaseError, FileNotFoundError, PermissionError) as error:
-        raise BlobsUnavailable(f"payloads cannot be kept or read: {str(error).partition(chr(10))[0]}") from error
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: Exception) -> BlobsUnavailable:
+    """obstore gives the number of an error of the system in its text alone."""
+    cause = str(error).partition("\n")[0]
+    full = any(f"(os error {number})" in cause or f"[Errno {number}]" in cause for number in _FULL)
+    return (BlobsFull if full else BlobsUnavailable)(f"payloads cannot be kept or read: {cause}")
 
 
 @contextlib.contextmanager
@@ -369,12 +378,15 @@ def _some(files: Iterator[tuple[str, BlobInfo]]) -> list[tuple[str, BlobInfo]]:
     try:
         return list(islice(files, _PAGE))
     except OSError as error:
-        raise BlobsUnavailable(f"payloads cannot be kept or read: {error}") from error
+        raise _unavailable(error) from error
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _unavailable(error) from error

@@ -6,6 +6,7 @@ BlobError
 ├── BlobTooLarge        the content exceeds its limit; nothing was kept
 ├── BlobCorrupt         what is kept is not what was put there
 └── BlobsUnavailable    where blobs are kept cannot be used now
+    └── BlobsFull       there is no room
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ class BlobsUnavailable(BlobError):
     """Where blobs are kept does not answer, or refuses us. Every call may be repeated."""
 
 
+class BlobsFull(BlobsUnavailable):
+    """There is no room for it. Nothing was kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
     """`digest`: SHA-256 in lower-case hexadecimal. `size` in bytes. `modify_time`: when it was last put."""
@@ -57,7 +62,7 @@ class Blobs(Protocol):
         self, namespace: str, expected_digest: str | None, chunks: AsyncIterator[bytes], limit: int
     ) -> BlobInfo:
         """Keeps a blob of at most `limit` bytes, durably; it appears whole or not at all. Raises BlobDigestMismatch,
-        BlobTooLarge, and what `chunks` raises. Putting a blob again renews its modify time."""
+        BlobTooLarge, BlobsFull, and what `chunks` raises. Putting a blob again renews its modify time."""
 
     def get_stream(self, namespace: str, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
         """Yields the content from `offset` on. Raises BlobNotFound; an offset beyond the end is a ValueError.
