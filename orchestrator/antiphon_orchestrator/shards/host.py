@@ -133,6 +133,8 @@ class Host:
         self._archiver = archiver
         self._reader = reader
         self._graphs = graphs
+        self.requests_kept = REQUESTS_KEPT // shard_count
+        """Most request ids of archived runs that each shard remembers."""
         self._seats: list[_Seat | None] = [None] * shard_count
         self._count = 0
         archiver.answer = self.put
@@ -166,7 +168,7 @@ class Host:
         return [n for n, seat in enumerate(self._seats) if seat is not None and seat.ready and not seat.remembers]
 
     def remember(self, shard: int, older: dict[bytes, tuple[str, bytes, int]]) -> None:
-        """Adds request ids, the oldest first, to a shard that is still here."""
+        """Adds request ids, the oldest first, to a shard that is still here, which has them from then on."""
         seat = self._seats[shard]
         if seat is not None and seat.ready:
             remember_requests(seat.shard, older)
@@ -288,7 +290,6 @@ class Host:
         """
         assert self._seats[number] is None
         started = time.monotonic()
-        requests_kept = REQUESTS_KEPT // len(self._seats)
         shard = Shard(
             number,
             self._fleet,
@@ -297,7 +298,7 @@ class Host:
             self._reader,
             self._graphs,
             random.random,
-            requests_kept,
+            self.requests_kept,
         )
         shard_log = ShardLog(self._store, number, self._replica_id)
         audit = AuditPages(self._store, shard_log, shard.audit.chain.name, self._replica_id)

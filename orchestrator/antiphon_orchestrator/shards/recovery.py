@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from antiphon.store.v1 import journal_pb2 as journal
 
@@ -71,13 +72,22 @@ def _gather(shard: Shard, seq: int, record: journal.Record, plan_of: Callable[[e
 
 
 def remember_requests(shard: Shard, older: dict[bytes, tuple[str, bytes, int]]) -> None:
-    """Adds request ids of archived runs that are older than those the shard has; of too many the newest stay."""
-    known = {key: value for key, value in older.items() if key not in shard.kept and key not in shard.requests}
-    room = max(0, shard.requests_kept - len(shard.kept))
-    for key in list(known)[: max(0, len(known) - room)]:
-        del known[key]
-    known.update(shard.kept)
-    shard.kept = known
+    """Adds request ids of archived runs that are older than those the shard has; of too many the newest stay.
+
+    `older` becomes the shard's. It may hold a million ids, so nothing goes through all of them at once.
+    """
+    for known in (shard.kept, shard.requests):
+        for key in known:
+            older.pop(key, None)
+    keep_newest(older, max(0, shard.requests_kept - len(shard.kept)))
+    older.update(shard.kept)
+    shard.kept = older
+
+
+def keep_newest(older: dict[bytes, tuple[str, bytes, int]], most: int) -> None:
+    """Forgets the oldest of more than `most` ids."""
+    for key in list(islice(older, max(0, len(older) - most))):
+        del older[key]
 
 
 def _remember(shard: Shard, entry: Entry, seq: int) -> None:

@@ -7,6 +7,7 @@ Until that is done, and for as long as the archive is away, an older id is not k
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from datetime import timedelta
 from typing import Protocol
@@ -15,6 +16,7 @@ from antiphon_certs import Clock
 
 from .. import telemetry
 from ..archive import Archive, ArchiveUnavailable
+from .recovery import keep_newest
 from .shard import REQUEST_KEPT
 
 log = telemetry.logger("shards")
@@ -31,6 +33,9 @@ Kept = dict[bytes, tuple[str, bytes, int]]
 class Shards(Protocol):
     """Those of this replica."""
 
+    requests_kept: int
+    """Most ids that each of them remembers."""
+
     def forgetful(self) -> Collection[int]:
         """Shards that know the newest ids only."""
 
@@ -38,7 +43,7 @@ class Shards(Protocol):
         """The shard of a run."""
 
     def remember(self, shard: int, older: Kept) -> None:
-        """Adds ids, the oldest first."""
+        """Adds ids, the oldest first; they are the shard's from then on."""
 
 
 class Remembering:
@@ -74,9 +79,13 @@ class Remembering:
                 if shard in found:
                     expire_time = int(one.end_time.timestamp() * 1_000_000) + REQUEST_KEPT
                     found[shard][one.request_key] = (one.run_id, one.request_digest, expire_time)
+            for older in found.values():
+                keep_newest(older, self._shards.requests_kept)
             if len(page) < PAGE:
                 break
             after = (page[-1].end_time, page[-1].run_id)
         for shard, older in found.items():
+            count = len(older)
             self._shards.remember(shard, older)
-            log.info("requests_remembered", shard=shard, count=len(older))
+            log.info("requests_remembered", shard=shard, count=count)
+            await asyncio.sleep(0)

@@ -72,7 +72,7 @@ REQUEST_KEPT = 24 * 3600 * 1_000_000
 """Microseconds a request id is remembered after its run was archived."""
 
 REQUESTS_KEPT = 1 << 20
-"""Most request ids of archived runs that all shards together remember; the oldest go first. Some 250 bytes each."""
+"""Most request ids of archived runs that all shards together remember; the oldest go first. Some 400 bytes each."""
 
 _SETTLED = frozenset({e.TaskEnded, e.TaskEscalated, e.TaskQuarantined, e.TaskCompleted, e.TaskAgreed, e.ResultReused})
 """Events after which nothing of a task is due, or waited for, any more."""

@@ -160,8 +160,10 @@ def forget_requests(
     for key in settled:
         if (known := kept.get(key)) is not None:
             pinned.pop(known[0], None)
-    while kept:
-        key, (_, _, expire_time) = next(iter(kept.items()))
-        if expire_time > now and len(kept) <= most:
-            return
+    gone: list[bytes] = []
+    for key, (_, _, expire_time) in kept.items():  # once: each look for the first passes by all that went before
+        if expire_time > now and len(kept) - len(gone) <= most:
+            break
+        gone.append(key)
+    for key in gone:
         del kept[key]

@@ -38,6 +38,8 @@ class Clock:
 class Shards:
     """Two shards, of which one has been here for long."""
 
+    requests_kept = 1 << 20
+
     def __init__(self) -> None:
         self.asking = [1]
         self.found: dict[int, Kept] = {}
@@ -88,6 +90,23 @@ async def test_the_ids_of_a_day_are_read_for_the_shards_that_were_taken(archive:
     assert list(found) == [b"1-%d" % n for n in reversed(range(count))]  # the oldest first
     last = int((NOW - timedelta(minutes=7)).timestamp() * 1e6) + REQUEST_KEPT
     assert found[b"1-7"] == ("r0001000007", b"digest", last)
+
+
+async def test_no_more_ids_are_read_than_a_shard_remembers_and_the_newest_stay(archive: Away) -> None:
+    await archive.write([ended(1, n, NOW - timedelta(minutes=n)) for n in range(PAGE + 50)], [])
+    shards = Shards()
+    shards.requests_kept = 20
+    await Remembering(archive, shards, Clock()).look()
+    assert list(shards.found[1]) == [b"1-%d" % n for n in reversed(range(20))]
+
+
+def test_what_was_read_is_taken_as_it_is_however_much_it_is() -> None:
+    """Nothing goes through a million ids at once: what it costs is what the shard had before."""
+    rig = Rig()
+    rig.shard.kept = {b"new": ("r1", b"d", 100)}
+    older = {b"a": ("r9", b"d", 50)}
+    remember_requests(rig.shard, older)
+    assert rig.shard.kept is older and list(older) == [b"a", b"new"]
 
 
 async def test_an_archive_that_is_away_is_asked_again(archive: Away) -> None:
