@@ -266,7 +266,8 @@ class PolicyBook:
                     await self._catch_up()
                     lost = False
                 async for batch in self._store.watch(keys.POLICIES, self._revision + 1):
-                    await self._follow()
+                    if batch.events:
+                        await self._follow()
                     self._revision = batch.revision
             except Compacted:
                 lost = True

@@ -284,7 +284,7 @@ async def test_what_comes_back_half_removed_counts_as_used_whatever_came_between
 
 async def test_whatever_else_lies_among_the_blobs_is_passed_over(url: str) -> None:
     async with ObjectBlobs(url) as blobs:
-        info = await blobs.put_stream("a.b/c", None, pieces(b"x"), LIMIT)
+        await blobs.put_stream("a.b/c", None, pieces(b"x"), LIMIT)
         (path,) = await kept(blobs)
         folder, two, digest = path.split("/")
         strays = ("README.txt", f"{folder}/notes", f"{folder}/{two}/.nfs0001", f"{path}.bak", f"other/zz/{digest}")

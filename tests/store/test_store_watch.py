@@ -20,8 +20,11 @@ from antiphon_orchestrator.store import (
     WatchBatch,
     WatchEvent,
     prefix_end,
+    sqlite,
 )
-from backends import Backend, SqliteBackend
+from antiphon_orchestrator.store.etcd import watching
+from antiphon_orchestrator.store.etcd.health import orders_progress
+from backends import Backend, EtcdBackend, SqliteBackend
 
 
 async def take(watch: AsyncIterator[WatchBatch], count: int) -> list[WatchEvent]:
@@ -29,7 +32,7 @@ async def take(watch: AsyncIterator[WatchBatch], count: int) -> list[WatchEvent]
     events: list[WatchEvent] = []
     while len(events) < count:
         batch = await asyncio.wait_for(anext(watch), 10)
-        assert batch.events and batch.revision == batch.events[-1].kv.mod_revision
+        assert not batch.events or batch.revision == batch.events[-1].kv.mod_revision
         events += batch.events
     return events
 
@@ -159,6 +162,53 @@ async def test_compaction_does_not_overtake_a_watch_that_missed_nothing(embedded
             await put(store, b"busy/1")
         await put(store, b"quiet/1")
         assert [event.kv.key for event in await waiting] == [b"quiet/1"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "etcd_current"])
+async def test_a_quiet_watch_tells_how_far_it_has_come_so_that_it_can_be_resumed_there(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (sqlite, watching):
+        monkeypatch.setattr(module, "PROGRESS", 0.05)
+    backend: Backend = (
+        request.getfixturevalue("embedded") if kind == "sqlite" else EtcdBackend(request.getfixturevalue(kind))
+    )
+    async with backend.open() as store:
+        first = await put(store, b"busy/0")
+        for begin in (0, 1):
+            watch = store.watch(b"quiet/", begin and first)
+            busy = 0
+            for n in range(3):
+                busy = await put(store, b"busy/%d" % n)
+                revision = 0
+                while revision < busy:
+                    batch = await asyncio.wait_for(anext(watch), 10)
+                    assert batch.events == () and batch.revision > revision
+                    revision = batch.revision
+            await store.compact(busy)
+            written = await put(store, b"quiet/1")
+            assert [event.kv.mod_revision for event in await take(store.watch(b"quiet/", revision + 1), 1)] == [written]
+            assert [event.kv.mod_revision for event in await take(watch, 1)] == [written]
+            await watch.aclose()
+            with pytest.raises(Compacted):
+                await anext(store.watch(b"quiet/", first))
+            first = written + 1
+
+
+@pytest.mark.parametrize(
+    ("version", "ordered"),
+    [
+        ("3.4.24", False),
+        ("3.4.25", True),
+        ("3.5.7", False),
+        ("3.5.8", True),
+        ("3.6.0", True),
+        ("4.0.0", True),
+        ("", False),
+    ],
+)
+def test_progress_is_asked_of_releases_alone_that_tell_it_in_its_place(version: str, ordered: bool) -> None:
+    assert orders_progress(version) is ordered
 
 
 @pytest.mark.parametrize("prefix", [b"log/", b"log/0001/", b"lo", b""])

@@ -76,7 +76,10 @@ class Reading:
         return response
 
     async def watch(self, who: Standing, request: api.WatchEntriesRequest) -> Changes:
-        """The first message says from where, then changes follow. Raises ApiError (HISTORY_COMPACTED)."""
+        """The first message says from where, then changes follow; one without changes says how far there are none.
+
+        Raises ApiError (HISTORY_COMPACTED).
+        """
         scope = self._gate.scope(request.scope, who)
         prefix = keys.context_range(who.namespace, scope.text, request.prefix)
         first = request.from_revision
@@ -97,6 +100,7 @@ class Reading:
                         response.events.append(told)
                         size += len(event.kv.value)
                     response.revision = event.kv.mod_revision
+                response.revision = batch.revision
                 yield response
         except Compacted as error:
             raise ApiError(ErrorReason.ERROR_REASON_HISTORY_COMPACTED, revision=error.revision) from error
@@ -106,16 +110,16 @@ class Reading:
     async def next_changes(
         self, who: Standing, request: api.WatchEntriesRequest, patience: float
     ) -> api.WatchEntriesResponse:
-        """The first changes from a revision on, or none after `patience` seconds; without a revision, where to begin.
-
-        Raises as `watch` does.
+        """The first changes from a revision on; without a revision, where to begin. After `patience` seconds how far
+        nothing has changed, so that whoever asks on from there is not overtaken by compaction. Raises as `watch` does.
         """
         async with aclosing(self.watch(who, request)) as messages:
             answer = await anext(messages)
             if request.from_revision:
                 try:
                     async with asyncio.timeout(patience):
-                        answer = await anext(messages)
+                        while not answer.events:
+                            answer = await anext(messages)
                 except TimeoutError:
                     pass
             return answer

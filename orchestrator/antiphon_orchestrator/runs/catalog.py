@@ -45,8 +45,9 @@ class Catalog:
         """Forgets what "the newest" was when versions are registered."""
         while True:
             try:
-                async for _ in self._store.watch(GRAPHS):
-                    self._forget()
+                async for batch in self._store.watch(GRAPHS):
+                    if batch.events:
+                        self._forget()
             except Compacted:
                 self._forget()
 

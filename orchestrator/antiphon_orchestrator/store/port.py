@@ -31,6 +31,9 @@ MAX_TXN_BYTES = 1_572_864
 _FRAMING = 32
 """Upper estimate of what etcd's encoding adds to one compare, operation or read."""
 
+PROGRESS = 5.0
+"""Seconds after which a watch of what does not change tells how far it has come."""
+
 UP_TO_LAST = b"\0"
 """As a range end: every key from the start on."""
 
@@ -180,7 +183,11 @@ class WatchEvent:
 
 @dataclass(frozen=True, slots=True)
 class WatchBatch:
-    """Whole revisions, in order, never empty. `revision` is the last of them: resume from `revision + 1`."""
+    """Whole revisions, in order. The watch is complete to `revision`: resume from `revision + 1`.
+
+    Without `events` nothing has changed up to there, which is told now and then, where a store can tell: whoever
+    resumed a quiet watch from its last event would find history compacted, although it has missed nothing.
+    """
 
     events: tuple[WatchEvent, ...]
     revision: int

@@ -32,6 +32,7 @@ from . import keys
 from .file import connect, opened
 from .leases import Leases
 from .port import (
+    PROGRESS,
     CommitResult,
     RangeResult,
     StoreError,
@@ -289,6 +290,7 @@ class SqliteStore:
 
     async def _watch(self, watcher: _Watcher) -> AsyncGenerator[WatchBatch, None]:
         start, end = watcher.prefix, prefix_end(watcher.prefix)
+        told = watcher.next_revision
         self._watchers.add(watcher)
         try:
             while True:
@@ -297,9 +299,13 @@ class SqliteStore:
                 events, complete = await self._call(read)
                 watcher.next_revision = max(watcher.next_revision, complete + 1)
                 if events:
-                    yield WatchBatch(events, events[-1].kv.mod_revision)
-                else:
-                    await watcher.wait()
+                    told = events[-1].kv.mod_revision + 1
+                    yield WatchBatch(events, told - 1)
+                    continue
+                while not await watcher.wait():
+                    if watcher.next_revision > told:
+                        told = watcher.next_revision
+                        yield WatchBatch((), told - 1)
         finally:
             self._watchers.discard(watcher)
 
@@ -347,7 +353,13 @@ class _Watcher:
         elif self._waiting and not self.changed.is_set():
             self.next_revision = max(self.next_revision, revision + 1)
 
-    async def wait(self) -> None:
+    async def wait(self) -> bool:
+        """Whether something changed under the prefix, within the time after which progress is told."""
         self._waiting = True
-        await self.changed.wait()
+        try:
+            async with asyncio.timeout(PROGRESS):
+                await self.changed.wait()
+        except TimeoutError:
+            return False  # it moves on while that is told
         self._waiting = False
+        return True

@@ -611,7 +611,7 @@ func (x *WatchEntriesRequest) GetFromRevision() int64 {
 	return 0
 }
 
-// WatchEntriesResponse is a batch of changes, of whole revisions.
+// WatchEntriesResponse is a batch of changes, of whole revisions; one without changes tells how far there were none.
 type WatchEntriesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The changes, in order.

@@ -24,6 +24,8 @@ DEFAULT_QUOTA = 2 << 30
 _SECONDS = 3.0
 _OLDEST = (3, 4)
 _LOSES_DATA = ((3, 5, 0), (3, 5, 1), (3, 5, 2))
+_ORDERS_PROGRESS_3_4 = (3, 4, 25)
+_ORDERS_PROGRESS = (3, 5, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +63,25 @@ def require_usable(members: Sequence[Member]) -> int:
 
 def unusable(version: str) -> str:
     """Why a release must not be used; empty when it may, or is unknown."""
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
-    if match is None:
+    numbers = _numbers(version)
+    if numbers is None:
         return ""
-    numbers = (int(match[1]), int(match[2]), int(match[3]))
     if numbers < _OLDEST:
         return "which is too old: it needs 3.4 or newer"
     if numbers in _LOSES_DATA:
         return "which can lose committed data when it crashes: upgrade it to 3.5.3 or newer"
     return ""
+
+
+def orders_progress(version: str) -> bool:
+    """Whether a release never tells the progress of a watch ahead of its events."""
+    numbers = _numbers(version)
+    return numbers is not None and numbers >= (_ORDERS_PROGRESS_3_4 if numbers < (3, 5) else _ORDERS_PROGRESS)
+
+
+def _numbers(version: str) -> tuple[int, int, int] | None:
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2]), int(match[3])) if match is not None else None
 
 
 async def _ask(endpoint: Endpoint, address: EtcdAddress) -> Member:

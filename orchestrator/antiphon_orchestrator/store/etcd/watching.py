@@ -1,9 +1,9 @@
 """One watch of an etcd cluster, over as many streams as it takes.
 
 A stream that breaks is opened anew, at the next endpoint, from the revision after the last event that was handed on:
-never from a header's, and never from a notice of progress, which old members (before 3.4.25 and 3.5.8) may send
-ahead of events. What etcd tells in fragments is handed on in whole revisions. Nothing is queued: while a batch is not
-taken, gRPC's flow control holds etcd back.
+never from a header's. One that is quiet asks how far it has come, and goes on from there; not at old members (before
+3.4.25 and 3.5.8), which may answer ahead of events. What etcd tells in fragments is handed on in whole revisions.
+Nothing is queued: while a batch is not taken, gRPC's flow control holds etcd back.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from collections.abc import AsyncGenerator
 
 from antiphon.etcd.v3 import rpc_pb2
 
-from ..port import Compacted, StoreRefused, StoreUnavailable, WatchBatch, WatchEvent, prefix_end
+from ..port import PROGRESS, Compacted, StoreError, StoreRefused, StoreUnavailable, WatchBatch, WatchEvent, prefix_end
 from .codec import Keyspace
-from .wire import CALL_SECONDS, Line, Stream
+from .health import orders_progress
+from .wire import CALL_SECONDS, Endpoint, Line, Stream
 
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 2.0
@@ -39,16 +40,25 @@ class Watch:
             try:
                 async with endpoint.stream("Watch/Watch", rpc_pb2.WatchResponse) as stream:
                     await self._begin(stream)
-                    fresh: list[WatchEvent] = []
-                    while True:
-                        response = _checked(await stream.read())
-                        fresh += map(self._keyspace.event, response.events)
-                        whole = _whole(fresh, response.fragment)
-                        if whole:
-                            self._wait = _FIRST_WAIT
-                            revision = whole[-1].kv.mod_revision
-                            self._next = revision + 1
-                            yield WatchBatch(tuple(whole), revision)
+                    asking = asyncio.create_task(_ask_progress(endpoint, stream), name="progress of a watch")
+                    try:
+                        fresh: list[WatchEvent] = []
+                        while True:
+                            response = _checked(await stream.read())
+                            fresh += map(self._keyspace.event, response.events)
+                            whole = _whole(fresh, response.fragment)
+                            if whole:
+                                revision = whole[-1].kv.mod_revision
+                            elif not response.events and not fresh:
+                                revision = response.header.revision
+                            else:
+                                continue
+                            if revision >= self._next:
+                                self._wait = _FIRST_WAIT
+                                self._next = revision + 1
+                                yield WatchBatch(tuple(whole), revision)
+                    finally:
+                        asking.cancel()
             except StoreUnavailable:
                 self._line.leave(endpoint)
             await asyncio.sleep(self._wait * random.uniform(0.5, 1.5))
@@ -65,6 +75,20 @@ class Watch:
         response = _checked(await stream.read(CALL_SECONDS))
         if not response.created:
             raise StoreUnavailable("etcd has not begun the watch")
+
+
+async def _ask_progress(endpoint: Endpoint, stream: Stream[rpc_pb2.WatchResponse]) -> None:
+    """Asks again and again; the answer, which has no events, comes to whoever reads the stream."""
+    request = rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
+    try:
+        status = await endpoint.call("Maintenance/Status", rpc_pb2.StatusRequest(), rpc_pb2.StatusResponse)
+        if not orders_progress(status.version):
+            return
+        while True:
+            await asyncio.sleep(PROGRESS)
+            await stream.write(request, CALL_SECONDS)
+    except StoreError:
+        return  # whoever reads the stream is told as well
 
 
 def _checked(response: rpc_pb2.WatchResponse) -> rpc_pb2.WatchResponse:

@@ -326,7 +326,7 @@ Global___WatchEntriesRequest: _TypeAlias = WatchEntriesRequest  # noqa: Y015
 
 @_typing.final
 class WatchEntriesResponse(_message.Message):
-    """WatchEntriesResponse is a batch of changes, of whole revisions."""
+    """WatchEntriesResponse is a batch of changes, of whole revisions; one without changes tells how far there were none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

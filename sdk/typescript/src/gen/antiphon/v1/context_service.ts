@@ -134,7 +134,7 @@ export interface WatchEntriesRequest {
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
-/** WatchEntriesResponse is a batch of changes, of whole revisions. */
+/** WatchEntriesResponse is a batch of changes, of whole revisions; one without changes tells how far there were none. */
 export interface WatchEntriesResponse {
   /** The changes, in order. */
   events: EntryEvent[];
