@@ -345,6 +345,49 @@ async def test_an_export_is_verified_without_the_service_and_a_forged_checkpoint
     assert books.antiphon("audit", "verify", str(export))[0] == 2
 
 
+async def test_an_export_of_which_age_took_the_beginning_meanwhile_is_whole_by_its_second_checkpoint(
+    books: Books,
+) -> None:
+    _, before = books.antiphon("audit", "export")
+    trimmed: list[tuple[str, int]] = []
+
+    def age(connection: sqlite3.Connection) -> None:
+        chain, keys = longest_chain(connection)
+        assert len(keys) > 1
+        rows = {key: connection.execute("SELECT value FROM kv WHERE key = ?", (key,)).fetchone()[0] for key in keys}
+        (head,) = connection.execute("SELECT value FROM kv WHERE key = ?", (f"audit-head/{chain}".encode(),)).fetchone()
+        changed = records_pb2.AuditHead.FromString(head)
+        changed.trimmed_seq = first_of(keys[1]) - 1
+        changed.trimmed_hash = records_pb2.AuditPage.FromString(rows[keys[0]]).records[-1][:32]
+        connection.execute("DELETE FROM kv WHERE key = ?", (keys[0],))
+        name = f"audit-head/{chain}".encode()
+        connection.execute("UPDATE kv SET value = ? WHERE key = ?", (changed.SerializeToString(), name))
+        trimmed.append((chain, changed.trimmed_seq))
+
+    books.change("store.db", age)
+    ((chain, last),) = trimmed
+    _, after = books.antiphon("audit", "export")
+    lines = [json.loads(line) for line in before.splitlines() if line.startswith("{")]
+    later = json.loads(after.splitlines()[0])
+    gone = [
+        line for line in lines if line.get("record", {}).get("chain") == chain and int(line["record"]["seq"]) <= last
+    ]
+    left = [line for line in lines if line not in gone]
+    export = books.mesh.folder / "export.jsonl"
+
+    def findings(*exported: dict[str, Any]) -> list[tuple[str, str, int]]:
+        export.write_text("".join(json.dumps(line) + "\n" for line in exported))
+        return books.findings(str(export))
+
+    assert gone and findings(*lines) == []
+    assert [(kind, name) for kind, name, _ in findings(*left)] == [(Tampering.DELETED, chain)]
+    assert findings(*left, later) == []
+    later["checkpoint"]["signature"] = lines[0]["checkpoint"]["signature"]
+    assert [kind for kind, _, _ in findings(*left, later)] == [Tampering.FORGED]
+    export.write_text("\n".join(map(json.dumps, [*lines, *lines])))
+    assert books.antiphon("audit", "verify", str(export))[0] == 2
+
+
 @pytest.fixture
 def long() -> Iterator[Mesh]:
     """A mesh of one shard, whose chain grows long."""

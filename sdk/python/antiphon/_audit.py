@@ -99,6 +99,8 @@ class ChainVerifier:
         self._known = True
         # First and last number of what has not come (yet), in order.
         self._gaps: list[tuple[int, int]] = []
+        # The first records behind gaps, by number.
+        self._behind: dict[int, AuditRecord] = {}
         self._findings: list[AuditFinding] = []
 
     def take(self, record: AuditRecord) -> None:
@@ -113,6 +115,8 @@ class ChainVerifier:
             if record.seq > self._expected:
                 self._gaps.append((self._expected, record.seq - 1))
                 self._known = False
+                if len(self._behind) < _MOST:
+                    self._behind[record.seq] = record
             self._check(record)
             self._before, self._hash, self._known = self._hash, record.hash, True
             self._expected = record.seq + 1
@@ -160,19 +164,38 @@ class ChainVerifier:
         except ValueError:
             return False
 
-    def end(self) -> list[AuditFinding]:
-        """All findings, once every record was taken."""
+    @property
+    def missing(self) -> bool:
+        """Whether records are missing, of those that have come and up to the end."""
+        return bool(self._gaps) or self._expected <= self._head.last_seq
+
+    def end(self, later: AuditHead | None = None) -> list[AuditFinding]:
+        """All findings, once every record was taken. `later`: the head as a checkpoint said that was made when records
+        were missing; those before its first one were removed by age while the others were read."""
         head = self._head
-        for first, last in self._gaps[:_MOST]:
+        gaps = [gap for gap in self._gaps if later is None or not self._removed(gap[1], later)]
+        for first, last in gaps[:_MOST]:
             text = "it is missing" if first == last else f"it and all up to {last} are missing"
             self._found(Tampering.DELETED, first, text)
         if self._expected <= head.last_seq:
+            if later is not None and self._removed(head.last_seq, later):
+                return self._findings
             count = head.last_seq - self._expected + 1
             text = f"the last {count} of {head.last_seq} records are missing"
             self._found(Tampering.TRUNCATED, self._expected, text)
         elif self._hash != head.last_hash and not self._findings:
             self._found(Tampering.REWRITTEN, head.last_seq, "its hash is not that of the checkpoint")
         return self._findings
+
+    def _removed(self, last: int, later: AuditHead) -> bool:
+        """Whether a chain that begins where `later` says was trimmed of what is missing up to a record. What was read
+        behind it leads to the hash of the checkpoint, and must follow from what was trimmed."""
+        if later.first_seq != last + 1:
+            return later.first_seq > last
+        if last == self._head.last_seq:
+            return later.first_prev_hash == self._head.last_hash
+        behind = self._behind.get(last + 1)
+        return behind is not None and self._follows(behind, later.first_prev_hash)
 
     def _found(self, kind: Tampering, seq: int, message: str) -> None:
         if len(self._findings) < _MOST:
@@ -183,12 +206,16 @@ def _edited(finding: AuditFinding, seq: int) -> bool:
     return finding.kind is Tampering.EDITED and finding.seq == seq
 
 
-def verify_audit(records: Iterable[AuditRecord], head: AuditHead) -> list[AuditFinding]:
-    """Everything that is wrong with the records of one chain; nothing when they are what was written."""
+def verify_audit(records: Iterable[AuditRecord], head: AuditHead, later: AuditHead | None = None) -> list[AuditFinding]:
+    """Everything that is wrong with the records of one chain; nothing when they are what was written.
+
+    `head` is that of a checkpoint made before they were read. Where the first of them are missing, they may have been
+    removed by age meanwhile: `later`, the head of a checkpoint made after that, tells.
+    """
     verifier = ChainVerifier(head)
     for record in records:
         verifier.take(record)
-    return verifier.end()
+    return verifier.end(later)
 
 
 def compare_checkpoints(

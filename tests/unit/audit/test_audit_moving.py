@@ -212,6 +212,32 @@ async def test_records_go_from_the_archive_by_age_and_the_chain_says_where_it_be
     assert await again.findings() == [] and (await again.head()).first_seq == head.first_seq
 
 
+async def test_what_age_removes_while_a_chain_is_read_is_told_from_what_somebody_deleted(world: World) -> None:
+    await world.write(BATCH)
+    await world.mover.look()
+    world.clock.time += 20 * DAY
+    await world.write(BATCH)
+    await world.mover.look()
+    head, all_of_them = await world.head(), await world.read()
+    world.clock.time += 15 * DAY
+    await world.mover.look()
+    later, left = await world.head(), await world.read()
+    assert later.first_seq == left[0].seq == BATCH + 1
+    assert [found.kind for found in verify_audit(left, head)] == [Tampering.DELETED]
+    assert verify_audit(left, head, later) == []
+    assert verify_audit([*all_of_them[:100], *left], head, later) == [], "the first were read before they went"
+    one_more = verify_audit(left[1:], head, later)
+    assert [(found.kind, found.seq) for found in one_more] == [(Tampering.DELETED, 1)]
+    assert [found.seq for found in verify_audit([*left[:50], *left[60:]], head, later)] == [BATCH + 51]
+    said_otherwise = AuditHead(chain=NAME, first_seq=later.first_seq, first_prev_hash=START)
+    assert [found.kind for found in verify_audit(left, head, said_otherwise)] == [Tampering.DELETED]
+    world.clock.time += 40 * DAY
+    await world.write(BATCH)
+    await world.mover.look()
+    assert [found.kind for found in verify_audit([], head)] == [Tampering.TRUNCATED]
+    assert verify_audit([], head, await world.head()) == []
+
+
 async def test_a_record_with_a_wrong_time_takes_no_younger_ones_with_it(world: World) -> None:
     await world.write(2 * BATCH)
     world.clock.time -= 100 * DAY

@@ -11,11 +11,11 @@ import typer
 from rich.console import RenderableType
 
 from .. import Client
-from ..v1.audit_pb2 import AuditCheckpoint, AuditOutcome, AuditRecord
+from ..v1.audit_pb2 import AuditOutcome, AuditRecord
 from . import output
 from .audit_check import (
     Report,
-    all_records,
+    exported,
     read_checkpoint,
     shown,
     trusted,
@@ -116,16 +116,19 @@ def verify(
 def export(profile: ProfileName = None) -> None:
     """Write every record to stdout, a JSON line each, behind a signed checkpoint."""
 
-    async def work(client: Client) -> tuple[int, AuditCheckpoint]:
-        checkpoint, count = await client.get_audit_checkpoint(), 0
-        output.show_json_line({"checkpoint": checkpoint})
-        async for record in all_records(client, checkpoint):
-            output.show_json_line({"record": record})
-            count += 1
-        return count, checkpoint
+    async def work(client: Client) -> tuple[int, int]:
+        count = chains = 0
+        async for message in exported(client):
+            if isinstance(message, AuditRecord):
+                output.show_json_line({"record": message})
+                count += 1
+            else:
+                output.show_json_line({"checkpoint": message})
+                chains = len(message.heads)
+        return count, chains
 
-    count, checkpoint = with_client(profile, work)
-    output.note(f"{count} records of {len(checkpoint.heads)} chains. Verify them with: antiphon audit verify FILE")
+    count, chains = with_client(profile, work)
+    output.note(f"{count} records of {chains} chains. Verify them with: antiphon audit verify FILE")
 
 
 def _show(report: Report) -> None:

@@ -52,6 +52,7 @@ class Chains:
 
     def __init__(self, checkpoint: AuditCheckpoint, former: AuditCheckpoint | None, bundle: bytes) -> None:
         self.report = Report(checkpoint)
+        self._bundle = bundle
         for one in (checkpoint, former):
             if one is not None:
                 self._check_signature(one, bundle)
@@ -89,10 +90,18 @@ class Chains:
             self._hashes[record.chain, record.seq] = record.hash
         self.runs.take(record)
 
-    def end(self) -> Report:
-        """The report, once every record was taken."""
-        for verifier in self._verifiers.values():
-            self.report.findings += verifier.end()
+    @property
+    def missing(self) -> bool:
+        """Whether records are missing; a checkpoint that is made now tells whether they were removed by age."""
+        return any(verifier.missing for verifier in self._verifiers.values())
+
+    def end(self, later: AuditCheckpoint | None) -> Report:
+        """The report, once every record was taken. `later`: a checkpoint that was made when some were missing."""
+        if later is not None:
+            self._check_signature(later, self._bundle)
+        heads = {head.chain: head for head in later.heads} if later is not None else {}
+        for chain, verifier in self._verifiers.items():
+            self.report.findings += verifier.end(heads.get(chain))
         if self._former is not None:
             self.report.findings += compare_checkpoints(self._former, self.report.checkpoint, self._hashes)
         return self.report
@@ -130,7 +139,7 @@ async def verify_online(client: Client, former: AuditCheckpoint | None, bundle: 
             await _compare_runs(client, chains)
     if with_runs:
         await _compare_runs(client, chains)
-    return chains.end()
+    return chains.end(await client.get_audit_checkpoint() if chains.missing else None)
 
 
 async def all_records(client: Client, checkpoint: AuditCheckpoint) -> AsyncIterator[AuditRecord]:
@@ -140,6 +149,21 @@ async def all_records(client: Client, checkpoint: AuditCheckpoint) -> AsyncItera
             if record.seq > head.last_seq:
                 break  # it was written since
             yield record
+
+
+async def exported(client: Client) -> AsyncIterator[AuditCheckpoint | AuditRecord]:
+    """A checkpoint and every record up to it; where some are missing, another checkpoint behind them, which tells
+    whether they were removed by age while the others were read."""
+    checkpoint = await client.get_audit_checkpoint()
+    yield checkpoint
+    expected = {head.chain: head.first_seq for head in checkpoint.heads}
+    missing = False
+    async for record in all_records(client, checkpoint):
+        missing |= record.seq != expected.get(record.chain)
+        expected[record.chain] = record.seq + 1
+        yield record
+    if missing or any(expected[head.chain] <= head.last_seq for head in checkpoint.heads):
+        yield await client.get_audit_checkpoint()
 
 
 async def _compare_runs(client: Client, chains: Chains) -> None:
@@ -178,11 +202,15 @@ def verify_file(path: Path, former: AuditCheckpoint | None, bundle: bytes) -> Re
     lines = _lines(path)
     checkpoint = _checkpoint(path, lines)
     chains = Chains(checkpoint, former, bundle)
-    for kind, record in lines:
-        if kind != "record":
-            raise Problem(f"{path} holds a second {kind}; verify each export for itself")
-        chains.take(record)
-    return chains.end()
+    later: AuditCheckpoint | None = None
+    for kind, message in lines:
+        if later is not None:
+            raise Problem(f"{path} goes on behind a second checkpoint; verify each export for itself")
+        if kind == "record":
+            chains.take(message)
+        else:
+            later = message
+    return chains.end(later)
 
 
 def read_checkpoint(path: Path) -> AuditCheckpoint:
