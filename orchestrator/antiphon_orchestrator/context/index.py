@@ -51,7 +51,7 @@ class Index:
         self._known[key] = known
         self._add(key, 0 if before else 1, known.size - (before.size if before else 0))
         if known.expire_time:
-            self.again(key, known)
+            self._note_end(key, known)
 
     def delete(self, key: bytes, revision: int) -> None:
         """The key was deleted in that revision."""
@@ -80,7 +80,7 @@ class Index:
             self._add(key, -count, -more)
 
     def due(self, now: int, most: int) -> list[tuple[bytes, Known]]:
-        """At most `most` keys that have ended, soonest first; each is told once."""
+        """At most `most` keys that have ended, soonest first; each is told once (see `again_unless_done`)."""
         found: list[tuple[bytes, Known]] = []
         while self._due and self._due[0][0] <= now and len(found) < most:
             _, key, revision = heappop(self._due)
@@ -101,8 +101,18 @@ class Index:
         """The claims that attempts hold, and which attempts."""
         return [(key, known.attempt_id) for key, known in self._known.items() if known.attempt_id]
 
-    def again(self, key: bytes, known: Known) -> None:
-        """Tell of it when it has ended; also of one that was told and could not be dealt with."""
+    @contextmanager
+    def again_unless_done(self, told: list[tuple[bytes, Known]]) -> Iterator[None]:
+        """Whoever deals with what was told is told of it again when it fails half-way."""
+        try:
+            yield
+        except BaseException:
+            for key, known in told:
+                self._note_end(key, known)
+            raise
+
+    def _note_end(self, key: bytes, known: Known) -> None:
+        """Tell of it when it has ended."""
         heappush(self._due, (known.expire_time, key, known.revision))
         if len(self._due) > 2 * len(self._known) + 64:  # keys that are written again and again leave what is void
             self._due = [(time, key, revision) for time, key, revision in self._due if self._stands(key, revision)]

@@ -139,27 +139,26 @@ class Keeper:
         now = self._now()
         for index in (self.entries, self.requests):
             while batch := index.due(now, BATCH):
-                await self._remove(index, batch)
+                with index.again_unless_done(batch):
+                    await self._remove(index, batch)
         old = self.requests.oldest(MOST_REQUESTS)
-        for begin in range(0, len(old), BATCH):
-            await self._remove(self.requests, old[begin : begin + BATCH])
-        for key, known in self.held.due(now, len(self.held)):
-            await self._end_claim(key, known)
+        with self.requests.again_unless_done(old):
+            for begin in range(0, len(old), BATCH):
+                await self._remove(self.requests, old[begin : begin + BATCH])
+        ended = self.held.due(now, len(self.held))
+        with self.held.again_unless_done(ended):
+            for key, _ in ended:
+                await self._end_claim(key)
         if self.ended is not None:
             for key, attempt_id in self.held.of_attempts():
                 if await self.ended(attempt_id):
                     await self._end_claim_of(key, attempt_id)
 
     async def _remove(self, index: Index, batch: list[tuple[bytes, Known]]) -> None:
-        try:
-            if await self._delete(index, batch) or len(batch) == 1:
-                return
-            for one in batch:  # one of them was written anew: the others are still to go
-                await self._delete(index, [one])
-        except (StoreUnavailable, StoreFull):
-            for key, known in batch:
-                index.again(key, known)
-            raise
+        if await self._delete(index, batch) or len(batch) == 1:
+            return
+        for one in batch:  # one of them was written anew: the others are still to go
+            await self._delete(index, [one])
 
     async def _delete(self, index: Index, batch: list[tuple[bytes, Known]]) -> bool:
         compares = tuple(Compare(key, Target.MOD_REVISION, known.revision) for key, known in batch)
@@ -169,7 +168,7 @@ class Keeper:
                 index.delete(key, result.revision)
         return result.succeeded
 
-    async def _end_claim(self, key: bytes, known: Known) -> None:
+    async def _end_claim(self, key: bytes) -> None:
         for kv in (await self._store.range(key)).kvs:
             record = records.ClaimRecord.FromString(kv.value)
             if record.expire_time <= self._now() and await self._claims.end(kv):
