@@ -154,7 +154,7 @@ class Orchestrator:
         image = Image.load()
         calls = Calls(catalog, archived, tokens, image.broken, now)
         context = SharedContext(store, policy, audit, blobs, config.context, clock)
-        desk = ContextDesk(context, tokens)
+        desk = ContextDesk(context, tokens, archived)
         reads = ContextReads(context, clock, now)
         sub_runs = SubRuns(catalog, fleet, policy, audit, schemas, clock, now)
         settings = MeshSettings(replica_id, reattach_grace=self._reattach_grace)

@@ -12,6 +12,11 @@ from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from ..store import keys as store_keys
+
+_OF_RUN = b"/run:"
+"""In the key of an entry: no name of an entry has a colon."""
+
 
 class Known(NamedTuple):
     """One key: revision of its last change, its bytes with the key, and when it ends (microseconds, 0: never).
@@ -100,6 +105,15 @@ class Index:
     def of_attempts(self) -> list[tuple[bytes, str]]:
         """The claims that attempts hold, and which attempts."""
         return [(key, known.attempt_id) for key, known in self._known.items() if known.attempt_id]
+
+    def of_runs(self) -> dict[str, list[tuple[bytes, Known]]]:
+        """The entries in scopes of runs, by run."""
+        found: dict[str, list[tuple[bytes, Known]]] = {}
+        for key, known in self._known.items():
+            if _OF_RUN in key:
+                run_id = store_keys.parts(key)[2].removeprefix("run:")
+                found.setdefault(run_id, []).append((key, known))
+        return found
 
     @contextmanager
     def again_unless_done(self, told: list[tuple[bytes, Known]]) -> Iterator[None]:

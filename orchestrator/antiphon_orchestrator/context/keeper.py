@@ -17,6 +17,7 @@ from antiphon_certs import Clock
 
 from .. import telemetry
 from ..api.storing import settle
+from ..archive import ArchiveUnavailable
 from ..store import keys
 from ..store.port import (
     Compacted,
@@ -46,12 +47,23 @@ BATCH = 100
 MOST_REQUESTS = 65_536
 """Request ids that are remembered; above it the oldest go early."""
 
+RUN_KEPT = 3600 * 1_000_000
+"""Microseconds for which entries outlive the run whose scope they are in, so that people can look at them."""
+
+RUNS_LOOK = timedelta(minutes=1)
+"""Time between two looks at those entries."""
+
 Ended = Callable[[str], Awaitable[bool]]
 """Whether an attempt is over."""
 
+RunEnded = Callable[[str], Awaitable[int | None]]
+"""When a run ended, in microseconds since 1970; 0 where there is no such run, None while it goes on and where another
+replica has it. Raises ArchiveUnavailable."""
+
 
 class Keeper:
-    """`load` before anything is served, then `run`. `ended` is asked about attempts that hold claims."""
+    """`load` before anything is served, then `run`. `ended` is asked about attempts that hold claims, `run_ended` about
+    runs that have entries in their scope."""
 
     def __init__(
         self,
@@ -67,6 +79,7 @@ class Keeper:
         self.held = held
         self.requests = requests
         self.ended: Ended | None = None
+        self.run_ended: RunEnded | None = None
         self._store = store
         self._claims = claims
         self._clock = clock
@@ -105,6 +118,7 @@ class Keeper:
             for kind, revision in zip(self._kinds, self._read_to, strict=True):
                 group.create_task(self._follow(*kind, revision), name=f"context {kind[0].decode()}")
             group.create_task(self._collect(), name="context collection")
+            group.create_task(self._collect_runs(), name="context of runs")
 
     async def _follow(self, prefix: bytes, index: Index, known: Callable[[KeyValue], Known], revision: int) -> None:
         while True:
@@ -153,6 +167,28 @@ class Keeper:
             for key, attempt_id in self.held.of_attempts():
                 if await self.ended(attempt_id):
                     await self._end_claim_of(key, attempt_id)
+
+    async def _collect_runs(self) -> None:
+        while True:
+            await self._clock.sleep(RUNS_LOOK)
+            try:
+                await self.collect_runs()
+            except (StoreUnavailable, StoreFull, ArchiveUnavailable) as error:
+                log.warning("context_not_collected", cause=str(error))
+
+    async def collect_runs(self) -> None:
+        """Removes entries of runs that ended a while ago; what came to one after its end stays as long."""
+        if self.run_ended is None:
+            return
+        before = self._now() - RUN_KEPT
+        for run_id, entries in self.entries.of_runs().items():
+            old = [(key, known) for key, known in entries if known.create_time <= before]
+            if not old:
+                continue
+            end_time = await self.run_ended(run_id)
+            if end_time is not None and end_time <= before:
+                for begin in range(0, len(old), BATCH):
+                    await self._remove(self.entries, old[begin : begin + BATCH])
 
     async def _remove(self, index: Index, batch: list[tuple[bytes, Known]]) -> None:
         if await self._delete(index, batch) or len(batch) == 1:

@@ -15,7 +15,7 @@ from .claims import Claims, Lost
 from .entries import Entries
 from .gate import Gate
 from .index import Index
-from .keeper import Ended, Keeper
+from .keeper import Ended, Keeper, RunEnded
 from .reading import Changes, Reading
 from .rules import Quota, Standing
 
@@ -40,6 +40,7 @@ class SharedContext:
         self.load = keeper.load
         self.run = keeper.run
         self.collect = keeper.collect
+        self.collect_runs = keeper.collect_runs
         self.get = self._entries.get
         self.value = self._entries.value
         self.put = self._entries.put
@@ -51,9 +52,10 @@ class SharedContext:
         self.renew = self._claims.renew
         self.release = self._claims.release
 
-    def attempts(self, ended: Ended, lost: Lost) -> None:
-        """Joins it to whoever knows attempts: are they over, and how to tell them of a lost claim."""
+    def attempts(self, ended: Ended, run_ended: RunEnded, lost: Lost) -> None:
+        """Joins it to whoever knows attempts and runs: are they over, and how to tell them of a lost claim."""
         self._keeper.ended = ended
+        self._keeper.run_ended = run_ended
         self._claims.lost = lost
 
     def watch(self, who: Standing, request: api.WatchEntriesRequest) -> Changes:

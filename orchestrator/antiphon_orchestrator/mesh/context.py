@@ -19,8 +19,10 @@ from antiphon.v1.error_pb2 import ErrorReason
 
 from .. import telemetry
 from ..api.errors import ApiError, refusal
+from ..archive.model import to_micros
 from ..context import SharedContext, Standing
 from ..engine.run import Attempt, Run, Task
+from ..runs.archived import ArchivedRuns
 from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.turn import principal_kind
@@ -52,9 +54,10 @@ class _Waiting(NamedTuple):
 class ContextDesk:
     """`answer` and `lose` (incarnation, message) bring messages to a sidecar; set before anything runs."""
 
-    def __init__(self, shared: SharedContext, tokens: AttemptTokens) -> None:
+    def __init__(self, shared: SharedContext, tokens: AttemptTokens, archived: ArchivedRuns) -> None:
         self._shared = shared
         self._tokens = tokens
+        self._archived = archived
         self._host: Host | None = None
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(QUEUE)
         self._waits = 0
@@ -72,7 +75,7 @@ class ContextDesk:
             "renew": shared.renew,
             "release": shared.release,
         }
-        shared.attempts(self._ended, lambda incarnation, loss: self.lose(incarnation, loss))
+        shared.attempts(self._ended, self._run_ended, lambda incarnation, loss: self.lose(incarnation, loss))
 
     def bind(self, host: Host) -> None:
         """Joins it to the shards; once, before anything runs."""
@@ -150,8 +153,21 @@ class ContextDesk:
             who = replace(who, graph=root or "")
         return replace(who, reads=request.reads)
 
+    async def _run_ended(self, run_id: str) -> int | None:
+        """See `RunEnded`. The shard first: a run is archived before it is forgotten there."""
+        try:
+            end_time = await self._read(run_id, lambda run: run.end_time)
+        except i.Moved:
+            return None  # its owner knows
+        if end_time is not None:
+            return int(end_time) or None
+        summary = await self._archived.summary(run_id)
+        if summary is None:
+            return 0
+        return to_micros(summary.end_time) if summary.end_time is not None else None
+
     async def _read(self, attempt_id: str, question: Callable[[Run], Any]) -> Any:
-        """What the shard of an attempt's run says at release; None where there is no such run. Raises Moved."""
+        """What the shard of an attempt's run, or of a run, says at release; None where there is none. Raises Moved."""
         assert self._host is not None
         run_id = attempt_id.partition("/")[0]
         shard = self._host.shard_of_run(run_id)

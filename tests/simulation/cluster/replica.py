@@ -179,7 +179,7 @@ class Replica:
         clock = SimulatedClock(now)
         blobs = ObjectBlobs("file:///nowhere")
         context = SharedContext(store, POLICY, audit, blobs, Quota(), clock)
-        desk = ContextDesk(context, tokens)
+        desk = ContextDesk(context, tokens, archived)
         reads = ContextReads(context, clock, now)
         sub_runs = SubRuns(catalog, fleet, POLICY, audit, schemas, clock, now)
         sessions = self.sessions = Sessions(

@@ -16,7 +16,7 @@ from antiphon_orchestrator.context.claims import Claims
 from antiphon_orchestrator.context.entries import Entries
 from antiphon_orchestrator.context.gate import Gate
 from antiphon_orchestrator.context.index import Index
-from antiphon_orchestrator.context.keeper import BATCH, Keeper
+from antiphon_orchestrator.context.keeper import BATCH, RUN_KEPT, Keeper
 from antiphon_orchestrator.policy import CedarPolicies, dev_profile
 from antiphon_orchestrator.store import SqliteStore, StoreUnavailable, Txn, keys, prefix_end
 
@@ -109,6 +109,45 @@ async def test_request_ids_beyond_their_number_go_when_the_store_is_back(
     place.store.left = 1 << 30
     await place.keeper.collect()
     assert await place.count(keys.CONTEXT_REQUESTS) == 5
+
+
+async def test_entries_of_a_run_go_an_hour_after_its_end_and_none_before(place: Place) -> None:
+    ends: dict[str, int | None] = {"r1": None, "r2": None, "unknown": 0}
+    asked: list[str] = []
+
+    async def run_ended(run_id: str) -> int | None:
+        asked.append(run_id)
+        return ends[run_id]
+
+    async def left() -> list[str]:
+        found = await place.store.range(keys.CONTEXT, prefix_end(keys.CONTEXT))
+        return [keys.parts(kv.key)[2] for kv in found.kvs]
+
+    place.keeper.run_ended = run_ended
+    for run in ends:
+        for n in range(BATCH + 1 if run == "r1" else 1):
+            await place.put(f"notes/{n}", run=run)
+    await place.put("plan")
+    place.now += RUN_KEPT - 1
+    await place.keeper.collect_runs()
+    assert asked == [] and len(await left()) == BATCH + 4, "what is young is nobody's to look at"
+    place.now += 1
+    ends["r1"] = place.now
+    await place.keeper.collect_runs()
+    assert sorted(asked) == ["r1", "r2", "unknown"]
+    assert set(await left()) == {"namespace", "run:r1", "run:r2"}
+    place.now += RUN_KEPT - 1
+    await place.put("late", run="r1")
+    await place.keeper.collect_runs()
+    assert (await left()).count("run:r1") == BATCH + 2
+    place.now += 1
+    await place.keeper.collect_runs()
+    assert (await left()).count("run:r1") == 1, "what was written after the end stays as long"
+    assert (await left()).count("run:r2") == 1
+    place.now += RUN_KEPT
+    await place.keeper.collect_runs()
+    assert await left() == ["namespace", "run:r2"]
+    assert place.keeper.entries.usage(b"demo")[0] == 2
 
 
 async def test_entries_that_expired_while_the_store_was_away_go_when_it_is_back(place: Place) -> None:
