@@ -248,3 +248,10 @@ async def test_values_that_json_allows_and_people_forget_come_back_as_they_were(
     value = {"": None, "ünï": "☃\u0000\u2028", "deep": [[[[[1.5e300, -0.0, 2**53]]]]], "${input}": "${}"}
     run = await client.submit(one_task("work.echo@1", "${input}"), value, wait=True)
     assert json.dumps(output_of(run)["t"], sort_keys=True) == json.dumps(value, sort_keys=True)
+
+
+async def test_a_search_for_a_nul_is_refused_whatever_database_would_make_of_it(client: Client) -> None:
+    searches: list[dict[str, Any]] = [{"failure": "\0"}, {"graph": "g\0"}, {"parent": "\0"}]
+    for wanted in searches:
+        with pytest.raises(RequestInvalid):
+            [run async for run in client.list_runs(**wanted)]

@@ -123,6 +123,7 @@ async def test_a_text_that_postgresql_cannot_hold_does_not_stop_the_archive(post
             {"k": "v\N{REPLACEMENT CHARACTER}"},
         )
         assert (await archive.list_runs(RunFilter("default", labels=(("k", "v\0"),)), 5))[0] == [found]
+        assert await archive.get_run("run-001\0") is None
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.inputs import RequestIdReused
 from .call import FORWARDED, caller, now_waiting
-from .errors import ApiError
+from .errors import ApiError, Violation, request_invalid
 from .pace import Pace
 from .paging import decode_token, encode_token
 from .submit_stream import SubmitStream
@@ -198,6 +198,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
     async def ListRuns(self, request: api.ListRunsRequest, context: Context) -> api.ListRunsResponse:
         who = caller()
+        # SQLite ends a text there and would find everything, PostgreSQL has no such text.
+        if nul := [name for name in ("graph_name", "parent", "failure_text") if "\0" in getattr(request, name)]:
+            raise request_invalid([Violation(name, "must not hold a NUL character") for name in nul])
         try:
             if who.forwarded:
                 runs, shards = await self._listing.here(who.namespace, request)

@@ -117,9 +117,10 @@ class PostgresArchive:
 
     async def get_run(self, run_id: str) -> ArchivedRun | None:
         """See `Archive.get_run`."""
+        query = queries.select_run(_storable(run_id))
 
         async def work(connection: AsyncConnection) -> ArchivedRun | None:
-            row = (await connection.execute(queries.select_run(run_id))).one_or_none()
+            row = (await connection.execute(query)).one_or_none()
             return queries.run_of(row) if row else None
 
         return await self._do(self._reading, work)
