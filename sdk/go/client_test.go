@@ -409,8 +409,11 @@ func TestFilesThatCannotBeUsedLeaveTheCertificateInUse(t *testing.T) {
 	orchestrator.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
 		return &antiphonv1.GetRunResponse{}, nil
 	}
+	with := func(name, text string) func() error {
+		return func() error { return os.WriteFile(filepath.Join(folder, "first", name), []byte(text), 0o600) }
+	}
 	for _, spoil := range []func() error{
-		func() error { return os.WriteFile(filepath.Join(folder, "first", "key.pem"), []byte("no key"), 0o600) },
+		with("bundle.pem", ""), with("cert.pem", ""), with("key.pem", ""), with("key.pem", "no key"),
 		func() error { return os.Remove(filepath.Join(folder, "current")) },
 	} {
 		if err := spoil(); err != nil {

@@ -311,6 +311,25 @@ async def test_a_certificate_that_does_not_work_leaves_the_one_in_use(
     assert (await client.get_run("x")).run_id == "x"
 
 
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["certificate", "key", "bundle"])
+@pytest.mark.parametrize("written", [b"", b" \n", b"\0" * 80], ids=["empty", "blank", "allotted"])
+async def test_a_file_that_is_being_written_leaves_the_certificate_in_use(
+    double: Orchestrator, authority: Authority, tmp_path: Path, place: int, written: bytes
+) -> None:
+    made = credential(authority)
+    files = [tmp_path / name for name in ("cert.pem", "key.pem", "bundle.pem")]
+    for file, content in zip(files, (made.chain_pem, made.key_pem, made.bundle_pem), strict=True):
+        file.write_bytes(content)
+    credentials = Credentials.from_files(*files)
+    async with Client.connect(address=double.address, credentials=credentials) as client:
+        files[place].write_bytes(written)
+        assert not await client._connection.refresh()
+        assert (await client.get_run("x")).run_id == "x"
+    with pytest.raises(antiphon.SetupError, match=f"{files[place]} holds no PEM; run: .*antiphon certs join"):
+        async with Client.connect(address=double.address, credentials=credentials):
+            pass
+
+
 async def test_an_expired_certificate_is_read_again_at_once(
     client: Client, double: Orchestrator, files: CertificateFiles, authority: Authority
 ) -> None:

@@ -97,6 +97,13 @@ async def test_a_file_that_cannot_be_read_is_named(etcd_current: Etcd, tmp_path:
     assert "missing.pem" in await refusal(replace(etcd_current.address(), tls=missing))
 
 
+@pytest.mark.parametrize("empty", ["ca", "certificate", "private_key"])
+async def test_a_file_that_is_empty_is_named(tmp_path: Path, foreign: TlsFiles, empty: str) -> None:
+    (tmp_path / "empty.pem").touch()
+    address = EtcdAddress(("127.0.0.1:1",), b"p/", replace(foreign, **{empty: tmp_path / "empty.pem"}))
+    assert "empty.pem for the store's TLS holds no PEM" in await refusal(address)
+
+
 async def test_a_member_that_hangs_is_told_from_one_that_is_gone(start_etcd: StartEtcd) -> None:
     etcd = start_etcd(tls=False)
     etcd.stop(0)

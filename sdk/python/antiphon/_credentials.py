@@ -21,6 +21,7 @@ SERVER_NAME = "orchestrator.antiphon.internal"
 """The DNS name every orchestrator shows, whatever address it was dialled at."""
 
 _FILES = ("key.pem", "cert.pem", "bundle.pem")
+_PEM = b"-----BEGIN "
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _JOIN = "run: antiphon dev  or  antiphon certs join TOKEN"
 
@@ -55,17 +56,25 @@ class Credentials:
         return cls(current / "cert.pem", current / "key.pem", current / "bundle.pem", Path(folder))
 
     def read(self) -> Pem:
-        """What the files hold now. Raises `SetupError`."""
+        """What the files hold now. Raises `SetupError`, for one that holds no PEM (yet) as well."""
         try:
             if self._folder is None:
-                return Pem(self.key.read_bytes(), self.cert.read_bytes(), self.bundle.read_bytes())
+                return Pem(_content(self.key), _content(self.cert), _content(self.bundle))
             # The link once, so that key and certificate are of one generation whatever happens meanwhile.
             generation = self._folder / os.readlink(self._folder / "current")
-            return Pem(*((generation / name).read_bytes() for name in _FILES))
+            return Pem(*(_content(generation / name) for name in _FILES))
         except FileNotFoundError as error:
             raise SetupError(f"there is no certificate: {error.filename} does not exist; {_JOIN}") from None
         except OSError as error:
             raise SetupError(f"the certificate cannot be read: {error.filename}: {error.strerror}") from error
+
+
+def _content(path: Path) -> bytes:
+    """Raises `OSError`; `SetupError` for a file that is being written, say: of an empty one gRPC ends the process."""
+    pem = path.read_bytes()
+    if _PEM not in pem:
+        raise SetupError(f"the certificate cannot be used: {path} holds no PEM; {_JOIN}")
+    return pem
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
  * generation is made, proven ready, and only then takes over (make before break); calls on the old one end in peace, and
  * the last of them closes it. The next address, where there are several, is a new generation too.
  */
-import { Client as Channel, credentials as grpcCredentials } from "@grpc/grpc-js";
+import { Client as Channel, type ChannelCredentials, credentials as grpcCredentials } from "@grpc/grpc-js";
 
 import { type Credentials, type Pem, SERVER_NAME } from "./credentials.js";
 import { SetupError } from "./errors.js";
@@ -34,8 +34,9 @@ export class Generation {
   users = 0;
   retired = false;
 
+  /** Throws a `SetupError` when key and certificate cannot be used together. */
   constructor(address: string, pem: Pem) {
-    this.channel = new Channel(address, grpcCredentials.createSsl(pem.bundle, pem.key, pem.chain), OPTIONS);
+    this.channel = new Channel(address, secured(pem), OPTIONS);
   }
 }
 
@@ -132,7 +133,7 @@ export class Connection {
     try {
       generation = this.#make(pem);
     } catch (error) {
-      return (error as Error).message; // no PEM, or a key of another certificate
+      return (error as Error).message; // cut off, or a key of another certificate
     }
     const failed = await new Promise<Error | undefined>((resolve) => {
       generation.channel.waitForReady(Date.now() + READY, resolve);
@@ -167,6 +168,14 @@ export class Connection {
     if (!generation.retired || generation.users > 0 || place < 0) return;
     this.#generations.splice(place, 1);
     generation.channel.close();
+  }
+}
+
+function secured(pem: Pem): ChannelCredentials {
+  try {
+    return grpcCredentials.createSsl(pem.bundle, pem.key, pem.chain);
+  } catch (error) {
+    throw new SetupError(`the certificate cannot be used: ${(error as Error).message}`, error);
   }
 }
 

@@ -49,17 +49,24 @@ export class Credentials {
     });
   }
 
-  /** What the files hold now. Rejects with a `SetupError`. */
+  /** What the files hold now. Rejects with a `SetupError`, for one that holds no PEM (yet) as well. */
   async read(): Promise<Pem> {
     try {
       const [key, chain, bundle] = await this.#find();
-      return { key: await readFile(key), chain: await readFile(chain), bundle: await readFile(bundle) };
+      return { key: await content(key), chain: await content(chain), bundle: await content(bundle) };
     } catch (error) {
+      if (error instanceof SetupError) throw error;
       const { code, path = "" } = error as NodeJS.ErrnoException;
       if (code === "ENOENT") throw new SetupError(`there is no certificate: ${path} does not exist; ${JOIN}`);
       throw new SetupError(`the certificate cannot be read: ${(error as Error).message}`, error);
     }
   }
+}
+
+async function content(path: string): Promise<Buffer> {
+  const pem = await readFile(path);
+  if (!pem.includes("-----BEGIN ")) throw new SetupError(`the certificate cannot be used: ${path} holds no PEM; ${JOIN}`);
+  return pem;
 }
 
 /** Whom to dial, as whom. */

@@ -328,13 +328,22 @@ test("a call that outlives its certificate goes on with the one that has replace
 
 test("a certificate that cannot be used leaves the one in use", async () => {
   const files = credentialFolder("alice");
-  const client = await Client.connect({ address: await orchestrator(succeed), credentials: Credentials.fromFolder(files.path), logger });
+  const credentials = Credentials.fromFolder(files.path);
+  const client = await Client.connect({ address: await orchestrator(succeed), credentials, logger });
   onTestFinished(() => { client.close(); });
-  writeFileSync(join(files.path, "alice/cert.pem"), "no certificate");
   const { connection } = client as unknown as { connection: { refresh(): Promise<boolean> } };
-  expect(await connection.refresh()).toBe(false);
-  expect(said.at(-1)).toContain("the certificate in use is kept");
-  expect((await client.getRun("r")).runId).toBe("r");
+  for (const name of ["key.pem", "cert.pem", "bundle.pem"]) {
+    const path = join(files.path, "alice", name);
+    const whole = readFileSync(path);
+    for (const spoiled of ["", "no PEM", ...(name === "bundle.pem" ? [] : [whole.subarray(0, 60)])]) {
+      writeFileSync(path, spoiled);
+      expect(await connection.refresh()).toBe(false);
+      expect(said.at(-1)).toMatch(/the certificate in use is kept: .*the certificate cannot be used/);
+      expect((await client.getRun("r")).runId).toBe("r");
+      await expect(Client.connect({ address: "127.0.0.1:1", credentials, logger })).rejects.toBeInstanceOf(SetupError);
+    }
+    writeFileSync(path, whole);
+  }
 });
 
 test("a profile is found as the command finds it, and its absence says what to do", async () => {

@@ -14,6 +14,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import grpc
@@ -214,18 +215,25 @@ class Line:
 
 
 def credentials(address: EtcdAddress) -> grpc.ChannelCredentials | None:
-    """What the files hold, or None for plain text. Raises StoreRefused when one cannot be read."""
+    """What the files hold, or None for plain text. Raises StoreRefused when one cannot be read, or holds no PEM."""
     tls = address.tls
     if tls is None:
         return None
     try:
         return grpc.ssl_channel_credentials(
-            tls.ca.read_bytes(),
-            tls.private_key.read_bytes() if tls.private_key is not None else None,
-            tls.certificate.read_bytes() if tls.certificate is not None else None,
+            _pem(tls.ca),
+            _pem(tls.private_key) if tls.private_key is not None else None,
+            _pem(tls.certificate) if tls.certificate is not None else None,
         )
     except OSError as error:
         raise StoreRefused(f"the file {error.filename} for the store's TLS cannot be read: {error.strerror}") from error
+
+
+def _pem(path: Path) -> bytes:
+    pem = path.read_bytes()
+    if b"-----BEGIN " not in pem:  # of an empty one gRPC ends the process
+        raise StoreRefused(f"the file {path} for the store's TLS holds no PEM")
+    return pem
 
 
 def meaning(code: grpc.StatusCode, said: str, target: str) -> StoreError:
