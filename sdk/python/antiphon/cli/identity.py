@@ -6,6 +6,7 @@ A renewal is a new key every time. Both are safe to repeat, and are repeated whe
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from .._errors import Unavailable, from_rpc_error
+from .._errors import RetryableError, Unavailable, from_rpc_error
 from ..v1.identity_service_pb2 import CertificateGrant, JoinRequest, RenewRequest
 from ..v1.identity_service_pb2_grpc import IdentityServiceStub
 from .problems import Problem
@@ -21,7 +22,10 @@ from .problems import Problem
 if TYPE_CHECKING:
     from antiphon_certs import Credential, JoinToken, Profile
 
-_DEADLINE = 10.0
+_EACH = 5.0
+"""Seconds for one address, so that one that is silent leaves time for the next."""
+_PATIENCE = 15.0
+"""Seconds for all of them."""
 _TRIES = 3
 
 
@@ -69,8 +73,8 @@ async def renew(profile: Profile, credential: Credential) -> Credential:
 async def renew_when_due(profile_name: str | None) -> None:
     """Keep the profile's certificate fresh: past half of its life it is renewed before it is used.
 
-    A certificate that still holds is good enough when nobody answers; one that does not is a `Problem` with its remedy.
-    Without the server package the certificate is used as it is.
+    A certificate that still holds is good enough when nobody can renew it within 15 s; one that does not is a `Problem`
+    with its remedy. Without the server package the certificate is used as it is.
     """
     try:
         from antiphon_certs import CredentialError, Profile, is_due
@@ -90,29 +94,34 @@ async def renew_when_due(profile_name: str | None) -> None:
     if is_due(credential, now, random.random()):
         try:
             await renew(profile, credential)
-        except Unavailable:
+        except RetryableError:
             # The command's own call says so in a moment, or finds another way; nothing is lost by waiting.
-            if credential.not_after - now < timedelta(seconds=_DEADLINE):
+            if credential.not_after - now < timedelta(seconds=_PATIENCE):
                 raise
 
 
 async def _ask(
     addresses: Sequence[str], trust: grpc.ChannelCredentials, request: JoinRequest | RenewRequest
 ) -> CertificateGrant:
-    """The answer of the first orchestrator that gives one; the last error when none does."""
+    """The answer of the first orchestrator that gives one; the last error when none does in `_PATIENCE`."""
     from antiphon_certs import ORCHESTRATOR_DNS_NAME
 
     options = [("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME)]
     problem: Exception = Unavailable("no address to call")
+    clock = asyncio.get_running_loop().time
+    end = clock() + _PATIENCE
     for address in list(addresses) * _TRIES:
+        timeout = min(_EACH, end - clock())
+        if timeout <= 0:
+            break
         async with grpc.aio.secure_channel(address, trust, options=options) as channel:
             service = IdentityServiceStub(channel)
             try:
                 if isinstance(request, JoinRequest):
-                    return (await service.Join(request, timeout=_DEADLINE)).certificate
-                return (await service.Renew(request, timeout=_DEADLINE)).certificate
+                    return (await service.Join(request, timeout=timeout)).certificate
+                return (await service.Renew(request, timeout=timeout)).certificate
             except grpc.aio.AioRpcError as error:
                 problem = from_rpc_error(error)
-                if not isinstance(problem, Unavailable):
+                if not isinstance(problem, RetryableError):
                     raise problem from error
     raise problem
