@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import pytest
 from antiphon import Client, Graph, RunNotFound, output_of, ref
-from antiphon.mesh.v1 import mesh_service_pb2
+from antiphon.mesh.v1 import mesh_service_pb2, mesh_service_pb2_grpc
 from antiphon.v1 import registry_pb2, run_pb2, run_service_pb2
 from antiphon_certs import ORCHESTRATOR_DNS_NAME, Kind
 
@@ -18,6 +19,7 @@ from tests.harness import eventually
 from tests.harness.authority import DOMAIN, Ca
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
+from tests.harness.raw import channel
 
 pytest_plugins = ("tests.harness.etcd_fixtures",)
 
@@ -146,6 +148,49 @@ async def test_an_audit_checkpoint_covers_what_every_replica_has_committed(clust
         for run in runs:
             chain = f"shard-{run.run_id[1:5]}"
             assert after[chain] >= before.get(chain, 0) + 2
+
+
+def large(name: str) -> registry_pb2.AgentDescription:
+    """Of eight such agents with an instance each a page is full, and of nine without."""
+    description = registry_pb2.AgentDescription(name=name, concurrency=4)
+    for number in (1, 2):
+        schema = f'{{"description":"{"x" * 32_620}"}}'
+        description.capabilities.add(
+            name=f"{name}.c{number}", version="1", input_schema=schema, output_schema=schema, description="y" * 189
+        )
+    short = (1 << 20) // 8 - description.ByteSize()
+    assert 60 < short < 80  # beyond this 47 bytes are said of an agent, and 52 of an instance
+    return description
+
+
+async def test_a_page_of_large_agents_ends_early_and_has_the_instances_of_both(cluster: Cluster) -> None:
+    names = {f"large-{number:02}" for number in range(36)}
+    pem = cluster.ca.issue(Kind.SIDECAR, "raw", agents=["*"], capabilities=["*"])
+    one, other = each(cluster)
+    async with one, other, channel(cluster.replicas[1].address, pem) as line:
+        stub: Any = mesh_service_pb2_grpc.MeshServiceStub(line)
+        stream = stub.Attach()
+        hello = mesh_service_pb2.AttachRequest()
+        hello.hello.incarnation, hello.hello.generation, hello.hello.protocol_version = "feedfacefeedface", 1, 1
+        await stream.write(hello)
+        for name in sorted(names):
+            request = mesh_service_pb2.AttachRequest()
+            request.agents.add(present=large(name))
+            await stream.write(request)
+        for client in (one, other):
+
+            async def there(client: Client = client) -> bool:
+                return {agent.name async for agent in client.list_agents(page_size=5)} >= names
+
+            await eventually(there)
+            agents = [agent async for agent in client.list_agents(page_size=500)]
+            found = [(agent.name, len(agent.instances)) for agent in agents if agent.name in names]
+            assert found == [(name, 1) for name in sorted(names)]
+        offered = [one.capability.name async for one in other.list_capabilities(page_size=500)]
+        assert [name for name in offered if name.startswith("large-")] == sorted(
+            f"{name}.c{number}" for name in names for number in (1, 2)
+        )
+        stream.cancel()
 
 
 async def call(

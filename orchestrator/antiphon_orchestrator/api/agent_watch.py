@@ -85,7 +85,7 @@ class AgentWatch:
     def _messages(self, names: set[str], empty: bool) -> list[api.WatchAgentsResponse]:
         """Those of these agents that are not as they were last told of, in messages of bounded size."""
         messages, size = [api.WatchAgentsResponse()], 0
-        agents = self._registry.agents(self._namespace, names)
+        agents = list(self._registry.agents(self._namespace, names))
         for name in names - {agent.name for agent in agents}:
             self._said.pop(name, None)  # forgotten, or not known here yet
         for agent in sorted(agents, key=lambda agent: agent.name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from antiphon.v1 import registry_pb2, registry_service_pb2_grpc
@@ -18,12 +18,13 @@ from ..cluster.peers import Peers
 from ..placement.fleet import Fleet
 from ..registry.registry import ACTIVE, DRAINING, SUSPENDED, AgentNotFound, Registry
 from ..registry.verified import NotProven
-from .agent_watch import AgentWatch, add_instances
+from .agent_watch import MESSAGE_BYTES, AgentWatch, add_instances
 from .call import caller
 from .errors import ApiError
 from .paging import decode_token, encode_token
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_Shown = TypeVar("_Shown", bound=Message)
 
 
 class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
@@ -39,14 +40,22 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
 
     async def ListAgents(self, request: api.ListAgentsRequest, context: Context) -> api.ListAgentsResponse:
         namespace = caller().namespace
-        names, token = _page(request, self._registry.names(namespace))
-        agents = self._registry.agents(namespace, names)
+        rest, most = _rest(request, self._registry.names(namespace))
+        agents = _page(self._registry.agents(namespace, rest[:most]))
+        ends = [agents[-1].name] if len(agents) < len(rest) else []
         for raw in await self._elsewhere("ListAgents", request):
-            known = {agent.name: agent for agent in api.ListAgentsResponse.FromString(raw).agents}
+            part = api.ListAgentsResponse.FromString(raw)
+            known = {agent.name: agent for agent in part.agents}
             for agent in agents:
                 if agent.name in known:
                     add_instances(agent, known[agent.name])
-        return api.ListAgentsResponse(agents=agents, next_page_token=token)
+            if part.next_page_token:
+                ends.append(part.agents[-1].name)
+        if not ends:
+            return api.ListAgentsResponse(agents=agents)
+        end = min(ends)  # beyond it the instances at a replica whose page ends there are not known
+        agents = [agent for agent in agents if agent.name <= end]
+        return api.ListAgentsResponse(agents=agents, next_page_token=encode_token(request, (end,)))
 
     async def GetAgent(self, request: api.GetAgentRequest, context: Context) -> api.GetAgentResponse:
         agent = self._agent(request.name)
@@ -82,8 +91,10 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
                 row.instance_count += 1
                 if instance.agent not in row.agents:
                     row.agents.append(instance.agent)
-        labels, token = _page(request, sorted(offered))
-        return api.ListCapabilitiesResponse(capabilities=[offered[label] for label in labels], next_page_token=token)
+        rest, most = _rest(request, sorted(offered))
+        page = _page(offered[label] for label in rest[:most])
+        token = encode_token(request, (rest[len(page) - 1],)) if len(page) < len(rest) else ""
+        return api.ListCapabilitiesResponse(capabilities=page, next_page_token=token)
 
     async def DrainAgent(self, request: api.DrainAgentRequest, context: Context) -> api.DrainAgentResponse:
         return api.DrainAgentResponse(agent=await self._set(request.name, DRAINING, "drain"))
@@ -121,11 +132,21 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
             raise ApiError(ErrorReason.ERROR_REASON_AGENT_NOT_FOUND, agent=name) from error
 
 
-def _page(
+def _rest(
     request: api.ListAgentsRequest | api.ListCapabilitiesRequest, names: Sequence[str]
-) -> tuple[Sequence[str], str]:
-    """The sorted names of the page that is asked for, and the next page's token."""
+) -> tuple[Sequence[str], int]:
+    """The sorted names from the page on that is asked for, and how many it may hold."""
     found = decode_token(request, str)
-    rest = [name for name in names if found is None or name > str(found[0])]
-    page = rest[: request.page_size or 50]
-    return page, encode_token(request, (page[-1],)) if len(rest) > len(page) else ""
+    return [name for name in names if found is None or name > str(found[0])], request.page_size or 50
+
+
+def _page(shown: Iterable[_Shown]) -> list[_Shown]:
+    """As many as fill a message: a page of large ones ends early."""
+    page: list[_Shown] = []
+    size = 0
+    for one in shown:
+        page.append(one)
+        size += one.ByteSize()
+        if size >= MESSAGE_BYTES:
+            break
+    return page

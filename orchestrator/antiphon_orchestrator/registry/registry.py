@@ -324,13 +324,13 @@ class Registry:
             return agent
         raise AgentNotFound(name)
 
-    def agents(self, namespace: str, names: Iterable[str]) -> list[registry_pb2.Agent]:
-        """Those of these agents that there are, with the instances that are attached here."""
+    def agents(self, namespace: str, names: Iterable[str]) -> Iterator[registry_pb2.Agent]:
+        """Those of these agents that there are, with the instances that are attached here; to be read at once."""
         wanted: dict[str, list[Instance]] = {name: [] for name in names if (namespace, name) in self._records}
         for instance in self._fleet.instances(namespace):
             if instance.agent in wanted:
                 wanted[instance.agent].append(instance)
-        return [self._shown(namespace, name, live) for name, live in wanted.items()]
+        return (self._shown(namespace, name, live) for name, live in wanted.items())
 
     def _shown(self, namespace: str, name: str, live: list[Instance]) -> registry_pb2.Agent:
         record = self._records[namespace, name]
