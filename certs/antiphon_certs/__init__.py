@@ -26,6 +26,7 @@ from .errors import (
     TokenError,
     TokenReason,
 )
+from .files import make_private_folder, replace_private
 from .grants import Grants, grants_of
 from .names import ORCHESTRATOR_DNS_NAME, Identity, Kind, dns_name, parse_kind
 from .peer import Peer, PeerVerifier
@@ -80,6 +81,7 @@ __all__ = [
     "finish_root",
     "grants_of",
     "is_due",
+    "make_private_folder",
     "mint",
     "new_key_and_csr",
     "parse_kind",
@@ -87,6 +89,7 @@ __all__ = [
     "profile_folder",
     "prove",
     "renew_at",
+    "replace_private",
     "run_rotation",
     "sign",
     "succession_of",

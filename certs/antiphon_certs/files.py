@@ -14,8 +14,11 @@ from pathlib import Path
 
 
 def make_private_folder(folder: Path) -> None:
-    """Create `folder` with mode 0700, and its parents. One that exists keeps its mode: it may hold other things."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Create `folder`, and what is missing above it, with mode 0700. One that exists keeps its mode: it may hold other
+    things. Raises `OSError`."""
+    if not folder.is_dir():
+        make_private_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 @contextmanager
@@ -39,7 +42,8 @@ def create_private(path: Path, data: bytes) -> None:
 
 
 def replace_private(path: Path, data: bytes) -> None:
-    """Write or replace a file with mode 0600; a reader sees the old bytes or the new, never a mixture."""
+    """Write or replace a file with mode 0600; a reader sees the old bytes or the new, never a mixture. Raises
+    `OSError`."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

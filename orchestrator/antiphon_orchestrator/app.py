@@ -26,7 +26,7 @@ from antiphon.v1 import (
     registry_service_pb2_grpc,
     run_service_pb2_grpc,
 )
-from antiphon_certs import ExternalFiles, Identity, Kind, SystemClock
+from antiphon_certs import ExternalFiles, Identity, Kind, SystemClock, make_private_folder
 
 from . import telemetry
 from .admission import SchemaSet, Values
@@ -114,7 +114,7 @@ class Orchestrator:
 
     async def run(self) -> None:
         config = self.config
-        config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(config.data)
         async with (
             self._store() as store,
             archive_at(config.archive_url, config.archive_password_file) as archive,

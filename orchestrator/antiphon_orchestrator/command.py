@@ -12,11 +12,11 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
-from antiphon_certs import ORCHESTRATOR_DNS_NAME, Authority, CertsError, ExternalFiles
+from antiphon_certs import ORCHESTRATOR_DNS_NAME, Authority, CertsError, ExternalFiles, replace_private
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from . import telemetry
@@ -119,7 +119,7 @@ async def _serve(config: Config) -> int:
             address, join_address = orchestrator.addresses
             here = _from_here(config.join_listen, join_address)
             facts = {"address": address, "join_address": join_address, "health_address": here, "pid": os.getpid()}
-            _write(endpoints, facts)
+            replace_private(endpoints, json.dumps(facts).encode())  # whoever waits for it reads all of it, or none
             telemetry.logger("orchestrator").info("serving", address=address)
         await serving
     except asyncio.CancelledError:
@@ -135,13 +135,6 @@ def _from_here(listen: str, advertised: str) -> str:
     """Where this machine reaches a listener without asking for a name: at the host it listens on, at its real port."""
     host = listen.rpartition(":")[0]
     return f"{_LOOPBACK.get(host, host)}:{advertised.rpartition(':')[2]}"
-
-
-def _write(path: Path, content: Mapping[str, object]) -> None:
-    """Whoever waits for the file reads all of it, or none."""
-    scratch = path.with_suffix(".new")
-    scratch.write_text(json.dumps(content))
-    scratch.replace(path)
 
 
 def _written_by_us(endpoints: Path) -> bool:

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from antiphon.cli.problems import FAILED, Problem
+from antiphon_certs import make_private_folder
 
 from .config import Config
 from .demo.process import Child
@@ -53,7 +54,7 @@ class DevCluster:
     async def running(self) -> AsyncIterator[tuple[Child, list[Child]]]:
         """etcd and the replicas, once all of them serve. Raises Problem."""
         program = etcd_program()
-        self._config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(self._config.data)
         async with AsyncExitStack() as stack:
 
             async def start(name: str, command: list[str], port: str) -> Child:

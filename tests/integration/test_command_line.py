@@ -134,6 +134,13 @@ def test_a_certificate_is_renewed_on_demand_with_a_new_key(home: Home) -> None:
     home.run("run", "list")
 
 
+def test_what_is_kept_is_private_to_its_user(home: Home) -> None:
+    serve(home)
+    for folder in (home.folder / "home", home.folder / "data", home.folder / "ca"):
+        kept = [folder, *folder.rglob("*")]
+        assert [path for path in kept if path.stat().st_mode & 0o077] == []
+
+
 def test_the_same_request_id_is_the_same_run(home: Home) -> None:
     serve(home)
     home.run("new", "agent", "hello")

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from antiphon.cli.problems import Problem
 
@@ -27,7 +28,7 @@ class Child:
         cls, name: str, command: Sequence[str], *, log: Path, folder: Path, environ: Mapping[str, str] | None = None
     ) -> Child:
         """Start it; its output goes to the end of `log`, both streams."""
-        with log.open("ab") as output:
+        with _end_of(log) as output:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -80,3 +81,8 @@ class Child:
             file.seek(max(0, self.log.stat().st_size - _TAIL))
             lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
         return lines[-1] if lines else "it said nothing"
+
+
+def _end_of(log: Path) -> BinaryIO:
+    """A log that is new is its user's alone."""
+    return open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))

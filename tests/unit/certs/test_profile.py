@@ -27,7 +27,8 @@ def test_what_is_saved_is_loaded(profile: Profile, environ: dict[str, str]) -> N
     profile.save()
     assert Profile.load("work", environ) == profile
     assert stat.S_IMODE((profile.folder / "profile.toml").stat().st_mode) == 0o600
-    assert stat.S_IMODE(profile.folder.stat().st_mode) == 0o700
+    for folder in (profile.folder, profile.folder.parent, profile.folder.parent.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     changed = replace(profile, namespace="team-b")
     changed.save()
     assert Profile.load("work", environ) == changed
