@@ -11,7 +11,8 @@ The rules (protocol.md §5 and §8):
 - Of each shard the highest epoch is remembered. Offers below it come back STALE_EPOCH. Reports go to the replica that
   claimed the shard last, whoever offered the attempt. A claim is answered by an inventory, then by the outcomes.
 - An offer that is refused at the door was never held: no inventory names it, so its report is sent once, not kept.
-  Every other outcome is kept until its verdict. When too many wait, windows close until half of them are gone.
+  Every other outcome is kept until its verdict. When too many wait, or they are too large, windows close until half of
+  that is gone.
 - Once a policy epoch has been told for POLICY_GRACE, what was permitted under an older one is not begun: offers of it,
   and those that still wait for the agent, come back STALE_POLICY. A replica stops sending them far earlier.
 - An agent is never working on more attempts than its concurrency. A handler that waits for its own calls gives up its
@@ -52,6 +53,8 @@ PATIENCE = 30.0
 """Seconds for which agents begin nothing else so that an attempt can be made alone."""
 MOST_OUTCOMES = 4_096
 """Outcomes without a verdict at which windows close."""
+MOST_BYTES = 128 << 20
+"""Bytes of such outcomes at which they close as well: a graph that an agent answers with has up to 256 KiB."""
 MOST_CALLS = 64
 """Calls one attempt may have waiting."""
 
@@ -74,6 +77,7 @@ class Inflight:
     def __init__(self) -> None:
         self.held: dict[str, Attempt] = {}
         self.outcomes = 0
+        self.outcome_bytes = 0
         self.keeper: Keeper | None = None
         self.draining = False
         self.policy_floor = 0
@@ -245,8 +249,7 @@ class Inflight:
         attempt = self.held[attempt_id] = Attempt(attempt_id, shard, seat_name)
         attempt.result, attempt.size, attempt.busy = result, size, busy
         attempt.end = self._move(attempt, Event.FOUND)
-        self.outcomes += 1
-        self.slots.closed = self.slots.closed or self.outcomes > MOST_OUTCOMES
+        self._waits(attempt)
         return attempt
 
     # ---- replicas
@@ -404,7 +407,8 @@ class Inflight:
         if attempt.spooled is not None and self.keeper is not None:
             self.keeper.forget(attempt)
         self.outcomes -= 1
-        if self.slots.closed and self.outcomes <= MOST_OUTCOMES // 2 and not self.draining:
+        self.outcome_bytes -= attempt.size
+        if self.slots.closed and self._load <= 0.5 and not self.draining:
             self.slots.closed = False
             self.slots.settle_all()
 
@@ -495,6 +499,19 @@ class Inflight:
 
     # ---- inside
 
+    @property
+    def _load(self) -> float:
+        """What outcomes without a verdict take, as a share of what they may take until windows close."""
+        return max(self.outcomes / MOST_OUTCOMES, self.outcome_bytes / MOST_BYTES)
+
+    def _waits(self, attempt: Attempt) -> None:
+        """An outcome waits for its verdict from now on."""
+        self.outcomes += 1
+        self.outcome_bytes += attempt.size
+        if self._load > 1 and not self.slots.closed:
+            self.slots.closed = True
+            self.slots.settle_all()
+
     def _move(self, attempt: Attempt, event: Event) -> End:
         attempt.state, end = TABLE[attempt.state, event]
         return end
@@ -523,17 +540,16 @@ class Inflight:
         calls, attempt.calls = attempt.calls, None
         asks, attempt.asks = attempt.asks, None
         attempt.seat = attempt.link = attempt.grant = attempt.assignment = attempt.reads = None
+        if attempt.result is None:
+            attempt.size = 0  # that of its input was meant, which is gone
         if calls or asks:
             for _, _, deliver in (*(calls or {}).values(), *(asks or {}).values()):
                 deliver(None)
-        self.outcomes += 1
         claim = self._claims.get(attempt.shard)
         if claim and claim.link:
             claim.link.reports.append(attempt)
             claim.link.wake()
-        if self.outcomes > MOST_OUTCOMES and not self.slots.closed:
-            self.slots.closed = True
-            self.slots.settle_all()
+        self._waits(attempt)
 
     def _begin(self, seat: Seat, attempt: Attempt, now: float) -> None:
         seat.queued -= 1

@@ -440,18 +440,51 @@ def test_a_wrong_token_vouches_for_nothing() -> None:
         bench.core.vouched(bench.seat, "b", b"token")
 
 
-def test_windows_close_while_too_many_outcomes_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_OUTCOMES", 4)
+@pytest.mark.parametrize(("limit", "most"), [("MOST_OUTCOMES", 4), ("MOST_BYTES", 40)])
+@pytest.mark.parametrize("former", [0, 3], ids=["all of this life", "some of a former life"])
+def test_windows_close_while_too_many_outcomes_wait_or_too_large_ones(
+    monkeypatch: pytest.MonkeyPatch, limit: str, most: int, former: int
+) -> None:
+    monkeypatch.setattr(module, limit, most)
     bench = Bench(concurrency=10)
-    for number in range(5):
+    for number in range(former):
+        bench.core.found(f"a{number}", 0, "echo", "result", 10, 0.5)
+    for number in range(former, 5):
         bench.offer(f"a{number}")
     bench.take()
-    for number in range(5):
+    for number in range(former, 5):
+        assert bench.link.windows["echo"][1] == 12
         bench.end(f"a{number}")
     assert bench.link.windows["echo"][1] == 0
     for number in range(3):
+        assert bench.link.windows["echo"][1] == 0
         bench.core.verdict(f"a{number}")
     assert bench.link.windows["echo"][1] == 12
+
+
+def test_windows_are_closed_from_the_start_where_a_former_life_has_left_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 40)
+    core = Recorded()
+    core.found("large", 0, "echo", "result", 41, 0.5)
+    seat = core.add_seat("echo", ignore)
+    link = core.attach(ignore)
+    core.welcomed(link, core.hello(link))
+    core.agent_came(seat, 2, 2, 100.0)
+    assert "echo" not in link.windows
+    core.verdict("large")
+    assert link.windows["echo"][1] == 4
+
+
+def test_what_has_no_answer_weighs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 15)
+    bench = Bench(concurrency=4)
+    for number in range(4):
+        bench.offer(f"a{number}")
+    bench.core.agent_drains(bench.seat, bench.now)  # all of them come back
+    assert (bench.core.outcomes, bench.core.outcome_bytes) == (4, 0)
+    assert not bench.core.slots.closed
 
 
 def test_an_agent_that_came_again_after_the_hello_is_announced_anew() -> None:
@@ -628,7 +661,10 @@ class Life(RuleBasedStateMachine):
                 assert self.said.setdefault(attempt_id, attempt.end) is attempt.end
             else:
                 assert attempt_id not in self.said
-        assert self.core.outcomes == sum(a.state is State.REPORTED for a in self.core.held.values())
+        waiting = [a for a in self.core.held.values() if a.state is State.REPORTED]
+        assert self.core.outcomes == len(waiting)
+        assert self.core.outcome_bytes == sum(a.size for a in waiting)
+        assert all(a.size == (0 if a.result is None else 10) for a in waiting)
 
     @invariant()
     def counts_agree(self) -> None:
