@@ -80,7 +80,12 @@ export class Submitter {
   async submit(graph: GraphSource, input?: unknown, options: SubmitOptions = {}): Promise<Submitted> {
     const request = await submission(this.#upload, graph, input, options);
     RunServiceService.submitRun.requestSerialize(request); // what cannot be encoded would break the stream of all
-    await this.#place();
+    while (!this.#taken()) {
+      const turn = new Deferred();
+      this.#waiting.push(turn);
+      await turn.promise;
+    }
+    // From the place on nothing is awaited: what is not registered yet, neither an answer nor the end would reach.
     if (this.#pending.has(request.requestId)) {
       this.#free();
       throw new TypeError(`requestId ${request.requestId} is on its way already`);
@@ -111,16 +116,13 @@ export class Submitter {
     await this.close();
   }
 
-  async #place(): Promise<void> {
-    for (;;) {
-      if (this.#closed) throw new SetupError("the submitter is closed; make another with client.submitter()");
-      if (this.#ended !== undefined) throw this.#ended as Error;
-      if (this.#places > 0) break;
-      const turn = new Deferred();
-      this.#waiting.push(turn);
-      await turn.promise;
-    }
+  /** Whether there was a place, which is taken now. Throws what has ended the submitter. */
+  #taken(): boolean {
+    if (this.#closed) throw new SetupError("the submitter is closed; make another with client.submitter()");
+    if (this.#ended !== undefined) throw this.#ended as Error;
+    if (this.#places === 0) return false;
     this.#places -= 1;
+    return true;
   }
 
   #free(): void {

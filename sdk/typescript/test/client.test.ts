@@ -4,12 +4,19 @@ import { cpSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, symli
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { type sendUnaryData, Server, ServerCredentials, type ServerUnaryCall, type ServerWritableStream } from "@grpc/grpc-js";
+import {
+  type sendUnaryData,
+  Server,
+  ServerCredentials,
+  type ServerDuplexStream,
+  type ServerUnaryCall,
+  type ServerWritableStream,
+} from "@grpc/grpc-js";
 import { afterAll, beforeAll, expect, onTestFinished, test, vi } from "vitest";
 
 import { AntiphonError, type CallTimes, Client, Credentials, RetryableError, SetupError, StaleError } from "../src/index.js";
 import { type PayloadServiceServer, PayloadServiceService } from "../src/gen/antiphon/v1/payload_service.js";
-import { type RunServiceServer } from "../src/gen/antiphon/v1/run_service.js";
+import { type RunServiceServer, type SubmitRunsRequest, SubmitRunsResponse } from "../src/gen/antiphon/v1/run_service.js";
 import { RetryInfo } from "../src/gen/google/rpc/error_details.js";
 import { REASONS } from "../src/gen/reasons.js";
 import { type GetRunRequest, GetRunResponse, Run, RunServiceService, RunState, type WatchRunRequest, WatchRunResponse } from "../src/v1.js";
@@ -251,6 +258,27 @@ test("a submitter that is closed may be closed again, and says so to who submits
   await submitter.close();
   await submitter.close();
   await expect(submitter.submit("g@1")).rejects.toThrow("the submitter is closed; make another");
+});
+
+test("a submission beside the end of its submitter is answered, or refused", async () => {
+  const address = await orchestrator(succeed, undefined, {
+    submitRuns: (call: ServerDuplexStream<SubmitRunsRequest, SubmitRunsResponse>) => {
+      call.on("data", ({ submissions }: SubmitRunsRequest) => {
+        const results = submissions.map(({ requestId }) => ({ requestId, result: { $case: "run" as const, value: { runId: "r" } } }));
+        call.write(SubmitRunsResponse.fromPartial({ results }));
+      });
+    },
+  });
+  const client = await connect(address);
+  const outcomes = new Set<string>();
+  for (let turns = 0; turns < 40; turns += 1) {
+    const submitter = client.submitter();
+    const outcome = submitter.submit("g@1").then(async ({ answer }) => (await answer).runId).catch((error: unknown) => String(error));
+    for (let turn = 0; turn < turns; turn += 1) await Promise.resolve();
+    await submitter.close();
+    outcomes.add(await within(outcome, 2000));
+  }
+  expect(outcomes).toEqual(new Set(["r", "SetupError: the submitter is closed; make another with client.submitter()"]));
 });
 
 test("a watch goes on where it broke, without gap or repeat", async () => {
