@@ -414,7 +414,7 @@ func TestAnOutputThatDoesNotTravelIsAFailureWithItsReason(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotTextFailsItsAttemptAloneAndNotTheStreamOfAll(t *testing.T) {
+func TestWhatCannotTravelFailsItsAttemptAloneAndNotTheStreamOfAll(t *testing.T) {
 	const odd = "caf\xe9"
 	agent, begun, gate := holder(WithConcurrency(4))
 	bad := map[string]func(*Task) (*Payload, error){
@@ -428,6 +428,11 @@ func TestWhatIsNotTextFailsItsAttemptAloneAndNotTheStreamOfAll(t *testing.T) {
 		"what it emits": func(task *Task) (*Payload, error) {
 			return nil, task.Emit(&Payload{Labels: []*antiphonv1.Label{{Key: odd}}})
 		},
+		"megabytes of labels of its output": func(*Task) (*Payload, error) { return labelled(5 << 20), nil },
+		"megabytes of labels of what a call takes": func(task *Task) (*Payload, error) {
+			return Call[*Payload](task, "a.b@1", labelled(5<<20))
+		},
+		"many labels of what it emits": func(task *Task) (*Payload, error) { return nil, task.Emit(labelled(40 << 10)) },
 	}
 	Handle(agent, "work.odd@1", func(task *Task, how string) (*Payload, error) { return bad[how](task) })
 	Handle(agent, "work.ask@1", func(task *Task, _ struct{}) (bool, error) {
@@ -444,7 +449,11 @@ func TestWhatIsNotTextFailsItsAttemptAloneAndNotTheStreamOfAll(t *testing.T) {
 	for how := range bad {
 		number++
 		failure := line.result(line.assign("work.odd", number, `"`+how+`"`)).GetFailure()
-		if failure.GetKind() != antiphonv1.FailureKind_FAILURE_KIND_INVALID_OUTPUT || !strings.Contains(failure.GetMessage(), "UTF-8") {
+		why := "UTF-8"
+		if strings.Contains(how, "labels") {
+			why = "larger than"
+		}
+		if failure.GetKind() != antiphonv1.FailureKind_FAILURE_KIND_INVALID_OUTPUT || !strings.Contains(failure.GetMessage(), why) {
 			t.Errorf("%s: %v", how, failure)
 		}
 	}

@@ -75,6 +75,9 @@ func (c *Client) releaseClaim(ctx context.Context, request *antiphonv1.ReleaseCl
 // travelling is a value as a payload; a large one is uploaded.
 func (c *Client) travelling(ctx context.Context, value any) (*Payload, error) {
 	if whole, ok := value.(*Payload); ok && whole != nil {
+		if err := travels(whole, inlineLimit); err != nil {
+			return nil, newError(RequestInvalid, "the value cannot travel: "+err.Error())
+		}
 		return whole, nil
 	}
 	data, err := encodeJSON(value)

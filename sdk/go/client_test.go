@@ -284,7 +284,7 @@ func TestASubmitterSendsAgainWhatABrokenStreamDidNotAnswer(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotTextIsRefusedBeforeItIsSent(t *testing.T) {
+func TestWhatCannotTravelIsRefusedBeforeItIsSent(t *testing.T) {
 	const odd = "caf\xe9"
 	orchestrator, client, _, _ := world(t)
 	orchestrator.many = func(stream antiphonv1.RunService_SubmitRunsServer) error {
@@ -304,19 +304,27 @@ func TestWhatIsNotTextIsRefusedBeforeItIsSent(t *testing.T) {
 		}
 	}
 	submitter := client.Submitter(2)
-	labelled := RunLabels(map[string]string{"file": odd})
+	odds := RunLabels(map[string]string{"file": odd})
 	for what, refused := range map[string]func() error{
 		"a call":       func() error { _, err := client.GetRun(t.Context(), odd); return err },
 		"a watch":      func() error { _, err := client.WaitForRun(t.Context(), odd); return err },
 		"a download":   func() error { _, err := client.DownloadPayload(t.Context(), blobOf(odd)); return err },
-		"a submission": func() error { _, err := client.Submit(t.Context(), Registered("g"), 1, labelled); return err },
+		"a submission": func() error { _, err := client.Submit(t.Context(), Registered("g"), 1, odds); return err },
 		"one that is waited for": func() error {
-			_, err := client.Submit(t.Context(), Registered("g"), 1, labelled, Wait())
+			_, err := client.Submit(t.Context(), Registered("g"), 1, odds, Wait())
 			return err
 		},
-		"one of many": func() error { _, err := submitter.Submit(t.Context(), Registered("g"), 1, labelled); return err },
+		"one of many": func() error { _, err := submitter.Submit(t.Context(), Registered("g"), 1, odds); return err },
 		"its input": func() error {
 			_, err := submitter.Submit(t.Context(), Registered("g"), &Payload{MediaType: odd})
+			return err
+		},
+		"an input with megabytes of labels": func() error {
+			_, err := submitter.Submit(t.Context(), Registered("g"), labelled(5<<20))
+			return err
+		},
+		"an entry with megabytes of labels": func() error {
+			_, err := client.Shared().Put(t.Context(), "key", labelled(5<<20))
 			return err
 		},
 	} {
@@ -338,6 +346,15 @@ func TestWhatIsNotTextIsRefusedBeforeItIsSent(t *testing.T) {
 	if calls := orchestrator.seen(); len(calls) != 1 {
 		t.Errorf("%+v", calls)
 	}
+}
+
+// labelled is a value with that many bytes of labels.
+func labelled(size int) *Payload {
+	payload := inline([]byte("1"))
+	for ; size > 0; size -= 1 << 10 {
+		payload.Labels = append(payload.Labels, &antiphonv1.Label{Key: "pii", Value: strings.Repeat("x", 1<<10)})
+	}
+	return payload
 }
 
 func blobOf(digest string) *Payload {

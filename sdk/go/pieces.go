@@ -14,6 +14,7 @@ import (
 const (
 	pieceText     = 4096 // characters
 	pieceJSON     = 16 << 10
+	pieceLabels   = 15 << 10  // bytes, so that a piece has less than the 32 KiB that sidecars take
 	piecesMaker   = 64 << 10  // bytes that may wait of one attempt
 	piecesAll     = 1 << 20   // and of all
 	piecesMessage = 64        // pieces in one message
@@ -109,6 +110,9 @@ func piecesOf(value any) ([]*antiphonv1.PartialOutput, error) {
 		}
 		if err := sendable(&antiphonv1.PartialOutput{Labels: labels}); err != nil {
 			return nil, InvalidOutput("what is emitted cannot travel: %w", err)
+		}
+		if size := proto.Size(&antiphonv1.PartialOutput{Labels: labels}); size > pieceLabels {
+			return nil, InvalidOutput("what is emitted cannot travel: its labels have %d bytes, larger than %d bytes", size, pieceLabels)
 		}
 		if strings.HasPrefix(payload.GetMediaType(), "text/") {
 			value = string(payload.GetInline())

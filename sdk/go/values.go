@@ -97,7 +97,7 @@ func encode(value any, limit int) (*Payload, error) {
 		if err := fits(len(whole.GetInline()), limit); err != nil {
 			return nil, err
 		}
-		if err := sendable(whole); err != nil {
+		if err := travels(whole, limit); err != nil {
 			return nil, InvalidOutput("the value cannot travel: %w", err)
 		}
 		return whole, nil
@@ -137,6 +137,18 @@ func inline(data []byte) *Payload {
 func sendable(message proto.Message) error {
 	_, err := proto.Marshal(message)
 	return err
+}
+
+// travels fails for a payload with text that is not UTF-8, and for one that is too large with what comes with its content, its labels
+// above all: sidecars refuse it, and from 4 MiB on it would break the stream that others share.
+func travels(payload *Payload, limit int) error {
+	if err := sendable(payload); err != nil {
+		return err
+	}
+	if size := proto.Size(payload); size > limit+extrasBytes {
+		return fmt.Errorf("with its labels it has %d bytes, larger than %d bytes", size, limit+extrasBytes)
+	}
+	return nil
 }
 
 func fits(size, limit int) error {
