@@ -14,6 +14,7 @@ import antiphon
 import pytest
 from antiphon import Client, Credentials, Graph, RunFailed, output_of
 from antiphon.v1 import error_pb2, registry_pb2, run_pb2
+from antiphon.v1.payload_pb2 import Label, Payload
 from antiphon_certs import Authority, CertificateFiles, Credential, Profile
 from google.protobuf.duration_pb2 import Duration
 
@@ -365,6 +366,19 @@ async def test_a_server_of_a_foreign_authority_is_not_talked_to(
         with pytest.raises(antiphon.Unavailable):
             await client.get_run("x")
         assert not stranger.calls
+
+
+async def test_a_payload_with_more_labels_than_travel_is_refused_before_it_is_sent(
+    client: Client, double: Orchestrator
+) -> None:
+    labels = [Label(key="pii", value="x" * 256) for _ in range(20_000)]
+    async with client.submitter() as submitter:
+        answer = await submitter.submit("review")
+        with pytest.raises(ValueError, match="bytes of labels and other texts, larger than 262144 bytes"):
+            await submitter.submit("review", Payload(inline=b"1", labels=labels))
+        assert (await answer).run_id
+    with pytest.raises(ValueError, match="labels"):
+        await client.put_entry("key", Payload(inline=b"1", labels=labels))
 
 
 async def test_with_several_addresses_the_next_is_tried(double: Orchestrator, files: CertificateFiles) -> None:

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 _current: ContextVar[TaskContext | None] = ContextVar("antiphon_current_task", default=None)
 _log = logging.getLogger("antiphon.task")
 
+_EXTRAS = 262_144
+"""Most bytes of all that comes with a value: labels, and other texts."""
+_PIECE_LABELS = 15_360
+"""Most bytes of the labels of a piece of output, which has less than the 32 KiB that sidecars take, then."""
+
 
 def current_task() -> TaskContext | None:
     """The context of the task this code runs for; None outside of a handler."""
@@ -239,7 +244,7 @@ class TaskContext:
         )
         try:
             if isinstance(input, Payload):
-                request.input.CopyFrom(input)
+                request.input.CopyFrom(sendable(input))
             else:
                 request.input.inline = _json.dumps(input)
         except (ValueError, TypeError) as error:
@@ -273,6 +278,8 @@ def pieces_of(value: Any) -> list[PartialOutput]:
     labels: list[Label] = []
     if isinstance(value, Payload):
         labels = [*value.labels, *(label for part in value.field_labels for label in part.labels)]
+        if (size := PartialOutput(labels=labels).ByteSize()) > _PIECE_LABELS:
+            raise InvalidOutput(f"what is emitted has {size} bytes of labels, larger than {_PIECE_LABELS} bytes")
         try:
             value = value.inline.decode() if value.media_type.startswith("text/") else value_of(value)
         except ValueError as error:
@@ -290,6 +297,14 @@ def pieces_of(value: Any) -> list[PartialOutput]:
     if len(json) > JSON_BYTES:
         raise InvalidOutput(f"what is emitted has {len(json)} bytes as JSON; at most {JSON_BYTES} travel, or any text")
     return [PartialOutput(json=json, labels=labels)]
+
+
+def sendable(payload: Payload) -> Payload:
+    """The payload itself. Raises `ValueError` for one with more beside its content than travels: from 4 MiB on it would
+    break the stream that others share."""
+    if (size := payload.ByteSize() - len(payload.inline)) > _EXTRAS:
+        raise ValueError(f"the value has {size} bytes of labels and other texts, larger than {_EXTRAS} bytes")
+    return payload
 
 
 def value_of(payload: Payload) -> Any:

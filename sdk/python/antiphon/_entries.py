@@ -11,7 +11,7 @@ from antiphon.v1 import context_pb2, context_service_pb2
 from antiphon.v1.payload_pb2 import Payload
 
 from . import _json
-from ._context import value_of
+from ._context import sendable, value_of
 from ._schema import codec
 from ._submission import INLINE_LIMIT
 
@@ -69,7 +69,7 @@ async def put_request(
         claim=claim.claim if claim is not None else None,
     )
     if isinstance(value, Payload):
-        request.value.CopyFrom(value)
+        request.value.CopyFrom(sendable(value))
     else:
         data = _json.dumps(value)
         if len(data) <= INLINE_LIMIT:

@@ -21,7 +21,7 @@ from antiphon.v1 import agent_service_pb2, capability_pb2
 from antiphon.v1.payload_pb2 import Payload
 
 from . import _json
-from ._context import TaskContext, value_of
+from ._context import TaskContext, sendable, value_of
 from ._convert import Mismatch
 from ._failures import InvalidInput, InvalidOutput, TaskFailure
 from ._schema import Codec, codec
@@ -118,7 +118,10 @@ class Handler:
         if isinstance(result, Subgraph):
             return _subgraph(result, limit)
         if isinstance(result, Payload):
-            data: bytes | Payload = result
+            try:
+                data: bytes | Payload = sendable(result)
+            except ValueError as error:
+                raise InvalidOutput(str(error)) from None
             size = len(result.inline)
         else:
             try:
@@ -267,7 +270,10 @@ def _subgraph(given: Subgraph, limit: int) -> agent_service_pb2.Subgraph:
     """The graph as a message. Raises `InvalidOutput` for an input that is not JSON, and for what is too large."""
     data: bytes | Payload | None = None
     if isinstance(given.input, Payload):
-        data, size = given.input, len(given.input.inline)
+        try:
+            data, size = sendable(given.input), len(given.input.inline)
+        except ValueError as error:
+            raise InvalidOutput(f"the input of the graph: {error}") from None
     elif given.input is not None:
         try:
             data = _json.dumps(_ANYTHING.encode(given.input))

@@ -12,6 +12,7 @@ from antiphon.v1.payload_pb2 import Payload
 from antiphon.v1.run_service_pb2 import GraphReference, SubmitRunRequest
 
 from . import _json
+from ._context import sendable
 
 if TYPE_CHECKING:
     from ._graph import Graph
@@ -42,7 +43,7 @@ Upload = Callable[[bytes], Awaitable[Payload]]
 async def payload_of(upload: Upload, value: Any) -> Payload:
     """A value as what is sent of it; above the inline limit it is uploaded. Raises as `submission`."""
     if isinstance(value, Payload):
-        return value
+        return sendable(value)
     data = _json.dumps(value)
     return await upload(data) if len(data) > INLINE_LIMIT else Payload(inline=data)
 

@@ -4,7 +4,7 @@ import { randomUUID } from "node:crypto";
 import { durationOf } from "./errors.js";
 import { type Claim, type ContextScope, type Entry } from "./gen/antiphon/v1/context.js";
 import { DeleteEntryRequest, PutEntryRequest } from "./gen/antiphon/v1/context_service.js";
-import { encode, INLINE_LIMIT, inlineOf, Payload, valueOf } from "./payload.js";
+import { encode, INLINE_LIMIT, inlineOf, Payload, payloadOf, valueOf } from "./payload.js";
 
 /** `namespace` (the default), `run:ID` or `graph:NAME`; in a task `run` and `graph` are its own. */
 export type Scope = "namespace" | "run" | "graph" | `run:${string}` | `graph:${string}`;
@@ -53,7 +53,7 @@ export async function putRequest(
   value: unknown,
   options: PutOptions,
 ): Promise<PutEntryRequest> {
-  const message = value instanceof Payload ? { ...value.message } : await messageOf(upload, value);
+  const message = value instanceof Payload ? { ...payloadOf(value) } : await messageOf(upload, value);
   const said = (options.labels ?? []).map((label) => partition(label, "="));
   message.labels = [...message.labels, ...said.map(([name, text]) => ({ key: name, value: text, assertedBy: "" }))];
   return PutEntryRequest.fromPartial({

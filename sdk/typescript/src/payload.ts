@@ -4,6 +4,9 @@ import { Payload as PayloadMessage } from "./gen/antiphon/v1/payload.js";
 /** The largest value in bytes that travels inline; larger ones go by reference. */
 export const INLINE_LIMIT = 65536;
 
+/** Bytes of all that comes with a value: labels, and other texts. */
+const EXTRAS = 262_144;
+
 /**
  * A value as it travels, with media type and labels: for values that are not JSON, or are too large to travel. Handlers
  * take one when `input: Payload` is declared, and may return one.
@@ -69,8 +72,11 @@ export function encode(value: unknown): Buffer {
 /** A value or a payload as a message. Throws a `TypeError` for what JSON cannot hold, or a payload that cannot be sent. */
 export function payloadOf(value: unknown): PayloadMessage {
   if (!(value instanceof Payload)) return inlineOf(encode(value));
-  // Made by hand it may hold anything, and what cannot be encoded would break the stream of all attempts.
-  PayloadMessage.encode(value.message);
+  // Made by hand it may hold anything, and what cannot be encoded, or is far too large, would break the stream of all.
+  const size = PayloadMessage.encode(value.message).finish().length - (value.data?.length ?? 0);
+  if (size > EXTRAS) {
+    throw new TypeError(`the value has ${String(size)} bytes of labels and other texts, larger than ${String(EXTRAS)} bytes`);
+  }
   return value.message;
 }
 

@@ -10,6 +10,7 @@ import { encode, Payload, valueOf } from "./payload.js";
 
 const TEXT = 4096; // characters of a piece
 const JSON_BYTES = 16_384; // of a piece
+const LABEL_BYTES = 15_360; // of a piece, which has less than the 32 KiB that sidecars take, then
 const MAKER_BYTES = 65_536; // that may wait of one attempt
 const ALL_BYTES = 1 << 20; // and of all
 const MESSAGE_PIECES = 64;
@@ -97,7 +98,9 @@ export function piecesOf(emitted: unknown): PartialOutput[] {
     if (value instanceof Payload) {
       const { message } = value;
       labels = [...message.labels, ...message.fieldLabels.flatMap((part) => part.labels)];
-      for (const label of labels) Label.encode(label); // what cannot be encoded would break the stream of all attempts
+      // What cannot be encoded, or is far too large, would break the stream of all attempts.
+      const size = labels.reduce((sum, label) => sum + Label.encode(label).finish().length, 0);
+      if (size > LABEL_BYTES) throw new TypeError(`its labels have ${String(size)} bytes, larger than ${String(LABEL_BYTES)} bytes`);
       value = message.mediaType.startsWith("text/") ? (value.data ?? Buffer.alloc(0)).toString() : valueOf(message);
     }
     data = typeof value === "string" ? Buffer.alloc(0) : encode(value);

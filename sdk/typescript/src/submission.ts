@@ -6,7 +6,7 @@ import { durationOf } from "./errors.js";
 import { type Graph as GraphMessage } from "./gen/antiphon/v1/graph.js";
 import { SubmitRunRequest } from "./gen/antiphon/v1/run_service.js";
 import { Graph } from "./graph.js";
-import { encode, INLINE_LIMIT, inlineOf, Payload } from "./payload.js";
+import { encode, INLINE_LIMIT, inlineOf, Payload, payloadOf } from "./payload.js";
 import { traceparent } from "./trace.js";
 
 /** A graph of one's own, or the name of a registered one: "NAME" or "NAME@VERSION". */
@@ -62,7 +62,7 @@ export async function inputOf(
   input: unknown,
 ): Promise<Payload["message"] | undefined> {
   if (input === undefined || input === null) return undefined;
-  if (input instanceof Payload) return input.message;
+  if (input instanceof Payload) return payloadOf(input);
   const data = encode(input);
   return data.length > INLINE_LIMIT ? (await upload(data)).message : inlineOf(data);
 }

@@ -24,12 +24,13 @@ import { Deferred, TimedOut } from "./waiting.js";
 
 const ITEMS = 256;
 const BYTES = 1 << 20;
-const OVERHEAD = 1024;
 
 type Stream = ClientDuplexStream<SubmitRunsRequest, SubmitRunsResponse>;
 
 interface Pending {
   readonly request: SubmitRunRequest;
+  /** Bytes of it. */
+  readonly size: number;
   readonly answer: Deferred<Run>;
   failures: number;
   /** When it was refused first. */
@@ -79,7 +80,7 @@ export class Submitter {
    */
   async submit(graph: GraphSource, input?: unknown, options: SubmitOptions = {}): Promise<Submitted> {
     const request = await submission(this.#upload, graph, input, options);
-    RunServiceService.submitRun.requestSerialize(request); // what cannot be encoded would break the stream of all
+    const size = RunServiceService.submitRun.requestSerialize(request).length; // what cannot be encoded would break the stream of all
     while (!this.#taken()) {
       const turn = new Deferred();
       this.#waiting.push(turn);
@@ -90,7 +91,7 @@ export class Submitter {
       this.#free();
       throw new TypeError(`requestId ${request.requestId} is on its way already`);
     }
-    const pending: Pending = { request, answer: new Deferred<Run>(), failures: 0, since: undefined, later: undefined };
+    const pending: Pending = { request, size, answer: new Deferred<Run>(), failures: 0, since: undefined, later: undefined };
     // Whoever does not look at an answer does not want to be ended by it.
     pending.answer.promise.catch(() => undefined);
     this.#pending.set(request.requestId, pending);
@@ -183,10 +184,8 @@ export class Submitter {
   #batch(): SubmitRunRequest[] {
     let count = 0;
     let bytes = 0;
-    for (const { request } of this.#unsent) {
-      const { source } = request;
-      bytes += OVERHEAD + (source?.$case === "inline" ? RunServiceService.submitRun.requestSerialize(request).length : 0);
-      bytes += request.input?.content?.$case === "inline" ? request.input.content.value.length : 0;
+    for (const { size } of this.#unsent) {
+      bytes += size;
       if (count === ITEMS || (count > 0 && bytes > BYTES)) break;
       count += 1;
     }

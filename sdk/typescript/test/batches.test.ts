@@ -161,7 +161,10 @@ test("a text is cut between characters", () => {
   for (const { content } of pieces) expect(content?.value.toString().isWellFormed()).toBe(true);
 });
 
-test.each([[NaN], [["x".repeat(16_384)]], [Payload.inline(Buffer.from("x"), "image/png")]])(
+const labels = Array.from({ length: 64 }, () => ({ key: "pii", value: "x".repeat(256), assertedBy: "" }));
+const labelled = new Payload({ ...Payload.inline(Buffer.from("1")).message, labels });
+
+test.each([[NaN], [["x".repeat(16_384)]], [Payload.inline(Buffer.from("x"), "image/png")], [labelled]])(
   "what cannot travel is refused where it is emitted: %s",
   (value) => {
     expect(() => piecesOf(value)).toThrow("what is emitted");

@@ -14,7 +14,7 @@ import {
 } from "@grpc/grpc-js";
 import { afterAll, beforeAll, expect, onTestFinished, test, vi } from "vitest";
 
-import { AntiphonError, type CallTimes, Client, Credentials, RetryableError, SetupError, StaleError } from "../src/index.js";
+import { AntiphonError, type CallTimes, Client, Credentials, Payload, RetryableError, SetupError, StaleError } from "../src/index.js";
 import { type PayloadServiceServer, PayloadServiceService } from "../src/gen/antiphon/v1/payload_service.js";
 import { type RunServiceServer, type SubmitRunsRequest, SubmitRunsResponse } from "../src/gen/antiphon/v1/run_service.js";
 import { RetryInfo } from "../src/gen/google/rpc/error_details.js";
@@ -279,6 +279,17 @@ test("a submission beside the end of its submitter is answered, or refused", asy
     outcomes.add(await within(outcome, 2000));
   }
   expect(outcomes).toEqual(new Set(["r", "SetupError: the submitter is closed; make another with client.submitter()"]));
+});
+
+test("a payload with more labels than travel is refused before it is sent", async () => {
+  const client = await connect(await orchestrator(succeed, undefined, { submitRuns: () => undefined }));
+  const labels = Array.from({ length: 64 }, () => ({ key: "pii", value: "x".repeat(80_000), assertedBy: "" }));
+  const labelled = new Payload({ ...Payload.inline(Buffer.from("1")).message, labels });
+  const submitter = client.submitter();
+  await expect(submitter.submit("g@1", labelled)).rejects.toThrow("bytes of labels and other texts, larger than 262144");
+  await expect(client.submit("g@1", labelled)).rejects.toBeInstanceOf(TypeError);
+  await expect(client.putEntry("key", labelled)).rejects.toBeInstanceOf(TypeError);
+  await submitter.close();
 });
 
 test("a watch goes on where it broke, without gap or repeat", async () => {

@@ -175,6 +175,10 @@ def test_a_graph_becomes_a_message_with_its_input_or_says_what_is_wrong_with_tha
     assert isinstance(plain, agent_service_pb2.Subgraph) and not plain.HasField("input")
     labelled = handler.output(Subgraph(graph, Payload(inline=b"{}", labels=[Label(key="pii")])), 100)
     assert isinstance(labelled, agent_service_pb2.Subgraph) and labelled.input.labels[0].key == "pii"
+    heavy = Payload(inline=b"1", labels=[Label(key="pii", value="x" * 256)] * 1_024)
+    for what in (heavy, Subgraph(graph, heavy)):
+        with pytest.raises(InvalidOutput, match="bytes of labels and other texts, larger than 262144 bytes"):
+            handler.output(what, 65_536)
     for large in ("x" * 200, Payload(inline=b"x" * 200)):
         with pytest.raises(InvalidOutput, match="larger than 100 bytes"):
             handler.output(Subgraph(graph, large), 100)

@@ -16,6 +16,7 @@ from antiphon.partials import (
     content_bytes,
 )
 from antiphon.v1.agent_service_pb2 import Assignment, CallPartial
+from antiphon.v1.payload_pb2 import Label
 from antiphon.v1.run_pb2 import PartialOutput
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,7 +98,12 @@ def test_that_something_is_withheld_is_said_once() -> None:
     assert [piece.attempt for _, piece in box.take()] == [1, 2]
 
 
-@mark.parametrize("value", ["x" * JSON_BYTES, Payload(inline=b"no", media_type="image/png"), object(), "\ud800"])
+LABELLED = Payload(inline=b"1", labels=[Label(key="pii", value="x" * 256)] * 60)
+
+
+@mark.parametrize(
+    "value", ["x" * JSON_BYTES, Payload(inline=b"no", media_type="image/png"), LABELLED, object(), "\ud800"]
+)
 def test_what_cannot_travel_is_refused_where_it_is_emitted(value: object) -> None:
     with raises(InvalidOutput, match="what is emitted"):
         pieces_of([value] if isinstance(value, str) and value.startswith("x") else value)
