@@ -6,6 +6,7 @@ raises EvaluationFailed and nothing else. A payload that is made here carries th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from .syntax import Path
 from .values import MAX_INLINE_BYTES, Known, Unusable, Values, encode_json, inline_bytes, same_value
 
 MAX_OPEN_LISTS = 64
+CHUNK_SECONDS = 0.005
+"""After which no further input of a member is made at once: an expression may take a hundred milliseconds."""
 MAX_LABELS = 64
 
 
@@ -114,7 +117,7 @@ class GraphEvaluator:
         """Number of members of a fan-out and the inputs of members first … first+limit-1, counted from 1.
 
         The list is evaluated with the first chunk and kept until the last, so that all chunks see the same one even
-        when more of a join's needs end meanwhile.
+        when more of a join's needs end meanwhile. There are fewer inputs, one at least, when they take long to make.
         """
         key = (view.run_id, task)
         items = None if first == 1 else self._open.get(key)
@@ -123,13 +126,17 @@ class GraphEvaluator:
                 items = self._items(task, view)
         except Exception as error:
             raise _failed("for_each", error) from error
-        last = min(len(items), first + limit - 1)
+        inputs: list[bytes] = []
+        until = time.monotonic() + CHUNK_SECONDS
         try:
-            inputs = [self._member_input(task, view, items, index) for index in range(first - 1, last)]
+            for index in range(first - 1, min(len(items), first + limit - 1)):
+                inputs.append(self._member_input(task, view, items, index))
+                if time.monotonic() >= until:
+                    break
         except Exception as error:
             raise _failed("input", error) from error
         self._open.pop(key, None)
-        if last < len(items):
+        if first - 1 + len(inputs) < len(items):
             if len(self._open) >= MAX_OPEN_LISTS:
                 del self._open[next(iter(self._open))]
             self._open[key] = items

@@ -41,6 +41,9 @@ from .states import TASK_ASKS, AttemptState, RunState, TaskState
 MOST_MEMBERS = 100_000
 """Members of one fan-out: a list of a few kilobytes can mean more work than anybody wants, all of it on record."""
 
+MOST_INPUT_BYTES = 256 * 1024 * 1024
+"""Of all members of one fan-out together: a submission of a few kilobytes could fill a store."""
+
 MEMBERS_PER_STEP = 100
 """Members a fan-out gets, or loses, in one step; a larger one takes several, so that no turn is held up by it."""
 
@@ -172,7 +175,11 @@ def _open_task(run: Run, task: Task, now: int) -> list[Event]:
                     f"gave a list of {task.member_count} items, then one of {count}, as more needs ended meanwhile"
                 )
                 raise EvaluationFailed("for_each", message)
-            return [TaskExpanded(index, count, first, _within_step(inputs))]
+            inputs = _within_step(inputs)
+            if task.input_bytes + sum(map(len, inputs)) > MOST_INPUT_BYTES:
+                message = f"the inputs of all members take more than {MOST_INPUT_BYTES} bytes; upload what is large"
+                raise EvaluationFailed("input", message)
+            return [TaskExpanded(index, count, first, inputs)]
         if plan.wait is not None:
             return waits.begin(run, task, plan.wait, now)
         return [TaskReady(index, 0, evaluator.input(index, view))]

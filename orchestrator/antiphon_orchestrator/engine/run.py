@@ -421,6 +421,7 @@ def _task_expanded(run: Run, event: TaskExpanded, now: int) -> None:
         member = Task(node.plan, len(node.members) + 1, input=payload, ready_time=now)
         _move(member, TaskTrigger.NEEDS_MET)
         node.members.append(member)
+        node.input_bytes += len(payload)
     node.members_open += len(event.inputs)
     node.ready_time = node.ready_time or now
     if event.task in run.frontier and not fan_out_settled(node):
@@ -533,6 +534,7 @@ def recount(run: Run) -> None:
     run.passed = None
     for node in run.tasks:
         node.members_open = sum(1 for member in node.members if not member.ended)
+        node.input_bytes = sum(len(member.input) for member in node.members)
         needs = [run.tasks[i] for i in node.plan.needs]
         node.needs_ended = sum(1 for need in needs if need.ended)
         node.needs_done = sum(1 for need in needs if need.ended and need.counts_as_done())

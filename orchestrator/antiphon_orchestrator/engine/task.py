@@ -64,7 +64,8 @@ class Task:
 
     `released` is the output as the run's principal may have it, None when that is all of it. `found` is what its
     expressions see of shared context, None until that was read.
-    A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended.
+    A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended,
+    `input_bytes` what the inputs of all that are there take.
     `cancel_reason` is set, for a node, while it is to be cancelled and has not ended.
     `children`: the runs beneath it, in order; None for the many that have none.
     `answer`: of a member of a quorum
@@ -87,6 +88,7 @@ class Task:
     needs_ended: int
     member_count: int
     members_open: int
+    input_bytes: int
     members: list[Task]
     attempts: list[Attempt]
     found: tuple[Found, ...] | None
@@ -111,6 +113,7 @@ class Task:
         self.needs_ended = 0
         self.member_count = -1
         self.members_open = 0
+        self.input_bytes = 0
         self.members = []
         self.attempts = []
         self.found = None

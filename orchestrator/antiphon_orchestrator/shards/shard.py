@@ -59,8 +59,8 @@ from .turn import (
 MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
 MAX_WORK = 0.010
-"""Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3), short enough for agents to work on what
-one turn gave them while the next is worked out. Timers have their own such bound."""
+"""Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3). What the last turn left has half of it,
+so that a run of 100,000 tasks keeps no others out. Timers have their own such bound."""
 
 MAX_WAITS = 256
 """Tasks for which a turn looks for a place in vain: they leave no records, by which it is bounded otherwise."""
@@ -158,27 +158,28 @@ class Shard:
 
     def take_turn(self, now: int, clock: Callable[[], float] = time.monotonic) -> Turn:
         """Works out what waits, within the bounds of a turn. `now`: microseconds since 1970."""
-        turn = Turn(now)
-        until = clock() + MAX_WORK
+        turn = Turn(now, clock, clock() + MAX_WORK / 2, MAX_BYTES // 2)
         if self._moving.waiting:
             self._moving.go_on(turn, self.runs)
-        self._go_on(turn, lambda: turn.size < MAX_BYTES and clock() < until - MAX_WORK / 2)
+        self._go_on(turn)
+        turn.until, turn.most = max(turn.until, clock()) + MAX_WORK / 2, MAX_BYTES
         taken = 0
-        while self.backlog.size and taken < FIRST_OF_BACKLOG and turn.size < MAX_BYTES and not turn.full:
+        while self.backlog.size and taken < FIRST_OF_BACKLOG and (turn.has_room() or not taken):
             taken += 1
             self._submit(turn, self.backlog.pop())
-        while self.inbox and taken < MAX_INPUTS and turn.size < MAX_BYTES and not turn.full and clock() < until:
+        while self.inbox and taken < MAX_INPUTS and not turn.full and turn.has_room():
             item = self.inbox.popleft()
             taken += 1
             self._handlers[type(item)](turn, item)
-        while self.backlog.size and taken < MAX_INPUTS and turn.size < MAX_BYTES and not turn.full and clock() < until:
+        while self.backlog.size and taken < MAX_INPUTS and not turn.full and turn.has_room():
             taken += 1
             self._submit(turn, self.backlog.pop())
         turn.inputs = taken
         # After the inbox: an outcome that waited in it was in time, however late this turn comes.
         if not self.timers_held:
+            turn.until = clock() + MAX_WORK / 2
             for _ in range(MAX_INPUTS):
-                if turn.size >= MAX_TIMER_BYTES or not (due := self.timers.pop_due(now, 1)):
+                if turn.size >= MAX_TIMER_BYTES or turn.late() or not (due := self.timers.pop_due(now, 1)):
                     break
                 self._on_time(turn, *due[0])
         return turn
@@ -188,23 +189,23 @@ class Shard:
         self.inbox.appendleft(item)
         turn.full = True
 
-    def _go_on(self, turn: Turn, room: Callable[[], bool]) -> None:
-        """Takes up what the last turn left, in half of its time, and one of each kind however slow it is."""
+    def _go_on(self, turn: Turn) -> None:
+        """Takes up what the last turn left, in half of a turn, and one of each kind however slow it is."""
         while self._looking:
             if (found := self._looking.go_on(self.runs)) is not None:
                 self._look_at(*found)
-            if not room():
+            if not turn.has_room():
                 break
         while self._unfinished:
             run_id = next(iter(self._unfinished))
             del self._unfinished[run_id]
             if (entry := self.runs.get(run_id)) is not None:
                 self._advance(turn, entry)
-            if not room():
+            if not turn.has_room():
                 break
         while self._to_place:
             self._place(turn, *self._to_place.popleft())
-            if not room():
+            if not turn.has_room():
                 break
 
     def _record(self, turn: Turn, entry: Entry, event: e.Event) -> None:
@@ -303,23 +304,23 @@ class Shard:
         self._advance(turn, entry)
 
     def _advance(self, turn: Turn, entry: Entry) -> None:
-        while True:
-            if turn.size >= MAX_BYTES:
-                self._unfinished[entry.run.run_id] = None
-                return
+        """At least one step."""
+        room = turn.size < turn.most
+        while room:
             events = decide.advance(entry.run, turn.now)
             if events:
                 first = events[0]
-                if type(first) is e.TaskReady and self._place_at_once(turn, entry, first):
-                    continue
-                for event in events:
-                    self._record(turn, entry, event)
+                if type(first) is not e.TaskReady or not self._place_at_once(turn, entry, first):
+                    for event in events:
+                        self._record(turn, entry, event)
             elif self._to_place and turn.waits < MAX_WAITS:
                 self._place(turn, *self._to_place.popleft())
             else:
                 if entry.run.plan.readers or entry.run.plan.output_reads:
                     self._read_context(turn, entry)
                 return
+            room = turn.has_room()
+        self._unfinished[entry.run.run_id] = None
 
     def _read_context(self, turn: Turn, entry: Entry) -> None:
         """Has shared context read for tasks whose expressions refer to it; they go on when it is found."""
@@ -349,7 +350,7 @@ class Shard:
         run = entry.run
         if task.state is not TaskState.READY or not decide.may_begin(run, task):
             return
-        if turn.size >= MAX_BYTES:
+        if turn.size >= turn.most:
             self._to_place.appendleft((entry, task))
             self._unfinished[run.run_id] = None
             return

@@ -58,9 +58,13 @@ class Gathered:
 
 @dataclass(slots=True)
 class Turn:
-    """What one turn decided and what has to happen once it is committed."""
+    """What one turn decided and what has to happen once it is committed. It has room until `clock` says `until`, and
+    for `most` bytes of records."""
 
     now: int
+    clock: Callable[[], float]
+    until: float
+    most: int
     records: list[bytes] = field(default_factory=list)
     size: int = 0
     inputs: int = 0
@@ -84,6 +88,14 @@ class Turn:
     """The run of which this turn copies a part to the head of the log."""
     audit: list[bytes] = field(default_factory=list)
     """Audit records of this turn, which are committed with its records."""
+
+    def late(self) -> bool:
+        """Whether its time is over."""
+        return self.clock() >= self.until
+
+    def has_room(self) -> bool:
+        """Whether more is to be worked out in it."""
+        return self.size < self.most and not self.late()
 
 
 class Outbox(Protocol):

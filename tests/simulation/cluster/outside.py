@@ -10,6 +10,7 @@ import random
 from types import ModuleType
 from typing import Any
 
+from antiphon_orchestrator.admission import evaluator
 from antiphon_orchestrator.api import errors
 from antiphon_orchestrator.cluster import gathering, membership, routing, steward
 from antiphon_orchestrator.mesh import tokens
@@ -24,7 +25,7 @@ from tests.simulation.cluster.loop import PROCESS, SimulatedLoop
 START = 1_700_000_000.0
 """When every world begins, in seconds since 1970."""
 
-_TIMED: tuple[ModuleType, ...] = (gathering, membership, routing, host, fleet)
+_TIMED: tuple[ModuleType, ...] = (evaluator, gathering, membership, routing, host, fleet)
 _RANDOM: tuple[ModuleType, ...] = (errors, steward, submit, archiver, host, log, upstream, fleet)
 _SECRET: tuple[ModuleType, ...] = (tokens, log, node)
 

@@ -127,6 +127,20 @@ def test_a_fan_out_gives_each_item_its_input_in_chunks() -> None:
     assert made.members(0, view, 6, 10) == (5, [])
 
 
+def test_a_chunk_is_short_where_inputs_take_long_to_make() -> None:
+    slow = graph(task("a", for_each="input.xs", input='"${input.l.map(x, x + item).size()}"'))
+    made = evaluator(slow)
+    view = RunView(payload({"xs": list(range(50)), "l": list(range(1500))}))
+    first = 1
+    chunks = []
+    while first <= 50:
+        count, inputs = made.members(0, view, first, 100)
+        assert count == 50 and [value_of(one) for one in inputs] == [1500] * len(inputs)
+        chunks.append(len(inputs))
+        first += len(inputs)
+    assert sum(chunks) == 50 and max(chunks) < 50
+
+
 def test_all_chunks_see_the_list_of_the_first() -> None:
     definition = graph(task("a"), task("b", for_each="tasks.a.output == null ? [1, 2, 3] : [9]"))
     made = evaluator(definition)

@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 from antiphon.v1 import run_pb2
-from antiphon_orchestrator.engine import steer
+from antiphon_orchestrator.engine import decide, steer
 from antiphon_orchestrator.engine.events import Event
 from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure
@@ -221,8 +222,8 @@ def test_a_decision_is_made_of_what_it_says() -> None:
 def test_a_large_run_is_held_let_go_on_and_taken_over_in_turns_between_which_others_are_heard() -> None:
     rig, large = Rig(), plan(Node(members=5000))
     rig.tell(rig.submit("r1", large))
-    for kind, decide in (("pause", steer.pause), ("resume", steer.resume)):
-        rig.shard.inbox.append(wish("r1", kind, decide))
+    for kind, way in (("pause", steer.pause), ("resume", steer.resume)):
+        rig.shard.inbox.append(wish("r1", kind, way))
         rig.turn(ticking())
         rig.shard.inbox.append(rig.submit(f"beside {kind}", plan(Node(wait=SECOND))))
         turn = rig.turn(ticking())
@@ -294,3 +295,46 @@ def wish(run_id: str, kind: str, decide: Callable[[Run, str, str], list[Event]])
         return i.Steered(decide(run, CLIENT, ""), lambda run: None)
 
     return i.Steer(run_id, CLIENT, kind, "", {}, asked, lambda answer: None)
+
+
+def test_a_run_that_is_still_expanded_keeps_nobody_else_out() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance())
+    answers: list[object] = []
+    rig.shard.inbox.append(rig.submit("large", plan(Node(members=500, input=BIG, capability="nobody.does@1"))))
+    rig.turn()
+    rig.shard.inbox.append(rig.submit("small", plan(Node()), answers.append))
+    rig.turn()
+    assert answers and rig.offers == ["small/t0/0/1"]
+    rig.shard.inbox.append(i.Cancel("large", CLIENT, "enough", lambda run: None))
+    rig.turn()
+    assert rig.run("large").cancel is not None and len(rig.run("large").tasks[0].members) < 500
+
+
+def test_a_turn_ends_in_time_however_much_one_run_has_to_decide() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance(slots=200))
+    seconds = itertools.count(step=0.001)
+    rig.shard.inbox.append(rig.submit("r1", plan(*(Node(when=True) for _ in range(100)))))
+    rig.turn(lambda: next(seconds))
+    assert 0 < len(rig.offers) <= 10
+    slow = itertools.chain([0.0], itertools.repeat(1.0))
+    rig.shard.inbox.append(rig.submit("r2", plan(Node())))
+    rig.turn(lambda: next(slow))  # a step of the first run takes all the time there is, and the inbox has its own
+    assert "r2" in rig.shard.runs
+    while rig.shard.has_work(rig.now):
+        before = len(rig.offers)
+        rig.turn(lambda: next(seconds))
+        assert before < len(rig.offers) <= before + 10
+    assert len(rig.offers) == 101
+
+
+def test_the_inputs_of_a_fan_out_have_a_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decide, "MOST_INPUT_BYTES", 300 * len(BIG))
+    of = plan(Node(members=300, input=BIG), Node(members=301, input=BIG))
+    rig = Rig()
+    rig.tell(rig.submit("r1", of))
+    right, wrong = rig.run("r1").tasks
+    assert (right.state, wrong.state) == (TaskState.RUNNING, TaskState.FAILED)
+    assert wrong.failure is not None and "take more than" in wrong.failure.message
+    assert right.input_bytes == rig.recovered(lambda event: of).run("r1").tasks[0].input_bytes == 300 * len(BIG)
