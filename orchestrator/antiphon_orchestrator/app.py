@@ -216,6 +216,7 @@ class Orchestrator:
         if config.telemetry.tracing:
             tracing = Tracing(image, config.telemetry.tracing_endpoint)
         pace = Pace()
+        host.others = pace.let_in
         parts = Parts(
             image,
             certificate,

@@ -223,6 +223,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         async def unary(request: bytes, context: Context) -> Any:
             call = _call(method.path, method, context, request, parse)
             place: Place | None = None
+            self._pace.came()
             try:
                 who = self._admit(call)
                 place = self._place(call)

@@ -102,8 +102,8 @@ class _Seat:
 class Host:
     """The shards of one replica. `inbox_limit` bounds what submitters may queue in one shard: together, and each
     namespace its share of it by weight. `taken` is told each shard once it is rebuilt, `lost` each that was and is not
-    here any more; `heir` says which replica, but for some, is to try one that cannot be rebuilt here. `now`:
-    microseconds since 1970; what is due goes by it."""
+    here any more; `heir` says which replica, but for some, is to try one that cannot be rebuilt here; `others` waits
+    between two turns for what else wants the loop. `now`: microseconds since 1970; what is due goes by it."""
 
     def __init__(
         self,
@@ -143,6 +143,7 @@ class Host:
         self.taken: Callable[[int], None] = _nobody
         self.lost: Callable[[int], None] = _nobody
         self.heir: Callable[[int, Collection[str]], str | None] = _none
+        self.others: Callable[[], Awaitable[None]] = _no_others
 
     @property
     def shard_count(self) -> int:
@@ -446,6 +447,7 @@ class Host:
             seat.turn = None
             shard.release(turn, seq)
             await asyncio.sleep(0)  # what was released leaves before the next turn is worked out
+            await self.others()
             seat.room.set()  # who finds none after all waits on
             if seat.log.next_seq >= seat.trim_at:
                 await self._trim(seat)
@@ -579,6 +581,10 @@ async def _write_pages(seat: _Seat) -> bool:
 
 def _nobody(shard: int) -> None:
     """Nobody wants to know."""
+
+
+async def _no_others() -> None:
+    return
 
 
 def _none(shard: int, unable: Collection[str]) -> str | None:

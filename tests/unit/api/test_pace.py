@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from antiphon_orchestrator.api.pace import FREE, ROUNDS, SLICE, Pace
+from antiphon_orchestrator.api.pace import BETWEEN, FREE, ROUNDS, SLICE, Pace
 
 
 class Clock:
@@ -92,3 +92,43 @@ async def test_who_leaves_while_waiting_does_not_hold_up_the_others() -> None:
     first.cancel()
     async with asyncio.timeout(10):
         await second
+
+
+async def calls_let_in(pace: Pace, clock: Clock, every: int, many: int, seconds: float = 0.0) -> int:
+    """Calls that came in before a shard went on: `many`, each so many turns of the loop and seconds after the last."""
+    came = 0
+
+    async def calls() -> None:
+        nonlocal came
+        while came < many:
+            pace.came()
+            came += 1
+            clock.now += seconds
+            for _ in range(every):
+                await asyncio.sleep(0)
+
+    coming = asyncio.create_task(calls())
+    await asyncio.sleep(0)
+    await pace.let_in()
+    so_far = came
+    await coming
+    return so_far
+
+
+async def test_calls_are_let_in_between_two_turns_as_long_as_they_come() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    assert await calls_let_in(pace, clock, BETWEEN - 1, 40) == 40
+    assert await calls_let_in(pace, clock, 3 * BETWEEN, 40) == 1, "nobody is waited for who does not come"
+
+
+async def test_a_shard_waits_for_no_calls_where_none_came_and_never_for_long() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    over = asyncio.Event()
+    others = asyncio.create_task(turns_of_others(over))
+    await pace.let_in()
+    over.set()
+    assert await others == 0
+    let_in = await calls_let_in(pace, clock, BETWEEN - 1, 1000, SLICE / 4)
+    assert 2 <= let_in <= 10
