@@ -41,7 +41,8 @@ PATTERNS = {
     "multi_choice": Pattern({"mail": "mail", "call": None, "post": "post"}, {"by": ["mail", "post"]}),
     "first_of": Pattern("went on", steps=(("go_on", "SUCCEEDED", "signal", "elsewhere"),)),
     "n_of_m": Pattern("enough"),
-    "quorum": Pattern("all say 42"),
+    "quorum": Pattern("all say 42", 41),
+    "quorum_each": Pattern(["all say 2", "all say 3"], {"numbers": [1, 2]}),
     "hedge": Pattern("found"),
     "cache": Pattern([8, 8], {"number": 7}),
     "multi_instance": Pattern({"greet": ["hello Ada, 0", "hello Grace, 1"]}, {"names": ["Ada", "Grace"]}),
@@ -121,7 +122,7 @@ async def play(client: Client, name: str, pattern: Pattern) -> run_pb2.Run:
     return await client.wait(run_id)
 
 
-REGISTERED = ("sequence", "recursion")
+REGISTERED = ("sequence", "recursion", "quorum")
 """Graphs that others run by their names."""
 
 

@@ -292,7 +292,7 @@ class _Compiler:
         shape = "for_each" if task.for_each else "until" if task.HasField("until") else ""
         for name in several:
             if shape:
-                message = f"a task is a {name} or has {shape}; put one of them into a task of its own"
+                message = f"a task is a {name} or has {shape}; let its members run a graph that has the {name}"
                 self._mistake(f"{path}.{name}", Code.VALUE, message)
             if task.at_most_once:
                 message = f"at_most_once gives work to one agent, a {name} to several"

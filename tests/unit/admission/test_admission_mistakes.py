@@ -142,7 +142,11 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
             ("tasks[0].hedge", "value", "at_most_once gives work to one agent, a hedge to several"),
             ("tasks[0].hedge", "value", "a quorum waits for several answers anyway; leave hedge out"),
             ("tasks[0].quorum.agree", "value", "asks for 4 answers of 3"),
-            ("tasks[1].quorum", "value", "a task is a quorum or has for_each; put one of them into a task of its own"),
+            (
+                "tasks[1].quorum",
+                "value",
+                "a task is a quorum or has for_each; let its members run a graph that has the quorum",
+            ),
             (
                 "tasks[2].compensate",
                 "value",
@@ -158,7 +162,11 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
                 "value",
                 "is for pure capabilities, which leave nothing to undo; leave cache or compensate out",
             ),
-            ("tasks[3].quorum", "value", "a task is a quorum or has until; put one of them into a task of its own"),
+            (
+                "tasks[3].quorum",
+                "value",
+                "a task is a quorum or has until; let its members run a graph that has the quorum",
+            ),
             ("tasks[4].input", "unknown_reference", "other exists only in the condition of a quorum"),
             (
                 "tasks[4].quorum.condition",
@@ -174,7 +182,11 @@ BROKEN: dict[str, tuple[Graph, Found]] = {
     "a hedge with what it rules out": (
         graph(task("a", hedge=HEDGE, for_each="[1]"), GraphTask(id="b", wait=Wait(signal="go"), hedge=HEDGE)),
         [
-            ("tasks[0].hedge", "value", "a task is a hedge or has for_each; put one of them into a task of its own"),
+            (
+                "tasks[0].hedge",
+                "value",
+                "a task is a hedge or has for_each; let its members run a graph that has the hedge",
+            ),
             ("tasks[1].hedge", "value", "a task that waits has no hedge"),
         ],
     ),
