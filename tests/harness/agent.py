@@ -27,7 +27,9 @@ from antiphon import (
     TaskContext,
     TransientFailure,
 )
+from antiphon.v1 import graph_pb2
 from antiphon.v1.payload_pb2 import Label
+from google.protobuf.json_format import ParseDict
 
 from tests.harness.journal import Entry, Journal
 
@@ -88,6 +90,12 @@ async def double(value: int, ctx: TaskContext) -> int:
 @offers("work.claim", output_schema={"type": "integer"})
 async def claim(value: Any, ctx: TaskContext) -> Any:
     """Promises an integer and answers whatever it is given."""
+    return value
+
+
+@offers("work.narrow", input_schema={"type": "object", "properties": {"name": {}}})
+async def narrow(value: dict[str, Any], ctx: TaskContext) -> dict[str, Any]:
+    """Declares one field of its input, and answers with what it got."""
     return value
 
 
@@ -231,6 +239,12 @@ async def plan(steps: list[dict[str, Any]], ctx: TaskContext) -> Any:
         retry = [Retry(["LOST", "TRANSIENT"], max_attempts=step["tries"])] if "tries" in step else []
         graph.task(step["id"], step["capability"], input=step.get("input"), needs=step.get("needs", ()), retry=retry)
     return Subgraph(graph, {"by": ctx.attempt_id})
+
+
+@offers("work.write")
+async def write(graph: dict[str, Any], ctx: TaskContext) -> Any:
+    """Answers with the graph that it is given in protobuf's JSON, whatever is in it."""
+    return Subgraph(ParseDict(graph, graph_pb2.Graph()))
 
 
 if __name__ == "__main__":

@@ -191,6 +191,15 @@ async def test_an_agent_that_breaks_the_protocol_hurts_only_itself(client: Clien
     assert await works(client)
 
 
+async def test_an_input_with_a_name_that_no_message_can_hold_is_worked_on_like_any_other(client: Client) -> None:
+    given = payload_pb2.Payload(inline=rb'{"name": "A", "\ud800": 1}')
+    run = await client.submit(one_task("work.narrow@1", ref("input")), given, wait=True)
+    assert output_of(run) == {"t": {"name": "A"}}
+    (attempt,) = [made async for made in client.list_attempts(run.run_id, "t")]
+    assert [part.pointer for part in attempt.decision.withheld] == ["/\\ud800"]
+    assert await works(client)
+
+
 async def test_an_agent_that_talks_nonsense_is_told_why_and_cut_off(client: Client, mesh: Mesh) -> None:
     sidecar = mesh.sidecar("nonsense", command=("sleep", "1000"), granted=("nonsense",))
     path = sidecar.run_folder / "nonsense.sock"

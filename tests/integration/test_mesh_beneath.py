@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from antiphon import Client, Graph, output_of, ref
-from antiphon.v1 import failure_pb2, run_pb2
+import pytest
+from antiphon import Client, Graph, GraphInvalid, output_of, ref
+from antiphon.v1 import failure_pb2, graph_pb2, run_pb2
+from google.protobuf.json_format import ParseDict
 
 from tests.harness import Mesh, eventually, journal_of
 
@@ -79,6 +81,29 @@ async def test_a_graph_with_mistakes_is_a_failure_that_names_each(client: Client
     assert "tasks[0].id: " in run.failure.message, (
         "rules of fields hurt the attempt alone, not the stream of its sidecar"
     )
+
+
+NESTED = "input"
+for _ in range(20):
+    NESTED = f"[1].map(x, {NESTED})"
+
+
+async def test_no_graph_that_an_agent_answers_ends_the_orchestrator(client: Client, mesh: Mesh) -> None:
+    graph = Graph("one")
+    graph.task("t", "work.write@1", input=ref("input"))
+    for hostile, said in (
+        ({"forEach": NESTED}, "tasks[0].for_each: is nested too deeply"),
+        ({"input": "\"${'\\ud800'}\""}, "tasks[0].input: ${'\\ud800'} holds half of a surrogate pair"),
+        ({"input": '{"\\ud800": "${"}'}, "tasks[0].input: /\\ud800: the ${ at character 1 has no closing }"),
+    ):
+        steps = {"name": "steps", "tasks": [{"id": "a", "capability": "work.echo@1", **hostile}]}
+        run = await client.submit(graph, steps, wait=True)
+        assert run.failure.code == "GRAPH_INVALID" and said in run.failure.message
+        inline = ParseDict(steps, graph_pb2.Graph())
+        with pytest.raises(GraphInvalid) as refused:
+            await client.submit(inline)
+        assert said in str(refused.value)
+    assert mesh.orchestrator.alive
 
 
 async def test_a_graph_that_nobody_registered_fails_its_task(client: Client) -> None:

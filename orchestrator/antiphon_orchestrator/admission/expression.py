@@ -2,8 +2,9 @@
 
 cel_expr_python is hidden behind `Expression` for these reasons: its run-time errors come back as values that are true
 in Python, so the type of every result is checked; it converts whatever is bound, so only the parts that an expression
-refers to are bound; it cuts texts at a NUL, so these are refused; and it has no memory limit, and its map and filter
-copy their result for every item, so an evaluation whose result could grow too large is refused before it starts.
+refers to are bound; it cuts texts at a NUL, and takes none with half a surrogate pair, so these are refused; and it has
+no memory limit, and its map and filter copy their result for every item, so an evaluation whose result could grow too
+large is refused before it starts.
 
 A plain chain of selections, the usual case, is answered without CEL and with the same result. The one difference is
 that what CEL cannot hold, integers beyond 64 bits and texts with a NUL or half a surrogate pair, passes unharmed.
@@ -21,11 +22,12 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from .mistakes import Code, did_you_mean
 from .syntax import ROOTS, Facts, Path, facts_of
-from .values import Unusable
+from .values import HALF_PAIR, Unusable, in_utf8
 
 MAX_LENGTH = 4096
 MAX_BOUND_BYTES = 1024 * 1024
@@ -108,12 +110,17 @@ class Expression:
             raise ExpressionInvalid([Problem(Code.EXPRESSION, f"is longer than {MAX_LENGTH} characters")])
         if "\0" in text:
             raise ExpressionInvalid([Problem(Code.EXPRESSION, "holds a NUL character")])
+        if in_utf8(text) != text:
+            raise ExpressionInvalid([Problem(Code.EXPRESSION, HALF_PAIR)])
         try:
             self._program = _environment()[0].compile(text)
             self.result: str = self._program.return_type().name()
+            self._facts: Facts = facts_of(self._program.serialize())
         except RuntimeError as error:
             raise ExpressionInvalid(_problems(str(error))) from None
-        self._facts: Facts = facts_of(self._program.serialize())
+        except DecodeError:  # protobuf reads no tree that is deeper than 100, and a macro makes several levels
+            message = "is nested too deeply: macros such as map and exists, one inside the other"
+            raise ExpressionInvalid([Problem(Code.EXPRESSION, message)]) from None
         self.text = text
         self.pure = self._facts.pure
         # Of a plain chain: its source, and the places in it of what is selected from that.

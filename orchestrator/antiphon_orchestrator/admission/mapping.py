@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from .expression import Expression, ExpressionInvalid, Lookup, Problem, origins_of, source_of
 from .mistakes import Code
 from .syntax import Path
-from .values import MAX_INLINE_BYTES, Unusable, decode_json, encode_json, inline_bytes
+from .values import MAX_INLINE_BYTES, Unusable, decode_json, encode_json, in_utf8, inline_bytes
 
 MAX_EXPRESSIONS = 256
 _OPENING = re.compile(r"\$\$\{|\$\{")
@@ -191,7 +191,7 @@ class _Builder:
             return None
 
     def _problem(self, code: Code, pointer: str, message: str) -> None:
-        self.problems.append(Problem(code, f"{pointer}: {message}" if pointer else message))
+        self.problems.append(Problem(code, in_utf8(f"{pointer}: {message}" if pointer else message)))
 
 
 def _closing(text: str, position: int) -> int | None:

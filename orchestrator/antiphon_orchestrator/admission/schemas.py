@@ -17,7 +17,7 @@ from antiphon.v1.payload_pb2 import FieldLabels, Label, Payload
 from .expression import kind_of
 from .extent import NotMeasured, measure
 from .fields import Fields, LabelsInvalid, Pointer, pointer_of, steps_of, strike_out
-from .values import Known, Unusable, Values, decode_json, encode_json, inline_bytes
+from .values import Known, Unusable, Values, decode_json, encode_json, in_utf8, inline_bytes
 
 _PATTERNS = jsonschema_rs.RegexOptions(size_limit=1024 * 1024, dfa_size_limit=1024 * 1024)
 _OUTSIDE = re.compile(r"Resource '(.*?)' is not present in a registry")
@@ -73,7 +73,7 @@ def compile_schema(text: str) -> Any:
         measure(schema)
         Fields(schema)
     except (NotMeasured, LabelsInvalid) as unknown:
-        raise SchemaInvalid(f"is not a JSON Schema: {unknown}") from None
+        raise SchemaInvalid(in_utf8(f"is not a JSON Schema: {unknown}")) from None
     try:
         return jsonschema_rs.Draft202012Validator(
             schema, retriever=_refuse, pattern_options=_PATTERNS, validate_formats=False, mask="the value"
@@ -157,7 +157,8 @@ class SchemaSet:
             fresh = [Label(key=key, asserted_by=BY_SCHEMA) for key in keys if (pointer, key) not in present]
             if not fresh:
                 continue
-            if pointer and len(pointer) <= 512 and len(message.field_labels) < MOST_FIELD_LABELS:
+            told = len(pointer) <= 512 and in_utf8(pointer) == pointer
+            if pointer and told and len(message.field_labels) < MOST_FIELD_LABELS:
                 message.field_labels.append(FieldLabels(pointer=pointer, labels=fresh))
             else:  # the whole is as sensitive as its parts
                 whole = {label.key for label in message.labels}
@@ -197,7 +198,7 @@ class SchemaSet:
         value, struck = strike_out(value, pointers)
         if not left_out and not struck:
             return None
-        withheld = [(pointer_of(one), BY_SCHEMA) for one in left_out] + [(pointer_of(one), reason) for one in struck]
+        withheld = [(one, BY_SCHEMA) for one in left_out] + [(one, reason) for one in struck]
         message = Payload()
         if payload:
             message.ParseFromString(payload)
@@ -206,7 +207,8 @@ class SchemaSet:
         kept = [part for part in message.field_labels if not _inside(steps_of(part.pointer), gone)]
         del message.field_labels[:]
         message.field_labels.extend(kept)
-        return Reduced(message.SerializeToString(), tuple(withheld[:WITHHELD_NAMED]), len(withheld))
+        named = tuple((in_utf8(pointer_of(one)), why) for one, why in withheld[:WITHHELD_NAMED])
+        return Reduced(message.SerializeToString(), named, len(withheld))
 
     def _labelled(self, message: Payload | None, fields: Fields, value: object, keys: set[str]) -> list[Pointer]:
         """The parts that carry one of the labels, by the payload or by the schema."""

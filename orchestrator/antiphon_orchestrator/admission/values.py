@@ -72,12 +72,20 @@ def encode_json(value: object) -> str:
         raise Unusable("holds a number that JSON has no form for") from None
 
 
+HALF_PAIR = "holds half of a surrogate pair, which UTF-8 has no form for"
+
+
+def in_utf8(text: str) -> str:
+    """A text as messages and records can hold it: half of a surrogate pair, which JSON can spell, as its escape."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 def inline_bytes(text: str) -> bytes:
     """JSON text as the inline content of a payload. Raises Unusable when it is too large or no Unicode."""
     try:
         data = text.encode() if len(text) <= MAX_INLINE_BYTES else b""
     except UnicodeEncodeError:
-        raise Unusable("holds half of a surrogate pair, which UTF-8 has no form for") from None
+        raise Unusable(HALF_PAIR) from None
     if not data or len(data) > MAX_INLINE_BYTES:
         raise Unusable(f"is larger than {MAX_INLINE_BYTES} bytes")
     return data

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from antiphon.v1.error_pb2 import ErrorReason
 from google.protobuf.message import Message
 
+from ..admission import in_utf8
 from .errors import ApiError
 
 Position = Sequence[str | int]
@@ -40,10 +41,14 @@ def decode_token(request: Message, *kinds: type[str] | type[int]) -> list[str | 
     except (ValueError, TypeError, RecursionError):
         digest, position = None, []
     sound = digest == _digest(request) and [type(part) for part in position] == list(kinds)
-    # What is beyond comes from nobody but a forger, and no database takes it.
-    if not sound or any(isinstance(part, int) and not 0 <= part + 1 <= _MOST for part in position):
+    # What is beyond comes from nobody but a forger, and no database takes it; nor half a surrogate pair.
+    if not sound or not all(map(_storable, position)):
         raise ApiError(ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID)
     return list(position)
+
+
+def _storable(part: str | int) -> bool:
+    return 0 <= part + 1 <= _MOST if isinstance(part, int) else in_utf8(part) == part
 
 
 def _digest(request: Message) -> str:

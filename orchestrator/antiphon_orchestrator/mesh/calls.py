@@ -138,15 +138,17 @@ class Calls:
         graph = graph_pb2.Graph()
         try:
             graph.ParseFromString(data)
+            broken = self._broken(graph)
+            if broken:
+                return graph, _unfit([f"{violation.field}: {violation.message}" for violation in broken])
+            return graph, await self._catalog.answered(graph)
         except DecodeError:
             return graph, _unfit(["it is no graph"])
-        broken = self._broken(graph)
-        if broken:
-            return graph, _unfit([f"{violation.field}: {violation.message}" for violation in broken])
-        try:
-            return graph, await self._catalog.answered(graph)
         except GraphInvalid as error:
             return graph, _unfit([f"{mistake.field}: {mistake.message}" for mistake in error.mistakes])
+        except Exception as error:  # a bug hurts this attempt alone: its agent would end each life of the process
+            log.error("graph_not_compiled", exc_info=error)
+            return graph, _unfit([f"it cannot be compiled: {type(error).__name__}: {str(error)[:200]}"])
 
     def _queue_late(
         self,

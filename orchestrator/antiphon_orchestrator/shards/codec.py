@@ -13,6 +13,7 @@ from typing import Any
 from antiphon.store.v1 import journal_pb2 as journal
 from antiphon.v1 import failure_pb2
 
+from ..admission import in_utf8
 from ..engine import events as e
 from ..engine.failure import Failure, FailureKind
 from ..engine.run import Attempt, Child, Run, Signal, Task, recount
@@ -49,7 +50,7 @@ def put_failure(target: failure_pb2.Failure, failure: Failure | None) -> None:
     if failure is None:
         return
     target.kind = failure.kind.value  # type: ignore[assignment]
-    target.message = failure.message[:4096]
+    target.message = in_utf8(failure.message[:4096])
     target.code = failure.code
     target.retryable = failure.retryable
     target.cause = failure.cause[:16384]

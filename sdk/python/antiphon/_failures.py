@@ -107,16 +107,16 @@ def failure_of(error: BaseException) -> pb.Failure:
         cause = error.__cause__
         return pb.Failure(
             kind=error.kind,
-            message=error.message[:_MESSAGE],
-            code=error.code[:_CODE],
+            message=_in_utf8(error.message)[:_MESSAGE],
+            code=_in_utf8(error.code)[:_CODE],
             retryable=error.retryable,
-            field=error.field[:_FIELD],
+            field=_in_utf8(error.field)[:_FIELD],
             cause=_trace(cause) if cause is not None else "",
         )
     name = type(error).__name__
     return pb.Failure(
         kind=pb.FAILURE_KIND_TRANSIENT,
-        message=(f"{name}: {error}" if str(error) else name)[:_MESSAGE],
+        message=_in_utf8(f"{name}: {error}" if str(error) else name)[:_MESSAGE],
         retryable=True,
         cause=_trace(error),
     )
@@ -124,4 +124,9 @@ def failure_of(error: BaseException) -> pb.Failure:
 
 def _trace(error: BaseException) -> str:
     # The end of a traceback says most; a long one loses its beginning.
-    return "".join(traceback.format_exception(error))[-_CAUSE:]
+    return _in_utf8("".join(traceback.format_exception(error)))[-_CAUSE:]
+
+
+def _in_utf8(text: str) -> str:
+    # A text that an input brought may hold half of a surrogate pair, which no message takes.
+    return text.encode(errors="backslashreplace").decode()

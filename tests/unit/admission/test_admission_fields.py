@@ -167,6 +167,15 @@ def test_a_label_that_the_schema_declares_withholds_too() -> None:
     assert [pointer for pointer, _ in found[1].withheld] == ["/people/0/phone", "/people/1/phone"]
 
 
+def test_a_field_whose_name_no_message_can_hold_is_withheld_and_labelled_all_the_same() -> None:
+    found = reduced(PERSON, payload({"name": "A", "\ud800": 1}))
+    assert found is not None and found[0] == {"name": "A"}
+    assert found[1].withheld == (("/\\ud800", "schema"),)
+    text = json.dumps(obj(name={}) | {"additionalProperties": {"x-antiphon-labels": ["pii"]}})
+    labelled = SchemaSet(Values()).label(text, payload({"name": "A", "\ud800": 1}).SerializeToString())
+    assert [label.key for label in Payload.FromString(labelled).labels] == ["pii"]
+
+
 def test_the_record_names_so_many_and_counts_the_rest() -> None:
     found = reduced(PERSON, payload({"name": "A", **{f"x{n}": n for n in range(500)}}))
     assert found is not None and found[0] == {"name": "A"}

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from admission_views import RunView, graph, task
+from antiphon.v1.graph_service_pb2 import GraphMistake
 from antiphon.v1.payload_pb2 import Payload
 from antiphon_orchestrator.admission import GraphInvalid, compile_graph
 from antiphon_orchestrator.admission.compile import MOST_MISTAKES
@@ -33,6 +34,48 @@ def test_a_value_that_cannot_come_back_from_cel_fails_the_task(text: str, given:
 def test_a_map_with_a_key_that_cel_has_no_type_for_is_a_mistake_of_the_graph() -> None:
     with pytest.raises(GraphInvalid, match="map key"):
         compile_graph(graph(task("a", input='"${{1.5: 2}}"')))
+
+
+def test_macros_nested_deeper_than_their_tree_can_be_read_are_a_mistake_of_the_graph() -> None:
+    def nested(depth: int) -> str:
+        return f"[1].map(x, {nested(depth - 1)})" if depth else "input"
+
+    compile_graph(graph(task("a", when=f"{nested(15)} == []")))
+    with pytest.raises(GraphInvalid, match=r"tasks\[0\]\.when: is nested too deeply"):
+        compile_graph(graph(task("a", when=f"{nested(20)} == []")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'''"${'\ud800'}"''',
+        r"""{"\ud800": "${"}""",
+        r"""{"a": "${ \udfff }"}""",
+        r'''"${input['\ud800']}"''',
+        r"""{"\ud800": 1, "\ud800": 2}""",
+        r"""{"${\ud800": 1}""",
+    ],
+)
+def test_a_mistake_about_half_a_surrogate_pair_can_be_told(text: str) -> None:
+    with pytest.raises(GraphInvalid) as refused:
+        compile_graph(graph(task("a", input=text)))
+    for mistake in refused.value.mistakes:
+        assert "ud800" in mistake.message or "udfff" in mistake.message
+        GraphMistake(field=mistake.field, message=mistake.message)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        r"""{"$ref": "\ud800"}""",
+        r"""{"properties": {"\ud800": {"x-antiphon-labels": 4}}}""",
+        r"""{"properties": {"\ud800": {"type": "none"}}}""",
+    ],
+)
+def test_so_can_one_of_a_schema(schema: str) -> None:
+    with pytest.raises(GraphInvalid) as refused:
+        compile_graph(graph(task("a"), input_schema=schema))
+    GraphMistake(field="input_schema", message=refused.value.mistakes[0].message)
 
 
 def test_an_exception_of_any_kind_fails_the_task(monkeypatch: pytest.MonkeyPatch) -> None:

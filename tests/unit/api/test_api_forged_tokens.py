@@ -46,6 +46,13 @@ def test_a_forged_position_is_one_that_could_be_or_is_refused(parts: Any) -> Non
         assert position is not None and all(type(part) is int and -1 <= part < 1 << 63 for part in position)
 
 
+def test_a_forged_text_that_no_message_and_no_key_can_hold_is_refused() -> None:
+    request = api.ListTasksRequest(run_id="r")
+    request.page_token = forged(["\ud800"], paging._digest(request))
+    with pytest.raises(ApiError):
+        paging.decode_token(request, str)
+
+
 @given(st.text(max_size=50) | st.binary(max_size=50).map(lambda data: urlsafe_b64encode(data).decode()))
 def test_any_other_text_is_refused(token: str) -> None:
     request = api.ListTasksRequest(run_id="r", page_token=token)

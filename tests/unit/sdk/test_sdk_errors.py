@@ -108,6 +108,9 @@ def test_failures_are_cut_to_the_limits_of_the_contract() -> None:
     assert (len(made.message), len(made.code), len(made.field)) == (4096, 128, 1024)
     assert len(failure_of(RuntimeError("x" * 99_999)).cause) == 16384
     assert failure_of(RuntimeError()).message == "RuntimeError"
+    made = failure_of(antiphon.PermanentFailure("no \ud800", "C\udfff", field="/\ud800"))
+    assert (made.message, made.code, made.field) == ("no \\ud800", "C\\udfff", "/\\ud800")
+    assert failure_of(ValueError("no \ud800")).message == "ValueError: no \\ud800"
     try:
         raise antiphon.TransientFailure("later") from OSError("disk")
     except antiphon.TransientFailure as error:
