@@ -457,6 +457,30 @@ async def test_an_entry_that_is_not_there_fails_the_task_that_reads_it(client: C
         output_of(await client.submit(graph, wait=True, timeout=timedelta(seconds=30)))
 
 
+async def test_a_task_that_is_tried_again_reads_what_is_there_by_then(client: Client, mesh: Mesh) -> None:
+    graph = Graph("reads-again", output="${tasks.absent.output}")
+    graph.task("absent", "team.plain@1", input="${context.namespace.again}", on_failure="escalate")
+    entries = [f"context.namespace.again{number}" for number in range(5)]
+    for entry in entries:
+        await client.put_entry(entry.rpartition(".")[2], "x" * 60_000)
+    large = " && ".join(f"size({entry}) > 0" for entry in entries)
+    graph.task("large", "team.plain@1", when=large, on_failure="escalate")
+    run = await client.submit(graph)
+
+    async def asked() -> bool:
+        return (await client.get_run(run.run_id)).totals.escalated == 2
+
+    await eventually(asked)
+    told = (await client.get_task(run.run_id, "large")).failure.message
+    assert told == "its expressions read 300030 bytes of shared context; 262144 is the most"
+    await client.put_entry("again", 7)
+    await client.put_entry("again0", "small")
+    async with mesh.operator() as operator:
+        for task in ("absent", "large"):
+            await operator.retry(run.run_id, task)
+    assert output_of(await client.wait(run.run_id, timeout=timedelta(seconds=30))) == 7
+
+
 async def test_expressions_read_with_the_rights_of_the_runs_principal(client: Client) -> None:
     await client.put_entry("hidden", 1, labels=["restricted"])
     graph = Graph("reads-hidden")

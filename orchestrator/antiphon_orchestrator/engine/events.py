@@ -311,12 +311,14 @@ class TaskCancelRequested:
 
 @dataclass(slots=True)
 class TaskReopened:
-    """A caller's wish that a task which has failed is taken up again, and with it what was skipped because of it."""
+    """A caller's wish that a task which has failed is taken up again, and with it what was skipped because of it.
+    `reads_anew`: what begins anew has shared context read again; false in records from before it did."""
 
     task: int
     member: int
     principal: str
     reason: str
+    reads_anew: bool = True
 
 
 @dataclass(slots=True)

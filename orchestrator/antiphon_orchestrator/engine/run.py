@@ -497,24 +497,26 @@ def _task_reopened(run: Run, event: TaskReopened, now: int) -> None:
             if member.state is TaskState.FAILED or member.state is TaskState.CANCELLED:
                 _take_up(member, now)
     else:
-        _reopen(task)
+        _reopen(task, event.reads_anew)
     waiting = [] if task.member else [task]
     while waiting:
         for index in waiting.pop().plan.dependents:
             dependent = run.tasks[index]
             if dependent.state is TaskState.SKIPPED:
-                _reopen(dependent)
+                _reopen(dependent, event.reads_anew)
                 waiting.append(dependent)
     recount(run)
 
 
-def _reopen(node: Task) -> None:
+def _reopen(node: Task, reads_anew: bool) -> None:
     """Back to where its needs are looked at."""
     _move(node, TaskTrigger.REOPENED)
     _forget_end(node)
     node.ready_time = 0
     node.input = b""
     node.member_count = -1
+    if reads_anew:
+        node.found = None
 
 
 def _take_up(member: Task, now: int) -> None:

@@ -324,6 +324,7 @@ def _task_cancel(record: journal.Record, event: e.TaskCancelRequested) -> None:
 def _reopened(record: journal.Record, event: e.TaskReopened) -> None:
     m = record.task_reopened
     m.task, m.member, m.principal, m.reason = event.task, event.member, event.principal, event.reason
+    m.reads_anew = event.reads_anew
 
 
 def _escalated(record: journal.Record, event: e.TaskEscalated) -> None:
@@ -395,7 +396,7 @@ _DECODERS: dict[str, Callable[[Any], e.Event]] = {
     "run_paused": lambda m: e.RunPaused(m.principal, m.reason),
     "run_resumed": lambda m: e.RunResumed(m.principal, m.reason),
     "task_cancel_requested": lambda m: e.TaskCancelRequested(m.task, m.principal, m.reason),
-    "task_reopened": lambda m: e.TaskReopened(m.task, m.member, m.principal, m.reason),
+    "task_reopened": lambda m: e.TaskReopened(m.task, m.member, m.principal, m.reason, m.reads_anew),
     "task_escalated": lambda m: e.TaskEscalated(m.task, m.member, get_failure(m.failure)),
     "task_quarantined": lambda m: e.TaskQuarantined(m.task, m.member, get_failure(m.failure)),
     "run_unwinding": lambda m: e.RunUnwinding(get_failure(m.failure)),

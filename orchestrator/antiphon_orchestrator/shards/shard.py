@@ -600,6 +600,7 @@ class Shard:
                 self._put_back(turn, item)
                 return
             task, found = item.found.pop()
+            (entry.reading or set()).discard(task)
             self._follow(turn, entry, decide.read(entry.run, task, found))
 
     def _archived(self, turn: Turn, item: i.Archived) -> None:

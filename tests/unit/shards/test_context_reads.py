@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import pytest
 from antiphon.store.v1 import journal_pb2
-from antiphon_orchestrator.engine.events import OUTPUT, Found
+from antiphon_orchestrator.engine import decide, steer
+from antiphon_orchestrator.engine.decide import Outcome
+from antiphon_orchestrator.engine.events import OUTPUT, Found, TaskReopened
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
-from antiphon_orchestrator.engine.run import Run
+from antiphon_orchestrator.engine.plan import OnFailure
+from antiphon_orchestrator.engine.run import Run, apply
+from antiphon_orchestrator.engine.states import AttemptState
 from antiphon_orchestrator.runs import views
 from antiphon_orchestrator.shards import codec
 from antiphon_orchestrator.shards import inputs as i
 from shard_rig import Rig, instance
 
-from tests.fakes.plans import Node, payload, plan
+from tests.fakes.plans import CLIENT, Node, payload, plan
 
 CHAIN = plan(Node(), Node((0,), reads=("a", "b")))
 
@@ -96,6 +100,71 @@ def test_what_cannot_be_read_fails_the_task_with_the_reason() -> None:
     run = rig.run("r1")
     assert (rig.states("r1"), run.state.name) == (["SUCCEEDED", "FAILED"], "FAILED")
     assert run.failure is not None and (run.failure.kind, run.failure.message) == (FailureKind.POLICY, "task t1: no")
+
+
+def retry(run_id: str, task: int) -> i.Steer:
+    def wish(run: Run, now: int) -> i.Steered:
+        return i.Steered(steer.retry_task(run, run.tasks[task], None, CLIENT, "mended"), lambda run: run.event_seq)
+
+    return i.Steer(run_id, CLIENT, "retry", "mended", {}, wish, lambda answer: None)
+
+
+ESCALATES = Node(reads=("a",), on_failure=OnFailure.ESCALATE)
+
+
+def test_a_task_that_is_tried_again_reads_again_what_could_not_be_read() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance())
+    rig.tell(rig.submit("r1", plan(ESCALATES)))
+    for times in (1, 2):
+        rig.tell(i.ContextFound("r1", [(0, Failure(FailureKind.PERMANENT, "too large", retryable=False))]))
+        assert (rig.states("r1"), rig.reads) == (["ESCALATED"], [("r1", [0])] * times)
+        rig.tell(retry("r1", 0))
+    assert rig.reads == [("r1", [0])] * 3
+    rig.tell(i.ContextFound("r1", [(0, found())]))
+    assert rig.run("r1").tasks[0].input == payload("it") and rig.offers == ["r1/t0/0/1"]
+
+
+def test_it_sees_what_shared_context_holds_by_then_and_so_does_a_new_owner() -> None:
+    of = plan(ESCALATES)
+    rig = Rig()
+    rig.fleet.attach(instance())
+    rig.tell(rig.submit("r1", of), i.ContextFound("r1", [(0, found("old"))]))
+    rig.tell(rig.report("r1/t0/0/1", Outcome(AttemptState.FAILED, failure=Failure(FailureKind.PERMANENT, "no"))))
+    rig.tell(retry("r1", 0))
+    assert rig.states("r1") == ["PENDING"] and rig.reads == [("r1", [0])] * 2
+    other = rig.recovered(lambda submitted: of)
+    other.tell()
+    assert other.reads == [("r1", [0])]
+    rig.tell(i.ContextFound("r1", [(0, found("new", 9))]))
+    assert rig.run("r1").tasks[0].input == payload("new")
+    assert rig.recovered(lambda submitted: of).run("r1").tasks[0].found == found("new", 9)
+
+
+def test_an_answer_for_a_task_that_no_longer_waits_does_not_keep_it_from_reading_later() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance())
+    rig.tell(rig.submit("r1", plan(Node(on_failure=OnFailure.CONTINUE), Node((0,), reads=("a",)))))
+    trouble = Outcome(AttemptState.FAILED, failure=Failure(FailureKind.PERMANENT, "no", retryable=False))
+    rig.tell(rig.report("r1/t0/0/1", trouble))
+    assert rig.reads == [("r1", [1])]
+    rig.tell(retry("r1", 0), i.ContextFound("r1", [(1, found())]))
+    assert rig.states("r1") == ["RUNNING", "PENDING"]
+    rig.tell(rig.report("r1/t0/0/2"))
+    assert rig.reads == [("r1", [1])] * 2
+    rig.tell(i.ContextFound("r1", [(1, found("new"))]))
+    assert rig.run("r1").tasks[1].input == payload("new")
+
+
+def test_a_record_from_before_what_was_read_was_forgotten_keeps_it() -> None:
+    rig = Rig()
+    rig.tell(rig.submit("r1", plan(ESCALATES)), i.ContextFound("r1", [(0, found())]))
+    run = rig.run("r1")
+    apply(run, decide.fail_task(run.tasks[0], Failure(FailureKind.PERMANENT, "no"))[0], 0)
+    raw = journal_pb2.Record.FromString(codec.encode("r1", run.event_seq, 0, TaskReopened(0, 0, CLIENT, "mended")))
+    raw.task_reopened.ClearField("reads_anew")
+    apply(run, codec.decode(raw), 0)
+    assert run.tasks[0].found == found() and decide.readers(run) == []
 
 
 @pytest.mark.parametrize("fails", [False, True])

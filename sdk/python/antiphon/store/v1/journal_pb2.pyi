@@ -1243,6 +1243,7 @@ class TaskReopened(_message.Message):
     MEMBER_FIELD_NUMBER: _builtins.int
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    READS_ANEW_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -1251,6 +1252,8 @@ class TaskReopened(_message.Message):
     """SPIFFE id of the caller."""
     reason: _builtins.str
     """Why."""
+    reads_anew: _builtins.bool
+    """Whether shared context is read anew for what begins anew; false in records from before it was."""
     def __init__(
         self,
         *,
@@ -1258,10 +1261,11 @@ class TaskReopened(_message.Message):
         member: _builtins.int = ...,
         principal: _builtins.str = ...,
         reason: _builtins.str = ...,
+        reads_anew: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "principal", b"principal", "reason", b"reason", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "principal", b"principal", "reads_anew", b"reads_anew", "reason", b"reason", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
