@@ -129,10 +129,10 @@ class FakeEvaluator:
         self._check(task, "quorum")
         return self.nodes[task].alike or output == other
 
-    def output(self, view: View) -> bytes:
+    def output(self, view: View) -> tuple[bytes, str]:
         if self.broken_output:
             raise EvaluationFailed("output", "is broken")
-        return (view.entry("namespace", self.output_reads) if self.output_reads else None) or payload("output")
+        return (view.entry("namespace", self.output_reads) if self.output_reads else None) or payload("output"), ""
 
     def _check(self, task: int, name: str) -> None:
         self.calls.append((name, task))

@@ -202,8 +202,11 @@ async def card(value: Card, ctx: TaskContext) -> dict[str, Any]:
 
 
 @offers("work.bytes")
-async def reverse(payload: Payload, ctx: TaskContext) -> Payload:
-    return Payload(inline=payload.inline[::-1], media_type=payload.media_type)
+async def reverse(value: Payload, ctx: TaskContext) -> Payload:
+    """Turns what is inline round, and answers with a reference as it came."""
+    if value.HasField("blob"):
+        return value
+    return Payload(inline=value.inline[::-1], media_type=value.media_type)
 
 
 @offers("work.call")

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import pytest
-from antiphon import Client, Graph, Retry, any_of, at_least, index, item, output_of, ref
+from antiphon import Client, Compensate, Graph, Retry, any_of, at_least, index, item, output_of, ref
 from antiphon.v1 import failure_pb2, run_pb2
 
 from tests.harness import Mesh, eventually, journal_of
@@ -45,6 +45,23 @@ def states(tasks: list[run_pb2.Task]) -> dict[str, str]:
 
 async def tasks_of(client: Client, run: run_pb2.Run) -> dict[str, str]:
     return states([task async for task in client.list_tasks(run.run_id)])
+
+
+async def test_a_run_whose_work_is_done_has_succeeded_whatever_of_it_fits_its_output(client: Client) -> None:
+    given = await client.upload_payload(b'"' + b"x" * 100_000 + b'"')
+    graph = Graph("large")
+    graph.task("whole", "work.bytes@1", input=ref("input"), compensate=Compensate("work.echo@1"))
+    graph.task("small", "work.echo@1", input=1)
+    run = await client.submit(graph, given, wait=True)
+    assert (run.state, output_of(run)) == (run_pb2.RUN_STATE_SUCCEEDED, {"small": 1, "whole": None})
+    (warning,) = run.warnings
+    assert "null for what these tasks answered: whole (is kept by reference; pass it whole)" in warning
+    assert (await client.get_task(run.run_id, "whole")).output.blob.digest
+    assert await tasks_of(client, run) == {"small": "SUCCEEDED", "whole": "SUCCEEDED"}, "nothing is undone"
+    graph = Graph("passed", output="${tasks.whole.output}")
+    graph.task("whole", "work.bytes@1", input=ref("input"))
+    run = await client.submit(graph, given, wait=True)
+    assert run.output.blob.digest and not run.warnings
 
 
 async def test_a_chain_hands_its_outputs_on(client: Client) -> None:

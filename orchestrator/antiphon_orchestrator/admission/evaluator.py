@@ -25,6 +25,8 @@ MAX_OPEN_LISTS = 64
 CHUNK_SECONDS = 0.005
 """After which no further input of a member is made at once: an expression may take a hundred milliseconds."""
 MAX_LABELS = 64
+WARNED_OF = 8
+"""Tasks that a warning names one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class GraphEvaluator:
         sinks: Sequence[int],
         values: Values,
     ) -> None:
-        """`ids` and `tasks` in the order of the graph; without `output` the sinks' outputs are the run's, by id."""
+        """`ids` and `tasks` in the order of the graph; without `output` the sinks' outputs are the run's, by id, as far
+        as they fit."""
         self._ids = tuple(ids)
         self._index_of = {id: index for index, id in enumerate(ids)}
         self._tasks = tuple(tasks)
@@ -212,20 +215,47 @@ class GraphEvaluator:
                 second.media_type,
             )
 
-    def output(self, view: View) -> bytes:
-        """The run's output as a serialised Payload."""
+    def output(self, view: View) -> tuple[bytes, str]:
+        """The run's output as a serialised Payload, and what is missing in it; "" when nothing is."""
         try:
             if self._output is not None:
-                return self._render(self._output, view, None, 0)
-            lookup = self._lookup(view)
-            origins = origins_of(("tasks", self._ids[sink], "output") for sink in self._sinks)
-            found = {source[1]: lookup(source) for source, _ in origins}
-            if sum(size for _, size in found.values()) > MAX_INLINE_BYTES:
-                raise Unusable(f"is larger than {MAX_INLINE_BYTES} bytes; give the graph an output that selects less")
-            text = encode_json({id: value for id, (value, _) in found.items()})
-            return self._payload(inline_bytes(text), self._labels(origins, view, None))
+                return self._render(self._output, view, None, 0), ""
+            return self._of_sinks(view)
         except Exception as error:
             raise _failed("output", error) from error
+
+    def _of_sinks(self, view: View) -> tuple[bytes, str]:
+        """What the graph did not ask for fails no run: null stands for what does not fit, and the warning says so."""
+        try:
+            return self._as_far_as_it_fits(view)
+        except (
+            Unusable
+        ) as error:  # the names of the tasks alone are too long, or what they answered has too many labels
+            return b"", f"the output is null: that of all tasks nothing depends on {error}; it is in each task"
+
+    def _as_far_as_it_fits(self, view: View) -> tuple[bytes, str]:
+        lookup = self._lookup(view)
+        origins = origins_of(("tasks", self._ids[sink], "output") for sink in self._sinks)
+        fields = {source[1]: "null" for source, _ in origins}
+        room = MAX_INLINE_BYTES - len(encode_json(dict.fromkeys(fields)))
+        missing: dict[str, str] = {}
+        told: list[Origin] = []
+        for origin in origins:
+            id = origin.source[1]
+            try:
+                text = encode_json(lookup(origin.source)[0])
+                size = len(inline_bytes(text)) - len("null")
+                if size > room:
+                    raise Unusable(f"does not fit beside the others in {MAX_INLINE_BYTES} bytes")
+            except Unusable as error:
+                missing[id] = str(error).removeprefix(path_text(origin.source)).strip()
+                continue
+            room -= size
+            fields[id] = text
+            told.append(origin)
+        labels = self._labels(told, view, None)
+        text = ",".join(f"{encode_json(id)}:{text}" for id, text in fields.items())
+        return self._payload(inline_bytes("{" + text + "}"), labels), _warning(missing)
 
     def _items(self, task: int, view: View) -> _Items:
         expression = self._tasks[task].for_each
@@ -369,6 +399,17 @@ class GraphEvaluator:
         if source == ("previous",) and turn is not None:
             return (turn.output,)
         return ()
+
+
+def _warning(missing: dict[str, str]) -> str:
+    if not missing:
+        return ""
+    named = [f"{id} ({why})" for id, why in list(missing.items())[:WARNED_OF]]
+    more = f" and {len(missing) - WARNED_OF} more" if len(missing) > WARNED_OF else ""
+    return (
+        f"the output has null for what these tasks answered: {', '.join(named)}{more}; it is in each task, and the graph's"
+        " own `output` can pass one of them whole"
+    )
 
 
 def _labels_of(payload: Payload, inside: Path) -> Iterable[Label]:

@@ -38,8 +38,9 @@ class Inheriting:
     def agrees(self, task: int, view: View, output: bytes, other: bytes) -> bool:
         return self._inner.agrees(task, view, output, other)
 
-    def output(self, view: View) -> bytes:
-        return self._labelled(view, self._inner.output(view))
+    def output(self, view: View) -> tuple[bytes, str]:
+        payload, warning = self._inner.output(view)
+        return self._labelled(view, payload), warning
 
     def _labelled(self, view: View, payload: bytes) -> bytes:
         source = view.input

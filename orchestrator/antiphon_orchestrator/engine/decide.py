@@ -216,7 +216,8 @@ def _end_of_run(run: Run) -> Event:
     if run.unwinding is not None:
         return RunEnded(RunState.FAILED, failure=run.unwinding)
     try:
-        return RunEnded(RunState.SUCCEEDED, run.plan.evaluator.output(run.output_view()))
+        output, warning = run.plan.evaluator.output(run.output_view())
+        return RunEnded(RunState.SUCCEEDED, output, warning=warning)
     except EvaluationFailed as error:
         return _failed_run(run, Failure(FailureKind.INVALID_OUTPUT, error.message, field=error.field))
 

@@ -372,11 +372,12 @@ class RunUnwinding:
 
 @dataclass(slots=True)
 class RunEnded:
-    """The end of a run."""
+    """The end of a run. `warning`: what is not in the output although it might be expected there."""
 
     state: RunState
     output: bytes = b""
     failure: Failure | None = None
+    warning: str = ""
 
 
 Event: TypeAlias = (

@@ -190,8 +190,8 @@ class Evaluator(Protocol):
         """Whether an answer of a quorum agrees with an earlier one."""
         ...
 
-    def output(self, view: View) -> bytes:
-        """The run's output as a serialised Payload."""
+    def output(self, view: View) -> tuple[bytes, str]:
+        """The run's output as a serialised Payload, and what is missing in it; "" when nothing is."""
         ...
 
 

@@ -71,6 +71,7 @@ class Run:
     expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order.
     `paused`: since somebody holds it; `resume_time`: when it was last let go on. `completed`: tasks that can be undone,
     in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason.
+    `warning`: what is missing in the output of one that has SUCCEEDED.
     `grown`: tasks of all the runs beneath it, as far as this one counts them.
     `passed`: of a fan-out whose members are cancelled, how many from the first on have ended; else it has no entry."""
 
@@ -98,6 +99,7 @@ class Run:
         "tasks",
         "tasks_open",
         "unwinding",
+        "warning",
     )
 
     def __init__(self, run_id: str, plan: Plan, submitted: RunSubmitted, now: int) -> None:
@@ -109,6 +111,7 @@ class Run:
         self.event_seq = 1
         self.state = RunState.RUNNING
         self.output = b""
+        self.warning = ""
         self.failure: Failure | None = None
         self.first_failure: tuple[str, Failure] | None = None
         self.cancel: CancelRequested | None = None
@@ -569,6 +572,7 @@ def _run_ended(run: Run, event: RunEnded, now: int) -> None:
         raise IllegalTransition(f"run {run.run_id}: {run.state.name} → {event.state.name}")
     run.state = event.state
     run.output = event.output
+    run.warning = event.warning
     run.failure = event.failure
     run.end_time = now
 

@@ -343,6 +343,7 @@ def _run_ended(record: journal.Record, event: e.RunEnded) -> None:
     m = record.run_ended
     m.state = event.state.value  # type: ignore[assignment]
     m.output = event.output
+    m.warning = event.warning
     if event.failure is not None:
         put_failure(m.failure, event.failure)
 
@@ -400,7 +401,7 @@ _DECODERS: dict[str, Callable[[Any], e.Event]] = {
     "task_escalated": lambda m: e.TaskEscalated(m.task, m.member, get_failure(m.failure)),
     "task_quarantined": lambda m: e.TaskQuarantined(m.task, m.member, get_failure(m.failure)),
     "run_unwinding": lambda m: e.RunUnwinding(get_failure(m.failure)),
-    "run_ended": lambda m: e.RunEnded(RunState(m.state), m.output, _failure_in(m)),
+    "run_ended": lambda m: e.RunEnded(RunState(m.state), m.output, _failure_in(m), m.warning),
 }
 
 

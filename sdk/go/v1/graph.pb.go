@@ -153,7 +153,8 @@ type Graph struct {
 	// The tasks, in any order.
 	Tasks []*GraphTask `protobuf:"bytes,5,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	// What the run answers: JSON text whose strings may hold ${CEL}. Empty: an object with the output of each task that
-	// nothing depends on, by task id.
+	// nothing depends on, by task id; null where one is kept by reference, is no JSON, or does not fit beside the others in
+	// 64 KiB, which Run.warnings then says.
 	Output string `protobuf:"bytes,6,opt,name=output,proto3" json:"output,omitempty"`
 	// Longest duration of a run from its submission; absent means 24 h. A client may ask for less.
 	Deadline *durationpb.Duration `protobuf:"bytes,7,opt,name=deadline,proto3" json:"deadline,omitempty"`

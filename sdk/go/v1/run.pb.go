@@ -344,7 +344,8 @@ type Run struct {
 	ParentAttemptId string `protobuf:"bytes,16,opt,name=parent_attempt_id,json=parentAttemptId,proto3" json:"parent_attempt_id,omitempty"`
 	// W3C traceparent it was submitted with, or a new one.
 	Traceparent string `protobuf:"bytes,17,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
-	// Warnings of admission, such as a capability that nobody offers yet.
+	// Warnings of admission, such as a capability that nobody offers yet; and what is not in the output of a graph that
+	// does not say what it answers, because it does not fit.
 	Warnings []string `protobuf:"bytes,18,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// What the expressions of its output read of shared context, as Task.reads.
 	OutputReads []*EntryReference `protobuf:"bytes,19,rep,name=output_reads,json=outputReads,proto3" json:"output_reads,omitempty"`

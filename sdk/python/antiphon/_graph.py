@@ -187,7 +187,8 @@ class Graph:
         labels: Mapping[str, str] | None = None,
     ) -> None:
         """`version` is needed to register it. `output` is what a run answers; by default an object with the output of
-        each task that nothing depends on, by task id. `deadline` is the longest duration of a run.
+        each task that nothing depends on, by task id, null where it does not fit (the run's `warnings` say so).
+        `deadline` is the longest duration of a run.
         """
         self._graph = graph_pb2.Graph(
             name=name,

@@ -206,7 +206,7 @@ def test_an_item_larger_than_a_payload_fails() -> None:
 
 def test_the_output_of_a_run_is_as_the_graph_says() -> None:
     made = evaluator(graph(task("a"), task("b"), output='{"r": "${tasks.a.output.x}"}'))
-    answer = made.output(RunView(outputs={0: payload({"x": 1}, "pii")}))
+    answer, _ = made.output(RunView(outputs={0: payload({"x": 1}, "pii")}))
     assert (value_of(answer), labels_of(answer)) == ({"r": 1}, ["pii"])
     with pytest.raises(EvaluationFailed, match="output: "):
         made.output(RunView())
@@ -215,12 +215,53 @@ def test_the_output_of_a_run_is_as_the_graph_says() -> None:
 def test_without_an_output_the_ends_of_the_graph_answer() -> None:
     made = evaluator(graph(task("a"), task("b", needs=["a"]), task("c", needs=["a"], for_each="input"), task("d")))
     view = RunView(outputs={0: payload(0, "no"), 1: payload({"x": 1}, "pii"), 2: [payload(1, "m"), b""]})
-    answer = made.output(view)
+    answer, warning = made.output(view)
     assert value_of(answer) == {"b": {"x": 1}, "c": [1, None], "d": None}
-    assert labels_of(answer) == ["pii", "m"]
-    view.outputs[3] = payload("x" * 65_530)
-    with pytest.raises(EvaluationFailed, match="output: is larger than 65536 bytes; give the graph an output"):
-        made.output(view)
+    assert (labels_of(answer), warning) == (["pii", "m"], "")
+
+
+def test_what_does_not_fit_an_output_that_no_graph_asked_for_is_null_there_and_said_so() -> None:
+    made = evaluator(graph(*(task(id) for id in "abcdefg")))
+
+    view = RunView(
+        outputs={
+            0: payload("x" * 40_000, "one"),
+            1: payload("x" * 40_000, "two"),
+            2: BLOB,
+            3: payload("x", media_type="image/png"),
+            4: payload("\ud800"),
+            5: payload("x" * 70_000),
+            6: payload("fits"),
+        }
+    )
+    answer, warning = made.output(view)
+    assert value_of(answer) == {**dict.fromkeys("bcdef"), "a": "x" * 40_000, "g": "fits"}
+    assert labels_of(answer) == ["one"]
+    assert warning.startswith(
+        "the output has null for what these tasks answered: b (does not fit beside the others in 65536 bytes), c (is kept"
+        " by reference; pass it whole), d (is image/png, not JSON; pass it whole), e (holds half of a surrogate pair, which"
+        " UTF-8 has no form for), f (is larger than 65536 bytes); it is in each task"
+    )
+
+
+def test_so_it_is_when_no_task_fits() -> None:
+    made = evaluator(graph(*(task(f"t{n}") for n in range(70))))
+    many = {n: payload(n, f"label{n}") for n in range(70)}
+    answer, warning = made.output(RunView(outputs=many))
+    assert (answer, warning.partition("; ")[0]) == (
+        b"",
+        "the output is null: that of all tasks nothing depends on joins 70 labels",
+    )
+    made = evaluator(graph(*(task(f"t{n}" + "x" * 58) for n in range(1000))))
+    answer, warning = made.output(RunView())
+    assert answer == b"" and "is larger than 65536 bytes" in warning
+    answer, warning = evaluator(graph(*(task(f"t{n}") for n in range(20)))).output(RunView(outputs={}))
+    assert warning == ""
+    large = payload("x" * 70_000)
+    _, warning = evaluator(graph(*(task(f"t{n}") for n in range(20)))).output(
+        RunView(outputs=dict.fromkeys(range(20), large))
+    )
+    assert "t7 (is larger than 65536 bytes) and 12 more; " in warning
 
 
 def test_what_one_successor_read_the_next_sees_unchanged() -> None:

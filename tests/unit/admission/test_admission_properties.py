@@ -98,7 +98,7 @@ def test_evaluation_answers_or_fails_in_kind(input: bytes, output: bytes | None,
         partial(evaluator.when, 0, view),
         partial(evaluator.when, 3, view),
         partial(evaluator.input, 0, view),
-        partial(evaluator.output, view),
+        lambda: evaluator.output(view)[0],
         *(partial(evaluator.members, index, view, 1, 10) for index in (1, 2, 3)),
     ]
     for ask in asked:

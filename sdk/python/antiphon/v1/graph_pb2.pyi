@@ -123,7 +123,8 @@ class Graph(_message.Message):
     """JSON Schema of the run's input as JSON text; empty accepts anything."""
     output: _builtins.str
     """What the run answers: JSON text whose strings may hold ${CEL}. Empty: an object with the output of each task that
-    nothing depends on, by task id.
+    nothing depends on, by task id; null where one is kept by reference, is no JSON, or does not fit beside the others in
+    64 KiB, which Run.warnings then says.
     """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraphTask]:

@@ -292,7 +292,9 @@ class Run(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Warnings of admission, such as a capability that nobody offers yet."""
+        """Warnings of admission, such as a capability that nobody offers yet; and what is not in the output of a graph that
+        does not say what it answers, because it does not fit.
+        """
 
     @_builtins.property
     def output_reads(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.EntryReference]:

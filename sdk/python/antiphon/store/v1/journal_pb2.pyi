@@ -1280,10 +1280,13 @@ class RunEnded(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
     state: _run_pb2.RunState.ValueType
     """Its terminal state."""
     output: _builtins.bytes
     """Serialised antiphon.v1.Payload of a success; empty means null."""
+    warning: _builtins.str
+    """What is not in the output although it might be expected there; empty when nothing is missing."""
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
         """Failure, when FAILED."""
@@ -1294,10 +1297,11 @@ class RunEnded(_message.Message):
         state: _run_pb2.RunState.ValueType = ...,
         output: _builtins.bytes = ...,
         failure: _failure_pb2.Failure | None = ...,
+        warning: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "output", b"output", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "output", b"output", "state", b"state", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,7 +53,8 @@ export interface Graph {
   tasks: GraphTask[];
   /**
    * What the run answers: JSON text whose strings may hold ${CEL}. Empty: an object with the output of each task that
-   * nothing depends on, by task id.
+   * nothing depends on, by task id; null where one is kept by reference, is no JSON, or does not fit beside the others in
+   * 64 KiB, which Run.warnings then says.
    */
   output: string;
   /** Longest duration of a run from its submission; absent means 24 h. A client may ask for less. */

@@ -142,7 +142,10 @@ export interface Run {
   parentAttemptId: string;
   /** W3C traceparent it was submitted with, or a new one. */
   traceparent: string;
-  /** Warnings of admission, such as a capability that nobody offers yet. */
+  /**
+   * Warnings of admission, such as a capability that nobody offers yet; and what is not in the output of a graph that
+   * does not say what it answers, because it does not fit.
+   */
   warnings: string[];
   /** What the expressions of its output read of shared context, as Task.reads. */
   outputReads: EntryReference[];
