@@ -58,6 +58,8 @@ RETURNED = RetryRule(frozenset(), 0, 100_000, 30_000_000, 2.0)
 """The waits after that; there is no number of times after which a task fails for it."""
 
 
+_LATE = Failure(FailureKind.TIMEOUT, "the task's deadline passed", retryable=False)
+
 NEVER = 1 << 62
 """In place of the deadline of what undoes a task: a time that does not come."""
 
@@ -148,9 +150,12 @@ def _open_task(run: Run, task: Task, now: int) -> list[Event]:
         return _cancel_node(run, task)
     if plan.fan_out and task.state is TaskState.RUNNING:
         if task.failure is not None:
-            return _fail_fan_out(run, task, task.failure)
+            return _fail_fan_out(run, task, task.failure, [TaskEnded(index, 0, TaskState.FAILED, task.failure)])
         if plan.most_iterations:
-            return loops.go_on(run, task)
+            events = loops.go_on(run, task)
+            # Not one that the clock would end as soon as it has begun.
+            late = type(events[0]) is TaskExpanded and plan.deadline is not None and now >= task_deadline(run, task)
+            return fail_task(task, _LATE) if late else events
         if plan.agree:
             return _with_rest_cancelled(run, task, agreement.go_on(run, task))
         if len(task.members) == task.member_count:
@@ -185,7 +190,7 @@ def _open_task(run: Run, task: Task, now: int) -> list[Event]:
         return [TaskReady(index, 0, evaluator.input(index, view))]
     except EvaluationFailed as error:
         failure = Failure(FailureKind.INVALID_INPUT, error.message, retryable=False, field=error.field)
-        return _fail_fan_out(run, task, failure) if task.members else fail_task(task, failure)
+        return _fail_fan_out(run, task, failure, fail_task(task, failure))
 
 
 def _within_step(inputs: list[bytes]) -> list[bytes]:
@@ -362,14 +367,16 @@ def task_deadline(run: Run, task: Task) -> int:
         return NEVER
     if own is None:
         return run.submitted.deadline_time
-    return min(run.submitted.deadline_time, task.ready_time + own)
+    # Iterations, and the second attempt of a hedge, begin later than their task, and have no more time than it.
+    later = task.member > 0 and (task.plan.most_iterations > 0 or task.plan.hedge is not None)
+    since = run.tasks[task.plan.index].ready_time if later else task.ready_time
+    return min(run.submitted.deadline_time, since + own)
 
 
-def _fail_fan_out(run: Run, node: Task, failure: Failure) -> list[Event]:
+def _fail_fan_out(run: Run, node: Task, failure: Failure, end: list[Event]) -> list[Event]:
+    """The end of a task with members, some of them cancelled at a time, and before it all of them."""
     events = _cancel_members(run, node, f"another member failed: {failure.message[:200]}")
-    if len(events) >= MEMBERS_PER_STEP:
-        return events
-    return [*events, TaskEnded(node.plan.index, 0, TaskState.FAILED, failure)]
+    return events if len(events) >= MEMBERS_PER_STEP else [*events, *end]
 
 
 def _with_rest_cancelled(run: Run, node: Task, events: list[Event]) -> list[Event]:
@@ -450,15 +457,14 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
     if task.ended or task.state in TASK_ASKS or (task.plan.fan_out and not task.member):
         return []
     if task.state is not TaskState.PENDING and task.plan.deadline is not None and now >= task_deadline(run, task):
-        failure = Failure(FailureKind.TIMEOUT, "the task's deadline passed", retryable=False)
         events: list[Event] = []
         if (live := task.live) is not None:
             events.append(
-                AttemptEnded(task.plan.index, task.member, live.number, AttemptState.CANCELLED, failure=failure)
+                AttemptEnded(task.plan.index, task.member, live.number, AttemptState.CANCELLED, failure=_LATE)
             )
             if task.plan.at_most_once:
-                return [*events, *escalate(task, failure)]
-        return [*events, *fail_task(task, failure)]
+                return [*events, *escalate(task, _LATE)]
+        return [*events, *fail_task(task, _LATE)]
     if run.paused is not None:
         return []
     if task.state is TaskState.WAITING and now >= task.wait_until:

@@ -357,6 +357,8 @@ def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
     if event.policy:
         task.attempts[-1].policy = event.policy
     task.reason = f"its output was given by {event.principal}" if event.principal else ""
+    if event.principal and event.member:
+        _give_time(run, event.task, now)
     task.failure = None
     task.wait_until = 0
     if event.signal:
@@ -493,9 +495,11 @@ def _task_reopened(run: Run, event: TaskReopened, now: int) -> None:
     task = run.task(event.task, event.member)
     if task.member:
         _take_up(task, now)
+        _give_time(run, event.task, now)
     elif task.members:
         _move(task, TaskTrigger.CONTINUED)
         _forget_end(task)
+        _give_time(run, event.task, now)
         for member in task.members:
             if member.state is TaskState.FAILED or member.state is TaskState.CANCELLED:
                 _take_up(member, now)
@@ -526,6 +530,11 @@ def _take_up(member: Task, now: int) -> None:
     _move(member, TaskTrigger.TAKEN_UP)
     _forget_end(member)
     member.ready_time = now
+
+
+def _give_time(run: Run, index: int, now: int) -> None:
+    """A task that a person lets go on has its deadline anew, which its members share."""
+    run.tasks[index].ready_time = now
 
 
 def _forget_end(task: Task) -> None:

@@ -7,11 +7,11 @@ from antiphon_orchestrator.engine import agreement, decide, steer
 from antiphon_orchestrator.engine.decide import Outcome
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.plan import HedgePlan, OnFailure
-from antiphon_orchestrator.engine.run import Run
+from antiphon_orchestrator.engine.run import Run, start
 from antiphon_orchestrator.engine.states import AttemptState, RunState, TaskState
 from test_engine_rules import FAILURE, Ports, begun, go_on, offer, settle
 
-from tests.fakes.plans import SECOND, Node, payload, plan, retry
+from tests.fakes.plans import SECOND, Node, payload, plan, retry, submitted
 
 HEDGE = HedgePlan(SECOND, 0.0, 0.1)
 LATER = 10 * SECOND
@@ -130,6 +130,13 @@ def test_the_first_outcome_of_a_hedge_is_used_and_the_other_attempt_is_cancelled
     assert run.view(run.tasks[1]).output(0) == payload("quick")
     assert decide.idempotency_key("run", run.task(0, 1)) == decide.idempotency_key("run", run.task(0, 2))
     assert decide.attempt_id("run", run.task(0, 1), 1) != decide.attempt_id("run", run.task(0, 2), 1)
+
+
+def test_the_second_attempt_of_a_hedge_has_what_is_left_of_the_time_of_its_task() -> None:
+    run = start("r", plan(Node(agree=1, of=2, hedge=HEDGE, deadline=9 * SECOND)), submitted(), 0)
+    go_on(run, now=SECOND)
+    go_on(run, [agreement.second(run.tasks[0])], 5 * SECOND)
+    assert [decide.task_deadline(run, member) for member in run.tasks[0].members] == [10 * SECOND] * 2
 
 
 def test_the_second_attempt_of_a_hedge_is_not_tried_again_and_the_first_goes_on() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from antiphon.v1 import graph_pb2, payload_pb2
@@ -16,6 +17,7 @@ from antiphon_orchestrator.engine.events import (
     Event,
     Placement,
     RunEnded,
+    TaskCompleted,
     TaskEnded,
     TaskExpanded,
     TaskReady,
@@ -23,7 +25,7 @@ from antiphon_orchestrator.engine.events import (
     TaskWaiting,
 )
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
-from antiphon_orchestrator.engine.plan import OnFailure, Plan
+from antiphon_orchestrator.engine.plan import EvaluationFailed, OnFailure, Plan
 from antiphon_orchestrator.engine.run import Run, apply, start
 from antiphon_orchestrator.engine.states import (
     ATTEMPT_TRANSITIONS,
@@ -53,7 +55,7 @@ def begun(of: Plan) -> Run:
 def go_on(run: Run, events: list[Event] | None = None, now: int = 0) -> None:
     for event in events or ():
         apply(run, event, now)
-    while following := decide.advance(run, 0):
+    while following := decide.advance(run, now):
         for event in following:
             apply(run, event, now)
 
@@ -215,6 +217,54 @@ def test_a_deadline_ends_a_task_that_waits_for_its_next_try() -> None:
     assert run.state is RunState.FAILED
 
 
+def looped(**settings: Any) -> Run:
+    """A loop that has 9 s from the first second on, and whose first iteration ends in the seventh."""
+    run = start(
+        "r", plan(Node(**{"iterations": 9, "most_iterations": 9, "deadline": 9 * SECOND} | settings)), submitted(), 0
+    )
+    go_on(run, now=SECOND)
+    offer(run, 0, 1, SECOND)
+    settle(run, 0, SUCCESS, 1, 7 * SECOND)
+    return run
+
+
+def test_the_deadline_of_a_loop_is_that_of_all_its_iterations() -> None:
+    run = looped()
+    assert decide.next_due(run, run.task(0, 2)) == decide.task_deadline(run, run.task(0, 2)) == 10 * SECOND
+    offer(run, 0, 2, 8 * SECOND)
+    go_on(run, decide.on_time(run, run.task(0, 2), 10 * SECOND), 10 * SECOND)
+    assert run.state is RunState.FAILED and run.failure is not None
+    assert run.failure.message == "task t0: iteration 2: the task's deadline passed"
+
+
+def test_no_iteration_begins_when_the_deadline_has_passed_and_the_last_one_counts_all_the_same() -> None:
+    run = looped()
+    offer(run, 0, 2, 8 * SECOND)
+    settle(run, 0, SUCCESS, 2, 11 * SECOND)
+    assert (run.tasks[0].state, len(run.tasks[0].members)) == (TaskState.FAILED, 2)
+    assert run.failure is not None and run.failure.kind is FailureKind.TIMEOUT
+    run = looped(iterations=2)
+    offer(run, 0, 2, 8 * SECOND)
+    settle(run, 0, SUCCESS, 2, 11 * SECOND)
+    assert run.state is RunState.SUCCEEDED
+
+
+def test_a_loop_that_a_person_lets_go_on_has_its_deadline_anew() -> None:
+    run = looped(on_failure=OnFailure.ESCALATE)
+    go_on(run, decide.on_time(run, run.task(0, 2), 10 * SECOND), 10 * SECOND)
+    assert run.task(0, 2).state is TaskState.ESCALATED
+    go_on(run, [TaskReopened(0, 2, "someone", "")], 50 * SECOND)
+    assert decide.task_deadline(run, run.task(0, 2)) == 59 * SECOND
+    go_on(run, decide.on_time(run, run.task(0, 2), 60 * SECOND), 60 * SECOND)
+    go_on(run, [TaskCompleted(0, 2, payload("done"), principal="someone")], 100 * SECOND)
+    assert decide.task_deadline(run, run.task(0, 3)) == 109 * SECOND
+    offer(run, 0, 3, 105 * SECOND)
+    settle(run, 0, SUCCESS, 3, 111 * SECOND)
+    assert run.tasks[0].state is TaskState.ESCALATED, "the fourth would have begun too late"
+    go_on(run, [TaskReopened(0, 0, "someone", "")], 200 * SECOND)
+    assert decide.task_deadline(run, run.task(0, 4)) == 209 * SECOND
+
+
 def test_a_failed_member_takes_all_others_with_it_in_bounded_steps() -> None:
     run = begun(plan(Node(members=250)))
     offer(run, 0, 1)
@@ -272,6 +322,28 @@ def test_a_list_that_changes_between_two_chunks_fails_the_task_and_never_spins()
             apply(run, event, 0)
     assert run.state is RunState.FAILED
     assert run.failure is not None and "150 items, then one of 50" in run.failure.message
+
+
+class _Mended(FakeEvaluator):
+    """A list with an item behind the first hundred of which no input can be made, until somebody mends that."""
+
+    bad = True
+
+    def members(self, task: int, view: object, first: int, limit: int) -> tuple[int, list[bytes]]:
+        if first > 1 and self.bad:
+            raise EvaluationFailed("input", "item 120 has no field 'x'")
+        return 150, [b""] * min(limit, 151 - first)
+
+
+def test_an_item_that_is_bad_escalates_however_far_behind_it_is() -> None:
+    of, evaluator = plan(Node(members=150, on_failure=OnFailure.ESCALATE)), _Mended([Node(members=150)])
+    run = begun(Plan(of.name, of.version, of.tasks, of.roots, of.deadline, evaluator, of.index_of))
+    node = run.tasks[0]
+    assert (node.state, node.failure and node.failure.message) == (TaskState.ESCALATED, "item 120 has no field 'x'")
+    assert {member.state for member in node.members} == {TaskState.CANCELLED} and run.state is RunState.RUNNING
+    evaluator.bad = False
+    go_on(run, [TaskReopened(0, 0, "someone", "")])
+    assert len(node.members) == 150 and {member.state for member in node.members} == {TaskState.READY}
 
 
 def graph(*tasks: graph_pb2.GraphTask, output: str = "") -> Plan:
