@@ -407,8 +407,8 @@ def _warning(missing: dict[str, str]) -> str:
     named = [f"{id} ({why})" for id, why in list(missing.items())[:WARNED_OF]]
     more = f" and {len(missing) - WARNED_OF} more" if len(missing) > WARNED_OF else ""
     return (
-        f"the output has null for what these tasks answered: {', '.join(named)}{more}; it is in each task, and the graph's"
-        " own `output` can pass one of them whole"
+        f"the output has null for what these tasks answered: {', '.join(named)}{more}; it is in each task, and an"
+        " `output` of the graph can pass one of them whole"
     )
 
 

@@ -149,6 +149,8 @@ class Expression:
             for place in places:
                 value = _select(value, self.pure, place)
             return value
+        if self._facts.alike_keys:  # their conversion to Python would lose all but one without a word
+            raise Unusable("makes a map with keys that are alike, as 1, 1u and true are")
         bindings = self._bind(lookup)
         try:
             result = self._program.eval(data=bindings)

@@ -32,7 +32,12 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
         "struct_expr": (8, "Struct", False),
         "comprehension_expr": (9, "Comprehension", False),
     },
-    "Constant": {"string_value": (6, "string", False)},
+    "Constant": {
+        "bool_value": (2, "bool", False),
+        "int64_value": (3, "int64", False),
+        "uint64_value": (4, "uint64", False),
+        "string_value": (6, "string", False),
+    },
     "Ident": {"name": (1, "string", False)},
     "Select": {"operand": (1, "Expr", False), "field": (2, "string", False), "test_only": (3, "bool", False)},
     "Call": {"target": (1, "Expr", False), "function": (2, "string", False), "args": (3, "Expr", True)},
@@ -51,10 +56,17 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     },
 }
 _ONEOFS = {"Expr": "expr_kind", "Constant": "constant_kind"}
+_KINDS = descriptor_pb2.FieldDescriptorProto
+_SCALARS = {
+    "string": _KINDS.TYPE_STRING,
+    "bool": _KINDS.TYPE_BOOL,
+    "int64": _KINDS.TYPE_INT64,
+    "uint64": _KINDS.TYPE_UINT64,
+}
 
 
 def _checked_expr_class() -> Any:
-    kinds = descriptor_pb2.FieldDescriptorProto
+    kinds = _KINDS
     file = descriptor_pb2.FileDescriptorProto(name="cel_tree.proto", package="tree", syntax="proto3")
     for message_name, fields in _MESSAGES.items():
         message = file.message_type.add(name=message_name)
@@ -63,10 +75,8 @@ def _checked_expr_class() -> Any:
         for name, (number, kind, repeated) in fields.items():
             declared = message.field.add(name=name, number=number)
             declared.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            if kind == "string":
-                declared.type = kinds.TYPE_STRING
-            elif kind == "bool":
-                declared.type = kinds.TYPE_BOOL
+            if kind in _SCALARS:
+                declared.type = _SCALARS[kind]
             else:
                 declared.type = kinds.TYPE_MESSAGE
                 declared.type_name = f".tree.{kind}"
@@ -87,6 +97,7 @@ class Facts:
     The rest bounds how much a result can grow: `loops` is how deep the macros nest, and `maps` how deep those do that
     make new values; `copies` is how often parts are joined or put into lists and maps; `widening` is how many times
     larger that makes what a macro walks over; `literal_items` is the size of the largest list that is written out.
+    `alike_keys`: a map that is written out has keys of which Python keeps one, as 1, 1u and true.
     """
 
     references: set[Path] = field(default_factory=set)
@@ -96,6 +107,7 @@ class Facts:
     copies: int = 0
     widening: int = 1
     literal_items: int = 0
+    alike_keys: bool = False
 
 
 def facts_of(serialized: bytes) -> Facts:
@@ -168,6 +180,7 @@ class _Walk:
         self._facts.copies += max(0, parts - 1)
         if place.in_range and parts > 1:
             self._facts.widening = min(self._facts.widening * parts, _ENDLESS)
+        self._facts.alike_keys |= _has_alike_keys(node.struct_expr)
         self._facts.literal_items = max(self._facts.literal_items, len(node.list_expr.elements))
 
 
@@ -181,6 +194,13 @@ def _joined_parts(node: Any) -> int:
     if kind == "struct_expr":
         return sum(not entry.value.HasField("const_expr") for entry in node.struct_expr.entries)
     return 0
+
+
+def _has_alike_keys(written: Any) -> bool:
+    constants = [entry.map_key.const_expr for entry in written.entries]
+    kinds = [(constant, constant.WhichOneof("constant_kind")) for constant in constants]
+    keys = [getattr(constant, kind) for constant, kind in kinds if kind is not None]
+    return len(set(keys)) < len(keys)
 
 
 def _makes_values(loop: Any) -> bool:

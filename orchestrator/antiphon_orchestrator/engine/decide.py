@@ -333,8 +333,7 @@ def _after_return(task: Task, now: int, ports: Ports) -> list[Event]:
 def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Ports) -> list[Event]:
     if task.plan.at_most_once and failure.kind in DOUBTFUL:
         return escalate(task, failure)
-    # The second attempt of a hedge is spent for being quick; trying it again would double the load of a bad day.
-    rule = None if task.plan.hedge is not None and task.member > 1 else _rule_for(task, failure)
+    rule = _rule_for(task, failure)
     tries = sum(1 for a in task.attempts if a.state is not AttemptState.RETURNED)
     most = rule.max_attempts if rule is not None else 0
     if quarantine.died(failure) and quarantine.alone(task, len(task.attempts)):
@@ -350,6 +349,9 @@ def _after_failure(run: Run, task: Task, failure: Failure, now: int, ports: Port
 
 
 def _rule_for(task: Task, failure: Failure) -> RetryRule | None:
+    # The second attempt of a hedge is spent for being quick; trying it again would double the load of a bad day.
+    if task.plan.hedge is not None and task.member > 1:
+        return None
     return next((rule for rule in task.plan.retry if failure.kind in rule.kinds), None)
 
 
@@ -476,8 +478,21 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
         message = f"no agent took {task.plan.capability} {within}"
         if task.plan.graph is not None:
             message = f"the graph {task.plan.graph} could not be loaded {within}"
-        return fail_task(task, Failure(FailureKind.NO_AGENT, message, retryable=False))
+        return _after_no_agent(run, task, Failure(FailureKind.NO_AGENT, message, retryable=False), now)
     return []
+
+
+def _after_no_agent(run: Run, task: Task, failure: Failure, now: int) -> list[Event]:
+    """It looks for an agent again when a rule says so; each time counts as an attempt does."""
+    in_vain = task.in_vain + 1
+    tries = in_vain + sum(1 for a in task.attempts if a.state is not AttemptState.RETURNED)
+    rule = _rule_for(task, failure)
+    if rule is not None and tries < rule.max_attempts:
+        until = now + backoff(rule, tries, 1.0)  # whoever looks for what is not there needs no spread
+        if until < task_deadline(run, task):
+            reason = f"attempt {tries} of {rule.max_attempts} found no agent"
+            return [TaskWaiting(task.plan.index, task.member, until, reason, in_vain)]
+    return fail_task(task, failure)
 
 
 def may_begin(run: Run, task: Task) -> bool:
@@ -490,7 +505,8 @@ def may_begin(run: Run, task: Task) -> bool:
 
 def schedule_deadline(run: Run, task: Task) -> int:
     """When a READY task gives up waiting for an agent, counted from its last step; a pause does not count."""
-    since = max(task.ready_time, task.attempts[-1].end_time if task.attempts else 0, run.resume_time)
+    ended = task.attempts[-1].end_time if task.attempts else 0
+    since = max(task.ready_time, task.again_time, ended, run.resume_time)
     return since + task.plan.schedule_timeout
 
 

@@ -155,12 +155,14 @@ class AttemptEnded:
 
 @dataclass(slots=True)
 class TaskWaiting:
-    """A task will be tried again at `until`; one that only waits has begun to, until then, or with 0 for a signal."""
+    """A task will be tried again at `until`; one that only waits has begun to, until then, or with 0 for a signal.
+    `in_vain`: how many times it has found no agent in time, when that is why."""
 
     task: int
     member: int
     until: int
     reason: str
+    in_vain: int = 0
 
 
 @dataclass(slots=True)

@@ -250,6 +250,7 @@ def _task_ready(run: Run, event: TaskReady, now: int) -> None:
     if task.state is TaskState.WAITING:
         _move(task, TaskTrigger.DUE)
         task.wait_until = 0
+        task.again_time = now
     else:
         _needs_met(run, task, event.input, now)
     task.reason = ""
@@ -313,6 +314,7 @@ def _task_waiting(run: Run, event: TaskWaiting, now: int) -> None:
     else:
         _move(task, TaskTrigger.BACKED_OFF)
     task.wait_until = event.until
+    task.in_vain = event.in_vain or task.in_vain
     task.reason = event.reason
 
 

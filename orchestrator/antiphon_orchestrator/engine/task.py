@@ -67,6 +67,7 @@ class Task:
     A fan-out has `members`; `member_count` is -1 until it is known, `members_open` counts those that have not ended,
     `input_bytes` what the inputs of all that are there take.
     `cancel_reason` is set, for a node, while it is to be cancelled and has not ended.
+    `again_time`: when it last was READY again after a wait; `in_vain`: how many times it had found no agent in time.
     `children`: the runs beneath it, in order; None for the many that have none.
     `answer`: of a member of a quorum
     the first member that its output agrees with, 0 until it was compared; of a quorum or hedge itself the member whose
@@ -84,6 +85,8 @@ class Task:
     ready_time: int
     end_time: int
     wait_until: int
+    again_time: int
+    in_vain: int
     needs_done: int
     needs_ended: int
     member_count: int
@@ -109,6 +112,8 @@ class Task:
         self.ready_time = ready_time
         self.end_time = 0
         self.wait_until = 0
+        self.again_time = 0
+        self.in_vain = 0
         self.needs_done = 0
         self.needs_ended = 0
         self.member_count = -1

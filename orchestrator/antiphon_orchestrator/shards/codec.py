@@ -198,6 +198,7 @@ def _get_ended(m: journal.AttemptEnded) -> e.AttemptEnded:
 def _waiting(record: journal.Record, event: e.TaskWaiting) -> None:
     m = record.task_waiting
     m.task, m.member, m.until, m.reason = event.task, event.member, event.until, event.reason
+    m.in_vain = event.in_vain
 
 
 def _task_ended(record: journal.Record, event: e.TaskEnded) -> None:
@@ -382,7 +383,7 @@ _DECODERS: dict[str, Callable[[Any], e.Event]] = {
     "attempt_offered": _get_offered,
     "attempt_started": lambda m: e.AttemptStarted(m.task, m.member, m.number),
     "attempt_ended": _get_ended,
-    "task_waiting": lambda m: e.TaskWaiting(m.task, m.member, m.until, m.reason),
+    "task_waiting": lambda m: e.TaskWaiting(m.task, m.member, m.until, m.reason, m.in_vain),
     "task_ended": lambda m: e.TaskEnded(m.task, m.member, TaskState(m.state), _failure_in(m), m.reason),
     "task_expanded": lambda m: e.TaskExpanded(m.task, m.member_count, m.first_member, list(m.inputs)),
     "task_completed": _get_completed,
@@ -434,6 +435,7 @@ def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
     m.task, m.member, m.state = task.plan.index, task.member, task.state.value  # type: ignore[assignment]
     m.input, m.reason, m.cancel_reason = task.input, task.reason, task.cancel_reason
     m.ready_time, m.end_time, m.wait_until = task.ready_time, task.end_time, task.wait_until
+    m.again_time, m.in_vain = task.again_time, task.in_vain
     if task.output is not None:
         m.output = task.output
     if task.released is not None:
@@ -498,6 +500,7 @@ def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
 def _restore_task(task: Task, t: journal.TaskSnapshot) -> None:
     task.state, task.input, task.reason, task.cancel_reason = TaskState(t.state), t.input, t.reason, t.cancel_reason
     task.ready_time, task.end_time, task.wait_until = t.ready_time, t.end_time, t.wait_until
+    task.again_time, task.in_vain = t.again_time, t.in_vain
     task.output = (
         t.output if task.state is TaskState.SUCCEEDED and (t.output or task.member or not task.plan.fan_out) else None
     )

@@ -224,7 +224,7 @@ class Shard:
             for member in node.members[event.first_member - 1 :]:  # type: ignore[union-attr]
                 self._to_place.append((entry, member))
         elif kind is e.TaskWaiting:
-            self._set_timer(entry, run.task(event.task, event.member))  # type: ignore[union-attr]
+            self._look_at(entry, (run.task(event.task, event.member),))  # type: ignore[union-attr]
         elif kind in _SETTLED:
             number = 0 if kind is e.TaskAgreed else event.member  # type: ignore[union-attr]
             self.timers.clear((run.run_id, event.task, number))  # type: ignore[union-attr]

@@ -238,9 +238,9 @@ def test_what_does_not_fit_an_output_that_no_graph_asked_for_is_null_there_and_s
     assert value_of(answer) == {**dict.fromkeys("bcdef"), "a": "x" * 40_000, "g": "fits"}
     assert labels_of(answer) == ["one"]
     assert warning.startswith(
-        "the output has null for what these tasks answered: b (does not fit beside the others in 65536 bytes), c (is kept"
-        " by reference; pass it whole), d (is image/png, not JSON; pass it whole), e (holds half of a surrogate pair, which"
-        " UTF-8 has no form for), f (is larger than 65536 bytes); it is in each task"
+        "the output has null for what these tasks answered: b (does not fit beside the others in 65536 bytes),"
+        " c (is kept by reference; pass it whole), d (is image/png, not JSON; pass it whole),"
+        " e (holds half of a surrogate pair, which UTF-8 has no form for), f (is larger than 65536 bytes); it is in"
     )
 
 

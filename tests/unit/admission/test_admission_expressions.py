@@ -183,6 +183,17 @@ def test_loops_over_ordinary_payloads_are_not_refused() -> None:
     assert evaluate("input.map(x, x.kind + ' ' + x.text).size()", input=xs) == 150
 
 
+@pytest.mark.parametrize("text", ["{1: 'one', true: 'yes'}", "[{0u: 1, false: 2}]", "{'a': {1: 1, 1u: 2}}"])
+def test_a_map_that_would_lose_an_entry_on_its_way_out_fails_instead(text: str) -> None:
+    with pytest.raises(Unusable, match="keys that are alike"):
+        Expression(text).evaluate(lambda source: (None, 0))
+    assert Expression("{1: 'one', 2u: 'two', 'true': 3}").evaluate(lambda source: (None, 0)) == {
+        "1": "one",
+        "2": "two",
+        "true": 3,
+    }
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(codec="utf-8", exclude_characters="\0")),

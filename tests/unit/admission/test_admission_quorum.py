@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +62,15 @@ def test_a_condition_sees_both_answers_and_what_every_expression_knows() -> None
     view = RunView(input=payload({"near": 2}))
     assert agree(payload({"total": 10}), payload({"total": 12}), near, view)
     assert not agree(payload({"total": 10}), payload({"total": 13}), near, view)
+
+
+def test_the_condition_of_the_handbook_compares_whole_numbers_with_others() -> None:
+    handbook = Path(__file__).parents[3] / "docs/graph.md"
+    (near,) = re.findall(r'^    condition: "(.*)"$', handbook.read_text(), re.MULTILINE)
+    for one, other in ((100, 100.0), (100.0, 100.005), (7, 7)):
+        assert agree(payload({"total": one}), payload({"total": other}), near)
+    assert not agree(payload({"total": 100}), payload({"total": 100.5}), near)
+    assert agree(payload({"total": 100}), payload({"total": 100.0})), "by value they are the same"
 
 
 @pytest.mark.parametrize("answer", [{}, {"total": "much"}, None])

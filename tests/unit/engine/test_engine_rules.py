@@ -217,6 +217,36 @@ def test_a_deadline_ends_a_task_that_waits_for_its_next_try() -> None:
     assert run.state is RunState.FAILED
 
 
+def test_a_rule_for_no_agent_lets_a_task_look_for_one_again_for_as_long_each_time() -> None:
+    rule = retry(3, FailureKind.NO_AGENT, first=20 * SECOND)
+    run = start("r", plan(Node(retry=(rule,), schedule_timeout=10 * SECOND)), submitted(), 0)
+    go_on(run, now=SECOND)
+    task, ends = run.tasks[0], []
+    while not task.ended:
+        due = decide.next_due(run, task)
+        assert due is not None and decide.on_time(run, task, due - 1) == []
+        ends.append((task.state.name, due // SECOND))
+        go_on(run, decide.on_time(run, task, due), due)
+    assert ends == [("READY", 11), ("WAITING", 31), ("READY", 41), ("WAITING", 81), ("READY", 91)]
+    assert task.failure is not None and task.failure.kind is FailureKind.NO_AGENT
+
+
+def test_attempts_count_with_it_and_the_wait_between_them_is_none_for_an_agent() -> None:
+    both = retry(3, FailureKind.NO_AGENT, FailureKind.TRANSIENT, first=20 * SECOND)
+    run = start("r", plan(Node(retry=(both,), schedule_timeout=10 * SECOND)), submitted(), 0)
+    go_on(run, now=SECOND)
+    task = run.tasks[0]
+    offer(run, 0, now=SECOND)
+    settle(run, 0, FAILURE, now=2 * SECOND)
+    go_on(run, decide.on_time(run, task, task.wait_until), 17 * SECOND)
+    assert (task.state, decide.next_due(run, task)) == (TaskState.READY, 27 * SECOND)
+    go_on(run, decide.on_time(run, task, 27 * SECOND), 27 * SECOND)
+    assert (task.state, task.reason) == (TaskState.WAITING, "attempt 2 of 3 found no agent")
+    go_on(run, decide.on_time(run, task, task.wait_until), task.wait_until)
+    go_on(run, decide.on_time(run, task, task.again_time + 10 * SECOND), task.again_time + 10 * SECOND)
+    assert task.state is TaskState.FAILED
+
+
 def looped(**settings: Any) -> Run:
     """A loop that has 9 s from the first second on, and whose first iteration ends in the seventh."""
     run = start(

@@ -121,6 +121,21 @@ def test_nobody_in_time_is_a_failure_that_says_so_and_its_place_in_the_queue_is_
     assert rig.states("r2") == ["RUNNING"]
 
 
+def test_a_task_that_looks_for_an_agent_again_takes_no_place_in_the_queue_meanwhile() -> None:
+    rig = Rig()
+    again = plan(Node(schedule_timeout=5 * SECOND, retry=(retry(2, FailureKind.NO_AGENT, first=10 * SECOND),)))
+    rig.tell(rig.submit("r1", again))
+    rig.now += 6 * SECOND
+    rig.tell()
+    assert rig.states("r1") == ["WAITING"] and not rig.fleet._queues
+    rig.fleet.attach(instance())
+    rig.tell()
+    assert rig.offers == []
+    rig.now += 10 * SECOND
+    rig.tell()
+    assert rig.offers == ["r1/t0/0/1"]
+
+
 def test_held_timers_fire_when_they_are_let_go() -> None:
     rig = Rig()
     rig.shard.timers_held = True

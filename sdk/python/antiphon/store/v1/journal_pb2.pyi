@@ -582,6 +582,7 @@ class TaskWaiting(_message.Message):
     MEMBER_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    IN_VAIN_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -590,6 +591,8 @@ class TaskWaiting(_message.Message):
     """When; microseconds since 1970. 0 for a task that waits for a signal."""
     reason: _builtins.str
     """Why."""
+    in_vain: _builtins.int
+    """How many times it has found no agent within its schedule timeout, when that is why; otherwise 0."""
     def __init__(
         self,
         *,
@@ -597,10 +600,11 @@ class TaskWaiting(_message.Message):
         member: _builtins.int = ...,
         until: _builtins.int = ...,
         reason: _builtins.str = ...,
+        in_vain: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "reason", b"reason", "task", b"task", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_vain", b"in_vain", "member", b"member", "reason", b"reason", "task", b"task", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1486,6 +1490,8 @@ class TaskSnapshot(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     REUSED_FIELD_NUMBER: _builtins.int
     CHILDREN_FIELD_NUMBER: _builtins.int
+    IN_VAIN_FIELD_NUMBER: _builtins.int
+    AGAIN_TIME_FIELD_NUMBER: _builtins.int
     task: _builtins.int
     """Index of the task."""
     member: _builtins.int
@@ -1514,6 +1520,10 @@ class TaskSnapshot(_message.Message):
     """Why it is to be cancelled; empty unless it is."""
     answer: _builtins.int
     """Of a member of a quorum the member that its answer agrees with, of the task itself the one that was chosen; 0 for none."""
+    in_vain: _builtins.int
+    """How many times it has found no agent within its schedule timeout, and was let look for one again."""
+    again_time: _builtins.int
+    """When it last was READY again after a wait; microseconds since 1970."""
     @_builtins.property
     def failure(self) -> _failure_pb2.Failure:
         """Its failure."""
@@ -1556,10 +1566,12 @@ class TaskSnapshot(_message.Message):
         answer: _builtins.int = ...,
         reused: Global___ResultReused | None = ...,
         children: _abc.Iterable[Global___ChildSnapshot] | None = ...,
+        in_vain: _builtins.int = ...,
+        again_time: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "failure", b"failure", "released_output", b"released_output", "reused", b"reused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "answer", b"answer", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "children", b"children", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "found", b"found", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "reused", b"reused", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_output", b"_released_output", "again_time", b"again_time", "answer", b"answer", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "children", b"children", "end_time", b"end_time", "expanded", b"expanded", "failure", b"failure", "found", b"found", "in_vain", b"in_vain", "input", b"input", "member", b"member", "member_count", b"member_count", "output", b"output", "ready_time", b"ready_time", "reason", b"reason", "released_output", b"released_output", "reused", b"reused", "state", b"state", "task", b"task", "wait_until", b"wait_until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__released_output: _TypeAlias = _typing.Literal["released_output"]  # noqa: Y015
     _WhichOneofArgType__released_output: _TypeAlias = _typing.Literal["_released_output", b"_released_output"]  # noqa: Y015
