@@ -17,7 +17,7 @@ from antiphon_certs import Clock
 from .. import telemetry
 from ..archive import Archive, ArchiveUnavailable
 from .recovery import keep_newest
-from .shard import REQUEST_KEPT
+from .turn import REQUEST_KEPT
 
 log = telemetry.logger("shards")
 

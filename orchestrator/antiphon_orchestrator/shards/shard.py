@@ -43,6 +43,8 @@ from .reusing import reuse, worth_keeping
 from .timers import Timers
 from .turn import (
     MAX_TIMER_BYTES,
+    REQUEST_KEPT,
+    REQUESTS_KEPT,
     SEGMENT_BYTES,
     Archiver,
     Entry,
@@ -67,12 +69,6 @@ MAX_WAITS = 256
 
 FIRST_OF_BACKLOG = 16
 """New runs that a turn takes before its inbox, so that runs which are there never keep them out for ever."""
-
-REQUEST_KEPT = 24 * 3600 * 1_000_000
-"""Microseconds a request id is remembered after its run was archived."""
-
-REQUESTS_KEPT = 1 << 20
-"""Most request ids of archived runs that all shards together remember; the oldest go first. Some 400 bytes each."""
 
 _SETTLED = frozenset({e.TaskEnded, e.TaskEscalated, e.TaskQuarantined, e.TaskCompleted, e.TaskAgreed, e.ResultReused})
 """Events after which nothing of a task is due, or waited for, any more."""

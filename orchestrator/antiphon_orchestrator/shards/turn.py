@@ -19,6 +19,12 @@ MAX_TIMER_BYTES = 1024 * 1024
 SEGMENT_BYTES = 1280 * 1024
 """Most record bytes that a single large input may bring a turn to; leaves room for timers in the store's 1.5 MiB."""
 
+REQUEST_KEPT = 24 * 3600 * 1_000_000
+"""Microseconds a request id is remembered after its run was archived."""
+
+REQUESTS_KEPT = 1 << 20
+"""Most request ids of archived runs that all shards together remember; the oldest go first. Some 400 bytes each."""
+
 
 @dataclass(slots=True, eq=False)
 class Entry:

@@ -357,7 +357,9 @@ class World:
 
     def _clock_jumps(self) -> None:
         if (found := self._one()) is not None:
-            found[1].clock_offset += self.rng.choice([-60.0, -2.0, 2.0, 60.0])
+            # No further off than a minute: what waits until its clock says so is to end before PEACE is over.
+            jump = self.rng.choice([-60.0, -2.0, 2.0, 60.0])
+            found[1].clock_offset = max(-60.0, min(60.0, found[1].clock_offset + jump))
             self.said(f"the clock of {found[1].name} is off by {found[1].clock_offset}")
 
     def _lose_archive(self) -> None:

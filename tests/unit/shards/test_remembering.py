@@ -13,7 +13,7 @@ from antiphon_orchestrator.archive import ArchivedRequest, ArchivedRun, ArchiveU
 from antiphon_orchestrator.archive.sqlite import SqliteArchive
 from antiphon_orchestrator.shards.recovery import remember_requests
 from antiphon_orchestrator.shards.remembering import AWAY, EVERY, PAGE, Kept, Remembering
-from antiphon_orchestrator.shards.shard import REQUEST_KEPT
+from antiphon_orchestrator.shards.turn import REQUEST_KEPT
 from shard_rig import Rig
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

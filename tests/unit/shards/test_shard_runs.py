@@ -13,7 +13,7 @@ from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.engine.states import AttemptState, RunState
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.leaving import let_archived_go
-from antiphon_orchestrator.shards.shard import REQUEST_KEPT
+from antiphon_orchestrator.shards.turn import REQUEST_KEPT
 from shard_rig import SOURCE, Rig, failed, instance, returned
 
 from tests.fakes.plans import CLIENT, SECOND, Node, payload, plan, retry
