@@ -21,7 +21,7 @@ from antiphon.partials import MESSAGE_PIECES
 from antiphon.v1 import agent_service_pb2 as agents
 from antiphon.v1 import agent_service_pb2_grpc, context_request_pb2, error_pb2, failure_pb2
 
-from .asks import inherit, mistake_in_ask, note_reads, refused
+from .asks import TOO_MANY_LABELS, inherit, mistake_in_ask, note_answer, note_piece, note_reads, refused
 from .attempts import Attempt
 from .boxes import Seat
 from .checks import (
@@ -190,7 +190,7 @@ class _Servicer:
 
             def deliver(response: agents.CallResponse | None) -> None:
                 if not answer.done():
-                    answer.set_result(response)
+                    answer.set_result(response if response is None else note_answer(attempt, response))
 
             if not inflight.called(attempt, request.call_id, request, request.ByteSize(), deliver):
                 raise Refused(error_pb2.ERROR_REASON_OVERLOADED, queue="the queue of this attempt's calls")
@@ -293,7 +293,9 @@ class _Session:
             response.cancels.add(attempt_id=attempt_id, reason=reason[:256])
         # Before the outcomes of the calls: afterwards nobody listens.
         for (attempt_id, call_id), piece in seat.pieces.take() if seat.pieces else ():
-            response.call_partials.add(attempt_id=attempt_id, call_id=call_id, partial=piece)
+            caller = seat.running.get(attempt_id)
+            if caller is not None and note_piece(caller, piece):
+                response.call_partials.add(attempt_id=attempt_id, call_id=call_id, partial=piece)
         if self._call_results:
             room = MOST_BYTES
             while self._call_results and room > 0:
@@ -352,15 +354,19 @@ class _Session:
             attempt = inflight.vouched(self._seat, call.attempt_id, call.attempt_token)
         except KeyError:
             return  # its handler has been told to stop
-        inherit(attempt, call.input)
-        mistake = mistake_in_call(call, self._node.inline_limit)
         if attempt is None:
             self._fail_call(
                 call, failure_pb2.FAILURE_KIND_PERMANENT, "ATTEMPT_TOKEN_INVALID", "the token is not its own"
             )
-        elif mistake:
+            return
+        inherit(attempt, call.input)
+
+        def deliver(response: agents.CallResponse | None) -> None:
+            self._deliver(response if response is None else note_answer(attempt, response))
+
+        if mistake := mistake_in_call(call, self._node.inline_limit):
             self._fail_call(call, failure_pb2.FAILURE_KIND_INVALID_INPUT, "REQUEST_INVALID", str(mistake))
-        elif not inflight.called(attempt, call.call_id, call, call.ByteSize(), self._deliver):
+        elif not inflight.called(attempt, call.call_id, call, call.ByteSize(), deliver):
             self._fail_call(
                 call, failure_pb2.FAILURE_KIND_PERMANENT, "OVERLOADED", "too many calls of one attempt wait"
             )
@@ -388,10 +394,12 @@ class _Session:
 
             def deliver(response: context_request_pb2.ContextResponse | None) -> None:
                 if response is not None and not note_reads(attempt, response):
-                    many = "together with what was read before, the labels are more than 64"
-                    violations = [("value.labels", many)]
+                    violations = [("value.labels", TOO_MANY_LABELS)]
                     refusal = Refused(
-                        error_pb2.ERROR_REASON_REQUEST_INVALID, many, violations=violations, field="value.labels"
+                        error_pb2.ERROR_REASON_REQUEST_INVALID,
+                        TOO_MANY_LABELS,
+                        violations=violations,
+                        field="value.labels",
                     )
                     response = refused(request, refusal)
                 self._told(response)

@@ -1,25 +1,36 @@
 """What passes between an agent and shared context: is a request within the contract, and what has the attempt read?
 
-What an attempt reads goes into what it makes. So the sidecar, which the orchestrator believes and which outlives it,
-keeps the entries an attempt has read and their labels, adds the first to each of its requests, and the labels to its
-output and to the input of its calls. An agent can add labels, but take none away.
+What an attempt reads goes into what it makes, and so does what its calls answer. So the sidecar, which the orchestrator
+believes and which outlives it, keeps the entries an attempt has read, their labels and those of answers, adds the first
+to each of its requests, and the labels to its output and to the input of its calls. An agent can add labels, but take
+none away.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from antiphon.v1 import context_pb2, context_request_pb2, context_service_pb2, error_pb2, payload_pb2, run_pb2
+from antiphon.v1 import (
+    agent_service_pb2,
+    context_pb2,
+    context_request_pb2,
+    context_service_pb2,
+    error_pb2,
+    failure_pb2,
+    payload_pb2,
+    run_pb2,
+)
 from google.protobuf.duration_pb2 import Duration
 
 from .attempts import Attempt
-from .checks import UnfitPayload, check_payload, check_size, is_duration
+from .checks import UnfitPayload, check_payload, check_size, failed, is_duration
 from .errors import Refused
 
 MOST_SOURCES = 64
 MOST_LABELS = 64
+TOO_MANY_LABELS = f"together with what was read before, the labels are more than {MOST_LABELS}"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}", re.ASCII)
 _PREFIX = re.compile(r"[A-Za-z0-9._/-]{0,255}", re.ASCII)
 _YEAR = 31_622_400 * 1_000_000
@@ -151,32 +162,66 @@ def note_reads(attempt: Attempt, response: context_request_pb2.ContextResponse) 
         entries = [event.put for event in response.watch.events if event.HasField("put")]
     if not entries:
         return True
-    reads = context_request_pb2.ContextReads()
-    if attempt.reads is not None:
-        reads.CopyFrom(attempt.reads)
+    reads = _reads_so_far(attempt)
     for entry in entries:
-        value = entry.value
-        if value.labels or value.field_labels:
-            join(reads.labels, (*value.labels, *(label for part in value.field_labels for label in part.labels)))
+        join(reads.labels, _labels_of(entry.value))
         reference = context_pb2.EntryReference(scope=entry.scope, key=entry.key, revision=entry.revision)
         if reference not in reads.entries:
             if len(reads.entries) < MOST_SOURCES:
                 reads.entries.append(reference)
             else:
                 reads.more += 1
+    return _keep(attempt, reads)
+
+
+def note_answer(attempt: Attempt, response: agent_service_pb2.CallResponse) -> agent_service_pb2.CallResponse:
+    """Keeps the labels of what a call has answered an attempt. Returns what it is given: a failure instead, when there
+    are more labels than can be kept."""
+    labels = _labels_of(response.output)
+    if not labels or _note(attempt, labels):
+        return response
+    failure = failed(failure_pb2.FAILURE_KIND_POLICY, TOO_MANY_LABELS)
+    return agent_service_pb2.CallResponse(call_id=response.call_id, attempt_id=response.attempt_id, failure=failure)
+
+
+def note_piece(attempt: Attempt, piece: run_pb2.PartialOutput) -> bool:
+    """The same of a piece of what a call is making. False: it must not have the piece."""
+    return not piece.labels or _note(attempt, piece.labels)
+
+
+def _note(attempt: Attempt, labels: Iterable[payload_pb2.Label]) -> bool:
+    reads = _reads_so_far(attempt)
+    join(reads.labels, labels)
+    return _keep(attempt, reads)
+
+
+def _reads_so_far(attempt: Attempt) -> context_request_pb2.ContextReads:
+    """A copy of what an attempt has read."""
+    reads = context_request_pb2.ContextReads()
+    if attempt.reads is not None:
+        reads.CopyFrom(attempt.reads)
+    return reads
+
+
+def _keep(attempt: Attempt, reads: context_request_pb2.ContextReads) -> bool:
     if len(reads.labels) > MOST_LABELS:
         return False
     attempt.reads = reads
     return True
 
 
+def _labels_of(value: payload_pb2.Payload) -> list[payload_pb2.Label]:
+    """Those of its parts included."""
+    return [*value.labels, *(label for part in value.field_labels for label in part.labels)]
+
+
 def inherit(attempt: Attempt | None, payload: payload_pb2.Payload | run_pb2.PartialOutput) -> None:
-    """Adds the labels of all that an attempt has read to what it made."""
+    """Adds the labels of all that an attempt has read, or was answered, to what it made."""
     if attempt is not None and attempt.reads is not None and attempt.reads.labels:
         join(payload.labels, attempt.reads.labels)
 
 
-def join(into: Any, labels: Any) -> None:
+def join(into: Any, labels: Iterable[payload_pb2.Label]) -> None:
     """Adds the labels that are not there."""
     present = {(label.key, label.value) for label in into}
     for label in labels:

@@ -120,4 +120,4 @@ class Attempt:
         self.calls: dict[str, tuple[Any, int, Deliver]] | None = None  # call id → request, its bytes, who waits
         self.asks: dict[str, tuple[Any, int, Deliver]] | None = None  # the same of requests to shared context
         self.spooled: Any = None  # opaque; where its outcome is on disk
-        self.reads: Any = None  # opaque; what it has read of shared context
+        self.reads: Any = None  # opaque; what it has read of shared context, and labels of what it was answered

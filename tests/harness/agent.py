@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from antiphon import (
     Agent,
     CallFailed,
     Graph,
+    Labels,
     Payload,
     PermanentFailure,
     Retry,
@@ -201,6 +202,18 @@ async def card(value: Card, ctx: TaskContext) -> dict[str, Any]:
     return {"name": value.name, "phone": value.phone}
 
 
+@dataclass
+class Person:
+    name: str
+    phone: Annotated[str, Labels("pii")]
+
+
+@offers("work.person")
+async def person(name: str, ctx: TaskContext) -> Person:
+    """Finds what is known of somebody, a part of which is labelled."""
+    return Person(name, "555-1234")
+
+
 @offers("work.bytes")
 async def reverse(value: Payload, ctx: TaskContext) -> Payload:
     """Turns what is inline round, and answers with a reference as it came."""
@@ -209,6 +222,7 @@ async def reverse(value: Payload, ctx: TaskContext) -> Payload:
     return Payload(inline=value.inline[::-1], media_type=value.media_type)
 
 
+@offers("work.cleared-call", clearance=["pii"])
 @offers("work.call")
 async def call(how: dict[str, Any], ctx: TaskContext) -> Any:
     """Calls another capability; may fail its own first attempt after the call was answered."""

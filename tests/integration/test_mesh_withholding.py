@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from antiphon import Client, Graph, Payload, output_of
-from antiphon.v1 import failure_pb2
+from antiphon.v1 import failure_pb2, payload_pb2
 
 from tests.harness import Mesh
 
@@ -96,3 +97,35 @@ async def test_a_call_between_agents_is_decided_by_policy(client: Client, operat
     )
     denied = output_of(await client.submit(graph, wait=True))["t"]
     assert denied["kind"] == failure_pb2.FAILURE_KIND_POLICY
+
+
+def caller(capability: str, **how: object) -> Graph:
+    graph = Graph("caller")
+    graph.task("t", capability, input={"capability": "work.person@1", "input": "Ada", **how})
+    return graph
+
+
+def keys(payload: payload_pb2.Payload) -> list[str]:
+    return [label.key for label in payload.labels]
+
+
+async def test_an_answer_with_labels_is_not_for_a_caller_without_clearance(client: Client, operator: Client) -> None:
+    told = output_of(await client.submit(caller("work.call@1"), wait=True))["t"]
+    assert told["kind"] == failure_pb2.FAILURE_KIND_POLICY and "no clearance for labels of the answer: pii" in str(told)
+    await activate(
+        operator,
+        """@id("hide.pii") @obligation("redact") @labels("pii")
+        permit (principal, action == Action::"release", resource == Capability::"team-a/work.person");""",
+    )
+    run = await client.submit(caller("work.call@1"), wait=True)
+    assert output_of(run)["t"] == {"name": "Ada"}, "what is struck out needs no clearance"
+
+
+async def test_what_is_made_of_an_answer_carries_its_labels(client: Client) -> None:
+    run = await client.submit(caller("work.cleared-call@1"), wait=True)
+    assert output_of(run)["t"] == {"name": "Ada", "phone": "555-1234"}
+    assert keys((await client.get_task(run.run_id, "t")).output) == ["pii"]
+    graph = caller("work.cleared-call@1")
+    graph.task("u", "work.echo@1", input="${tasks.t.output.name}", schedule_timeout=timedelta(seconds=0.5))
+    run = await client.submit(graph, wait=True)
+    assert run.failure.kind == failure_pb2.FAILURE_KIND_NO_AGENT, "the echo has no clearance for it"

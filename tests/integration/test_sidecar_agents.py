@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 import pytest
 from antiphon.v1 import agent_service_pb2 as pb
-from antiphon.v1 import agent_service_pb2_grpc, failure_pb2
+from antiphon.v1 import agent_service_pb2_grpc, failure_pb2, payload_pb2, run_pb2
+from antiphon.v1.payload_pb2 import Label
 from antiphon_certs import Grants
 from antiphon_sidecar.agents import AgentSocket, _Session
 from antiphon_sidecar.attempts import End
@@ -229,6 +230,44 @@ async def test_a_call_on_the_stream_with_a_wrong_token_is_answered_by_a_failure(
             (result,) = (await call.read()).call_results
     assert result.failure.kind == failure_pb2.FAILURE_KIND_PERMANENT and result.failure.code == "ATTEMPT_TOKEN_INVALID"
     assert not bench.link.calls
+
+
+async def test_labels_of_what_a_call_gives_go_into_all_that_is_made_of_it(bench: Bench) -> None:
+    node = bench.node
+    async with bench.stub() as stub, asyncio.timeout(WAIT):
+        call = await begun(stub)
+        bench.offer("a")
+        await call.read()
+        first, second, third = (
+            pb.CallRequest(attempt_id="a", attempt_token=b"token", call_id=number, capability="text.echo@1")
+            for number in "123"
+        )
+        await call.write(pb.WorkRequest(calls=[first]))
+        await eventually(lambda: bench.seat.waiting)
+        node.inflight.call_emitted("a", "1", run_pb2.PartialOutput(text="x", labels=[Label(key="of-a-piece")]))
+        await call.read()
+        answer = pb.CallResponse(call_id="1", attempt_id="a")
+        answer.output.field_labels.add(pointer="/phone").labels.add(key="pii")
+        node.inflight.answered("a", "1", answer)
+        await call.read()
+        await call.write(pb.WorkRequest(calls=[second]))
+        await eventually(lambda: len(bench.link.calls) == 2)
+        assert [label.key for label in bench.link.calls[1][0].input.labels] == ["of-a-piece", "pii"]
+        answer = pb.CallResponse(call_id="2", attempt_id="a")
+        answer.output.labels.extend(Label(key=f"l{number}") for number in range(63))
+        node.inflight.answered("a", "2", answer)
+        (told,) = (await call.read()).call_results
+        assert told.failure.kind == failure_pb2.FAILURE_KIND_POLICY and "more than 64" in told.failure.message
+        waiting = stub.Call(third, timeout=WAIT)
+        await eventually(lambda: len(bench.link.calls) == 3)
+        answer = pb.CallResponse(call_id="3", attempt_id="a")
+        answer.output.labels.add(key="last")
+        node.inflight.answered("a", "3", answer)
+        await waiting
+        await call.write(pb.WorkRequest(results=[pb.Result(attempt_id="a", output=payload_pb2.Payload(inline=b"1"))]))
+        await eventually(lambda: node.inflight.outcomes)
+        # What the spool keeps, too.
+        assert [label.key for label in node.inflight.held["a"].result.output.labels] == ["of-a-piece", "pii", "last"]
 
 
 async def test_an_agent_that_breaks_off_without_a_word_is_gone_at_once(bench: Bench) -> None:

@@ -10,7 +10,7 @@ from .compile import TRAITS, Compiled, compile_graph
 from .inheriting import Inheriting
 from .mistakes import Code, GraphInvalid, Mistake
 from .schemas import Reduced, SchemaInvalid, SchemaSet, SchemaViolation, difference
-from .values import Unusable, Values, in_utf8
+from .values import Unusable, Values, in_utf8, label_keys
 from .versions import Requirement, Version
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "compile_graph",
     "difference",
     "in_utf8",
+    "label_keys",
 ]

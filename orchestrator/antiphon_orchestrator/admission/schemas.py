@@ -207,6 +207,8 @@ class SchemaSet:
         kept = [part for part in message.field_labels if not _inside(steps_of(part.pointer), gone)]
         del message.field_labels[:]
         message.field_labels.extend(kept)
+        if () in gone:
+            del message.labels[:]  # of null there is nothing to keep from anybody
         named = tuple((in_utf8(pointer_of(one)), why) for one, why in withheld[:WITHHELD_NAMED])
         return Reduced(message.SerializeToString(), named, len(withheld))
 

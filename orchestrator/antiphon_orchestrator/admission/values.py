@@ -116,7 +116,7 @@ class Known:
         self.by_reference = by_reference
         self.payload = labelled
         self.size = len(content) if content is not None else 0
-        self.label_keys = _label_keys(labelled) if labelled is not None else _NO_LABELS
+        self.label_keys = label_keys(labelled) if labelled is not None else _NO_LABELS
         self._parsed = False
         self._value: object = None
 
@@ -163,7 +163,7 @@ class Known:
 _NO_LABELS: frozenset[str] = frozenset()
 
 
-def _label_keys(payload: Payload) -> frozenset[str]:
+def label_keys(payload: Payload) -> frozenset[str]:
     """Keys of all labels, those of parts included."""
     return frozenset(
         [label.key for label in payload.labels] + [label.key for part in payload.field_labels for label in part.labels]

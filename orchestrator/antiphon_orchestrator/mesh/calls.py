@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.v1 import agent_service_pb2, graph_pb2
@@ -18,7 +18,7 @@ from antiphon.v1.failure_pb2 import FailureKind as Kind
 from google.protobuf.message import DecodeError, Message
 
 from .. import telemetry
-from ..admission import GraphInvalid
+from ..admission import GraphInvalid, label_keys
 from ..api.errors import Violation
 from ..archive import ArchiveUnavailable
 from ..engine.failure import Failure, FailureKind
@@ -40,6 +40,17 @@ ARCHIVED_QUEUE = 1_000
 """Calls repeated after their run was archived that wait to be read; more are told to try again."""
 
 
+class _Late(NamedTuple):
+    """A call repeated after its run was archived."""
+
+    incarnation: str
+    namespace: str
+    run_id: str
+    call_id: str
+    attempt_id: str
+    clearance: frozenset[str]
+
+
 class Calls:
     """`answer(incarnation, response)` brings an outcome to its sidecar; set before anything runs. `broken` finds the
     rules of the contracts that a message breaks."""
@@ -58,7 +69,7 @@ class Calls:
         self._broken = broken
         self._now = now
         self._host: Host | None = None
-        self._late: asyncio.Queue[tuple[str, str, str, str, str]] = asyncio.Queue(ARCHIVED_QUEUE)
+        self._late: asyncio.Queue[_Late] = asyncio.Queue(ARCHIVED_QUEUE)
         self._graphs: asyncio.Queue[tuple[i.Reporter, str, mesh.Report]] = asyncio.Queue()
         self.answer: Callable[[str, agent_service_pb2.CallResponse], None] = lambda incarnation, response: None
 
@@ -93,9 +104,10 @@ class Calls:
 
         def sink(value: Any) -> None:
             if isinstance(value, Run):
-                self.answer(incarnation, _outcome(call_id, attempt_id, value))
+                self.answer(incarnation, _outcome(call_id, attempt_id, value, item.clearance))
             elif isinstance(value, str):
-                self._queue_late(incarnation, source.partition("/")[0], value, call_id, attempt_id, refuse)
+                late = _Late(incarnation, source.partition("/")[0], value, call_id, attempt_id, item.clearance)
+                self._queue_late(late, refuse)
             elif isinstance(value, i.RequestIdReused):
                 refuse(
                     Kind.FAILURE_KIND_INVALID_INPUT, f"call {call_id} was made with other content", "REQUEST_ID_REUSED"
@@ -150,17 +162,9 @@ class Calls:
             log.error("graph_not_compiled", exc_info=error)
             return graph, _unfit([f"it cannot be compiled: {type(error).__name__}: {str(error)[:200]}"])
 
-    def _queue_late(
-        self,
-        incarnation: str,
-        namespace: str,
-        run_id: str,
-        call_id: str,
-        attempt_id: str,
-        refuse: Callable[[Kind.ValueType, str], None],
-    ) -> None:
+    def _queue_late(self, late: _Late, refuse: Callable[[Kind.ValueType, str], None]) -> None:
         try:
-            self._late.put_nowait((incarnation, namespace, run_id, call_id, attempt_id))
+            self._late.put_nowait(late)
         except asyncio.QueueFull:
             refuse(Kind.FAILURE_KIND_TRANSIENT, "too many repeated calls are waiting; try again")
 
@@ -172,7 +176,7 @@ class Calls:
 
     async def _answer_late(self) -> None:
         while True:
-            incarnation, namespace, run_id, call_id, attempt_id = await self._late.get()
+            incarnation, namespace, run_id, call_id, attempt_id, clearance = await self._late.get()
             response = agent_service_pb2.CallResponse(call_id=call_id, attempt_id=attempt_id)
             try:
                 run = await self._archived.load(run_id, namespace)
@@ -180,7 +184,7 @@ class Calls:
                 log.warning("call_not_answered", run_id=run_id, cause=str(error))
                 run = None
             if run is not None:
-                response = _outcome(call_id, attempt_id, run)
+                response = _outcome(call_id, attempt_id, run, clearance)
             else:
                 response.failure.kind = Kind.FAILURE_KIND_TRANSIENT
                 response.failure.message = "the outcome of the call cannot be read now; try again"
@@ -196,11 +200,16 @@ def _unfit(mistakes: Sequence[str]) -> Failure:
     return Failure(FailureKind.INVALID_OUTPUT, message[:4096], "GRAPH_INVALID", retryable=False)
 
 
-def _outcome(call_id: str, attempt_id: str, run: Run) -> agent_service_pb2.CallResponse:
+def _outcome(call_id: str, attempt_id: str, run: Run, clearance: frozenset[str]) -> agent_service_pb2.CallResponse:
+    """What is answered: an output only with labels that the calling capability declares clearance for."""
     response = agent_service_pb2.CallResponse(call_id=call_id, attempt_id=attempt_id)
     if run.state is RunState.SUCCEEDED:
         response.output.SetInParent()
         put_payload(response.output, run.output)
+        if beyond := label_keys(response.output) - clearance:
+            labels = ", ".join(sorted(beyond))
+            response.failure.kind = Kind.FAILURE_KIND_POLICY
+            response.failure.message = f"the caller declares no clearance for labels of the answer: {labels}"[:4096]
     elif run.failure is not None:
         codec.put_failure(response.failure, run.failure)
     else:

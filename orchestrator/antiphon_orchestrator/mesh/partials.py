@@ -2,7 +2,8 @@
 
 They change nothing and are kept nowhere, so they pass by the shard's turns: its memory is only looked at. Nobody is
 shown of a piece what they would not be shown of the output. What policy refuses for its labels, or would redact, is
-withheld whole: a pointer into the output means nothing in a piece of it.
+withheld whole: a pointer into the output means nothing in a piece of it. So is what carries labels for which the caller
+declares no clearance.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from antiphon.v1.error_pb2 import ErrorReason
 
 from ..api.errors import ApiError
 from ..engine import decide
+from ..engine.events import Placement
 from ..engine.run import Attempt, Run, Task
 from ..placement.fleet import Fleet
 from ..shards.host import Host
 from ..shards.judging import handed_on
+from ..shards.payloads import assert_labels, inherit_labels
 from ..shards.turn import Entry, found_attempt
 from .session import Session
 
@@ -53,20 +56,32 @@ def take(session: Session, reports: Sequence[mesh.PartialReport], host: Host, fl
         for watcher in entry.watchers:
             watcher.partial(task.plan.id, task.member, piece)
         if caller is not None:
-            instance, call_id, attempt_id = caller
-            pass_on(instance, agent_service_pb2.CallPartial(call_id=call_id, attempt_id=attempt_id, partial=piece))
+            placement, call_id, attempt_id = caller
+            if beyond := {one.key for one in piece.labels} - fleet.clearance(placement):
+                withheld = f"the caller declares no clearance for its labels: {', '.join(sorted(beyond))}"[:4096]
+                piece = run_pb2.PartialOutput(attempt=piece.attempt, withheld=withheld)
+            told = agent_service_pb2.CallPartial(call_id=call_id, attempt_id=attempt_id, partial=piece)
+            pass_on(placement.instance, told)
 
 
 def shown(
     fleet: Fleet, entry: Entry, task: Task, attempt: Attempt, said: run_pb2.PartialOutput, principal: str
 ) -> run_pb2.PartialOutput:
-    """A piece as the run's principal may have it: whole, or without its content. `principal`: who vouches for its
-    labels."""
+    """A piece as the run's principal may have it: whole, with the labels that the output would have, or without its
+    content. `principal`: who vouches for labels of its own."""
     submitted, label = entry.run.submitted, attempt.placement.capability
-    declared = fleet.labels(fleet.label_output(submitted.namespace, label, _OPAQUE))
-    labels = frozenset(one.key for one in said.labels) | declared | fleet.labels(handed_on(task, attempt))
+    own = payload_pb2.Payload(labels=said.labels)
+    assert_labels(own, principal)
+    labelled = own.SerializeToString()
+    for source in (fleet.label_output(submitted.namespace, label, _OPAQUE), handed_on(task, attempt)):
+        if fleet.labels(source):
+            labelled = inherit_labels(source, labelled)
     permit = fleet.may_release(
-        submitted.principal, entry.principal_kind, submitted.namespace, label.partition("@")[0], labels
+        submitted.principal,
+        entry.principal_kind,
+        submitted.namespace,
+        label.partition("@")[0],
+        fleet.labels(labelled),
     )
     piece = run_pb2.PartialOutput(attempt=attempt.number)
     if not permit.allowed:
@@ -75,8 +90,7 @@ def shown(
         piece.withheld = f"policy demands of the output: redact {', '.join(sorted(permit.redactions))}"[:4096]
     else:
         piece.offset = said.offset
-        for one in said.labels:
-            piece.labels.add(key=one.key, value=one.value, asserted_by=principal)
+        piece.labels.extend(payload_pb2.Payload.FromString(labelled).labels)
         if said.HasField("text"):
             piece.text = said.text
         else:
@@ -84,8 +98,8 @@ def shown(
     return piece
 
 
-def _caller(runs: dict[str, Entry], run: Run) -> tuple[str, str, str] | None:
-    """The instance, call id and present attempt of the task that called for a run; None when nothing waits for it."""
+def _caller(runs: dict[str, Entry], run: Run) -> tuple[Placement, str, str] | None:
+    """The place, call id and present attempt of the task that called for a run; None when nothing waits for it."""
     parent = run.submitted.parent_attempt_id
     if not parent:
         return None
@@ -97,4 +111,4 @@ def _caller(runs: dict[str, Entry], run: Run) -> tuple[str, str, str] | None:
     if (live := task.live) is None:
         return None
     call_id = run.submitted.request_id.partition("#")[2]
-    return live.instance, call_id, decide.attempt_id(run_id, task, live.number)
+    return live.placement, call_id, decide.attempt_id(run_id, task, live.number)

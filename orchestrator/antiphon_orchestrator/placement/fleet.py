@@ -199,6 +199,12 @@ class Fleet(Permits):
     def instance(self, instance_id: str) -> Instance | None:
         return self._instances.get(instance_id)
 
+    def clearance(self, placement: Placement) -> frozenset[str]:
+        """The labels that the capability which an attempt is out for may be given; none when its instance is gone."""
+        instance = self._instances.get(placement.instance)
+        offers = instance.offers if instance is not None else ()
+        return next((offered.clearance for offered in offers if offered.label == placement.capability), frozenset())
+
     def offered(self, namespace: str, requirement: str, trait: str = "") -> bool:
         """Whether any live instance offers what a task asks for, and declares it pure or idempotent; for admission."""
         need = Need(namespace, requirement, (), 0.0, frozenset(), (), (trait,) if trait else ())

@@ -47,6 +47,7 @@ class Beneath:
             turn.replies.append((item.sink, lambda: i.CallRefused("the attempt is not running")))
             return
         entry, task, number = found
+        item.clearance = shard._fleet.clearance(live.placement)
         event = self._called(entry, task, live, item, turn.now)
         if not isinstance(event, e.RunSubmitted):
             turn.replies.append((item.sink, lambda: event))

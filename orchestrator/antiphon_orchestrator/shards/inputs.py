@@ -103,7 +103,8 @@ class Call:
     """A capability asked for on behalf of a running attempt: a run of one task, in the shard of its parent.
 
     `sink` gets the Run once it has ended, the id of one that is archived, a CallRefused or a CallDenied.
-    `timeout` in microseconds, None for all the time the attempt has.
+    `timeout` in microseconds, None for all the time the attempt has. `clearance`: labels that its answer may carry, as
+    the shard finds them declared by the calling capability.
     """
 
     source: str
@@ -116,6 +117,7 @@ class Call:
     input: bytes
     timeout: int | None
     sink: Sink
+    clearance: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)

@@ -143,6 +143,24 @@ def test_a_call_is_shown_to_the_present_attempt_of_the_task_that_waits_for_it(ri
     assert len(audience.passed) == 1
 
 
+def test_a_caller_gets_pieces_with_the_labels_that_it_has_clearance_for() -> None:
+    schema = '{"properties": {"name": {"x-antiphon-labels": ["pii"]}}}'
+    for clearance, given in ((["pii"], "Ada"), ([], "")):
+        rig = Rig()
+        rig.fleet.attach(instance(slots=9, clearance=clearance))
+        rig.fleet.attach(instance("b", slots=9, capabilities=("text.other",), output_schema=schema))
+        rig.tell(rig.submit("r1", plan(Node())))
+        callee = plan(Node(capability="text.other@1"))
+        rig.tell(
+            i.Call("demo/s", "r1/t0/0/1", "c#1", "r2", callee, None, b"d", payload("name"), None, lambda answer: None)
+        )
+        audience = Audience()
+        tell(rig, audience, said("r2/t0/0/1", "Ada"))
+        piece = audience.passed[0][1].partial
+        assert piece.text == given and [label.key for label in piece.labels] == clearance
+        assert ("no clearance for its labels: pii" in piece.withheld) == (not clearance)
+
+
 async def test_a_watcher_that_is_not_read_loses_pieces_but_no_events(rig: Rig) -> None:
     rig.tell(rig.submit("r1", plan(Node())))
     watcher = _Watcher(False, True)
