@@ -183,7 +183,7 @@ class Orchestrator:
 
         def policy_changed(epoch: int) -> None:
             sessions.policy_changed(epoch)
-            fleet.limits.policy_changed()
+            fleet.policy_changed()
 
         book.changed = policy_changed
         mover = AuditMover(store, archive, lambda: [audit, *host.audit], config.audit_retention, clock)

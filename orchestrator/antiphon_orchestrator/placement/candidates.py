@@ -6,7 +6,7 @@ Never: a choice, which is the fleet's; a question to policy, which permits.py as
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from antiphon.v1 import registry_pb2
 
@@ -14,6 +14,9 @@ from ..admission import Version
 from ..engine.failure import Failure
 from ..policy import Decision, Limit
 from .breaker import CLOSED, HALF_OPEN, Breaker
+
+if TYPE_CHECKING:
+    from .limits import Counter
 
 DEFAULT_LATENCY = 0.05
 """Seconds assumed of an instance that has neither declared nor shown any."""
@@ -48,6 +51,8 @@ class Waiter(NamedTuple):
     run_id: str
     task: int
     member: int
+    passed: frozenset[Counter] = frozenset()
+    """Limits at which its turn has come already."""
 
 
 @dataclass(slots=True)

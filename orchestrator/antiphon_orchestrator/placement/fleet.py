@@ -13,25 +13,27 @@ from __future__ import annotations
 import heapq
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from difflib import get_close_matches
-from itertools import count
 
 from antiphon.v1 import run_pb2
 
 from ..admission import Requirement, SchemaSet, Version
 from ..engine.events import Placement
-from ..engine.failure import Failure, FailureKind
+from ..engine.failure import Failure
 from ..policy import Decision, PolicyPort
 from .breaker import BLAMED, CLOSED, HALF_OPEN, OPEN, Breaker
 from .candidates import DEFAULT_LATENCY, Instance, Need, Offered, Permit, Refused, Waiter
 from .hedging import Hedging
-from .limits import Counter, Full, Limits, TaskKey
-from .permits import EFFECTS, Permits, log_use, traits_of
+from .limits import Counter as LimitCounter
+from .limits import Full, TaskKey
+from .permits import EFFECTS, log_use, traits_of
 from .results import Results
 from .shares import read_weights
+from .waiting import Waiting, asked
 
 __all__ = ["Fleet", "Instance", "Need", "Offered", "Refused", "Schedule", "Waiter", "log_use"]
 
@@ -67,7 +69,7 @@ def _now() -> int:
     return time.time_ns() // 1000
 
 
-class Fleet(Permits):
+class Fleet(Waiting):
     """All live instances of one orchestrator. `deliver(waiter, offered)` hands a slot to a shard, for its next turn;
     `broke(instance)` is told of every breaker that changes. `now`: microseconds since 1970, by which breakers and
     limits go; when `due`, somebody has to `look`.
@@ -83,26 +85,20 @@ class Fleet(Permits):
         now: Callable[[], int] = _now,
         schedule: Schedule = Schedule(),
     ) -> None:
-        super().__init__(policy, schemas)
+        weights = read_weights(schedule.weights)
+        super().__init__(policy, schemas, now, weights)
+        self.weights = weights
         self._now = now
         self._schedule = schedule
         self._pause = schedule.breaker_pause // timedelta(microseconds=1)
-        self.weights = read_weights(schedule.weights)
-        self.limits = Limits(now, self.weights)
         self._instances: dict[str, Instance] = {}
         self._by_capability: dict[tuple[str, str], list[Offered]] = {}
         self._eligible: dict[Need, list[Offered]] = {}
-        self._queues: dict[Need, list[Waiter]] = {}
-        # Needs with a queue by what they ask for: a slot that comes free looks at those that its instance can meet.
-        self._asking: dict[tuple[str, str], dict[Need, None]] = {}
-        self._waiting: dict[tuple[str, int, int], tuple[Need, Waiter]] = {}
-        self._left: dict[Need, int] = {}
         self._held: dict[str, int] = {}
         self._suspended: set[tuple[str, str]] = set()
         self._breaking: dict[str, Instance] = {}
         # What is said of a choice without alternatives, by its score.
         self._alone: dict[float, bytes] = {}
-        self._arrivals = count()
         self.deliver: Callable[[Waiter, Offered], None] = lambda waiter, offered: None
         self.broke: Callable[[Instance], None] = lambda instance: None
         self.hedging = Hedging()
@@ -143,13 +139,18 @@ class Fleet(Permits):
         if instance.instance_id in self._breaking:
             self._breaking[instance.instance_id] = instance
         self._eligible.clear()
-        self._has_room(instance)
-
-    def _has_room(self, instance: Instance) -> None:
-        """It may be given work now, which it could not before."""
         self.pump(instance)
         if self.limits.waiting:
-            self.limits.more(instance.free)
+            self.limits.more(instance)
+        if self._avoids:
+            self._ask_again(instance)
+
+    def _ask_again(self, instance: Instance) -> None:
+        """It may be another than it was: as many as it can work on are placed anew of those who were not to have it."""
+        names = {instance.agent, instance.instance_id}
+        found = [self._waiting[key][1] for key, avoid in self._avoids.items() if not names.isdisjoint(avoid)]
+        for waiter in heapq.nsmallest(instance.concurrency, found):
+            self.limits.call(waiter, None)
 
     def detach(self, instance_id: str) -> Instance | None:
         """Removes an instance; attempts still out to it stay with their runs."""
@@ -190,8 +191,6 @@ class Fleet(Permits):
         (self._suspended.add if suspended else self._suspended.discard)((namespace, agent))
         self._eligible.clear()
         self.pump()
-        if self.limits.waiting and not suspended:
-            self.limits.more(sum(i.free for i in self.instances(namespace) if i.agent == agent))
 
     def instances(self, namespace: str | None = None) -> Iterator[Instance]:
         return (i for i in self._instances.values() if namespace is None or i.namespace == namespace)
@@ -268,11 +267,6 @@ class Fleet(Permits):
         """Instances whose breaker is open, or half open."""
         return len(self._breaking)
 
-    @property
-    def waiting(self) -> int:
-        """Tasks that wait for a slot."""
-        return len(self._waiting)
-
     def _judge(self, instance: Instance, failure: Failure | None) -> None:
         """Notes an outcome in the breaker of an instance, which it gets with the first failure that is its own."""
         kind = failure.kind if failure is not None and failure.kind in BLAMED else None
@@ -317,7 +311,7 @@ class Fleet(Permits):
             breaker = instance.breaker
             if breaker is not None and breaker.look(now):
                 self._switch(instance, breaker)
-                self._has_room(instance)
+                self.pump(instance)
 
     # Choice.
 
@@ -328,26 +322,29 @@ class Fleet(Permits):
         principal_kind: str,
         payload: bytes,
         number: int,
-        called: Counter | None = None,
+        before: Waiter | None = None,
     ) -> Placement | Refused | Full | None:
         """A reserved place for an attempt, a refusal, or None when it has to wait for a slot; Full when it has to wait
-        for limits.
+        for limits, or for slots of some agents only.
 
-        `number`: of the attempt, from 1. `called`: the counter that has called the task up.
+        `number`: of the attempt, from 1. `before`: as what it has waited, when a limit called it up.
         """
-        if self._queues and need in self._queues:
+        if before is None and self._queues and need in self._queues:
             return None  # others came first
         eligible = self._fit(need)
         if len(eligible) > FEW and (two := self._draw(eligible)):
-            result = self._first(eligible, two, need, principal, principal_kind, payload, number, called)
+            result = self._first(eligible, two, need, principal, principal_kind, payload, number, before)
             if isinstance(result, Placement):
                 return result
         open_entries = [o for o in eligible if o.instance.usable > o.instance.in_use]
-        if not open_entries:
+        if not open_entries and before is None:
             return None
         if len(open_entries) > 1:
             open_entries.sort(key=Offered.score)
-        return self._first(eligible, open_entries, need, principal, principal_kind, payload, number, called)
+        result = self._first(eligible, open_entries, need, principal, principal_kind, payload, number, before)
+        if isinstance(result, Full):
+            return self._otherwise(result, need, principal, principal_kind, payload, number, before)
+        return result
 
     def _draw(self, eligible: list[Offered]) -> list[Offered]:
         """Two with a free slot by chance, the better one first; none when they are hard to find."""
@@ -371,75 +368,113 @@ class Fleet(Permits):
         principal_kind: str,
         payload: bytes,
         number: int,
-        called: Counter | None,
-    ) -> Placement | Refused | Full | None:
-        """The first of these candidates, which have slots, that policy and limits let have the task."""
-        denied: Decision | None = None
-        unfit: Refused | None = None
-        full: Full | None = None
-        limited = 0
+        before: Waiter | None,
+        waited: bool = False,
+        full: Full | None = None,
+    ) -> Placement | Full:
+        """The first of these candidates, which have slots, that policy and limits let have the task; or why none has
+        it, after the reasons that are known. It may have `waited` for the slot of all of them."""
         for index, offered in enumerate(entries):
             result = self._decide(offered, need, principal, principal_kind, payload, number)
-            if isinstance(result, Refused):
-                return result
-            if isinstance(result, Decision):
-                denied = result
-                continue
-            if result.limits:
-                counter = self.limits.full(result, need, offered.instance.agent, called, False)
-                if counter is not None:
-                    limited += 1
-                    if full is None:
-                        full = Full(counter)
-                    else:
-                        full.add(counter)
-                    if len(full.counters) >= FEW:
-                        break
-                    continue
-            why = self._describe(eligible, entries[index + 1 :], offered, index - limited, limited)
-            placed = self._placement(offered, result, why, payload)
-            if isinstance(placed, Refused):
-                unfit = placed  # for this one; another may do without what it is not to have
-                continue
-            if result.limits:
-                self.limits.take(result, need, offered.instance.agent)
-            offered.instance.in_use += 1
-            return placed
-        if full is not None:
-            return full
-        if denied is None:
-            return unfit
-        return Refused(Failure(FailureKind.POLICY, denied.reason, denied.decision_id, retryable=False))
+            reason: LimitCounter | Decision | Refused
+            if isinstance(result, Permit):
+                agent = offered.instance.agent
+                counter = self.limits.full(result, need, agent, before, waited) if result.limits else None
+                if counter is None:
+                    why = self._describe(eligible, entries[index + 1 :], offered, full)
+                    placed = self._placement(offered, result, why, payload)
+                    if isinstance(placed, Placement):
+                        if result.limits:
+                            self.limits.take(result, need, agent)
+                        offered.instance.in_use += 1
+                        return placed
+                    reason = placed  # for this one; another may do without what it is not to have
+                else:
+                    reason = counter
+            else:
+                reason = result
+            full = full or Full()
+            full.add(offered, reason)
+            if len(full.counters) >= FEW:
+                break
+        return full or Full()
+
+    def _otherwise(
+        self,
+        full: Full,
+        need: Need,
+        principal: str,
+        principal_kind: str,
+        payload: bytes,
+        number: int,
+        before: Waiter | None,
+    ) -> Refused | Full | None:
+        """What becomes of a task that nobody with a slot may have: it waits for those who may, once they are not busy,
+        broken or stopped any more, and for limits. Only when there are neither, it fails."""
+        requirement = Requirement.parse(need.capability)
+        candidates = [
+            offered
+            for offered in self._by_capability.get((need.namespace, requirement.name), ())
+            if requirement.matches(offered.version) and self._unsuited(offered, need) is None
+        ]
+        for looked_at, offered in enumerate([offered for offered in candidates if offered not in full.refused]):
+            if full.counters and looked_at >= FEW:
+                break  # who waits for a limit need not know all
+            result = self._decide(offered, need, principal, principal_kind, payload, number)
+            reason: LimitCounter | Decision | Refused | None = None
+            if isinstance(result, Permit):
+                if result.limits:
+                    reason = self.limits.full(result, need, offered.instance.agent, before, False)
+                if reason is None and (offered.may_drop or result.redactions):
+                    reduced = self._reduce(offered, result, payload)
+                    reason = reduced if isinstance(reduced, Refused) else None
+            else:
+                reason = result
+            if reason is None:
+                full.wait_for(candidates)
+                break
+            full.add(offered, reason)
+        if full.counters or full.hope:
+            return full if full.refused else None
+        return full.refusal
 
     def take(
-        self, offered: Offered, need: Need, principal: str, principal_kind: str, payload: bytes, number: int
+        self,
+        offered: Offered,
+        need: Need,
+        principal: str,
+        principal_kind: str,
+        payload: bytes,
+        number: int,
+        before: Waiter,
     ) -> Placement | Refused | Full | None:
-        """Turns a slot that was reserved for a waiter into its place; gives the slot back when it may not be used.
-
-        Full: a limit has no room for it. None: the instance has gone or gets nothing any more, and the task has to
-        be placed anew.
-        """
-        instance = offered.instance
-        if self._instances.get(instance.instance_id) is not instance or self._unfit(
-            offered, need, Requirement.parse(need.capability)
-        ):
-            self.give_back(instance.instance_id)
-            return None
-        result = self._decide(offered, need, principal, principal_kind, payload, number)
-        if isinstance(result, Permit):
-            counter = self.limits.full(result, need, instance.agent, None, True) if result.limits else None
-            if counter is not None:
-                self.give_back(instance.instance_id)
-                return Full(counter)
-            placed = self._placement(offered, result, self._describe(self._fit(need), [], offered, 0, 0), payload)
-            if isinstance(placed, Refused):
-                self.give_back(instance.instance_id)
-            elif result.limits:
-                self.limits.take(result, need, instance.agent)
-            return placed
+        """Turns a slot that was reserved for a waiter into its place; when it may not be used, it is given back, and
+        the task placed anew: as `place`."""
+        instance, requirement = offered.instance, Requirement.parse(need.capability)
+        full: Full | None = None
+        if self._instances.get(instance.instance_id) is instance and self._unfit(offered, need, requirement) is None:
+            entries = [offered]
+            if len(instance.offers) > 1:
+                entries += [
+                    other
+                    for other in instance.offers
+                    if other.name == offered.name
+                    and other is not offered
+                    and self._unfit(other, need, requirement) is None
+                ]
+            instance.in_use -= 1
+            eligible = self._fit(need)
+            result = self._first(eligible, entries, need, principal, principal_kind, payload, number, before, True)
+            if isinstance(result, Placement):
+                return result
+            instance.in_use += 1
+            full = result
         self.give_back(instance.instance_id)
-        if isinstance(result, Decision):
-            return Refused(Failure(FailureKind.POLICY, result.reason, result.decision_id, retryable=False))
+        others = [o for o in self._fit(need) if o.instance.free > 0 and o.instance is not instance]
+        others.sort(key=Offered.score)
+        result = self._first(others, others, need, principal, principal_kind, payload, number, before, full=full)
+        if isinstance(result, Full):
+            return self._otherwise(result, need, principal, principal_kind, payload, number, before)
         return result
 
     def rehearse(
@@ -474,12 +509,10 @@ class Fleet(Permits):
                 placement.reduced_input = reduced.payload
         return placement
 
-    def _describe(
-        self, eligible: list[Offered], others: list[Offered], chosen: Offered, denied: int, limited: int
-    ) -> bytes:
+    def _describe(self, eligible: list[Offered], others: list[Offered], chosen: Offered, full: Full | None) -> bytes:
         """What a routing decision says of this one choice, serialised; expected times to a ten-thousandth second."""
         score = round(chosen.score(), 4)
-        alone = len(eligible) == 1 and not denied and not limited and not self._breaking
+        alone = len(eligible) == 1 and full is None and not self._breaking
         if alone and (known := self._alone.get(score)) is not None:
             return known
         decision = run_pb2.RoutingDecision()
@@ -494,10 +527,8 @@ class Fleet(Permits):
             busy = sum(1 for o in eligible if o is not chosen and o.instance.free <= 0)
             if busy:
                 decision.refusals.add(reason="no_slot", count=busy)
-        if denied:
-            decision.refusals.add(reason="policy", count=denied)
-        if limited:
-            decision.refusals.add(reason="limit", count=limited)
+        for reason, count in sorted(Counter(full.refused.values()).items()) if full is not None else ():
+            decision.refusals.add(reason=reason, count=count)
         if self._breaking and (broken := self._count_broken(chosen)):
             decision.refusals.add(reason="breaker", count=broken)
         result: bytes = decision.SerializeToString()
@@ -521,94 +552,45 @@ class Fleet(Permits):
         """What placement says now of a task that waits; without one, of any that asks for this."""
         result = run_pb2.RoutingDecision(capability=need.capability)
         refusals: dict[str, int] = {}
-        everything = self._by_capability.get((need.namespace, Requirement.parse(need.capability).name), [])
+        requirement = Requirement.parse(need.capability)
+        everything = self._by_capability.get((need.namespace, requirement.name), [])
+        avoid = self._avoids.get(task, {}) if task is not None else {}
         for offered in everything:
-            reason = self._unfit(offered, need, Requirement.parse(need.capability))
-            if reason is None and offered.instance.free <= 0:
-                reason = "breaker" if offered.instance.breaker_state == HALF_OPEN else "no_slot"
+            instance = offered.instance
+            refused = avoid.get(instance.agent, avoid.get(instance.instance_id))
+            reason = self._unfit(offered, need, requirement) or refused
+            if reason is None and instance.free <= 0:
+                reason = "breaker" if instance.breaker_state == HALF_OPEN else "no_slot"
             if reason is None:
-                result.others.add(instance=offered.instance.instance_id, score=offered.score())
+                result.others.add(instance=instance.instance_id, score=offered.score())
             else:
                 refusals[reason] = refusals.get(reason, 0) + 1
         result.considered = len(everything)
         for name, number in sorted(refusals.items()):
             result.refusals.add(reason=name, count=number)
-        ahead = len(self._queues.get(need, ()))
+        waits_for = self._waiting[task][0] if task in self._waiting else need
+        ahead = len(self._queues.get(waits_for, ()))
         if task is not None and (limited := self.limits.explain(task)):
             result.summary = limited
         elif not everything:
             offered_names = [name for (of, name), some in self._by_capability.items() if some and of == need.namespace]
-            near = get_close_matches(Requirement.parse(need.capability).name, offered_names, 1, 0.8)
+            near = get_close_matches(requirement.name, offered_names, 1, 0.8)
             hint = f"did you mean {near[0]}?" if near else "start an agent that does"
             result.summary = f"nobody offers {need.capability}; {hint}"
         elif refusals.get("no_slot", 0):
-            result.summary = f"all fitting agents are busy; {ahead} tasks wait for them"
+            busy = "all agents that may have it are busy" if avoid else "all fitting agents are busy"
+            result.summary = f"{busy}; {ahead} tasks wait for them"
         elif refusals.get("breaker", 0):
-            broken = next(
-                o.instance for o in everything if self._unfit(o, need, Requirement.parse(need.capability)) == "breaker"
+            result.summary = next(
+                f"{o.instance.instance_id} gets nothing for now: {o.instance.breaker.reason}"
+                for o in everything
+                if o.instance.breaker is not None and o.instance.breaker_state != CLOSED
             )
-            assert broken.breaker is not None
-            result.summary = f"{broken.instance_id} gets nothing for now: {broken.breaker.reason}"
         else:
             result.summary = "no agent fits: " + ", ".join(f"{n} by {r}" for r, n in sorted(refusals.items()))
         return result
 
     # Waiting.
-
-    def wait(
-        self,
-        need: Need,
-        priority: int,
-        deadline: int,
-        shard: int,
-        run_id: str,
-        task: int,
-        member: int,
-        full: Full | None = None,
-    ) -> None:
-        """Puts a task into the queue of its need, until a slot comes for it or it leaves; or among those that wait for
-        limits which are full."""
-        self.leave(run_id, task, member)
-        waiter = Waiter(-priority, deadline, next(self._arrivals), shard, run_id, task, member)
-        if full is not None:
-            self.limits.park(full, need.namespace, waiter)
-            return
-        self._waiting[run_id, task, member] = (need, waiter)
-        queue = self._queues.get(need)
-        if queue is None:
-            queue = self._queues[need] = []
-            self._asking.setdefault(_asked(need), {})[need] = None
-        heapq.heappush(queue, waiter)
-
-    def leave(self, run_id: str, task: int, member: int) -> None:
-        """A task that wants no slot any more, if it waited for one; else what nobody offers is waited for for ever."""
-        found = self._waiting.pop((run_id, task, member), None)
-        if found is None:
-            if self.limits.waiting:
-                self.limits.leave((run_id, task, member))
-            return
-        need = found[0]
-        queue = self._queues[need]
-        left = self._left[need] = self._left.get(need, 0) + 1
-        if left == len(queue):
-            self._end_queue(need)
-        elif left * 2 > len(queue):
-            # Its place in the heap is not known; clearing up at half costs each one that leaves a constant.
-            self._queues[need] = [waiter for waiter in queue if self._waits(waiter)]
-            heapq.heapify(self._queues[need])
-            del self._left[need]
-
-    def _waits(self, waiter: Waiter) -> bool:
-        found = self._waiting.get((waiter.run_id, waiter.task, waiter.member))
-        return found is not None and found[1] is waiter
-
-    def _end_queue(self, need: Need) -> None:
-        del self._queues[need]
-        self._left.pop(need, None)
-        asking = self._asking[_asked(need)]
-        del asking[need]
-        if not asking:
-            del self._asking[_asked(need)]
 
     def pump(self, instance: Instance | None = None) -> None:
         """Reserves free slots for those who wait, whatever they wait for in their order, and hands them over.
@@ -621,7 +603,7 @@ class Fleet(Permits):
             needs = [need for name in names for need in self._asking.get(name, ())]
         heads = [(self._queues[need][0], need) for need in needs]
         heapq.heapify(heads)
-        while heads:
+        while heads and (instance is None or instance.usable > instance.in_use):
             waiter, need = heads[0]
             best: Offered | None = None
             if self._waits(waiter):
@@ -631,12 +613,14 @@ class Fleet(Permits):
                     continue
                 best = free[0] if len(free) == 1 else min(free, key=Offered.score)
                 best.instance.in_use += 1
-                del self._waiting[waiter.run_id, waiter.task, waiter.member]
+                key = (waiter.run_id, waiter.task, waiter.member)
+                del self._waiting[key]
+                self._avoids.pop(key, None)
             else:
                 self._left[need] -= 1
             queue = self._queues[need]
             heapq.heappop(queue)
-            if queue:
+            if len(queue) > self._left.get(need, 0):
                 heapq.heapreplace(heads, (queue[0], need))
             else:
                 heapq.heappop(heads)
@@ -651,7 +635,7 @@ class Fleet(Permits):
             return [o for o in eligible if o.instance.usable > o.instance.in_use]
         if instance.usable <= instance.in_use:
             return []
-        name, requirement = _asked(need)[1], Requirement.parse(need.capability)
+        name, requirement = asked(need)[1], Requirement.parse(need.capability)
         return [o for o in instance.offers if o.name == name and self._unfit(o, need, requirement) is None]
 
     def _fit(self, need: Need) -> list[Offered]:
@@ -678,6 +662,11 @@ class Fleet(Permits):
             return "draining"
         if instance.breaker is not None and instance.breaker.state == OPEN:
             return "breaker"
+        return self._unsuited(offered, need)
+
+    def _unsuited(self, offered: Offered, need: Need) -> str | None:
+        """The first hard filter that an instance fails for as long as it is what it is."""
+        instance = offered.instance
         if not (self._received(offered, need) if need.parts else need.labels) <= offered.clearance:
             return "clearance"
         if any(instance.description.labels.get(key) != value for key, value in need.agent_labels):
@@ -688,8 +677,3 @@ class Fleet(Permits):
             if trait not in offered.traits:
                 return f"not_{trait}"
         return "taken" if instance.agent in need.taken or instance.instance_id in need.taken else None
-
-
-def _asked(need: Need) -> tuple[str, str]:
-    """Namespace and name of the capability that is asked for."""
-    return need.namespace, need.capability.partition("@")[0]

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from antiphon.v1 import run_pb2
 
 from ..engine.events import Placement
-from ..policy import Limit
-from .candidates import Need, Permit, Waiter
+from ..engine.failure import Failure, FailureKind
+from ..policy import Decision, Limit
+from .candidates import Instance, Need, Offered, Permit, Refused, Waiter
 from .shares import FairQueue
 
 Key = tuple[str, str, str, str]
@@ -26,6 +27,9 @@ Key = tuple[str, str, str, str]
 TaskKey = tuple[str, int, int]
 """Run, task, member."""
 
+MOST_PLACES = 16
+"""Limits at which one task waits at once."""
+
 MOST_COUNTERS = 10_000
 """Counters above which those that nothing is out to, and that are as good as new, are forgotten."""
 
@@ -33,28 +37,69 @@ _MARK = b"limit("
 
 
 class Counter:
-    """What one limit has let pass. `called`: tasks that were called up and are not placed yet."""
+    """What one limit has let pass. `calling`: tasks that were called up and are not placed yet, in that order."""
 
     def __init__(self, limit: Limit, now: int, weights: Mapping[str, int]) -> None:
         self.limit = limit
         self.tokens = 1e9  # full, whatever that is
         self.since = now
         self.out = 0
-        self.called = 0
+        self.calling: dict[TaskKey, Waiter] = {}
         self.left = 0
         """Entries of `parked` that wait no longer."""
         self.parked = FairQueue(weights)
 
+    @property
+    def called(self) -> int:
+        return len(self.calling)
+
+    def before(self, waiter: Waiter) -> int:
+        """How many of those that were called up come before one that was, too."""
+        number = 0
+        for other in self.calling.values():
+            if other[:3] >= waiter[:3]:
+                break
+            number += 1
+        return number
+
 
 class Full:
-    """The limits that have no room for a task: one for each candidate that they keep out."""
+    """Why nobody has a task now. `counters`: limits that have no room for it, one for each candidate that they keep
+    out; `refused`: the candidates that it is not to have, with the reason (policy, input or limit)."""
 
-    def __init__(self, counter: Counter) -> None:
-        self.counters = [counter]
+    def __init__(self) -> None:
+        self.counters: list[Counter] = []
+        self.refused: dict[Offered, str] = {}
+        self.hope = False
+        """Whether there are others, which may have it once they have a slot."""
+        self.avoid: dict[str, str] = {}
+        """The agents or instances that it is not to have meanwhile, with the reason; only with `hope`."""
+        self.refusal: Refused | None = None
+        """With what it fails, when there are neither limits nor others to wait for: a denial, if there is one."""
 
-    def add(self, counter: Counter) -> None:
-        if counter not in self.counters:
-            self.counters.append(counter)
+    def add(self, offered: Offered, reason: Counter | Decision | Refused) -> None:
+        if isinstance(reason, Counter):
+            self.refused[offered] = "limit"
+            if reason not in self.counters and len(self.counters) < MOST_PLACES:
+                self.counters.append(reason)
+        elif isinstance(reason, Decision):
+            self.refused[offered] = "policy"
+            failure = Failure(FailureKind.POLICY, reason.reason, reason.decision_id, retryable=False)
+            self.refusal = Refused(failure)
+        else:
+            self.refused[offered] = "input"
+            self.refusal = self.refusal or reason
+
+    def wait_for(self, candidates: list[Offered]) -> None:
+        """There is hope in those of the candidates that are not refused."""
+        left = [offered.instance for offered in candidates if offered not in self.refused]
+        agents, instances = {one.agent for one in left}, {one.instance_id for one in left}
+        self.hope = True
+        for offered, reason in self.refused.items():
+            if offered.instance.agent not in agents:
+                self.avoid[offered.instance.agent] = reason
+            elif offered.instance.instance_id not in instances:
+                self.avoid[offered.instance.instance_id] = reason
 
 
 class Limits:
@@ -66,7 +111,7 @@ class Limits:
         self._now = now
         self._weights = weights
         self._counters: dict[Key, Counter] = {}
-        self._parked: dict[TaskKey, tuple[Full, Waiter]] = {}
+        self._parked: dict[TaskKey, tuple[Full, Waiter, Need]] = {}
         self._dry: dict[Counter, None] = {}
         self._replicas = 1
         self._rank = 0
@@ -85,18 +130,24 @@ class Limits:
 
     # Room.
 
-    def full(self, permit: Permit, need: Need, agent: str, called: Counter | None, waited: bool) -> Counter | None:
+    def full(self, permit: Permit, need: Need, agent: str, before: Waiter | None, waited: bool) -> Counter | None:
         """The first limit of a permit that has no room for an attempt of `agent`; None when all have.
 
-        `called`: the one that has kept room for it. `waited`: for a slot, so that nobody who is parked came before it.
-        Nor is room kept from it: whoever was called up may be behind it in the queue for that very slot, and each would
-        have what the other waits for.
+        `before`: as what it has waited. Where its turn has come already it waits for those before it and nobody else:
+        two limits would pass their tasks to each other for ever. `waited`: for a slot, so that nobody who is parked
+        came before it. Nor is room kept from it: whoever was called up may be behind it in the queue for that very
+        slot, and each would have what the other waits for.
         """
         for limit in permit.limits:
             counter = self._counter(limit, need, agent)
-            kept = 0 if waited else counter.called - (counter is called)
-            if counter.parked.size and counter is not called and not waited:
+            if waited:
+                kept = 0
+            elif before is not None and counter in before.passed:
+                kept = counter.before(before)
+            elif counter.parked.size:
                 return counter
+            else:
+                kept = counter.called
             if self._room(counter) <= kept:
                 return counter
         return None
@@ -169,16 +220,20 @@ class Limits:
 
     # Waiting.
 
-    def park(self, full: Full, namespace: str, waiter: Waiter) -> None:
+    def park(self, full: Full, need: Need, waiter: Waiter) -> None:
         """Keeps a task until one of the limits that had no room for it has."""
         key = (waiter.run_id, waiter.task, waiter.member)
         self.leave(key)
-        self._parked[key] = (full, waiter)
+        self._parked[key] = (full, waiter, need)
         for counter in full.counters:
-            counter.parked.push(namespace, (waiter.order, waiter.deadline), waiter)
+            counter.parked.push(need.namespace, waiter[:3], waiter)
             if counter.limit.rate and counter not in self._dry:
                 self._dry[counter] = None
                 self.woken()
+
+    def holds(self, key: TaskKey) -> bool:
+        """Whether a limit holds the task up."""
+        return key in self._parked
 
     def leave(self, key: TaskKey) -> None:
         """A task that waits no longer, if it was parked."""
@@ -191,28 +246,30 @@ class Limits:
         """Its place in the queue is not known; clearing up at half costs each one that leaves a constant."""
         counter.left += 1
         if counter.left * 2 > counter.parked.size:
-            counter.parked.keep({waiter for full, waiter in self._parked.values() if counter in full.counters})
+            counter.parked.keep(self._waits)
             counter.left = 0
+
+    def _waits(self, waiter: Waiter) -> bool:
+        found = self._parked.get((waiter.run_id, waiter.task, waiter.member))
+        return found is not None and found[1] is waiter
 
     def _next(self, counter: Counter) -> Waiter | None:
         """The next who waits for a limit, and does so no longer; None when nobody does."""
         while counter.parked.size:
             waiter: Waiter = counter.parked.pop()
-            key = (waiter.run_id, waiter.task, waiter.member)
-            found = self._parked.get(key)
-            if found is None or found[1] is not waiter:
+            if not self._waits(waiter):
                 counter.left -= 1
                 continue
-            del self._parked[key]
+            found = self._parked.pop((waiter.run_id, waiter.task, waiter.member))
             for other in found[0].counters:
                 if other is not counter:
                     self._one_left(other)
             return waiter
         return None
 
-    def settle(self, counter: Counter) -> None:
+    def settle(self, counter: Counter, waiter: Waiter) -> None:
         """A task that was called up has been placed, or does not want to be any more."""
-        counter.called -= 1
+        counter.calling.pop((waiter.run_id, waiter.task, waiter.member), None)
         self._call_up(counter)
 
     def _call_up(self, counter: Counter) -> None:
@@ -225,8 +282,12 @@ class Limits:
             waiter = self._next(counter)
             if waiter is None:
                 return
-            counter.called += 1
-            self.call(waiter, counter)
+            self._call(waiter, counter)
+
+    def _call(self, waiter: Waiter, counter: Counter) -> None:
+        waiter = waiter._replace(passed=waiter.passed | {counter})
+        counter.calling[waiter.run_id, waiter.task, waiter.member] = waiter
+        self.call(waiter, counter)
 
     def divide(self, replicas: int, rank: int) -> None:
         """From now on this is number `rank`, from 0, of so many replicas, and enforces its part: rates and bursts by
@@ -238,22 +299,24 @@ class Limits:
 
     def policy_changed(self) -> None:
         """Limits may be others, or gone: whoever is parked is to be placed anew."""
-        self._ask_again(lambda limit: True, len(self._parked))
+        for counter in {counter: None for full, _, _ in self._parked.values() for counter in full.counters}:
+            while (waiter := self._next(counter)) is not None:
+                self._call(waiter, counter)
 
-    def more(self, slots: int) -> None:
-        """An agent has come, or come back, with so many slots: its limits may have room, if agents have their own."""
-        self._ask_again(lambda limit: "agent" in limit.per, slots)
-
-    def _ask_again(self, chosen: Callable[[Limit], bool], most: int) -> None:
-        counters = {
-            counter: None for full, _ in self._parked.values() for counter in full.counters if chosen(counter.limit)
-        }
-        asked: list[Waiter] = []
-        for counter in counters:
-            while len(asked) < most and (waiter := self._next(counter)) is not None:
-                asked.append(waiter)
-        for waiter in asked:
-            self.call(waiter, None)
+    def more(self, instance: Instance) -> None:
+        """An agent has come, or come back: whoever is kept out by limits of other agents is placed anew, unless it
+        waits for slots as well."""
+        names = {offered.name for offered in instance.offers}
+        found = [
+            (waiter, full.counters[0])
+            for full, waiter, need in self._parked.values()
+            if not full.hope and need.namespace == instance.namespace and need.capability.partition("@")[0] in names
+            if any("agent" in counter.limit.per for counter in full.counters)
+            if all(offered.instance.agent != instance.agent for offered in full.refused)
+        ]
+        for waiter, counter in sorted(found, key=lambda one: one[0]):
+            self.leave((waiter.run_id, waiter.task, waiter.member))
+            self._call(waiter, counter)
 
     # Time.
 

@@ -8,12 +8,12 @@ that silence earns nothing. Within a namespace the smallest order is first.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
-Order = tuple[int, int]
-"""Priority, negated, and deadline."""
+Order = tuple[int, ...]
+"""Priority, negated, deadline, and arrival where that is to be kept."""
 
 
 class FairQueue:
@@ -66,10 +66,10 @@ class FairQueue:
         """All that wait, in no order."""
         return (thing for queue in self._queues.values() for _, _, thing in queue)
 
-    def keep(self, things: set[Any]) -> None:
-        """Leaves out whatever is not among these. Costs as much as all that wait."""
+    def keep(self, wanted: Callable[[Any], bool]) -> None:
+        """Leaves out whatever is not wanted. Costs as much as all that wait."""
         for namespace in list(self._queues):
-            queue = [entry for entry in self._queues[namespace] if entry[2] in things]
+            queue = [entry for entry in self._queues[namespace] if wanted(entry[2])]
             if queue:
                 heapq.heapify(queue)
                 self._queues[namespace] = queue

@@ -50,7 +50,7 @@ def turn_away(shard: int, fleet: Fleet, item: i.Input) -> None:
         fleet.give_back(item.offered.instance.instance_id)
     elif isinstance(item, i.CalledUp):
         if item.counter is not None:
-            fleet.limits.settle(item.counter)
+            fleet.limits.settle(item.counter, item.waiter)
     elif isinstance(item, i.Report | i.Answered):
         item.reporter.no_verdict()
     elif isinstance(item, i.Submit | i.Call | i.Cancel | i.Steer | i.Read | i.Survey | i.Watch):

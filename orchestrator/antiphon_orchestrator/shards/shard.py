@@ -25,8 +25,8 @@ from ..engine.plan import HedgePlan
 from ..engine.quarantine import sidecar_died
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, ChildKind, RunState, TaskState
-from ..placement.fleet import Fleet, Need, Refused
-from ..placement.limits import Counter, Full
+from ..placement.fleet import Fleet, Need, Refused, Waiter
+from ..placement.limits import Full
 from ..placement.shares import FairQueue
 from . import agreeing, asking, codec
 from . import inputs as i
@@ -342,7 +342,7 @@ class Shard:
         self._offer(turn, entry, task, offer)
         return True
 
-    def _place(self, turn: Turn, entry: Entry, task: Task, called: Counter | None = None) -> None:
+    def _place(self, turn: Turn, entry: Entry, task: Task, before: Waiter | None = None) -> None:
         run = entry.run
         if task.state is not TaskState.READY or not decide.may_begin(run, task):
             return
@@ -359,10 +359,10 @@ class Shard:
             self._unfinished[entry.run.run_id] = None
             return
         number = len(task.attempts) + 1
-        result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, number, called)
+        result = self._fleet.place(need, submitted.principal, entry.principal_kind, task.input, number, before)
         if result is None or isinstance(result, Full):
             turn.waits += 1
-            self._wait(entry, task, need, result)
+            self._wait(entry, task, need, result, before)
         elif isinstance(result, Refused):
             for event in fail_task(task, result.failure):
                 self._record(turn, entry, event)
@@ -389,12 +389,13 @@ class Shard:
         else:
             self.timers.set((entry.run.run_id, node.plan.index, 0), turn.now + max(agreeing.AGAIN, hedge.delay))
 
-    def _wait(self, entry: Entry, task: Task, need: Need, full: Full | None) -> None:
+    def _wait(self, entry: Entry, task: Task, need: Need, full: Full | None, before: Waiter | None) -> None:
         """For a slot, or for limits."""
         run = entry.run
         priority = min(9, task.plan.priority + run.submitted.priority)
         deadline = decide.task_deadline(run, task)
-        self._fleet.wait(need, priority, deadline, self.index, run.run_id, task.plan.index, task.member, full)
+        key = (run.run_id, task.plan.index, task.member)
+        self._fleet.wait(need, priority, deadline, self.index, *key, full, before)
         self._set_timer(entry, task)
 
     def _offer(self, turn: Turn, entry: Entry, task: Task, event: e.AttemptOffered) -> None:
@@ -498,12 +499,9 @@ class Shard:
             self._advance(turn, entry)
             return
         number, submitted = len(task.attempts) + 1, run.submitted
-        result = self._fleet.take(offered, need, submitted.principal, entry.principal_kind, task.input, number)
-        if result is None:
-            self._to_place.append((entry, task))
-            self._advance(turn, entry)
-        elif isinstance(result, Full):
-            self._wait(entry, task, self.need(run, task), result)
+        result = self._fleet.take(offered, need, submitted.principal, entry.principal_kind, task.input, number, waiter)
+        if result is None or isinstance(result, Full):
+            self._wait(entry, task, need, result, waiter)
         elif isinstance(result, Refused):
             self._follow(turn, entry, fail_task(task, result.failure))
         else:
@@ -513,10 +511,10 @@ class Shard:
         waiter = item.waiter
         entry = self.runs.get(waiter.run_id)
         if entry is not None:
-            self._place(turn, entry, entry.run.task(waiter.task, waiter.member), item.counter)
+            self._place(turn, entry, entry.run.task(waiter.task, waiter.member), waiter)
             self._advance(turn, entry)
         if item.counter is not None:
-            self._fleet.limits.settle(item.counter)
+            self._fleet.limits.settle(item.counter, waiter)
 
     def live_ids(self, incarnation: str) -> frozenset[str]:
         """The attempts that are out to a sidecar whose stream begins now; its inventory will say which it holds."""

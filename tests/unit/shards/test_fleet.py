@@ -179,7 +179,8 @@ def test_a_reserved_slot_that_may_not_be_used_goes_to_the_next_who_waits() -> No
     second = of.wait()
     of.fleet.attach(instance(clearance=["restricted"]))
     assert of.runs == ["r1"]
-    result = of.fleet.take(of.given[0][1], restricted, CLIENT, "client", payload("x"), 1)
+    waiter, offered = of.given[0]
+    result = of.fleet.take(offered, restricted, CLIENT, "client", payload("x"), 1, waiter)
     assert isinstance(result, Refused)
     assert of.runs == ["r1", second]
     assert of.fleet.instance("s/i/a").in_use == 1  # type: ignore[union-attr]

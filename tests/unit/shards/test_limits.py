@@ -307,10 +307,10 @@ def test_a_limit_that_namespaces_share_is_shared_by_weight() -> None:
         called.clear()
         namespace = waiter.run_id.rstrip("0123456789")
         order.append(namespace)
-        result = fleet.place(needs[namespace], CLIENT, "client", payload("x"), 1, counter)
+        result = fleet.place(needs[namespace], CLIENT, "client", payload("x"), 1, waiter)
         assert isinstance(result, Placement)
         holding = result
-        fleet.limits.settle(counter)
+        fleet.limits.settle(counter, waiter)
     assert Counter(order) == {"big": 30, "small": 10}
 
 
@@ -358,3 +358,59 @@ def test_whatever_happens_no_limit_is_passed_and_nobody_is_forgotten(seed: int) 
         out.update(world.offers[seen:])
         seen = len(world.offers)
     assert {entry.run.state.name for entry in world.shard.runs.values()} <= {"SUCCEEDED"}
+
+
+def test_a_task_that_one_limit_calls_up_while_the_other_has_room_for_another_finds_its_place() -> None:
+    world = World('@concurrent("2")', '@rate("5/s") @burst("2")')
+    world.fleet.attach(instance(slots=MANY))
+    for number in range(8):
+        world.go(f"r{number}")
+    world.done(world.offers[0])  # the others wait for the rate now
+    world.pass_time(0.21)
+    world.now += int(0.21 * SECOND)
+    world.fleet.look()
+    world.done(world.offers[1])  # a token and an attempt that ends, in one turn
+    assert world.runs == ["r0", "r1", "r2", "r3"]
+
+
+LIMITS = [
+    '@concurrent("2")',
+    '@concurrent("3")',
+    '@rate("5/s") @burst("2")',
+    '@rate("3/s") @burst("4") @concurrent("4")',
+    '@concurrent("2") @per("capability")',
+    '@concurrent("2") @per("agent")',
+    '@rate("4/s") @burst("1") @per("capability, agent")',
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.sampled_from(LIMITS), min_size=1, max_size=3))
+def test_under_any_limits_work_goes_on_until_all_is_done_and_in_order_of_arrival(seed: int, limits: list[str]) -> None:
+    rng = random.Random(seed)
+    world = World(*limits)
+    names = ("text.work", "text.other")
+    slots = rng.choice([1, 3, MANY])
+    for agent in "ab":
+        world.fleet.attach(instance(agent, slots=slots, capabilities=names))
+    asked: dict[str, str] = {}
+    for _ in range(40):
+        move = rng.randrange(4)
+        if move < 2:
+            fresh = {f"r{len(asked) + number}": rng.choice(names) for number in range(rng.randrange(1, 6))}
+            asked |= fresh
+            world.tell(*(world.submit(run, plan(Node(capability=f"{name}@1"))) for run, name in fresh.items()))
+        elif move == 2:
+            out = [offer for offer in world.offers if world.run(offer.partition("/")[0]).tasks[0].live]
+            world.done(*rng.sample(out, rng.randrange(len(out) + 1)))
+        else:
+            world.pass_time(rng.random())
+    for _ in range(400):
+        world.done(*(offer for offer in world.offers if world.run(offer.partition("/")[0]).tasks[0].live))
+        world.pass_time(1)
+    assert {world.run(run).state.name for run in asked} <= {"SUCCEEDED"}
+    counters = world.fleet.limits._counters.values()
+    assert {(counter.out, counter.called, counter.left, counter.parked.size) for counter in counters} <= {(0, 0, 0, 0)}
+    assert not any((world.fleet._queues, world.fleet._waiting, world.fleet._left, world.fleet._avoids))
+    if slots == MANY and not any("per" in limit for limit in limits):
+        assert world.runs == list(asked), "nobody overtakes where all wait for the same"

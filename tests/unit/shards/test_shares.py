@@ -68,7 +68,7 @@ def test_what_is_put_in_comes_out_once_unless_it_left(moves: list[tuple[str, int
             there.add((move[0], number))
         elif number in leaving:
             there = {one for one in there if one[1] % 2}
-            queue.keep(set(there))
+            queue.keep(set(there).__contains__)
         elif queue.size:
             there.remove(queue.pop())
         assert queue.size == len(there) == sum(queue.of(name) for name in "abc")

@@ -899,9 +899,9 @@ class Refusal(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
-    fails too often), not_pure or not_idempotent (where a cache or a hedge asks for that), taken (by another member of the
-    same quorum or hedge).
+    """The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, input (its version does not take
+    it), limit (of a policy), breaker (it fails too often), not_pure or not_idempotent (where a cache or a hedge asks for
+    that), taken (by another member of the same quorum or hedge).
     """
     count: _builtins.int
     """How many."""

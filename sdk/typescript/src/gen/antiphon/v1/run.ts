@@ -407,9 +407,9 @@ export interface Candidate {
 /** Refusal counts candidates with the same reason. */
 export interface Refusal {
   /**
-   * The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, limit (of a policy), breaker (it
-   * fails too often), not_pure or not_idempotent (where a cache or a hedge asks for that), taken (by another member of the
-   * same quorum or hedge).
+   * The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, input (its version does not take
+   * it), limit (of a policy), breaker (it fails too often), not_pure or not_idempotent (where a cache or a hedge asks for
+   * that), taken (by another member of the same quorum or hedge).
    */
   reason: string;
   /** How many. */

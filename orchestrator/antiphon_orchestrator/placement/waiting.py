@@ -1,0 +1,118 @@
+"""Tasks that wait: in queues for slots, in order of priority, then deadline, then arrival, and among those that limits
+keep out. One may do both, when agents that it may have are busy and others are at their limits: whichever has room
+first gets it.
+
+Never: a choice among agents, which is the fleet's.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from itertools import count
+
+from ..admission import SchemaSet
+from ..policy import PolicyPort
+from .candidates import Need, Waiter
+from .limits import Full, Limits, TaskKey
+from .permits import Permits
+
+
+class Waiting(Permits):
+    """The part of a fleet that keeps who waits."""
+
+    def __init__(
+        self, policy: PolicyPort, schemas: SchemaSet, now: Callable[[], int], weights: Mapping[str, int]
+    ) -> None:
+        super().__init__(policy, schemas)
+        self.limits = Limits(now, weights)
+        self._queues: dict[Need, list[Waiter]] = {}
+        # Needs with a queue by what they ask for: a slot that comes free looks at those that its instance can meet.
+        self._asking: dict[tuple[str, str], dict[Need, None]] = {}
+        self._waiting: dict[TaskKey, tuple[Need, Waiter]] = {}
+        self._left: dict[Need, int] = {}
+        # Why a task that waits for a slot is not to have some agents or instances.
+        self._avoids: dict[TaskKey, dict[str, str]] = {}
+        self._arrivals = count()
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for a slot."""
+        return len(self._waiting)
+
+    def wait(
+        self,
+        need: Need,
+        priority: int,
+        deadline: int,
+        shard: int,
+        run_id: str,
+        task: int,
+        member: int,
+        full: Full | None = None,
+        before: Waiter | None = None,
+    ) -> None:
+        """Puts a task into the queue of its need, until a slot comes for it or it leaves; with `full` among those that
+        wait for limits which are full, and for slots of others than those that it names. `before`: as what it has
+        waited until now, so that it keeps its place."""
+        self.leave(run_id, task, member)
+        arrival, passed = (next(self._arrivals), frozenset()) if before is None else (before.arrival, before.passed)
+        waiter = Waiter(-priority, deadline, arrival, shard, run_id, task, member, passed)
+        key = (run_id, task, member)
+        if full is not None:
+            if full.counters:
+                self.limits.park(full, need, waiter)
+            if not full.hope:
+                return
+            need = need._replace(taken=need.taken.union(full.avoid))
+            self._avoids[key] = full.avoid
+        self._waiting[key] = (need, waiter)
+        queue = self._queues.get(need)
+        if queue is None:
+            queue = self._queues[need] = []
+            self._asking.setdefault(asked(need), {})[need] = None
+        heapq.heappush(queue, waiter)
+
+    def leave(self, run_id: str, task: int, member: int) -> None:
+        """A task that wants no slot any more, if it waited for one; else what nobody offers is waited for for ever."""
+        if self.limits.waiting:
+            self.limits.leave((run_id, task, member))
+        found = self._waiting.pop((run_id, task, member), None)
+        if found is None:
+            return
+        if self._avoids:
+            self._avoids.pop((run_id, task, member), None)
+        need = found[0]
+        queue = self._queues[need]
+        left = self._left[need] = self._left.get(need, 0) + 1
+        if left == len(queue):
+            self._end_queue(need)
+        elif left * 2 > len(queue):
+            # Its place in the heap is not known; clearing up at half costs each one that leaves a constant.
+            self._queues[need] = [waiter for waiter in queue if self._waits(waiter)]
+            heapq.heapify(self._queues[need])
+            del self._left[need]
+
+    def policy_changed(self) -> None:
+        """Whoever waits because of a policy is to be placed anew: it may be another, or gone."""
+        for key in list(self._avoids):
+            if not self.limits.holds(key):
+                self.limits.call(self._waiting[key][1], None)
+        self.limits.policy_changed()
+
+    def _waits(self, waiter: Waiter) -> bool:
+        found = self._waiting.get((waiter.run_id, waiter.task, waiter.member))
+        return found is not None and found[1] is waiter
+
+    def _end_queue(self, need: Need) -> None:
+        del self._queues[need]
+        self._left.pop(need, None)
+        asking = self._asking[asked(need)]
+        del asking[need]
+        if not asking:
+            del self._asking[asked(need)]
+
+
+def asked(need: Need) -> tuple[str, str]:
+    """Namespace and name of the capability that is asked for."""
+    return need.namespace, need.capability.partition("@")[0]
