@@ -177,6 +177,12 @@ async def fail(how: dict[str, Any], ctx: TaskContext) -> int:
     return ctx.number
 
 
+@offers("work.secret", clearance=["pii"])
+async def secret(value: Any, ctx: TaskContext) -> int:
+    """Promises a number, and answers nothing."""
+    raise PermanentFailure("a person knows")
+
+
 @offers("work.die")
 async def die(times: int, ctx: TaskContext) -> int:
     """Takes its process with it on the first `times` attempts."""

@@ -7,10 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from antiphon import Client, Graph, Payload, output_of
-from antiphon.v1 import failure_pb2, payload_pb2
+from antiphon import Client, Graph, Payload, PolicyDenied, RequestInvalid, output_of
+from antiphon.v1 import failure_pb2, payload_pb2, run_pb2
 
-from tests.harness import Mesh
+from tests.harness import Mesh, eventually
 
 pytest_plugins = ("tests.harness.fixtures",)
 
@@ -129,3 +129,38 @@ async def test_what_is_made_of_an_answer_carries_its_labels(client: Client) -> N
     graph.task("u", "work.echo@1", input="${tasks.t.output.name}", schedule_timeout=timedelta(seconds=0.5))
     run = await client.submit(graph, wait=True)
     assert run.failure.kind == failure_pb2.FAILURE_KIND_NO_AGENT, "the echo has no clearance for it"
+
+
+async def test_what_a_person_answers_is_held_to_what_an_agent_could_have_answered(
+    client: Client, operator: Client
+) -> None:
+    graph = Graph("asks")
+    graph.task("a", "work.secret@1", input="${input}", on_failure="escalate")
+    given = Payload(inline=b'"Ada"', labels=[payload_pb2.Label(key="pii")])
+
+    async def escalated() -> str:
+        run = await client.submit(graph, given)
+
+        async def waits() -> bool:
+            return (await client.get_task(run.run_id, "a")).state == run_pb2.TASK_STATE_ESCALATED
+
+        await eventually(waits)
+        return run.run_id
+
+    run_id = await escalated()
+    with pytest.raises(RequestInvalid, match="does not fit work"):
+        await operator.resolve(run_id, "a", output="no number")
+    task = await operator.resolve(run_id, "a", output=5)
+    assert task.state == run_pb2.TASK_STATE_SUCCEEDED and keys(task.output) == ["pii"], "those of its input"
+    assert keys((await client.wait(run_id)).output) == ["pii"]
+
+    release = 'action == Action::"release", resource) when { context.labels.contains("pii") };'
+    await activate(operator, f'@id("no.release") @reason("it stays here") forbid (principal, {release}')
+    run_id = await escalated()
+    with pytest.raises(PolicyDenied, match="it stays here"):
+        await operator.resolve(run_id, "a", output=5)
+    assert (await client.get_task(run_id, "a")).state == run_pb2.TASK_STATE_ESCALATED
+
+    await activate(operator, f'@id("hide") @obligation("redact") @labels("pii") permit (principal, {release}')
+    task = await operator.resolve(run_id, "a", output=5)
+    assert task.output.inline == b"null" and "redact(label:pii)" in task.withheld

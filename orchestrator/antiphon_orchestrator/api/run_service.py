@@ -258,7 +258,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
     async def ResolveTask(self, request: api.ResolveTaskRequest, context: Context) -> api.ResolveTaskResponse:
         who = caller()
-        wish = await steering.resolve(request, who.principal, who.namespace, self._blobs)
+        wish = await steering.resolve(request, who.principal, who.namespace, self._blobs, self._fleet)
         details = _named(request.key) | {"answer": request.WhichOneof("answer") or ""}
         task = await self._steer(request.run_id, "resolve", request.reason, details, wish)
         return api.ResolveTaskResponse(task=task)

@@ -180,7 +180,7 @@ class TaskEnded:
 class TaskCompleted:
     """A success with an output that no attempt gave. `signal` is the place, from 1, among those of the run of the one
     that it waited for; 0 when it waited for none. `principal` is the person who gave the output, if one did. `policy`
-    and `released` are as in AttemptEnded, of what the graph of an agent gave."""
+    and `released` are as in AttemptEnded, of what the graph of an agent, or that person, gave."""
 
     task: int
     member: int

@@ -356,7 +356,7 @@ def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
     if event.released is not None:
         task.released = event.released
         run.redacted = True
-    if event.policy:
+    if event.policy and task.attempts:
         task.attempts[-1].policy = event.policy
     task.reason = f"its output was given by {event.principal}" if event.principal else ""
     if event.principal and event.member:

@@ -13,15 +13,19 @@ from antiphon.v1 import payload_pb2, run_pb2
 from antiphon.v1 import run_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
 
-from ..api.errors import ApiError
+from ..api.errors import ApiError, Violation, request_invalid
 from ..api.payload_service import require_payload
 from ..blobs import Blobs
 from ..engine import steer, waits
-from ..engine.events import Event, SignalReceived
+from ..engine.events import Event, SignalReceived, TaskCompleted
+from ..engine.failure import Failure, FailureKind
 from ..engine.run import Run, Task
 from ..engine.states import RunState
+from ..placement.fleet import Fleet
 from ..shards import payloads
 from ..shards.inputs import Steered
+from ..shards.judging import judge_answer
+from ..shards.turn import principal_kind
 from . import views
 
 NULL = payload_pb2.Payload(inline=b"null").SerializeToString()
@@ -75,12 +79,35 @@ def about_task(key: run_pb2.TaskKey, decide: Callable[[Run, Task], list[Event]])
     return wish
 
 
-async def resolve(request: api.ResolveTaskRequest, principal: str, namespace: str, blobs: Blobs) -> Wish:
-    """A person's answer to an escalation, whose answer is the task. Raises ApiError."""
-    output, failure = None, request.failure
-    if request.HasField("output"):
-        output = await _received(request.output, principal, namespace, blobs) or NULL
-    return about_task(request.key, lambda run, task: steer.resolve_task(run, task, output, failure, principal))
+async def resolve(request: api.ResolveTaskRequest, principal: str, namespace: str, blobs: Blobs, fleet: Fleet) -> Wish:
+    """A person's answer to an escalation, whose answer is the task. An output is held to what one of an agent is: its
+    schema, the labels of what it was made of, and its release. Raises ApiError."""
+    if not request.HasField("output"):
+        return about_task(
+            request.key, lambda run, task: steer.resolve_task(run, task, None, request.failure, principal)
+        )
+    output = await _received(request.output, principal, namespace, blobs) or NULL
+
+    def decided(run: Run, task: Task) -> list[Event]:
+        judged = judge_answer(fleet, run, principal_kind(run.submitted.principal), task, output)
+        given = output if judged.failure is not None else judged.output
+        events = steer.resolve_task(run, task, given, "", principal)
+        if events and judged.failure is not None:
+            raise _unfit(judged.failure)
+        for event in events:
+            if isinstance(event, TaskCompleted):
+                event.policy, event.released = judged.policy, judged.released
+        return events
+
+    return about_task(request.key, decided)
+
+
+def _unfit(failure: Failure) -> ApiError:
+    """The refusal of an output that an agent could not have given either."""
+    if failure.kind is FailureKind.POLICY:
+        reason = ErrorReason.ERROR_REASON_POLICY_DENIED
+        return ApiError(reason, action="release", decision_id=failure.code, cause=failure.message)
+    return request_invalid([Violation("output", failure.message)])
 
 
 async def _received(payload: payload_pb2.Payload, principal: str, namespace: str, blobs: Blobs) -> bytes:

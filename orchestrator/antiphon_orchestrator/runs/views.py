@@ -175,10 +175,12 @@ def _put_payloads(message: run_pb2.Task, run: Run, task: Task) -> None:
         put_payload(message.output, source.output if source.released is None else source.released)
         message.output.SetInParent()
     if source.released is not None:
-        policy = source.attempts[-1].policy if source.reused is None else source.reused.policy
+        policy = source.reused.policy if source.reused is not None else b""
+        if source.attempts and source.reused is None:
+            policy = source.attempts[-1].policy
         decision = run_pb2.PolicyDecision.FromString(policy)
         demands = [demand for demand in decision.obligations if demand.startswith("redact")]
-        withheld.append(f"the output is redacted as policy demands: {', '.join(demands)}")
+        withheld.append(f"the output is redacted as policy demands: {', '.join(demands) or 'redact'}")
     message.withheld = "; ".join(withheld)
 
 

@@ -14,18 +14,33 @@ def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcom
     """Schema and release policy of an output; one that does not pass is a failure. It carries the labels of what it
     was made of, and with a permit that demands redaction also what is left of it for the run's principal."""
     attempt = task.attempts[-1]
-    namespace, label = run.submitted.namespace, attempt.placement.capability
-    output, given = outcome.output, handed_on(task, attempt)
+    label, given = attempt.placement.capability, handed_on(task, attempt)
+    return _judge(fleet, run, principal_kind, label, given, outcome.output, outcome.busy)
+
+
+def judge_answer(fleet: Fleet, run: Run, principal_kind: str, task: Task, output: bytes) -> Outcome:
+    """The same of what a person gives in place of an output. One of a task that nobody was asked to do has the schema
+    of no version; one of a sub-run, which no capability answers for, carries its labels and is not asked about."""
+    attempts = [attempt for asked in (task, *task.members) for attempt in asked.attempts]
+    if task.plan.graph is not None and not attempts:
+        return Outcome(AttemptState.SUCCEEDED, payloads.inherit_labels(task.input, output))
+    label = attempts[-1].placement.capability if attempts else task.plan.capability
+    return _judge(fleet, run, principal_kind, label, task.input, output, 0)
+
+
+def _judge(fleet: Fleet, run: Run, principal_kind: str, label: str, given: bytes, output: bytes, busy: int) -> Outcome:
+    """An output of `label`, name@version, that was made of `given`."""
+    namespace = run.submitted.namespace
     violation = fleet.check_output(namespace, label, output)
     if violation is not None:
         message = f"the output does not fit {label}: {violation.message}"
         failure = Failure(FailureKind.INVALID_OUTPUT, message, field=violation.pointer)
-        return Outcome(AttemptState.FAILED, failure=failure, busy=outcome.busy)
+        return Outcome(AttemptState.FAILED, failure=failure, busy=busy)
     output = fleet.label_output(namespace, label, output)
     labels, inherited = fleet.labels(output), fleet.labels(given)
     if inherited:  # also when the output has the same keys: their values may differ
         output, labels = payloads.inherit_labels(given, output), labels | inherited
-    return release(fleet, run, principal_kind, label, output, labels, outcome.busy)
+    return release(fleet, run, principal_kind, label, output, labels, busy)
 
 
 def release(

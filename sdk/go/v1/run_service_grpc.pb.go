@@ -82,7 +82,9 @@ type RunServiceClient interface {
 	// up; of a loop, the iteration that failed. A task that is under way stays as it is.
 	RetryTask(ctx context.Context, in *RetryTaskRequest, opts ...grpc.CallOption) (*RetryTaskResponse, error)
 	// ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
-	// or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
+	// or fails. (To have it tried again, RetryTask.) The output is held to the capability's schema, carries the labels of the
+	// task's input and is released like that of an agent; otherwise the call is refused. The same answer given again changes
+	// nothing.
 	ResolveTask(ctx context.Context, in *ResolveTaskRequest, opts ...grpc.CallOption) (*ResolveTaskResponse, error)
 	// SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
 	// request_id with the same content is one signal.
@@ -314,7 +316,9 @@ type RunServiceServer interface {
 	// up; of a loop, the iteration that failed. A task that is under way stays as it is.
 	RetryTask(context.Context, *RetryTaskRequest) (*RetryTaskResponse, error)
 	// ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
-	// or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
+	// or fails. (To have it tried again, RetryTask.) The output is held to the capability's schema, carries the labels of the
+	// task's input and is released like that of an agent; otherwise the call is refused. The same answer given again changes
+	// nothing.
 	ResolveTask(context.Context, *ResolveTaskRequest) (*ResolveTaskResponse, error)
 	// SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
 	// request_id with the same content is one signal.

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from antiphon.v1 import payload_pb2, run_pb2
+from antiphon.v1 import graph_pb2, payload_pb2, run_pb2, run_service_pb2
 from antiphon.v1.graph_pb2 import Graph
 from antiphon_orchestrator.admission import SchemaSet, Values, compile_graph
 from antiphon_orchestrator.engine.decide import Outcome
@@ -15,8 +15,11 @@ from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.engine.states import AttemptState
 from antiphon_orchestrator.placement.fleet import Fleet
 from antiphon_orchestrator.policy import CedarPolicies, PolicyBundle, PolicyFile
-from antiphon_orchestrator.runs import views
+from antiphon_orchestrator.runs import steering, views
+from antiphon_orchestrator.shards import inputs as i
 from shard_rig import Rig, instance
+
+from tests.fakes.plans import CLIENT, SECOND
 
 ALL = '@id("all") permit (principal, action, resource);'
 SCHEMA = json.dumps({"type": "object", "properties": {"name": {"type": "string"}, "phone": {}}, "required": ["name"]})
@@ -204,3 +207,29 @@ def test_a_label_of_a_field_that_an_agent_does_not_get_asks_for_no_clearance_and
     other = rig(clearance=[])
     other.tell(other.submit("r", plan(), input=blob.SerializeToString()))
     assert other.run("r").tasks[0].state.name == "READY"
+
+
+async def test_an_answer_to_a_task_that_nobody_took_has_its_labels_and_is_released_like_any_other() -> None:
+    one = rig(redact("release", '@labels("pii")'), clearance=[])
+    graph = Graph(name="g")
+    graph.tasks.add(id="a", capability="text.work@1", input='"${input}"', on_failure=graph_pb2.ON_FAILURE_ESCALATE)
+    graph.tasks.add(id="b", capability="text.other@1", input='"${tasks.a.output}"', needs=["a"])
+    one.tell(one.submit("r", compile_graph(graph).plan, input=message({"name": "Ada"}, name="pii")))
+    one.now += 600 * SECOND
+    one.tell()
+    assert one.states("r") == ["ESCALATED", "PENDING"] and not one.run("r").tasks[0].attempts
+    request = run_service_pb2.ResolveTaskRequest(run_id="r", key={"task_id": "a"}, output={"inline": b"5"})
+    answers: list[Any] = []
+    for _ in range(2):
+        blobs: Any = None
+        wish = await steering.resolve(request, CLIENT, "demo", blobs, one.fleet)
+        one.tell(i.Steer("r", CLIENT, "resolve", "", {}, wish, answers.append))
+    task = one.run("r").tasks[0]
+    made = payload_pb2.Payload.FromString(task.output or b"")
+    assert (made.inline, [label.key for label in made.labels]) == (b"5", ["pii"])
+    assert [answer.output.inline for answer in answers] == [b"null", b"null"], (
+        "the second says the same and does nothing"
+    )
+    assert "redacted" in answers[0].withheld
+    again = one.recovered(lambda submitted: compile_graph(graph).plan).run("r").tasks[0]
+    assert (again.output, again.released) == (task.output, task.released)

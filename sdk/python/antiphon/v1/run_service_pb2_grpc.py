@@ -224,7 +224,9 @@ class RunServiceServicer(object):
 
     def ResolveTask(self, request, context):
         """ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
-        or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
+        or fails. (To have it tried again, RetryTask.) The output is held to the capability's schema, carries the labels of the
+        task's input and is released like that of an agent; otherwise the call is refused. The same answer given again changes
+        nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -77,7 +77,9 @@ class RunServiceStub:
     """
     ResolveTask: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResolveTaskRequest, _run_service_pb2.ResolveTaskResponse]
     """ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
-    or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
+    or fails. (To have it tried again, RetryTask.) The output is held to the capability's schema, carries the labels of the
+    task's input and is released like that of an agent; otherwise the call is refused. The same answer given again changes
+    nothing.
     """
     SignalRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]
     """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
@@ -135,7 +137,9 @@ class RunServiceAsyncStub(RunServiceStub):
     """
     ResolveTask: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResolveTaskRequest, _run_service_pb2.ResolveTaskResponse]  # type: ignore[assignment]
     """ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
-    or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
+    or fails. (To have it tried again, RetryTask.) The output is held to the capability's schema, carries the labels of the
+    task's input and is released like that of an agent; otherwise the call is refused. The same answer given again changes
+    nothing.
     """
     SignalRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]  # type: ignore[assignment]
     """SignalRun sends a signal to a run, for a task that waits for it now or later. It is kept until one does. The same
@@ -274,7 +278,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.ResolveTaskResponse, _abc.Awaitable[_run_service_pb2.ResolveTaskResponse]]:
         """ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
-        or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
+        or fails. (To have it tried again, RetryTask.) The output is held to the capability's schema, carries the labels of the
+        task's input and is released like that of an agent; otherwise the call is refused. The same answer given again changes
+        nothing.
         """
 
     @_abc_1.abstractmethod

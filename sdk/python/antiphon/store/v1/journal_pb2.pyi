@@ -676,9 +676,9 @@ class TaskCompleted(_message.Message):
     principal: _builtins.str
     """SPIFFE id of the person who gave the output; empty when nobody did."""
     released_output: _builtins.bytes
-    """As AttemptEnded.released_output, of what an agent's graph gave."""
+    """As AttemptEnded.released_output, of what an agent's graph, or that person, gave."""
     policy: _builtins.bytes
-    """As AttemptEnded.policy, of what an agent's graph gave."""
+    """As AttemptEnded.policy, of what an agent's graph, or that person, gave."""
     def __init__(
         self,
         *,

@@ -4029,7 +4029,9 @@ export const RunServiceService = {
   },
   /**
    * ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
-   * or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
+   * or fails. (To have it tried again, RetryTask.) The output is held to the capability's schema, carries the labels of the
+   * task's input and is released like that of an agent; otherwise the call is refused. The same answer given again changes
+   * nothing.
    */
   resolveTask: {
     path: "/antiphon.v1.RunService/ResolveTask" as const,
@@ -4116,7 +4118,9 @@ export interface RunServiceServer extends UntypedServiceImplementation {
   retryTask: handleUnaryCall<RetryTaskRequest, RetryTaskResponse>;
   /**
    * ResolveTask answers for a person what becomes of a task that is ESCALATED or QUARANTINED: it succeeds with an output,
-   * or fails. (To have it tried again, RetryTask.) The same answer given again changes nothing.
+   * or fails. (To have it tried again, RetryTask.) The output is held to the capability's schema, carries the labels of the
+   * task's input and is released like that of an agent; otherwise the call is refused. The same answer given again changes
+   * nothing.
    */
   resolveTask: handleUnaryCall<ResolveTaskRequest, ResolveTaskResponse>;
   /**
