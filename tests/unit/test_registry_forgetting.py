@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from antiphon.v1 import registry_pb2
@@ -16,6 +18,7 @@ from antiphon_orchestrator.placement.fleet import Fleet, Instance
 from antiphon_orchestrator.policy import CedarPolicies
 from antiphon_orchestrator.registry.registry import ACTIVE, SUSPENDED, Conflict, Registry
 from antiphon_orchestrator.store import SqliteStore, Store
+from antiphon_orchestrator.store.port import CommitResult, Txn
 
 OLGA = "spiffe://mesh.test/ns/demo/operator/olga"
 RETENTION = timedelta(days=30)
@@ -71,6 +74,44 @@ async def test_an_agent_that_is_long_gone_is_forgotten_and_its_schemas_are_free(
         await one.announce("new", '{"type": "integer"}')
         await one.registry.load()
         assert one.registry.names("demo") == ["new"]
+
+
+class Slow:
+    """A store whose transactions begin together."""
+
+    def __init__(self, store: Store, together: int) -> None:
+        self._store = store
+        self._barrier = asyncio.Barrier(together)
+        self._first = set[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def commit(self, txn: Txn) -> CommitResult:
+        if (task := id(asyncio.current_task())) not in self._first:
+            self._first.add(task)
+            await self._barrier.wait()
+        return await self._store.commit(txn)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_of_agents_that_announce_other_schemas_at_the_same_moment_one_is_refused(
+    tmp_path: Path, apart: bool
+) -> None:
+    schemas = {"a": '{"type": "string"}', "b": '{"type": "integer"}', "c": '{"type": "object"}'}
+    async with SqliteStore(tmp_path / "store.db") as store:
+        slow: Any = Slow(store, len(schemas))
+        made = [Replica(slow) for _ in schemas] if apart else [Replica(slow)] * len(schemas)
+        announced = [one.announce(name, schemas[name]) for one, name in zip(made, schemas, strict=True)]
+        answers = await asyncio.gather(*announced, return_exceptions=True)
+        (winner,) = [name for name, answer in zip(schemas, answers, strict=True) if not isinstance(answer, Exception)]
+        conflicts = [answer for answer in answers if isinstance(answer, Conflict)]
+        assert len(conflicts) == 2 and {conflict.holder for conflict in conflicts} <= set(schemas)
+        for one in made:
+            await one.registry.load()
+            assert one.registry.names("demo") == [winner]
+            assert one.fleet.output_schema("demo", "text.work@1") == ""
+        await made[0].announce(winner, schemas[winner])
 
 
 async def test_an_agent_that_works_is_kept_and_counted_from_its_last_day(tmp_path: Path) -> None:

@@ -170,6 +170,8 @@ class Registry:
             announcers.pop(name, None)
             if not announcers:
                 self._announcers.pop((namespace, _label(capability)), None)
+            for other in announcers.values():  # what outputs are checked by may have been its own
+                self._fleet.declare(namespace, _label(other), other.output_schema)
 
     async def announce(self, namespace: str, sidecar: str, description: registry_pb2.AgentDescription) -> None:
         """Checks and records what a sidecar says of an agent. Raises Conflict, InvalidSchema."""
@@ -196,10 +198,42 @@ class Registry:
                 seen_time=self._now(),
             )
         await self._write(namespace, description.name, record, keep_state=True)
+        if former is None or former.description != description:
+            await self._look_again(namespace, description, former)
 
-    def _check_conflict(self, namespace: str, agent: str, capability: capability_pb2.Capability) -> None:
+    async def _look_again(
+        self, namespace: str, description: registry_pb2.AgentDescription, former: records.AgentRecord | None
+    ) -> None:
+        """Another agent may have been announced at the same moment, not known here yet: what is written later is taken
+        back. Raises Conflict."""
+        if not any(capability.input_schema or capability.output_schema for capability in description.capabilities):
+            return
+        prefix, name = keys.agent_prefix(namespace), description.name
+        key = keys.agent(namespace, name, RECORD)
+        found = await self._store.range(prefix, prefix_end(prefix))
+        for kv in found.kvs:
+            self._note(kv)
+        # Without its record another replica, to which it was announced as well, has just taken it back.
+        written = next((kv.mod_revision for kv in found.kvs if kv.key == key), 0)
+        try:
+            for capability in description.capabilities:
+                self._check_conflict(namespace, name, capability, written)
+        except Conflict:
+            op = Delete(key) if former is None else Put(key, former.SerializeToString())
+            result = await settle(self._store, Txn((Compare(key, Target.MOD_REVISION, written),), (op,)))
+            if result.succeeded and former is None:
+                self._note_forgotten(key, result.revision)
+            elif result.succeeded and former is not None:
+                self._keep(namespace, name, former, result.revision)
+            raise
+
+    def _check_conflict(
+        self, namespace: str, agent: str, capability: capability_pb2.Capability, written: int = 0
+    ) -> None:
+        """Raises Conflict for another agent that holds the version with other schemas; with `written`, the revision of
+        its own record, only for one whose record is older."""
         for other, held in self._announcers.get((namespace, _label(capability)), {}).items():
-            if other == agent:
+            if other == agent or (written and self._revisions[namespace, other] > written):
                 continue
             for mine, theirs, side in (
                 (capability.input_schema, held.input_schema, "input"),
