@@ -40,6 +40,15 @@ def test_no_cluster_breaks_a_promise_whatever_befalls_it(first: int) -> None:
     assert f"{BATCH} worlds" in simulate("--seeds", f"{first}:{first + BATCH}")
 
 
+def test_a_seed_plays_the_same_again_alone_or_among_others() -> None:
+    def steps(*arguments: str) -> int:
+        return int(simulate(*arguments).rpartition("worlds, ")[2].partition(" steps")[0])
+
+    together = steps("--seeds", "40:60")
+    assert steps("--seeds", "40:60") == together
+    assert steps("--seeds", "40:50") + steps("--seeds", "50:60") == together
+
+
 def test_every_planted_fault_is_found() -> None:
     printed = simulate("--find")
     assert "NOT FOUND" not in printed

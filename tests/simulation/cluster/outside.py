@@ -7,18 +7,16 @@ name, so that nothing of the product has to know that it can be simulated. Insta
 from __future__ import annotations
 
 import random
+import secrets
+import sys
 from types import ModuleType
 from typing import Any
 
 from antiphon_orchestrator.admission import evaluator
-from antiphon_orchestrator.api import errors
-from antiphon_orchestrator.cluster import gathering, membership, routing, steward
-from antiphon_orchestrator.mesh import tokens
+from antiphon_orchestrator.cluster import gathering, membership, routing
 from antiphon_orchestrator.placement import fleet
-from antiphon_orchestrator.runs import submit
-from antiphon_orchestrator.shards import archiver, host, log
+from antiphon_orchestrator.shards import host
 from antiphon_orchestrator.shards.shard import Shard
-from antiphon_sidecar import node, upstream
 
 from tests.simulation.cluster.loop import PROCESS, SimulatedLoop
 
@@ -26,8 +24,8 @@ START = 1_700_000_000.0
 """When every world begins, in seconds since 1970."""
 
 _TIMED: tuple[ModuleType, ...] = (evaluator, gathering, membership, routing, host, fleet)
-_RANDOM: tuple[ModuleType, ...] = (errors, steward, submit, archiver, host, log, upstream, fleet)
-_SECRET: tuple[ModuleType, ...] = (tokens, log, node)
+
+_OURS = ("antiphon_orchestrator", "antiphon_sidecar")
 
 
 class Outside:
@@ -75,10 +73,11 @@ def install() -> None:
     """Puts it in the place of clock and chance."""
     for module in _TIMED:
         _replace(module, "time", OUTSIDE)
-    for module in _RANDOM:
-        _replace(module, "random", OUTSIDE.rng)
-    for module in _SECRET:
-        _replace(module, "secrets", OUTSIDE)
+    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] in _OURS]:
+        if vars(module).get("random") is random:
+            _replace(module, "random", OUTSIDE.rng)
+        if vars(module).get("secrets") is secrets:
+            _replace(module, "secrets", OUTSIDE)
     # A turn ends when it has worked for long enough, which here is chance as well.
     Shard.take_turn.__defaults__ = (OUTSIDE.working,)
 
