@@ -291,7 +291,7 @@ class Orchestrator:
                     from .api.metrics_server import MetricsServer  # its library takes 2 MB
 
                     at, port = config.telemetry.metrics_host, config.telemetry.metrics_port
-                    shown = stack.enter_context(MetricsServer(at, port, metrics, certificate, clock))
+                    shown = await stack.enter_async_context(MetricsServer(at, port, metrics, certificate, clock))
                     group.create_task(shown.run(), name="metrics")
                 group.create_task(store.run(), name="store")
                 group.create_task(server.run(), name="api")

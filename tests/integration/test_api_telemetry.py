@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import grpc
 import pytest
 from antiphon.v1 import run_service_pb2, run_service_pb2_grpc
 from antiphon_certs import Authority
-from antiphon_orchestrator.api.metrics_server import MetricsServer
+from antiphon_orchestrator.api.metrics_server import CONNECTIONS, MetricsServer
 from antiphon_orchestrator.tracing import Tracing
 from api_harness import IMAGE, TIMEOUT, Running, serving
 from cryptography import x509
@@ -95,7 +96,7 @@ async def scrape(api: Running, port: int, folder: Path, *, certificate: bool = T
 async def test_metrics_are_given_to_holders_of_a_certificate_only(authority: Authority, tmp_path: Path) -> None:
     async with serving(authority, start=datetime.now(UTC) - timedelta(minutes=32)) as api:
         await api.get_run(api.dial())
-        with MetricsServer("127.0.0.1", 0, api.metrics, api.certificate, api.clock) as server:
+        async with MetricsServer("127.0.0.1", 0, api.metrics, api.certificate, api.clock) as server:
             following = asyncio.create_task(server.run())
             text, first = await scrape(api, server.port, tmp_path)
             assert 'antiphon_calls_total{code="OK",method="/antiphon.v1.RunService/GetRun"} 1.0' in text
@@ -108,3 +109,22 @@ async def test_metrics_are_given_to_holders_of_a_certificate_only(authority: Aut
             assert second.serial_number != first.serial_number
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_connections_that_say_nothing_hold_up_no_scrape_and_no_end_and_are_few_and_short(
+    authority: Authority, tmp_path: Path
+) -> None:
+    async with serving(authority) as api, asyncio.timeout(TIMEOUT):
+        async with MetricsServer("127.0.0.1", 0, api.metrics, api.certificate, api.clock) as server:
+            first, silent = await asyncio.open_connection("127.0.0.1", server.port)
+            await scrape(api, server.port, tmp_path)
+            others = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(CONNECTIONS)]
+            assert await others[-1][0].read() == b""  # one too many
+            assert await first.read() == b""  # after its time
+            again = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(CONNECTIONS // 2)]
+        for reader, _ in again:
+            with suppress(ConnectionError):
+                assert await reader.read() == b""
+        for _, writer in (*others, *again):
+            writer.close()
+        silent.close()
