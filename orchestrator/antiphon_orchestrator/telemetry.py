@@ -153,7 +153,9 @@ class Metrics:
             "antiphon_calls", "Calls that ended, by method and status code", ["method", "code"], registry=self.registry
         )
         self.streams: Gauge = library.Gauge(
-            "antiphon_open_streams", "Streams of clients and sidecars that are open", registry=self.registry
+            "antiphon_open_streams",
+            "Streams of clients and sidecars that are open, and calls that wait for a run",
+            registry=self.registry,
         )
         self.certificate_expiry: Gauge = library.Gauge(
             "antiphon_certificate_expiry_timestamp_seconds",

@@ -28,7 +28,7 @@ from antiphon_certs import (
     Kind,
     new_key_and_csr,
 )
-from antiphon_orchestrator.api.call import caller
+from antiphon_orchestrator.api.call import caller, now_waiting
 from antiphon_orchestrator.api.certificate import IssuedHere, LiveCertificate
 from antiphon_orchestrator.api.context_service import ContextService
 from antiphon_orchestrator.api.graph_service import GraphService
@@ -105,6 +105,14 @@ class EchoRuns(run_service_pb2_grpc.RunServiceServicer):
         return run_service_pb2.GetRunResponse(
             run=run_pb2.Run(run_id=request.run_id, namespace=who.namespace, principal=who.principal)
         )
+
+    async def SubmitRun(self, request: Any, context: Any) -> run_service_pb2.SubmitRunResponse:
+        """Waits as for the end of a run."""
+        now_waiting()
+        self.entered.set()
+        if self.wait is not None:
+            await self.wait.wait()
+        return run_service_pb2.SubmitRunResponse()
 
     async def SubmitRuns(self, requests: Any, context: Any) -> AsyncIterator[run_service_pb2.SubmitRunsResponse]:
         try:
@@ -186,6 +194,12 @@ class Running:
     async def get_run(self, channel: grpc.aio.Channel, run_id: str = "r1", **call: Any) -> Any:
         stub: Any = run_service_pb2_grpc.RunServiceStub(channel)
         return await stub.GetRun(run_service_pb2.GetRunRequest(run_id=run_id), **{"timeout": TIMEOUT, **call})
+
+    async def submit(self, channel: grpc.aio.Channel) -> Any:
+        """A call that waits for the end of a run."""
+        stub: Any = run_service_pb2_grpc.RunServiceStub(channel)
+        request = run_service_pb2.SubmitRunRequest(request_id="a", wait=True, registered={"name": "g"})
+        return await stub.SubmitRun(request, timeout=TIMEOUT)
 
 
 @asynccontextmanager

@@ -206,6 +206,49 @@ async def test_a_stream_ends_when_its_certificate_expires(api: Running) -> None:
     assert api.runs.stream_ended.is_set()
 
 
+async def test_a_call_that_waits_ends_when_its_certificate_expires(api: Running) -> None:
+    api.runs.wait = asyncio.Event()
+    call = asyncio.create_task(api.submit(api.dial()))
+    await asyncio.wait_for(api.runs.entered.wait(), TIMEOUT)
+    await api.clock.settle(timedelta(minutes=59))
+    assert not call.done()
+    api.clock.advance(timedelta(minutes=2))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(call, TIMEOUT)
+    assert reason_of(caught.value) == "CERTIFICATE_EXPIRED"
+
+
+async def test_an_answer_that_was_waited_for_is_not_given_once_the_certificate_has_expired(api: Running) -> None:
+    api.runs.wait = asyncio.Event()
+    call = asyncio.create_task(api.submit(api.dial()))
+    await asyncio.wait_for(api.runs.entered.wait(), TIMEOUT)
+    api.clock.time += timedelta(minutes=61)  # nobody has looked since
+    api.runs.wait.set()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert reason_of(caught.value) == "CERTIFICATE_EXPIRED"
+
+
+async def test_calls_that_wait_are_counted_among_the_streams_of_their_caller(authority: Authority) -> None:
+    options = ServerOptions(caller_streams=2, concurrent_calls=16, shutdown_grace=timedelta(0))
+    async with serving(authority, options=options) as api:
+        api.runs.wait = asyncio.Event()
+        channel = api.dial()
+        stream = Stub(channel).WatchRun(run_service_pb2.WatchRunRequest(run_id="r1"))
+        await stream.read()
+        first = asyncio.create_task(api.submit(channel))
+        await asyncio.wait_for(api.runs.entered.wait(), TIMEOUT)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await api.submit(channel)
+        assert reason_of(caught.value) == "OVERLOADED"
+        await eventually(lambda: api.server.mutual_tls.gate.in_hand == 0)  # they are no work
+        stream.cancel()
+        await asyncio.wait_for(api.runs.stream_ended.wait(), TIMEOUT)
+        api.runs.wait.set()
+        await first
+        await api.submit(channel)
+
+
 async def test_a_stream_ends_when_policy_comes_to_deny_it(authority: Authority) -> None:
     policies = CedarPolicies(dev_profile())
     async with serving(authority, policy=policies) as api:

@@ -53,6 +53,14 @@ async def test_a_revoked_client_loses_its_calls_and_streams_and_is_told_what_to_
         stub: Any = run_service_pb2_grpc.RunServiceStub(raw)
         watching = stub.WatchRun(run_service_pb2.WatchRunRequest(run_id=run.run_id))
         await watching.read()
+        asked = run_service_pb2.SubmitRunRequest(request_id="waits", wait=True)
+        asked.inline.CopyFrom(one_task("work.hold@1", str(mesh.path("never"))).to_proto())
+        waiting = stub.SubmitRun(asked, timeout=300)
+
+        async def begun() -> bool:
+            return any([one.principal.endswith("/mallory") async for one in client.list_runs()])
+
+        await eventually(begun)
         await operator.revoke_certificates("client", "mallory", cause="her laptop was stolen")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.GetRun(run_service_pb2.GetRunRequest(run_id=run.run_id), timeout=30)
@@ -61,6 +69,9 @@ async def test_a_revoked_client_loses_its_calls_and_streams_and_is_told_what_to_
             while await watching.read() is not grpc.aio.EOF:
                 pass
         assert reason_of(ended.value) == "CERTIFICATE_REVOKED"
+        with pytest.raises(grpc.aio.AioRpcError) as lost:
+            await waiting
+        assert reason_of(lost.value) == "CERTIFICATE_REVOKED"
         found = [one async for one in operator.list_revocations()]
         assert ("client", "mallory") in [(one.identity.kind, one.identity.name) for one in found]
     async with mesh.client("mallory") as mallory:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from antiphon_certs import Grants, Identity, Peer
-
-from .gate import Place
 
 FORWARDED = "antiphon-forwarded-bin"
 """Metadata of a call that a replica passes on: a mesh.v1.ForwardedCall."""
@@ -45,7 +43,7 @@ class Caller:
 
 
 _caller: ContextVar[Caller] = ContextVar("antiphon_caller")
-_place: ContextVar[Place] = ContextVar("antiphon_place")
+_waits: ContextVar[Callable[[], None]] = ContextVar("antiphon_waits", default=lambda: None)
 
 
 def caller() -> Caller:
@@ -59,16 +57,16 @@ def set_caller(value: Caller) -> None:
     _caller.set(value)
 
 
-def set_place(value: Place) -> None:
+def set_waits(value: Callable[[], None]) -> None:
     """For the interceptor."""
-    _place.set(value)
+    _waits.set(value)
 
 
 def now_waiting() -> None:
-    """The present call has done its work and waits for what is not the server's: it is not in hand any more."""
-    place = _place.get(None)
-    if place is not None:
-        place.give_back()
+    """The present call is about to wait for what is not the server's: it is not in hand any more, but is watched and
+    counted as a stream is. Raises `ApiError` when its caller has too many: call it before anything is done.
+    """
+    _waits.get()()
 
 
 def traceparent(metadata: Iterable[tuple[str, str | bytes]]) -> str:

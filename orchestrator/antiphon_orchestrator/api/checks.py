@@ -74,7 +74,8 @@ class Call:
     forwarded       whose call it is, when it comes from another replica: a mesh.v1.ForwardedCall; None otherwise
     parse           makes the message of a request, of the generated class; None for the image's own
     message         the same as request, parsed and valid
-    ended           why a stream is to end that was admitted
+    waits           whether it waits, or has waited, for what is not the server's work; of unary calls
+    ended           why a stream, or a call that waits, is to end that was admitted
     """
 
     path: str
@@ -88,6 +89,7 @@ class Call:
     parse: Callable[[bytes], Message] | None = None
     peer: Peer | None = None
     message: Any = None
+    waits: bool = False
     ended: ApiError | None = None
 
     @property
@@ -188,6 +190,11 @@ class Checks:
             raise ApiError(ErrorReason.ERROR_REASON_CERTIFICATE_NOT_ACCEPTED, cause=str(error)) from error
         self._revoked(peer)
         return peer
+
+    def still_allowed(self, call: Call) -> None:
+        """What holds no more of a call that was admitted a while ago with a certificate. Raises `ApiError`."""
+        self.verified(call.certificate)
+        self.access_allowed(call)
 
     def size_and_rate(self, call: Call) -> None:
         """A stream counts once; what it carries is limited by its own flow control."""

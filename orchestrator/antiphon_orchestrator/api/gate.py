@@ -8,7 +8,7 @@ instead of all being answered late.
 
 At the limit a caller who has less than its share in hand is still taken, so that one who floods the server does not
 keep the others out: together they can come to twice the limit, no more. What a call only waits for, such as the end of
-a run, is no work of the server: it hands its place back.
+a run, is no work of the server: it hands its place back, and counts among its caller's streams.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ DOWN, UP = 0.7, 1.1
 
 
 class Streams:
-    """How many streams each caller has open: `most`, and no more. A stream costs memory while nobody reads it."""
+    """How many streams each caller has open, with the calls that wait for what is not the server's: `most`, and no
+    more. Each costs memory, a stream while nobody reads it, too."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -4,8 +4,9 @@ It hands handlers raw bytes to check before they are parsed into the generated c
 whole and valid, on streams message by message. Handlers are coroutines, or async generators when they answer a stream;
 a stream's client messages are read from the iterator only.
 
-A stream outlives its checks, so `run` looks at the certificates of open streams again and again, and asks policy anew;
-one that would be refused now ends with the status a new call would get. No handler can be reached around this: methods
+A stream outlives its checks, and so does a call that waits for the end of a run: `run` looks at their certificates
+again and again, and asks policy anew; what would be refused now ends with the status a new call would get, and no
+answer that was waited for leaves unlooked at. No handler can be reached around this: methods
 that the image does not know are refused, but for the services named as open (health, reflection), which are there for
 everybody within a rate and a number of streams for each address.
 """
@@ -17,6 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
@@ -26,7 +28,7 @@ from google.protobuf.message import Message
 
 from antiphon_orchestrator import telemetry
 
-from .call import Caller, forwarded, set_caller, set_place, trace_id, traceparent
+from .call import Caller, forwarded, now_waiting, set_caller, set_waits, trace_id, traceparent
 from .checks import Call, Checks
 from .errors import ApiError, refusal
 from .gate import Gate, Place, Streams
@@ -34,7 +36,7 @@ from .image import Image, Method
 from .pace import Pace
 
 RECHECK = timedelta(seconds=3)
-"""How long a stream may go on after its certificate has expired or is known to be revoked, or policy denies it."""
+"""How long what is open may go on after its certificate has expired or is known to be revoked, or policy denies it."""
 
 _ALWAYS = frozenset({Kind.OPERATOR, Kind.ORCHESTRATOR})
 _PACED = "/antiphon.v1.RunService/SubmitRuns"
@@ -73,7 +75,7 @@ class Router(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _OpenStream:
+class _Open:
     """`writing`: a message is under way, until whose end gRPC takes no status."""
 
     task: asyncio.Task[Any]
@@ -104,25 +106,24 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._metrics = metrics
         self._open_services = open_services
         self._handlers: dict[str, Handler] = {}
-        self._streams: set[_OpenStream] = set()
+        self._open: set[_Open] = set()
         self._of_callers = streams
         self._pace = pace
         self._log = telemetry.logger("api")
 
     async def run(self) -> None:
-        """Ends streams whose certificate has expired or was revoked, or which policy denies by now; cancel to stop.
+        """Ends what is open and has an expired or revoked certificate, or is denied by policy by now; cancel to stop.
 
-        One whose reader is slow ends after the message that is under way, and without a reader at all with its
+        A stream whose reader is slow ends after the message that is under way, and without a reader at all with its
         connection, which has an age: while a message is under way gRPC takes no status, and cannot reset a stream.
         """
         while True:
             await self._clock.sleep(RECHECK)
-            for stream in tuple(self._streams):
+            for stream in tuple(self._open):
                 if stream.call.certificate is None or stream.call.ended is not None:
                     continue
                 try:
-                    self._checks.verified(stream.call.certificate)
-                    self._checks.access_allowed(stream.call)
+                    self._checks.still_allowed(stream.call)
                 except ApiError as error:
                     stream.call.ended = error
                     if not stream.writing:
@@ -185,7 +186,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
 
     @contextmanager
     def _one_of_few(self, call: Call) -> Iterator[None]:
-        """While open, a stream counts among those of its caller. Raises ApiError when there are too many.
+        """While open, a stream or a call that waits counts among those of its caller. Raises ApiError when there are
+        too many.
 
         Those of other replicas, and those that they pass on, do not: these were counted where they came in.
         """
@@ -195,7 +197,9 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
             return
         caller = peer.identity.uri if peer is not None else call.address
         if not self._of_callers.enter(caller):
-            raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="the list of the caller's open streams")
+            raise ApiError(
+                ErrorReason.ERROR_REASON_OVERLOADED, queue="the list of the caller's open streams and waiting calls"
+            )
         try:
             yield
         finally:
@@ -225,19 +229,23 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
             place: Place | None = None
             self._pace.came()
             try:
-                who = self._admit(call)
-                place = self._place(call)
-                shard = self._shard(call, who)
-                if shard is None:
-                    response = await behaviour(call.message, context)
-                else:
-                    assert self._router is not None and who is not None
-                    if place is not None and _waits(call):
-                        place.give_back()
-                    response = await self._router.unary(
-                        method.path, shard, request, who, lambda: behaviour(parse(request), context),
-                        context.time_remaining,
-                    )  # fmt: skip
+                with ExitStack() as waiting:
+                    who = self._admit(call)
+                    place = self._place(call)
+                    set_waits(partial(self._wait, call, place, waiting))
+                    shard = self._shard(call, who)
+                    if shard is None:
+                        response = await behaviour(call.message, context)
+                    else:
+                        assert self._router is not None and who is not None
+                        if _waits(call):
+                            now_waiting()
+                        response = await self._router.unary(
+                            method.path, shard, request, who, lambda: behaviour(parse(request), context),
+                            context.time_remaining,
+                        )  # fmt: skip
+                    if call.waits:
+                        self._checks.still_allowed(call)
             except Exception as error:
                 await self._refuse(context, call, error)
             else:
@@ -263,8 +271,17 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         place = self._gate.enter(peer.identity.uri if peer is not None else call.address)
         if place is None:
             raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="the list of calls in hand")
-        set_place(place)
         return place
+
+    def _wait(self, call: Call, place: Place | None, waiting: ExitStack) -> None:
+        """The call leaves its place, and is one of its caller's few and watched until `waiting` ends."""
+        if call.waits:
+            return
+        waiting.enter_context(self._one_of_few(call))
+        waiting.enter_context(self._watched(call))
+        call.waits = True
+        if place is not None:
+            place.give_back()
 
     def _upload(self, method: Method, inner: Handler) -> Callable[[AsyncIterator[bytes], Context], Awaitable[Any]]:
         behaviour = inner.stream_unary
@@ -350,12 +367,13 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         return self._router.shard(call.path, call.message, who)
 
     @contextmanager
-    def _watched(self, call: Call) -> Iterator[_OpenStream]:
-        """While open, a stream can be ended by `run`: a cancellation from there becomes its refusal."""
+    def _watched(self, call: Call) -> Iterator[_Open]:
+        """While open, a stream or a call that waits can be ended by `run`: a cancellation from there becomes its
+        refusal."""
         task = asyncio.current_task()
         assert task is not None
-        stream = _OpenStream(task, call)
-        self._streams.add(stream)
+        stream = _Open(task, call)
+        self._open.add(stream)
         self._metrics.streams.inc()
         try:
             yield stream
@@ -365,7 +383,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
             task.uncancel()
             raise call.ended from None
         finally:
-            self._streams.discard(stream)
+            self._open.discard(stream)
             self._metrics.streams.dec()
 
     async def _refuse(self, context: Context, call: Call, error: Exception) -> NoReturn:

@@ -84,9 +84,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         )
         if self._host.full(shard, who.namespace):
             raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="the shard's inbox")
-        self._host.submit(shard, item)
         if item.wait:
             now_waiting()
+        self._host.submit(shard, item)
         value = await self._answered(future, shard, i.Leave("", item.key, item.sink))
         return api.SubmitRunResponse(run=await self._answer(value, request_id))
 
@@ -222,8 +222,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         shard = self._shard(request.run_id)
         item = i.Cancel(request.run_id, caller().principal, request.reason, _sink(future, views.run_message))
-        self._host.put(shard, item)
         now_waiting()
+        self._host.put(shard, item)
         message = await self._answered(future, shard, i.Leave(request.run_id, b"", item.sink))
         if message is None:
             message = views.run_message(await self._load(request.run_id))
