@@ -34,6 +34,7 @@ LONGEST_TOKEN_LIFETIME = timedelta(hours=24)
 _PREFIX = "antiphon1."
 _TEXT_LENGTH = 16 * 1024
 _MAX_ADDRESSES = 16
+_MAX_CERTIFICATES = 16
 _TOKEN_ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -103,10 +104,13 @@ class TokenRecord:
     request_digest: str | None = None
     """SHA-256 of the signing request that consumed the token, hexadecimal. The same request may come again, since its
     answer may have been lost; a certificate for the same key gives nobody anything new."""
+    serials: tuple[str, ...] = ()
+    """Serial numbers of the certificates it gave, lower-case hexadecimal: once one is revoked, it gives no more."""
 
-    def consumed(self, csr_pem: bytes, now: datetime) -> TokenRecord:
-        """The record to put in place of this one, compared against this one, when the token is used."""
-        return replace(self, consumed_time=now, request_digest=_digest(csr_pem))
+    def consumed(self, csr_pem: bytes, now: datetime, serial: str) -> TokenRecord:
+        """The record to put in place of this one, compared against this one, whenever the token gives a certificate."""
+        first = self.consumed_time or now
+        return replace(self, consumed_time=first, request_digest=_digest(csr_pem), serials=(*self.serials, serial))
 
     def to_json(self) -> str:
         """One line of JSON; equal records give equal text, so it can be compared in the store."""
@@ -118,6 +122,7 @@ class TokenRecord:
                 "identity": self.identity.uri,
                 "request_digest": self.request_digest,
                 "secret_digest": self.secret_digest,
+                "serials": self.serials,
                 "token_id": self.token_id,
             }
         ).decode()
@@ -136,6 +141,7 @@ class TokenRecord:
                 datetime.fromisoformat(value["expire_time"]),
                 None if consumed is None else datetime.fromisoformat(consumed),
                 value["request_digest"],
+                tuple(value.get("serials", ())),  # a record of before has none
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a token record: {error!r}") from error
@@ -182,14 +188,15 @@ def verify(record: TokenRecord | None, secret: bytes, csr_pem: bytes, now: datet
     """Raise `TokenError` unless `secret` may have `csr_pem` signed by the token of `record`; None is an unknown id.
 
     The secret is compared first and in constant time, so a stranger learns nothing else about a token. When this passes
-    and `record.consumed_time` is None, put `record.consumed(csr_pem, now)` in its place, compared, before issuing; when
-    it is set, this is a repetition, and issuing again is all there is to do.
+    put `record.consumed(csr_pem, now, serial)` in its place, compared, before the certificate leaves. Where
+    `record.serials` has any, this is a repetition: there is none when one of them is revoked, and only so many.
     """
     if record is None:
         raise TokenError(TokenReason.UNKNOWN, "this orchestrator did not issue the join token, or no longer knows it")
     if not hmac.compare_digest(_digest(secret), record.secret_digest):
         raise TokenError(TokenReason.MISMATCH, "the join token is damaged or forged; copy it again, whole")
-    if record.consumed_time is not None and record.request_digest != _digest(csr_pem):
+    other = record.consumed_time is not None and record.request_digest != _digest(csr_pem)
+    if other or len(record.serials) >= _MAX_CERTIFICATES:
         raise TokenError(
             TokenReason.CONSUMED,
             f"the join token was used at {record.consumed_time:%Y-%m-%d %H:%M:%S} UTC and works once; get a new one",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -124,6 +124,13 @@ class Revocations:
     async def of(self, identity: Identity) -> Known | None:
         """What the store says now of all certificates of an identity."""
         return await self._read(Subject.of(identity))
+
+    async def any_of(self, namespace: str, serials: Iterable[str]) -> bool:
+        """Whether the store says now that one of these certificates is revoked."""
+        for serial in serials:
+            if await self._read(Subject(namespace, serial=serial)) is not None:
+                return True
+        return False
 
     def listed(self, namespace: str) -> Iterator[tuple[Subject, records.RevocationRecord]]:
         """All revocations of a namespace, ordered by their keys."""

@@ -139,6 +139,23 @@ async def test_a_token_that_was_used_before_does_not_bring_an_identity_back(runn
     await refused(Stub(running.dial_join()).Join(asked, timeout=TIMEOUT), "TOKEN_NOT_ACCEPTED")
 
 
+async def test_a_token_gives_no_more_once_a_certificate_that_it_gave_is_revoked(running: Running) -> None:
+    token = await token_for(running, "alice")
+    key, request = new_key_and_csr(token.identity)
+    asked = api.JoinRequest(token_id=token.token_id, secret=token.secret.hex(), signing_request=request.decode())
+
+    async def join() -> Credential:
+        grant = (await Stub(running.dial_join()).Join(asked, timeout=TIMEOUT)).certificate
+        return Credential.from_pem(key, grant.chain.encode(), grant.trust_bundle.encode())
+
+    first, again = await join(), await join()  # as if the answer had been lost
+    assert again.serial != first.serial
+    await revoke(running, serial=again.serial)
+    await running.get_run(running.dial(first))
+    error = await refused(join(), "TOKEN_NOT_ACCEPTED")
+    assert "that it gave was revoked" in (error.details() or "")
+
+
 async def test_only_operators_revoke_and_only_in_their_own_namespace(running: Running) -> None:
     await refused(revoke(running, by=running.credential(), identity=named("client", "alice")), "ACCESS_DENIED")
     stranger = running.credential(Kind.OPERATOR, "eve", "team-b")

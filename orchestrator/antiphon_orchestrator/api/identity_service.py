@@ -1,14 +1,15 @@
 """IdentityService: certificates for those who may have them.
 
 A token's record is consumed by one compared put before the certificate leaves, so of two bearers one wins; the same
-signing request may come again, since its answer may have been lost. No certificate leaves for one that is revoked, or
-for a token that was made before its identity was. Nothing here logs or returns a secret but CreateToken's answer.
+signing request may come again, since its answer may have been lost, until what it was given is revoked. No certificate
+leaves for one that is revoked, or for a token that was made before its identity was. Nothing here logs or returns a
+secret but CreateToken's answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from antiphon.store.v1 import records_pb2
@@ -110,11 +111,13 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
                 raise ApiError(
                     ErrorReason.ERROR_REASON_TOKEN_NOT_ACCEPTED, cause="its identity was revoked after it was made"
                 )
+            if await self._revocations.any_of(record.identity.namespace, record.serials):
+                raise ApiError(
+                    ErrorReason.ERROR_REASON_TOKEN_NOT_ACCEPTED, cause="the certificate that it gave was revoked"
+                )
             moment = await self._revocations.not_before(record.identity)
             grant = self._issue(signing_request, record.identity, record.grants, moment)
-            if record.consumed_time is not None:
-                return await self._joined(record, grant)
-            used = record.consumed(signing_request, now)
+            used = record.consumed(signing_request, now, _serial(grant))
             compare = Compare(key, Target.MOD_REVISION, found.mod_revision)
             if (await settle(self._store, Txn((compare,), (Put(key, _encode(used)),)))).succeeded:
                 return await self._joined(record, grant)
@@ -135,9 +138,8 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         details: dict[str, str],
     ) -> None:
         """Before the answer: a certificate that nobody knows of has not left."""
-        leaf = x509.load_pem_x509_certificate(grant.chain.encode())
-        details["serial"] = f"{leaf.serial_number:x}"
-        details["expire_time"] = leaf.not_valid_after_utc.isoformat(timespec="seconds")
+        details["serial"] = _serial(grant)
+        details["expire_time"] = grant.expire_time.ToDatetime(UTC).isoformat(timespec="seconds")
         await self._audit.write(Fact(action, identity.namespace, principal.uri, _resource(identity), details=details))
 
     async def Renew(
@@ -315,6 +317,10 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
 
 def _resource(identity: Identity) -> str:
     return f"Identity::{identity.namespace}/{identity.kind.value}/{identity.name}"
+
+
+def _serial(grant: identity_service_pb2.CertificateGrant) -> str:
+    return f"{x509.load_pem_x509_certificate(grant.chain.encode()).serial_number:x}"
 
 
 def _secret(text: str) -> bytes:

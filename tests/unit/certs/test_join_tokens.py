@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -200,20 +201,25 @@ def test_each_refusal_has_its_reason(minted: tuple[str, TokenRecord], now: datet
     assert refusal(None, secret, now) is TokenReason.UNKNOWN
     assert refusal(record, wrong, now) is TokenReason.MISMATCH
     assert refusal(record, secret, now + TTL) is TokenReason.EXPIRED
-    assert refusal(record.consumed(b"another request", now), secret, now) is TokenReason.CONSUMED
+    assert refusal(record.consumed(b"another request", now, "1"), secret, now) is TokenReason.CONSUMED
     verify(record, secret, REQUEST, now + TTL - timedelta(seconds=1))
 
 
 def test_the_same_request_may_come_again_within_the_lifetime(minted: tuple[str, TokenRecord], now: datetime) -> None:
-    secret, used = JoinToken.parse(minted[0]).secret, minted[1].consumed(REQUEST, now)
+    secret, used = JoinToken.parse(minted[0]).secret, minted[1].consumed(REQUEST, now, "1")
     verify(used, secret, REQUEST, now)
     assert refusal(used, bytes(32), now) is TokenReason.MISMATCH
     assert refusal(used, secret, now, b"another request") is TokenReason.CONSUMED
     assert refusal(used, secret, now + TTL) is TokenReason.EXPIRED
+    for number in range(15):
+        verify(used, secret, REQUEST, now)
+        used = used.consumed(REQUEST, now + timedelta(seconds=1), f"a{number}")
+    assert used.consumed_time == now and len(used.serials) == 16
+    assert refusal(used, secret, now) is TokenReason.CONSUMED
 
 
 def test_a_wrong_secret_learns_nothing_about_the_token(minted: tuple[str, TokenRecord], now: datetime) -> None:
-    used = minted[1].consumed(b"another request", now)
+    used = minted[1].consumed(b"another request", now, "1")
     assert refusal(used, bytes(32), now + TTL) is TokenReason.MISMATCH
 
 
@@ -226,8 +232,10 @@ def test_a_joiner_can_tell_that_its_token_expired(minted: tuple[str, TokenRecord
 
 
 def test_a_consumed_record_reads_back(minted: tuple[str, TokenRecord], now: datetime) -> None:
-    used = minted[1].consumed(REQUEST, now + timedelta(microseconds=1))
+    used = minted[1].consumed(REQUEST, now + timedelta(microseconds=1), "1")
     assert TokenRecord.from_json(used.to_json().encode()) == used
+    before = {key: value for key, value in json.loads(used.to_json()).items() if key != "serials"}
+    assert TokenRecord.from_json(json.dumps(before)) == replace(used, serials=())
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"consumed_time": null}'])
