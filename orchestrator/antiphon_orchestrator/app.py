@@ -233,7 +233,9 @@ class Orchestrator:
         )
         gathering = Gathering(host, membership, peers, routing)
         listing = RunListing(host, archive)
-        runs = RunService(host, submissions, archived, listing, fleet, routing, peers, gathering, blobs, pace)
+        runs = RunService(
+            host, submissions, archived, listing, fleet, routing, peers, gathering, blobs, pace, image.check_item
+        )
         payloads = PayloadService(blobs, limit=config.payload_limit)
         graphs = GraphService(store, clock, audit, lambda namespace: lambda *asked: fleet.offered(namespace, *asked))
         policies = PolicyService(book, policy, fleet, audit, peers)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	antiphonv1 "antiphon.dev/antiphon/v1"
@@ -234,6 +235,9 @@ func TestASubmitterSendsAgainWhatABrokenStreamDidNotAnswer(t *testing.T) {
 			if len(request.GetSubmissions()) > batchItems {
 				return status.Error(codes.InvalidArgument, "too many")
 			}
+			if size := proto.Size(request); size > messageBytes || (size > batchBytes+1000 && len(request.GetSubmissions()) > 1) {
+				return status.Error(codes.InvalidArgument, "too much")
+			}
 			for _, one := range request.GetSubmissions() {
 				result := &antiphonv1.SubmitRunResult{RequestId: one.GetRequestId()}
 				switch {
@@ -263,6 +267,19 @@ func TestASubmitterSendsAgainWhatABrokenStreamDidNotAnswer(t *testing.T) {
 			t.Fatal(err)
 		}
 		pending = append(pending, one)
+	}
+	large := []*Submission{}
+	for _, size := range []int{batchBytes - 1000, 3 << 20, messageBytes} { // the last two go with nothing else, and the last not at all
+		one, err := submitter.Submit(t.Context(), Inline(&antiphonv1.Graph{Name: strings.Repeat("n", size)}), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		large = append(large, one)
+	}
+	for at, one := range large {
+		if _, err := one.Answer(t.Context()); errors.Is(err, MessageTooLarge) != (at == 2) {
+			t.Error(at, err)
+		}
 	}
 	unknown, err := submitter.Submit(t.Context(), Registered("unknown"), nil)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"sync"
 	"time"
 
@@ -13,6 +14,9 @@ import (
 
 	antiphonv1 "antiphon.dev/antiphon/v1"
 )
+
+// submissionFrame is the bytes of a message around its one submission, and some.
+const submissionFrame = 16
 
 // Submitter submits many runs over one stream: batched, answered in any order, held back when too many are on their way. Each
 // submission is answered once, by a run or by an error; after a broken stream everything unanswered is sent again with the same
@@ -71,6 +75,11 @@ func (s *Submitter) Submit(ctx context.Context, source Source, input any, option
 	if err != nil {
 		return nil, err
 	}
+	if proto.Size(request)+submissionFrame > messageBytes { // a server would end the stream for it, and with it all the others
+		refused := &Submission{request: request, answered: make(chan struct{}), err: tooLarge()}
+		close(refused.answered)
+		return refused, nil
+	}
 	select {
 	case s.places <- struct{}{}:
 	case <-s.over:
@@ -113,6 +122,15 @@ func (s *Submitter) Close(ctx context.Context) error {
 	s.stop()
 	<-s.over
 	return err
+}
+
+// tooLarge is what a server says of a submission that comes by Client.Submit.
+func tooLarge() *Error {
+	return fromMessage(&antiphonv1.Error{
+		Reason:   antiphonv1.ErrorReason_ERROR_REASON_MESSAGE_TOO_LARGE,
+		Message:  fmt.Sprintf("the message is larger than %d bytes; send large values through PayloadService", messageBytes),
+		Metadata: map[string]string{"limit": strconv.Itoa(messageBytes)},
+	})
 }
 
 func (s *Submitter) end() error {
@@ -207,8 +225,11 @@ func (s *Submitter) take(ctx context.Context) []*antiphonv1.SubmitRunRequest {
 	for {
 		s.mutex.Lock()
 		var batch []*antiphonv1.SubmitRunRequest
-		for size := 0; len(s.unsent) > 0 && len(batch) < batchItems && size < batchBytes; s.unsent = s.unsent[1:] {
+		for size := 0; len(s.unsent) > 0 && len(batch) < batchItems; s.unsent = s.unsent[1:] {
 			size += proto.Size(s.unsent[0].request)
+			if len(batch) > 0 && size > batchBytes {
+				break // a large one goes alone: with others it could be too large
+			}
 			batch = append(batch, s.unsent[0].request)
 		}
 		s.mutex.Unlock()

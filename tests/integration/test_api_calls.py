@@ -156,24 +156,6 @@ async def test_too_many_calls_are_told_when_to_come_back(authority: Authority) -
         await api.get_run(api.dial(api.credential(name="bob")))  # others are not affected
 
 
-async def test_every_message_of_a_stream_is_checked(api: Running) -> None:
-    call = Stub(api.dial()).SubmitRuns()
-    good = run_service_pb2.SubmitRunsRequest()
-    good.submissions.add(request_id="a").registered.name = "chain"
-    await call.write(good)
-    assert (await call.read()).results[0].request_id == "a"
-    bad = run_service_pb2.SubmitRunsRequest()
-    bad.submissions.add(request_id="b").registered.name = "chain"
-    bad.submissions.add(request_id="c", priority=99).registered.name = "chain"
-    await call.write(bad)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call.read()
-    assert reason_of(caught.value) == "REQUEST_INVALID"
-    violation = details(status_of(caught.value), error_details_pb2.BadRequest)[0].field_violations[0]
-    assert violation.field == "submissions[1].priority"
-    await asyncio.wait_for(api.runs.stream_ended.wait(), TIMEOUT)
-
-
 async def test_an_exception_in_a_stream_is_a_status_of_ours(api: Running) -> None:
     telemetry.configure_logging(stream=io.StringIO())
     api.runs.fail = RuntimeError("a bug")

@@ -253,6 +253,51 @@ async def test_a_stream_of_submissions_answers_bad_ones_one_by_one(client: Clien
         assert output_of(first) == output_of(await answers[2]) == {"t": "fine"}
 
 
+async def test_a_submission_that_breaks_the_contract_is_answered_by_itself(client: Client) -> None:
+    async with client.submitter() as submitter:
+        good = [await submitter.submit(one_task("work.echo@1", "fine"), wait=True) for _ in range(2)]
+        bad = await submitter.submit(one_task("work.echo@1"), labels={"x": "y" * 300})
+        long = await submitter.submit(one_task("work.echo@1"), request_id="i" * 100)
+        with pytest.raises(RequestInvalid) as refused:
+            await bad
+        assert [one.field for one in refused.value.violations] == ['labels["x"]']
+        with pytest.raises(RequestInvalid):
+            await long
+        good.append(await submitter.submit(one_task("work.echo@1", "fine"), wait=True))
+        assert [output_of(await run) for run in good] == [{"t": "fine"}] * 3
+
+
+async def test_a_stream_of_submissions_ends_for_what_cannot_be_answered(client: Client, mesh: Mesh) -> None:
+    async with channel(mesh.orchestrator.address, mesh.ca.issue(Kind.CLIENT, "raw")) as raw:
+        stub: Any = run_service_pb2_grpc.RunServiceStub(raw)
+        nameless = run_service_pb2.SubmitRunRequest(registered={"name": "g"})
+        many = [run_service_pb2.SubmitRunRequest(request_id=str(n), registered={"name": "g"}) for n in range(257)]
+        for submissions, field in (([nameless], "request_id"), ([], "submissions"), (many, "submissions")):
+            call = stub.SubmitRuns()
+            await call.write(run_service_pb2.SubmitRunsRequest(submissions=submissions))
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call.read()
+            assert reason_of(refused.value) == "REQUEST_INVALID" and field in (refused.value.details() or "")
+    assert await works(client)
+
+
+async def test_submissions_that_are_too_large_fail_alone_whatever_they_travel_with(client: Client) -> None:
+    def large(tasks: int) -> Graph:
+        graph = Graph("large")
+        for number in range(tasks):
+            graph.task(f"t{number}", "work.nobody@1", input="y" * 50_000)
+        return graph
+
+    async with client.submitter() as submitter:
+        # The last is too large for any message, and those before it together are.
+        answers = [await submitter.submit(large(tasks)) for tasks in (1, 9, 9, 72, 100)]
+        for answer in answers[3:]:
+            with pytest.raises(MessageTooLarge):
+                await answer
+        for answer in answers[:3]:
+            await client.cancel((await answer).run_id)
+
+
 async def test_values_that_json_allows_and_people_forget_come_back_as_they_were(client: Client) -> None:
     value = {"": None, "ünï": "☃\u0000\u2028", "deep": [[[[[1.5e300, -0.0, 2**53]]]]], "${input}": "${}"}
     run = await client.submit(one_task("work.echo@1", "${input}"), value, wait=True)

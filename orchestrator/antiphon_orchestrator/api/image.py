@@ -65,7 +65,7 @@ class Image:
             pool.Add(file)
         self._pool = pool
         self._times = Times()
-        shapes = _shapes(pool)
+        shapes = self._shapes = _shapes(pool)
         self.methods: Mapping[str, Method] = MappingProxyType(
             {method.path: method for file in files.file for method in _methods(file, pool, shapes)}
         )
@@ -77,20 +77,20 @@ class Image:
 
     def parse(self, method: Method, generated: Callable[[bytes], Message], data: bytes) -> Message:
         """A message as the generated class, with every rule kept. Raises `ApiError` (REQUEST_INVALID)."""
-        try:
-            message = generated(data)
-        except DecodeError:
-            raise undecodable() from None
+        message = decoded(generated, data)
         if not method.shape.keeps(message):
             self.check(method, data)
         return message
 
+    def check_item(self, item: Message) -> None:
+        """Every rule of an item of a message that is answered item by item. Raises `ApiError` (REQUEST_INVALID)."""
+        shape = self._shapes.of(self._pool.FindMessageTypeByName(item.DESCRIPTOR.full_name))
+        if not shape.keeps(item) and (found := self.broken(item)):
+            raise request_invalid(found)
+
     def check(self, method: Method, data: bytes) -> Message:
         """The request in the pool's own class, with every rule kept. Raises `ApiError` (REQUEST_INVALID)."""
-        try:
-            message = method.request_class.FromString(data)
-        except DecodeError:
-            raise undecodable() from None
+        message = decoded(method.request_class.FromString, data)
         if found := self._violations(message):
             raise request_invalid(found)
         return message
@@ -112,6 +112,14 @@ def _validator() -> protovalidate.Validator:
     import protovalidate
 
     return protovalidate.Validator()
+
+
+def decoded(parse: Callable[[bytes], Message], data: bytes) -> Message:
+    """The message, whose rules nobody has looked at. Raises `ApiError` (REQUEST_INVALID) for bytes that are none."""
+    try:
+        return parse(data)
+    except DecodeError:
+        raise undecodable() from None
 
 
 def undecodable() -> ApiError:

@@ -32,7 +32,7 @@ from .call import Caller, forwarded, now_waiting, set_caller, set_waits, trace_i
 from .checks import Call, Checks
 from .errors import ApiError, refusal
 from .gate import Gate, Place, Streams
-from .image import Image, Method
+from .image import Image, Method, decoded
 from .pace import Pace
 
 RECHECK = timedelta(seconds=3)
@@ -40,7 +40,8 @@ RECHECK = timedelta(seconds=3)
 
 _ALWAYS = frozenset({Kind.OPERATOR, Kind.ORCHESTRATOR})
 _PACED = "/antiphon.v1.RunService/SubmitRuns"
-"""The stream whose messages cause work without end: 256 submissions each."""
+"""The stream whose messages cause work without end: 256 submissions each. Each is answered by itself, so its handler
+checks each by itself."""
 _DETAILS = "grpc-status-details-bin"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Which of its four behaviours a handler has depends on the method; no static type says so.
@@ -349,7 +350,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
                 continue
             await self._pace.begin()
             with self._pace.work():
-                message = self._checks.stream_message(method, parse, request)
+                self._checks.small_enough(request)
+                message = decoded(parse, request)
             yield message
 
     def _admit(self, call: Call) -> Caller | None:

@@ -12,6 +12,7 @@ from antiphon.partials import Pieces
 from antiphon.v1 import error_pb2, run_pb2, run_service_pb2_grpc
 from antiphon.v1 import run_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
+from google.protobuf.message import Message
 
 from ..archive import ArchiveUnavailable
 from ..blobs import Blobs
@@ -63,6 +64,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         gathering: Gathering,
         blobs: Blobs,
         pace: Pace,
+        check_item: Callable[[Message], None],
     ) -> None:
         self._host = host
         self._submissions = submissions
@@ -74,6 +76,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         self._gathering = gathering
         self._blobs = blobs
         self._pace = pace
+        self._check_item = check_item
 
     async def SubmitRun(self, request: api.SubmitRunRequest, context: Context) -> api.SubmitRunResponse:
         who = caller()
@@ -111,7 +114,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
     async def SubmitRuns(
         self, request_iterator: AsyncIterator[api.SubmitRunsRequest], context: Context
     ) -> AsyncIterator[api.SubmitRunsResponse]:
-        stream = SubmitStream(self._host, self._submissions, self._routing, self._peers, self._pace, caller())
+        stream = SubmitStream(
+            self._host, self._submissions, self._routing, self._peers, self._pace, self._check_item, caller()
+        )
         reader = asyncio.create_task(stream.run(request_iterator))
         reader.add_done_callback(lambda _: stream.wake.set())
         try:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 from antiphon.v1 import run_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
+from google.protobuf.message import Message
 
 from ..cluster.assignment import Member
 from ..cluster.peers import Peers
@@ -27,7 +28,7 @@ from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.payloads import request_key
 from .call import Caller
-from .errors import ApiError, refusal
+from .errors import ApiError, Violation, refusal, request_invalid
 from .pace import Pace
 
 OUTSTANDING = 20_000
@@ -36,6 +37,9 @@ OUTSTANDING = 20_000
 UNREAD = 1024
 """Answers of one stream that are there and not taken; the stream is not read further above it, so that who reads none
 costs little."""
+
+LONGEST_ID = 1024
+"""Characters of a request id that is answered to, although the contract allows fewer."""
 
 BATCH = 256
 BATCH_BYTES = 1 << 20
@@ -54,16 +58,27 @@ class _Waiting:
 
 
 class SubmitStream:
-    """`run` reads until the client is done; `answers` are (request id, message, run id or refusal), `wake` tells."""
+    """`run` reads until the client is done; `answers` are (request id, message, run id or refusal), `wake` tells.
+
+    `check_item` raises `ApiError` for a submission that breaks the contract.
+    """
 
     def __init__(
-        self, host: Host, submissions: Submissions, routing: Routing, peers: Peers, pace: Pace, who: Caller
+        self,
+        host: Host,
+        submissions: Submissions,
+        routing: Routing,
+        peers: Peers,
+        pace: Pace,
+        check_item: Callable[[Message], None],
+        who: Caller,
     ) -> None:
         self._host = host
         self._submissions = submissions
         self._routing = routing
         self._peers = peers
         self._pace = pace
+        self._check_item = check_item
         self._who = who
         self._lines: dict[str, _Line] = {}
         self._again: set[asyncio.Task[None]] = set()
@@ -86,6 +101,8 @@ class SubmitStream:
 
     async def _read(self, requests: AsyncIterator[api.SubmitRunsRequest]) -> None:
         async for batch in requests:
+            if not 1 <= len(batch.submissions) <= BATCH:
+                raise request_invalid([Violation("submissions", f"must be 1 to {BATCH}")])
             for number, submission in enumerate(batch.submissions):
                 while self.outstanding >= OUTSTANDING or len(self.answers) >= UNREAD:
                     self._room.clear()
@@ -93,11 +110,25 @@ class SubmitStream:
                 if number:  # the first one has waited its turn with its message
                     await self._pace.begin()
                 self.outstanding += 1
+                if (refused := self._refused(submission)) is not None:
+                    self.answer(submission.request_id, refused)
+                    continue
                 shard = 0 if self._host.complete else self._shard(submission)
                 if self._host.complete or self._host.holds(shard):
                     await self.submit(submission)
                 else:
                     await self._pass_on(_Waiting(submission, shard))
+
+    def _refused(self, submission: api.SubmitRunRequest) -> ApiError | None:
+        """What breaks the contract in a submission. Raises it when there is no request id to answer to."""
+        try:
+            with self._pace.work():
+                self._check_item(submission)
+        except ApiError as error:
+            if not 1 <= len(submission.request_id) <= LONGEST_ID:
+                raise
+            return error
+        return None
 
     def _shard(self, submission: api.SubmitRunRequest) -> int:
         return self._host.shard_of(request_key(self._who.principal, submission.request_id))
@@ -185,13 +216,13 @@ class _Line:
         self._owner = owner
         self._who = who
         self._unsent: deque[_Waiting] = deque()
-        self._pending: dict[str, _Waiting] = {}
+        self._pending: dict[str, deque[_Waiting]] = {}
         self._something = asyncio.Event()
         self._ended = False
         self.over = False
 
     def send(self, waiting: _Waiting) -> None:
-        self._pending[waiting.request.request_id] = waiting
+        self._pending.setdefault(waiting.request.request_id, deque()).append(waiting)
         self._unsent.append(waiting)
         self._something.set()
 
@@ -219,8 +250,9 @@ class _Line:
             writer.cancel()
             await asyncio.wait((writer,))
             call.cancel()
-            for waiting in self._pending.values():
-                self._stream.again(waiting)
+            for same in self._pending.values():
+                for waiting in same:
+                    self._stream.again(waiting)
 
     async def _write(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
         try:
@@ -229,10 +261,13 @@ class _Line:
                 self._something.clear()
                 while self._unsent:
                     batch, size = api.SubmitRunsRequest(), 0
-                    while self._unsent and len(batch.submissions) < BATCH and size < BATCH_BYTES:
-                        request = self._unsent.popleft().request
+                    while self._unsent and len(batch.submissions) < BATCH:
+                        request = self._unsent[0].request
                         size += request.ByteSize()
+                        if batch.submissions and size > BATCH_BYTES:
+                            break  # a large one goes alone: with others it could be too large
                         batch.submissions.append(request)
+                        self._unsent.popleft()
                     await call.write(batch.SerializeToString())
                 if self._ended:
                     await call.done_writing()
@@ -241,9 +276,12 @@ class _Line:
             return  # the call is over, as its reader finds out
 
     def _answered(self, result: api.SubmitRunResult) -> None:
-        waiting = self._pending.pop(result.request_id, None)
-        if waiting is None:
+        same = self._pending.get(result.request_id)
+        if same is None:
             return
+        waiting = same.popleft()  # a request id that came twice is one run
+        if not same:
+            del self._pending[result.request_id]
         if result.HasField("run"):
             self._stream.answer(result.request_id, result.run)
         elif result.error.reason == ErrorReason.ERROR_REASON_SHARD_MOVED:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
 
-from antiphon.v1 import graph_pb2
+from antiphon.v1 import error_pb2, graph_pb2
 from antiphon.v1.run_pb2 import Run
 from antiphon.v1.run_service_pb2 import SubmitRunRequest, SubmitRunResult, SubmitRunsRequest, SubmitRunsResponse
 
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 
 _ITEMS = 256
 _BYTES = 1 << 20
+"""Of a message; a submission that is larger goes alone."""
+
+_MOST = 4 << 20
+"""Of a message with one submission: a server ends the stream for more, and with it all that is on its way."""
+
+_FRAME = 16
+"""Bytes of a message around its one submission, and some."""
 
 
 class _Pending:
@@ -91,6 +98,10 @@ class Submitter:
         error that ended the stream, if one did.
         """
         request = await submission(self._upload, graph, input, options, traceparent())
+        if request.ByteSize() + _FRAME > _MOST:
+            refused: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+            refused.set_exception(_too_large())
+            return refused
         await self._places.acquire()
         if self._life is None or self._life.done() or request.request_id in self._pending:
             self._places.release()
@@ -140,10 +151,13 @@ class Submitter:
                 await self._something.wait()
             batch: list[SubmitRunRequest] = []
             size = 0
-            while self._unsent and len(batch) < _ITEMS and size < _BYTES:
-                request = self._unsent.popleft().request
+            while self._unsent and len(batch) < _ITEMS:
+                request = self._unsent[0].request
                 size += request.ByteSize()
+                if batch and size > _BYTES:
+                    break
                 batch.append(request)
+                self._unsent.popleft()
             await send(stream, SubmitRunsRequest(submissions=batch))
 
     def _queue(self, pending: _Pending) -> None:
@@ -187,3 +201,12 @@ class Submitter:
             self._places.release()
         self._pending.clear()
         self._unsent.clear()
+
+
+def _too_large() -> AntiphonError:
+    """As a server says of one that comes by `Client.submit`."""
+    text = f"the message is larger than {_MOST} bytes; send large values through PayloadService"
+    metadata = {"limit": str(_MOST)}
+    return from_error_message(
+        error_pb2.Error(reason=error_pb2.ERROR_REASON_MESSAGE_TOO_LARGE, message=text, metadata=metadata)
+    )

@@ -211,8 +211,9 @@ class Replica:
         gathering = Gathering(host, membership, peers, routing)
         listing = RunListing(host, archive)
         runs = RunService(
-            host, submissions, archived, listing, fleet, routing, peers, gathering, blobs, Pace(OUTSIDE.monotonic)
-        )
+            host, submissions, archived, listing, fleet, routing, peers, gathering, blobs,
+            Pace(OUTSIDE.monotonic), lambda item: None,
+        )  # fmt: skip
         run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, cast(Any, self._handlers))
         mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), cast(Any, self._handlers))
         await registry.load()

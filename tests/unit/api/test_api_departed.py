@@ -79,9 +79,15 @@ async def test_what_cannot_be_shown_is_the_callers_trouble() -> None:
         await future
 
 
+def kept(item: Any) -> None:
+    """Every submission keeps the contract."""
+
+
 def a_stream() -> SubmitStream:
     who = Caller(Identity("mesh.test", "demo", Kind.CLIENT, "p"), Grants(), "", "p")
-    return SubmitStream(cast(Host, Desk(1)), cast(Any, Immediate()), cast(Any, None), cast(Any, None), Pace(), who)
+    return SubmitStream(
+        cast(Host, Desk(1)), cast(Any, Immediate()), cast(Any, None), cast(Any, None), Pace(), kept, who
+    )
 
 
 async def test_a_stream_that_is_over_keeps_no_answers() -> None:
@@ -93,7 +99,7 @@ async def test_a_stream_that_is_over_keeps_no_answers() -> None:
 
 
 async def test_large_answers_come_in_messages_that_clients_accept() -> None:
-    service = run_service.RunService(*[cast(Any, None)] * 10)
+    service = run_service.RunService(*[cast(Any, None)] * 11)
     stream = a_stream()
     for number in range(200):
         stream.outstanding += 1
@@ -123,7 +129,7 @@ class Immediate:
 
 async def test_a_caller_who_leaves_before_the_end_of_a_run_tells_the_shard() -> None:
     desk = Desk(1)
-    service = run_service.RunService(cast(Host, desk), *[cast(Any, None)] * 9)
+    service = run_service.RunService(cast(Host, desk), *[cast(Any, None)] * 10)
     leave = i.Leave("r0000", b"", lambda answer: None)
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     call = asyncio.create_task(service._answered(future, 0, leave))
@@ -152,7 +158,7 @@ async def requests() -> AsyncIterator[api.SubmitRunsRequest]:
 def service_with(error: Exception) -> run_service.RunService:
     set_caller(Caller(Identity("mesh.test", "demo", Kind.CLIENT, "p"), Grants(), "", "p"))
     desk, nothing = cast(Host, Desk(1)), cast(Any, None)
-    return run_service.RunService(desk, cast(Any, Away(error)), *[nothing] * 7, Pace())
+    return run_service.RunService(desk, cast(Any, Away(error)), *[nothing] * 7, Pace(), kept)
 
 
 async def test_a_submission_for_which_the_store_is_away_is_refused_and_its_stream_goes_on() -> None:
