@@ -12,14 +12,14 @@ import grpc
 import pytest
 from antiphon import Client, Graph, RunNotFound, output_of, ref
 from antiphon.mesh.v1 import mesh_service_pb2, mesh_service_pb2_grpc
-from antiphon.v1 import registry_pb2, run_pb2, run_service_pb2
+from antiphon.v1 import registry_pb2, run_pb2, run_service_pb2, run_service_pb2_grpc
 from antiphon_certs import ORCHESTRATOR_DNS_NAME, Kind
 
-from tests.harness import eventually
+from tests.harness import LIMIT, eventually
 from tests.harness.authority import DOMAIN, Ca
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
-from tests.harness.raw import channel
+from tests.harness.raw import channel, reason_of
 
 pytest_plugins = ("tests.harness.etcd_fixtures",)
 
@@ -84,6 +84,46 @@ async def test_a_stream_of_submissions_reaches_the_shards_of_both(cluster: Clust
             runs = await asyncio.gather(*answers)
             assert [output_of(run) for run in runs] == list(range(100))
             assert {cluster.owner(shards, run.run_id).address for run in runs} == set(shards)
+
+
+async def test_a_request_id_that_comes_twice_on_one_stream_is_answered_twice_wherever_its_shard_is(
+    cluster: Cluster,
+) -> None:
+    await cluster.settled(2)
+    batch = run_service_pb2.SubmitRunsRequest()
+    for n in range(16):
+        batch.submissions.add(request_id=f"again-{n // 2}").inline.CopyFrom(echo().to_proto())
+    async with channel(cluster.replicas[0].address, cluster.ca.issue(Kind.CLIENT, "raw")) as raw:
+        stub: Any = run_service_pb2_grpc.RunServiceStub(raw)
+        stream = stub.SubmitRuns()
+        await stream.write(batch)
+        await stream.done_writing()
+        async with asyncio.timeout(LIMIT):
+            answers = [result async for response in stream for result in response.results]
+    assert len(answers) == 16 and len({answer.run.run_id for answer in answers}) == 8
+
+
+async def test_a_call_that_waits_at_another_replica_ends_when_its_caller_is_revoked(cluster: Cluster) -> None:
+    await cluster.settled(2)
+    one, _ = each(cluster)
+    thief, olga = cluster.ca.issue(Kind.CLIENT, "thief"), cluster.client("olga", kind=Kind.OPERATOR)
+    async with one, olga, channel(cluster.replicas[0].address, thief) as raw:
+        stub: Any = run_service_pb2_grpc.RunServiceStub(raw)
+        calls = []
+        for n in range(8):
+            request = run_service_pb2.SubmitRunRequest(request_id=f"waits-{n}", wait=True)
+            request.inline.CopyFrom(echo("work.nobody@1").to_proto())
+            calls.append(stub.SubmitRun(request, timeout=300))
+
+        async def submitted() -> bool:
+            return sum([run.principal.endswith("/thief") async for run in one.list_runs()]) == 8
+
+        await eventually(submitted)
+        await olga.revoke_certificates("client", "thief", cause="her laptop was stolen")
+        for waiting in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await waiting
+            assert reason_of(refused.value) == "CERTIFICATE_REVOKED"
 
 
 async def test_a_run_is_cancelled_through_the_replica_that_does_not_own_it(cluster: Cluster) -> None:

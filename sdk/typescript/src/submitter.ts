@@ -9,6 +9,7 @@ import { type ClientDuplexStream } from "@grpc/grpc-js";
 import { metadata, pauseBefore, RETRIES, Tries } from "./calls.js";
 import { type Connection, type Generation } from "./connection.js";
 import { type AntiphonError, fromErrorMessage, fromServiceError, isServiceError, RetryableError, SetupError, Unavailable } from "./errors.js";
+import { ErrorReason } from "./gen/antiphon/v1/error.js";
 import { type Run } from "./gen/antiphon/v1/run.js";
 import {
   RunServiceService,
@@ -24,6 +25,10 @@ import { Deferred, TimedOut } from "./waiting.js";
 
 const ITEMS = 256;
 const BYTES = 1 << 20;
+/** Bytes of a message with one submission: a server ends the stream for more, and with it all that is on its way. */
+const MOST = 4 << 20;
+/** Bytes of a message around its one submission, and some. */
+const FRAME = 16;
 
 type Stream = ClientDuplexStream<SubmitRunsRequest, SubmitRunsResponse>;
 
@@ -81,6 +86,11 @@ export class Submitter {
   async submit(graph: GraphSource, input?: unknown, options: SubmitOptions = {}): Promise<Submitted> {
     const request = await submission(this.#upload, graph, input, options);
     const size = RunServiceService.submitRun.requestSerialize(request).length; // what cannot be encoded would break the stream of all
+    if (size + FRAME > MOST) {
+      const answer = Promise.reject<Run>(tooLarge());
+      answer.catch(() => undefined); // as below
+      return { answer };
+    }
     while (!this.#taken()) {
       const turn = new Deferred();
       this.#waiting.push(turn);
@@ -229,4 +239,15 @@ export class Submitter {
     this.#unsent = [];
     for (const turn of this.#waiting.splice(0)) turn.resolve();
   }
+}
+
+/** What a server says of one that comes by `Client.submit`. */
+function tooLarge(): AntiphonError {
+  return fromErrorMessage({
+    reason: ErrorReason.MESSAGE_TOO_LARGE,
+    message: `the message is larger than ${MOST} bytes; send large values through PayloadService`,
+    metadata: { limit: String(MOST) },
+    violations: [],
+    retryDelay: undefined,
+  });
 }

@@ -252,6 +252,13 @@ test("an upload has part of the time of the call that it is for", async () => {
   expect(left).toBeLessThan(19_950);
 });
 
+test("a submission that is too large for any message fails alone", async () => {
+  const client = await connect(await orchestrator(succeed, undefined, { submitRuns: () => undefined }));
+  await using submitter = client.submitter();
+  const { answer } = await submitter.submit({ name: "n".repeat(4 << 20), tasks: [] });
+  await expect(answer).rejects.toThrow("larger than 4194304 bytes");
+});
+
 test("a submitter that is closed may be closed again, and says so to who submits", async () => {
   const client = await connect(await orchestrator(succeed, undefined, { submitRuns: () => undefined }));
   const submitter = client.submitter();
