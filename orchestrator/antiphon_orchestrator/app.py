@@ -326,7 +326,7 @@ class Orchestrator:
                 if config.archive_retention is not None:
                     retention = Retention(archive, config.archive_retention, clock)
                     group.create_task(retention.run(), name="retention")
-                await server.set_serving(True)
+                server.set_serving(True)
                 self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
                 self.ready.set()
                 try:

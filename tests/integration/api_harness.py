@@ -263,7 +263,7 @@ async def serving(
         join_options=limits,
     )
     await server.start()
-    await server.set_serving(True)
+    server.set_serving(True)
     running = Running(server, authority, runs, clock, metrics, certificate, context)
     tasks = [asyncio.create_task(server.run())]
     if store is not None:

@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.harness import eventually
 
-SETTINGS, PING, GOAWAY = 4, 6, 7
+DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + struct.pack(">I", 0)[1:] + bytes((SETTINGS, 0)) + bytes(4)
 ENHANCE_YOUR_CALM = 11
 QUICK = timedelta(milliseconds=300)
@@ -86,6 +86,26 @@ class Http2:
 
     def ping(self, count: int = 1) -> None:
         self._writer.write((struct.pack(">I", 8)[1:] + bytes((PING, 0)) + bytes(4) + b"12345678") * count)
+
+    def call(self, path: bytes) -> None:
+        """A call with an empty message, whose answer has no room: the window is 0."""
+        headers = {
+            b":method": b"POST",
+            b":scheme": b"https",
+            b":path": path,
+            b":authority": b"x",
+            b"content-type": b"application/grpc",
+            b"te": b"trailers",
+        }
+        # Literals without indexing, neither compressed.
+        block = b"".join(b"\0" + b"".join(bytes((len(text),)) + text for text in header) for header in headers.items())
+        for kind, flags, stream, payload in (
+            (SETTINGS, 0, 0, struct.pack(">HI", 4, 0)),
+            (HEADERS, 4, 1, block),
+            (DATA, 1, 1, bytes(5)),
+        ):
+            head = struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream)
+            self._writer.write(head + payload)
 
     def close(self) -> None:
         self._writer.close()
@@ -314,9 +334,9 @@ async def test_health_is_answered_on_both_listeners_without_identity_or_deadline
         assert (await stub.Check(health_pb2.HealthCheckRequest())).status == serving_now.SERVING
         watch = stub.Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == serving_now.SERVING
-        await api.server.set_serving(False)
+        api.server.set_serving(False)
         assert (await watch.read()).status == serving_now.NOT_SERVING
-        await api.server.set_serving(True)
+        api.server.set_serving(True)
         watch.cancel()
 
 
@@ -339,18 +359,25 @@ async def test_a_method_of_mutual_tls_needs_a_certificate_on_the_join_listener(a
     assert reason_of(await refused(api.get_run(api.dial_join()))) == "CERTIFICATE_REQUIRED"
 
 
-async def test_whoever_watches_health_and_reads_nothing_does_not_hold_up_the_start(authority: Authority) -> None:
-    """While a message to a watcher is under way, the library lets nobody change what health is."""
-    async with serving(authority, options=ServerOptions(shutdown_grace=timedelta(milliseconds=50))) as api:
-        watched = asyncio.Event()
-
-        async def change(service: str, status: int) -> None:
-            await watched.wait()
-
-        api.server.mutual_tls._health.set = change
+async def test_whoever_watches_health_and_reads_nothing_keeps_nobody_from_knowing_it(
+    api: Running, tmp_path: Path
+) -> None:
+    connection = await Http2.dial(api, tmp_path)
+    connection.call(b"/grpc.health.v1.Health/Watch")
+    await eventually(lambda: api.server.mutual_tls._health._watchers)
+    stub: Any = health_pb2_grpc.HealthStub(api.dial())
+    watch = stub.Watch(health_pb2.HealthCheckRequest())
+    for serving_now in (True, False, True):
+        api.server.set_serving(serving_now)
+        wanted = 1 if serving_now else 2
+        assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)).status == wanted
         async with asyncio.timeout(TIMEOUT):
-            await api.server.set_serving(True)
-        watched.set()
+            assert (await watch.read()).status == wanted
+    connection.close()
+    await eventually(lambda: len(api.server.mutual_tls._health._watchers) == 1)
+    api.server.set_serving(False)
+    async with asyncio.timeout(TIMEOUT):
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def test_stopping_lets_calls_under_way_finish(authority: Authority) -> None:

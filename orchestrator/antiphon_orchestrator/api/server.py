@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import grpc
 from antiphon.options.v1 import options_pb2
 from antiphon_certs import Clock, Peer, PeerVerifier, SystemClock
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.audit import AuditLog
@@ -28,6 +27,7 @@ from .call import trace_id
 from .certificate import LiveCertificate
 from .checks import Call, Checks, policy_request
 from .gate import Gate, Streams
+from .health import Health
 from .image import Image
 from .interceptor import Interceptor, Router
 from .pace import Pace
@@ -160,8 +160,7 @@ class Listener:
             Streams(options.caller_streams),
             parts.pace,
         )
-        self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._told: asyncio.Future[None] | None = None
+        self._health = Health()
         self._server: grpc.aio.Server | None = None
         self.port = 0
         """The port that is bound; what was asked for, or one of the system's choice when that was 0."""
@@ -172,7 +171,6 @@ class Listener:
         server = grpc.aio.server(
             interceptors=(*self._parts.outer, self._interceptor), options=self._options.channel_options()
         )
-        await self.set_serving(False)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         for register in self._services:
             register(server)
@@ -190,14 +188,9 @@ class Listener:
         self._server = server
         self._log.info("listening", address=self._address, port=self.port, listener="mtls" if mutual else "join")
 
-    async def set_serving(self, serving: bool) -> None:
+    def set_serving(self, serving: bool) -> None:
         """What health checks answer, for the server as a whole (service "")."""
-        statuses = health_pb2.HealthCheckResponse
-        self._told = asyncio.ensure_future(self._health.set("", statuses.SERVING if serving else statuses.NOT_SERVING))
-        # Whoever watches health and reads nothing holds it up until the connection ends; everything else goes on.
-        await asyncio.wait((self._told,), timeout=self._options.shutdown_grace.total_seconds())
-        if self._told.done():
-            self._told.result()
+        self._health.set_serving(serving)
 
     async def run(self) -> None:
         """Ends the streams whose certificate holds no more; cancel to stop."""
@@ -206,10 +199,7 @@ class Listener:
     async def stop(self) -> None:
         """Health says NOT_SERVING, calls under way get `shutdown_grace`, then all connections end."""
         if self._server is not None:
-            # Whoever watches health and reads nothing must not hold up the end.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._options.shutdown_grace.total_seconds()):
-                    await self._health.enter_graceful_shutdown()
+            self.set_serving(False)
             await self._server.stop(self._options.shutdown_grace.total_seconds())
 
     def _denied(self, call: Call, decision: Decision) -> None:
@@ -256,10 +246,10 @@ class ApiServer:
         await self.mutual_tls.start()
         await self.join.start()
 
-    async def set_serving(self, serving: bool) -> None:
+    def set_serving(self, serving: bool) -> None:
         """What health checks answer on both."""
-        await self.mutual_tls.set_serving(serving)
-        await self.join.set_serving(serving)
+        self.mutual_tls.set_serving(serving)
+        self.join.set_serving(serving)
 
     async def run(self) -> None:
         """Keeps certificate and streams in order; cancel to stop."""
