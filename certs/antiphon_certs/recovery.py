@@ -19,6 +19,9 @@ from .statement import sign, verify_statement
 LONGEST_RECOVERY = timedelta(days=30)
 """No window is longer, so that whoever keeps revocations knows for how long they can matter."""
 
+_LONGEST_CHAIN = 3
+"""Certificates of who asks, who may be anybody: ours have two, and some send the root along."""
+
 _PREFIX = b"antiphon recover 1\n"
 
 
@@ -35,7 +38,9 @@ def verify_recovery(
     Sidecars alone: a person can be asked for a new token. Raises `RecoveryError`.
     """
     try:
-        leaf = load_chain(chain_pem)[0]
+        leaf, *rest = load_chain(chain_pem)
+        if len(rest) >= _LONGEST_CHAIN:
+            raise RecoveryError(f"its chain has more than {_LONGEST_CHAIN} certificates")
         # Of the moment of which it last held: an intermediate may have been replaced since.
         identity = verify_statement(_PREFIX + csr_pem, signature, chain_pem, bundle_pem, leaf.not_valid_after_utc)
         peer = PeerVerifier(identity.trust_domain, capacity=1).verify(chain_pem, leaf.not_valid_before_utc)

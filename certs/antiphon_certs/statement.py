@@ -36,10 +36,11 @@ def verify_statement(
         for certificate in chain:
             if not certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc:
                 raise StatementError("a certificate of who signed it was not valid at that time")
-        for certificate, issuer in pairwise(chain):
-            _check_issuer(certificate, issuer)
+        # From the root down, so that no key is used that nobody vouches for: a stranger could choose one that is dear.
         if not any(_issued(chain[-1], root) for root in roots):
             raise StatementError("who signed it is not of the authority that this bundle trusts")
+        for issuer, certificate in pairwise(reversed(chain)):
+            _check_issuer(certificate, issuer)
         if _is_authority(leaf):
             raise StatementError("it is signed by an authority, which signs certificates alone")
         key = leaf.public_key()
@@ -54,8 +55,8 @@ def verify_statement(
 
 
 def _check_issuer(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
-    # Without the second check whoever has a leaf could issue further ones with it.
-    if not _issued(certificate, issuer) or not _is_authority(issuer):
+    # Without the first check whoever has a leaf could issue further ones with it.
+    if not _is_authority(issuer) or not _issued(certificate, issuer):
         raise StatementError("the certificates of who signed it are not a chain")
 
 

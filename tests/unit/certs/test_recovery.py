@@ -75,6 +75,8 @@ def test_that_of_another_authority_or_kind_or_no_certificate_is_refused(
     for chain in (b"", b"nonsense", old.key_pem):
         with pytest.raises(RecoveryError, match="read"):
             verify_recovery(chain, request, prove(old, request), authority.bundle_pem, now, WEEK)
+    with pytest.raises(RecoveryError, match="more than 3"):
+        verify_recovery(old.chain_pem * 2, request, prove(old, request), authority.bundle_pem, now, WEEK)
 
 
 def test_one_of_an_intermediate_that_was_renewed_since_is_given_anew(

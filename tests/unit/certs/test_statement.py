@@ -87,6 +87,17 @@ def test_whoever_has_a_leaf_cannot_issue_another_with_it(authority: Authority) -
         verify_statement(SAID, signature, to_pem(forged) + thief.chain_pem, authority.bundle_pem, NOW)
 
 
+def test_a_chain_is_looked_at_from_the_root_down(authority: Authority, tmp_path: Path) -> None:
+    """Or a stranger could have keys of their choice worked with."""
+    strange = credential(Authority.init(tmp_path / "ca", "mesh.test", now=NOW))
+    no_chain = strange.chain_pem + strange.chain_pem
+    with pytest.raises(StatementError, match="not of the authority"):
+        verify_statement(SAID, sign(strange, SAID), no_chain, authority.bundle_pem, NOW)
+    own = credential(authority)
+    with pytest.raises(StatementError, match="not a chain"):
+        verify_statement(SAID, sign(own, SAID), own.chain_pem + own.chain_pem, authority.bundle_pem, NOW)
+
+
 @pytest.mark.parametrize("chain", [b"", b"nothing", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
 def test_what_is_no_certificate_is_refused(authority: Authority, chain: bytes) -> None:
     with pytest.raises(StatementError, match="cannot be read"):
