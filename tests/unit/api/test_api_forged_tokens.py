@@ -46,11 +46,14 @@ def test_a_forged_position_is_one_that_could_be_or_is_refused(parts: Any) -> Non
         assert position is not None and all(type(part) is int and -1 <= part < 1 << 63 for part in position)
 
 
-def test_a_forged_text_that_no_message_and_no_key_can_hold_is_refused() -> None:
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\udc00\ud800"])
+def test_half_a_letter_is_no_position(text: str) -> None:
     request = api.ListTasksRequest(run_id="r")
-    request.page_token = forged(["\ud800"], paging._digest(request))
+    request.page_token = forged([text, 1], paging._digest(request))
     with pytest.raises(ApiError):
-        paging.decode_token(request, str)
+        paging.decode_token(request, str, int)
+    request.page_token = forged(["\N{MUSICAL SYMBOL G CLEF}", 1], paging._digest(request))
+    assert paging.decode_token(request, str, int) == ["\N{MUSICAL SYMBOL G CLEF}", 1]
 
 
 @given(st.text(max_size=50) | st.binary(max_size=50).map(lambda data: urlsafe_b64encode(data).decode()))
