@@ -148,7 +148,12 @@ class Config:
     api: ServerOptions = field(default_factory=ServerOptions)
     join: ServerOptions = field(
         default_factory=lambda: ServerOptions(
-            connections=1024, concurrent_streams=256, caller_streams=256, calls_per_second=50, call_burst=200
+            connections=1024,
+            concurrent_streams=256,
+            caller_streams=256,
+            calls_per_second=50,
+            call_burst=200,
+            unseen_calls=1024,
         )
     )
     telemetry: Telemetry = field(default_factory=Telemetry)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import struct
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -235,6 +237,30 @@ async def test_a_connection_beyond_those_there_may_be_is_closed_unread(authority
         channel = api.dial()
         await api.get_run(channel, wait_for_ready=True)
         await api.get_run(first)
+
+
+async def at_once(api: Running, count: int) -> Counter[str]:
+    """What so many calls are told that all come before the loop looks."""
+    channel = api.dial()
+    await api.get_run(channel)
+    calls = [asyncio.ensure_future(api.get_run(channel)) for _ in range(count)]
+    await asyncio.sleep(0)  # they are on their way
+    time.sleep(0.5)  # noqa: ASYNC251 - and arrive, while nobody looks
+    told: Counter[str] = Counter()
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(outcome, grpc.aio.AioRpcError):
+            told[reason_of(outcome) if outcome.code() is not grpc.StatusCode.CANCELLED else "CANCELLED"] += 1
+        else:
+            told["OK"] += 1
+    return told
+
+
+async def test_calls_that_come_while_the_loop_is_busy_wait_for_it_up_to_a_number(authority: Authority) -> None:
+    async with serving(authority, options=ServerOptions(unseen_calls=100, shutdown_grace=timedelta(0))) as api:
+        assert (await at_once(api, 1500))["CANCELLED"] > 0
+    async with serving(authority) as api:
+        told = await at_once(api, 3500)  # more than gRPC takes unless it is told otherwise
+    assert set(told) <= {"OK", "OVERLOADED"}, told
 
 
 async def test_streams_beyond_those_a_caller_may_have_are_refused_over_all_its_connections(

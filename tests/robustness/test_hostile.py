@@ -35,7 +35,7 @@ REFUSED = {
 }
 """What each is told at once; others hold what they have until it is too old, and are not read any further."""
 
-LOST = {"CANCELLED", "UNAVAILABLE"}
+LOST = {"UNAVAILABLE"}
 """What a call is told besides when its connection goes, as may be on a machine that has far too much to do."""
 
 

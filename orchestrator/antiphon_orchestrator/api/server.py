@@ -58,6 +58,9 @@ class ServerOptions:
     """Streams that one identity has open, over all its connections; of one address where there is none."""
     calls_per_second: float = 2000
     call_burst: float = 4000
+    unseen_calls: int = 16384
+    """Calls and streams that have come and that the loop has not taken up yet. gRPC ends what comes beyond without a
+    reason; we refuse much earlier and say why, but only what we see."""
     concurrent_calls: int = 1024
     """Unary calls in hand; fewer while most of them take longer than `call_latency`."""
     call_latency: timedelta = timedelta(seconds=1)
@@ -78,6 +81,9 @@ class ServerOptions:
             ("grpc.absolute_max_metadata_size", self.metadata_limit),
             ("grpc.max_allowed_incoming_connections", self.connections),
             ("grpc.max_concurrent_streams", self.concurrent_streams),
+            # Where the second is larger, calls in between are ended by lot.
+            ("grpc.server.max_pending_requests", self.unseen_calls),
+            ("grpc.server.max_pending_requests_hard_limit", self.unseen_calls),
             ("grpc.server_handshake_timeout_ms", _milliseconds(self.handshake_timeout)),
             ("grpc.max_connection_age_ms", _milliseconds(self.connection_age)),
             ("grpc.max_connection_age_grace_ms", _milliseconds(self.connection_grace)),
