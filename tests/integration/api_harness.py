@@ -210,6 +210,7 @@ async def serving(
     store: Store | None = None,
     blobs: Blobs | None = None,
     payload_limit: int = 1 << 20,
+    payload_idle: float = 30.0,
     options: ServerOptions | None = None,
     development: bool = False,
     address: str = "127.0.0.1:0",
@@ -248,7 +249,7 @@ async def serving(
         if context is not None:
             context_service_pb2_grpc.add_ContextServiceServicer_to_server(ContextService(context), grpc_server)
         if blobs is not None:
-            payloads = PayloadService(blobs, limit=payload_limit, transfers=2)
+            payloads = PayloadService(blobs, limit=payload_limit, transfers=16, idle=payload_idle)
             payload_service_pb2_grpc.add_PayloadServiceServicer_to_server(payloads, grpc_server)
 
     def endpoints() -> Endpoints:

@@ -129,9 +129,11 @@ async def test_another_namespace_sees_nothing(api: Running, payloads: Any) -> No
     await refused(download(other, DIGEST), "PAYLOAD_NOT_FOUND")
 
 
-async def test_transfers_beyond_the_bound_are_told_to_come_back(payloads: Any) -> None:
-    first, second = payloads.UploadPayload(), payloads.UploadPayload()
-    for call in (first, second):
+async def test_transfers_beyond_the_bound_are_told_to_come_back_and_other_namespaces_have_their_share(
+    api: Running, payloads: Any
+) -> None:
+    calls = [payloads.UploadPayload() for _ in range(16)]
+    for call in calls:
         await call.write(payload_service_pb2.UploadPayloadRequest(chunk=b"x"))
     while True:
         try:
@@ -139,10 +141,26 @@ async def test_transfers_beyond_the_bound_are_told_to_come_back(payloads: Any) -
         except grpc.aio.AioRpcError as error:
             assert reason_of(error) == "OVERLOADED"
             break
-    for call in (first, second):
+    other = Stub(api.dial(api.credential(namespace="team-b")))
+    blob = (await other.UploadPayload(chunks(CONTENT))).blob
+    assert await download(other, blob.digest) == CONTENT
+    for call in calls:
         await call.done_writing()
         await call
     await payloads.UploadPayload(chunks(CONTENT))
+
+
+async def test_an_upload_of_which_nothing_comes_ends(authority: Authority, tmp_path: Path) -> None:
+    async with (
+        ObjectBlobs((tmp_path / "blobs").as_uri()) as blobs,
+        serving(authority, blobs=blobs, payload_idle=0.3) as api,
+    ):
+        payloads = Stub(api.dial())
+        silent, begun = payloads.UploadPayload(), payloads.UploadPayload()
+        await begun.write(payload_service_pb2.UploadPayloadRequest(chunk=b"x"))
+        for call in (silent, begun):
+            await refused(call, "DEADLINE_EXCEEDED")
+        await payloads.UploadPayload(chunks(CONTENT))
 
 
 async def test_a_payload_that_was_damaged_where_it_is_kept_is_refused_before_its_end(

@@ -1,13 +1,16 @@
 """PayloadService: values too large to travel inline, by digest, within the caller's namespace.
 
-Content goes through in chunks and is never held whole. So many transfers at a time and so many bytes each; beyond that
-the caller is told to come back, or that it is too much.
+Content goes through in chunks and is never held whole. So many transfers at a time, which namespaces share, and so many
+bytes each; beyond that the caller is told to come back, or that it is too much. An upload of which nothing comes ends;
+a download that is not read cannot be ended, and ends with its connection, which has an age.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +31,7 @@ from antiphon_orchestrator.blobs import (
 
 from .call import caller
 from .errors import ApiError, Violation, request_invalid
+from .gate import Gate
 
 log = telemetry.logger("payloads")
 CHUNK = 1 << 20
@@ -54,36 +58,35 @@ async def require_payload(blobs: Blobs, namespace: str, digest: str) -> None:
 
 
 class PayloadService(payload_service_pb2_grpc.PayloadServiceServicer):
-    """Over one blob store. `limit`: bytes of one payload; `transfers`: how many may be under way at once."""
+    """Over one blob store. `limit`: bytes of one payload; `transfers`: how many may be under way at once, and twice
+    as many with those of namespaces that have less than their share; `idle`: seconds for each chunk of an upload."""
 
-    def __init__(self, blobs: Blobs, *, limit: int = 1 << 30, transfers: int = 64) -> None:
+    def __init__(self, blobs: Blobs, *, limit: int = 1 << 30, transfers: int = 64, idle: float = 30.0) -> None:
         self._blobs = blobs
         self._limit = limit
-        self._transfers = transfers
-        self._under_way = 0
+        self._idle = idle
+        # Of namespaces. How long a transfer takes is up to its caller, so the number stays as it is.
+        self._gate = Gate(transfers, 0.0, time.monotonic)
 
     async def UploadPayload(
         self, requests: AsyncIterator[payload_service_pb2.UploadPayloadRequest], _context: Any
     ) -> payload_service_pb2.UploadPayloadResponse:
         """Nothing is kept unless all of it came and is what was announced."""
         namespace = caller().namespace
-        with self._one_transfer():
-            first = await anext(requests, payload_service_pb2.UploadPayloadRequest())
+        with self._one_transfer(namespace):
+            first = await self._next(requests) or payload_service_pb2.UploadPayloadRequest()
             expected = first.digest or None
             if expected is not None and not _DIGEST.fullmatch(expected):
                 raise request_invalid([Violation("digest", "must be 64 lower-case hexadecimal digits")])
             seen = hashlib.sha256()
 
             async def chunks() -> AsyncIterator[bytes]:
-                request = first
-                while True:
+                request: payload_service_pb2.UploadPayloadRequest | None = first
+                while request is not None:
                     if expected is not None:
                         seen.update(request.chunk)
                     yield request.chunk
-                    try:
-                        request = await anext(requests)
-                    except StopAsyncIteration:
-                        return
+                    request = await self._next(requests)
 
             try:
                 info = await self._blobs.put_stream(namespace, expected, chunks(), self._limit)
@@ -107,7 +110,7 @@ class PayloadService(payload_service_pb2_grpc.PayloadServiceServicer):
     ) -> AsyncIterator[payload_service_pb2.DownloadPayloadResponse]:
         """In chunks of at most 1 MiB, as fast as the caller reads."""
         namespace = caller().namespace
-        with self._one_transfer():
+        with self._one_transfer(namespace):
             try:
                 info = await self._blobs.stat(namespace, request.digest)
                 if request.offset > info.size:
@@ -123,12 +126,23 @@ class PayloadService(payload_service_pb2_grpc.PayloadServiceServicer):
             except BlobsUnavailable as error:
                 raise payloads_unavailable(error) from error
 
+    async def _next(
+        self, requests: AsyncIterator[payload_service_pb2.UploadPayloadRequest]
+    ) -> payload_service_pb2.UploadPayloadRequest | None:
+        """The next chunk; None at the end. Raises ApiError when nothing comes."""
+        try:
+            async with asyncio.timeout(self._idle):
+                return await anext(requests, None)
+        except TimeoutError:
+            method = "/antiphon.v1.PayloadService/UploadPayload"
+            raise ApiError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, method=method) from None
+
     @contextmanager
-    def _one_transfer(self) -> Iterator[None]:
-        if self._under_way >= self._transfers:
-            raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="payload transfers")
-        self._under_way += 1
+    def _one_transfer(self, namespace: str) -> Iterator[None]:
+        place = self._gate.enter(namespace)
+        if place is None:
+            raise ApiError(ErrorReason.ERROR_REASON_OVERLOADED, queue="the list of payload transfers")
         try:
             yield
         finally:
-            self._under_way -= 1
+            place.give_back()

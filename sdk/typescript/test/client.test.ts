@@ -15,6 +15,7 @@ import {
 import { afterAll, beforeAll, expect, onTestFinished, test, vi } from "vitest";
 
 import { AntiphonError, type CallTimes, Client, Credentials, Payload, RetryableError, SetupError, StaleError } from "../src/index.js";
+import { Graph } from "../src/gen/antiphon/v1/graph.js";
 import { type PayloadServiceServer, PayloadServiceService } from "../src/gen/antiphon/v1/payload_service.js";
 import { type RunServiceServer, type SubmitRunsRequest, SubmitRunsResponse } from "../src/gen/antiphon/v1/run_service.js";
 import { RetryInfo } from "../src/gen/google/rpc/error_details.js";
@@ -255,7 +256,7 @@ test("an upload has part of the time of the call that it is for", async () => {
 test("a submission that is too large for any message fails alone", async () => {
   const client = await connect(await orchestrator(succeed, undefined, { submitRuns: () => undefined }));
   await using submitter = client.submitter();
-  const { answer } = await submitter.submit({ name: "n".repeat(4 << 20), tasks: [] });
+  const { answer } = await submitter.submit(Graph.fromPartial({ name: "n".repeat(4 << 20) }));
   await expect(answer).rejects.toThrow("larger than 4194304 bytes");
 });
 
