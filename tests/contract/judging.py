@@ -25,6 +25,7 @@ DOMAIN = "antiphon.v1"
 OK, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNAVAILABLE = 0, 4, 8, 14
 
 _LONGEST_PATH = 300  # a status must fit the metadata that clients accept, so the servers cut longer ones
+_ITEM = re.compile(r"^\w+\[0\]\.")
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*-----END CERTIFICATE-----\s*", re.DOTALL)
 
 
@@ -151,8 +152,10 @@ def _refused(contract: Contract, case: Case, answers: list[Answer]) -> Iterator[
             yield f"{case.reason} was expected: {_told(contract, case.method, answer)}"
         elif case.path:
             fields = {field for refusal in found for field in refusal.fields}
-            if fields != {case.path[:_LONGEST_PATH]}:
-                yield f"the violations name {sorted(fields)} instead of {case.path}"
+            # What answers an item names the field in it.
+            path = case.path if answer.details is not None else _ITEM.sub("", case.path)
+            if fields != {path[:_LONGEST_PATH]}:
+                yield f"the violations name {sorted(fields)} instead of {path}"
 
 
 def _tolerated(contract: Contract, case: Case, answers: list[Answer]) -> Iterator[str]:

@@ -110,7 +110,7 @@ class SubmitStream:
                 if number:  # the first one has waited its turn with its message
                     await self._pace.begin()
                 self.outstanding += 1
-                if (refused := self._refused(submission)) is not None:
+                if (refused := self._refused(number, submission)) is not None:
                     self.answer(submission.request_id, refused)
                     continue
                 shard = 0 if self._host.complete else self._shard(submission)
@@ -119,14 +119,16 @@ class SubmitStream:
                 else:
                     await self._pass_on(_Waiting(submission, shard))
 
-    def _refused(self, submission: api.SubmitRunRequest) -> ApiError | None:
+    def _refused(self, number: int, submission: api.SubmitRunRequest) -> ApiError | None:
         """What breaks the contract in a submission. Raises it when there is no request id to answer to."""
         try:
             with self._pace.work():
                 self._check_item(submission)
         except ApiError as error:
             if not 1 <= len(submission.request_id) <= LONGEST_ID:
-                raise
+                raise request_invalid(
+                    [Violation(f"submissions[{number}].{field}", message) for field, message in error.violations]
+                ) from error
             return error
         return None
 

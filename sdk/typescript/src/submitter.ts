@@ -245,7 +245,7 @@ export class Submitter {
 function tooLarge(): AntiphonError {
   return fromErrorMessage({
     reason: ErrorReason.MESSAGE_TOO_LARGE,
-    message: `the message is larger than ${MOST} bytes; send large values through PayloadService`,
+    message: `the message is larger than ${String(MOST)} bytes; send large values through PayloadService`,
     metadata: { limit: String(MOST) },
     violations: [],
     retryDelay: undefined,
