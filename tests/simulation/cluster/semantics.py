@@ -117,9 +117,14 @@ class Rules:
         if task.plan.compensation >= 0:
             self._done.append(task.plan.index)
         elif task.plan.compensates >= 0:
-            self._undone.append(task.plan.compensates)
+            self._undo(task)
 
     # What people ask.
+
+    def _undo(self, task: Task) -> None:
+        """An undoing is over. One that a person had given up and has done after all keeps its place."""
+        if task.plan.compensates not in self._undone:
+            self._undone.append(task.plan.compensates)
 
     def _task_asks(self, event: e.TaskEscalated | e.TaskQuarantined, now: int) -> None:
         self._asking.add((event.task, event.member))
@@ -176,7 +181,7 @@ class Rules:
             asked = self._history.asked[self.run.run_id, task.plan.id, event.member, "resolve"]
             self._require(asked > 0, f"{name} waited for a person, and failed although nobody said so")
             if task.plan.compensates >= 0:
-                self._undone.append(task.plan.compensates)
+                self._undo(task)
         self._asking.discard(place)
         if child is not None and event.failure is not None and event.failure.message.startswith(f"run {child}"):
             self.failed.append(child)
