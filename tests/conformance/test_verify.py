@@ -31,8 +31,9 @@ FAULTS: dict[str, tuple[str, str]] = {
     "bad_name": ("hello", "'Sum Add' is not a dotted lower-case name"),
     "other_version": ("hello", "protocol_version is 7, not 1"),
     "no_schema": ("schemas", "output_schema of sum.ask@1"),
-    "refuses_valid": ("valid-input", "INVALID_INPUT: not today"),
-    "refuses_edges": ("boundary-input", 'too large for {"a": 1000000'),
+    "refuses_valid": ("valid-input", "it refused all 4 inputs, the first with a failure INVALID_INPUT: not today"),
+    "refuses_example": ("valid-input", 'too large for {"a": 1000000}'),
+    "dies_of_edges": ("boundary-input", "exit code 3"),
     "takes_anything": ("invalid-input", "success for"),
     "dies_of_input": ("invalid-input", "exit code 3"),
     "draws_lots": ("pure", "different outcomes"),
@@ -119,6 +120,13 @@ def test_the_agent_that_the_broken_ones_are_made_from_passes_everything() -> Non
     assert report.complete and report.agent == "raw" and len(report.capabilities_digest) == 64
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_an_agent_may_have_rules_that_no_schema_tells(seed: int) -> None:
+    stage = Stage([sys.executable, str(Path(__file__).with_name("correct") / "says_more.py")], patience=8.0, boot=20.0)
+    report = asyncio.run(verify(Play(stage, seed=seed), ALL))
+    assert {one.name: one.seen for one in report.cases if one.outcome != PASSED} == {}
+
+
 # The command
 
 
@@ -175,6 +183,32 @@ def test_an_agent_that_needs_others_passes_with_what_they_answer(tmp_path: Path)
     alone = run(*words)
     assert alone.returncode == 1 and "ask.other@1 never succeeded" in alone.stdout
     assert run(words[0], "--answer", 'other.answer="42"', *words[1:]).returncode == 0
+
+
+def test_an_input_that_was_given_is_to_be_taken(tmp_path: Path) -> None:
+    program = tmp_path / "agent.py"
+    program.write_text(
+        "from antiphon import Agent, InvalidInput\n"
+        "agent = Agent('secrets')\n"
+        "@agent.capability('secrets.tell@1')\n"
+        "async def tell(word: str) -> str:\n"
+        "    if word != 'sesame':\n"
+        "        raise InvalidInput('not the word')\n"
+        "    return 'hello'\n"
+        "agent.run()\n"
+    )
+    words = ("verify", "--case", "valid-input", "--", sys.executable, str(program))
+
+    def given(value: str) -> subprocess.CompletedProcess[str]:
+        return run(words[0], "--input", f"secrets.tell={value}", *words[1:])
+
+    alone = run(*words)
+    assert alone.returncode == 1 and "give one: --input secrets.tell=JSON" in alone.stdout
+    assert given('"sesame"').returncode == 0
+    other = given('"simsim"')
+    assert other.returncode == 1 and 'INVALID_INPUT: not the word for "simsim"' in other.stdout
+    unfit = given("7")
+    assert unfit.returncode == 1 and "an --input that the schema of secrets.tell refuses: the value: 7" in unfit.stdout
 
 
 @pytest.mark.parametrize(

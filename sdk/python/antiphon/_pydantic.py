@@ -2,6 +2,8 @@
 
 Imported only when an annotation is one of pydantic's own classes, so whoever has one has imported pydantic already. A
 message names the place and what pydantic has to say of it, never the value, which may be confidential.
+
+Reading is strict, as the schema is, which allows no `true` and no "1" for an integer; but 1.0 is one.
 """
 
 from __future__ import annotations
@@ -47,8 +49,12 @@ class Model:
 
         def convert(value: Any) -> Any:
             try:
-                # As JSON, which is what it was: strict models take a date from a string in JSON, and nowhere else.
-                return adapter.validate_json(_json.dumps(value))
+                try:
+                    return _read(adapter, value)
+                except pydantic.ValidationError as error:
+                    if not any(map(_is_whole_number, error.errors(include_url=False, include_context=False))):
+                        raise
+                return _read(adapter, _with_integers(value))
             except pydantic.ValidationError as error:
                 raise _mismatch(error, value) from None  # its text quotes the input
 
@@ -67,6 +73,25 @@ class Model:
                 raise Mismatch(f"a field of {cls.__name__} holds what the model does not declare") from None
 
         return convert
+
+
+def _read(adapter: pydantic.TypeAdapter[Any], value: Any) -> Any:
+    # As JSON, which is what it was: strictly, a date is taken from a string in JSON, and nowhere else.
+    return adapter.validate_json(_json.dumps(value), strict=True)
+
+
+def _is_whole_number(one: Mapping[str, Any]) -> bool:
+    """Whether an error is about a number that JSON Schema counts among the integers, and pydantic does not."""
+    return one["type"] == "int_type" and isinstance(one["input"], float) and one["input"].is_integer()
+
+
+def _with_integers(value: Any) -> Any:
+    """The same JSON, in which whole numbers are written as such."""
+    if isinstance(value, dict):
+        return {key: _with_integers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_integers(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _mismatch(error: pydantic.ValidationError, value: Any) -> Mismatch:

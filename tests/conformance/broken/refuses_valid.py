@@ -1,4 +1,4 @@
-"""Refuses every second input that its schema accepts."""
+"""Refuses every input that its schema accepts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from raw import Failed, Raw, main
 
 
 class Broken(Raw):
-    seen = 0
-
     async def ask(self, assignment: pb.Assignment, value: Any) -> Any:
         if assignment.attempt_id.startswith("verify-valid-input/"):
-            self.seen += 1
-            if self.seen % 2 == 0:
-                raise Failed(failures.FAILURE_KIND_INVALID_INPUT, "not today")
+            raise Failed(failures.FAILURE_KIND_INVALID_INPUT, "not today")
         return await super().ask(assignment, value)
 
 

@@ -139,6 +139,14 @@ def test_a_bad_input_is_invalid_with_every_error_of_the_model_and_the_place_of_t
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize("value", [True, "1", 1.5])
+def test_a_model_takes_for_an_integer_what_its_schema_takes(value: Any) -> None:
+    tree = codec(Tree)
+    with pytest.raises(Mismatch, match="/children/0/value: Input should be a valid integer"):
+        tree.decode({"value": 1, "children": [{"value": value}]})
+    assert tree.decode({"value": 1.0, "children": [{"value": 2.0}]}) == Tree(value=1, children=[Tree(value=2)])
+
+
 def test_what_is_missing_is_named_and_placed_where_it_should_be() -> None:
     with pytest.raises(InvalidInput) as caught:
         called(handler(greet), {"name": "Ada", "addresses": [{"zip": "1234"}]})

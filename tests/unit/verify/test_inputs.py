@@ -48,7 +48,7 @@ def test_valid_values_and_edges_fit_and_invalid_ones_do_not(tree: Any) -> None:
     assert inputs.valid(5)
     assert inputs.invalid(12)
     assert all(schema.fits(value) for value in [*inputs.valid(5), *inputs.boundary(16)])
-    assert not any(schema.fits(value) for value in inputs.invalid(12))
+    assert all(schema.refuses(value) for value in inputs.invalid(12))
 
 
 @settings(deadline=None, max_examples=20)
@@ -65,6 +65,14 @@ def test_edges_hold_both_bounds_and_invalid_values_what_is_just_beyond() -> None
     inputs = Inputs(Schema('{"type": "integer", "minimum": 10, "maximum": 20}'), seed=0)
     assert {10, 20} <= set(inputs.boundary(16))
     assert {9, 21} <= {value for value in inputs.invalid(100) if isinstance(value, int)}
+
+
+def test_what_only_lacks_its_format_is_neither_valid_nor_invalid() -> None:
+    schema = Schema('{"type": "string", "format": "date"}')
+    inputs = Inputs(schema, seed=0)
+    assert not schema.fits("") and not schema.refuses("")
+    assert set(inputs.boundary(16)) >= {"2026-02-28", "1970-01-01"} and "" not in inputs.boundary(16)
+    assert inputs.invalid(16) and not any(isinstance(value, str) for value in inputs.invalid(16))
 
 
 def test_a_schema_that_accepts_everything_has_no_invalid_values() -> None:

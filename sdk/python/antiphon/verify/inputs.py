@@ -25,15 +25,16 @@ _LONGEST = 1_000
 _WORDS = ("a", "Ada", "naïve café", "日本語 🙂", 'a "quoted" \\ text', "line\nline\ttab", "0")
 _TEXTS = ("", *_WORDS, "null", " ", "x" * _LONGEST)
 _FORMATS = {
-    "date-time": "2026-02-28T23:59:59Z",
-    "date": "2026-02-28",
-    "time": "23:59:59Z",
-    "email": "ada@example.com",
-    "uri": "https://example.com/a?b=c",
-    "uuid": "4bf92f35-77b3-4da6-a3ce-929d0e0e4736",
-    "ipv4": "192.0.2.1",
-    "ipv6": "2001:db8::1",
-    "hostname": "example.com",
+    "date-time": ("2026-02-28T23:59:59Z", "1970-01-01T00:00:00Z", "2030-12-31T12:00:00.5+05:30"),
+    "date": ("2026-02-28", "1970-01-01", "2030-12-31"),
+    "time": ("23:59:59Z", "00:00:00Z"),
+    "duration": ("P1D", "PT0S", "PT36H"),
+    "email": ("ada@example.com", "a@b.example"),
+    "uri": ("https://example.com/a?b=c", "http://example.com"),
+    "uuid": ("4bf92f35-77b3-4da6-a3ce-929d0e0e4736", "00000000-0000-4000-8000-000000000000"),
+    "ipv4": ("192.0.2.1", "0.0.0.0"),  # noqa: S104
+    "ipv6": ("2001:db8::1", "::"),
+    "hostname": ("example.com", "a"),
 }
 _OF_TYPE: dict[str, tuple[Json, ...]] = {
     "string": _TEXTS,
@@ -52,18 +53,29 @@ class BadSchema(ValueError):
 
 
 class Schema:
-    """One schema; empty text accepts anything. Raises `BadSchema`."""
+    """One schema; empty text accepts anything. Raises `BadSchema`.
+
+    A format, such as date-time, is a remark by JSON Schema: the mesh refuses nothing for it, and an agent may. So what is
+    made to be valid has the format, and nothing counts as invalid for lack of it.
+    """
 
     def __init__(self, text: str) -> None:
         try:
             self.tree: Json = json.loads(text) if text else True
-            self._validator = jsonschema_rs.Draft202012Validator(self.tree, retriever=_refuse)
+            self._validator, self._of_formats = (
+                jsonschema_rs.Draft202012Validator(self.tree, retriever=_refuse, validate_formats=formats)
+                for formats in (False, True)
+            )
         except (ValueError, RecursionError) as error:
             raise BadSchema(str(error)) from None
 
     def fits(self, value: Json) -> bool:
-        """Whether the value is valid."""
-        return bool(self._validator.is_valid(value))
+        """Whether the value is valid, and has the formats that the schema names."""
+        return bool(self._of_formats.is_valid(value))
+
+    def refuses(self, value: Json) -> bool:
+        """Whether the value is invalid, whatever its formats."""
+        return not self._validator.is_valid(value)
 
     def complaint(self, value: Json) -> str:
         """What is wrong with a value; empty when nothing is. It may quote the value."""
@@ -85,9 +97,16 @@ class Inputs:
         self._random = random.Random(seed)
         self._given = given
 
+    def known(self) -> list[Json]:
+        """The valid values that somebody vouches for: the given ones, and the schema's own examples."""
+        tree = self._schema.tree
+        examples = tree.get("examples") if isinstance(tree, dict) else None
+        vouched = [*self._given, *(examples if isinstance(examples, list) else ())]
+        return [value for value in vouched if not self._schema.refuses(value)]
+
     def valid(self, count: int) -> list[Json]:
-        """Up to `count` different valid values; none when nothing that was tried is valid."""
-        found = {_text(value): value for value in self._given if self._schema.fits(value)}
+        """Up to `count` different valid values, known ones first; none when nothing that was tried is valid."""
+        found = {_text(value): value for value in self.known()}
         for _ in range(_TRIES):
             if len(found) >= count:
                 break
@@ -106,9 +125,10 @@ class Inputs:
 
     def _changed(self, count: int, *, valid: bool) -> list[Json]:
         found: dict[str, Json] = {}
+        wanted = self._schema.fits if valid else self._schema.refuses
         for base in self.valid(3):
             for proposal in self._variants(base, valid=valid):
-                if self._schema.fits(proposal) is valid:
+                if wanted(proposal):
                     found.setdefault(_text(proposal), proposal)
         proposals = list(found.values())
         if len(proposals) > count:  # a sample, in the order they were made
@@ -127,8 +147,9 @@ class Inputs:
                 yield _with(base, path, {**value, "x-unknown": True})
             if isinstance(value, list) and value:
                 yield _with(base, path, [])
-                yield _with(base, path, value * (50 // len(value)))
-                yield _with(base, path, [*value, value[-1]])
+                if not (isinstance(schema, dict) and schema.get("uniqueItems")):
+                    yield _with(base, path, value * (50 // len(value)))
+                    yield _with(base, path, [*value, value[-1]])
 
     def _places(self, value: Json, schema: Json, path: Path, depth: int) -> Iterator[tuple[Path, Json]]:
         schema = self._resolved(schema)
@@ -146,6 +167,7 @@ class Inputs:
         if not isinstance(schema, dict):
             return
         yield from schema.get("enum", ())
+        yield from _FORMATS.get(str(schema.get("format")), ())
         for bound in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
             if isinstance(schema.get(bound), int | float):
                 yield from (schema[bound], schema[bound] - 1, schema[bound] + 1)
@@ -237,8 +259,8 @@ class Inputs:
         return first + [self._make(items, depth + 1) for _ in range(wanted - len(first))]
 
     def _string(self, schema: dict[str, Json]) -> str:
-        if schema.get("format") in _FORMATS:
-            return _FORMATS[str(schema["format"])]
+        if known := _FORMATS.get(str(schema.get("format"))):
+            return self._random.choice(known)
         least = min(int(schema.get("minLength", 0)), 10_000)
         most = min(int(schema.get("maxLength", least + 20)), 10_000)
         text = self._random.choice(_WORDS)

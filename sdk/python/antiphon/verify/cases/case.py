@@ -44,7 +44,8 @@ class Play:
 
     @cached_property
     def offered(self) -> tuple[Offered, ...]:
-        """Everything the agent offers. Raises `Unplayable` when it has said no hello, or a schema is none."""
+        """Everything the agent offers. Raises `Unplayable` when it has said no hello, a schema is none, or one refuses
+        a given input."""
         try:
             return tuple(map(self._offered, self.stage.description.capabilities))
         except BadSchema as error:
@@ -52,7 +53,10 @@ class Play:
 
     def _offered(self, capability: capability_pb2.Capability) -> Offered:
         schema = Schema(capability.input_schema)
-        inputs = Inputs(schema, self.seed, self.given.get(capability.name, ()))
+        given = self.given.get(capability.name, ())
+        for complaint in filter(None, map(schema.complaint, given)):
+            raise Unplayable(f"an --input that the schema of {capability.name} refuses: {complaint[:300]}")
+        inputs = Inputs(schema, self.seed, given)
         return Offered(capability, schema, Schema(capability.output_schema), inputs)
 
     def valid(self, offered: Offered, count: int = 1) -> list[bytes]:

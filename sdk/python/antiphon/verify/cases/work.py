@@ -17,24 +17,45 @@ _OUTCOME = f"{SERVICE}: Result"
 
 
 async def valid_input(play: Play) -> None:
-    """Inputs made from each schema."""
+    """Known inputs, of which each must be taken, and inputs made from each schema, of which some must be.
+
+    A schema cannot say everything, so an agent may refuse what was only made from it; but not all of it.
+    """
     for offered in play.offered:
-        await _accepted(play, offered, play.valid(offered, _VALID))
+        known = [encoded(value) for value in offered.inputs.known()]
+        for seen in await _refusals(play, offered, known):
+            raise Wrong(f"{offered.name} takes what was given by --input, or is an example in its schema", seen, _INPUT)
+        inputs = play.valid(offered, _VALID)
+        refusals = await _refusals(play, offered, inputs)
+        if len(refusals) == len(inputs) and not known:
+            edges = _edges(offered)
+            refusals += await _refusals(play, offered, edges)
+            if len(refusals) == len(inputs) + len(edges):
+                seen = f"it refused all {len(refusals)} inputs, the first with {refusals[0]}"
+                remedy = f"where the schema says too little, give one: --input {offered.capability.name}=JSON"
+                raise Wrong(f"{offered.name} takes some of what its input schema accepts", f"{seen}; {remedy}", _INPUT)
 
 
 async def boundary_input(play: Play) -> None:
-    """The edges of what each schema accepts."""
+    """The edges of what each schema accepts: the agent may refuse them for reasons of its own, and goes on."""
     for offered in play.offered:
-        await _accepted(play, offered, [encoded(value) for value in offered.inputs.boundary(_BOUNDARY)])
+        await _refusals(play, offered, _edges(offered))
 
 
-async def _accepted(play: Play, offered: Offered, inputs: list[bytes]) -> None:
+def _edges(offered: Offered) -> list[bytes]:
+    return [encoded(value) for value in offered.inputs.boundary(_BOUNDARY)]
+
+
+async def _refusals(play: Play, offered: Offered, inputs: list[bytes]) -> list[str]:
+    """What was said of each input that was refused as INVALID_INPUT."""
     line = await play.stage.line()
     made = [play.stage.assignment(offered.name, data) for data in inputs]
-    for data, result in zip(inputs, await play.stage.play(line, made, _OUTCOME), strict=True):
-        if result.failure.kind == failure_pb2.FAILURE_KIND_INVALID_INPUT:
-            seen = f"{told(result)} for {shortened(data)}"
-            raise Wrong(f"{offered.name} takes what its input schema accepts", seen, _INPUT)
+    results = await play.stage.play(line, made, _OUTCOME)
+    return [
+        f"{told(result)} for {shortened(data)}"
+        for data, result in zip(inputs, results, strict=True)
+        if result.failure.kind == failure_pb2.FAILURE_KIND_INVALID_INPUT
+    ]
 
 
 async def invalid_input(play: Play) -> None:
@@ -113,8 +134,8 @@ async def unknown_media(play: Play) -> None:
 
 
 CASES = (
-    Case("valid-input", "It takes inputs that its schemas accept.", valid_input),
-    Case("boundary-input", "It takes inputs at the edges of what its schemas accept.", boundary_input),
+    Case("valid-input", "It takes known inputs, and some that its schemas accept.", valid_input),
+    Case("boundary-input", "It gives an outcome at the edges of what its schemas accept, and goes on.", boundary_input),
     Case("invalid-input", "It refuses inputs that its schemas refuse, as INVALID_INPUT, and goes on.", invalid_input),
     Case("pure", "What it declares pure answers the same input the same way.", pure),
     Case("unknown-capability", "It fails work that it never offered, and goes on.", unknown_capability),
