@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:  # the last resort: a line for people, and the traceback in a file
         told = describe(error)
-        print(told.json() if options.json else told.line(), file=sys.stderr)
+        print(told.json() if options.json else output.visible(told.line()), file=sys.stderr)
         return told.exit_code
     finally:
         if options.keep:

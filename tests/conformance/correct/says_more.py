@@ -1,4 +1,4 @@
-"""A correct agent whose inputs have rules that no schema of theirs can tell, and types that others read less strictly."""
+"""A correct agent whose inputs have rules that no schema tells, and types that others read less strictly."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
@@ -48,8 +47,7 @@ def get(key: Key, scope: ScopeName = "namespace", as_json: AsJson = False, profi
     if as_json:
         output.show_json(entry)
     else:
-        sys.stdout.buffer.write(content + b"\n" if content else b"null\n")
-        sys.stdout.flush()
+        output.show_content(content + b"\n" if content else b"null\n")
         output.note(f"revision {entry.revision}, {_story(entry.provenance)} {spell_moment(entry.update_time)}")
 
 
@@ -143,7 +141,7 @@ def watch(
             if as_json:
                 output.show_json_line(event)
             else:
-                print(_line(event), flush=True)
+                output.show_line(_line(event))
             count += 1
             if count == limit:
                 return

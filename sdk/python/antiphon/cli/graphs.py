@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +42,7 @@ def validate(file: GraphFile, as_json: AsJson = False, profile: ProfileName = No
         )
     else:
         for one in found:
-            print(f"{file}:{one}")
+            output.show_line(f"{file}:{one}")
         for one in warnings:
             output.note(f"{file}:{one} (a warning)")
         if not found:
@@ -68,7 +67,7 @@ def convert(file: GraphFile) -> None:
     """Write a graph file as the JSON of protobuf, for programs that build no graphs."""
     # Unlike answers, without what is not said: it is read by people as well, who keep it beside their code.
     said = MessageToDict(read_graph(file), preserving_proto_field_name=True)
-    print(json.dumps(said, indent=2, ensure_ascii=False))
+    output.show_json(said)
 
 
 @app.command("list")

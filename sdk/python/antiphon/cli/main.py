@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> int:
         return 0
     except Exception as error:  # the last resort: everything else becomes one line, and bugs keep their traceback
         told = describe(error)
-        print(told.json() if "--json" in words else told.line(), file=sys.stderr)
+        print(told.json() if "--json" in words else output.visible(told.line()), file=sys.stderr)
         return told.exit_code
 
 

@@ -1,4 +1,8 @@
-"""Writing: data to stdout, everything about it to stderr; colour only on a terminal and never with NO_COLOR."""
+"""Writing: data to stdout, everything about it to stderr; colour only on a terminal and never with NO_COLOR.
+
+What is shown may come from an agent, so no character of it controls the terminal: in text it becomes �, and JSON
+escapes it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -37,20 +42,33 @@ _STYLES = {
 }
 
 
+_CONTROLS = [number for number in (*range(32), *range(127, 160)) if chr(number) not in "\n\t"]
+_VISIBLE = dict.fromkeys(_CONTROLS, "\ufffd")
+_ESCAPED = {number: f"\\u{number:04x}" for number in _CONTROLS}
+
+
+class _Console(Console):
+    """A console on which only what rich itself adds controls the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
 def data() -> Console:
     """The console for data."""
-    return _console(stderr=False)
+    return _made(stderr=False)
 
 
 def notes() -> Console:
     """The console for everything that is not data."""
-    return _console(stderr=True)
+    return _made(stderr=True)
 
 
-def _console(*, stderr: bool) -> Console:
+def _made(*, stderr: bool) -> Console:
     # Made anew each time: it looks at the stream and at NO_COLOR of this moment.
     stream = sys.stderr if stderr else sys.stdout
-    return Console(
+    return _Console(
         stderr=stderr,
         width=None if stream.isatty() else _WIDTH_OF_PIPES,
         highlight=False,
@@ -70,14 +88,33 @@ def note(text: str) -> None:
     notes().print(text)
 
 
+def visible(text: str) -> str:
+    """The text, with each character that could control a terminal as �."""
+    return text.translate(_VISIBLE)
+
+
+def show_line(text: str) -> None:
+    """A line of data as it is, however long: a console would wrap it."""
+    print(visible(text), flush=True)
+
+
+def show_content(content: bytes) -> None:
+    """A value of any media type: for a pipe as it is, for a terminal as text."""
+    if sys.stdout.isatty():
+        print(visible(content.decode("utf-8", "replace")), end="", flush=True)
+    else:
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+
+
 def show_json(value: object) -> None:
     """Data for programs: one JSON value, protobuf messages in proto JSON with the field names of the contracts."""
-    print(json.dumps(to_json(value), indent=2, ensure_ascii=False))
+    print(json.dumps(to_json(value), indent=2, ensure_ascii=False).translate(_ESCAPED))
 
 
 def show_json_line(value: object) -> None:
     """One of many JSON values, a line each."""
-    print(json.dumps(to_json(value), ensure_ascii=False), flush=True)
+    print(json.dumps(to_json(value), ensure_ascii=False).translate(_ESCAPED), flush=True)
 
 
 def to_json(value: object) -> Any:

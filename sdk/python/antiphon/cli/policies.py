@@ -80,7 +80,7 @@ def validate(folder: Folder, as_json: AsJson = False) -> int:
         output.show_json({"mistakes": problems, "policies": count})
     else:
         for problem in problems:
-            print(problem)
+            output.show_line(problem)
         if not problems:
             output.note(f"{folder}: right, {count} policies")
     return FAILED if problems else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,7 +85,7 @@ def submit(
     elif wait:
         _show_end(run, content)
     else:
-        print(run.run_id)
+        output.show_line(run.run_id)
         output.note(f"Follow it with: antiphon run watch {run.run_id}")
     return _exit_code(run) if wait else 0
 
@@ -216,9 +215,9 @@ def _show_end(run: Run, content: bytes) -> None:
     if run.state != RUN_STATE_SUCCEEDED:
         return
     if run.output.media_type in ("", "application/json"):
-        print(json.dumps(json.loads(content or b"null"), indent=2, ensure_ascii=False))
+        output.show_json(json.loads(content or b"null"))
     else:
-        sys.stdout.buffer.write(content)
+        output.show_content(content)
 
 
 def _exit_code(run: Run) -> int:

@@ -40,7 +40,7 @@ def signal(
     if as_json:
         output.show_json(answer)
     elif answer.HasField("key"):
-        print(f"{spell_key(answer.key)} had waited for it")
+        output.show_line(f"{spell_key(answer.key)} had waited for it")
     else:
         print("kept for the task that will wait for it")
 
