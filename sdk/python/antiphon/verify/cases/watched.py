@@ -6,11 +6,14 @@ Chosen alone, each plays valid inputs first, so that there is something to judge
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
-from ..inputs import Json
+from antiphon.v1.payload_pb2 import Payload
+
 from ..stage import Unplayable, Wrong
-from .case import CAPABILITY, FAILURE, PAYLOAD, SERVICE, Case, Play
+from .case import CAPABILITY, FAILURE, PAYLOAD, SERVICE, Case, Offered, Play
 from .work import valid_input
 
 
@@ -26,7 +29,7 @@ async def output_schema(play: Play) -> None:
                 if result.WhichOneof("outcome") == "failure" or result.output.HasField("blob"):
                     continue
                 outputs += 1
-                complaint = _complaint(result.output.media_type, result.output.inline, offered.output.complaint)
+                complaint = _complaint(offered, result.output)
                 if complaint:
                     contract = f"{CAPABILITY}: output_schema; {PAYLOAD}: media_type"
                     raise Wrong(f"outputs of {offered.name} fit its output schema", complaint, contract)
@@ -38,13 +41,31 @@ async def output_schema(play: Play) -> None:
             )
 
 
-def _complaint(media_type: str, data: bytes, complaint: Callable[[Json], str]) -> str:
-    if media_type and media_type.partition(";")[0].strip() != "application/json":
-        return ""
+def _complaint(offered: Offered, payload: Payload) -> str:
+    """What the mesh would refuse an output for."""
+    essence = payload.media_type.partition(";")[0].strip().lower()
+    if essence not in ("", "application/json") and not essence.endswith("+json"):
+        return f"an output of {payload.media_type}, which fits no schema" if offered.capability.output_schema else ""
     try:
-        return complaint(json.loads(data or b"null"))[:500]
-    except ValueError:
-        return f"an output that is not JSON, though its media type is {media_type or 'empty, which means JSON'}"
+        value = _DECODER.decode(payload.inline.decode()) if payload.HasField("inline") else None
+        return offered.output.complaint(value)[:500]
+    except (ValueError, RecursionError) as error:
+        kind = payload.media_type or "empty, which means JSON"
+        return f"an output that is not JSON in UTF-8, though its media type is {kind}: {error}"[:500]
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 def _finding(case: str, expected: str, contract: str) -> Callable[[Play], Awaitable[None]]:
