@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 
 from . import logs
-from .app import agents_of, run, run_folder_of
+from .app import CAUSE, agents_of, run, run_folder_of
 from .config import Config, ConfigError, load
 from .errors import Revoked
 from .identity import IdentityError, locate
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("run", "attach to the orchestrators; the agent's command may follow after --"),
         ("check", "say what is wrong with configuration, identity and reachability"),
-        ("health", "exit 0 when the running sidecar is attached and an agent is there"),
+        ("health", "exit 0 when the running sidecar is attached and an agent is there that is not refused"),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         for key, what in _FLAGS.items():
@@ -126,11 +126,13 @@ async def _health(config: Config) -> None:
     async with grpc.aio.insecure_channel(f"unix:{folder.control}") as channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)
-            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            call = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            answer, said = await call, await call.trailing_metadata()
         except grpc.aio.AioRpcError as error:
             raise OSError(f"no sidecar answers in {folder.path}; start it with: antiphon sidecar run") from error
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        raise OSError("the sidecar is not attached to an orchestrator, or no agent is there; see its log")
+        cause = dict(said or ()).get(CAUSE, b"").decode("utf-8", "replace")
+        raise OSError(f"the sidecar does not serve: {cause}")
     print("serving")
 
 

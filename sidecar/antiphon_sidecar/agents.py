@@ -279,7 +279,7 @@ class _Session:
         node, seat = self._node, self._seat
         if self._error:
             return None
-        if refusal := node.refusals.pop(seat.name, None):
+        if refusal := node.refusals.get(seat.name):
             self._error = refusal
             return None
         response = agents.WorkResponse()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 from antiphon_certs import CertificateFiles, Credential, Grants, SystemClock, run_rotation
@@ -36,11 +37,25 @@ from .supervise import Supervisor
 
 log = logging.getLogger(__name__)
 
+CAUSE = "antiphon-cause-bin"
+"""Trailing metadata of health: in words, why the sidecar does not serve."""
 LIVENESS = 4.0
 """Seconds between liveness messages; the contract says at least every 5."""
 _LAST_WORDS = 2.0  # seconds for reports and verdicts after the grace has passed
 _ACKNOWLEDGEMENT = 1.0  # seconds to wait for a replica to acknowledge that all windows are closed
 _EXIT_AT_ONCE = 130
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
+    """Health that also says why there is none, which the protocol has no field for."""
+
+    cause = ""
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthCheckResponse:
+        context.set_trailing_metadata(((CAUSE, self.cause[:1_000].encode()),))
+        return await super().Check(request, context)
 
 
 class _Drained(Exception):
@@ -127,7 +142,7 @@ class _Sidecar:
         self._node = Node(credential.identity.namespace, credential.grants, now)
         self._replicas = Replicas(self._node, addresses, credential)
         self._spool: Spool | None = None
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._health = _Health()
         self._sockets: list[tuple[AgentSocket, str]] = []
         self._adapters: list[AdapterAgent] = []
         self._supervisors: list[Supervisor] = []
@@ -234,19 +249,30 @@ class _Sidecar:
         self._replicas.renewed(credential)
 
     async def _serve_health(self) -> None:
-        """Health on a socket of our own: serving while a replica and an agent are there."""
+        """Health on a socket of our own: serving while a replica and an agent that it takes are there."""
         server = grpc.aio.server()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         server.add_insecure_port(f"unix:{self._folder.control}")
         await server.start()
         try:
             while True:
-                serving = bool(self._replicas.attached and self._node.descriptions) and not self._drain_due.is_set()
+                self._health.cause = self._why_not_serving()
                 status = health_pb2.HealthCheckResponse
-                await self._health.set("", status.SERVING if serving else status.NOT_SERVING)
+                await self._health.set("", status.NOT_SERVING if self._health.cause else status.SERVING)
                 await asyncio.sleep(0.5)
         finally:
             await asyncio.shield(server.stop(None))
+
+    def _why_not_serving(self) -> str:
+        """Empty when it serves."""
+        if self._drain_due.is_set():
+            return "it is draining"
+        if not self._replicas.attached:
+            return "it is not attached to an orchestrator"
+        if self._node.descriptions.keys() - self._node.refusals.keys():
+            return ""
+        refused = [f"agent {name} is refused: {cause}" for name, cause in self._node.refusals.items()]
+        return "; ".join(refused) or "no agent is there"
 
     async def _drain(self) -> None:
         await self._drain_due.wait()

@@ -34,7 +34,7 @@ class Node:
         self.descriptions: dict[str, registry_pb2.AgentDescription] = {}
         """Of the agents that are present, by name."""
         self.refusals: dict[str, Refused] = {}
-        """Why an agent that is present gets no work, by name."""
+        """Why an agent gets no work, by name; until it comes again, or a replica welcomes the sidecar anew."""
         self.now = now
         self._generation = 0
 

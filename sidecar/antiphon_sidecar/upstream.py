@@ -176,6 +176,7 @@ class Upstream:
         previous, self._current = self._current, stream
         link = self.link()
         self.node.inflight.welcomed(link, said)
+        self.node.refusals.clear()  # what it still refuses it says now
         if previous and previous.task:
             previous.task.cancel()
         self._reachable = True

@@ -12,6 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from antiphon.mesh.v1 import mesh_service_pb2 as mesh
+from antiphon.v1 import error_pb2
 from antiphon_certs import Authority, Grants, Identity, Kind, mint
 
 from tests.fakes.mesh import FakeMesh, keep, now, serving
@@ -121,6 +123,37 @@ async def test_check_and_health_say_what_is_there(orchestrator: FakeMesh, author
         assert code == 1 and "another sidecar runs in" in err
         process.signal(signal.SIGTERM)
         assert await process.exit_code() == 0
+
+
+async def test_a_sidecar_whose_only_agent_is_refused_does_not_serve_and_says_why(
+    orchestrator: FakeMesh, authority: Authority, tmp_path: Path
+) -> None:
+    keep(tmp_path / "state", authority, [orchestrator.address], GRANTS)
+    path = tmp_path / "sidecar.toml"
+    path.write_text(
+        '[[agent]]\nname = "echo"\nadapter = "exec"\ncommand = ["cat"]\n[[agent.capability]]\nname = "text.same"\n'
+    )
+    words = ("--state", str(tmp_path / "state"), "--config", str(path))
+
+    async def health() -> tuple[int, str, str]:
+        return await command(tmp_path, "health", *words, "--run-folder", str(tmp_path / "run"))
+
+    async with sidecar(tmp_path, *words) as process:
+        stream = await orchestrator.attachment()
+        await stream.until(lambda: "echo" in stream.agents)
+        response = mesh.AttachResponse()
+        response.refusals.add(agent="echo", reason=error_pb2.ERROR_REASON_REQUEST_INVALID, message="no JSON Schema")
+        stream.send(response)
+        await process.logged("agent refused")
+        seen = await health()
+        while seen[0] == 0 or "refused" not in seen[2]:  # it looks twice a second
+            seen = await health()
+        assert "the sidecar does not serve: agent echo is refused: " in seen[2] and "no JSON Schema" in seen[2]
+        stream.end()
+        await orchestrator.attachment(2)  # which refuses nobody
+        while seen[0]:
+            seen = await health()
+        assert seen[1] == "serving\n"
 
 
 async def test_check_says_which_orchestrator_cannot_be_reached(authority: Authority, tmp_path: Path) -> None:

@@ -139,7 +139,6 @@ class AdapterAgent:
                 while True:
                     await self._wake.wait()
                     self._wake.clear()
-                    node.refusals.pop(seat.name, None)  # it is logged; there is nobody to tell
                     while seat.cancels:
                         attempt_id, _ = seat.cancels.popleft()
                         if task := self._tasks.get(attempt_id):
