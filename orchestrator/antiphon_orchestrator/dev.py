@@ -2,7 +2,7 @@
 
 The profile `default` is a client and `operator` an operator, both of the namespace `default`. The policy is the
 development profile, which is explicit and stays inside one namespace. The data is kept: the next start goes on with
-it. It never touches a profile of another mesh.
+it. It never touches a profile of another mesh, unless that is one of its own kind that does not serve any more.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from antiphon_certs import (
     Authority,
     CertificateFiles,
     Credential,
+    CredentialError,
     Grants,
     Identity,
     Kind,
@@ -47,6 +48,9 @@ from .store import StoreError
 TRUST_DOMAIN = "dev.antiphon.internal"
 NAMESPACE = "default"
 _PROFILES = {"default": Kind.CLIENT, "operator": Kind.OPERATOR}
+_KEEP = "to keep it, set ANTIPHON_HOME to another folder for this mesh, here and where you use it"
+_PATIENCE = 1.0
+"""Seconds for an address on this machine to answer."""
 _NEXT = """\
 Next, in another terminal:
   antiphon agent list
@@ -128,8 +132,10 @@ def _config(options: argparse.Namespace) -> Config:
 async def _run(config: Config, port: int, replicas: int) -> int:
     telemetry.configure_logging(config.telemetry.log_level)
     members = [_Member(name, kind) for name, kind in _PROFILES.items()]
-    new = not config.authority.exists()
-    authority = Authority.init(config.authority, TRUST_DOMAIN) if new else Authority.load(config.authority)
+    known = Authority.load(config.authority) if config.authority.exists() else None
+    for member in members:
+        await member.check_not_in_use(known)
+    authority = known or Authority.init(config.authority, TRUST_DOMAIN)
     ready: asyncio.Future[_Addresses] = asyncio.get_running_loop().create_future()
     serve = _serve_alone(config, ready) if replicas == 1 else _serve_several(config, port, replicas, ready)
     serving = asyncio.create_task(serve)
@@ -226,10 +232,22 @@ class _Member:
         except ProfileError as error:
             raise Problem(str(error), f"remove {folder}") from None
         if found != TRUST_DOMAIN:
-            raise Problem(
-                f"the profile {self.name!r} belongs to the mesh {found}",
-                "to keep it, set ANTIPHON_HOME to another folder for this mesh, here and where you use it",
-            )
+            raise Problem(f"the profile {self.name!r} belongs to the mesh {found}", _KEEP)
+
+    async def check_not_in_use(self, authority: Authority | None) -> None:
+        """Raises `Problem` when the profile is that of another authority, whose orchestrators may still use it."""
+        if not profile_folder(self.name).exists():
+            return
+        profile = Profile.load(self.name)
+        try:
+            bundle = profile.credential.load().bundle_pem
+        except CredentialError:
+            return  # nobody can use it
+        if authority is not None and authority.root_pem in bundle:
+            return
+        for address in profile.addresses:
+            if await _answers(address):
+                raise Problem(f"the profile {self.name!r} belongs to another mesh, which serves at {address}", _KEEP)
 
     @property
     def home(self) -> Path:
@@ -261,3 +279,14 @@ class _Member:
         identity = Identity(authority.trust_domain, NAMESPACE, self.kind, "dev")
         key_pem, request = new_key_and_csr(identity)
         files.store(key_pem, authority.issue(request, identity, grants=Grants()), authority.bundle_pem)
+
+
+async def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except OSError:  # as is a timeout
+        return False
+    writer.close()
+    return True

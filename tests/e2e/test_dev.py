@@ -97,6 +97,21 @@ def test_a_profile_of_another_mesh_is_left_alone(tmp_path: Path) -> None:
     assert not (home / "dev").exists()
 
 
+def test_profiles_of_a_mesh_that_runs_are_left_alone_and_those_of_one_that_has_ended_are_taken_over(
+    tmp_path: Path,
+) -> None:
+    home, data = tmp_path / "home", str(tmp_path / "other")
+    profile = home / "profiles/operator"
+    with dev(home):
+        before = (profile / "profile.toml").read_text(), os.readlink(profile / "credential/current")
+        said = antiphon(home, "dev", "--port", "0", "--data", data, code=2).stderr
+        assert said.count("\n") == 1 and "belongs to another mesh, which serves at 127.0.0.1:" in said
+        assert "ANTIPHON_HOME" in said and not Path(data).exists()
+        assert before == ((profile / "profile.toml").read_text(), os.readlink(profile / "credential/current"))
+    with dev(home, "--data", data):
+        antiphon(home, "run", "list", "--profile", "operator")
+
+
 def test_several_replicas_share_an_etcd_and_go_on_when_one_is_killed(tmp_path: Path) -> None:
     home = tmp_path / "home"
     try:
