@@ -91,9 +91,40 @@ def test_every_form_of_the_chart_keeps_the_schemas(form: str, tmp_path: Path) ->
     assert judged.returncode == 0, judged.stdout
 
 
+def test_settings_of_every_kind_reach_the_orchestrator(tmp_path: Path) -> None:
+    settings = {
+        "shards": 64,
+        "payload_limit": 2_147_483_648,
+        "schedule.breaker_share": 0.7,
+        "schedule.weights": ["team-a=2", "team-b=1"],
+        "telemetry.tracing": True,
+        "api.shutdown_grace": "30s",
+    }
+    done = template(tmp_path, {"settings": settings, "store": {"maxBytes": 8_589_934_592}})
+    assert done.returncode == 0, done.stderr
+    (pod,) = [
+        one["spec"]["template"]["spec"] for one in yaml.safe_load_all(done.stdout) if one["kind"] == "StatefulSet"
+    ]
+    given = {one["name"]: one["value"] for one in pod["containers"][0]["env"] if "value" in one}
+    said = {
+        key: given[f"ANTIPHON_ORCHESTRATOR_{key.replace('.', '_').upper()}"] for key in (*settings, "store_max_bytes")
+    }
+    assert said == {
+        "shards": "64",
+        "payload_limit": "2147483648",
+        "schedule.breaker_share": "0.7",
+        "schedule.weights": "team-a=2,team-b=1",
+        "telemetry.tracing": "true",
+        "api.shutdown_grace": "30s",
+        "store_max_bytes": "8589934592",
+    }
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
+        ({"settings": {"schedule.weights": {"team-a": 2}}}, "schedule.weights: [team-a=2, team-b=1]"),
+        ({"settings": {"api": {"call_burst": 8000}}}, "settings: api is a table"),
         ({"store": {"endpoints": []}}, "endpoints"),
         ({"archive": {"url": "postgresql://antiphon:secret@db/antiphon"}}, "archive"),
         ({"archive": {"url": "sqlite:///archive.db"}}, "archive"),

@@ -15,6 +15,20 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{- /* A setting as text. Helm reads every number as a float, which it writes as 8.6e+09 when it is large. */}}
+{{- define "antiphon.text" -}}
+{{- $key := .key }}
+{{- if kindIs "map" .value }}
+{{- fail (printf "settings: %s is a table; write settings of a section as \"section.key: value\", and pairs as a list, such as schedule.weights: [team-a=2, team-b=1]" $key) }}
+{{- else if kindIs "slice" .value }}
+{{- range $index, $one := .value }}{{ if $index }},{{ end }}{{ include "antiphon.text" (dict "key" $key "value" $one) }}{{ end }}
+{{- else if and (kindIs "float64" .value) (eq .value (floor .value)) }}
+{{- int64 .value }}
+{{- else }}
+{{- toString .value }}
+{{- end }}
+{{- end }}
+
 {{- /* Every setting as a variable: a change of one is a change of the pods, and `check` in a pod shows what holds. */}}
 {{- define "antiphon.environment" -}}
 {{- if and .Values.policies .Values.policyProfile }}{{ fail "policies and policyProfile exclude each other; give one of them" }}{{ end }}
@@ -46,13 +60,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $_ := set $settings "telemetry.metrics_port" "9464" }}
 {{- $_ := set $settings "telemetry.metrics_host" "0.0.0.0" }}
 {{- end }}
-{{- range $key, $value := .Values.settings }}{{ $_ := set $settings $key (kindIs "float64" $value | ternary (int64 $value) $value) }}{{ end }}
+{{- range $key, $value := .Values.settings }}{{ $_ := set $settings $key $value }}{{ end }}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: POD_NAMESPACE
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
 {{- range $key, $value := $settings }}
 - name: ANTIPHON_ORCHESTRATOR_{{ $key | replace "." "_" | upper }}
-  value: {{ $value | toString | quote }}
+  value: {{ include "antiphon.text" (dict "key" $key "value" $value) | quote }}
 {{- end }}
 {{- end }}
