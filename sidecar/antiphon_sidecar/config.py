@@ -6,12 +6,14 @@ connection and knows no identity; whether the certificate allows it is `app.py`'
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from .table import Mistakes, Table
 
@@ -211,6 +213,9 @@ def _agent(table: Table) -> AgentConfig:
         table.mistakes.add(
             table.key("capability"), 'an agent says its capabilities itself; or set adapter = "http" or "exec"'
         )
+    offered = [f"{capability.name}@{capability.version}" for capability in capabilities]
+    for name in sorted({name for name in offered if offered.count(name) > 1}):
+        table.mistakes.add(table.key("capability"), f"{name} is there twice; give each a name or a version of its own")
     if agent.adapter == "exec" and not agent.command:
         table.mistakes.add(table.key("command"), "the exec adapter needs the command to run")
     if agent.adapter == "http" and agent.command:
@@ -249,14 +254,47 @@ def _http(table: Table) -> HttpCall:
         connect_timeout=table.duration("connect_timeout", timedelta(seconds=5)) or timedelta(seconds=5),
         read_timeout=table.duration("read_timeout", timedelta(seconds=60)) or timedelta(seconds=60),
     )
-    if not call.url.startswith(("http://", "https://")):
-        table.mistakes.add(table.key("url"), "give the service's URL, beginning with http:// or https://")
-    for key, template in (("url", call.url), ("body", call.body or "")):
+    templates = (("url", call.url, _mistake_in_url(call.url)), ("body", call.body or "", _mistake_in_body(call)))
+    for key, template, mistake in templates:
         if "${" in PLACE.sub("", template):
             table.mistakes.add(table.key(key), "only ${input} and parts such as ${input.a.b} can stand in a template")
+        elif mistake:
+            table.mistakes.add(table.key(key), mistake)
     if call.output and not call.output.startswith("/"):
         table.mistakes.add(table.key("output"), "give a JSON pointer such as /result")
     return call
+
+
+def _mistake_in_url(template: str) -> str:
+    """What to do about the URL of a service; empty when nothing. It quotes nothing, since a password may be in it."""
+    remedy = "give the service's URL, such as http://127.0.0.1:8080/path, beginning with http:// or https://"
+    try:
+        url = urlsplit(PLACE.sub("1", template))
+        if "@" in url.netloc:
+            return (
+                "leave out user and password, which failures would show; give a header instead: "
+                'headers = { Authorization = "Basic ${env:NAME}" }'
+            )
+        usable = url.scheme in ("http", "https") and url.hostname and url.port != 0  # which is parsed only here
+    except ValueError:
+        return remedy
+    if not usable:
+        return remedy
+    if not (template.isprintable() and (url.path + url.query).isascii()) or " " in template:
+        return "write blanks, and characters that are not ASCII, percent-encoded, such as %20"
+    return ""
+
+
+def _mistake_in_body(call: HttpCall) -> str:
+    """What to do about the body of a request; empty when nothing. Of what is not sent as JSON nothing is known."""
+    media_types = [text for name, text in call.headers.items() if name.lower() == "content-type"]
+    if call.body is None or not all("json" in text for text in media_types):
+        return ""
+    try:
+        json.loads(PLACE.sub('"text"', call.body))
+    except ValueError as error:
+        return f"it is not JSON once a text is filled in: {error}; ${{input.a}} brings its own quotes"
+    return ""
 
 
 def _check(config: Config, mistakes: Mistakes) -> None:

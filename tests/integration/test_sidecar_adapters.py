@@ -46,6 +46,8 @@ class Service(BaseHTTPRequestHandler):
         status, answer = 200, json.dumps({"result": [{"summary": "short"}], "echo": self.path}).encode()
         if self.path.startswith("/status/"):
             status = int(self.path.rsplit("/", 1)[1])
+        elif self.path == "/nothing":
+            status, answer = 204, b""
         elif self.path == "/garbage":
             answer = b'{"result": NaN}'
         elif self.path == "/large":
@@ -125,9 +127,15 @@ async def test_without_templates_the_whole_input_goes_and_the_whole_answer_comes
     assert handler.seen[1][0] == "GET" and handler.seen[1][3] == b""
 
 
+async def test_an_answer_of_nothing_is_null(service: Any) -> None:
+    assert await http(HttpCall(service[0] + "/nothing"), {"a": 1}) is None
+    assert await execute(program("import sys; sys.stdin.read()"), 1) == [None]
+
+
 @pytest.mark.parametrize(
     ("path", "options", "kind"),
     [
+        ("/nothing", {"output": "/result"}, "INVALID_OUTPUT"),
         ("/status/503", {}, "TRANSIENT"),
         ("/status/429", {}, "TRANSIENT"),
         ("/status/404", {}, "PERMANENT"),

@@ -99,6 +99,11 @@ def json_input(assignment: agent_service_pb2.Assignment) -> bytes:
     return payload.inline or b"null"
 
 
+def said(answer: bytes) -> bytes:
+    """A whole answer as JSON text: who says nothing means null."""
+    return answer.strip() or b"null"
+
+
 def parsed(text: bytes) -> Any:
     """An output parsed. Raises `ExecutionFailed` when it is not JSON."""
     try:

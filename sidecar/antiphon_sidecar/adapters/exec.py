@@ -19,7 +19,7 @@ from antiphon.v1 import agent_service_pb2, failure_pb2
 
 from ..config import AgentConfig, CapabilityConfig
 from ..supervise import leashed
-from .base import ExecutionFailed, excerpt, json_input, parsed
+from .base import ExecutionFailed, excerpt, json_input, parsed, said
 
 _STDERR_TAIL = 4_096
 _HELD_OPEN = 0.5
@@ -87,8 +87,9 @@ class ExecAdapter:
                 else f"{self._command[0]} exited with {code}",
                 cause=excerpt(complaint.result()),
             )
-        parsed(answer.result())
-        return answer.result().strip()
+        output = said(answer.result())
+        parsed(output)
+        return output
 
     async def _ask(self, line: bytes) -> bytes:
         program = await self._kept()

@@ -25,7 +25,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 from antiphon.v1 import agent_service_pb2, failure_pb2
 
 from ..config import PLACE, AgentConfig, CapabilityConfig, HttpCall
-from .base import ExecutionFailed, excerpt, json_input, kind_of, parsed
+from .base import ExecutionFailed, excerpt, json_input, kind_of, parsed, said
 
 _TRANSIENT = frozenset((408, 425, 429))
 
@@ -56,7 +56,7 @@ class HttpAdapter:
             body = json_input(assignment) if call.body is None else render_body(call.body, value).encode()
         own = {name.lower() for name in call.headers}
         headers = {name: text for name, text in headers.items() if name.lower() not in own} | dict(call.headers)
-        exchange = _Exchange(self, call, urlsplit(render_url(call.url, value)), headers, body)
+        exchange = _Exchange(self, call, _split(render_url(call.url, value)), headers, body)
         try:
             status, answer = await asyncio.get_running_loop().run_in_executor(self._threads, exchange.run)
         except asyncio.CancelledError:
@@ -191,6 +191,18 @@ def render_url(template: str, value: Any) -> str:
     return PLACE.sub(part, template)
 
 
+def _split(url: str) -> SplitResult:
+    """The parts of a URL, whose port is a number. Raises `ExecutionFailed` when the input has made it none."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  parsed only when it is asked for
+    except ValueError:
+        raise ExecutionFailed(
+            failure_pb2.FAILURE_KIND_INVALID_INPUT, "the input makes no URL of the template"
+        ) from None
+    return parts
+
+
 def _json(value: Any) -> str:
     """JSON in ASCII: a text may hold half a surrogate pair, which can be escaped and has no bytes."""
     return json.dumps(value, separators=(",", ":"))
@@ -223,6 +235,7 @@ def _output(call: HttpCall, status: int, answer: bytes) -> bytes:
         raise ExecutionFailed(
             failure_pb2.FAILURE_KIND_INVALID_OUTPUT, f"{call.url} answered more than {call.max_response} bytes"
         )
+    answer = said(answer)
     value = parsed(answer)
     if not call.output:
         return answer

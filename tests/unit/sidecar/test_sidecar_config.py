@@ -137,6 +137,47 @@ def test_every_mistake_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
         assert any(line.startswith(key) for line in lines), (key, lines)
 
 
+def _http_agent(*lines: str) -> str:
+    return "\n".join(['[[agent]]\nname = "gateway"\nadapter = "http"\n[[agent.capability]]\nname = "text.do"', *lines])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('url = "http://127.0.0.1:port/x"', "give the service's URL"),
+        ('url = "http://127.0.0.1:70000/x"', "give the service's URL"),
+        ('url = "http:///x"', "give the service's URL"),
+        ('url = "http://[::1/x"', "give the service's URL"),
+        ('url = "http://127.0.0.1/a b"', "percent-encoded, such as %20"),
+        ('url = "http://127.0.0.1/caf\u00e9"', "percent-encoded, such as %20"),
+        ('url = "https://bob:s3cret@127.0.0.1/x"', "leave out user and password"),
+        ('url = "https://bob:s3cret@127.0.0.1:port/x"', "leave out user and password"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_being_shown(tmp_path: Path, line: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, _http_agent(line))
+    assert said in str(caught.value) and "url:" in str(caught.value) and "s3cret" not in str(caught.value)
+
+
+def test_a_body_is_json_once_the_input_is_filled_in(tmp_path: Path) -> None:
+    url = 'url = "http://${input.host}:${input.port}/x?q=${input.q}"'
+    quoted = """body = '{"text": "${input.text}"}'"""
+    for body in ("""body = '{"text": ${input.text}, "all": [${input}]}'""", 'body = "${input}"'):
+        assert loaded(tmp_path, _http_agent(url, body))
+    with pytest.raises(ConfigError, match=r"body: it is not JSON once a text is filled in.*brings its own quotes"):
+        loaded(tmp_path, _http_agent(url, quoted))
+    assert loaded(tmp_path, _http_agent(url, quoted, 'headers = { content-type = "text/plain" }'))
+
+
+def test_a_capability_is_there_once(tmp_path: Path) -> None:
+    url = 'url = "http://127.0.0.1/"'
+    another = ("[[agent.capability]]", 'name = "text.do"', url)
+    assert loaded(tmp_path, _http_agent(url, *another, 'version = "2"'))
+    with pytest.raises(ConfigError, match=r"agent\[0\].capability: text.do@1 is there twice"):
+        loaded(tmp_path, _http_agent(url, *another))
+
+
 def test_a_secret_that_no_header_can_hold_is_refused_without_being_shown(tmp_path: Path) -> None:
     text = """
     [[agent]]
