@@ -224,6 +224,8 @@ def test_an_input_that_was_given_is_to_be_taken(tmp_path: Path) -> None:
         (["verify", "--case", "hallo", "--", "true"], "there is no case 'hallo'; use one of: hello"),
         (["verify", "--input", "a.b", "--", "true"], "--input a.b is no pair; write --input CAPABILITY=JSON"),
         (["verify", "--answer", "a.b=no", "--", "true"], "--answer a.b=no: not JSON"),
+        (["verify", "--input", "a.b=NaN", "--", "true"], "--input a.b=NaN: not JSON"),
+        (["verify", "--report", "/no/folder/report.json", "--", "true"], "give --report a file in a folder"),
     ],
 )
 def test_a_command_that_is_written_wrongly_says_what_to_write(words: list[str], said: str) -> None:

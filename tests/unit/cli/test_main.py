@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -102,6 +105,28 @@ def test_an_interruption_is_not_an_error_of_ours(command: Command, monkeypatch: 
 
     monkeypatch.setattr("antiphon.cli.main.app", interrupted)
     assert command("version").code == 130
+
+
+@pytest.mark.parametrize("words", ["version --json", "version", "verify --list"])
+def test_a_reader_that_is_gone_is_no_failure(words: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "antiphon.command", *words.split()]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_file_that_is_no_export_and_a_bundle_that_is_none_are_named(command: Command, tmp_path: Path) -> None:
+    wrong, bundle = tmp_path / "wrong", tmp_path / "bundle.pem"
+    wrong.write_bytes(b"\xff\n")
+    bundle.write_text("-----BEGIN CERTIFICATE-----")
+    shown = command("audit", "verify", str(wrong), "--trust-bundle", str(bundle))
+    assert shown.code == 2 and f"{wrong}:1: is not a line of an export" in shown.err and "audit export" in shown.err
+    shown = command("audit", "verify", str(wrong), "--trust-bundle", str(wrong))
+    assert (
+        shown.code == 2 and shown.err == f"antiphon: {wrong} holds no certificates; give the authority's bundle.pem\n"
+    )
 
 
 def test_problems_say_what_to_do() -> None:

@@ -39,6 +39,13 @@ def test_what_is_not_a_duration_is_refused_with_an_example(text: str) -> None:
     assert "30s" in refused.value.remedy
 
 
+@pytest.mark.parametrize("text", ["36501d", "9" * 30 + "d", "9" * 400 + "ms"])
+def test_a_duration_that_no_clock_can_add_is_refused(text: str) -> None:
+    with pytest.raises(Problem, match="longer than 100 years") as refused:
+        parse_duration(text)
+    assert "36500d" in refused.value.remedy
+
+
 @pytest.mark.parametrize("text", ["classify", "classify[17]", "a_b[1]"])
 def test_tasks_and_members_are_read_as_they_are_spelled(text: str) -> None:
     assert spell_key(parse_task(text)) == text
@@ -74,7 +81,7 @@ def test_a_version_follows_the_name() -> None:
 def test_input_comes_from_the_option_a_file_or_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "input.json"
     file.write_text('{"a": 1}')
-    monkeypatch.setattr("sys.stdin", io.StringIO("[2]"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"[2]")))
     assert read_input(None, "--input") is None
     assert read_input('"x"', "--input") == "x"
     assert read_input(f"@{file}", "--input") == {"a": 1}
@@ -90,6 +97,10 @@ def test_input_that_is_not_json_is_refused_and_says_where(tmp_path: Path) -> Non
         read_input("{", "--data")
     with pytest.raises(FileNotFoundError):
         read_input(f"@{tmp_path / 'absent'}", "--input")
+    for content in (b'"\xff"', b"[" * 100_000, b"NaN", b"1e999", b'"\\ud800"'):
+        file.write_bytes(content)
+        with pytest.raises(Problem, match=r"input\.json is not JSON"):
+            read_input(f"@{file}", "--input")
 
 
 @pytest.mark.parametrize(

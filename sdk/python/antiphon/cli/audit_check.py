@@ -227,20 +227,24 @@ def _checkpoint(path: Path, lines: Iterator[tuple[str, Any]]) -> AuditCheckpoint
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                ((kind, value),) = json.loads(line).items()
+                ((kind, value),) = json.loads(line.decode()).items()
                 message = {"checkpoint": AuditCheckpoint, "record": AuditRecord}[kind]()
                 yield kind, ParseDict(value, message)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ParseError) as error:
-                raise Problem(f"{path}:{number}: is not a line of an export: {error}") from error
+                remedy = "give a file that was written by: antiphon audit export"
+                raise Problem(f"{path}:{number}: is not a line of an export: {error}", remedy) from error
 
 
 def trusted(bundle: Path | None, profile: str | None) -> bytes:
     """The roots that signatures are checked with: a file, or those of the profile. Raises `Problem`."""
     if bundle is not None:
-        return bundle.read_bytes()
+        content = bundle.read_bytes()
+        if b"-----BEGIN CERTIFICATE-----" not in content:
+            raise Problem(f"{bundle} holds no certificates", "give the authority's bundle.pem")
+        return content
     try:
         return load_profile(profile).credentials.read().bundle
     except SetupError as error:

@@ -33,13 +33,21 @@ def main(words: Sequence[str]) -> int:
         output.note("antiphon: interrupted; a run that was submitted goes on, see: antiphon run list")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone, as `head` does: not a failure. What is buffered must not be tried again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _unread()
+    except SystemExit as end:  # nothing else ends a command so: typer makes it of a broken pipe
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        return _unread()
     except Exception as error:  # the last resort: everything else becomes one line, and bugs keep their traceback
         told = describe(error)
         print(told.json() if "--json" in words else output.visible(told.line()), file=sys.stderr)
         return told.exit_code
+
+
+def _unread() -> int:
+    """The reader of our output has gone, as `head` does: not a failure. What is buffered must not be tried again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _wrong_usage(error: TyperException) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -13,12 +13,14 @@ from typing import Any, Protocol
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from .. import _json
 from ..v1.registry_pb2 import AgentState, BreakerState
 from ..v1.run_pb2 import AttemptState, RunState, TaskKey, TaskState
 from .problems import Problem
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST = timedelta(days=36_500)
 _TASK = re.compile(r"([a-zA-Z][a-zA-Z0-9_]{0,62}(?:\.compensate)?)(?:\[(\d{1,7})\])?")
 
 
@@ -27,7 +29,10 @@ def parse_duration(text: str) -> timedelta:
     parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise Problem(f"{text!r} is not a duration", "write for example 30s, 5m or 1h30m")
-    return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in parts))
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if seconds > _LONGEST.total_seconds():
+        raise Problem(f"{text[:80]!r} is longer than 100 years", f"write at most {_LONGEST.days}d")
+    return timedelta(seconds=seconds)
 
 
 def parse_task(text: str) -> TaskKey:
@@ -63,13 +68,15 @@ def read_input(text: str | None, name: str) -> Any:
     if text is None:
         return None
     if text == "-":
-        content, source = sys.stdin.read(), f"{name} from stdin"
+        content, source = sys.stdin.buffer.read(), f"{name} from stdin"
     elif text.startswith("@"):
-        content, source = Path(text[1:]).read_text("utf-8"), text[1:]
+        content, source = Path(text[1:]).read_bytes(), text[1:]
     else:
-        content, source = text, name
+        content, source = os.fsencode(text), name
     try:
-        return json.loads(content)
+        value = _json.loads(content)
+        _json.dumps(value)  # half a surrogate pair, or 1e999, can be read and is not JSON when it is sent
+        return value
     except ValueError as error:
         raise Problem(f"{source} is not JSON: {error}", "write JSON, @FILE, or - for stdin") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from google.protobuf.json_format import MessageToJson
 
+from .. import _json
 from ..cli import output
 from ..cli.problems import FAILED, UNUSABLE, Problem
 
@@ -45,6 +47,14 @@ def run(
         raise Problem(f"there is no case {error}", f"use one of: {', '.join(case.name for case in ALL)}") from None
     if shutil.which(command[0]) is None:
         raise Problem(f"there is no program {command[0]}", "write the command that starts the agent after --")
+    if report_file is not None:
+        try:
+            report_file.open("a").close()  # that it cannot be written is said before minutes of work
+        except OSError as error:
+            raise Problem(
+                f"the report cannot be written: {report_file}: {error.strerror}",
+                "give --report a file in a folder that is there",
+            ) from None
     given: dict[str, tuple[Json, ...]] = {}
     for name, value in (_pair("--input", text) for text in inputs):
         given[name] = (*given.get(name, ()), value)
@@ -72,7 +82,7 @@ def _pair(option: str, text: str) -> tuple[str, Json]:
     name = name.partition("@")[0]
     try:
         if mark and name:
-            return name, json.loads(value)
+            return name, _json.loads(os.fsencode(value))
     except ValueError as error:
         raise Problem(f"{option} {text[:80]}: not JSON: {error}", f"write {option} CAPABILITY=JSON") from None
     raise Problem(f"{option} {text[:80]} is no pair", f"write {option} CAPABILITY=JSON", exit_code=UNUSABLE)
