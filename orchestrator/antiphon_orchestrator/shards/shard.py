@@ -68,7 +68,8 @@ MAX_WAITS = 256
 """Tasks for which a turn looks for a place in vain: they leave no records, by which it is bounded otherwise."""
 
 FIRST_OF_BACKLOG = 16
-"""New runs that a turn takes before its inbox, so that runs which are there never keep them out for ever."""
+"""New runs that a turn takes before its inbox, so that runs which are there never keep them out for ever; they have as
+small a part of its time and bytes, so that they do not keep out what comes of those."""
 
 _SETTLED = frozenset({e.TaskEnded, e.TaskEscalated, e.TaskQuarantined, e.TaskCompleted, e.TaskAgreed, e.ResultReused})
 """Events after which nothing of a task is due, or waited for, any more."""
@@ -158,12 +159,14 @@ class Shard:
         if self._moving.waiting:
             self._moving.go_on(turn, self.runs)
         self._go_on(turn)
-        turn.until, turn.most = max(turn.until, clock()) + MAX_WORK / 2, MAX_BYTES
+        until = max(turn.until, clock()) + MAX_WORK / 2
+        turn.until, turn.most = clock() + MAX_WORK / FIRST_OF_BACKLOG, turn.size + MAX_BYTES // FIRST_OF_BACKLOG
         taken = 0
-        while self.backlog.size and taken < FIRST_OF_BACKLOG and (turn.has_room() or not taken):
+        while self.backlog.size and taken < FIRST_OF_BACKLOG and not turn.full and (turn.has_room() or not taken):
             taken += 1
             self._submit(turn, self.backlog.pop())
-        while self.inbox and taken < MAX_INPUTS and not turn.full and turn.has_room():
+        turn.until, turn.most, first = until, MAX_BYTES, taken
+        while self.inbox and taken < MAX_INPUTS and not turn.full and (turn.has_room() or taken == first):
             item = self.inbox.popleft()
             taken += 1
             self._handlers[type(item)](turn, item)

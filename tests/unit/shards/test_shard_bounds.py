@@ -338,3 +338,21 @@ def test_the_inputs_of_a_fan_out_have_a_limit_together(monkeypatch: pytest.Monke
     assert (right.state, wrong.state) == (TaskState.RUNNING, TaskState.FAILED)
     assert wrong.failure is not None and "take more than" in wrong.failure.message
     assert right.input_bytes == rig.recovered(lambda event: of).run("r1").tasks[0].input_bytes == 300 * len(BIG)
+
+
+def test_new_runs_that_take_long_keep_out_neither_outcomes_nor_cancels() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance(slots=2))
+    rig.tell(rig.submit("old", plan(Node(deadline=2 * SECOND))), rig.submit("other", plan(Node())))
+    seconds = itertools.count(step=0.001)
+    large = plan(Node(members=500, input=BIG, capability="nobody.does@1"))
+    rig.shard.inbox.extend(i.Read("none", lambda run: run, lambda answer: None) for _ in range(MAX_INPUTS))
+    for n in range(40):
+        item = rig.submit(f"new{n}", large)
+        rig.shard.backlog.push(item.event.namespace, (0, item.event.deadline_time), item)
+    rig.shard.inbox.extend([rig.report("old/t0/0/1"), i.Cancel("other", CLIENT, "enough", lambda run: None)])
+    for _ in range(MAX_INPUTS):
+        rig.now += SECOND // 250
+        rig.turn(lambda: next(seconds))
+    assert rig.run("old").state is RunState.SUCCEEDED and rig.run("other").cancel is not None
+    assert len(rig.shard.runs) > 10, "and new runs are taken meanwhile"
