@@ -19,6 +19,7 @@ from .table import Mistakes, Table
 
 PLACE = re.compile(r"\$\{input((?:\.[A-Za-z0-9_-]+)*)\}")
 """A part of the input in a template: `${input}`, `${input.a.0.b}`."""
+_QUOTED = re.compile(f'"{PLACE.pattern}"')
 _MOST_AGENTS = 64
 
 
@@ -287,14 +288,18 @@ def _mistake_in_url(template: str) -> str:
 
 def _mistake_in_body(call: HttpCall) -> str:
     """What to do about the body of a request; empty when nothing. Of what is not sent as JSON nothing is known."""
-    media_types = [text for name, text in call.headers.items() if name.lower() == "content-type"]
-    if call.body is None or not all("json" in text for text in media_types):
+    types = [text.partition(";")[0].strip() for name, text in call.headers.items() if name.lower() == "content-type"]
+    if call.body is None or not all(text == "application/json" or text.endswith("+json") for text in types):
         return ""
-    try:
-        json.loads(PLACE.sub('"text"', call.body))
-    except ValueError as error:
-        return f"it is not JSON once a text is filled in: {error}; ${{input.a}} brings its own quotes"
-    return ""
+    mistake = ""
+    # Within a text a place is right for numbers; one that is all of a text was meant for texts.
+    for value in ('"text"', "1") if not _QUOTED.search(call.body) else ('"text"',):
+        try:
+            json.loads(PLACE.sub(value, call.body))
+            return ""
+        except ValueError as error:
+            mistake = mistake or f"it is not JSON once a text is filled in: {error}; ${{input.a}} brings its own quotes"
+    return mistake
 
 
 def _check(config: Config, mistakes: Mistakes) -> None:

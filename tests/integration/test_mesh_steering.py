@@ -315,3 +315,20 @@ async def test_graphs_that_make_no_sense_are_refused_with_every_mistake(client: 
         "graph.tasks[0].until",
         "graph.tasks[1].wait.moment",
     }
+
+
+async def test_whoever_waits_for_as_many_runs_as_it_may_can_cancel_them_all_the_same() -> None:
+    with Mesh("--api-caller-streams", "3") as mesh:
+        async with mesh.client() as client:
+            graph = Graph("waits")
+            graph.wait("never", signal="never")
+            waiting = [asyncio.create_task(client.submit(graph, wait=True)) for _ in range(3)]
+
+            async def all_wait() -> bool:
+                return len([run async for run in client.list_runs()]) == 3
+
+            await eventually(all_wait)
+            for run in [run async for run in client.list_runs()]:
+                told = await client.cancel(run.run_id)
+                assert told.state == run_pb2.RUN_STATE_CANCELLED
+            assert {run.state for run in await asyncio.gather(*waiting)} == {run_pb2.RUN_STATE_CANCELLED}

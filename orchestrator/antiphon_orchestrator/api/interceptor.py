@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -43,6 +43,7 @@ _PACED = "/antiphon.v1.RunService/SubmitRuns"
 """The stream whose messages cause work without end: 256 submissions each. Each is answered by itself, so its handler
 checks each by itself."""
 _DETAILS = "grpc-status-details-bin"
+_CANCEL = "/antiphon.v1.RunService/CancelRun"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Which of its four behaviours a handler has depends on the method; no static type says so.
 Handler = Any
@@ -239,8 +240,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
                         response = await behaviour(call.message, context)
                     else:
                         assert self._router is not None and who is not None
-                        if _waits(call):
-                            now_waiting()
+                        self._passed_on(call)
                         response = await self._router.unary(
                             method.path, shard, request, who, lambda: behaviour(parse(request), context),
                             context.time_remaining,
@@ -283,6 +283,15 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         call.waits = True
         if place is not None:
             place.give_back()
+
+    def _passed_on(self, call: Call) -> None:
+        """A call goes to another replica, and waits if it is answered when a run ends; what is answered here says so
+        itself. A cancel for which there is no room to wait keeps its place: it would make room."""
+        if getattr(call.message, "wait", False) is True:
+            now_waiting()
+        elif call.path == _CANCEL:
+            with suppress(ApiError):
+                now_waiting()
 
     def _upload(self, method: Method, inner: Handler) -> Callable[[AsyncIterator[bytes], Context], Awaitable[Any]]:
         behaviour = inner.stream_unary
@@ -408,11 +417,6 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._metrics.count_call(call.path if call.method else "unknown", refused.spec.code.name)
         details = refused.to_status().SerializeToString()
         await context.abort(refused.spec.code, str(refused), ((_DETAILS, details),))
-
-
-def _waits(call: Call) -> bool:
-    """Whether a call that is passed on is answered when a run ends; one that is answered here says so itself."""
-    return call.path == "/antiphon.v1.RunService/CancelRun" or getattr(call.message, "wait", False) is True
 
 
 def _call(

@@ -227,8 +227,14 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         shard = self._shard(request.run_id)
         item = i.Cancel(request.run_id, caller().principal, request.reason, _sink(future, views.run_message))
-        now_waiting()
         self._host.put(shard, item)
+        try:
+            now_waiting()
+        except ApiError:
+            # Whoever waits for as many runs as it may can cancel them all the same, and is told how far this one is.
+            future.cancel()
+            self._host.put(shard, i.Leave(request.run_id, b"", item.sink))
+            return api.CancelRunResponse(run=await self._ask(request.run_id, views.run_message))
         message = await self._answered(future, shard, i.Leave(request.run_id, b"", item.sink))
         if message is None:
             message = views.run_message(await self._load(request.run_id))

@@ -408,18 +408,20 @@ class Fleet(Waiting):
         payload: bytes,
         number: int,
         before: Waiter | None,
-    ) -> Refused | Full | None:
-        """What becomes of a task that nobody with a slot may have: it waits for those who may, once they are not busy,
-        broken or stopped any more, and for limits. Only when there are neither, it fails."""
+    ) -> Placement | Refused | Full | None:
+        """What becomes of a task that nobody of those looked at may have: one that was passed over gets it, or it waits
+        for those who may have it, once they are not busy, broken or stopped any more, and for limits. Only when there
+        are neither, it fails."""
         requirement = Requirement.parse(need.capability)
         candidates = [
             offered
             for offered in self._by_capability.get((need.namespace, requirement.name), ())
             if requirement.matches(offered.version) and self._unsuited(offered, need) is None
         ]
-        for looked_at, offered in enumerate([offered for offered in candidates if offered not in full.refused]):
-            if full.counters and looked_at >= FEW:
-                break  # who waits for a limit need not know all
+        others = [offered for offered in candidates if offered not in full.refused]
+        if full.counters and len(others) > FEW:  # who waits for a limit need not know all, but those who do least
+            others = heapq.nsmallest(FEW, others, key=lambda offered: offered.instance.in_use)
+        for offered in others:
             result = self._decide(offered, need, principal, principal_kind, payload, number)
             reason: LimitCounter | Decision | Refused | None = None
             if isinstance(result, Permit):
@@ -430,6 +432,10 @@ class Fleet(Waiting):
                     reason = reduced if isinstance(reduced, Refused) else None
             else:
                 reason = result
+            if reason is None and self._unfit(offered, need, requirement) is None and offered.instance.free > 0:
+                return self._first(
+                    candidates, [offered], need, principal, principal_kind, payload, number, before, full=full
+                )
             if reason is None:
                 full.wait_for(candidates)
                 break

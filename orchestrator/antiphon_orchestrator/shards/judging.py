@@ -20,12 +20,18 @@ def judge_output(fleet: Fleet, run: Run, principal_kind: str, task: Task, outcom
 
 def judge_answer(fleet: Fleet, run: Run, principal_kind: str, task: Task, output: bytes) -> Outcome:
     """The same of what a person gives in place of an output. One of a task that nobody was asked to do has the schema
-    of no version; one of a sub-run, which no capability answers for, carries its labels and is not asked about."""
+    of no version; one of a sub-run, which no capability answers for, carries its labels and is not asked about. In
+    place of a fan-out, loop or quorum it may be made of whatever its members got and answered."""
     attempts = [attempt for asked in (task, *task.members) for attempt in asked.attempts]
+    given = task.input
+    for member in task.members:
+        for one in (member.input, member.output or b""):
+            if not fleet.labels(one) <= fleet.labels(given):
+                given = payloads.inherit_labels(one, given)
     if task.plan.graph is not None and not attempts:
-        return Outcome(AttemptState.SUCCEEDED, payloads.inherit_labels(task.input, output))
+        return Outcome(AttemptState.SUCCEEDED, payloads.inherit_labels(given, output))
     label = attempts[-1].placement.capability if attempts else task.plan.capability
-    return _judge(fleet, run, principal_kind, label, task.input, output, 0)
+    return _judge(fleet, run, principal_kind, label, given, output, 0)
 
 
 def _judge(fleet: Fleet, run: Run, principal_kind: str, label: str, given: bytes, output: bytes, busy: int) -> Outcome:

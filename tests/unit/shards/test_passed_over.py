@@ -215,3 +215,14 @@ def test_a_breaker_that_is_tried_is_explained() -> None:
     assert (world.agent("r0"), world.agent("r1")) == ("a", "READY")
     assert world.reasons("r1") == {"breaker": 1}
     assert "s/i/a gets nothing for now: 10 of its last 10" in world.explain("r1").summary
+
+
+@pytest.mark.parametrize("busy", [15, 16, 17, 40])
+def test_an_idle_agent_is_found_however_many_others_are_at_their_limits(busy: int) -> None:
+    world = World(QUOTA)
+    for n in range(busy):
+        world.attach(f"a{n}", slots=10)
+    world.go(*(f"r{n}" for n in range(busy)))
+    world.attach("idle", slots=10)
+    world.go("late")
+    assert world.agent("late") == "idle"

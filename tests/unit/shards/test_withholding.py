@@ -233,3 +233,21 @@ async def test_an_answer_to_a_task_that_nobody_took_has_its_labels_and_is_releas
     assert "redacted" in answers[0].withheld
     again = one.recovered(lambda submitted: compile_graph(graph).plan).run("r").tasks[0]
     assert (again.output, again.released) == (task.output, task.released)
+
+
+async def test_an_answer_in_place_of_a_quorum_or_a_loop_has_the_labels_of_what_its_members_got() -> None:
+    one = rig(clearance=["pii"])
+    graph = Graph(name="g")
+    quorum = graph_pb2.Quorum(agree=2, of=2)
+    escalate = graph_pb2.ON_FAILURE_ESCALATE
+    graph.tasks.add(id="vote", capability="text.work@1", input='"${input}"', quorum=quorum, on_failure=escalate)
+    one.tell(one.submit("r", compile_graph(graph).plan, input=message({"name": "Ada"}, name="pii")))
+    one.now += 600 * SECOND
+    one.tell()
+    assert one.run("r").tasks[0].state.name == "ESCALATED"
+    request = run_service_pb2.ResolveTaskRequest(run_id="r", key={"task_id": "vote"}, output={"inline": b"5"})
+    blobs: Any = None
+    wish = await steering.resolve(request, CLIENT, "demo", blobs, one.fleet)
+    one.tell(i.Steer("r", CLIENT, "resolve", "", {}, wish, lambda answer: None))
+    made = payload_pb2.Payload.FromString(one.run("r").tasks[0].output or b"")
+    assert [label.key for label in made.labels] == ["pii"]

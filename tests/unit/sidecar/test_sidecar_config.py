@@ -163,8 +163,15 @@ def test_a_url_that_cannot_be_used_is_refused_without_being_shown(tmp_path: Path
 def test_a_body_is_json_once_the_input_is_filled_in(tmp_path: Path) -> None:
     url = 'url = "http://${input.host}:${input.port}/x?q=${input.q}"'
     quoted = """body = '{"text": "${input.text}"}'"""
-    for body in ("""body = '{"text": ${input.text}, "all": [${input}]}'""", 'body = "${input}"'):
+    right = (
+        """body = '{"text": ${input.text}, "all": [${input}]}'""",
+        'body = "${input}"',
+        """body = '{"path": "/items/${input.id}", "by": {"${input.id} times": ${input.n}}}'""",
+    )
+    for body in right:
         assert loaded(tmp_path, _http_agent(url, body))
+    lines = """body = '{"index": {}}\\n{"doc": ${input.doc}}'"""
+    assert loaded(tmp_path, _http_agent(url, lines, 'headers = { content-type = "application/x-ndjson" }'))
     with pytest.raises(ConfigError, match=r"body: it is not JSON once a text is filled in.*brings its own quotes"):
         loaded(tmp_path, _http_agent(url, quoted))
     assert loaded(tmp_path, _http_agent(url, quoted, 'headers = { content-type = "text/plain" }'))
