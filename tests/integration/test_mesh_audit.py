@@ -345,7 +345,7 @@ async def test_an_export_is_verified_without_the_service_and_a_forged_checkpoint
     assert books.antiphon("audit", "verify", str(export))[0] == 2
 
 
-async def test_an_export_of_which_age_took_the_beginning_meanwhile_is_whole_by_its_second_checkpoint(
+async def test_an_export_of_which_age_took_the_beginning_meanwhile_says_so_by_its_second_checkpoint(
     books: Books,
 ) -> None:
     _, before = books.antiphon("audit", "export")
@@ -373,6 +373,7 @@ async def test_an_export_of_which_age_took_the_beginning_meanwhile_is_whole_by_i
         line for line in lines if line.get("record", {}).get("chain") == chain and int(line["record"]["seq"]) <= last
     ]
     left = [line for line in lines if line not in gone]
+    (begins, *_) = [place for place, line in enumerate(left) if line.get("record", {}).get("chain") == chain]
     export = books.mesh.folder / "export.jsonl"
 
     def findings(*exported: dict[str, Any]) -> list[tuple[str, str, int]]:
@@ -381,9 +382,14 @@ async def test_an_export_of_which_age_took_the_beginning_meanwhile_is_whole_by_i
 
     assert gone and findings(*lines) == []
     assert [(kind, name) for kind, name, _ in findings(*left)] == [(Tampering.DELETED, chain)]
-    assert findings(*left, later) == []
+    assert findings(*left, later) == [(Tampering.DELETED, chain, 1)]
+    assert findings(*left[:begins], later, *left[begins:]) == []
+    _, said = books.antiphon("audit", "verify", str(export))
+    assert f"{chain}: {last} records, 1 to {last}, were removed by age between 20" in said
+    assert f"whole but for {last} records removed by age: " in said
     later["checkpoint"]["signature"] = lines[0]["checkpoint"]["signature"]
-    assert [kind for kind, _, _ in findings(*left, later)] == [Tampering.FORGED]
+    found = findings(*left[:begins], later, *left[begins:])
+    assert [kind for kind, _, _ in found] == [Tampering.FORGED, Tampering.DELETED]
     export.write_text("\n".join(map(json.dumps, [*lines, *lines])))
     assert books.antiphon("audit", "verify", str(export))[0] == 2
 

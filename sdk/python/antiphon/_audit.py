@@ -97,14 +97,29 @@ class ChainVerifier:
         self._expected = head.first_seq
         self._before = self._hash = head.first_prev_hash
         self._known = True
+        self._begun = False
         # First and last number of what has not come (yet), in order.
         self._gaps: list[tuple[int, int]] = []
-        # The first records behind gaps, by number.
-        self._behind: dict[int, AuditRecord] = {}
         self._findings: list[AuditFinding] = []
+        self.removed: tuple[int, int] | None = None
+        """First and last number of what was removed by age since `head`, by the word of later checkpoints."""
+
+    def begin_later(self, later: AuditHead) -> bool:
+        """Takes the word of a checkpoint that was made since: what age has removed is not expected, and the rest
+        follows from it. False, and without effect, where it removes nothing, and once a record is here: age leaves no
+        gaps."""
+        head = self._head
+        if self._begun or later.first_seq <= self._expected or self._expected > head.last_seq:
+            return False
+        self._expected = min(later.first_seq, head.last_seq + 1)
+        self.removed = head.first_seq, self._expected - 1
+        # A chain that begins even later has nothing left to follow from anything.
+        self._before = self._hash = later.first_prev_hash if later.first_seq == self._expected else head.last_hash
+        return True
 
     def take(self, record: AuditRecord) -> None:
         """Looks at the next record."""
+        self._begun = True
         if record.chain != self._head.chain:
             self._found(Tampering.INSERTED, record.seq, f"a record of chain {record.chain!r} stands here")
         elif record.seq > self._head.last_seq:
@@ -115,8 +130,6 @@ class ChainVerifier:
             if record.seq > self._expected:
                 self._gaps.append((self._expected, record.seq - 1))
                 self._known = False
-                if len(self._behind) < _MOST:
-                    self._behind[record.seq] = record
             self._check(record)
             self._before, self._hash, self._known = self._hash, record.hash, True
             self._expected = record.seq + 1
@@ -164,38 +177,19 @@ class ChainVerifier:
         except ValueError:
             return False
 
-    @property
-    def missing(self) -> bool:
-        """Whether records are missing, of those that have come and up to the end."""
-        return bool(self._gaps) or self._expected <= self._head.last_seq
-
-    def end(self, later: AuditHead | None = None) -> list[AuditFinding]:
-        """All findings, once every record was taken. `later`: the head as a checkpoint said that was made when records
-        were missing; those before its first one were removed by age while the others were read."""
+    def end(self) -> list[AuditFinding]:
+        """All findings, once every record was taken."""
         head = self._head
-        gaps = [gap for gap in self._gaps if later is None or not self._removed(gap[1], later)]
-        for first, last in gaps[:_MOST]:
+        for first, last in self._gaps[:_MOST]:
             text = "it is missing" if first == last else f"it and all up to {last} are missing"
             self._found(Tampering.DELETED, first, text)
         if self._expected <= head.last_seq:
-            if later is not None and self._removed(head.last_seq, later):
-                return self._findings
             count = head.last_seq - self._expected + 1
             text = f"the last {count} of {head.last_seq} records are missing"
             self._found(Tampering.TRUNCATED, self._expected, text)
         elif self._hash != head.last_hash and not self._findings:
             self._found(Tampering.REWRITTEN, head.last_seq, "its hash is not that of the checkpoint")
         return self._findings
-
-    def _removed(self, last: int, later: AuditHead) -> bool:
-        """Whether a chain that begins where `later` says was trimmed of what is missing up to a record. What was read
-        behind it leads to the hash of the checkpoint, and must follow from what was trimmed."""
-        if later.first_seq != last + 1:
-            return later.first_seq > last
-        if last == self._head.last_seq:
-            return later.first_prev_hash == self._head.last_hash
-        behind = self._behind.get(last + 1)
-        return behind is not None and self._follows(behind, later.first_prev_hash)
 
     def _found(self, kind: Tampering, seq: int, message: str) -> None:
         if len(self._findings) < _MOST:
@@ -209,13 +203,18 @@ def _edited(finding: AuditFinding, seq: int) -> bool:
 def verify_audit(records: Iterable[AuditRecord], head: AuditHead, later: AuditHead | None = None) -> list[AuditFinding]:
     """Everything that is wrong with the records of one chain; nothing when they are what was written.
 
-    `head` is that of a checkpoint made before they were read. Where the first of them are missing, they may have been
-    removed by age meanwhile: `later`, the head of a checkpoint made after that, tells.
+    `head` is that of a checkpoint made before they were read, `later` that of one which the service made after that:
+    what age has removed by then is not looked at, and all from `later.first_seq` on must be there. Give no other one:
+    what it says was removed is not missed.
     """
     verifier = ChainVerifier(head)
+    first = 0
+    if later is not None and verifier.begin_later(later):
+        first = later.first_seq
     for record in records:
-        verifier.take(record)
-    return verifier.end(later)
+        if record.seq >= first:
+            verifier.take(record)
+    return verifier.end()
 
 
 def compare_checkpoints(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Self
 
 import pytest
 from antiphon import AuditFinding, Tampering, verify_audit
+from antiphon._audit import content_of
 from antiphon.store.v1 import records_pb2
 from antiphon.v1.audit_pb2 import AuditHead, AuditRecord
 from antiphon_orchestrator.archive import ArchiveUnavailable, AuditPage
@@ -227,10 +229,13 @@ async def test_what_age_removes_while_a_chain_is_read_is_told_from_what_somebody
     assert verify_audit(left, head, later) == []
     assert verify_audit([*all_of_them[:100], *left], head, later) == [], "the first were read before they went"
     one_more = verify_audit(left[1:], head, later)
-    assert [(found.kind, found.seq) for found in one_more] == [(Tampering.DELETED, 1)]
+    assert [(found.kind, found.seq) for found in one_more] == [(Tampering.DELETED, BATCH + 1)]
     assert [found.seq for found in verify_audit([*left[:50], *left[60:]], head, later)] == [BATCH + 51]
     said_otherwise = AuditHead(chain=NAME, first_seq=later.first_seq, first_prev_hash=START)
-    assert [found.kind for found in verify_audit(left, head, said_otherwise)] == [Tampering.DELETED]
+    assert [found.kind for found in verify_audit(left, head, said_otherwise)] == [Tampering.EDITED]
+    left[0].reason = "another"
+    left[0].digest = hashlib.sha256(content_of(left[0])).hexdigest()
+    assert [(found.kind, found.seq) for found in verify_audit(left, head, later)] == [(Tampering.EDITED, BATCH + 1)]
     world.clock.time += 40 * DAY
     await world.write(BATCH)
     await world.mover.look()

@@ -134,9 +134,16 @@ def export(profile: ProfileName = None) -> None:
 def _show(report: Report) -> None:
     for finding in report.findings:
         output.show(str(finding))
+    for removed in report.removed.values():
+        between = f"between {spell_moment(removed.after)} and {spell_moment(removed.before)}"
+        numbers = f"{removed.count} records, {removed.first_seq} to {removed.last_seq}"
+        output.show(f"{removed.chain}: {numbers}, were removed by age {between}")
+    gone = sum(removed.count for removed in report.removed.values())
     runs = f", {report.runs} ended runs" if report.runs else ""
     count = len(report.findings)
     said = f"{count} finding{'s' if count > 1 else ''}" if count else "whole"
+    if gone:
+        said += f", and {gone} records removed by age" if count else f" but for {gone} records removed by age"
     output.show(f"{said}: {report.records} records in {len(report.checkpoint.heads)} chains{runs}")
     if report.signed_by:
         output.note(f"The checkpoint of {spell_moment(report.checkpoint.time)} is signed by {report.signed_by}.")

@@ -11,11 +11,12 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from .. import Client
 from .._audit import (
@@ -29,11 +30,31 @@ from .._credentials import load_profile
 from .._errors import SetupError
 from ..v1.audit_pb2 import AuditCheckpoint, AuditRecord, RunDigest
 from . import output
-from .problems import Problem
+from .problems import FAILED, Problem
 
 _RUNS = 100
 _TRIES = 10
 _PAUSE = 0.5
+
+EXPORT = timedelta(hours=1)
+"""From the first checkpoint of an export to its last, at most: one that was made later is none of it. Any operator can
+ask for one at any time, and by a late one all would have been removed by age."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Records of a chain that were removed by age between two checkpoints, by the word of the second."""
+
+    chain: str
+    first_seq: int
+    last_seq: int
+    after: Timestamp
+    before: Timestamp
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return self.last_seq - self.first_seq + 1
 
 
 @dataclass
@@ -45,6 +66,8 @@ class Report:
     records: int = 0
     runs: int = 0
     findings: list[AuditFinding] = field(default_factory=list)
+    removed: dict[str, Removed] = field(default_factory=dict)
+    """What was removed by age while the records were read, by chain."""
 
 
 class Chains:
@@ -62,7 +85,7 @@ class Chains:
         self._places = {(head.chain, head.last_seq) for head in former.heads} if former is not None else set()
         self._hashes: dict[tuple[str, int], str] = {}
 
-    def _check_signature(self, checkpoint: AuditCheckpoint, bundle: bytes) -> None:
+    def _check_signature(self, checkpoint: AuditCheckpoint, bundle: bytes) -> bool:
         from antiphon_certs import Kind, StatementError, verify_statement
 
         chain, moment = checkpoint.certificates.encode(), checkpoint.time.ToDatetime(UTC)
@@ -73,9 +96,24 @@ class Chains:
         except StatementError as error:
             text = f"the checkpoint of {moment:%Y-%m-%d %H:%M:%S} UTC does not hold: {error}"
             self.report.findings.append(AuditFinding(Tampering.FORGED, "checkpoint", 0, text))
-            return
+            return False
         if checkpoint is self.report.checkpoint:
             self.report.signed_by = who.uri
+        return True
+
+    def begin_later(self, later: AuditCheckpoint) -> bool:
+        """Takes the word of a checkpoint that was made since, on chains of which no record is here yet; whether it says
+        anything. One that is not signed as it must be is a finding."""
+        if not self._check_signature(later, self._bundle):
+            return True
+        moved = False
+        for head in later.heads:
+            verifier = self._verifiers.get(head.chain)
+            if verifier is not None and verifier.begin_later(head) and verifier.removed is not None:
+                times = self.report.checkpoint.time, later.time
+                self.report.removed[head.chain] = Removed(head.chain, *verifier.removed, *times)
+                moved = True
+        return moved
 
     def take(self, record: AuditRecord) -> None:
         """The next record of its chain."""
@@ -90,18 +128,10 @@ class Chains:
             self._hashes[record.chain, record.seq] = record.hash
         self.runs.take(record)
 
-    @property
-    def missing(self) -> bool:
-        """Whether records are missing; a checkpoint that is made now tells whether they were removed by age."""
-        return any(verifier.missing for verifier in self._verifiers.values())
-
-    def end(self, later: AuditCheckpoint | None) -> Report:
-        """The report, once every record was taken. `later`: a checkpoint that was made when some were missing."""
-        if later is not None:
-            self._check_signature(later, self._bundle)
-        heads = {head.chain: head for head in later.heads} if later is not None else {}
-        for chain, verifier in self._verifiers.items():
-            self.report.findings += verifier.end(heads.get(chain))
+    def end(self) -> Report:
+        """The report, once every record was taken."""
+        for verifier in self._verifiers.values():
+            self.report.findings += verifier.end()
         if self._former is not None:
             self.report.findings += compare_checkpoints(self._former, self.report.checkpoint, self._hashes)
         return self.report
@@ -133,37 +163,67 @@ async def verify_online(client: Client, former: AuditCheckpoint | None, bundle: 
     """Verifies everything that the service has now, and the histories of ended runs."""
     checkpoint = await client.get_audit_checkpoint()
     chains = Chains(checkpoint, former, bundle)
-    async for record in all_records(client, checkpoint):
-        chains.take(record)
+    async for message in read(client, checkpoint):
+        if isinstance(message, AuditCheckpoint):
+            chains.begin_later(message)
+            continue
+        chains.take(message)
         if with_runs and len(chains.runs.ended) >= _RUNS:
             await _compare_runs(client, chains)
     if with_runs:
         await _compare_runs(client, chains)
-    return chains.end(await client.get_audit_checkpoint() if chains.missing else None)
-
-
-async def all_records(client: Client, checkpoint: AuditCheckpoint) -> AsyncIterator[AuditRecord]:
-    """Every record up to the checkpoint, chain by chain; what the caller may not read is hidden."""
-    for head in checkpoint.heads:
-        async for record in client.list_audit_records(head.chain, complete=True, page_size=500):
-            if record.seq > head.last_seq:
-                break  # it was written since
-            yield record
+    return chains.end()
 
 
 async def exported(client: Client) -> AsyncIterator[AuditCheckpoint | AuditRecord]:
-    """A checkpoint and every record up to it; where some are missing, another checkpoint behind them, which tells
-    whether they were removed by age while the others were read."""
+    """A checkpoint and what `read` gives. Raises `Problem` where a file of it could not be verified."""
     checkpoint = await client.get_audit_checkpoint()
     yield checkpoint
-    expected = {head.chain: head.first_seq for head in checkpoint.heads}
-    missing = False
-    async for record in all_records(client, checkpoint):
-        missing |= record.seq != expected.get(record.chain)
-        expected[record.chain] = record.seq + 1
-        yield record
-    if missing or any(expected[head.chain] <= head.last_seq for head in checkpoint.heads):
-        yield await client.get_audit_checkpoint()
+    async for message in read(client, checkpoint):
+        if isinstance(message, AuditCheckpoint) and _too_late(checkpoint.time, message):
+            text = f"age removed records more than {EXPORT} after the export began, which no file proves"
+            raise Problem(text, "run the command again", exit_code=FAILED)
+        yield message
+
+
+async def read(client: Client, checkpoint: AuditCheckpoint) -> AsyncIterator[AuditCheckpoint | AuditRecord]:
+    """Every record up to a checkpoint, chain by chain; what the caller may not read is hidden.
+
+    Before a chain whose first records were removed by age meanwhile stands another checkpoint, which says where it
+    begins now. Raises `Problem` when age overtook the reading, or took the whole of a chain: what is left then follows
+    from nothing that was read.
+    """
+    firsts = _firsts(checkpoint)
+    for head in checkpoint.heads:
+        chain, reached, lost = head.chain, head.first_seq - 1, 0
+        begun = False
+        async for record in client.list_audit_records(chain, complete=True, page_size=500):
+            if record.seq > head.last_seq:
+                break  # it was written since
+            if not begun and record.seq > firsts[chain]:
+                later = await client.get_audit_checkpoint()
+                if _firsts(later)[chain] > firsts[chain]:
+                    yield later
+                    firsts = _firsts(later)
+            if not begun and record.seq < firsts[chain]:
+                continue  # it was removed since
+            if begun and record.seq > reached + 1:
+                lost = lost or record.seq - 1
+            begun, reached = True, max(reached, record.seq)
+            yield record
+        if reached < head.last_seq:
+            lost = lost or head.last_seq
+        if lost and _firsts(await client.get_audit_checkpoint())[chain] > lost:
+            text = f"age removed records up to {lost} of chain {chain} while they were read"
+            raise Problem(text, "run the command again", exit_code=FAILED)
+
+
+def _firsts(checkpoint: AuditCheckpoint) -> dict[str, int]:
+    return {head.chain: head.first_seq for head in checkpoint.heads}
+
+
+def _too_late(began: Timestamp, checkpoint: AuditCheckpoint) -> bool:
+    return checkpoint.time.ToDatetime() - began.ToDatetime() > EXPORT
 
 
 async def _compare_runs(client: Client, chains: Chains) -> None:
@@ -202,15 +262,21 @@ def verify_file(path: Path, former: AuditCheckpoint | None, bundle: bytes) -> Re
     lines = _lines(path)
     checkpoint = _checkpoint(path, lines)
     chains = Chains(checkpoint, former, bundle)
-    later: AuditCheckpoint | None = None
+    of_another = False
     for kind, message in lines:
-        if later is not None:
-            raise Problem(f"{path} goes on behind a second checkpoint; verify each export for itself")
-        if kind == "record":
-            chains.take(message)
+        if kind == "checkpoint":
+            of_another |= _too_late(checkpoint.time, message) or not chains.begin_later(message)
+        elif of_another:
+            raise Problem(f"{path} goes on behind the checkpoint of another export; verify each for itself")
         else:
-            later = message
-    return chains.end(later)
+            chains.take(message)
+    report = chains.end()
+    last = {head.chain: head.last_seq for head in checkpoint.heads}
+    for removed in report.removed.values():
+        if removed.last_seq == last[removed.chain]:
+            text = f"all {removed.count} records are missing; a later checkpoint says by age, which no file proves"
+            report.findings.append(AuditFinding(Tampering.TRUNCATED, removed.chain, removed.first_seq, text))
+    return report
 
 
 def read_checkpoint(path: Path) -> AuditCheckpoint:
@@ -260,6 +326,17 @@ def shown(report: Report) -> dict[str, Any]:
         "signed_by": report.signed_by,
         "records": report.records,
         "runs": report.runs,
+        "removed_by_age": [
+            {
+                "chain": removed.chain,
+                "first_seq": removed.first_seq,
+                "last_seq": removed.last_seq,
+                "count": removed.count,
+                "after": removed.after.ToJsonString(),
+                "before": removed.before.ToJsonString(),
+            }
+            for removed in report.removed.values()
+        ],
         "heads": heads,
         "findings": [
             {"kind": found.kind, "chain": found.chain, "seq": found.seq, "message": found.message}
