@@ -13,9 +13,9 @@ from antiphon.cli import output
 from rich.text import Text
 from rich.tree import Tree
 
-HOSTILE = "all\x1b[1A\x1b[2K fine \x1b]0;mine\x07 \x9b2J\x7f ok"
+HOSTILE = "all\x1b[1A\x1b[2K fine \x1b]0;mine\x07 \x9b2J\x7f ok \ud83d"
 HARMLESS = "all\ufffd[1A\ufffd[2K fine \ufffd]0;mine"
-CONTROLS = {chr(number) for number in (*range(32), *range(127, 160))} - {"\n"}
+CONTROLS = {chr(number) for number in (*range(32), *range(127, 160), *range(0xD800, 0xE000))} - {"\n"}
 
 
 def test_no_form_of_text_controls_whoever_reads_the_pipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +44,7 @@ def test_on_a_terminal_only_colours_are_left() -> None:
         "from rich.text import Text\n"
         f"text = {HOSTILE!r}\n"
         "output.show(Text(text, 'red'))\n"
-        "output.show_content(text.encode())\n"
+        "output.show_content(text.encode('utf-8', 'replace'))\n"
     )
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}

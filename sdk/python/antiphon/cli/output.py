@@ -1,7 +1,7 @@
 """Writing: data to stdout, everything about it to stderr; colour only on a terminal and never with NO_COLOR.
 
-What is shown may come from an agent, so no character of it controls the terminal: in text it becomes �, and JSON
-escapes it.
+What is shown may come from an agent, so no character of it controls the terminal, and half a surrogate pair, which has
+no bytes, does not keep the rest from being shown: in text each becomes �, and JSON escapes it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ _STYLES = {
 
 
 _CONTROLS = [number for number in (*range(32), *range(127, 160)) if chr(number) not in "\n\t"]
-_VISIBLE = dict.fromkeys(_CONTROLS, "\ufffd")
-_ESCAPED = {number: f"\\u{number:04x}" for number in _CONTROLS}
+_HALVES = range(0xD800, 0xE000)
+_VISIBLE = dict.fromkeys((*_CONTROLS, *_HALVES), "\ufffd")
+_ESCAPED = {number: f"\\u{number:04x}" for number in (*_CONTROLS, *_HALVES)}
 
 
 class _Console(Console):
@@ -89,7 +90,7 @@ def note(text: str) -> None:
 
 
 def visible(text: str) -> str:
-    """The text, with each character that could control a terminal as �."""
+    """The text, with each character that could control a terminal, or has no bytes, as �."""
     return text.translate(_VISIBLE)
 
 
