@@ -216,6 +216,36 @@ def test_an_input_that_was_given_is_to_be_taken(tmp_path: Path) -> None:
     assert unfit.returncode == 1 and "an --input that the schema of secrets.tell refuses: the value: 7" in unfit.stdout
 
 
+def test_an_input_is_for_the_version_it_names_or_for_those_that_take_it(tmp_path: Path) -> None:
+    program = tmp_path / "agent.py"
+    program.write_text(
+        "from antiphon import Agent, InvalidInput\n"
+        "agent = Agent('secrets')\n"
+        "@agent.capability('secrets.tell@1')\n"
+        "async def one(word: str) -> str:\n"
+        "    if word != 'sesame':\n"
+        "        raise InvalidInput('not the word')\n"
+        "    return 'hello'\n"
+        "@agent.capability('secrets.tell@2')\n"
+        "async def two(words: list[str]) -> str:\n"
+        "    return await one(' '.join(words))\n"
+        "agent.run()\n"
+    )
+
+    def given(*inputs: str) -> subprocess.CompletedProcess[str]:
+        options = [word for text in inputs for word in ("--input", f"secrets.tell{text}")]
+        return run("verify", "--case", "valid-input", *options, "--", sys.executable, str(program))
+
+    assert given('@1="sesame"', '@2=["sesame"]').returncode == 0
+    assert given('="sesame"', '=["sesame"]').returncode == 0
+    other = given('@2="sesame"')
+    assert other.returncode == 1 and 'the schema of secrets.tell@2 refuses: the value: "sesame"' in other.stdout
+    neither = given("=7")
+    assert neither.returncode == 1 and "an --input that the schema of secrets.tell refuses" in neither.stdout
+    nowhere = given('@3="sesame"')
+    assert nowhere.returncode == 1 and "an --input for secrets.tell@3, which the agent does not offer" in nowhere.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -23,7 +23,9 @@ def verify(
     given: Annotated[
         list[str] | None,
         typer.Option(
-            "--input", help="An input that the agent can work with; may be repeated.", metavar="CAPABILITY=JSON"
+            "--input",
+            help="An input that the agent can work with, for one version with @VERSION; may be repeated.",
+            metavar="CAPABILITY[@VERSION]=JSON",
         ),
     ] = None,
     answer: Annotated[

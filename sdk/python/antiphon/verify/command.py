@@ -58,7 +58,9 @@ def run(
     given: dict[str, tuple[Json, ...]] = {}
     for name, value in (_pair("--input", text) for text in inputs):
         given[name] = (*given.get(name, ()), value)
-    answered = {name: json.dumps(value) for name, value in (_pair("--answer", text) for text in answers)}
+    answered = {
+        name.partition("@")[0]: json.dumps(value) for name, value in (_pair("--answer", text) for text in answers)
+    }
     stage = Stage(command, patience=patience, boot=boot, answers=answered)
     play = Play(stage, secrets.randbelow(1 << 31) if seed is None else seed, given)
     console = output.silent() if as_json else output.data()
@@ -79,7 +81,6 @@ def list_cases() -> None:
 
 def _pair(option: str, text: str) -> tuple[str, Json]:
     name, mark, value = text.partition("=")
-    name = name.partition("@")[0]
     try:
         if mark and name:
             return name, _json.loads(os.fsencode(value))

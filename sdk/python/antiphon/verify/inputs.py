@@ -90,7 +90,7 @@ def _refuse(uri: str) -> Json:
 
 
 class Inputs:
-    """Inputs for one schema. The same seed makes the same ones; `given` are valid values somebody knows."""
+    """Inputs for one schema. The same seed makes the same ones; of `given` the valid ones are known."""
 
     def __init__(self, schema: Schema, seed: int, given: tuple[Json, ...] = ()) -> None:
         self._schema = schema

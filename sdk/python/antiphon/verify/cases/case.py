@@ -36,7 +36,8 @@ class Offered:
 
 @dataclass
 class Play:
-    """What cases have: the stage, and what the agent offers. `given` are valid inputs by capability name."""
+    """What cases have: the stage, and what the agent offers. `given` are valid inputs by capability name, for the
+    versions that take them, or by name@version."""
 
     stage: Stage
     seed: int
@@ -44,20 +45,30 @@ class Play:
 
     @cached_property
     def offered(self) -> tuple[Offered, ...]:
-        """Everything the agent offers. Raises `Unplayable` when it has said no hello, a schema is none, or one refuses
-        a given input."""
+        """Everything the agent offers. Raises `Unplayable` when it has said no hello, a schema is none, or a given
+        input is for nothing of it."""
         try:
-            return tuple(map(self._offered, self.stage.description.capabilities))
+            offered = tuple(map(self._offered, self.stage.description.capabilities))
         except BadSchema as error:
             raise Unplayable(f"a schema is not JSON Schema: {first_line(error)}") from None
+        for name, values in self.given.items():
+            of_name = [one for one in offered if name in (one.capability.name, one.name)]
+            if not of_name:
+                raise Unplayable(f"an --input for {name}, which the agent does not offer")
+            for value in values:
+                complaints = [one.input.complaint(value) for one in of_name]
+                if all(complaints):
+                    raise Unplayable(f"an --input that the schema of {name} refuses: {complaints[0][:300]}")
+        return offered
 
     def _offered(self, capability: capability_pb2.Capability) -> Offered:
         schema = Schema(capability.input_schema)
-        given = self.given.get(capability.name, ())
-        for complaint in filter(None, map(schema.complaint, given)):
-            raise Unplayable(f"an --input that the schema of {capability.name} refuses: {complaint[:300]}")
-        inputs = Inputs(schema, self.seed, given)
-        return Offered(capability, schema, Schema(capability.output_schema), inputs)
+        given = [
+            value
+            for name in (capability.name, f"{capability.name}@{capability.version}")
+            for value in self.given.get(name, ())
+        ]
+        return Offered(capability, schema, Schema(capability.output_schema), Inputs(schema, self.seed, tuple(given)))
 
     def valid(self, offered: Offered, count: int = 1) -> list[bytes]:
         """Valid inputs of a capability, encoded. Raises `Unplayable` when none is known."""
