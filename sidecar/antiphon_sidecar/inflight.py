@@ -21,8 +21,9 @@ The rules (protocol.md §5 and §8):
   is ignored; but its place stays taken until the agent answers the cancel, or `LINGER` has passed.
 - When an agent goes, what it was working on is LOST, what waited for it comes back. Whether it went without a word, or
   was draining, is told apart: of the first, an attempt may have been the cause.
-- What is to be made alone is begun when no agent of this sidecar is working on anything, and nothing beside it, but
-  while it waits for its own calls. If that does not come about within PATIENCE, it comes back.
+- What is to be made alone is begun when no agent of this sidecar is working on anything, and nothing beside it. Who
+  waits for its own calls works on nothing, or one of them could be waited for that is to be alone as well, or that
+  waits behind who is. If it does not come about within PATIENCE, it comes back.
 
 `attempts.TABLE` is the life of an attempt; `Inflight._move` is the only place that changes a state.
 """
@@ -89,7 +90,7 @@ class Inflight:
         self._young: deque[tuple[float, Attempt]] = deque()  # accepted within ANNOUNCE_AFTER
         self._old: dict[str, Attempt] = {}  # held longer than that
         self._last_turn = 0.0
-        self._alone: deque[Attempt] = deque()  # to be made alone, in no queue: the first one is next, or under way
+        self._alone: deque[Attempt] = deque()  # to be made alone, in no queue: those under way, then who is next
 
     # ---- agents
 
@@ -148,8 +149,10 @@ class Inflight:
         taken: list[Attempt] = []
         if not seat.present:
             return taken
-        if self._alone and not self._others_may_begin():
-            return self._take_alone(seat, now)
+        if self._works_alone():
+            return taken
+        if (following := self._next_alone()) is not None:
+            return self._take_alone(following, seat, now)
         queue = seat.queue
         free = min(seat.concurrency - seat.active, most)
         while free > 0 and queue:
@@ -213,7 +216,7 @@ class Inflight:
         if first and attempt.seat:
             attempt.seat.waiting += 1
             attempt.seat.wake()
-            if attempt.alone:
+            if self._alone:
                 self._wake_all()
             self.slots.settle(attempt.seat)
         link = self._owner(attempt)
@@ -467,9 +470,9 @@ class Inflight:
                 if link:
                     link.started.append(attempt)
                     link.wake()
-        if self._alone and self._alone[0].state is State.QUEUED:
-            if now - self._alone[0].started >= PATIENCE:
-                for attempt in list(self._alone):
+        if (following := self._next_alone()) is not None and not self._works_alone():
+            if now - following.started >= PATIENCE:
+                for attempt in [attempt for attempt in self._alone if attempt.state is State.QUEUED]:
                     self._finish(attempt, Event.CROWDED, now)
             else:
                 self._wake_all()  # what lingered at an agent may be over
@@ -558,30 +561,30 @@ class Inflight:
         attempt.deadline = None if attempt.timeout is None else now + attempt.timeout
         seat.running[attempt.attempt_id] = attempt
 
-    def _others_may_begin(self) -> bool:
-        """Whether the attempt that is made alone waits for its own calls, which may be answered here."""
-        first = self._alone[0]
-        return first.state is State.STARTED and bool(first.calls)
+    def _works_alone(self) -> bool:
+        """Whether an attempt that is made alone is under way, and does not wait for its own calls."""
+        return any(attempt.state is State.STARTED and not attempt.calls for attempt in self._alone)
 
-    def _take_alone(self, seat: Seat, now: float) -> list[Attempt]:
-        first = self._alone[0]
-        if first.state is State.STARTED or first.seat is not seat:
+    def _next_alone(self) -> Attempt | None:
+        """The next one to be made alone."""
+        return next((attempt for attempt in self._alone if attempt.state is State.QUEUED), None)
+
+    def _take_alone(self, following: Attempt, seat: Seat, now: float) -> list[Attempt]:
+        if following.seat is not seat or any(other.active for other in self.seats.values()):
             return []
-        if any(other.running or other.lingering for other in self.seats.values()):
-            return []
-        self._begin(seat, first, now)
-        first.announced = True  # at once: that it had begun is what a death is judged by
-        if (link := self._owner(first)) is not None:
-            link.started.append(first)
+        self._begin(seat, following, now)
+        following.announced = True  # at once: that it had begun is what a death is judged by
+        if (link := self._owner(following)) is not None:
+            link.started.append(following)
             link.wake()
-        return [first]
+        return [following]
 
     def _after_alone(self, ended: Attempt, now: float) -> None:
         """An attempt has ended: the next one that is to be alone may begin, or everybody else."""
         if ended.alone:
             self._alone.remove(ended)
-            if self._alone and self._alone[0].state is State.QUEUED:
-                self._alone[0].started = now
+            if (following := self._next_alone()) is not None:
+                following.started = now
         self._wake_all()
 
     def _wake_all(self) -> None:
