@@ -18,7 +18,6 @@ from antiphon_certs import Authority, Credential, Grants, Identity, Kind, new_ke
 from antiphon_orchestrator.audit import Chain, Fact, reading
 from google.protobuf.json_format import MessageToDict
 
-BEGIN = datetime.now(UTC).replace(microsecond=0)
 COUNT = 60
 Lines = Sequence[AuditCheckpoint | AuditRecord]
 
@@ -36,6 +35,7 @@ class Signer:
     """An orchestrator, which says where the chains begin."""
 
     def __init__(self, folder: Path) -> None:
+        self.began = datetime.now(UTC).replace(microsecond=0)
         self._authority = Authority.init(folder / "ca", "mesh.test")
         self.bundle = self._authority.bundle_pem
 
@@ -43,10 +43,10 @@ class Signer:
         """A checkpoint by which age has removed what comes before record `first` of the shard's chain."""
         identity = Identity("mesh.test", "system", Kind.ORCHESTRATOR, "one")
         key, csr = new_key_and_csr(identity)
-        certificates = self._authority.issue(csr, identity, timedelta(hours=24), Grants(), now=BEGIN + after)
+        certificates = self._authority.issue(csr, identity, timedelta(hours=24), Grants(), now=self.began + after)
         heads = [head(CALLS, calls), head(SHARD, first)]
         made = AuditCheckpoint(heads=heads, certificates=certificates.decode())
-        made.time.FromDatetime(BEGIN + after)
+        made.time.FromDatetime(self.began + after)
         made.signature = sign(Credential.from_pem(key, certificates, self.bundle), signed_content(made))
         return made
 
@@ -137,8 +137,8 @@ def test_the_report_says_what_was_removed_by_age_and_between_which_moments(signe
             "first_seq": 1,
             "last_seq": 30,
             "count": 30,
-            "after": f"{BEGIN:%Y-%m-%dT%H:%M:%SZ}",
-            "before": f"{BEGIN + SOON:%Y-%m-%dT%H:%M:%SZ}",
+            "after": f"{signer.began:%Y-%m-%dT%H:%M:%SZ}",
+            "before": f"{signer.began + SOON:%Y-%m-%dT%H:%M:%SZ}",
         }
     ]
     all_gone = verified(tmp_path, signer, [signer.checkpoint(), *CALLS, signer.checkpoint(501, SOON)])
