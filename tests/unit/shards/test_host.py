@@ -189,3 +189,20 @@ async def test_the_graphs_of_runs_that_are_archived_need_not_be_there_any_more(s
     again, _ = host_of(store, unknown)
     async with owned(again) as other:
         assert not other.runs and len(other.kept) == 1
+
+
+async def test_between_two_turns_others_have_the_loop(store: FullStore) -> None:
+    host, rig = host_of(store)
+    times = 0
+
+    async def others() -> None:
+        nonlocal times
+        times += 1
+
+    host.others = others
+    async with owned(host):
+        for number in (1, 2):
+            told: list[object] = []
+            host.submit(0, rig.submit(f"r{number}", PLAN, told.append))
+            await eventually(lambda told=told: bool(told))
+            assert times == number

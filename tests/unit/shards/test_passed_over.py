@@ -222,7 +222,12 @@ def test_an_idle_agent_is_found_however_many_others_are_at_their_limits(busy: in
     world = World(QUOTA)
     for n in range(busy):
         world.attach(f"a{n}", slots=10)
+        world.go(f"first{n}")
+    world.now += SECOND // 1000
+    for n in range(busy):
+        world.done(f"first{n}")  # so quick that they are preferred to one of whom nothing is known
     world.go(*(f"r{n}" for n in range(busy)))
+    assert len({world.agent(f"r{n}") for n in range(busy)} - {"READY"}) == busy
     world.attach("idle", slots=10)
     world.go("late")
     assert world.agent("late") == "idle"

@@ -346,13 +346,11 @@ def test_new_runs_that_take_long_keep_out_neither_outcomes_nor_cancels() -> None
     rig.tell(rig.submit("old", plan(Node(deadline=2 * SECOND))), rig.submit("other", plan(Node())))
     seconds = itertools.count(step=0.001)
     large = plan(Node(members=500, input=BIG, capability="nobody.does@1"))
-    rig.shard.inbox.extend(i.Read("none", lambda run: run, lambda answer: None) for _ in range(MAX_INPUTS))
     for n in range(40):
         item = rig.submit(f"new{n}", large)
         rig.shard.backlog.push(item.event.namespace, (0, item.event.deadline_time), item)
     rig.shard.inbox.extend([rig.report("old/t0/0/1"), i.Cancel("other", CLIENT, "enough", lambda run: None)])
-    for _ in range(MAX_INPUTS):
-        rig.now += SECOND // 250
+    for _ in range(2):
         rig.turn(lambda: next(seconds))
     assert rig.run("old").state is RunState.SUCCEEDED and rig.run("other").cancel is not None
-    assert len(rig.shard.runs) > 10, "and new runs are taken meanwhile"
+    assert 2 < len(rig.shard.runs) < 10, "and new runs are taken meanwhile"
