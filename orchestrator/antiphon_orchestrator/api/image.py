@@ -66,6 +66,7 @@ class Image:
         self._pool = pool
         self._times = Times()
         shapes = self._shapes = _shapes(pool)
+        self._items: dict[type[Message], Shape] = {}
         self.methods: Mapping[str, Method] = MappingProxyType(
             {method.path: method for file in files.file for method in _methods(file, pool, shapes)}
         )
@@ -84,7 +85,9 @@ class Image:
 
     def check_item(self, item: Message) -> None:
         """Every rule of an item of a message that is answered item by item. Raises `ApiError` (REQUEST_INVALID)."""
-        shape = self._shapes.of(self._pool.FindMessageTypeByName(item.DESCRIPTOR.full_name))
+        kind = type(item)
+        if (shape := self._items.get(kind)) is None:
+            shape = self._items[kind] = self._shapes.of(self._pool.FindMessageTypeByName(kind.DESCRIPTOR.full_name))
         if not shape.keeps(item) and (found := self.broken(item)):
             raise request_invalid(found)
 

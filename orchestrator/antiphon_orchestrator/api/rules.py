@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
@@ -28,8 +29,8 @@ class Shape:
     def __init__(self) -> None:
         self.lengths: list[tuple[str, int, int]] = []
         self.numbers: list[tuple[str, int, int]] = []
-        self.choices: list[tuple[str, bool, dict[str, Shape]]] = []
-        """Name of a oneof, whether one must be set, and the shapes of those that are messages."""
+        self.choices: list[tuple[str, bool, dict[str, Shape], dict[str, Check]]] = []
+        """Name of a oneof, whether one must be set, the shapes of those that are messages, and checks of others."""
         self.messages: list[tuple[str, Shape]] = []
         self.lists: list[tuple[str, int, Shape]] = []
         self.required: list[str] = []
@@ -51,12 +52,15 @@ class Shape:
         for name, least, most in self.numbers:
             if not least <= getattr(message, name) <= most:
                 return False
-        for name, required, shapes in self.choices:
+        for name, required, shapes, checks in self.choices:
             chosen = message.WhichOneof(name)
             if chosen is None:
                 if required:
                     return False
-            elif (inner := shapes.get(chosen)) is not None and not inner.keeps(getattr(message, chosen)):
+            elif (inner := shapes.get(chosen)) is not None:
+                if not inner.keeps(getattr(message, chosen)):
+                    return False
+            elif (holds := checks.get(chosen)) is not None and not holds(getattr(message, chosen)):
                 return False
         for name in self.required:
             if not message.HasField(name):
@@ -86,6 +90,14 @@ class Shape:
         return True
 
 
+@dataclass(slots=True)
+class _Choice:
+    """What is known of the members of a oneof, by their names."""
+
+    shapes: dict[str, Shape]
+    checks: dict[str, Check]
+
+
 class _Unknown(Exception):
     """A rule that only the library can judge."""
 
@@ -111,15 +123,17 @@ class Shapes:
         if shape is None:
             shape = self._known[descriptor.full_name] = Shape()
             shape.doubtful = self._whole(descriptor)
-            choices: dict[str, dict[str, Shape]] = {oneof.name: {} for oneof in descriptor.oneofs}
-            shape.choices = [(oneof.name, self._required(oneof), choices[oneof.name]) for oneof in descriptor.oneofs]
+            choices = {oneof.name: _Choice({}, {}) for oneof in descriptor.oneofs}
             for field in descriptor.fields:
                 group = field.containing_oneof
                 self._add(shape, field, self._rules(field), choices[group.name] if group is not None else None)
-            shape.choices = [(name, required, inner) for name, required, inner in shape.choices if required or inner]
+            for oneof in descriptor.oneofs:
+                choice, required = choices[oneof.name], self._required(oneof)
+                if required or choice.shapes or choice.checks:
+                    shape.choices.append((oneof.name, required, choice.shapes, choice.checks))
         return shape
 
-    def _add(self, shape: Shape, field: FieldDescriptor, rules: Any, choice: dict[str, Shape] | None) -> None:
+    def _add(self, shape: Shape, field: FieldDescriptor, rules: Any, choice: _Choice | None) -> None:
         """Adds what is usual in messages of a stream as data, and the rest as checks."""
         name, (kind, told) = field.name, _told(rules)
         if rules.required and field.has_presence:
@@ -133,7 +147,7 @@ class Shapes:
                 return
             if not field.is_repeated and not kind:
                 if choice is not None:
-                    choice[name] = self.of(field.message_type)
+                    choice.shapes[name] = self.of(field.message_type)
                 else:
                     shape.messages.append((name, self.of(field.message_type)))
                 return
@@ -153,7 +167,9 @@ class Shapes:
             check = _never
         if check is None:
             return
-        if field.has_presence or (field.is_repeated and not told & {"min_items", "min_pairs"}):
+        if choice is not None and field.containing_oneof is not None and len(field.containing_oneof.fields) > 1:
+            choice.checks[name] = check  # what is optional is a oneof of one, and may be one of many
+        elif field.has_presence or (field.is_repeated and not told & {"min_items", "min_pairs"}):
             shape.present[name] = check
         else:
             shape.always.append((name, check))

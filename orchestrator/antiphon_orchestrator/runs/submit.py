@@ -114,8 +114,8 @@ class Submissions:
         reference = request.registered
         try:
             plan, graph = await self._catalog.registered(namespace, reference.name, reference.version)
-        except GraphNotFound as error:
-            raise ApiError(ErrorReason.ERROR_REASON_GRAPH_NOT_FOUND, graph=str(error)) from error
+        except GraphNotFound as missing:
+            raise ApiError(ErrorReason.ERROR_REASON_GRAPH_NOT_FOUND, graph=str(missing)) from missing
         return plan, graph.name, graph.version, graph.input_schema
 
     async def _check_input(

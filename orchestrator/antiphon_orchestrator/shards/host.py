@@ -38,8 +38,8 @@ from .leaving import abandon, let_archived_go, turn_away
 from .log import Fenced, ShardLog
 from .moving import pays
 from .recovery import recover_record, remember_requests
-from .shard import MAX_INPUTS, Shard
-from .turn import REQUEST_KEPT, REQUESTS_KEPT, Graphs, Outbox, Reader, Turn
+from .shard import Shard
+from .turn import MAX_INPUTS, REQUEST_KEPT, REQUESTS_KEPT, Graphs, Outbox, Reader, Turn
 
 log = telemetry.logger("shards")
 

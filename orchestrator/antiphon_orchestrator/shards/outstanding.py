@@ -20,6 +20,8 @@ class Outstanding:
         # its sidecar is gone.
         self._out: dict[str, dict[int, tuple[Entry, Task]]] = {}
         self._instances: dict[str, list[str]] = {}
+        self.count = 0
+        """Attempts that are out."""
         self.asked: dict[str, tuple[frozenset[str], set[str]]] = {}
         """By incarnation: what was out to it when its present stream began, and what of that was not offered since."""
         self._unheard: set[str] = set()
@@ -31,10 +33,12 @@ class Outstanding:
             there = self._out[instance] = {}
             self._instances.setdefault(instance.split("/")[1], []).append(instance)
         there[id(task)] = (entry, task)
+        self.count += 1
 
     def remove(self, instance: str, task: Task) -> None:
         """The attempt has ended."""
         del self._out[instance][id(task)]
+        self.count -= 1
 
     def of(self, incarnation: str) -> list[tuple[Entry, Task]]:
         """The attempts that are out to an incarnation, in the order of their offers for each of its agents."""
@@ -110,4 +114,4 @@ class Outstanding:
         """It will not come back, and what it had is lost."""
         self.asked.pop(incarnation, None)
         for instance in self._instances.pop(incarnation, ()):
-            del self._out[instance]
+            self.count -= len(self._out.pop(instance))

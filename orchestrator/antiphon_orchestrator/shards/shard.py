@@ -42,6 +42,7 @@ from .promising import Promises
 from .reusing import reuse, worth_keeping
 from .timers import Timers
 from .turn import (
+    MAX_INPUTS,
     MAX_TIMER_BYTES,
     REQUEST_KEPT,
     REQUESTS_KEPT,
@@ -55,14 +56,14 @@ from .turn import (
     Turn,
     forget_requests,
     found_attempt,
+    most_inputs,
     principal_kind,
 )
 
-MAX_INPUTS = 256
 MAX_BYTES = 768 * 1024
 MAX_WORK = 0.010
-"""Bounds of a turn: inputs, record bytes and seconds of work (protocol.md §3). What the last turn left has half of it,
-so that a run of 100,000 tasks keeps no others out. Timers have their own such bound."""
+"""Bounds of a turn beside its inputs: record bytes and seconds of work (protocol.md §3). What the last turn left has
+half of it, so that a run of 100,000 tasks keeps no others out. Timers have their own such bound."""
 
 MAX_WAITS = 256
 """Tasks for which a turn looks for a place in vain: they leave no records, by which it is bounded otherwise."""
@@ -166,11 +167,12 @@ class Shard:
             taken += 1
             self._submit(turn, self.backlog.pop())
         turn.until, turn.most, first = until, MAX_BYTES, taken
-        while self.inbox and taken < MAX_INPUTS and not turn.full and (turn.has_room() or taken == first):
+        inputs = most_inputs(max(self.out.count, len(self.inbox) + self.backlog.size))
+        while self.inbox and taken < inputs and not turn.full and (turn.has_room() or taken == first):
             item = self.inbox.popleft()
             taken += 1
             self._handlers[type(item)](turn, item)
-        while self.backlog.size and taken < MAX_INPUTS and not turn.full and turn.has_room():
+        while self.backlog.size and taken < inputs and not turn.full and turn.has_room():
             taken += 1
             self._submit(turn, self.backlog.pop())
         turn.inputs = taken

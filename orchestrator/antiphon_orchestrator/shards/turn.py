@@ -13,6 +13,10 @@ from ..placement.results import Kept
 from . import inputs as i
 from . import payloads
 
+MAX_INPUTS = 256
+MIN_INPUTS = 64
+"""Most inputs of a turn, and what it takes however little is under way."""
+
 MAX_TIMER_BYTES = 1024 * 1024
 """Record bytes at which timers wait for the next turn: more than MAX_BYTES, so that a busy inbox never starves them."""
 
@@ -139,6 +143,16 @@ class Archiver(Protocol):
     """Takes what goes to the archive and answers with an Archived input."""
 
     def put(self, shard: int, run: Run, key: bytes, first_seq: int, records: Sequence[bytes]) -> None: ...
+
+
+def most_inputs(under_way: int) -> int:
+    """How many inputs a turn takes of what is under way: attempts that are out, or all that waits.
+
+    Not all of it: sidecars would have nothing to do until the turn is committed, and then the shard until they are
+    done, so that each would stand still for a third of the time. Five eighths keep both at work; smaller parts cost
+    more commits and messages than they gain.
+    """
+    return min(MAX_INPUTS, max(MIN_INPUTS, under_way * 5 // 8))
 
 
 def principal_kind(principal: str) -> str:

@@ -23,7 +23,9 @@ def walked(shard: Shard) -> dict[str, int]:
 
 
 def counted(shard: Shard) -> dict[str, int]:
-    return {incarnation: len(shard.out.of(incarnation)) for incarnation in shard.incarnations()}
+    counts = {incarnation: len(shard.out.of(incarnation)) for incarnation in shard.incarnations()}
+    assert shard.out.count == sum(counts.values())
+    return counts
 
 
 def test_what_is_out_to_a_sidecar_is_known_through_every_end_of_an_attempt_and_by_a_new_owner() -> None:

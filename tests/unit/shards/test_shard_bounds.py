@@ -16,7 +16,8 @@ from antiphon_orchestrator.engine.run import Run, Task
 from antiphon_orchestrator.engine.states import RunState, TaskState
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.inputs import RequestIdReused
-from antiphon_orchestrator.shards.shard import MAX_INPUTS, MAX_WAITS
+from antiphon_orchestrator.shards.shard import MAX_WAITS
+from antiphon_orchestrator.shards.turn import MAX_INPUTS, MIN_INPUTS, most_inputs
 from antiphon_orchestrator.store.port import MAX_TXN_BYTES
 from shard_rig import Rig, failed, instance, returned
 
@@ -53,6 +54,18 @@ def test_no_order_of_large_inputs_makes_a_segment_the_store_refuses() -> None:
     rig.tell(*[rig.report(offer) for offer in rig.offers])
     assert max(size_of(turn.records) for turn in rig.turns) < MAX_TXN_BYTES
     assert len(rig.shard.runs) == 40
+
+
+def test_a_turn_takes_a_part_of_what_is_under_way_so_that_sidecars_work_meanwhile() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance(slots=200))
+    rig.shard.inbox.extend(rig.submit(f"r{n}", plan(Node())) for n in range(200))
+    assert rig.turn().inputs == 125
+    rig.tell()
+    rig.shard.inbox.extend(rig.report(offer) for offer in tuple(rig.offers))
+    assert rig.turn().inputs == 125
+    assert len(rig.offers) == 200 and len(rig.verdicts) == 125
+    assert [most_inputs(n) for n in (0, 100, 160, 400, 10_000)] == [MIN_INPUTS, MIN_INPUTS, 100, 250, MAX_INPUTS]
 
 
 def test_timers_fire_although_the_inbox_is_never_empty() -> None:
