@@ -114,6 +114,9 @@ def test_a_new_agent_handles_a_run_from_the_command_line(home: Home) -> None:
     assert json.loads(home.run("run", "list", "--since", "1h", "--until", "30m", "--json")) == {"runs": []}
     run_id = succeeded["run_id"]
     assert "greet  hello.greet@1  SUCCEEDED" in home.run("run", "get", run_id)
+    assert json.loads(home.run("run", "output", run_id)) == {"greet": {"text": "Hello, Ada!"}}
+    assert json.loads(home.run("run", "output", run_id, "greet")) == {"text": "Hello, Ada!"}
+    assert home.run("run", "output", failed["run_id"], code=1) == ""
     assert "#1  SUCCEEDED  on hello" in home.run("run", "explain", run_id, "greet")
     lines = [json.loads(line) for line in home.run("run", "watch", run_id, "--json").splitlines()]
     numbers = [line["event"]["event_seq"] for line in lines[:-1]]

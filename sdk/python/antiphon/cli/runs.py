@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from .. import Client
 from .._submission import SubmitOptions
 from ..v1.graph_pb2 import Graph
+from ..v1.payload_pb2 import Payload
 from ..v1.run_pb2 import RUN_STATE_SUCCEEDED, Run, RunEvent, Task
 from . import output, steering
 from .connection import first, gather, with_client
@@ -21,7 +22,7 @@ from .explain_view import explanation
 from .following import follow
 from .graphs import read_graph
 from .options import AsJson, PageLimit, ProfileName
-from .problems import FAILED
+from .problems import FAILED, Problem
 from .run_view import Attempts, failure_line, key_of, output_line, run_line, run_tree, shown_tasks
 from .text import (
     parse_duration,
@@ -32,6 +33,7 @@ from .text import (
     run_state,
     spell_between,
     spell_moment,
+    task_state,
 )
 from .watch_view import event_line
 
@@ -115,6 +117,35 @@ def get(
         output.show(output_line(run.output))
     if len(tasks) == _LARGEST_TREE:
         output.note(f"Only the first {_LARGEST_TREE} tasks are shown.")
+
+
+@app.command("output")
+def print_output(
+    run_id: RunId,
+    task: Annotated[
+        str | None, typer.Argument(help="TASK, or TASK[17] for the 17th member of a for_each.", metavar="TASK")
+    ] = None,
+    profile: ProfileName = None,
+) -> None:
+    """Print the output of a run, or of one of its tasks, as it is: JSON, or what its media type says."""
+
+    async def work(client: Client) -> tuple[Payload, bytes]:
+        found: Run | Task
+        if task is None:
+            found = await client.get_run(run_id)
+            what, state = f"run {run_id}", run_state(found.state)
+            remedy = f"see how it stands with: antiphon run get {run_id}"
+        else:
+            key = parse_task(task)
+            found = await client.get_task(run_id, key.task_id, key.member)
+            what, state = f"task {task}", task_state(found.state)
+            remedy = f"see what there is with: antiphon run get {run_id} --all"
+        if not found.HasField("output"):
+            raise Problem(f"{what} is {state} and has no output", remedy, exit_code=FAILED)
+        return found.output, await client.download_payload(found.output)
+
+    payload, content = with_client(profile, work)
+    _show_payload(payload, content)
 
 
 @app.command("list")
@@ -212,9 +243,13 @@ def _show_end(run: Run, content: bytes) -> None:
     output.notes().print(run_line(run))
     if run.HasField("failure"):
         output.notes().print(failure_line(run.failure))
-    if run.state != RUN_STATE_SUCCEEDED:
-        return
-    if run.output.media_type in ("", "application/json"):
+    if run.state == RUN_STATE_SUCCEEDED:
+        _show_payload(run.output, content)
+
+
+def _show_payload(payload: Payload, content: bytes) -> None:
+    """Its content as data."""
+    if payload.media_type in ("", "application/json"):
         output.show_json(json.loads(content or b"null"))
     else:
         output.show_content(content)
