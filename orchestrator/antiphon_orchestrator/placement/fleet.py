@@ -14,7 +14,7 @@ import heapq
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from difflib import get_close_matches
@@ -33,7 +33,7 @@ from .limits import Full, TaskKey
 from .permits import EFFECTS, log_use, traits_of
 from .results import Results
 from .shares import read_weights
-from .waiting import Waiting, asked
+from .waiting import First, Waiting, asked
 
 __all__ = ["Fleet", "Instance", "Need", "Offered", "Refused", "Schedule", "Waiter", "log_use"]
 
@@ -603,36 +603,43 @@ class Fleet(Waiting):
 
         `instance`: the one whose slots came free, None for any.
         """
-        needs: Iterable[Need] = self._queues
-        if instance is not None:
-            names = {(instance.namespace, offered.name): None for offered in instance.offers}
-            needs = [need for name in names for need in self._asking.get(name, ())]
-        heads = [(self._queues[need][0], need) for need in needs]
+        if instance is None:
+            names = list(self._asking)
+        else:
+            names = list({(instance.namespace, offered.name): None for offered in instance.offers})
+        heads = [first for name in names if (first := self._take_first(name)) is not None]
         heapq.heapify(heads)
+        passed: list[First] = []
+        given: list[tuple[Waiter, Offered]] = []
         while heads and (instance is None or instance.usable > instance.in_use):
-            waiter, need = heads[0]
-            best: Offered | None = None
-            if self._waits(waiter):
-                free = self._free(need, instance)
-                if not free:
-                    heapq.heappop(heads)
-                    continue
-                best = free[0] if len(free) == 1 else min(free, key=Offered.score)
-                best.instance.in_use += 1
-                key = (waiter.run_id, waiter.task, waiter.member)
-                del self._waiting[key]
-                self._avoids.pop(key, None)
+            first = heapq.heappop(heads)
+            waiter, _, need = first
+            waits = self._waits(waiter)
+            free = self._free(need, instance) if waits else []
+            if waits and not free:
+                passed.append(first)
             else:
-                self._left[need] -= 1
-            queue = self._queues[need]
-            heapq.heappop(queue)
-            if len(queue) > self._left.get(need, 0):
-                heapq.heapreplace(heads, (queue[0], need))
-            else:
-                heapq.heappop(heads)
-                self._end_queue(need)
-            if best is not None:
-                self.deliver(waiter, best)
+                if free:
+                    best = free[0] if len(free) == 1 else min(free, key=Offered.score)
+                    best.instance.in_use += 1
+                    key = (waiter.run_id, waiter.task, waiter.member)
+                    del self._waiting[key]
+                    self._avoids.pop(key, None)
+                    given.append((waiter, best))
+                else:
+                    self._left[need] -= 1
+                queue = self._queues[need]
+                heapq.heappop(queue)
+                if len(queue) > self._left.get(need, 0):
+                    self._put_first(need)
+                else:
+                    self._end_queue(need)
+            if (following := self._take_first(asked(need))) is not None:
+                heapq.heappush(heads, following)
+        for first in (*heads, *passed):
+            self._put_back(first)
+        for waiter, best in given:
+            self.deliver(waiter, best)
 
     def _free(self, need: Need, instance: Instance | None) -> list[Offered]:
         """Candidates with a free slot. Of many only the one whose slot came free: nobody waits beside another."""
@@ -647,7 +654,7 @@ class Fleet(Waiting):
     def _fit(self, need: Need) -> list[Offered]:
         eligible = self._eligible.get(need)
         if eligible is None:
-            if len(self._eligible) >= 8192:
+            if len(self._eligible) >= 8192 + 2 * len(self._queues):
                 self._eligible.clear()
             requirement = Requirement.parse(need.capability)
             eligible = self._eligible[need] = [

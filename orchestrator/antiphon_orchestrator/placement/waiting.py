@@ -17,6 +17,9 @@ from .candidates import Need, Waiter
 from .limits import Full, Limits, TaskKey
 from .permits import Permits
 
+First = tuple[Waiter, int, Need]
+"""The first of a queue; the number tells it from others that are equal."""
+
 
 class Waiting(Permits):
     """The part of a fleet that keeps who waits."""
@@ -29,6 +32,8 @@ class Waiting(Permits):
         self._queues: dict[Need, list[Waiter]] = {}
         # Needs with a queue by what they ask for: a slot that comes free looks at those that its instance can meet.
         self._asking: dict[tuple[str, str], dict[Need, None]] = {}
+        # By what is asked for, the first of each of its queues. What is not that any more is left out when it comes up.
+        self._firsts: dict[tuple[str, str], list[First]] = {}
         self._waiting: dict[TaskKey, tuple[Need, Waiter]] = {}
         self._left: dict[Need, int] = {}
         # Why a task that waits for a slot is not to have some agents or instances.
@@ -72,6 +77,8 @@ class Waiting(Permits):
             queue = self._queues[need] = []
             self._asking.setdefault(asked(need), {})[need] = None
         heapq.heappush(queue, waiter)
+        if queue[0] is waiter:
+            self._put_first(need)
 
     def leave(self, run_id: str, task: int, member: int) -> None:
         """A task that wants no slot any more, if it waited for one; else what nobody offers is waited for for ever."""
@@ -92,6 +99,7 @@ class Waiting(Permits):
             self._queues[need] = [waiter for waiter in queue if self._waits(waiter)]
             heapq.heapify(self._queues[need])
             del self._left[need]
+            self._put_first(need)
 
     def policy_changed(self) -> None:
         """Whoever waits because of a policy is to be placed anew: it may be another, or gone."""
@@ -104,13 +112,37 @@ class Waiting(Permits):
         found = self._waiting.get((waiter.run_id, waiter.task, waiter.member))
         return found is not None and found[1] is waiter
 
+    def _put_first(self, need: Need) -> None:
+        """Another is the first of a queue than before."""
+        name = asked(need)
+        firsts = self._firsts.setdefault(name, [])
+        heapq.heappush(firsts, (self._queues[need][0], next(self._arrivals), need))
+        needs = self._asking[name]
+        if len(firsts) > 2 * len(needs) + 8:
+            firsts[:] = [(self._queues[each][0], next(self._arrivals), each) for each in needs]
+            heapq.heapify(firsts)
+
+    def _take_first(self, name: tuple[str, str]) -> First | None:
+        """The first of all queues for what is asked for, which is to be put back unless its queue has another."""
+        firsts = self._firsts.get(name)
+        while firsts:
+            first = heapq.heappop(firsts)
+            queue = self._queues.get(first[2])
+            if queue is not None and queue[0] is first[0]:
+                return first
+        return None
+
+    def _put_back(self, first: First) -> None:
+        if (firsts := self._firsts.get(asked(first[2]))) is not None:
+            heapq.heappush(firsts, first)
+
     def _end_queue(self, need: Need) -> None:
         del self._queues[need]
         self._left.pop(need, None)
         asking = self._asking[asked(need)]
         del asking[need]
         if not asking:
-            del self._asking[asked(need)]
+            del self._asking[asked(need)], self._firsts[asked(need)]
 
 
 def asked(need: Need) -> tuple[str, str]:

@@ -339,7 +339,56 @@ def test_who_leaves_a_queue_is_passed_over_and_nothing_of_it_stays(seed: int) ->
         assert sum(map(len, of.fleet._queues.values())) <= 2 * len(waiting) + 3
     for run_id in waiting:
         of.fleet.leave(run_id, 0, 0)
-    assert not any((of.fleet._queues, of.fleet._asking, of.fleet._waiting, of.fleet._left))
+    assert not any((of.fleet._queues, of.fleet._asking, of.fleet._firsts, of.fleet._waiting, of.fleet._left))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_each_slot_goes_to_the_first_whom_it_can_serve_however_many_kinds_wait(seed: int) -> None:
+    rng = random.Random(seed)
+    of = Waiting()
+    kinds = [need(cost=float(n), region=region) for n in range(1, 9) for region in ("eu", "us")]
+    kinds += [need("text.other@1", cost=float(n)) for n in range(1, 9)]
+    waiting: dict[str, tuple[int, int, int, bool]] = {}
+    of.fleet.attach(instance(slots=0, capabilities=("text.work", "text.other"), labels={"region": "eu"}, cost=4.0))
+    out = 0
+    for generation in range(2, 200):
+        if rng.random() < 0.6:
+            asked, priority, deadline = rng.choice(kinds), rng.randrange(3), rng.randrange(5)
+            fits = asked.max_cost >= 4 and ("region", "us") not in asked.agent_labels
+            run_id = of.wait(asked, priority, deadline)
+            waiting[run_id] = (-priority, deadline, of.count, fits)
+        elif waiting and rng.random() < 0.4:
+            run_id = rng.choice(sorted(waiting))
+            del waiting[run_id]
+            of.fleet.leave(run_id, 0, 0)
+        else:
+            more = rng.randrange(4)
+            fitting = sorted(run_id for run_id, order in waiting.items() if order[3])
+            expected = sorted(fitting, key=lambda run_id: waiting[run_id])[:more]
+            of.fleet.window("s/i/a", generation, out + more)
+            assert of.runs == expected
+            out += len(expected)
+            for run_id in expected:
+                del waiting[run_id]
+            of.given.clear()
+            of.fleet.window("s/i/a", generation, out)
+    assert sum(map(len, of.fleet._firsts.values())) <= 2 * len(of.fleet._queues) + 16
+
+
+def test_a_slot_that_comes_free_does_not_look_at_every_kind_of_task_that_waits() -> None:
+    of = Waiting()
+    of.fleet.attach(instance(slots=1))
+    place(of.fleet)
+    kinds = [need(cost=float(number + 1)) for number in range(1_000)]
+    runs = [of.wait(kind) for kind in kinds]
+    looked: list[Need] = []
+    fit = of.fleet._fit
+    of.fleet._fit = lambda asked: looked.append(asked) or fit(asked)  # type: ignore[method-assign,func-returns-value]
+    for number in range(100):
+        of.fleet.give_back("s/i/a")
+        assert of.runs[number:] == [runs[number]]
+    assert len(looked) == 100
 
 
 def test_a_slot_that_comes_free_looks_only_at_those_it_can_serve() -> None:
