@@ -49,6 +49,12 @@ def judge(world: World) -> None:
         for instance in replica.fleet.instances():
             used = f"{instance.instance_id} has {instance.in_use} slots in use at {replica.replica_id}, for nothing"
             require(instance.in_use == 0, used)
+        assert replica.sessions is not None
+        for serial in sorted(history.revoked):
+            require(replica.refuses(serial), f"{replica.replica_id} does not know that {serial} is revoked")
+        for incarnation in replica.sessions._sessions:
+            serial = world.incarnations[incarnation].serial
+            require(serial not in history.revoked, f"{replica.replica_id} has a stream of {serial}, which is revoked")
         for key, counter in replica.fleet.limits._counters.items():
             idle = (counter.out, counter.called, counter.parked.size - counter.left) == (0, 0, 0)
             require(idle, f"{replica.replica_id} counts {counter.out} out and {counter.called} called up for {key}")

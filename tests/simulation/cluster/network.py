@@ -24,12 +24,13 @@ KEEPALIVE = (3.0, 12.0)
 
 
 class Peer:
-    """Who a process is to those that it calls."""
+    """Who a process is to those that it calls. `serial`: of its certificate."""
 
-    def __init__(self, process: Process, principal: str, grants: Grants) -> None:
+    def __init__(self, process: Process, principal: str, grants: Grants, serial: int) -> None:
         self.process = process
         self.principal = principal
         self.grants = grants
+        self.serial = serial
 
 
 class Network:

@@ -22,6 +22,7 @@ from antiphon_orchestrator.engine.states import TASK_ASKS, ChildKind, RunState, 
 from antiphon_orchestrator.mesh import partials
 from antiphon_orchestrator.placement.limits import Limits
 from antiphon_orchestrator.placement.results import Results
+from antiphon_orchestrator.revocations import Revocations
 from antiphon_orchestrator.shards import asking, log, recovery, reusing
 from antiphon_orchestrator.shards import beneath as shards_beneath
 from antiphon_orchestrator.shards import inputs as i
@@ -358,6 +359,22 @@ def spools_are_dropped() -> Any:
     return patch.object(Inflight, "found", lambda inflight, *arguments: None)
 
 
+def revocations_are_not_followed() -> Any:
+    """What another replica revokes stays unknown."""
+    return patch.object(Revocations, "_take", lambda revocations, kind, kv: None)
+
+
+def revocations_are_not_read() -> Any:
+    """What was revoked before a replica began stays unknown to it."""
+    load = Revocations.load
+
+    async def forgetful(revocations: Revocations) -> None:
+        await load(revocations)
+        revocations._known = {}
+
+    return patch.object(Revocations, "load", forgetful)
+
+
 def pieces_lose_their_place() -> Any:
     """Watchers are not told where in an output a piece belongs."""
     shown = partials.shown
@@ -447,6 +464,8 @@ FAULTS: Mapping[str, Callable[[], Any]] = MappingProxyType(
             limits_are_not_divided,
             spools_are_not_read,
             spools_are_dropped,
+            revocations_are_not_followed,
+            revocations_are_not_read,
             pieces_lose_their_place,
         )
     }

@@ -16,12 +16,13 @@ from typing import Any, cast
 import grpc
 from antiphon.mesh.v1 import mesh_service_pb2, mesh_service_pb2_grpc
 from antiphon.v1 import run_service_pb2_grpc
-from antiphon_certs import Identity
+from antiphon_certs import Grants, Identity
+from antiphon_certs import Peer as Certified
 from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.admission import SchemaSet, Values
 from antiphon_orchestrator.api.call import FORWARDED, Caller, set_caller
-from antiphon_orchestrator.api.errors import refusal
-from antiphon_orchestrator.api.interceptor import Refusal
+from antiphon_orchestrator.api.errors import ApiError, refusal
+from antiphon_orchestrator.api.interceptor import RECHECK, Refusal
 from antiphon_orchestrator.api.mesh_service import MeshService
 from antiphon_orchestrator.api.pace import Pace
 from antiphon_orchestrator.api.run_service import RunService
@@ -45,6 +46,7 @@ from antiphon_orchestrator.placement.fleet import Fleet
 from antiphon_orchestrator.placement.pacing import Pacing, divide
 from antiphon_orchestrator.policy import CedarPolicies, PolicyBundle, PolicyFile, dev_profile
 from antiphon_orchestrator.registry.registry import Registry
+from antiphon_orchestrator.revocations import Revocations
 from antiphon_orchestrator.runs.archived import ArchivedRuns
 from antiphon_orchestrator.runs.catalog import Catalog
 from antiphon_orchestrator.runs.listing import RunListing
@@ -141,6 +143,7 @@ class Replica:
         self.host: Host | None = None
         self.fleet: Fleet | None = None
         self.sessions: Sessions | None = None
+        self.revocations: Revocations | None = None
         self._address = address
         self._network = network
         self._store = store
@@ -152,6 +155,8 @@ class Replica:
         self._part = MOST_SCARCE
         self._routing: Routing | None = None
         self._handlers = _Handlers()
+        self._open: dict[ServerCall, asyncio.Task[Any]] = {}
+        self._over: dict[ServerCall, ApiError] = {}
 
     async def run(self) -> None:
         """Until cancelled, which makes it leave as an operator's stop does."""
@@ -177,6 +182,7 @@ class Replica:
         archived = ArchivedRuns(archive, catalog)
         calls = Calls(catalog, archived, tokens, lambda message: (), now)
         clock = SimulatedClock(now)
+        revocations = self.revocations = Revocations(store, clock)
         blobs = ObjectBlobs("file:///nowhere")
         context = SharedContext(store, POLICY, audit, blobs, Quota(), clock)
         desk = ContextDesk(context, tokens, archived)
@@ -219,11 +225,14 @@ class Replica:
         await registry.load()
         await context.load()
         await audit.load()
+        await revocations.load()
         self._network.listen(self._address, self.process, self._serve)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(catalog.run(), name="catalog")
                 group.create_task(audit.run(), name="audit")
+                group.create_task(revocations.run(), name="revocations")
+                group.create_task(self._look_after(clock), name="open calls")
                 group.create_task(registry.run(), name="registry")
                 group.create_task(archiver.run(), name="archiver")
                 group.create_task(Remembering(archive, host, clock).run(), name="request ids from the archive")
@@ -268,8 +277,51 @@ class Replica:
         said = f"{self.replica_id} lets one more of {SCARCE} out, of which it may have {self._part}, beside {out}"
         self._history.require(len(out) < self._part, said)
 
+    def refuses(self, serial: int) -> bool:
+        """Whether a sidecar with such a certificate would be refused."""
+        try:
+            self._check("spiffe://antiphon.internal/ns/demo/sidecar/any", serial)
+        except ApiError:
+            return True
+        return False
+
+    def _check(self, principal: str, serial: int) -> None:
+        assert self.revocations is not None
+        far = datetime.max.replace(tzinfo=UTC)
+        self.revocations.check(Certified(Identity.parse(principal), Grants(), far, serial, far))
+
+    async def _look_after(self, clock: SimulatedClock) -> None:
+        """As api.interceptor ends what is open and whose certificate is revoked by now."""
+        while True:
+            await clock.sleep(RECHECK)
+            for call, task in tuple(self._open.items()):
+                try:
+                    self._check(call.peer.principal, call.peer.serial)
+                except ApiError as error:
+                    self._over[call] = error
+                    task.cancel()
+
     async def _serve(self, call: ServerCall) -> None:
-        """As api.interceptor answers a call; that certificate and rules are in order is taken for granted."""
+        """As api.interceptor answers a call; but for what is revoked, certificate and rules are in order."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[call] = task
+        try:
+            self._check(call.peer.principal, call.peer.serial)
+            await self._answer(call)
+        except asyncio.CancelledError:
+            if (over := self._over.pop(call, None)) is None:
+                raise
+            task.uncancel()
+            call.end(self._refused(over))
+        except Exception as exception:
+            call.end(self._refused(exception))
+        else:
+            call.end(True)
+        finally:
+            del self._open[call]
+
+    async def _answer(self, call: ServerCall) -> None:
         principal = call.peer.principal
         metadata = dict(call.metadata)
         forwarded = metadata.get(FORWARDED)
@@ -278,15 +330,10 @@ class Replica:
         who = Caller(Identity.parse(principal), call.peer.grants, _TRACE, principal, forwarded is not None)
         set_caller(who)
         method = self._handlers.methods[call.path]
-        try:
-            if method.unary_unary is not None:
-                call.answer(await self._unary(call, method, who))
-            else:
-                await self._stream(call, method, who)
-        except Exception as exception:
-            call.end(self._refused(exception))
+        if method.unary_unary is not None:
+            call.answer(await self._unary(call, method, who))
         else:
-            call.end(True)
+            await self._stream(call, method, who)
 
     async def _unary(self, call: ServerCall, method: Any, who: Caller) -> bytes:
         routing, parse, request = self._routing, method.request_deserializer, await call.request()

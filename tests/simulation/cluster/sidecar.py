@@ -113,6 +113,7 @@ class Sidecar:
         concurrency: int, agents: Sequence[str], disk: Path,
     ) -> None:  # fmt: skip
         self.name = name
+        self.serial = who.serial
         self.process = process
         self.addresses = addresses
         self.doomed: Callable[[], None] | None = None

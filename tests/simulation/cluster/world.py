@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from antiphon.store.v1 import records_pb2 as records
+from antiphon_orchestrator.api.errors import ApiError
 from antiphon_orchestrator.archive import Archive
+from antiphon_orchestrator.revocations import Revocations, Subject
 from antiphon_orchestrator.store import Put, StoreError, Txn, keys
+from antiphon_sidecar.errors import Revoked
 
 from tests.simulation.cluster.archive import ArchiveModel
 from tests.simulation.cluster.clients import Client
@@ -30,6 +33,9 @@ from tests.simulation.cluster.sidecar import ALL, Sidecar
 from tests.simulation.cluster.store import STORE, StoreClient, StoreModel, Weather
 
 CLIENT = "client"
+IN_FORCE = 5.0
+"""Seconds after which a revocation holds for connections that are there."""
+
 PEACE = 120.0
 """Seconds in which everything has to come to its end when nothing goes wrong any more."""
 
@@ -63,12 +69,14 @@ class World:
         self._harmless = (self._restart_sidecar, self._doom_sidecar, self._agent_dies)
         self.errands: list[asyncio.Task[Any]] = []
         self._clients = Process(self.loop, CLIENT, CLIENT)
-        who = Peer(self._clients, f"{_SPIFFE}/demo/client/tester", ALL)
+        who = Peer(self._clients, f"{_SPIFFE}/demo/client/tester", ALL, 0)
         self._client = Client(self.network, who, self.addresses, self.history)
         self.calm = False
         self.fair = False
         """Whether nothing goes wrong but that sidecars and agents die."""
         self._born = 0
+        self._to_revoke: set[int] = set()
+        """Certificates that somebody wanted to be revoked."""
         self._trouble = rng.choice([3.0, 6.0, 10.0, 18.0])
 
     def play(self) -> None:
@@ -96,8 +104,8 @@ class World:
         self._calm_down()
         until = self.loop.now + PEACE
         self.loop.advance(until, lambda: all(errand.done() for errand in self.errands) and self._settled())
-        self.loop.advance(self.loop.now + 1.0)
-        if self.loop.now >= until:
+        self.loop.advance(self.loop.now + (IN_FORCE if self.history.revoked else 1.0))
+        if self.loop.now >= until + IN_FORCE:
             raise Violation(f"it does not come to rest: {self._left()}")
         for errand in self.errands:
             errand.result()
@@ -124,7 +132,7 @@ class World:
         self._born += 1
         host, name = address.partition(":")[0], f"r{self._born}"
         process = Process(self.loop, name, host)
-        who = Peer(process, f"{_SPIFFE}/system/orchestrator/{name}", ALL)
+        who = Peer(process, f"{_SPIFFE}/system/orchestrator/{name}", ALL, self._born)
         store = StoreClient(self.model, self.network, process, self.weather)
         archive = cast(Archive, self.archive)
         replica = Replica(
@@ -147,7 +155,7 @@ class World:
     def _ended(self, address: str, process: Process, task: asyncio.Task[Any]) -> None:
         """A replica has ended by itself: it was told to leave, or could not go on without its store."""
         failure = None if task.cancelled() else task.exception()
-        if failure is not None and not _of_the_store(failure):
+        if failure is not None and not _all_of(StoreError, failure):
             self.loop.failures.append(failure)
         self.said(f"{process.name} has ended: {failure!r}")
         self._bury(address, process)
@@ -164,7 +172,7 @@ class World:
     def _attach(self, name: str) -> None:
         self._born += 1
         process = Process(self.loop, f"{name}.{self._born}", name)
-        who = Peer(process, f"{_SPIFFE}/demo/sidecar/{name}", ALL)
+        who = Peer(process, f"{_SPIFFE}/demo/sidecar/{name}", ALL, self._born)
         # A sidecar may know one replica to begin with, and learns of the others.
         seeds = self.rng.sample(self.addresses, self.rng.randint(1, len(self.addresses)))
         agents = self.rng.choice([("worker",), ("worker", "second")])
@@ -175,15 +183,21 @@ class World:
         self.sidecars[name] = sidecar
         self.disturbed.setdefault(name, False)
         task = process.spawn(sidecar.run())
-        task.add_done_callback(self._sidecar_ended, context=NOBODY)
+        task.add_done_callback(lambda task: self._sidecar_ended(sidecar, task), context=NOBODY)
         self.loop.call_later(0.0, self._know, sidecar, context=NOBODY)
 
     def _know(self, sidecar: Sidecar) -> None:
         assert sidecar.node is not None
         self.incarnations[sidecar.node.incarnation] = sidecar
 
-    def _sidecar_ended(self, task: asyncio.Task[Any]) -> None:
-        self.loop.failures.append(task.exception() or RuntimeError("a sidecar ended by itself"))
+    def _sidecar_ended(self, sidecar: Sidecar, task: asyncio.Task[Any]) -> None:
+        """One whose certificate is revoked ends, and is started again with a new one."""
+        failure = task.exception() or RuntimeError("a sidecar ended by itself")
+        if sidecar.serial in self._to_revoke and _all_of(Revoked, failure):
+            self.said(f"{sidecar.process.name} has ended: its certificate is revoked")
+            self._after(self.rng.choice([0.0, 1.0, 12.0]), lambda: self._kill_sidecar(sidecar))
+        else:
+            self.loop.failures.append(failure)
 
     def _ask(self, count: int, within: float) -> None:
         """So many clients come with an errand, within so many seconds."""
@@ -216,6 +230,7 @@ class World:
             (self._doom_sidecar, rng.choice([0, 0, 2])),
             (self._stop_sidecar, rng.choice([0, 0, 1])),
             (self._agent_dies, rng.choice([0, 1])),
+            (self._revoke, rng.choice([0, 0, 1])),
             (self._clock_jumps, rng.choice([0, 0.5])),
             (self._lose_archive, rng.choice([0, 0.5])),
             (self._compact, 0.3),
@@ -355,6 +370,23 @@ class World:
         self.said(f"the agent of {sidecar.name} dies")
         sidecar.process.call(sidecar.agent_dies)
 
+    def _revoke(self) -> None:
+        """Somebody revokes the certificate of a sidecar."""
+        if (found := self._one()) is None or (revocations := found[2].revocations) is None:
+            return
+        sidecar = self.rng.choice(list(self.sidecars.values()))
+        self.said(f"{found[1].name} is asked to revoke the certificate of {sidecar.process.name}")
+        self.disturbed[sidecar.name] = True
+        self._to_revoke.add(sidecar.serial)
+        found[1].spawn(self._revoked(revocations, sidecar.serial))
+
+    async def _revoked(self, revocations: Revocations, serial: int) -> None:
+        try:
+            await revocations.revoke(Subject("demo", serial=f"{serial:x}"), "trouble", "tester")
+        except (ApiError, StoreError):
+            return  # nobody was told that it is
+        self.history.revoked.add(serial)
+
     def _clock_jumps(self) -> None:
         if (found := self._one()) is not None:
             # No further off than a minute: what waits until its clock says so is to end before PEACE is over.
@@ -418,8 +450,8 @@ class World:
         return f"errands {open_errands}, shards {shards}, held {held}"
 
 
-def _of_the_store(error: BaseException) -> bool:
-    """Whether it ended for want of the store alone, after which a process is started again."""
+def _all_of(kind: type[BaseException], error: BaseException) -> bool:
+    """Whether nothing else is the reason."""
     if isinstance(error, BaseExceptionGroup):
-        return all(map(_of_the_store, error.exceptions))
-    return isinstance(error, StoreError)
+        return all(_all_of(kind, each) for each in error.exceptions)
+    return isinstance(error, kind)
