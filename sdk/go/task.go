@@ -129,8 +129,8 @@ type outgoing struct {
 	onPartial func(*PartialOutput)
 }
 
-// CallID names a call within its task: when the handler runs again, the call with the same id is answered from the record and not
-// made again. Without it calls are numbered in their order, so make them in the same order each time.
+// CallID names a call within its task: when the handler runs again, the call with the same id and input is answered from the record
+// and not made again, unless it failed. Without it calls are numbered in their order, so make them in the same order each time.
 func CallID(id string) CallOption {
 	return func(call *outgoing) { call.request.CallId = id }
 }

@@ -2,7 +2,8 @@
 that agents answer with, which become runs as well.
 
 The run lives in the shard of its parent, carries the chain of attempts above it and the parent's principal. That of a
-call is found again by the same call id from any attempt of the task, so an outcome is worked out once.
+call is found again by the same call id, by another attempt of the task as well unless it ended without success, so an
+outcome is worked out once.
 """
 
 from __future__ import annotations
@@ -46,9 +47,7 @@ class _Late(NamedTuple):
     incarnation: str
     namespace: str
     run_id: str
-    call_id: str
-    attempt_id: str
-    clearance: frozenset[str]
+    call: i.Call
 
 
 class Calls:
@@ -106,8 +105,7 @@ class Calls:
             if isinstance(value, Run):
                 self.answer(incarnation, _outcome(call_id, attempt_id, value, item.clearance))
             elif isinstance(value, str):
-                late = _Late(incarnation, source.partition("/")[0], value, call_id, attempt_id, item.clearance)
-                self._queue_late(late, refuse)
+                self._queue_late(_Late(incarnation, source.partition("/")[0], value, item), refuse)
             elif isinstance(value, i.RequestIdReused):
                 refuse(
                     Kind.FAILURE_KIND_INVALID_INPUT, f"call {call_id} was made with other content", "REQUEST_ID_REUSED"
@@ -176,20 +174,31 @@ class Calls:
 
     async def _answer_late(self) -> None:
         while True:
-            incarnation, namespace, run_id, call_id, attempt_id, clearance = await self._late.get()
-            response = agent_service_pb2.CallResponse(call_id=call_id, attempt_id=attempt_id)
+            incarnation, namespace, run_id, call = await self._late.get()
+            response = agent_service_pb2.CallResponse(call_id=call.call_id, attempt_id=call.attempt_id)
             try:
                 run = await self._archived.load(run_id, namespace)
             except ArchiveUnavailable as error:
                 log.warning("call_not_answered", run_id=run_id, cause=str(error))
                 run = None
+            if run is not None and _of_former(run, call):
+                shard = self._host.shard_of_run(run_id) if self._host is not None else None
+                assert self._host is not None and shard is not None
+                call.over = run_id
+                self._host.put(shard, call)
+                continue
             if run is not None:
-                response = _outcome(call_id, attempt_id, run, clearance)
+                response = _outcome(call.call_id, call.attempt_id, run, call.clearance)
             else:
                 response.failure.kind = Kind.FAILURE_KIND_TRANSIENT
                 response.failure.message = "the outcome of the call cannot be read now; try again"
                 response.failure.retryable = True
             self.answer(incarnation, response)
+
+
+def _of_former(run: Run, call: i.Call) -> bool:
+    """Whether a call is to be made anew: a former attempt made it, without success."""
+    return run.state is not RunState.SUCCEEDED and run.submitted.parent_attempt_id != call.attempt_id
 
 
 def _unfit(mistakes: Sequence[str]) -> Failure:

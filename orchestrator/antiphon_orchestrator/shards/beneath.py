@@ -39,7 +39,7 @@ class Beneath:
         self._graphs = graphs
 
     def call(self, turn: Turn, item: i.Call) -> None:
-        """A call of an attempt; the same call of another attempt of the task is the same run."""
+        """A call of an attempt; that of another attempt of the task which succeeded, or is at work, is the same run."""
         shard = self._shard
         found = found_attempt(shard.runs, item.source, item.attempt_id)
         live = found[1].live if found is not None else None
@@ -52,6 +52,7 @@ class Beneath:
         if not isinstance(event, e.RunSubmitted):
             turn.replies.append((item.sink, lambda: event))
             return
+        event.request_id = self._call_name(entry, task, number, item)
         key = request_key(event)
         if key not in shard.requests and key not in shard.kept:
             name = item.plan.tasks[0].capability
@@ -89,11 +90,43 @@ class Beneath:
         )
         if not decision.allowed:
             return i.CallDenied(decision.reason, decision.decision_id)
-        event.request_id = f"{_place(run, task)}#{call.call_id}"
         event.request_digest = call.digest
         event.graph = call.graph
         event.policy = fleet.policy_message(decision)
         return event
+
+    def _call_name(self, entry: Entry, task: Task, number: int, call: i.Call) -> str:
+        """The request id of the run that answers a call: one that is there, or a new one.
+
+        An attempt has one outcome for one call. What a former attempt called for under the same id is the same as long
+        as it is at work, and once it has succeeded; not if it failed or was cancelled, nor if it was another thing.
+        """
+        run, shard = entry.run, self._shard
+        first = f"{_place(run, task)}#{call.call_id}"
+        if number == 1:
+            return first
+        made = [
+            c.begun for c in task.children or () if c.begun.kind is ChildKind.CALL and c.begun.call_id == call.call_id
+        ]
+        if not made:
+            return first
+        last = made[-1]
+        known = first if len(made) == 1 else f"{_place(run, task)}/{last.number}#{call.call_id}"
+        if last.number == number:
+            return known
+        new = f"{_place(run, task)}/{number}#{call.call_id}"
+        there = shard.runs.get(last.run_id)
+        if there is None:
+            kept = shard.kept.get(payloads.request_key(run.submitted.principal, known))
+            return new if kept is None or kept[1] != call.digest or call.over == last.run_id else known
+        child = there.run
+        if child.submitted.request_digest == call.digest:
+            over = child.state is not RunState.SUCCEEDED and (child.state is not RunState.RUNNING or child.cancel)
+            return new if over else known
+        if child.state is RunState.RUNNING:
+            reason = f"attempt {number} of the task calls for another thing"
+            shard.inbox.append(i.Cancel(child.run_id, run.submitted.principal, reason, _nobody))
+        return new
 
     def opened(self, turn: Turn, item: i.Opened) -> None:
         """The graph of a task is here: its run begins, or the task fails."""

@@ -104,7 +104,8 @@ class Call:
 
     `sink` gets the Run once it has ended, the id of one that is archived, a CallRefused or a CallDenied.
     `timeout` in microseconds, None for all the time the attempt has. `clearance`: labels that its answer may carry, as
-    the shard finds them declared by the calling capability.
+    the shard finds them declared by the calling capability. `over`: a run of a former attempt that has ended without
+    success, as the archive says.
     """
 
     source: str
@@ -118,6 +119,7 @@ class Call:
     timeout: int | None
     sink: Sink
     clearance: frozenset[str] = frozenset()
+    over: str = ""
 
 
 @dataclass(slots=True)

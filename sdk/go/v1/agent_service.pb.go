@@ -1024,7 +1024,7 @@ func (*ReportPartialResponse) Descriptor() ([]byte, []int) {
 // CallRequest asks for a capability on behalf of an attempt.
 type CallRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Chosen by the agent, unique within the task, the same when the handler runs again.
+	// Chosen by the agent, unique within the attempt, the same when the handler runs again.
 	CallId string `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
 	// Attempt on whose behalf it is made.
 	AttemptId string `protobuf:"bytes,2,opt,name=attempt_id,json=attemptId,proto3" json:"attempt_id,omitempty"`

@@ -45,7 +45,8 @@ type AgentServiceClient interface {
 	// ReportPartial sends a piece of output before the output, for agents that prefer unary calls.
 	ReportPartial(ctx context.Context, in *ReportPartialRequest, opts ...grpc.CallOption) (*ReportPartialResponse, error)
 	// Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
-	// The same call_id within the attempt's task gives the same outcome.
+	// The same call_id of the same attempt gives the same outcome; of a later attempt of its task the one that is there, if that is
+	// a success, or still worked on, of the same capability and input. What failed or was cancelled is called for anew.
 	Call(ctx context.Context, in *CallRequest, opts ...grpc.CallOption) (*CallResponse, error)
 }
 
@@ -117,7 +118,8 @@ type AgentServiceServer interface {
 	// ReportPartial sends a piece of output before the output, for agents that prefer unary calls.
 	ReportPartial(context.Context, *ReportPartialRequest) (*ReportPartialResponse, error)
 	// Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
-	// The same call_id within the attempt's task gives the same outcome.
+	// The same call_id of the same attempt gives the same outcome; of a later attempt of its task the one that is there, if that is
+	// a success, or still worked on, of the same capability and input. What failed or was cancelled is called for anew.
 	Call(context.Context, *CallRequest) (*CallResponse, error)
 	mustEmbedUnimplementedAgentServiceServer()
 }

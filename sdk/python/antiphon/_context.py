@@ -230,10 +230,10 @@ class TaskContext:
         """Ask for another capability, such as "text.summarize@1", on behalf of this attempt, and return its output.
 
         The output is plain JSON, or what `returns` describes. When the handler runs again, the call with the same
-        `call_id` is answered from the record and not made again; without one, calls are numbered in their order, so
-        make them in the same order each time. `on_partial` is shown the pieces that the called agent emits, as far as
-        they come; what it raises ends the call. For async handlers. Raises `CallFailed`; `InvalidOutput` when the input
-        cannot travel or the answer does not fit `returns`.
+        `call_id` and input is answered from the record and not made again, unless it failed; without one, calls are
+        numbered in their order, so make them in the same order each time. `on_partial` is shown the pieces that the
+        called agent emits, as far as they come; what it raises ends the call. For async handlers. Raises `CallFailed`;
+        `InvalidOutput` when the input cannot travel or the answer does not fit `returns`.
         """
         self._calls += 1
         request = CallRequest(

@@ -190,8 +190,8 @@ export class Task {
   /**
    * Ask for another capability, such as "text.summarize@1", on behalf of this attempt, and return its output.
    *
-   * When the handler runs again, the call with the same `callId` is answered from the record and not made again; without
-   * one, calls are numbered in their order, so make them in the same order each time. Throws `CallFailed`; an
+   * When the handler runs again, the call with the same `callId` and input is answered from the record and not made
+   * again, unless it failed; without one, calls are numbered in their order, so make them in the same order each time. Throws `CallFailed`; an
    * INVALID_OUTPUT failure when the input cannot travel or the answer does not fit `returns`.
    */
   call<const Schema extends JsonSchema | typeof Payload | undefined = undefined>(

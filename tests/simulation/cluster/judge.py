@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from antiphon.store.v1 import journal_pb2 as journal
-from antiphon_orchestrator.engine.run import apply, start
+from antiphon.v1.agent_service_pb2 import CallResponse
+from antiphon_orchestrator.engine.run import Run, apply, start
 from antiphon_orchestrator.engine.states import AttemptState, ChildKind, RunState
 from antiphon_orchestrator.runs import views
 from antiphon_orchestrator.shards import codec
@@ -127,17 +128,26 @@ def _beneath(world: World, found: dict[str, Rules]) -> None:
             state = found[child_id].run.state
             require(state is not RunState.SUCCEEDED, f"{run_id} has a task that failed for {child_id}, which succeeded")
         calls = calls_of(rules)
+        for made in calls.values():
+            for _, child_id in made[:-1]:
+                anew = found[child_id].run.state is not RunState.SUCCEEDED
+                require(anew, f"{child_id} succeeded, and what it was called for was called for again")
         for attempt_id, responses in world.history.calls.items():
-            child_id = calls.get(attempt_id.rpartition("/")[0], "")
-            for response in responses if child_id else ():
-                child = found[child_id].run
-                if response.HasField("output"):
-                    same = child.state is RunState.SUCCEEDED and content(child.output) == response.output.inline
-                elif response.failure.code == GONE:
+            place, _, number = attempt_id.rpartition("/")
+            made_until = [run_id for begun, run_id in calls.get(place, ()) if begun <= int(number)]
+            for response in responses if made_until else ():
+                if response.HasField("failure") and response.failure.code == GONE:
                     continue
-                else:
-                    same = response.failure.retryable or failed_as(response.failure, child)
-                require(same, f"{attempt_id} was told of {child_id}, which ended {child.state.name}: {response}")
+                # An attempt waits for what a former one has called for, and calls anew if that fails in a pause.
+                same = any(_told(response, found[run_id].run) for run_id in made_until[-2:])
+                require(same, f"{attempt_id} was told of {made_until}: {response}")
+
+
+def _told(response: CallResponse, child: Run) -> bool:
+    """Whether the end of a run is what a call was told."""
+    if response.HasField("output"):
+        return child.state is RunState.SUCCEEDED and content(child.output) == response.output.inline
+    return response.failure.retryable or failed_as(response.failure, child)
 
 
 def _left(world: World, found: dict[str, Rules]) -> None:

@@ -7,7 +7,7 @@ agents, clients and callers saw comes from the history.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from antiphon.v1 import failure_pb2, payload_pb2
@@ -230,8 +230,9 @@ class Rules:
         place, name = (event.task, event.member), self._name(event)
         self._require(event.run_id not in self.children, f"{event.run_id} began twice beneath {name}")
         again = any(
-            other.kind is ChildKind.CALL and (other.task, other.member, other.call_id) == (*place, event.call_id)
+            (other.task, other.member, other.call_id, other.number) == (*place, event.call_id, event.number)
             for other in self.children.values()
+            if other.kind is ChildKind.CALL
         )
         self._require(event.kind is not ChildKind.CALL or not again, f"call {event.call_id} of {name} became two runs")
         self.children[event.run_id] = event
@@ -264,12 +265,13 @@ def failed_as(call: failure_pb2.Failure, child: Run) -> bool:
     return child.state is not RunState.SUCCEEDED and (failure is None or call.kind == failure.kind.value)
 
 
-def calls_of(rules: Rules) -> dict[str, str]:
-    """By task and member, the run that the call of its attempts became."""
-    run, calls = rules.run, {}
+def calls_of(rules: Rules) -> dict[str, list[tuple[int, str]]]:
+    """By task and member, the runs that the call of its attempts became, with the attempts that made them, in order."""
+    run, calls = rules.run, defaultdict[str, list[tuple[int, str]]](list)
     for run_id, begun in rules.children.items():
         if begun.kind is ChildKind.CALL and begun.call_id == CALL_ID:
-            calls[f"{run.run_id}/{run.plan.tasks[begun.task].id}/{begun.member}"] = run_id
+            place = f"{run.run_id}/{run.plan.tasks[begun.task].id}/{begun.member}"
+            calls[place].append((begun.number, run_id))
     return calls
 
 

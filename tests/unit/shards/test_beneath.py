@@ -18,6 +18,7 @@ from antiphon_orchestrator.engine.states import AttemptState, ChildKind, RunStat
 from antiphon_orchestrator.runs import views
 from antiphon_orchestrator.shards import beneath
 from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards.inputs import RequestIdReused
 from shard_rig import SOURCE, Rig, failed, instance
 
 from tests.fakes.plans import SECOND, Node, payload, plan, retry
@@ -226,6 +227,84 @@ def test_a_call_is_in_the_record_of_its_task() -> None:
     assert rig.states("r") == ["RUNNING"] and rig.run("r").tasks[0].sub_run == ""
     other = rig.recovered(lambda submitted: ONE)
     assert views.task_message(other.run("r"), other.run("r").tasks[0]).children == message.children
+
+
+def calling(attempt: int, run_id: str, answers: list[Any], given: str = "x", over: str = "") -> i.Call:
+    """Call 1 of an attempt of the only task of run r."""
+    digest, attempt_id = given.encode(), f"r/t0/0/{attempt}"
+    return i.Call(SOURCE, attempt_id, "1", run_id, ONE, None, digest, payload(given), None, answers.append, over=over)
+
+
+def calling_rig(answers: list[Any]) -> Rig:
+    """Attempt 1 of the task of run r has called c1."""
+    rig = rig_with()
+    rig.tell(rig.submit("r", plan(Node(retry=(retry(9, FailureKind.LOST),)))))
+    rig.tell(calling(1, "c1", answers))
+    return rig
+
+
+def tried_again(rig: Rig) -> int:
+    """The number of the next attempt: the last one is lost."""
+    number = len(rig.run("r").tasks[0].attempts)
+    rig.tell(rig.report(f"r/t0/0/{number}", failed(FailureKind.LOST)))
+    rig.now += 5 * SECOND
+    rig.tell()
+    assert rig.offers[-1] == f"r/t0/0/{number + 1}"
+    return number + 1
+
+
+def test_another_attempt_has_the_call_that_is_at_work_and_the_one_that_succeeded() -> None:
+    answers: list[Any] = []
+    rig = calling_rig(answers)
+    rig.tell(calling(tried_again(rig), "none", answers))
+    assert answers == []
+    rig.tell(rig.report("c1/t0/0/1"))
+    assert [answer.run_id for answer in answers] == ["c1", "c1"]
+    rig.tell(calling(tried_again(rig), "none", answers))
+    assert answers[-1].run_id == "c1" and "none" not in rig.shard.runs
+    rig.tell(i.Archived({"c1": rig.run("c1").event_seq}))
+    rig.tell(calling(3, "none", answers))
+    assert answers[-1] == "c1" and "none" not in rig.shard.runs
+
+
+@pytest.mark.parametrize("how", ["failed", "cancelled", "archived"])
+def test_another_attempt_makes_a_call_anew_that_did_not_succeed(how: str) -> None:
+    answers: list[Any] = []
+    rig = calling_rig(answers)
+    if how == "cancelled":
+        rig.tell(i.Cancel("c1", PERSON, "enough", lambda answer: None))
+    else:
+        rig.tell(rig.report("c1/t0/0/1", failed(FailureKind.PERMANENT)))
+        rig.tell(calling(1, "none", answers))
+        assert [answer.run_id for answer in answers] == ["c1", "c1"], "an attempt has one outcome for one call"
+    number, over = tried_again(rig), ""
+    if how == "archived":
+        rig.tell(i.Archived({"c1": rig.run("c1").event_seq}))
+        rig.tell(calling(number, "none", answers))
+        assert answers[-1] == "c1", "what came of it the archive knows"
+        over = "c1"
+    rig.tell(calling(number, "c2", answers, over=over))
+    assert rig.run("c2").state is RunState.RUNNING
+    assert rig.run("c2").submitted.parent_attempt_id == f"r/t0/0/{number}"
+    for shard in (rig, rig.recovered(lambda submitted: ONE)):  # repeated, it is the same
+        shard.tell(calling(number, "none", answers, over=over))
+        assert "none" not in shard.shard.runs
+    rig.tell(rig.report("c2/t0/0/1", failed(FailureKind.PERMANENT)))
+    assert answers[-1].run_id == "c2"
+    rig.tell(calling(tried_again(rig), "c3", answers))
+    assert rig.run("c3").state is RunState.RUNNING
+
+
+def test_another_attempt_may_call_for_another_thing_and_what_nobody_waits_for_ends() -> None:
+    answers: list[Any] = []
+    rig = calling_rig(answers)
+    rig.tell(calling(1, "none", answers, "y"))
+    assert isinstance(answers.pop(), RequestIdReused)
+    number = tried_again(rig)
+    rig.tell(calling(number, "c2", answers, "y"))
+    assert rig.run("c2").state is RunState.RUNNING and rig.run("c1").cancel is not None
+    rig.tell(calling(number, "none", answers, "y"), calling(number, "none", answers, "z"))
+    assert isinstance(answers[-1], RequestIdReused) and "none" not in rig.shard.runs
 
 
 def test_beneath_one_run_there_are_no_more_tasks_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -545,7 +545,7 @@ class CallRequest(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
-    """Chosen by the agent, unique within the task, the same when the handler runs again."""
+    """Chosen by the agent, unique within the attempt, the same when the handler runs again."""
     attempt_id: _builtins.str
     """Attempt on whose behalf it is made."""
     attempt_token: _builtins.bytes

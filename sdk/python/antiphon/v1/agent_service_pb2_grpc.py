@@ -88,7 +88,8 @@ class AgentServiceServicer(object):
 
     def Call(self, request, context):
         """Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
-        The same call_id within the attempt's task gives the same outcome.
+        The same call_id of the same attempt gives the same outcome; of a later attempt of its task the one that is there, if that is
+        a success, or still worked on, of the same capability and input. What failed or was cancelled is called for anew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,8 @@ class AgentServiceStub:
     """ReportPartial sends a piece of output before the output, for agents that prefer unary calls."""
     Call: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.CallRequest, _agent_service_pb2.CallResponse]
     """Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
-    The same call_id within the attempt's task gives the same outcome.
+    The same call_id of the same attempt gives the same outcome; of a later attempt of its task the one that is there, if that is
+    a success, or still worked on, of the same capability and input. What failed or was cancelled is called for anew.
     """
 
 @_typing.type_check_only
@@ -69,7 +70,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """ReportPartial sends a piece of output before the output, for agents that prefer unary calls."""
     Call: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.CallRequest, _agent_service_pb2.CallResponse]  # type: ignore[assignment]
     """Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
-    The same call_id within the attempt's task gives the same outcome.
+    The same call_id of the same attempt gives the same outcome; of a later attempt of its task the one that is there, if that is
+    a success, or still worked on, of the same capability and input. What failed or was cancelled is called for anew.
     """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -111,7 +113,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.CallResponse, _abc.Awaitable[_agent_service_pb2.CallResponse]]:
         """Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
-        The same call_id within the attempt's task gives the same outcome.
+        The same call_id of the same attempt gives the same outcome; of a later attempt of its task the one that is there, if that is
+        a success, or still worked on, of the same capability and input. What failed or was cancelled is called for anew.
         """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

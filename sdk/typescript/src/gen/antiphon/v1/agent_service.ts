@@ -224,7 +224,7 @@ export interface ReportPartialResponse {
 
 /** CallRequest asks for a capability on behalf of an attempt. */
 export interface CallRequest {
-  /** Chosen by the agent, unique within the task, the same when the handler runs again. */
+  /** Chosen by the agent, unique within the attempt, the same when the handler runs again. */
   callId: string;
   /** Attempt on whose behalf it is made. */
   attemptId: string;
@@ -2152,7 +2152,8 @@ export const AgentServiceService = {
   },
   /**
    * Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
-   * The same call_id within the attempt's task gives the same outcome.
+   * The same call_id of the same attempt gives the same outcome; of a later attempt of its task the one that is there, if that is
+   * a success, or still worked on, of the same capability and input. What failed or was cancelled is called for anew.
    */
   call: {
     path: "/antiphon.v1.AgentService/Call" as const,
@@ -2180,7 +2181,8 @@ export interface AgentServiceServer extends UntypedServiceImplementation {
   reportPartial: handleUnaryCall<ReportPartialRequest, ReportPartialResponse>;
   /**
    * Call asks for a capability on behalf of a running attempt and waits for its outcome, for agents that prefer unary calls.
-   * The same call_id within the attempt's task gives the same outcome.
+   * The same call_id of the same attempt gives the same outcome; of a later attempt of its task the one that is there, if that is
+   * a success, or still worked on, of the same capability and input. What failed or was cancelled is called for anew.
    */
   call: handleUnaryCall<CallRequest, CallResponse>;
 }
