@@ -21,7 +21,6 @@ from .mapping import Mapping
 from .syntax import Path
 from .values import MAX_INLINE_BYTES, Known, Unusable, Values, encode_json, inline_bytes, same_value
 
-MAX_OPEN_LISTS = 64
 CHUNK_SECONDS = 0.005
 """After which no further input of a member is made at once: an expression may take a hundred milliseconds."""
 MAX_LABELS = 64
@@ -95,7 +94,6 @@ class GraphEvaluator:
         self._output = output
         self._sinks = tuple(sinks)
         self._values = values
-        self._open: dict[tuple[str, int], _Items] = {}
 
     def when(self, task: int, view: View) -> bool:
         """The task's condition."""
@@ -122,10 +120,9 @@ class GraphEvaluator:
         The list is evaluated with the first chunk and kept until the last, so that all chunks see the same one even
         when more of a join's needs end meanwhile. There are fewer inputs, one at least, when they take long to make.
         """
-        key = (view.run_id, task)
-        items = None if first == 1 else self._open.get(key)
+        items = None if first == 1 else view.kept.get(task)
         try:
-            if items is None:
+            if not isinstance(items, _Items):
                 items = self._items(task, view)
         except Exception as error:
             raise _failed("for_each", error) from error
@@ -138,11 +135,10 @@ class GraphEvaluator:
                     break
         except Exception as error:
             raise _failed("input", error) from error
-        self._open.pop(key, None)
         if first - 1 + len(inputs) < len(items):
-            if len(self._open) >= MAX_OPEN_LISTS:
-                del self._open[next(iter(self._open))]
-            self._open[key] = items
+            view.kept[task] = items
+        else:
+            view.kept.pop(task, None)
         return len(items), inputs
 
     def moment(self, task: int, view: View, now: int) -> int:

@@ -134,10 +134,13 @@ class View(Protocol):
     """What expressions may see of a run. Payloads are serialised antiphon.v1.Payload; b"" is null."""
 
     @property
-    def run_id(self) -> str: ...
+    def input(self) -> bytes: ...
 
     @property
-    def input(self) -> bytes: ...
+    def kept(self) -> dict[int, object]:
+        """What expressions are to find again with the next step of a task, by task. Memory only: a new owner of the run
+        begins with nothing."""
+        ...
 
     def output(self, task: int) -> bytes | list[bytes] | None:
         """Output of a task; a list, by member, for a fan-out; None when it has none (skipped, failed, not done).

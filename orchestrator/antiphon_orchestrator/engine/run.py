@@ -72,7 +72,7 @@ class Run:
     `paused`: since somebody holds it; `resume_time`: when it was last let go on. `completed`: tasks that can be undone,
     in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason.
     `warning`: what is missing in the output of one that has SUCCEEDED.
-    `grown`: tasks of all the runs beneath it, as far as this one counts them.
+    `grown`: tasks of all the runs beneath it, as far as this one counts them. `kept`: see plan.View.
     `passed`: of a fan-out whose members are cancelled, how many from the first on have ended; else it has no entry."""
 
     __slots__ = (
@@ -86,6 +86,7 @@ class Run:
         "found",
         "frontier",
         "grown",
+        "kept",
         "output",
         "passed",
         "paused",
@@ -126,6 +127,7 @@ class Run:
         self.paused: RunPaused | None = None
         self.resume_time = 0
         self.grown = 0
+        self.kept: dict[int, object] | None = None
         self.passed: dict[int, int] | None = None
 
     def view(self, task: Task) -> RunView:

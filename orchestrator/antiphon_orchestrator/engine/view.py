@@ -21,12 +21,14 @@ class RunView:
         self._found = found
 
     @property
-    def run_id(self) -> str:
-        return self._run.run_id
-
-    @property
     def input(self) -> bytes:
         return self._run.submitted.input
+
+    @property
+    def kept(self) -> dict[int, object]:
+        if self._run.kept is None:
+            self._run.kept = {}
+        return self._run.kept
 
     def output(self, task: int) -> bytes | list[bytes] | None:
         node = self._run.tasks[task]

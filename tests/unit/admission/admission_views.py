@@ -17,7 +17,7 @@ class RunView:
     outputs: dict[int, bytes | list[bytes]] = field(default_factory=dict)
     states: dict[int, str] = field(default_factory=dict)
     failures: dict[int, tuple[str, str]] = field(default_factory=dict)
-    run_id: str = "run-1"
+    kept: dict[int, object] = field(default_factory=dict)
     entries: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
     def output(self, task: int) -> bytes | list[bytes] | None:
