@@ -191,6 +191,10 @@ def _end_task(run: Run, task: Task, now: int) -> None:
         if not node.ended and node.plan.index not in run.frontier and fan_out_settled(node):
             run.frontier.append(node.plan.index)
         return
+    if task.cancel_reason:
+        # It has ended by itself, before it came to be cancelled.
+        task.cancel_reason = ""
+        run.frontier.remove(task.plan.index)
     if task.plan.compensates >= 0:
         return
     run.tasks_open -= 1
@@ -375,7 +379,7 @@ def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
 
 def _task_escalated(run: Run, event: TaskEscalated, now: int) -> None:
     task = run.task(event.task, event.member)
-    if not event.member and event.task in run.frontier:
+    if not event.member and not task.cancel_reason and event.task in run.frontier:
         run.frontier.remove(event.task)
     _move(task, TaskTrigger.ESCALATED)
     _ask(task, event.failure, now)
@@ -433,7 +437,7 @@ def _task_expanded(run: Run, event: TaskExpanded, now: int) -> None:
         node.input_bytes += len(payload)
     node.members_open += len(event.inputs)
     node.ready_time = node.ready_time or now
-    if event.task in run.frontier and not fan_out_settled(node):
+    if event.task in run.frontier and not node.cancel_reason and not fan_out_settled(node):
         run.frontier.remove(event.task)
 
 
@@ -571,7 +575,7 @@ def recount(run: Run) -> None:
 
 
 def _on_frontier(node: Task) -> bool:
-    if node.cancel_reason:
+    if node.cancel_reason and not node.ended:
         return True
     if node.plan.compensates >= 0 or node.state in TASK_ASKS:
         return False

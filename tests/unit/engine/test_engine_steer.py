@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from antiphon_orchestrator.engine import decide, steer
-from antiphon_orchestrator.engine.plan import OnFailure
-from antiphon_orchestrator.engine.run import Run
+from antiphon_orchestrator.engine import agreement, decide, steer, waits
+from antiphon_orchestrator.engine.events import Event, ResultReused, Reused, SignalReceived
+from antiphon_orchestrator.engine.plan import HedgePlan, OnFailure, Plan
+from antiphon_orchestrator.engine.run import Run, apply, start
 from antiphon_orchestrator.engine.states import AttemptState, RunState, TaskState
-from test_engine_rules import FAILURE, SUCCESS, begun, go_on, offer, settle
+from antiphon_orchestrator.shards import codec
+from test_engine_rules import FAILURE, SUCCESS, Ports, begun, go_on, offer, settle
 
-from tests.fakes.plans import SECOND, Node, plan, retry
+from tests.fakes.plans import SECOND, Node, payload, plan, retry
 
 
 def states(run: Run) -> str:
@@ -90,6 +92,78 @@ def test_a_large_fan_out_is_cancelled_in_bounded_steps_also_while_its_run_is_pau
     assert (run.tasks[0].state, run.tasks[1].state) == (TaskState.CANCELLED, TaskState.PENDING)
     go_on(run, steer.resume(run, "someone", ""))
     assert run.tasks[1].state is TaskState.SKIPPED
+
+
+def to_be_cancelled(of: Plan, out: bool = True) -> Run:
+    """A run, the cancel of whose first task is accepted, and is not carried out while the turn is full."""
+    run = begun(of)
+    if out:
+        offer(run, 0)
+    for event in steer.cancel_task(run, run.tasks[0], False, "someone", "enough"):
+        apply(run, event, 0)
+    return run
+
+
+def by_itself(how: str) -> tuple[Run, list[Event]]:
+    """A run whose first task is to be cancelled, and what ends it before."""
+    if how == "outcome":
+        run = to_be_cancelled(plan(Node(), Node((0,))))
+        return run, decide.settle(run, run.tasks[0], 1, SUCCESS, 5, Ports())[1]
+    if how == "signal":
+        run = to_be_cancelled(plan(Node(wait="go"), Node((0,))), out=False)
+        return run, waits.receive(run, SignalReceived("go", payload("x"), "someone", "1", b""))
+    if how == "time":
+        run = to_be_cancelled(plan(Node(wait=SECOND), Node((0,))), out=False)
+        return run, decide.on_time(run, run.tasks[0], SECOND)
+    if how == "result of before":
+        run = to_be_cancelled(plan(Node(cache_ttl=SECOND), Node((0,))), out=False)
+        return run, [ResultReused(0, 0, payload("x"), Reused("other/t/0/1", 0, b"", b""), None, None)]
+    run = begun(plan(Node(on_failure=OnFailure.ESCALATE), Node((0,))))
+    offer(run, 0)
+    settle(run, 0, FAILURE)
+    for event in steer.cancel_task(run, run.tasks[0], False, "someone", "enough"):
+        apply(run, event, 0)
+    return run, steer.resolve_task(run, run.tasks[0], payload("x"), "", "someone")
+
+
+@pytest.mark.parametrize("how", ["outcome", "signal", "time", "result of before", "person"])
+def test_a_task_that_ends_by_itself_before_its_cancel_is_carried_out_stays_as_it_ended(how: str) -> None:
+    run, events = by_itself(how)
+    assert run.frontier == [0]
+    go_on(run, events, SECOND)
+    assert states(run) == "SUCCEEDED READY"
+    assert (run.frontier, run.tasks[0].cancel_reason) == ([], "")
+
+
+def test_a_task_that_fails_for_good_before_its_cancel_is_carried_out_is_cancelled_and_asks_nobody() -> None:
+    run = to_be_cancelled(plan(Node(on_failure=OnFailure.ESCALATE)))
+    for event in decide.settle(run, run.tasks[0], 1, FAILURE, 0, Ports())[1]:
+        apply(run, event, 0)
+    assert states(run) == "ESCALATED"
+    go_on(run)
+    assert states(run) == "CANCELLED"
+
+
+def test_a_hedge_that_asks_a_second_agent_before_its_cancel_is_carried_out_is_cancelled() -> None:
+    run = begun(plan(Node(agree=1, of=2, hedge=HedgePlan(SECOND, 0.0, 0.1))))
+    offer(run, 0, 1)
+    for event in steer.cancel_task(run, run.tasks[0], False, "someone", "enough"):
+        apply(run, event, 0)
+    apply(run, agreement.second(run.tasks[0]), 0)
+    go_on(run)
+    assert states(run) == "CANCELLED CANCELLED CANCELLED"
+
+
+def test_a_snapshot_with_the_cancel_of_a_task_that_had_ended_goes_on() -> None:
+    run = begun(plan(Node(), Node((0,))))
+    offer(run, 0)
+    settle(run, 0, SUCCESS)
+    message = codec.snapshot(run)
+    message.tasks[0].cancel_reason = "cancelled by someone: enough"  # as earlier versions wrote it
+    other = start("r", run.plan, run.submitted, 0)
+    codec.restore(other, message, run.event_seq)
+    go_on(other)
+    assert (states(other), other.frontier) == ("SUCCEEDED READY", [])
 
 
 def test_one_member_can_be_cancelled_and_is_a_hole_in_its_list() -> None:

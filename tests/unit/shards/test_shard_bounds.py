@@ -41,6 +41,30 @@ def test_the_loss_of_a_sidecar_with_thousands_of_attempts_takes_several_turns() 
     assert all(task.live is None for task in rig.run("r1").all_tasks())
 
 
+def test_a_task_may_end_by_itself_while_its_cancel_waits_for_a_large_expansion() -> None:
+    of = plan(Node(), Node((0,), members=2_000), Node())
+    rig, slow = Rig(), partial(next, itertools.count(0.0, 0.002))
+    rig.fleet.attach(instance(slots=2))
+    rig.tell(rig.submit("r1", of))
+
+    def cancel(run: Run, now: int) -> i.Steered:
+        return i.Steered(steer.cancel_task(run, run.tasks[2], False, CLIENT, "enough"), bool)
+
+    for item in (
+        rig.report("r1/t0/0/1"),
+        i.Steer("r1", CLIENT, "cancel_task", "enough", {}, cancel, lambda answer: None),
+        rig.report("r1/t2/0/1"),
+    ):
+        rig.shard.inbox.append(item)
+        rig.turn(slow)
+    run = rig.run("r1")
+    assert len(run.tasks[1].members) < 2_000, "it is still being expanded"
+    assert (run.tasks[2].state, run.frontier) == (TaskState.SUCCEEDED, [1])
+    for one in (rig, rig.recovered(lambda submitted: of)):
+        one.tell()
+        assert (len(one.run("r1").tasks[1].members), one.run("r1").frontier) == (2_000, [])
+
+
 def test_no_order_of_large_inputs_makes_a_segment_the_store_refuses() -> None:
     rig = Rig()
     rig.fleet.attach(instance(slots=100))
