@@ -62,8 +62,13 @@ class Children:
         return [i.Cancel(run_id, principal or run.submitted.principal, reason, _nobody) for run_id in over]
 
     def held(self, run: Run) -> Iterable[i.Steer]:
-        """A run is held, or goes on: so do its sub-runs."""
-        return [_as_parent(run, task.sub_run) for task in run.all_tasks() if task.sub_run]
+        """A run is held, or goes on: so do its sub-runs. Of one that is to end only what undoes goes on."""
+        ends = run.cancel is not None
+        return [
+            as_parent(run, task.sub_run)
+            for task in run.all_tasks()
+            if task.sub_run and (not ends or task.plan.compensates >= 0)
+        ]
 
     def recover(self, runs: dict[str, Entry]) -> list[i.Cancel | i.Steer]:
         """Takes up what lives; what is still to be done about runs whose parent was steered, or had ended, before."""
@@ -96,7 +101,7 @@ def _caller(run: Run) -> str:
     return run.submitted.parent_attempt_id.rpartition("/")[0]
 
 
-def _as_parent(run: Run, run_id: str) -> i.Steer:
+def as_parent(run: Run, run_id: str) -> i.Steer:
     """What makes a run be held as the one above it is, or go on as that does; not one that somebody holds by itself."""
     because = f"run {run.run_id} above it is held"
     if run.paused is not None:

@@ -210,7 +210,7 @@ class Shard:
                 break
 
     def _record(self, turn: Turn, entry: Entry, event: e.Event) -> None:
-        run = entry.run
+        run, held = entry.run, entry.run.paused is not None
         apply(run, event, turn.now)
         self._keep(turn, entry, codec.encode(run.run_id, run.event_seq, turn.now, event))
         kind = type(event)
@@ -235,7 +235,7 @@ class Shard:
         elif kind is e.TaskReopened:
             task = run.task(event.task, event.member)  # type: ignore[union-attr]
             self._look_at(entry, self._looking.begin(run, task.plan.index) if task.members else (task,))
-        elif kind is e.RunPaused or kind is e.RunResumed:
+        elif kind is e.RunPaused or kind is e.RunResumed or (kind is e.CancelRequested and held):
             self._look_at(entry, self._looking.begin(run))
             if self._children:
                 self.inbox.extend(self._children.held(run))

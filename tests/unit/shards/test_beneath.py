@@ -125,6 +125,23 @@ def test_a_pause_goes_down_and_so_does_its_end_but_not_to_what_somebody_holds_by
     assert rig.run("c").paused is not None and rig.run("p").paused is None
 
 
+def test_when_a_held_run_is_cancelled_only_what_is_beneath_its_undoing_goes_on() -> None:
+    rig = parent_with_child()
+    rig.tell(steered("p", steer.pause), i.Cancel("p", PERSON, "enough", lambda answer: None))
+    assert rig.run("c").state is RunState.CANCELLED
+    records = [journal_pb2.Record.FromString(raw) for raw in rig.shard.runs["c"].records]
+    assert not any(record.HasField("run_resumed") for record in records)
+    rig = rig_with()
+    rig.tell(rig.submit("r", plan(Node(undone=True), Node((0,)))), rig.report("r/t0/0/1"))
+    rig.tell(rig.report("r/t1/0/1", failed(FailureKind.PERMANENT)))
+    rig.tell(answered(rig, "r/t0.compensate/0/1", "u", plan(Node(input=payload("step")), Node((0,)))))
+    rig.tell(steered("r", steer.pause))
+    rig.tell(rig.report("u/t0/0/1"))
+    assert rig.states("u") == ["SUCCEEDED", "PENDING"]
+    rig.tell(i.Cancel("r", PERSON, "enough", lambda answer: None))
+    assert rig.offers[-1] == "u/t1/0/1"
+
+
 def test_a_graph_that_comes_while_its_run_is_held_begins_when_that_goes_on() -> None:
     rig = rig_with()
     rig.tell(rig.submit("p", PARENT))

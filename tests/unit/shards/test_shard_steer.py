@@ -7,12 +7,13 @@ from typing import Any
 
 from antiphon_orchestrator.engine import decide, steer, waits
 from antiphon_orchestrator.engine.events import Event, SignalReceived
+from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure
 from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.shards import inputs as i
 from shard_rig import Rig, failed, instance
 
-from tests.fakes.plans import CLIENT, SECOND, Node, payload, plan
+from tests.fakes.plans import CLIENT, SECOND, Node, payload, plan, retry
 
 
 def wish(run_id: str, decided: Callable[[Run], list[Event]], answers: list[Any] | None = None) -> i.Steer:
@@ -155,6 +156,27 @@ def test_a_cancelled_run_is_undone_before_it_ends_also_by_a_new_owner() -> None:
     assert other.run("r1").state.name == "CANCELLED"
     rig.tell(rig.report("r1/t0.compensate/0/1"))
     assert [run.state.name for run in answers] == ["CANCELLED"]
+
+
+def test_what_undoes_a_task_goes_on_when_its_run_is_cancelled_while_it_is_held() -> None:
+    rig, of = Rig(), plan(Node(undone=True), Node((0,)))
+    rig.fleet.attach(instance())
+    rig.tell(rig.submit("r1", of), rig.report("r1/t0/0/1"))
+    rig.tell(rig.submit("r2", plan(Node())), rig.report("r1/t1/0/1", failed(FailureKind.PERMANENT)), pause("r1"))
+    rig.tell(i.Cancel("r1", CLIENT, "enough", lambda answer: None), rig.report("r2/t0/0/1"))
+    assert rig.offers[-2:] == ["r2/t0/0/1", "r1/t0.compensate/0/1"]
+
+
+def test_what_undoes_a_task_and_waits_goes_on_when_its_run_is_cancelled_while_it_is_held() -> None:
+    rig, of = Rig(), plan(Node(undone=True, retry=(retry(5),)), Node((0,)))
+    rig.fleet.attach(instance())
+    rig.tell(rig.submit("r1", of), rig.report("r1/t0/0/1"), rig.report("r1/t1/0/1", failed(FailureKind.PERMANENT)))
+    rig.tell(rig.report("r1/t0.compensate/0/1", failed()), pause("r1"))
+    rig.tell(i.Cancel("r1", CLIENT, "enough", lambda answer: None))
+    assert rig.states("r1") == ["SUCCEEDED", "FAILED", "WAITING"]
+    rig.now += 60 * SECOND
+    rig.tell()
+    assert rig.offers[-1] == "r1/t0.compensate/0/2"
 
 
 def test_what_undoes_a_task_waits_for_an_agent_and_gets_it_although_its_run_was_cancelled() -> None:
