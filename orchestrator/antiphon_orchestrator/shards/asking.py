@@ -1,4 +1,5 @@
-"""What is asked of a shard that changes nothing: reads and surveys, watchers that come and go, callers that leave.
+"""What is asked of a shard that changes nothing: reads and surveys, watchers that come and go and what they are told
+beside the records, callers that leave.
 
 Answers are given at release, when memory holds exactly what is committed.
 """
@@ -9,7 +10,7 @@ from ..engine.run import Run
 from ..engine.states import RunState
 from ..placement.shares import FairQueue
 from . import inputs as i
-from .turn import Entry, Turn
+from .turn import Entry, Turn, found_attempt
 
 Runs = dict[str, Entry]
 
@@ -53,6 +54,13 @@ def unwatch(runs: Runs, turn: Turn, item: i.Unwatch) -> None:
 
     # At release, as watching begins: both may come in one turn.
     turn.replies.append((lambda _: None, end))
+
+
+def progress(runs: Runs, item: i.Progress) -> None:
+    if (found := found_attempt(runs, item.source, item.attempt_id)) is not None:
+        entry, task, _ = found
+        for watcher in entry.watchers:
+            watcher.progress(task.plan.id, task.member, item.progress)
 
 
 def leave(runs: Runs, requests: dict[bytes, tuple[str, bytes]], backlog: FairQueue, turn: Turn, item: i.Leave) -> None:

@@ -23,7 +23,7 @@ from ..engine.run import Attempt, Run, Task
 from ..engine.states import AttemptState, ChildKind, RunState, TaskState
 from . import inputs as i
 from . import payloads
-from .children import task_of
+from .children import as_parent, task_of
 from .judging import handed_on, judge_output
 from .turn import Entry, Graphs, Turn, found_attempt, request_key
 
@@ -189,6 +189,12 @@ class Beneath:
             self._begin(turn, entry, task, ChildKind.ANSWER, item.run_id, plan, event, name, number, item.busy)
         turn.verdicts.append((item.reporter, item.attempt_id, Verdict.ACCEPTED))
 
+    def hold(self, turn: Turn, child: Run) -> None:
+        """A sub-run that begins while the run above it is held, as an answer may, is held before it begins anything."""
+        entry = self._shard.runs.get(child.submitted.parent_attempt_id.partition("/")[0])
+        if entry is not None and entry.run.paused is not None:
+            self._shard._steer(turn, as_parent(entry.run, child.run_id))
+
     def ended(self, turn: Turn, child: Run) -> None:
         """A run beneath a task has ended; a task that waits for it goes on in the same turn."""
         submitted = child.submitted
@@ -330,8 +336,6 @@ class Beneath:
         shard._submit(turn, i.Submit(run_id, plan, event, request_key(event), False, _nobody))
         if not task.ended:
             shard._set_timer(entry, task)
-        if entry.run.paused is not None:
-            shard.inbox.extend(shard._children.held(entry.run))
 
 
 def _place(run: Run, task: Task) -> str:

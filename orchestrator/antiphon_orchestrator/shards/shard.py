@@ -123,7 +123,7 @@ class Shard:
             i.Submit: self._submit,
             i.Report: self._report,
             i.Started: self._started,
-            i.Progress: self._progress,
+            i.Progress: lambda turn, item: asking.progress(self.runs, item),
             i.Call: self._beneath.call,
             i.Answered: self._beneath.answered,
             i.Opened: self._beneath.opened,
@@ -444,6 +444,8 @@ class Shard:
             turn.replies.append((item.sink, lambda: run))
         self._keep(turn, entry, raw)
         self.audit.submitted(turn, entry)
+        if event.child_kind > ChildKind.CALL:
+            self._beneath.hold(turn, run)
         self._advance(turn, entry)
 
     def _report(self, turn: Turn, item: i.Report) -> None:
@@ -468,12 +470,6 @@ class Shard:
         if (found := found_attempt(self.runs, item.source, item.attempt_id)) is not None:
             entry, task, number = found
             self._follow(turn, entry, decide.started(entry.run, task, number))
-
-    def _progress(self, turn: Turn, item: i.Progress) -> None:
-        if (found := found_attempt(self.runs, item.source, item.attempt_id)) is not None:
-            entry, task, _ = found
-            for watcher in entry.watchers:
-                watcher.progress(task.plan.id, task.member, item.progress)
 
     def _cancel(self, turn: Turn, item: i.Cancel) -> None:
         entry = self.runs.get(item.run_id)

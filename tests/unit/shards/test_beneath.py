@@ -357,6 +357,16 @@ def test_an_agent_answers_with_a_graph_whose_output_is_its_task_s() -> None:
     assert rig.verdicts[-1] == ("r/t0/0/1", "DUPLICATE") and "another" not in rig.shard.runs
 
 
+def test_a_graph_that_an_agent_answers_with_while_its_run_is_held_begins_when_that_goes_on() -> None:
+    rig = rig_with()
+    rig.tell(rig.submit("r", ONE))
+    rig.tell(steered("r", steer.pause))
+    rig.tell(answered(rig, "r/t0/0/1", "s"))
+    assert (rig.states("s"), rig.offers) == (["PENDING"], ["r/t0/0/1"])
+    rig.tell(steered("r", steer.resume))
+    assert rig.offers[-1] == "s/t0/0/1"
+
+
 def test_a_graph_with_mistakes_fails_the_attempt_that_answered_it() -> None:
     rig = rig_with()
     rig.tell(rig.submit("r", ONE))
