@@ -57,12 +57,13 @@ def alone(run: Run, node: Task) -> Attempt | None:
 
 
 def taken(node: Task, member: int) -> frozenset[str]:
-    """Agents, or instances, by `apart` of the plan, that the members besides one are at or have had an answer from."""
+    """Agents, or instances, by `apart` of the plan, that the members besides one are at or have had an answer from, be
+    it a graph that runs."""
     names: set[str] = set()
     for other in node.members:
         if other.member == member or not other.attempts:
             continue
-        if other.live is not None or other.state is TaskState.SUCCEEDED:
+        if other.live is not None or other.sub_run or other.state is TaskState.SUCCEEDED:
             placement = other.attempts[-1].placement
             names.add(placement.agent if node.plan.apart == "agent" else placement.instance)
     return frozenset(names)

@@ -63,7 +63,12 @@ def ended(fleet: Fleet, run: Run, task: Task, event: AttemptEnded, now: int) -> 
             fleet.hedging.took(run.submitted.namespace, task.plan, now - offered)
             fleet.hedging.used += event.member > 1
         return []
-    others = [m for m in run.tasks[event.task].members if m is not task and m.state is TaskState.READY]
+    return left(fleet, run, task)
+
+
+def left(fleet: Fleet, run: Run, task: Task) -> list[Task]:
+    """The other members that are to be placed anew, because the agent that this one was at may be free for them."""
+    others = [m for m in run.tasks[task.plan.index].members if m is not task and m.state is TaskState.READY]
     for other in others:
-        fleet.leave(run.run_id, event.task, other.member)
+        fleet.leave(run.run_id, task.plan.index, other.member)
     return others

@@ -230,8 +230,11 @@ class Shard:
             number = 0 if kind is e.TaskAgreed else event.member  # type: ignore[union-attr]
             self.timers.clear((run.run_id, event.task, number))  # type: ignore[union-attr]
             self._fleet.leave(run.run_id, event.task, number)  # type: ignore[union-attr]
+            task = run.task(event.task, number)  # type: ignore[union-attr]
             if self._children:
-                self.inbox.extend(self._children.ended(run, run.task(event.task, number)))  # type: ignore[union-attr]
+                self.inbox.extend(self._children.ended(run, task))
+            if kind is e.TaskEnded and number and task.children and task.plan.agree:
+                self._to_place.extend((entry, other) for other in agreeing.left(self._fleet, run, task))
         elif kind is e.TaskReopened:
             task = run.task(event.task, event.member)  # type: ignore[union-attr]
             self._look_at(entry, self._looking.begin(run, task.plan.index) if task.members else (task,))

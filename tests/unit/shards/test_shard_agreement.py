@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from antiphon.v1 import payload_pb2
+from antiphon.v1 import graph_pb2, payload_pb2
 from antiphon_orchestrator.admission import SchemaSet, Values
 from antiphon_orchestrator.engine.decide import Outcome
 from antiphon_orchestrator.engine.events import RunSubmitted
@@ -19,9 +19,10 @@ from antiphon_orchestrator.placement.fleet import Fleet
 from antiphon_orchestrator.placement.hedging import AT_ONCE, KNOWN
 from antiphon_orchestrator.policy import CedarPolicies, PolicyBundle, PolicyFile
 from antiphon_orchestrator.runs import views
-from shard_rig import Rig, failed, instance, returned
+from antiphon_orchestrator.shards import inputs as i
+from shard_rig import SOURCE, Rig, failed, instance, returned
 
-from tests.fakes.plans import SECOND, Node, payload, plan, retry
+from tests.fakes.plans import CLIENT, SECOND, Node, payload, plan, retry
 
 PURE: dict[str, Any] = {"effect": 1}
 AGAIN: dict[str, Any] = {"idempotent": True}
@@ -79,6 +80,22 @@ def test_a_member_that_waits_gets_the_agent_of_another_whose_attempt_failed() ->
     one.tell(one.report("r1/t0/1/1", failed()))
     assert one.states("r1")[1:] == ["WAITING", "RUNNING", "RUNNING"]
     assert one.run("r1").task(0, 3).attempts[-1].placement.agent == one.run("r1").task(0, 1).attempts[0].placement.agent
+
+
+def test_an_agent_that_answered_a_member_with_a_graph_gets_no_other_unless_that_fails() -> None:
+    one = rig("a", "b")
+    one.tell(one.submit("r1", plan(replace(QUORUM, retry=(retry(2, first=5 * SECOND, longest=5 * SECOND),)))))
+    first, second = agents(one)
+    below = i.Answered(one, SOURCE, "r1/t0/1/1", "s", plan(Node(capability="text.other@1")), graph_pb2.Graph(), b"", 5)
+    one.tell(below)
+    one.tell(one.report("r1/t0/2/1", failed()))
+    assert agents(one) == [first, second, second], "not the one that made the graph"
+    one.now += 10 * SECOND
+    one.tell()
+    assert one.states("r1") == ["RUNNING", "RUNNING", "READY", "RUNNING"]
+    one.tell(i.Cancel("s", CLIENT, "not this one", lambda answer: None))
+    assert one.states("r1") == ["RUNNING", "FAILED", "RUNNING", "RUNNING"]
+    assert agents(one) == [first, first, second]
 
 
 def test_when_enough_agree_those_who_are_still_at_it_are_cancelled_and_the_record_says_who_disagreed() -> None:
