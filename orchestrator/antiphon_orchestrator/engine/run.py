@@ -194,7 +194,8 @@ def _end_task(run: Run, task: Task, now: int) -> None:
     if task.cancel_reason:
         # It has ended by itself, before it came to be cancelled.
         task.cancel_reason = ""
-        run.frontier.remove(task.plan.index)
+        if task.plan.index in run.frontier:
+            run.frontier.remove(task.plan.index)
     if task.plan.compensates >= 0:
         return
     run.tasks_open -= 1

@@ -42,8 +42,10 @@ from .promising import Promises
 from .reusing import reuse, worth_keeping
 from .timers import Timers
 from .turn import (
+    FIRST_OF_BACKLOG,
     MAX_INPUTS,
     MAX_TIMER_BYTES,
+    MAX_WAITS,
     REQUEST_KEPT,
     REQUESTS_KEPT,
     SEGMENT_BYTES,
@@ -64,13 +66,6 @@ MAX_BYTES = 768 * 1024
 MAX_WORK = 0.010
 """Bounds of a turn beside its inputs: record bytes and seconds of work (protocol.md §3). What the last turn left has
 half of it, so that a run of 100,000 tasks keeps no others out. Timers have their own such bound."""
-
-MAX_WAITS = 256
-"""Tasks for which a turn looks for a place in vain: they leave no records, by which it is bounded otherwise."""
-
-FIRST_OF_BACKLOG = 16
-"""New runs that a turn takes before its inbox, so that runs which are there never keep them out for ever; they have as
-small a part of its time and bytes, so that they do not keep out what comes of those."""
 
 _SETTLED = frozenset({e.TaskEnded, e.TaskEscalated, e.TaskQuarantined, e.TaskCompleted, e.TaskAgreed, e.ResultReused})
 """Events after which nothing of a task is due, or waited for, any more."""
@@ -97,6 +92,7 @@ class Shard:
         self.inbox: deque[i.Input] = deque()
         self.backlog = FairQueue(fleet.weights)
         """New runs that have to wait: the inbox is for what comes of runs that are there."""
+        self._owed = False
         self.runs: dict[str, Entry] = {}
         self.requests: dict[bytes, tuple[str, bytes]] = {}
         self.kept: dict[bytes, tuple[str, bytes, int]] = {}
@@ -157,7 +153,10 @@ class Shard:
     def take_turn(self, now: int, clock: Callable[[], float] = time.monotonic) -> Turn:
         """Works out what waits, within the bounds of a turn. `now`: microseconds since 1970."""
         turn = Turn(now, clock, clock() + MAX_WORK / 2, MAX_BYTES // 2)
-        if self._moving.waiting:
+        if self._owed:
+            self._owed, item = False, self.inbox.popleft()
+            self._handlers[type(item)](turn, item)
+        elif self._moving.waiting:
             self._moving.go_on(turn, self.runs)
         self._go_on(turn)
         until = max(turn.until, clock()) + MAX_WORK / 2
@@ -188,7 +187,7 @@ class Shard:
     def _put_back(self, turn: Turn, item: i.Input) -> None:
         """Leaves an input, or what is left of it, to the next turn, which it begins."""
         self.inbox.appendleft(item)
-        turn.full = True
+        turn.full = self._owed = True
 
     def _go_on(self, turn: Turn) -> None:
         """Takes up what the last turn left, in half of a turn, and one of each kind however slow it is."""

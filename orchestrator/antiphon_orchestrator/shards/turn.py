@@ -17,6 +17,13 @@ MAX_INPUTS = 256
 MIN_INPUTS = 64
 """Most inputs of a turn, and what it takes however little is under way."""
 
+MAX_WAITS = 256
+"""Tasks for which a turn looks for a place in vain: they leave no records, by which it is bounded otherwise."""
+
+FIRST_OF_BACKLOG = 16
+"""New runs that a turn takes before its inbox, so that runs which are there never keep them out for ever; they have as
+small a part of its time and bytes, so that they do not keep out what comes of those."""
+
 MAX_TIMER_BYTES = 1024 * 1024
 """Record bytes at which timers wait for the next turn: more than MAX_BYTES, so that a busy inbox never starves them."""
 

@@ -14,8 +14,8 @@ from antiphon_orchestrator.shards.audited import AuditPages
 from antiphon_orchestrator.shards.host import Host, _Seat
 from antiphon_orchestrator.shards.leaving import abandon
 from antiphon_orchestrator.shards.log import ShardLog
-from antiphon_orchestrator.shards.shard import FIRST_OF_BACKLOG, Shard
-from antiphon_orchestrator.shards.turn import MAX_INPUTS
+from antiphon_orchestrator.shards.shard import Shard
+from antiphon_orchestrator.shards.turn import FIRST_OF_BACKLOG, MAX_INPUTS
 from shard_rig import POLICY, Rig, instance
 
 from tests.fakes.plans import Node, plan

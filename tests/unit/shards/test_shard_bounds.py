@@ -9,15 +9,15 @@ from functools import partial
 import pytest
 from antiphon.v1 import run_pb2
 from antiphon_orchestrator.engine import decide, steer
+from antiphon_orchestrator.engine.decide import Outcome
 from antiphon_orchestrator.engine.events import Event
 from antiphon_orchestrator.engine.failure import FailureKind
 from antiphon_orchestrator.engine.plan import OnFailure
 from antiphon_orchestrator.engine.run import Run, Task
-from antiphon_orchestrator.engine.states import RunState, TaskState
+from antiphon_orchestrator.engine.states import AttemptState, RunState, TaskState
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.inputs import RequestIdReused
-from antiphon_orchestrator.shards.shard import MAX_WAITS
-from antiphon_orchestrator.shards.turn import MAX_INPUTS, MIN_INPUTS, most_inputs
+from antiphon_orchestrator.shards.turn import MAX_INPUTS, MAX_WAITS, MIN_INPUTS, most_inputs
 from antiphon_orchestrator.store.port import MAX_TXN_BYTES
 from shard_rig import Rig, failed, instance, returned
 
@@ -90,6 +90,25 @@ def test_a_turn_takes_a_part_of_what_is_under_way_so_that_sidecars_work_meanwhil
     assert rig.turn().inputs == 125
     assert len(rig.offers) == 200 and len(rig.verdicts) == 125
     assert [most_inputs(n) for n in (0, 100, 160, 400, 10_000)] == [MIN_INPUTS, MIN_INPUTS, 100, 250, MAX_INPUTS]
+
+
+def test_a_run_that_moves_with_a_large_snapshot_does_not_keep_the_inbox_out_while_new_runs_come() -> None:
+    rig = Rig()
+    rig.fleet.attach(instance(slots=300))
+    rig.tell(rig.submit("long", plan(*[Node() for _ in range(21)])))
+    for n in range(20):
+        rig.tell(rig.report(f"long/t{n}/0/1", Outcome(AttemptState.SUCCEEDED, BIG)))
+    rig.tell(rig.submit("other", plan(Node())))
+    rig.shard.inbox.append(i.Archived({"long": rig.run("long").event_seq}))
+    rig.shard.inbox.append(rig.report("other/t0/0/1"))
+    turns = 0
+    while rig.shard.inbox and turns < 20:
+        for n in range(200 - rig.shard.backlog.size):
+            rig.shard.backlog.push("demo", (0, 0), rig.submit(f"{turns}-{n}", plan(Node()), input=payload("z" * 5_000)))
+        rig.turn()
+        turns += 1
+    assert turns <= 3 and rig.run("other").state is RunState.SUCCEEDED
+    assert max(size_of(turn.records) for turn in rig.turns) < MAX_TXN_BYTES
 
 
 def test_timers_fire_although_the_inbox_is_never_empty() -> None:
