@@ -95,8 +95,8 @@ def test_a_turn_takes_a_part_of_what_is_under_way_so_that_sidecars_work_meanwhil
 def test_a_run_that_moves_with_a_large_snapshot_does_not_keep_the_inbox_out_while_new_runs_come() -> None:
     rig = Rig()
     rig.fleet.attach(instance(slots=300))
-    rig.tell(rig.submit("long", plan(*[Node() for _ in range(21)])))
-    for n in range(20):
+    rig.tell(rig.submit("long", plan(*[Node() for _ in range(22)])))
+    for n in range(21):
         rig.tell(rig.report(f"long/t{n}/0/1", Outcome(AttemptState.SUCCEEDED, BIG)))
     rig.tell(rig.submit("other", plan(Node())))
     rig.shard.inbox.append(i.Archived({"long": rig.run("long").event_seq}))
