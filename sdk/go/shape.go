@@ -124,10 +124,18 @@ func (s *shapes) of(kind reflect.Type) (*shape, error) {
 		return customShape(schema{}), nil
 	case kind == timeType:
 		return customShape(schema{"type": "string", "format": "date-time"}), nil
-	case both(kind, marshalerType, readerType):
+	}
+	// Types may say by methods how they travel, of their pointers too.
+	pointer := reflect.PointerTo(kind)
+	switch {
+	case pointer.Implements(marshalerType) && pointer.Implements(readerType):
 		return customShape(schema{}), nil
-	case both(kind, textType, textReadType):
+	case pointer.Implements(textType) && pointer.Implements(textReadType):
 		return customShape(schema{"type": "string"}), nil
+	case pointer.Implements(marshalerType):
+		return nil, fmt.Errorf("%s writes its own JSON (MarshalJSON) but cannot read it; give it UnmarshalJSON", kind)
+	case pointer.Implements(textType):
+		return nil, fmt.Errorf("%s writes its own text (MarshalText) but cannot read it; give it UnmarshalText", kind)
 	}
 	switch kind.Kind() {
 	case reflect.Bool:
@@ -176,11 +184,6 @@ func (s *shapes) part(kind reflect.Type) (*shape, error) {
 		}
 	}
 	return inner, err
-}
-
-func both(kind, writes, reads reflect.Type) bool {
-	pointer := reflect.PointerTo(kind)
-	return pointer.Implements(writes) && pointer.Implements(reads)
 }
 
 func (s *shapes) named(kind reflect.Type) (*shape, error) {

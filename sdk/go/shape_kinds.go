@@ -372,7 +372,9 @@ func customShape(whole schema) *shape {
 }
 
 func encodeByLibrary(text []byte, value reflect.Value) ([]byte, *mismatch) {
-	made, err := marshal(value.Interface())
+	pointer := reflect.New(value.Type()) // whose methods may be those that write
+	pointer.Elem().Set(value)
+	made, err := marshal(pointer.Interface())
 	if err != nil {
 		return nil, &mismatch{message: fmt.Sprintf("%s cannot be written as JSON", value.Type())}
 	}

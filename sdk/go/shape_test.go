@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/big"
 	"reflect"
 	"testing"
 	"time"
@@ -66,6 +67,7 @@ func TestTheSchemaOfATypeIsItsShape(t *testing.T) {
 
 func TestWhatCannotTravelIsRefusedByName(t *testing.T) {
 	for _, kind := range []reflect.Type{
+		reflect.TypeFor[grade](), reflect.TypeFor[[]*mark](), // nobody could read them
 		reflect.TypeFor[chan int](), reflect.TypeFor[func()](), reflect.TypeFor[map[int]string](), reflect.TypeFor[complex128](),
 		reflect.TypeFor[struct {
 			A int `json:"a,string"`
@@ -106,6 +108,54 @@ func TestValuesComeBackAsTheyWent(t *testing.T) {
 	var library everything
 	if err := json.Unmarshal(payload.GetInline(), &library); err != nil || !reflect.DeepEqual(library, value) {
 		t.Errorf("encoding/json reads it otherwise: %v %+v", err, library)
+	}
+}
+
+// money is written the usual way, with methods of its pointer.
+type money struct{ cents int64 }
+
+func (m *money) MarshalJSON() ([]byte, error) {
+	return json.Marshal(fmt.Sprintf("%d.%02d", m.cents/100, m.cents%100))
+}
+
+func (m *money) UnmarshalJSON(text []byte) error {
+	var whole int64
+	_, err := fmt.Sscanf(string(text), `"%d.%d"`, &whole, &m.cents)
+	m.cents += whole * 100
+	return err
+}
+
+// grade and mark only write themselves.
+type grade struct{ letter byte }
+
+func (g grade) MarshalJSON() ([]byte, error) { return json.Marshal(string(g.letter)) }
+
+type mark struct{ letter byte }
+
+func (m *mark) MarshalText() ([]byte, error) { return []byte{m.letter}, nil }
+
+func TestATypeThatWritesItselfTravelsAsItDoes(t *testing.T) {
+	type bill struct {
+		Total *big.Int         `json:"total"`
+		Price money            `json:"price"`
+		Tip   *money           `json:"tip"`
+		Parts []money          `json:"parts"`
+		By    map[string]money `json:"by"`
+		Ratio big.Rat          `json:"ratio"`
+	}
+	value := bill{
+		big.NewInt(1250), money{1250}, &money{75}, []money{{5}}, map[string]money{"a": {1}}, *big.NewRat(1, 3),
+	}
+	payload, err := encode(value, inlineLimit)
+	want := `{"total":1250,"price":"12.50","tip":"0.75","parts":["0.05"],"by":{"a":"0.01"},"ratio":"1/3"}`
+	if err != nil || string(payload.GetInline()) != want {
+		t.Fatalf("%v\n got %s\nwant %s", err, payload.GetInline(), want)
+	}
+	if got, err := Decode[bill](payload); err != nil || got.Total.Cmp(value.Total) != 0 || *got.Tip != *value.Tip || got.By["a"] != value.By["a"] {
+		t.Error(got, err)
+	}
+	if got := JSON(money{1250}); got != `"12.50"` {
+		t.Error(got)
 	}
 }
 
