@@ -17,6 +17,8 @@ const (
 	mostRetries = 5
 	retryFirst  = 100 * time.Millisecond
 	retryLast   = 2 * time.Second
+	// standing is how long a quiet stream has to last to count as served: dialling takes less, and so does a refusal.
+	standing = 30 * time.Second
 )
 
 // pauseBefore is how long to wait before the next try: what the server asks for and somewhat more, or a doubling back-off.
@@ -28,26 +30,31 @@ func pauseBefore(err *Error, failures int) time.Duration {
 	return time.Duration(float64(pause) * (0.5 + rand.Float64()/2))
 }
 
-// tries decide whether and when to try again. A Retry error is repeated after the delay the server asks for, jittered. `limit`
-// bounds the time since the last message, or since the beginning; `most` the tries again, when it is not negative.
+// tries decide whether and when to try again. A Retry error is repeated after the delay the server asks for, jittered.
 type tries struct {
 	connection *connection
-	limit      time.Duration
-	most       int
+	patience   time.Duration // with failures, from the first since there was progress; a stream may be quiet for longer
+	most       int           // tries again, when it is not negative
 	failures   int
-	end        time.Time
-	began      *generation // the current one when the try began
+	end        time.Time // no try begins after it; zero while there is no failure
+	began      time.Time
+	used       *generation // the current one when the try began
 }
 
-func newTries(connection *connection, limit time.Duration, most int) *tries {
-	t := &tries{connection: connection, limit: limit, most: most, began: connection.newest()}
-	t.heard()
-	return t
+// callTries are those of one call, all of them within `limit` from now on.
+func callTries(connection *connection, limit time.Duration) *tries {
+	now := time.Now()
+	return &tries{connection: connection, most: mostRetries, end: now.Add(limit), began: now, used: connection.newest()}
 }
 
-// heard says that there was progress: counting starts anew.
+// streamTries are those of a stream that resumes, or of a call that is made again for as long as it takes.
+func streamTries(connection *connection, patience time.Duration) *tries {
+	return &tries{connection: connection, patience: patience, most: -1, began: time.Now(), used: connection.newest()}
+}
+
+// heard says that there was progress on a stream: counting starts anew with the next failure.
 func (t *tries) heard() {
-	t.failures, t.end = 0, time.Now().Add(t.limit)
+	t.failures, t.end = 0, time.Time{}
 }
 
 // after returns nil when it is time for another try, and the error when there is to be none.
@@ -55,9 +62,15 @@ func (t *tries) after(ctx context.Context, err *Error) error {
 	if ctx.Err() != nil {
 		return err
 	}
+	if t.most < 0 && time.Since(t.began) > standing {
+		t.heard()
+	}
+	if t.end.IsZero() {
+		t.end = time.Now().Add(t.patience)
+	}
 	t.failures++
-	used := t.began
-	defer func() { t.began = t.connection.newest() }()
+	used := t.used
+	defer func() { t.began, t.used = time.Now(), t.connection.newest() }()
 	// A stream may outlive the certificate it was opened with, or that may have been replaced a moment ago.
 	if err.Reason == CertificateExpired && (used != t.connection.newest() || t.failures == 1 && t.connection.refresh(ctx)) {
 		return nil
@@ -106,7 +119,7 @@ func unary[Request, Answer any](
 			return none, err
 		}
 	}
-	again := newTries(c, limit, mostRetries)
+	again := callTries(c, limit)
 	traced := withTrace(ctx)
 	var last *Error
 	for {
@@ -134,7 +147,7 @@ func unary[Request, Answer any](
 }
 
 // resume gives the messages of a stream that `open` opens with a request, and again where it broke, until it ends whole. It gives up
-// after `patience` without a message; an error is the last it gives.
+// after `patience` with failures alone; an error is the last it gives.
 func resume[Item any](
 	ctx context.Context, c *connection, patience time.Duration, request proto.Message,
 	open func(context.Context, *generation) (grpc.ServerStreamingClient[Item], error),
@@ -144,7 +157,7 @@ func resume[Item any](
 			yield(nil, err)
 			return
 		}
-		again := newTries(c, patience, -1)
+		again := streamTries(c, patience)
 		for {
 			left, err := follow(ctx, c, again, open, yield)
 			if left || err == nil {

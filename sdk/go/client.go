@@ -50,7 +50,7 @@ func WithTimeout(timeout time.Duration) ClientOption {
 	return func(o *clientOptions) { o.timeout = timeout }
 }
 
-// WithPatience is how long a stream is dialled again before its error is returned; 2 min by default.
+// WithPatience is how long a stream that broke is dialled again before its error is returned; 2 min by default.
 func WithPatience(patience time.Duration) ClientOption {
 	return func(o *clientOptions) { o.patience = patience }
 }

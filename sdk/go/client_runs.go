@@ -98,7 +98,7 @@ func (c *Client) Submit(
 		return answer.GetRun(), err
 	}
 	// In steps, each a call with a deadline of its own: the same request id is the same run, however often.
-	again := newTries(c.connection, c.patience, -1)
+	again := streamTries(c.connection, c.patience)
 	for {
 		run, err := c.submitStep(ctx, request)
 		if err == nil {

@@ -143,6 +143,81 @@ func TestNobodyThereIsUnavailableAndAnotherAddressIsTried(t *testing.T) {
 	}
 }
 
+func TestAStreamThatWasQuietForLongerThanItsPatienceIsDialledAgain(t *testing.T) {
+	const patience = 500 * time.Millisecond
+	orchestrator, client, _, _ := world(t, WithPatience(patience))
+	run := &antiphonv1.Run{RunId: "r", State: antiphonv1.RunState_RUN_STATE_SUCCEEDED}
+	broken := status.Error(codes.Unavailable, "broken")
+	waited := map[string]bool{} // each of them once
+	orchestrator.submit = func(context.Context, *antiphonv1.SubmitRunRequest) (*antiphonv1.SubmitRunResponse, error) {
+		if !waited["submit"] {
+			waited["submit"] = true
+			time.Sleep(patience + time.Millisecond)
+			return nil, broken
+		}
+		return &antiphonv1.SubmitRunResponse{Run: run}, nil
+	}
+	orchestrator.watch = func(_ *antiphonv1.WatchRunRequest, stream antiphonv1.RunService_WatchRunServer) error {
+		if !waited["watch"] {
+			waited["watch"] = true
+			time.Sleep(patience + time.Millisecond)
+			return broken
+		}
+		return stream.Send(&antiphonv1.WatchRunResponse{Run: run})
+	}
+	orchestrator.many = func(stream antiphonv1.RunService_SubmitRunsServer) error {
+		request, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if !waited["many"] {
+			waited["many"] = true
+			time.Sleep(patience + time.Millisecond)
+			return broken
+		}
+		id := request.GetSubmissions()[0].GetRequestId()
+		return stream.Send(&antiphonv1.SubmitRunsResponse{Results: []*antiphonv1.SubmitRunResult{
+			{RequestId: id, Result: &antiphonv1.SubmitRunResult_Run{Run: run}},
+		}})
+	}
+	if _, err := client.Submit(t.Context(), Registered("g"), nil, Wait()); err != nil {
+		t.Error(err)
+	}
+	if _, err := client.WaitForRun(t.Context(), "r"); err != nil {
+		t.Error(err)
+	}
+	one, err := client.Submitter(1).Submit(t.Context(), Registered("g"), nil, Wait())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := one.Answer(t.Context()); err != nil {
+		t.Error(err)
+	}
+	orchestrator.server.Stop()
+	began := time.Now()
+	if _, err := client.WaitForRun(t.Context(), "r"); !errors.Is(err, Unavailable) || time.Since(began) > limit {
+		t.Error(err, time.Since(began))
+	}
+}
+
+func TestAQuietStreamThatStoodHasAllPatienceAgainAndOneThatFailsHasAnEnd(t *testing.T) {
+	_, client, _, _ := world(t)
+	again := streamTries(client.connection, time.Minute)
+	broken := fromStatus(status.Error(codes.Unavailable, "broken"))
+	for try := range 2 { // as if the first failure was more than a minute ago
+		if err := again.after(t.Context(), broken); err != nil {
+			t.Fatal(try, err)
+		}
+		again.end = again.end.Add(-2 * time.Minute)
+		if try == 0 {
+			again.began = again.began.Add(-2 * standing)
+		}
+	}
+	if err := again.after(t.Context(), broken); !errors.Is(err, Unavailable) {
+		t.Error(err)
+	}
+}
+
 func TestWaitingForASubmissionIsTheSameRunHoweverOftenItIsAsked(t *testing.T) {
 	orchestrator, client, _, _ := world(t)
 	ids := map[string]int{}

@@ -141,7 +141,7 @@ func (s *Submitter) end() error {
 
 func (s *Submitter) stayConnected() {
 	defer close(s.over)
-	again := newTries(s.client.connection, s.client.patience, -1)
+	again := streamTries(s.client.connection, s.client.patience)
 	for {
 		err := s.connect(again)
 		if s.life.Err() != nil {
