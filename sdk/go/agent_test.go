@@ -416,6 +416,7 @@ func TestAnOutputThatDoesNotTravelIsAFailureWithItsReason(t *testing.T) {
 
 func TestWhatCannotTravelFailsItsAttemptAloneAndNotTheStreamOfAll(t *testing.T) {
 	const odd = "caf\xe9"
+	long, huge := strings.Repeat("i", 65), strings.Repeat("x", 5<<20)
 	agent, begun, gate := holder(WithConcurrency(4))
 	bad := map[string]func(*Task) (*Payload, error){
 		"its media type": func(*Task) (*Payload, error) { return &Payload{MediaType: odd}, nil },
@@ -432,13 +433,22 @@ func TestWhatCannotTravelFailsItsAttemptAloneAndNotTheStreamOfAll(t *testing.T) 
 		"megabytes of labels of what a call takes": func(task *Task) (*Payload, error) {
 			return Call[*Payload](task, "a.b@1", labelled(5<<20))
 		},
+		"a long id of a call":          func(task *Task) (*Payload, error) { return Call[*Payload](task, "a.b@1", 1, CallID(long)) },
+		"a larger name of a call":      func(task *Task) (*Payload, error) { return Call[*Payload](task, huge, 1) },
 		"many labels of what it emits": func(task *Task) (*Payload, error) { return nil, task.Emit(labelled(40 << 10)) },
 	}
 	Handle(agent, "work.odd@1", func(task *Task, how string) (*Payload, error) { return bad[how](task) })
 	Handle(agent, "work.ask@1", func(task *Task, _ struct{}) (bool, error) {
 		_, got := task.Shared().Get(task, odd)
 		_, put := task.Shared().Put(task, "key", 1, EntryLabels(odd))
-		return errors.Is(got, RequestInvalid) && errors.Is(put, RequestInvalid), nil
+		_, large := task.Shared().Get(task, huge)
+		_, labels := task.Shared().Put(task, "key", labelled(100<<10), EntryLabels(huge))
+		for _, err := range []error{got, put, large, labels} {
+			if !errors.Is(err, RequestInvalid) {
+				return false, err
+			}
+		}
+		return true, nil
 	})
 	at := newSidecar(t).serve()
 	start(t, agent, at)
@@ -450,8 +460,11 @@ func TestWhatCannotTravelFailsItsAttemptAloneAndNotTheStreamOfAll(t *testing.T) 
 		number++
 		failure := line.result(line.assign("work.odd", number, `"`+how+`"`)).GetFailure()
 		why := "UTF-8"
-		if strings.Contains(how, "labels") {
+		switch {
+		case strings.Contains(how, "labels"), strings.Contains(how, "larger"):
 			why = "larger than"
+		case strings.Contains(how, "long"):
+			why = "at most 64"
 		}
 		if failure.GetKind() != antiphonv1.FailureKind_FAILURE_KIND_INVALID_OUTPUT || !strings.Contains(failure.GetMessage(), why) {
 			t.Errorf("%s: %v", how, failure)

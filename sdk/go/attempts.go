@@ -246,8 +246,12 @@ func (a *attempts) emit(attemptID string, made []*antiphonv1.PartialOutput) {
 func (a *attempts) call(
 	ctx context.Context, request *antiphonv1.CallRequest, onPartial func(*PartialOutput),
 ) (*antiphonv1.CallResponse, error) {
-	if !utf8.ValidString(request.GetCallId()) || !utf8.ValidString(request.GetCapability()) {
-		return nil, InvalidOutput("the call cannot travel: its id and its capability must be UTF-8") // its input was looked at
+	// A sidecar cuts the id of a call that it refuses, and nobody would know the answer by it.
+	if count := utf8.RuneCountInString(request.GetCallId()); count > idLimit {
+		return nil, InvalidOutput("the call cannot travel: its id has %d characters; at most %d are allowed", count, idLimit)
+	}
+	if err := travels(request, a.limit()); err != nil {
+		return nil, InvalidOutput("the call cannot travel: %w", err)
 	}
 	key := requestKey{request.GetAttemptId(), request.GetCallId()}
 	pending := &pendingCall{request: request, answer: make(chan *antiphonv1.CallResponse, 1)}
@@ -296,8 +300,8 @@ func (a *attempts) made(partial *antiphonv1.CallPartial) {
 
 // ask asks shared context and waits for its answer, across broken streams.
 func (a *attempts) ask(ctx context.Context, request *antiphonv1.ContextRequest) (*antiphonv1.ContextResponse, error) {
-	if err := checked(request); err != nil {
-		return nil, err
+	if err := travels(request, a.limit()); err != nil {
+		return nil, newError(RequestInvalid, "the request cannot travel: "+err.Error())
 	}
 	key := requestKey{request.GetAttemptId(), request.GetRequestId()}
 	pending := &pendingAsk{request, make(chan *antiphonv1.ContextResponse, 1)}

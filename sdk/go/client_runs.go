@@ -40,7 +40,8 @@ func Inline(graph *antiphonv1.Graph) Source {
 // SubmitOption is what a submission may say besides its graph and its input.
 type SubmitOption func(*antiphonv1.SubmitRunRequest)
 
-// RequestID makes a submission repeatable: the same id with the same content is the same run. A new one by default.
+// RequestID makes a submission repeatable: the same id, 1 to 64 characters, with the same content is the same run. A new one by
+// default, and for an empty one.
 func RequestID(id string) SubmitOption {
 	return func(request *antiphonv1.SubmitRunRequest) { request.RequestId = id }
 }
@@ -68,10 +69,13 @@ func Wait() SubmitOption {
 func (c *Client) submission(
 	ctx context.Context, source Source, input any, options []SubmitOption,
 ) (*antiphonv1.SubmitRunRequest, error) {
-	request := &antiphonv1.SubmitRunRequest{RequestId: rand.Text(), Traceparent: traceparent(ctx)}
+	request := &antiphonv1.SubmitRunRequest{Traceparent: traceparent(ctx)}
 	source(request)
 	for _, option := range options {
 		option(request)
+	}
+	if request.RequestId == "" {
+		request.RequestId = rand.Text()
 	}
 	if input != nil {
 		payload, err := c.travelling(ctx, input)

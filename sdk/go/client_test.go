@@ -344,6 +344,15 @@ func TestASubmitterSendsAgainWhatABrokenStreamDidNotAnswer(t *testing.T) {
 		pending = append(pending, one)
 	}
 	large := []*Submission{}
+	for _, id := range []string{"", strings.Repeat("i", 65)} { // a new one, and one that could not be answered to
+		one, err := submitter.Submit(t.Context(), Registered("g"), nil, RequestID(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if run, err := one.Answer(t.Context()); id == "" && len(run.GetRunId()) < 10 || id != "" && !errors.Is(err, RequestInvalid) {
+			t.Error(id, run, err)
+		}
+	}
 	for _, size := range []int{batchBytes - 1000, 3 << 20, messageBytes} { // the last two go with nothing else, and the last not at all
 		one, err := submitter.Submit(t.Context(), Inline(&antiphonv1.Graph{Name: strings.Repeat("n", size)}), nil)
 		if err != nil {

@@ -77,8 +77,8 @@ func UnderClaim(claim *Claim) EntryOption {
 	return func(o *entryOptions) { o.claim = claim.reference }
 }
 
-// EntryRequestID makes a write repeatable: the same id within an hour writes nothing again. A task's idempotency key makes it one
-// write however often the task is tried.
+// EntryRequestID makes a write repeatable: the same id within an hour writes nothing again; an empty one is a new one. A task's
+// idempotency key makes it one write however often the task is tried.
 func EntryRequestID(id string) EntryOption { return func(o *entryOptions) { o.requestID = id } }
 
 // FromRevision is where a watch begins; from now on by default.
@@ -90,9 +90,12 @@ func FromRevision(revision int64) EntryOption {
 func WaitUpTo(wait time.Duration) EntryOption { return func(o *entryOptions) { o.wait = wait } }
 
 func entryOptionsOf(options []EntryOption) (entryOptions, *antiphonv1.ContextScope, error) {
-	made := entryOptions{requestID: rand.Text()}
+	var made entryOptions
 	for _, option := range options {
 		option(&made)
+	}
+	if made.requestID == "" {
+		made.requestID = rand.Text()
 	}
 	kind, name, _ := strings.Cut(made.scope, ":")
 	switch kind {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -75,8 +76,8 @@ func (s *Submitter) Submit(ctx context.Context, source Source, input any, option
 	if err != nil {
 		return nil, err
 	}
-	if proto.Size(request)+submissionFrame > messageBytes { // a server would end the stream for it, and with it all the others
-		refused := &Submission{request: request, answered: make(chan struct{}), err: tooLarge()}
+	if refusal := refusedBefore(request); refusal != nil {
+		refused := &Submission{request: request, answered: make(chan struct{}), err: refusal}
 		close(refused.answered)
 		return refused, nil
 	}
@@ -124,8 +125,15 @@ func (s *Submitter) Close(ctx context.Context) error {
 	return err
 }
 
-// tooLarge is what a server says of a submission that comes by Client.Submit.
-func tooLarge() *Error {
+// refusedBefore is what a server says of a submission that comes by Client.Submit, and for which it would end the stream, and with it
+// all the others: one that is too large, or whose id cannot be answered to. Else nil.
+func refusedBefore(request *antiphonv1.SubmitRunRequest) error {
+	if count := utf8.RuneCountInString(request.GetRequestId()); count > idLimit {
+		return newError(RequestInvalid, fmt.Sprintf("the request id has %d characters; use at most %d", count, idLimit))
+	}
+	if proto.Size(request)+submissionFrame <= messageBytes {
+		return nil
+	}
 	return fromMessage(&antiphonv1.Error{
 		Reason:   antiphonv1.ErrorReason_ERROR_REASON_MESSAGE_TOO_LARGE,
 		Message:  fmt.Sprintf("the message is larger than %d bytes; send large values through PayloadService", messageBytes),

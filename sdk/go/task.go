@@ -129,8 +129,9 @@ type outgoing struct {
 	onPartial func(*PartialOutput)
 }
 
-// CallID names a call within its task: when the handler runs again, the call with the same id and input is answered from the record
-// and not made again, unless it failed. Without it calls are numbered in their order, so make them in the same order each time.
+// CallID names a call within its task, in 1 to 64 characters: when the handler runs again, the call with the same id and input is
+// answered from the record and not made again, unless it failed. Without it, or with an empty one, calls are numbered in their order,
+// so make them in the same order each time.
 func CallID(id string) CallOption {
 	return func(call *outgoing) { call.request.CallId = id }
 }
@@ -159,8 +160,8 @@ func Call[Out any](ctx context.Context, capability string, input any, options ..
 	if err != nil {
 		return output, err
 	}
+	number := strconv.FormatInt(task.calls.Add(1), 10)
 	request := &antiphonv1.CallRequest{
-		CallId:       strconv.FormatInt(task.calls.Add(1), 10),
 		AttemptId:    task.AttemptID(),
 		AttemptToken: task.assignment.GetAttemptToken(),
 		Capability:   capability,
@@ -169,6 +170,9 @@ func Call[Out any](ctx context.Context, capability string, input any, options ..
 	call := outgoing{request: request}
 	for _, option := range options {
 		option(&call)
+	}
+	if request.CallId == "" {
+		request.CallId = number
 	}
 	response, err := task.worker.call(ctx, request, call.onPartial)
 	if err != nil {

@@ -139,14 +139,14 @@ func sendable(message proto.Message) error {
 	return err
 }
 
-// travels fails for a payload with text that is not UTF-8, and for one that is too large with what comes with its content, its labels
-// above all: sidecars refuse it, and from 4 MiB on it would break the stream that others share.
-func travels(payload *Payload, limit int) error {
-	if err := sendable(payload); err != nil {
+// travels fails for a message of one value with text that is not UTF-8, and for one that is too large with what comes with the value,
+// labels above all: sidecars refuse it, and from 4 MiB on it would break the stream that others share.
+func travels(message proto.Message, limit int) error {
+	if err := sendable(message); err != nil {
 		return err
 	}
-	if size := proto.Size(payload); size > limit+extrasBytes {
-		return fmt.Errorf("with its labels it has %d bytes, larger than %d bytes", size, limit+extrasBytes)
+	if size := proto.Size(message); size > limit+extrasBytes {
+		return fmt.Errorf("with its labels and texts it has %d bytes, larger than %d bytes", size, limit+extrasBytes)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ const (
 	protocolVersion = 1
 	messageBytes    = 4 << 20
 	inlineLimit     = 65536
+	idLimit         = 64        // characters of an id that a caller chooses
 	extrasBytes     = 256 << 10 // of all that comes with a value: labels, and other texts
 	helloLimit      = 10 * time.Second
 	writeLimit      = 60 * time.Second
