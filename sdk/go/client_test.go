@@ -143,6 +143,47 @@ func TestNobodyThereIsUnavailableAndAnotherAddressIsTried(t *testing.T) {
 	}
 }
 
+func TestAClientTurnsToTheReplicasThatItHasLearned(t *testing.T) {
+	authority := newAuthority(t)
+	get := func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		return &antiphonv1.GetRunResponse{}, nil
+	}
+	other := newOrchestrator(t, authority, func(o *orchestrator) { o.get = get })
+	leaving := newOrchestrator(t, authority, func(o *orchestrator) { o.get = get })
+	asked := make(chan struct{}) // without room: who asks again has heeded the answer before
+	first := newOrchestrator(t, authority, func(o *orchestrator) {
+		o.get = get
+		o.cluster = func() (*antiphonv1.GetClusterResponse, error) {
+			asked <- struct{}{}
+			return &antiphonv1.GetClusterResponse{Replicas: []*antiphonv1.ReplicaStatus{
+				{Address: o.address}, {Address: leaving.address, Leaving: true}, {Address: other.address},
+			}}, nil
+		}
+	})
+	folder := t.TempDir()
+	authority.store(folder, "first")
+	client := connect(t, WithAddresses(first.address), WithCredentials(CredentialFolder(folder)),
+		func(o *clientOptions) { o.look = time.Millisecond })
+	if _, err := client.GetRun(t.Context(), "r"); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, asked, "a question for the replicas")
+	receive(t, asked, "another")
+	first.server.Stop()
+	if _, err := client.GetRun(t.Context(), "r"); err != nil || len(other.seen()) != 1 {
+		t.Error(err, other.seen())
+	}
+	authority.store(folder, "second")
+	for began := time.Now(); other.seen()[len(other.seen())-1].caller != "second"; { // which refuses to tell: what is known stays
+		if _, err := client.GetRun(t.Context(), "r"); err != nil || time.Since(began) > limit {
+			t.Fatal(err, other.seen())
+		}
+	}
+	if len(leaving.seen()) != 0 {
+		t.Error("a replica that leaves was called")
+	}
+}
+
 func TestAStreamThatWasQuietForLongerThanItsPatienceIsDialledAgain(t *testing.T) {
 	const patience = 500 * time.Millisecond
 	orchestrator, client, _, _ := world(t, WithPatience(patience))

@@ -14,24 +14,29 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
+
+	antiphonv1 "antiphon.dev/antiphon/v1"
 )
 
 const (
 	certificateLook  = 10 * time.Second
 	certificateReady = 10 * time.Second
+	learnLimit       = 5 * time.Second
 )
 
 // connection is the way to the orchestrators: generations of mutual-TLS connections, one current at a time. A certificate is
 // checked when a connection is made, so a new one needs a new connection. When the files change, a new generation is made,
 // proven ready, and only then takes over; calls on the old one end in peace, and the last of them closes it. Of several
-// addresses gRPC tries each in turn.
+// addresses gRPC tries each in turn; to those it was told at the start come the replicas that are there, which the one in use is
+// asked for now and then.
 type connection struct {
-	addresses   []string
+	seeds       []string
 	credentials Credentials
 	logger      *slog.Logger
 	stop        context.CancelFunc
 	watched     chan struct{} // closed when nobody looks at the files any more
-	changing    sync.Mutex    // held by who makes a new generation
+	changing    sync.Mutex    // held by who makes a new generation, or changes the addresses
+	addresses   []string      // the seeds, and what was learned
 
 	mutex   sync.Mutex
 	current *generation   // nil once closed
@@ -42,11 +47,12 @@ type connection struct {
 // generation is one connection.
 type generation struct {
 	*grpc.ClientConn
+	known *manual.Resolver
 	users int
 }
 
 func open(addresses []string, files Credentials, logger *slog.Logger, look time.Duration) (*connection, error) {
-	c := &connection{addresses: addresses, credentials: files, logger: logger, watched: make(chan struct{})}
+	c := &connection{seeds: addresses, addresses: addresses, credentials: files, logger: logger, watched: make(chan struct{})}
 	var err error
 	if c.pems, err = files.read(); err != nil {
 		return nil, err
@@ -60,6 +66,7 @@ func open(addresses []string, files Credentials, logger *slog.Logger, look time.
 		defer close(c.watched)
 		for sleep(ctx, look) == nil {
 			c.refresh(ctx)
+			c.learn(ctx)
 		}
 	}()
 	return c, nil
@@ -70,12 +77,8 @@ func (c *connection) dial(pems pems) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	addresses := make([]resolver.Address, len(c.addresses))
-	for number, address := range c.addresses {
-		addresses[number] = resolver.Address{Addr: address}
-	}
 	known := manual.NewBuilderWithScheme("antiphon")
-	known.InitialState(resolver.State{Addresses: addresses})
+	known.InitialState(stateOf(c.addresses))
 	made, err := grpc.NewClient("antiphon:///"+serverName,
 		grpc.WithResolvers(known),
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
@@ -95,7 +98,15 @@ func (c *connection) dial(pems pems) (*generation, error) {
 	if err != nil {
 		return nil, setupError("%v cannot be dialled: %v", c.addresses, err)
 	}
-	return &generation{ClientConn: made}, nil
+	return &generation{ClientConn: made, known: known}, nil
+}
+
+func stateOf(addresses []string) resolver.State {
+	made := make([]resolver.Address, len(addresses))
+	for number, address := range addresses {
+		made[number] = resolver.Address{Addr: address}
+	}
+	return resolver.State{Addresses: made}
 }
 
 // use lends the current generation for one call or stream; the function returned gives it back.
@@ -161,6 +172,36 @@ func (c *connection) refresh(ctx context.Context) bool {
 	}
 	c.current = made
 	return true
+}
+
+// learn asks where else to turn, should the replica in use go away. One that cannot tell, or may not, changes nothing.
+func (c *connection) learn(ctx context.Context) {
+	asked := c.newest()
+	if asked == nil || asked.GetState() != connectivity.Ready {
+		return // it is for calls to connect
+	}
+	bounded, end := context.WithTimeout(ctx, learnLimit)
+	defer end()
+	found, err := antiphonv1.NewClusterServiceClient(asked).GetCluster(bounded, &antiphonv1.GetClusterRequest{})
+	if err != nil {
+		c.logger.Debug("the replicas are not known", "error", err)
+		return
+	}
+	addresses := slices.Clone(c.seeds)
+	for _, replica := range found.GetReplicas() {
+		if !replica.GetLeaving() && !slices.Contains(addresses, replica.GetAddress()) {
+			addresses = append(addresses, replica.GetAddress())
+		}
+	}
+	c.changing.Lock()
+	defer c.changing.Unlock()
+	if slices.Equal(addresses, c.addresses) {
+		return
+	}
+	c.addresses = addresses
+	if current := c.newest(); current != nil {
+		current.known.UpdateState(stateOf(addresses)) // a connection to an address that stays is kept
+	}
 }
 
 func (c *connection) close() {

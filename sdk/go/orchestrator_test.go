@@ -104,12 +104,14 @@ func (a *authority) store(folder, name string) {
 type orchestrator struct {
 	antiphonv1.UnimplementedRunServiceServer
 	antiphonv1.UnimplementedGraphServiceServer
+	antiphonv1.UnimplementedClusterServiceServer
 	address string
 	server  *grpc.Server
 	submit  func(context.Context, *antiphonv1.SubmitRunRequest) (*antiphonv1.SubmitRunResponse, error)
 	get     func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error)
 	watch   func(*antiphonv1.WatchRunRequest, antiphonv1.RunService_WatchRunServer) error
 	many    func(antiphonv1.RunService_SubmitRunsServer) error
+	cluster func() (*antiphonv1.GetClusterResponse, error) // refused when it is nil
 
 	mutex sync.Mutex
 	calls []call
@@ -121,7 +123,7 @@ type call struct {
 	deadline bool
 }
 
-func newOrchestrator(t *testing.T, a *authority) *orchestrator {
+func newOrchestrator(t *testing.T, a *authority, change ...func(*orchestrator)) *orchestrator {
 	t.Helper()
 	cert, key := a.issue("orchestrator")
 	pair, err := tls.X509KeyPair(cert, key)
@@ -131,10 +133,14 @@ func newOrchestrator(t *testing.T, a *authority) *orchestrator {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(a.pem)
 	o := &orchestrator{}
+	for _, one := range change {
+		one(o)
+	}
 	o.server = grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
 		Certificates: []tls.Certificate{pair}, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
 	})))
 	antiphonv1.RegisterRunServiceServer(o.server, o)
+	antiphonv1.RegisterClusterServiceServer(o.server, o)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -183,4 +189,11 @@ func (o *orchestrator) WatchRun(r *antiphonv1.WatchRunRequest, stream antiphonv1
 func (o *orchestrator) SubmitRuns(stream antiphonv1.RunService_SubmitRunsServer) error {
 	o.note(stream.Context())
 	return o.many(stream)
+}
+
+func (o *orchestrator) GetCluster(context.Context, *antiphonv1.GetClusterRequest) (*antiphonv1.GetClusterResponse, error) {
+	if o.cluster == nil {
+		return nil, refusalOf(NotGranted, "not granted", nil)
+	}
+	return o.cluster()
 }
