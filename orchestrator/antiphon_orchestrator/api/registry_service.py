@@ -119,9 +119,11 @@ class RegistryService(registry_service_pb2_grpc.RegistryServiceServicer):
         return api.PutVerifyReportResponse()
 
     async def _set(self, name: str, state: registry_pb2.AgentState.ValueType, action: str) -> registry_pb2.Agent:
-        self._agent(name)
         who = caller()
-        await self._registry.set_state(who.namespace, name, state)
+        try:
+            await self._registry.set_state(who.namespace, name, state)
+        except AgentNotFound as error:
+            raise ApiError(ErrorReason.ERROR_REASON_AGENT_NOT_FOUND, agent=name) from error
         await self._audit.write(Fact(action, who.namespace, who.principal, f"Agent::{who.namespace}/{name}"))
         return self._agent(name)
 

@@ -197,7 +197,7 @@ class Registry:
                 sidecar=sidecar,
                 seen_time=self._now(),
             )
-        await self._write(namespace, description.name, record, keep_state=True)
+        await self._write(namespace, description.name, record)
         if former is None or former.description != description:
             await self._look_again(namespace, description, former)
 
@@ -243,8 +243,8 @@ class Registry:
                 if found:
                     raise Conflict(_label(held), other, f"{side} schema: {found}")
 
-    async def _write(self, namespace: str, name: str, record: records.AgentRecord, *, keep_state: bool) -> None:
-        """`keep_state`: the record is about what the agent is, not about what an operator has decided on it."""
+    async def _write(self, namespace: str, name: str, record: records.AgentRecord) -> None:
+        """Of what the agent is; what an operator has decided on it stays."""
         key, value = keys.agent(namespace, name, RECORD), record.SerializeToString()
         known = self._revisions.get((namespace, name), 0)
         result = await settle(self._store, Txn((Compare(key, Target.MOD_REVISION, known),), (Put(key, value),), (key,)))
@@ -255,31 +255,35 @@ class Registry:
         found = result.observed[key]
         if found is None:  # another replica has just forgotten it; the record is of what is there now
             self._note_forgotten(key, known + 1)
-            await self._write(namespace, name, record, keep_state=keep_state)
+            await self._write(namespace, name, record)
             return
         self._note(found)
         there = records.AgentRecord.FromString(found.value)
-        if keep_state and there.description == record.description and there.sidecar == record.sidecar:
+        if there.description == record.description and there.sidecar == record.sidecar:
             return  # every replica is told of an attach; one of the others was quicker to write it down
-        if found.value == value:
-            return
         # Another replica wrote the record first; ours comes after it.
         self._revisions[namespace, name] = found.mod_revision
-        record.seen_time = there.seen_time
-        if keep_state:
-            record.state, record.create_time = there.state, there.create_time
-        await self._write(namespace, name, record, keep_state=keep_state)
+        record.seen_time, record.state, record.create_time = there.seen_time, there.state, there.create_time
+        await self._write(namespace, name, record)
 
     async def set_state(self, namespace: str, name: str, state: registry_pb2.AgentState.ValueType) -> None:
         """ACTIVE, DRAINING or SUSPENDED, for all instances. Raises AgentNotFound."""
-        former = self._records.get((namespace, name))
-        if former is None:
-            raise AgentNotFound(name)
-        if former.state != state:
+        key = keys.agent(namespace, name, RECORD)
+        while True:
+            # What is known here may be a moment old, and a decision is about the agent as it is.
+            found = await self._store.range(key)
+            if not found.kvs:
+                self._note_forgotten(key, found.revision + 1)
+                raise AgentNotFound(name)
+            self._note(found.kvs[0])
             record = records.AgentRecord()
-            record.CopyFrom(former)
+            record.CopyFrom(self._records[namespace, name])
+            if record.state == state:
+                break
             record.state, record.update_time = state, self._now()
-            await self._write(namespace, name, record, keep_state=False)
+            if await self._write_if_same(namespace, name, record):
+                self.changed(namespace, name)
+                break
         self._fleet.suspend(namespace, name, state != ACTIVE)
 
     # Forgetting.
@@ -300,7 +304,7 @@ class Registry:
         for (namespace, name), record in list(self._records.items()):
             age = self._age(record)
             if (namespace, name) in live:
-                if age > self._retention // 10:
+                if age > self._retention // 10:  # another replica's word is as good
                     await self._write_if_same(namespace, name, _seen(record, self._now()))
             elif age > self._retention and record.state == ACTIVE:
                 await self._forget(namespace, name)
@@ -309,13 +313,14 @@ class Registry:
         """Microseconds since an agent was known to be there."""
         return self._now() - max(record.seen_time, record.update_time)
 
-    async def _write_if_same(self, namespace: str, name: str, record: records.AgentRecord) -> None:
-        """When another replica writes meanwhile, its word is as good."""
+    async def _write_if_same(self, namespace: str, name: str, record: records.AgentRecord) -> bool:
+        """Whether it was written: not when another replica has written meanwhile."""
         key = keys.agent(namespace, name, RECORD)
         compare = Compare(key, Target.MOD_REVISION, self._revisions[namespace, name])
         result = await settle(self._store, Txn((compare,), (Put(key, record.SerializeToString()),)))
         if result.succeeded and self._revisions.get((namespace, name), 0) < result.revision:
             self._keep(namespace, name, record, result.revision)
+        return result.succeeded
 
     async def _forget(self, namespace: str, name: str) -> None:
         key, reports = keys.agent(namespace, name, RECORD), keys.verified(namespace, name)
