@@ -209,6 +209,8 @@ class Orchestrator:
             sessions.replicas_changed(topology)
             divide(fleet.limits, [replica for replica, _ in topology], replica_id)
             routing.look()
+            if self.ready.is_set():
+                server.set_serving(not membership.cut_off)
 
         steward = Steward(host, membership, cluster_changed)
         revocations = Revocations(store, clock)

@@ -55,13 +55,13 @@ EXPECTED = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    given = {key: value for key, value in vars(arguments).items() if key not in ("command", "json")}
+    given = {key: value for key, value in vars(arguments).items() if key not in ("command", "json", "live")}
     try:
         config = load(given, os.environ)
         if arguments.command == "check":
             return asyncio.run(_check(config, arguments.json))
         if arguments.command == "health":
-            return asyncio.run(_health(config, arguments.json))
+            return asyncio.run(_health(config, arguments.json, arguments.live))
         telemetry.configure_logging(config.telemetry.log_level)
         _tune_collector()
         return asyncio.run(_serve(config))
@@ -100,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--config", metavar="FILE", help="TOML file; every setting below may stand in it")
         command.add_argument("--json", action="store_true", help="print JSON")
+        if name == "health":
+            text = "exit with 0 also when it answers that it does not serve: no restart would help"
+            command.add_argument("--live", action="store_true", help=text)
         for key, flag in flags():
             command.add_argument(flag, dest=key, metavar="VALUE")
     return parser
@@ -217,7 +220,7 @@ def _count(bundle: PolicyBundle) -> str:
     return f"{len(compile_bundle(bundle).by_id)} policies, for a store without any"
 
 
-async def _health(config: Config, as_json: bool) -> int:
+async def _health(config: Config, as_json: bool, live: bool) -> int:
     """Asks the join listener, which needs no certificate of ours."""
     try:
         address = json.loads((config.data / ENDPOINTS).read_text())["health_address"]
@@ -231,7 +234,8 @@ async def _health(config: Config, as_json: bool) -> int:
         try:
             answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
             status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+            well = live or status == "SERVING"
         except grpc.aio.AioRpcError as error:
-            status = f"UNREACHABLE: {error.details()}"
+            status, well = f"UNREACHABLE: {error.details()}", False
     print(json.dumps({"address": address, "status": status}) if as_json else f"{address}: {status}")
-    return 0 if status == "SERVING" else 1
+    return 0 if well else 1

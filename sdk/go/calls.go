@@ -71,6 +71,9 @@ func (t *tries) after(ctx context.Context, err *Error) error {
 	t.failures++
 	used := t.used
 	defer func() { t.began, t.used = time.Now(), t.connection.newest() }()
+	if err.Reason == NotServing || err.Reason == StoreUnavailable {
+		t.connection.turn(used)
+	}
 	// A stream may outlive the certificate it was opened with, or that may have been replaced a moment ago.
 	if err.Reason == CertificateExpired && (used != t.connection.newest() || t.failures == 1 && t.connection.refresh(ctx)) {
 		return nil

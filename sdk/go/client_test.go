@@ -259,6 +259,29 @@ func TestAQuietStreamThatStoodHasAllPatienceAgainAndOneThatFailsHasAnEnd(t *test
 	}
 }
 
+func TestWhoCannotServeIsLeftForTheNextAddress(t *testing.T) {
+	for _, reason := range []Reason{NotServing, StoreUnavailable} {
+		first, client, authority, _ := world(t)
+		second := newOrchestrator(t, authority)
+		first.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+			return nil, refusalOf(reason, "cut off", soon())
+		}
+		second.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+			return &antiphonv1.GetRunResponse{Run: &antiphonv1.Run{RunId: "r"}}, nil
+		}
+		credentials := WithCredentials(client.connection.credentials)
+		both := connect(t, WithAddresses(first.address, second.address), credentials)
+		for range 2 {
+			if run, err := both.GetRun(t.Context(), "r"); err != nil || run.GetRunId() != "r" {
+				t.Error(reason, run, err)
+			}
+		}
+		if calls := len(first.seen()); calls != 1 {
+			t.Error(reason, calls, "calls at the one that cannot serve")
+		}
+	}
+}
+
 func TestWaitingForASubmissionIsTheSameRunHoweverOftenItIsAsked(t *testing.T) {
 	orchestrator, client, _, _ := world(t)
 	ids := map[string]int{}

@@ -160,11 +160,34 @@ func (c *connection) refresh(ctx context.Context) bool {
 	}
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
+	c.pems = found
+	return c.takeOver(made)
+}
+
+// turn goes on with the next address: who answers at that of `used` cannot serve now. Another call may have done it already.
+func (c *connection) turn(used *generation) {
+	c.changing.Lock()
+	defer c.changing.Unlock()
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if len(c.addresses) < 2 || used != c.current {
+		return
+	}
+	c.addresses = append(slices.Clone(c.addresses[1:]), c.addresses[0])
+	made, err := c.dial(c.pems)
+	if err != nil {
+		c.logger.Warn("the address in use is kept", "error", err)
+		return
+	}
+	c.takeOver(made)
+}
+
+// takeOver makes a generation the current one, unless the connection is closed. c.mutex is held.
+func (c *connection) takeOver(made *generation) bool {
 	if c.current == nil {
 		made.Close()
 		return false
 	}
-	c.pems = found
 	if c.current.users == 0 {
 		c.current.Close()
 	} else {

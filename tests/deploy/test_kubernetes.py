@@ -94,8 +94,8 @@ def test_a_pod_has_time_to_hand_over_and_one_at_a_time_is_away() -> None:
     (disruption,) = [one["spec"] for one in objects("orchestrators.yaml") if one["kind"] == "PodDisruptionBudget"]
     waits = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] > waits + LEAVING + 2 and disruption["maxUnavailable"] == 1
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["exec"]["command"] == ["antiphon", "orchestrator", "health"]
+    for probe, more in (("startupProbe", []), ("readinessProbe", []), ("livenessProbe", ["--live"])):
+        assert container[probe]["exec"]["command"] == ["antiphon", "orchestrator", "health", *more]
 
 
 def test_orchestrators_understand_what_the_chart_tells_them() -> None:

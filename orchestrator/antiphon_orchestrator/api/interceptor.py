@@ -61,6 +61,8 @@ class Router(Protocol):
 
     def shard(self, path: str, message: Any, who: Caller) -> int | None: ...
 
+    def require_store(self, path: str) -> None: ...
+
     async def unary(
         self,
         path: str,
@@ -114,7 +116,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._log = telemetry.logger("api")
 
     async def run(self) -> None:
-        """Ends what is open and has an expired or revoked certificate, or is denied by policy by now; cancel to stop.
+        """Ends what is open and has an expired or revoked certificate, or is denied by policy by now, or would have to
+        come from the store that is away; cancel to stop.
 
         A stream whose reader is slow ends after the message that is under way, and without a reader at all with its
         connection, which has an age: while a message is under way gRPC takes no status, and cannot reset a stream.
@@ -126,6 +129,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
                     continue
                 try:
                     self._checks.still_allowed(stream.call)
+                    if self._router is not None:
+                        self._router.require_store(stream.call.path)
                 except ApiError as error:
                     stream.call.ended = error
                     if not stream.writing:

@@ -57,6 +57,7 @@ class Membership:
         self.replica_id = replica_id
         self._record = records.ReplicaRecord(version=version, start_time=start_time)
         self._lease = 0
+        self._renewed = clock()
         self._revision = 0
         self.members: dict[str, Member] = {}
         self.owners: dict[int, Owner] = {}
@@ -73,6 +74,11 @@ class Membership:
     @property
     def leaving(self) -> bool:
         return self._record.leaving
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the lease was not renewed for as long as it lasts: others may have taken what is held here."""
+        return self._store.shared and clock() - self._renewed > LEASE * 1_000_000
 
     def claimant(self, shard: int) -> Member | None:
         """The live replica that answers for a shard, or is about to; None while there is none."""
@@ -124,8 +130,10 @@ class Membership:
     # Being there.
 
     async def _appear(self) -> None:
+        began = clock()
         self._lease = await self._store.grant(LEASE)
         await self._put()
+        self._renewed = began
 
     async def _put(self) -> None:
         key, value = keys.replica(self.replica_id), self._record.SerializeToString()
@@ -144,9 +152,11 @@ class Membership:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEWAL)
+            began = clock()
             try:
                 async with asyncio.timeout(RENEWAL):
                     await self._store.keep_alive(self._lease)
+                self._renewed = began
             except LeaseNotFound:
                 log.warning("lease_lost", cause="others may have taken our shards; we are there again")
                 await self._reappear()

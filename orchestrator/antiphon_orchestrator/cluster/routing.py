@@ -49,6 +49,9 @@ BY_RUN = frozenset(
 )
 SUBMIT = _RUNS + "SubmitRun"
 
+AWAY = timedelta(seconds=1)
+"""What a caller is told to wait who came to a replica that is cut off from the store."""
+
 PATIENCE = 4.0
 """Seconds a call waits for the next owner of its shard."""
 
@@ -77,16 +80,28 @@ class Routing:
         self.stopping = False
         """Whether this replica is about to end: whoever waits is told at once to ask another."""
         self._abroad: dict[Cancellable, tuple[str, int | None]] = {}
+        self._at_home: set[asyncio.Task[Any]] = set()
         self._kinds: Mapping[str, Ask] = MappingProxyType(
             {**dict.fromkeys(BY_RUN, self._of_run), SUBMIT: self._of_submission}
         )
 
     def shard(self, path: str, message: Any, who: Caller) -> int | None:
-        """The shard a call is about, when it is to be asked elsewhere perhaps; None: it is answered here."""
+        """The shard a call is about, when it is to be asked elsewhere perhaps; None: it is answered here.
+
+        Raises ApiError as `require_store` does.
+        """
+        self.require_store(path)
         if self._host.complete:
             return None
         find = self._kinds.get(path)
         return find(message, who) if find is not None else None
+
+    def require_store(self, path: str) -> None:
+        """Of runs nothing is said, nor begun, by a replica that is cut off from the store: another may have them by
+        now, and what it knows itself is old. Raises ApiError (NOT_SERVING), with which callers turn to another address.
+        """
+        if self._membership.cut_off and path.startswith(_RUNS):
+            raise cut_off()
 
     def _of_run(self, message: Any, who: Caller) -> int | None:
         return self._host.shard_of_run(message.run_id)
@@ -104,7 +119,7 @@ class Routing:
             seen, began = self._membership.changes, time.monotonic()
             try:
                 if self._host.holds(shard):
-                    return await here()
+                    return await self._answered_here(here())
                 owner = self._owner(shard, who)
                 return await self._ask(shard, owner, self._peers.unary(owner.address, path, request, who, remaining()))
             except ApiError as error:
@@ -119,6 +134,21 @@ class Routing:
             if who.forwarded or self.stopping or moment - trouble > PATIENCE:
                 raise moved(shard)
             await self._membership.change(seen, PAUSE)
+
+    async def _answered_here(self, answer: Awaitable[Any]) -> Any:
+        """The answer of this replica, unless it is cut off from the store that it waits for. Raises ApiError."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._at_home.add(task)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if task in self._at_home:
+                raise
+            task.uncancel()
+            raise cut_off() from None
+        finally:
+            self._at_home.discard(task)
 
     async def stream(
         self, path: str, shard: int, request: bytes, who: Caller, here: Callable[[], AsyncIterator[Any]]
@@ -172,7 +202,10 @@ class Routing:
             del self._abroad[call]
 
     def look(self) -> None:
-        """The membership has changed."""
+        """The membership has changed, or some time has passed."""
+        if self._membership.cut_off:
+            while self._at_home:
+                self._at_home.pop().cancel()
         for call, (replica_id, shard) in list(self._abroad.items()):
             claimant = self._membership.claimant(shard) if shard is not None else None
             lost = claimant is not None and claimant.replica_id != replica_id
@@ -212,6 +245,11 @@ def unasked() -> bool:
     """Whether whoever awaits has been cancelled, and not only the call that it awaited."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def cut_off() -> ApiError:
+    """The refusal of a replica that may have lost its shards without knowing it."""
+    return ApiError(ErrorReason.ERROR_REASON_NOT_SERVING, retry_after=AWAY, state="cut off from the store")
 
 
 def moved(shard: int) -> ApiError:

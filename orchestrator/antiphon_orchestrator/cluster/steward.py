@@ -28,7 +28,7 @@ class Steward:
     """`run` once the membership is joined. `begun` is set when the shards it took first are rebuilt, or another's."""
 
     def __init__(self, host: Host, membership: Membership, changed: Callable[[], None]) -> None:
-        """`changed` is told whenever the membership has changed."""
+        """`changed` is told whenever the membership has changed, and every LOOK besides."""
         self._host = host
         self._membership = membership
         self._changed = changed

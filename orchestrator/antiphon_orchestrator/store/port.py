@@ -198,6 +198,8 @@ class Store(Protocol):
 
     max_bytes: int | None
     """Bytes that `size` may reach; None: as far as there is room."""
+    shared: bool
+    """Whether other processes may use it at the same time, and take what belonged to one whose lease has ended."""
 
     async def commit(self, txn: Txn) -> CommitResult:
         """Applies a transaction atomically and durably. Raises InvalidTxn, StoreFull, LeaseNotFound."""

@@ -78,6 +78,8 @@ class SqliteStore:
     under way; further callers wait for their turn. `clock`: monotonic seconds. `open_file`: opens the database.
     """
 
+    shared = False
+
     def __init__(
         self,
         path: Path,

@@ -62,7 +62,7 @@ const (
 	ErrorReason_ERROR_REASON_STORE_UNAVAILABLE ErrorReason = 14
 	// The archive of finished runs does not answer; live runs go on.
 	ErrorReason_ERROR_REASON_ARCHIVE_UNAVAILABLE ErrorReason = 15
-	// The server is starting, or draining before it stops.
+	// The server is starting, draining before it stops, or cut off from the store. Another one may serve.
 	ErrorReason_ERROR_REASON_NOT_SERVING ErrorReason = 16
 	// A bug in Antiphon. Nothing but the trace id leaves the server.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 17

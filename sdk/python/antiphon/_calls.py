@@ -18,7 +18,7 @@ import grpc
 
 from ._connection import Connection, Generation
 from ._errors import AntiphonError, RetryableError, Unavailable, from_rpc_error
-from ._reasons import CertificateExpired, NotServing
+from ._reasons import CertificateExpired, NotServing, StoreUnavailable
 from ._trace import traceparent
 
 Item = TypeVar("Item")
@@ -61,7 +61,7 @@ class Tries:
 
     async def after(self, error: AntiphonError, generation: Generation) -> None:
         """Return when it is time for another try. Raises `error` when there is to be none."""
-        if isinstance(error, Unavailable | NotServing):
+        if isinstance(error, Unavailable | NotServing | StoreUnavailable):
             await self._connection.unreachable(generation)
         self._failures += 1
         # A stream may outlive the certificate it was opened with, or that may have been replaced a moment ago.

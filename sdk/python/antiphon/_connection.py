@@ -117,7 +117,7 @@ class Connection:
             await self._close_unused(generation)
 
     async def unreachable(self, generation: Generation) -> None:
-        """A call found nobody there: try the next address, unless another call has moved on already."""
+        """A call found nobody there who can serve: try the next address, unless another call has moved on already."""
         if len(self._addresses) > 1 and generation is self._generations[-1] and self._pem is not None:
             self._place += 1
             await self._take_over(self._make(self._pem))

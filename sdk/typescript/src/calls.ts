@@ -19,6 +19,9 @@ export const RETRIES = 5;
 const BACKOFF_FIRST = 100;
 const BACKOFF_LAST = 2000;
 
+/** What a server says that cannot serve now, where another one may. */
+const CANNOT_SERVE = new Set(["NOT_SERVING", "STORE_UNAVAILABLE"]);
+
 /** A unary method as the generated service definitions describe it. */
 export interface UnaryMethod<Request, Response> {
   readonly path: string;
@@ -94,7 +97,7 @@ export class Tries {
   /** Resolves when it is time for another try. Rejects with `error` when there is to be none. */
   async after(error: AntiphonError, generation: Generation): Promise<void> {
     this.signal?.throwIfAborted();
-    if (error instanceof Unavailable) this.connection.unreachable(generation);
+    if (error instanceof Unavailable || CANNOT_SERVE.has(error.reason)) this.connection.unreachable(generation);
     this.#failures += 1;
     // A stream may outlive the certificate it was opened with, or that may have been replaced a moment ago.
     if (

@@ -96,7 +96,7 @@ export class Connection {
     this.#closeUnused(generation);
   }
 
-  /** A call found nobody there: try the next address, unless another call has moved on already. */
+  /** A call found nobody there who can serve: try the next address, unless another call has moved on already. */
   unreachable(generation: Generation): void {
     if (this.#addresses.length > 1 && generation === this.#generations.at(-1)) {
       this.#place += 1;

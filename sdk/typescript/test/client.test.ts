@@ -141,6 +141,18 @@ test("a refusal is an error with the registry's reason, remedy, code and variabl
   expect(calls).toBe(1);
 });
 
+test.each(["NOT_SERVING", "STORE_UNAVAILABLE"] as const)("who answers %s is left for the next address", async (reason) => {
+  let calls = 0;
+  const away = await orchestrator((_, done) => {
+    calls += 1;
+    done(statusOf(reason, { state: "cut off" }), null);
+  });
+  const client = await connect([away, await orchestrator(succeed)]);
+  expect((await client.getRun("r")).state).toBe(RunState.SUCCEEDED);
+  expect((await client.getRun("r")).state).toBe(RunState.SUCCEEDED);
+  expect(calls).toBe(1);
+});
+
 test("a RETRY refusal is repeated after the delay the server asks for, as often as is right", async () => {
   let calls = 0;
   const delay = RetryInfo.fromPartial({ retryDelay: { seconds: 0, nanos: 1_000_000 } });

@@ -291,12 +291,14 @@ class Replica:
         self.revocations.check(Certified(Identity.parse(principal), Grants(), far, serial, far))
 
     async def _look_after(self, clock: SimulatedClock) -> None:
-        """As api.interceptor ends what is open and whose certificate is revoked by now."""
+        """As api.interceptor ends what is open and whose certificate is revoked by now, or that needs the store."""
         while True:
             await clock.sleep(RECHECK)
             for call, task in tuple(self._open.items()):
                 try:
                     self._check(call.peer.principal, call.peer.serial)
+                    if self._routing is not None:
+                        self._routing.require_store(call.path)
                 except ApiError as error:
                     self._over[call] = error
                     task.cancel()

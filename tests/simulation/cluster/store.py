@@ -193,6 +193,7 @@ class StoreClient:
     """One process' way to the store; implements `Store`."""
 
     max_bytes: int | None = None
+    shared = True
 
     def __init__(self, model: StoreModel, network: Network, process: Process, weather: Weather) -> None:
         self._model = model

@@ -68,6 +68,8 @@ class EtcdStore:
     granted here end when it is closed.
     """
 
+    shared = True
+
     def __init__(
         self,
         address: EtcdAddress,

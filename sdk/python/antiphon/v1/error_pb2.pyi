@@ -61,7 +61,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ARCHIVE_UNAVAILABLE: _ErrorReason.ValueType  # 15
     """The archive of finished runs does not answer; live runs go on."""
     ERROR_REASON_NOT_SERVING: _ErrorReason.ValueType  # 16
-    """The server is starting, or draining before it stops."""
+    """The server is starting, draining before it stops, or cut off from the store. Another one may serve."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 17
     """A bug in Antiphon. Nothing but the trace id leaves the server."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 20
@@ -195,7 +195,7 @@ ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 14
 ERROR_REASON_ARCHIVE_UNAVAILABLE: ErrorReason.ValueType  # 15
 """The archive of finished runs does not answer; live runs go on."""
 ERROR_REASON_NOT_SERVING: ErrorReason.ValueType  # 16
-"""The server is starting, or draining before it stops."""
+"""The server is starting, draining before it stops, or cut off from the store. Another one may serve."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 17
 """A bug in Antiphon. Nothing but the trace id leaves the server."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 20

@@ -45,7 +45,7 @@ export enum ErrorReason {
   STORE_UNAVAILABLE = 14,
   /** ARCHIVE_UNAVAILABLE - The archive of finished runs does not answer; live runs go on. */
   ARCHIVE_UNAVAILABLE = 15,
-  /** NOT_SERVING - The server is starting, or draining before it stops. */
+  /** NOT_SERVING - The server is starting, draining before it stops, or cut off from the store. Another one may serve. */
   NOT_SERVING = 16,
   /** INTERNAL - A bug in Antiphon. Nothing but the trace id leaves the server. */
   INTERNAL = 17,
