@@ -1,5 +1,5 @@
 /** The attempts that run in this process: starts handlers, tells them to stop, sees that each ends in one outcome. */
-import { Failure, permanent } from "./failures.js";
+import { Failure, invalidOutput, permanent } from "./failures.js";
 import { type Assignment, type CallPartial, CallRequest, type CallResponse } from "./gen/antiphon/v1/agent_service.js";
 import { type ClaimLoss, ContextRequest, type ContextResponse } from "./gen/antiphon/v1/context_request.js";
 import { type PartialOutput } from "./gen/antiphon/v1/run.js";
@@ -7,7 +7,7 @@ import { type Handler } from "./handler.js";
 import { type Holding } from "./holding.js";
 import { type Logger } from "./log.js";
 import { type Outbox } from "./outbox.js";
-import { INLINE_LIMIT } from "./payload.js";
+import { EXTRAS, INLINE_LIMIT } from "./payload.js";
 import { contentBytes } from "./pieces.js";
 import { inTask, type Line, type OnPartial, Task } from "./task.js";
 import { Deferred } from "./waiting.js";
@@ -15,6 +15,7 @@ import { Deferred } from "./waiting.js";
 /** A request whose answer somebody waits for, for as long as its attempt has time. */
 interface Open<Request, Answer> {
   request: Request;
+  size: number;
   answer: Deferred<Answer>;
   onPartial?: OnPartial | undefined;
 }
@@ -118,14 +119,16 @@ export class Attempts implements Line {
   async call(request: CallRequest, onPartial?: OnPartial): Promise<CallResponse> {
     const key = keyOf(request.attemptId, request.callId);
     if (this.#calls.has(key)) throw new TypeError(`callId ${request.callId} is in use by a call that has not ended`);
-    CallRequest.encode(request); // what cannot be encoded would break the stream of all attempts
-    return await this.#open(this.#calls, key, request, () => { this.#outbox.call(request); }, onPartial);
+    const size = this.#fitting("the call", CallRequest.encode(request));
+    const open = { request, size, answer: new Deferred<CallResponse>(), onPartial };
+    return await this.#open(this.#calls, key, open, () => { this.#outbox.call(request, size); });
   }
 
   async ask(request: ContextRequest): Promise<ContextResponse> {
     const key = keyOf(request.attemptId, request.requestId);
-    ContextRequest.encode(request);
-    return await this.#open(this.#asks, key, request, () => { this.#outbox.ask(request); });
+    const size = this.#fitting("the request to shared context", ContextRequest.encode(request));
+    const open = { request, size, answer: new Deferred<ContextResponse>() };
+    return await this.#open(this.#asks, key, open, () => { this.#outbox.ask(request, size); });
   }
 
   holds(attemptId: string, holding: Holding): () => void {
@@ -164,18 +167,24 @@ export class Attempts implements Line {
 
   /** Send every request without an answer again, on a new stream; the record answers calls that were made. */
   repeatRequests(): void {
-    for (const { request } of this.#asks.values()) this.#outbox.ask(request);
-    for (const { request } of this.#calls.values()) this.#outbox.call(request);
+    for (const { request, size } of this.#asks.values()) this.#outbox.ask(request, size);
+    for (const { request, size } of this.#calls.values()) this.#outbox.call(request, size);
+  }
+
+  /** Bytes of a message; what cannot be encoded, or is far too large, would break the stream of all attempts. */
+  #fitting(what: string, encoded: { finish(): Uint8Array }): number {
+    const size = encoded.finish().length;
+    const most = this.inlineLimit + EXTRAS;
+    if (size <= most) return size;
+    throw invalidOutput(`${what} has ${String(size)} bytes in all, larger than ${String(most)} bytes`);
   }
 
   async #open<Request, Answer>(
     all: Map<string, Open<Request, Answer>>,
     key: string,
-    request: Request,
+    open: Open<Request, Answer>,
     send: () => void,
-    onPartial?: OnPartial,
   ): Promise<Answer> {
-    const open = { request, answer: new Deferred<Answer>(), onPartial };
     all.set(key, open);
     send();
     try {

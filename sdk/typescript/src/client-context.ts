@@ -13,6 +13,8 @@ import {
   WatchEntriesRequest,
 } from "./gen/antiphon/v1/context_service.js";
 import { type ClaimOptions, type Claims, Holding } from "./holding.js";
+import { payloadOf } from "./payload.js";
+import { inputOf } from "./submission.js";
 
 const SNAPSHOT_PAGE = 500;
 
@@ -30,7 +32,8 @@ export class ContextCalls extends Caller {
    */
   async putEntry(key: string, value: unknown, options: PutOptions & CallTimes = {}): Promise<PutEntryResponse> {
     const left = remaining(options);
-    const request = await putRequest((data) => this.uploadPayload(data, "", left()), key, value, options);
+    const payload = (await inputOf((data) => this.uploadPayload(data, "", left()), value)) ?? payloadOf(null);
+    const request = putRequest(key, payload, options);
     return await this.ask(ContextServiceService.putEntry, request, left());
   }
 

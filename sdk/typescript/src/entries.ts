@@ -4,7 +4,7 @@ import { randomUUID } from "node:crypto";
 import { durationOf } from "./errors.js";
 import { type Claim, type ContextScope, type Entry } from "./gen/antiphon/v1/context.js";
 import { DeleteEntryRequest, PutEntryRequest } from "./gen/antiphon/v1/context_service.js";
-import { encode, INLINE_LIMIT, inlineOf, Payload, payloadOf, valueOf } from "./payload.js";
+import { type Payload, valueOf } from "./payload.js";
 
 /** `namespace` (the default), `run:ID` or `graph:NAME`; in a task `run` and `graph` are its own. */
 export type Scope = "namespace" | "run" | "graph" | `run:${string}` | `graph:${string}`;
@@ -46,21 +46,15 @@ export function entryValue(entry: Entry): unknown {
   return valueOf(entry.value);
 }
 
-/** An entry to write; a value too large to travel goes through `upload`. Throws a `TypeError`. */
-export async function putRequest(
-  upload: ((data: Buffer) => Promise<Payload>) | undefined,
-  key: string,
-  value: unknown,
-  options: PutOptions,
-): Promise<PutEntryRequest> {
-  const message = value instanceof Payload ? { ...payloadOf(value) } : await messageOf(upload, value);
+/** An entry to write, whose value is `payload` with the labels of `options`. Throws a `TypeError`. */
+export function putRequest(key: string, payload: Payload["message"], options: PutOptions): PutEntryRequest {
   const said = (options.labels ?? []).map((label) => partition(label, "="));
-  message.labels = [...message.labels, ...said.map(([name, text]) => ({ key: name, value: text, assertedBy: "" }))];
+  const labels = [...payload.labels, ...said.map(([name, text]) => ({ key: name, value: text, assertedBy: "" }))];
   return PutEntryRequest.fromPartial({
     requestId: options.requestId ?? randomUUID(),
     scope: scopeOf(options.scope),
     key,
-    value: message,
+    value: { ...payload, labels },
     expectedRevision: options.expectedRevision,
     claim: options.claim?.claim,
     ttl: options.ttl === undefined ? undefined : durationOf(options.ttl),
@@ -76,18 +70,6 @@ export function deleteRequest(key: string, options: ChangeOptions): DeleteEntryR
     expectedRevision: options.expectedRevision,
     claim: options.claim?.claim,
   });
-}
-
-async function messageOf(upload: ((data: Buffer) => Promise<Payload>) | undefined, value: unknown): Promise<Payload["message"]> {
-  const data = encode(value);
-  if (data.length <= INLINE_LIMIT) return inlineOf(data);
-  if (upload === undefined) {
-    throw new TypeError(
-      `the value has ${String(data.length)} bytes, more than ${String(INLINE_LIMIT)}; ` +
-        "upload it with client.uploadPayload and put the Payload that it answers",
-    );
-  }
-  return { ...(await upload(data)).message };
 }
 
 /** A text before and after the first separator; all of it and nothing when there is none. */

@@ -4,11 +4,11 @@
  * Everything that can be wrong with a capability is found when it is declared, before any task arrives.
  */
 import { durationOf } from "./errors.js";
-import { Failure, invalidInput, invalidOutput } from "./failures.js";
+import { invalidInput, invalidOutput } from "./failures.js";
 import { type Result } from "./gen/antiphon/v1/agent_service.js";
 import { Capability, Effect } from "./gen/antiphon/v1/capability.js";
 import { type Payload as PayloadMessage } from "./gen/antiphon/v1/payload.js";
-import { Payload, payloadOf, valueOf } from "./payload.js";
+import { Payload, travelling, valueOf } from "./payload.js";
 import { type Check, checkOf, type FromSchema, type JsonSchema, type Mismatch } from "./schema.js";
 import { Subgraph, subgraphOf } from "./subgraph.js";
 import { type Task } from "./task.js";
@@ -129,28 +129,16 @@ function argumentOf(task: Task, fits: Check): unknown {
 }
 
 function answerOf(result: unknown, limit: number, fits: Check): PayloadMessage {
-  let message: PayloadMessage;
-  try {
-    if (!(result instanceof Payload)) {
-      const mismatch = fits(result === undefined ? null : result);
-      if (mismatch !== undefined) throw invalidOutput(mismatch.message, { field: mismatch.field });
+  if (!(result instanceof Payload)) {
+    let mismatch: Mismatch | undefined;
+    try {
+      mismatch = fits(result === undefined ? null : result);
+    } catch (error) {
+      throw invalidOutput(`the output cannot travel: ${(error as Error).message}`);
     }
-    message = payloadOf(result);
-  } catch (error) {
-    if (error instanceof Failure) throw error;
-    throw invalidOutput(`the output cannot travel: ${(error as Error).message}`);
+    if (mismatch !== undefined) throw invalidOutput(mismatch.message, { field: mismatch.field });
   }
-  const { content } = message;
-  tooLarge(content?.$case === "inline" ? content.value.length : 0, limit);
-  return message;
-}
-
-function tooLarge(size: number, limit: number): void {
-  if (size <= limit) return;
-  throw invalidOutput(
-    `the output has ${String(size)} bytes, larger than ${String(limit)} bytes; ` +
-      "return less, or upload it with client.uploadPayload and return the Payload that it answers",
-  );
+  return travelling("the output", result, limit);
 }
 
 function check(name: string, what: string, schema: JsonSchema | undefined): Check {

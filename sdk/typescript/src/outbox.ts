@@ -4,8 +4,8 @@
  * Bounds: a message holds at most 256 items of a kind and about 1 MiB; what is gathered is bounded by the attempts that
  * run; what is remembered by `REMEMBERED`.
  */
-import { CallRequest, type Result, WorkRequest } from "./gen/antiphon/v1/agent_service.js";
-import { ContextRequest } from "./gen/antiphon/v1/context_request.js";
+import { type CallRequest, type Result, WorkRequest } from "./gen/antiphon/v1/agent_service.js";
+import { type ContextRequest } from "./gen/antiphon/v1/context_request.js";
 import { type Payload } from "./gen/antiphon/v1/payload.js";
 import { type PartialOutput, type Progress } from "./gen/antiphon/v1/run.js";
 import { failureOf } from "./failures.js";
@@ -18,13 +18,19 @@ const BYTES = 1 << 20;
 const REMEMBERED = 8;
 const OVERHEAD = 256; // of an item besides its content, near enough for a limit that is a fourth of the hard one
 
+/** A request and its bytes. */
+interface Sized<Request> {
+  readonly request: Request;
+  readonly size: number;
+}
+
 /** Gathers; `take` gives the next message. */
 export class Outbox {
   #results: Result[] = [];
   #progress = new Map<string, Progress>();
   readonly #pieces = new Pieces();
-  #calls: CallRequest[] = [];
-  #asks: ContextRequest[] = [];
+  #calls: Sized<CallRequest>[] = [];
+  #asks: Sized<ContextRequest>[] = [];
   #drain = false;
   #closing = false;
   #wake: (() => void) | undefined;
@@ -59,15 +65,15 @@ export class Outbox {
     this.#something();
   }
 
-  /** Add a call. */
-  call(request: CallRequest): void {
-    this.#calls.push(request);
+  /** Add a call of so many bytes. */
+  call(request: CallRequest, size: number): void {
+    this.#calls.push({ request, size });
     this.#something();
   }
 
-  /** Add a request to shared context. */
-  ask(request: ContextRequest): void {
-    this.#asks.push(request);
+  /** Add a request to shared context of so many bytes. */
+  ask(request: ContextRequest, size: number): void {
+    this.#asks.push({ request, size });
     this.#something();
   }
 
@@ -117,8 +123,8 @@ export class Outbox {
       this.#progress.delete(attemptId);
       request.progress.push({ attemptId, progress });
     }
-    request.calls = within(this.#calls, (call) => sizeOf(call.input));
-    request.contextRequests = within(this.#asks, sizeOfAsk);
+    request.calls = within(this.#calls, ({ size }) => size).map((call) => call.request);
+    request.contextRequests = within(this.#asks, ({ size }) => size).map((ask) => ask.request);
     if (this.#results.length === 0) {
       // Drain comes last, so that the sidecar has every outcome before it looks whether anything is left.
       request.drain = this.#drain;
@@ -189,8 +195,4 @@ function sizeOfResult({ outcome }: Result): number {
   if (outcome?.$case === "output") return sizeOf(outcome.value);
   if (outcome?.$case === "subgraph") return sizeOfGraph(outcome.value);
   return outcome?.$case === "failure" ? 3 * (outcome.value.message.length + outcome.value.cause.length) : 0;
-}
-
-function sizeOfAsk({ kind }: ContextRequest): number {
-  return kind?.$case === "put" ? sizeOf(kind.value.value) : 0;
 }

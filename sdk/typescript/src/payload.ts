@@ -1,11 +1,12 @@
 /** The envelope of every value that travels, and JSON in it. */
+import { invalidOutput } from "./failures.js";
 import { Payload as PayloadMessage } from "./gen/antiphon/v1/payload.js";
 
 /** The largest value in bytes that travels inline; larger ones go by reference. */
 export const INLINE_LIMIT = 65536;
 
 /** Bytes of all that comes with a value: labels, and other texts. */
-const EXTRAS = 262_144;
+export const EXTRAS = 262_144;
 
 /**
  * A value as it travels, with media type and labels: for values that are not JSON, or are too large to travel. Handlers
@@ -78,6 +79,25 @@ export function payloadOf(value: unknown): PayloadMessage {
     throw new TypeError(`the value has ${String(size)} bytes of labels and other texts, larger than ${String(EXTRAS)} bytes`);
   }
   return value.message;
+}
+
+/**
+ * A value or a payload as a message that travels inline, with at most `limit` bytes of content. Throws an INVALID_OUTPUT
+ * failure that calls it `what`.
+ */
+export function travelling(what: string, value: unknown, limit: number): PayloadMessage {
+  let message: PayloadMessage;
+  try {
+    message = payloadOf(value);
+  } catch (cause) {
+    throw invalidOutput(`${what} cannot travel: ${(cause as Error).message}`, { cause });
+  }
+  const size = message.content?.$case === "inline" ? message.content.value.length : 0;
+  if (size <= limit) return message;
+  throw invalidOutput(
+    `${what} has ${String(size)} bytes, larger than ${String(limit)} bytes; ` +
+      "make it smaller, or upload it with client.uploadPayload and hand on the Payload that it answers",
+  );
 }
 
 /** JSON bytes as a message. */

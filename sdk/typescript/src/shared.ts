@@ -18,6 +18,7 @@ import {
   WatchEntriesRequest,
 } from "./gen/antiphon/v1/context_service.js";
 import { type ClaimOptions, Holding } from "./holding.js";
+import { travelling } from "./payload.js";
 import { type Line, type Task } from "./task.js";
 import { begin, pause } from "./waiting.js";
 
@@ -58,11 +59,11 @@ export class SharedContext {
 
   /**
    * Write an entry whole and return its revision: anything JSON can hold up to 64 KiB, or a `Payload`. Throws
-   * ENTRY_CONFLICT, CONTEXT_QUOTA_EXCEEDED, CLAIM_LOST.
+   * ENTRY_CONFLICT, CONTEXT_QUOTA_EXCEEDED, CLAIM_LOST; an INVALID_OUTPUT failure for what cannot travel or is larger.
    */
   put(key: string, value: unknown, options: PutOptions = {}): Promise<number> {
     return begin(async () => {
-      const request = await putRequest(undefined, key, value, options);
+      const request = putRequest(key, travelling("the value", value, this.#line.inlineLimit), options);
       return (await this.#ask({ $case: "put", value: request })).revision;
     });
   }

@@ -2,9 +2,8 @@
 import { invalidOutput } from "./failures.js";
 import { Subgraph as SubgraphMessage } from "./gen/antiphon/v1/agent_service.js";
 import { type Graph as GraphMessage } from "./gen/antiphon/v1/graph.js";
-import { type Payload as PayloadMessage } from "./gen/antiphon/v1/payload.js";
 import { Graph } from "./graph.js";
-import { payloadOf } from "./payload.js";
+import { travelling } from "./payload.js";
 
 /** What a graph that a handler returns may have in bytes, as the contract has it. */
 const GRAPH_LIMIT = 256 << 10;
@@ -41,25 +40,13 @@ export function subgraphOf(given: Subgraph, limit: number): SubgraphMessage {
     throw invalidOutput(`the graph cannot travel: ${(error as Error).message}`);
   }
   if (size > GRAPH_LIMIT) throw invalidOutput(`the graph has ${String(size)} bytes, larger than ${String(GRAPH_LIMIT)} bytes`);
-  if (given.input !== undefined && given.input !== null) message.input = inputOf(given.input, limit);
+  if (given.input !== undefined && given.input !== null) {
+    message.input = travelling("the input of the graph", given.input, limit);
+  }
   return message;
 }
 
 /** How many bytes a graph with its input is as it travels. */
 export function sizeOf(message: SubgraphMessage): number {
   return SubgraphMessage.encode(message).finish().length;
-}
-
-function inputOf(value: unknown, limit: number): PayloadMessage {
-  let payload: PayloadMessage;
-  try {
-    payload = payloadOf(value);
-  } catch (error) {
-    throw invalidOutput(`the input of the graph cannot travel: ${(error as Error).message}`);
-  }
-  const size = payload.content?.$case === "inline" ? payload.content.value.length : 0;
-  if (size > limit) {
-    throw invalidOutput(`the input of the graph has ${String(size)} bytes, larger than ${String(limit)} bytes`);
-  }
-  return payload;
 }

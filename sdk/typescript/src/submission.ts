@@ -56,7 +56,7 @@ export function graphOf(graph: Graph | GraphMessage): GraphMessage {
   return graph instanceof Graph ? graph.message() : graph;
 }
 
-/** What goes in with a run or a signal; undefined for null. A large one is uploaded. Rejects with a `TypeError` for what is not JSON. */
+/** What goes in with a run, a signal or an entry; undefined for null. A large one is uploaded. Rejects with a `TypeError` for what is not JSON. */
 export async function inputOf(
   upload: (data: Buffer) => Promise<Payload>,
   input: unknown,

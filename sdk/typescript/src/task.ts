@@ -13,17 +13,20 @@ import { type ContextRequest, type ContextResponse } from "./gen/antiphon/v1/con
 import { type PartialOutput } from "./gen/antiphon/v1/run.js";
 import { type Holding } from "./holding.js";
 import { type Logger, taskLogger } from "./log.js";
-import { Payload, payloadOf, valueOf } from "./payload.js";
+import { Payload, payloadOf, travelling, valueOf } from "./payload.js";
 import { piecesOf } from "./pieces.js";
 import { checkOf, type FromSchema, type JsonSchema } from "./schema.js";
 import { SharedContext } from "./shared.js";
 import { begin } from "./waiting.js";
 
 const MESSAGE = 1024;
+const CALL_ID = 64; // characters; a sidecar answers longer ones cut, so that their answers find nobody
 
 /** What a task needs of its worker. */
 export interface Line {
   readonly logger: Logger;
+  /** The largest inline payload in bytes. */
+  readonly inlineLimit: number;
   progress(attemptId: string, fraction: number, message: string): void;
   emit(attemptId: string, pieces: readonly PartialOutput[]): void;
   call(request: CallRequest, onPartial?: OnPartial): Promise<CallResponse>;
@@ -38,7 +41,7 @@ export type OnPartial = (piece: PartialOutput) => void;
 export interface CallOptions<Schema> {
   /** What the answer must be: a JSON Schema, which gives its type, or `Payload` for the envelope itself. */
   returns?: Schema;
-  /** The same when the handler runs again; by default calls are numbered in their order. */
+  /** The same when the handler runs again, 1 to 64 characters; by default calls are numbered in their order. */
   callId?: string;
   /** Longest wait in milliseconds; by default what the attempt has left. */
   timeout?: number;
@@ -191,8 +194,9 @@ export class Task {
    * Ask for another capability, such as "text.summarize@1", on behalf of this attempt, and return its output.
    *
    * When the handler runs again, the call with the same `callId` and input is answered from the record and not made
-   * again, unless it failed; without one, calls are numbered in their order, so make them in the same order each time. Throws `CallFailed`; an
-   * INVALID_OUTPUT failure when the input cannot travel or the answer does not fit `returns`.
+   * again, unless it failed; without one, calls are numbered in their order, so make them in the same order each time.
+   * Throws `CallFailed`; an INVALID_OUTPUT failure when the input cannot travel, is larger than 64 KiB (upload it, and
+   * hand on the `Payload`), or the answer does not fit `returns`; a `TypeError` for a `callId` that is none.
    */
   call<const Schema extends JsonSchema | typeof Payload | undefined = undefined>(
     capability: string,
@@ -221,22 +225,24 @@ export class Task {
   ): Promise<Answer<Schema>> {
     this.#calls += 1;
     const request = CallRequest.fromPartial({
-      callId: options.callId ?? String(this.#calls),
+      callId: callIdOf(options.callId ?? String(this.#calls)),
       attemptId: this.attemptId,
       attemptToken: this.#assignment.attemptToken,
       capability,
     });
-    try {
-      request.input = payloadOf(input);
-    } catch (cause) {
-      throw invalidOutput(`the input of the call to ${capability} cannot travel: ${(cause as Error).message}`, { cause });
-    }
+    request.input = travelling(`the input of the call to ${capability}`, input, this.#line.inlineLimit);
     if (options.timeout !== undefined) request.timeout = durationOf(options.timeout);
     const { outcome } = await this.#line.call(request, options.onPartial);
     if (outcome?.$case === "failure") throw new CallFailed(capability, outcome.value);
     if (options.returns === Payload) return new Payload(outcome?.value ?? payloadOf(null)) as Answer<Schema>;
     return answerOf(capability, () => valueOf(outcome?.value), options.returns) as Answer<Schema>;
   }
+}
+
+/** Throws a `TypeError` for what the answer could not be told by. */
+function callIdOf(callId: string): string {
+  if (callId !== "" && callId.isWellFormed() && Array.from(callId.slice(0, 2 * CALL_ID + 1)).length <= CALL_ID) return callId;
+  throw new TypeError(`callId ${JSON.stringify(callId.slice(0, CALL_ID))} is none; use 1 to ${String(CALL_ID)} characters`);
 }
 
 function answerOf(capability: string, take: () => unknown, schema: JsonSchema | typeof Payload | undefined): unknown {

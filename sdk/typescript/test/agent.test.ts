@@ -1,7 +1,7 @@
 /** An agent at a sidecar double's real socket. */
 import { expect, onTestFinished, test } from "vitest";
 
-import { Agent, AntiphonError, Failure, type FromSchema, Graph, permanent, Payload, ref, Subgraph, transient } from "../src/index.js";
+import { Agent, AntiphonError, Failure, type FromSchema, Graph, permanent, Payload, ref, Subgraph, type Task, transient } from "../src/index.js";
 import { Effect, FailureKind } from "../src/v1.js";
 import { assignment, eventually, type Line, Sidecar } from "./sidecar.js";
 
@@ -455,6 +455,68 @@ test("what cannot be sent fails its own attempt, and no other", async () => {
   const failures = await Promise.all(names.map((name) => line.failure(`r/${name}/0/1`)));
   const { INVALID_OUTPUT, TRANSIENT } = FailureKind;
   expect(failures.map((one) => one.kind)).toEqual([INVALID_OUTPUT, TRANSIENT, TRANSIENT, TRANSIENT, INVALID_OUTPUT]);
+});
+
+/** An agent that asks for one thing by each of its capabilities, `big.NAME@1`; what it asks for is too large for any stream. */
+function outsized(): { agent: Agent; names: string[] } {
+  const huge = "x".repeat(5_000_000);
+  const payload = Payload.inline(Buffer.from(huge), "text/plain");
+  const asked: Record<string, (task: Task) => Promise<unknown>> = {
+    call: (task) => task.call("a.b@1", huge),
+    payload: (task) => task.call("a.b@1", payload),
+    capability: (task) => task.call(huge),
+    put: (task) => task.context.put("key", huge),
+    blob: (task) => task.context.put("key", payload),
+    labels: (task) => task.context.put("key", 1, { labels: [huge] }),
+    key: (task) => task.context.get(huge),
+    prefix: (task) => task.context.list(huge),
+  };
+  const agent = new Agent("big", { logger: quiet }).capability("big.wait@1", {}, async (_, task) => await task.call("c.d@1"));
+  for (const [name, ask] of Object.entries(asked)) agent.capability(`big.${name}@1`, {}, async (_, task) => await ask(task));
+  return { agent, names: Object.keys(asked) };
+}
+
+test("what is too large to be asked for fails its own attempt, and the stream goes on", async () => {
+  const { agent, names } = outsized();
+  const { line } = await attached(agent);
+  line.assign(assignment("r/wait/0/1", "big.wait@1"));
+  const { callId, attemptId } = await line.call();
+  line.assign(...names.map((name) => assignment(`r/${name}/0/1`, `big.${name}@1`)));
+  for (const name of names) {
+    const failure = await line.failure(`r/${name}/0/1`);
+    expect([name, failure.kind, failure.retryable]).toEqual([name, FailureKind.INVALID_OUTPUT, false]);
+    expect(failure.message).toMatch(/bytes.*larger than \d+ bytes/);
+  }
+  line.send({ callResults: [{ callId, attemptId, outcome: { $case: "output", value: Payload.inline(Buffer.from("1")).message } }] });
+  expect(await line.output("r/wait/0/1")).toBe(1);
+  expect([line.calls, line.asks]).toEqual([[], []]);
+});
+
+test("a value that fits is asked for, and one byte more is not", async () => {
+  const { line } = await attached();
+  line.assign(assignment("r/a/0/1", "sample.ask@1", "x".repeat(65_534)));
+  await line.call();
+  line.assign(assignment("r/b/0/1", "sample.ask@1", "x".repeat(65_535)));
+  expect((await line.failure("r/b/0/1")).message).toContain("65537 bytes, larger than 65536 bytes");
+});
+
+test("calls that are large without their inputs go out in messages that are within the limit", async () => {
+  const agent = new Agent("many", { logger: quiet }).capability("many.call@1", {}, async (_, task) => {
+    await Promise.all(Array.from({ length: 20 }, () => task.call(`a.${"b".repeat(300_000)}@1`)));
+  });
+  const { line } = await attached(agent);
+  line.assign(assignment("r/a/0/1", "many.call@1"));
+  await eventually(() => line.calls.length === 20, "the calls");
+});
+
+test.each([["empty", ""], ["long", "😀".repeat(65)], ["half", "\ud83d"]])("a call by an id that is %s is not made", async (_, callId) => {
+  const agent = new Agent("caller", { logger: quiet });
+  agent.capability("caller.call@1", {}, async (_, task) => await task.call("a.b@1", null, { callId }));
+  agent.capability("caller.well@1", {}, async (_, task) => await task.call("a.b@1", null, { callId: "😀".repeat(64) }));
+  const { line } = await attached(agent);
+  line.assign(assignment("r/a/0/1", "caller.call@1"), assignment("r/b/0/1", "caller.well@1"));
+  expect((await line.failure("r/a/0/1")).message).toContain("use 1 to 64 characters");
+  expect((await line.call()).attemptId).toBe("r/b/0/1");
 });
 
 test("a claim that is lost aborts what it protects, and says so", async () => {
