@@ -2,8 +2,8 @@
  * How every call is made: with a deadline, with trace context, and again when the answer says that again is right.
  *
  * A RETRY error is repeated after the delay the server asks for, jittered, at most five times and within the deadline of
- * the whole. Streams that resume by a cursor go by the same rules, but what bounds them is the time since their last
- * message.
+ * the whole. Streams that resume by a cursor go by the same rules, but what bounds them is the time since the first failure
+ * of those in a row: one that has nothing to say is none.
  */
 import { performance } from "node:perf_hooks";
 
@@ -18,6 +18,8 @@ import { pause } from "./waiting.js";
 export const RETRIES = 5;
 const BACKOFF_FIRST = 100;
 const BACKOFF_LAST = 2000;
+/** Milliseconds after which a stream without a message is one to a server that is there: a dead peer is noticed before. */
+const SETTLED = 40_000;
 
 /** What a server says that cannot serve now, where another one may. */
 const CANNOT_SERVE = new Set(["NOT_SERVING", "STORE_UNAVAILABLE"]);
@@ -71,34 +73,51 @@ export function pauseBefore(error: RetryableError, failures: number): number {
 /** Whether, when and on which channel to try again. */
 export class Tries {
   #failures = 0;
-  #end = 0;
+  #end: number | undefined;
+  #settled: NodeJS.Timeout | undefined;
 
-  /** `limit` bounds the milliseconds since the last message, or since the beginning; `most` the tries again. */
+  /** With `most` tries again all of them end within `limit` milliseconds; without, that bounds the time since the first failure. */
   constructor(
     readonly connection: Connection,
     readonly limit: number,
     readonly most = Infinity,
     readonly signal?: AbortSignal,
   ) {
-    this.heard();
+    if (most !== Infinity) this.#end = performance.now() + limit;
   }
 
   /** There was progress: start counting anew. */
   heard(): void {
     this.#failures = 0;
-    this.#end = performance.now() + this.limit;
+    this.#end = undefined;
   }
 
-  /** Milliseconds left, more than 0. */
+  /** Milliseconds left for a call, more than 0. */
   get left(): number {
-    return Math.max(1, this.#end - performance.now());
+    return Math.max(1, (this.#end ?? Infinity) - performance.now());
+  }
+
+  /** The current generation for a stream, until it is given back. A server that has kept it for a while is there. */
+  take(): Generation {
+    const generation = this.connection.take();
+    const look = (): void => { if (generation.connected) this.heard(); };
+    this.#settled = setTimeout(look, Math.min(SETTLED, this.limit)).unref();
+    return generation;
+  }
+
+  /** The stream on it is over. */
+  giveBack(generation: Generation): void {
+    clearTimeout(this.#settled);
+    this.connection.giveBack(generation);
   }
 
   /** Resolves when it is time for another try. Rejects with `error` when there is to be none. */
   async after(error: AntiphonError, generation: Generation): Promise<void> {
+    clearTimeout(this.#settled);
     this.signal?.throwIfAborted();
     if (error instanceof Unavailable || CANNOT_SERVE.has(error.reason)) this.connection.unreachable(generation);
     this.#failures += 1;
+    this.#end ??= performance.now() + this.limit;
     // A stream may outlive the certificate it was opened with, or that may have been replaced a moment ago.
     if (
       error.reason === "CERTIFICATE_EXPIRED" &&
@@ -163,8 +182,8 @@ export async function call<Response>(
 }
 
 /**
- * The messages of a stream that is opened again where it broke (`request` knows where), until it ends whole. Gives up after
- * `patience` milliseconds without a message. Rejects with an `AntiphonError`, or with the signal's reason.
+ * The messages of a stream that is opened again where it broke (`request` knows where), until it ends whole. Gives up
+ * `patience` milliseconds after the first failure of those in a row. Rejects with an `AntiphonError`, or with the signal's reason.
  */
 export async function* resume<Request, Response>(
   connection: Connection,
@@ -176,7 +195,7 @@ export async function* resume<Request, Response>(
   const tries = new Tries(connection, patience, Infinity, signal);
   for (;;) {
     signal?.throwIfAborted();
-    const generation = connection.take();
+    const generation = tries.take();
     let stream: ClientReadableStream<Response> | undefined;
     const abort = (): void => { stream?.cancel(); };
     signal?.addEventListener("abort", abort, { once: true });
@@ -193,7 +212,7 @@ export async function* resume<Request, Response>(
     } finally {
       signal?.removeEventListener("abort", abort);
       stream?.cancel();
-      connection.giveBack(generation);
+      tries.giveBack(generation);
     }
   }
 }

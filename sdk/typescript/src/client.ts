@@ -88,7 +88,7 @@ export interface ConnectOptions {
   credentials?: Credentials;
   /** Deadline of each unary call in milliseconds, tries included; 10,000 by default. */
   timeout?: number;
-  /** Milliseconds that a stream is dialled again before its error is thrown; 120,000 by default. */
+  /** Milliseconds from a stream's first failure for which it is dialled again before its error is thrown; 120,000 by default. */
   patience?: number;
   /** Where it says what happens; standard error by default. */
   logger?: Logger;
@@ -390,7 +390,7 @@ export class Client extends OperatorCalls {
     return await limited(times, "the run has not ended", async (signal) => {
       const tries = new Tries(this.connection, this.patience, Infinity, signal);
       for (;;) {
-        const generation = this.connection.take();
+        const generation = tries.take();
         try {
           return there((await once(generation, RunServiceService.submitRun, request, headers, WAIT_STEP, signal)).run);
         } catch (error) {
@@ -400,7 +400,7 @@ export class Client extends OperatorCalls {
           if (error.reason === "DEADLINE_EXCEEDED") tries.heard();
           else await tries.after(error, generation);
         } finally {
-          this.connection.giveBack(generation);
+          tries.giveBack(generation);
         }
       }
     });

@@ -5,7 +5,7 @@
  * generation is made, proven ready, and only then takes over (make before break); calls on the old one end in peace, and
  * the last of them closes it. The next address, where there are several, is a new generation too.
  */
-import { Client as Channel, type ChannelCredentials, credentials as grpcCredentials } from "@grpc/grpc-js";
+import { Client as Channel, type ChannelCredentials, connectivityState, credentials as grpcCredentials } from "@grpc/grpc-js";
 
 import { type Credentials, type Pem, SERVER_NAME } from "./credentials.js";
 import { SetupError } from "./errors.js";
@@ -37,6 +37,11 @@ export class Generation {
   /** Throws a `SetupError` when key and certificate cannot be used together. */
   constructor(address: string, pem: Pem) {
     this.channel = new Channel(address, secured(pem), OPTIONS);
+  }
+
+  /** Whether there is a server at the other end. */
+  get connected(): boolean {
+    return this.channel.getChannel().getConnectivityState(false) === connectivityState.READY;
   }
 }
 

@@ -51,7 +51,6 @@ export interface Submitted {
 
 /** Submits runs through one stream; made by `Client.submitter`, ended by `close` or `await using`. */
 export class Submitter {
-  readonly #connection: Connection;
   readonly #upload: (data: Buffer) => Promise<Payload>;
   readonly #tries: Tries;
   readonly #patience: number;
@@ -68,7 +67,6 @@ export class Submitter {
 
   /** For the client. */
   constructor(connection: Connection, upload: (data: Buffer) => Promise<Payload>, inFlight: number, patience: number) {
-    this.#connection = connection;
     this.#upload = upload;
     this.#places = inFlight;
     this.#patience = patience;
@@ -143,13 +141,13 @@ export class Submitter {
 
   async #stayConnected(): Promise<void> {
     for (;;) {
-      const generation = this.#connection.take();
+      const generation = this.#tries.take();
       try {
         const error = await this.#attach(generation);
         if (this.#pending.size === 0) this.#tries.heard(); // a stream that nobody uses may be ended at will
         await this.#tries.after(error, generation);
       } finally {
-        this.#connection.giveBack(generation);
+        this.#tries.giveBack(generation);
       }
     }
   }

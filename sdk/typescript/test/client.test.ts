@@ -27,6 +27,7 @@ import { pause, TimedOut, within } from "../src/waiting.js";
 import { eventually, statusOf } from "./sidecar.js";
 
 const DAY = 24 * 3600 * 1000;
+const PATIENCE = 300;
 const said: string[] = [];
 const logger = {
   debug: () => undefined,
@@ -326,6 +327,56 @@ test("a watch goes on where it broke, without gap or repeat", async () => {
   for await (const event of client.watch("r")) seen.push(event.eventSeq);
   expect(seen).toEqual([1, 2, 3, 4, 5, 6]);
   expect(cursors).toEqual([0, 2, 4]);
+});
+
+/** Says nothing for longer than the patience of the test, three times, and lets `then` answer. */
+function quietly<Call extends { emit(name: "error", error: unknown): boolean }>(then: (call: Call) => void): (call: Call) => void {
+  let streams = 0;
+  return (call) => {
+    streams += 1;
+    if (streams > 3) then(call);
+    else void pause(2 * PATIENCE).then(() => { call.emit("error", statusOf("NOT_SERVING")); });
+  };
+}
+
+test("a stream that had nothing to say for longer than the patience is dialled again where it breaks, each time", async () => {
+  const run = { runId: "r", state: RunState.SUCCEEDED };
+  let calls = 0;
+  const address = await orchestrator(
+    succeed,
+    quietly((call) => {
+      call.write(WatchRunResponse.fromPartial({ run }));
+      call.end();
+    }),
+    {
+      submitRun: (_, done) => {
+        calls += 1;
+        if (calls > 3) done(null, { run: Run.fromPartial(run) });
+        else void pause(2 * PATIENCE).then(() => { done(statusOf("NOT_SERVING"), null); });
+      },
+      submitRuns: quietly((call: ServerDuplexStream<SubmitRunsRequest, SubmitRunsResponse>) => {
+        call.on("data", ({ submissions }: SubmitRunsRequest) => {
+          const results = submissions.map(({ requestId }) => ({ requestId, result: { $case: "run" as const, value: run } }));
+          call.write(SubmitRunsResponse.fromPartial({ results }));
+        });
+      }),
+    },
+  );
+  const client = await connect(address, { patience: PATIENCE });
+  await using submitter = client.submitter();
+  const ended = [client.wait("r"), client.submit("g@1", null, { wait: true }), (await submitter.submit("g@1")).answer];
+  expect((await Promise.all(ended)).map(({ runId }) => runId)).toEqual(["r", "r", "r"]);
+});
+
+test("a stream that is refused for longer than the patience ends with its error", async () => {
+  let dials = 0;
+  const address = await orchestrator(succeed, (call) => {
+    dials += 1;
+    call.emit("error", statusOf("NOT_SERVING"));
+  });
+  const client = await connect(address, { patience: PATIENCE });
+  await expect(client.wait("r")).rejects.toMatchObject({ reason: "NOT_SERVING" });
+  expect(dials).toBeGreaterThan(1);
 });
 
 test("leaving a watch ends its stream", async () => {
