@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 
 import { Metadata } from "@grpc/grpc-js";
 
-import { call, type CallTimes, metadata, once, resume, type ServerStreamMethod, type UnaryMethod } from "./calls.js";
+import { call, type CallTimes, limited, metadata, once, resume, type ServerStreamMethod, type UnaryMethod } from "./calls.js";
 import { type Connection, type Generation } from "./connection.js";
 import { AntiphonError, errorOf, fromServiceError, isServiceError } from "./errors.js";
 import { Payload as PayloadMessage } from "./gen/antiphon/v1/payload.js";
@@ -53,7 +53,10 @@ export class Caller {
     return new Payload(PayloadMessage.fromPartial({ content: { $case: "blob", value: blob }, mediaType }));
   }
 
-  /** The bytes of a payload, inline or kept by reference, or of a digest. Throws PAYLOAD_NOT_FOUND. */
+  /**
+   * The bytes of a payload, inline or kept by reference, or of a digest, after as long as it takes unless there is a `timeout`.
+   * Throws PAYLOAD_NOT_FOUND; DEADLINE_EXCEEDED after `timeout`.
+   */
   async downloadPayload(payload: Payload | string, times: CallTimes = {}): Promise<Buffer> {
     let digest = payload;
     if (digest instanceof Payload) {
@@ -64,10 +67,12 @@ export class Caller {
     const parts: Buffer[] = [];
     let offset = 0;
     const request = (): DownloadPayloadRequest => DownloadPayloadRequest.fromPartial({ digest: digest, offset });
-    for await (const { chunk } of this.stream(PayloadServiceService.downloadPayload, request, times.signal)) {
-      parts.push(chunk);
-      offset += chunk.length;
-    }
+    await limited(times, `payload ${digest} has not come`, async (signal) => {
+      for await (const { chunk } of this.stream(PayloadServiceService.downloadPayload, request, signal)) {
+        parts.push(chunk);
+        offset += chunk.length;
+      }
+    });
     const data = Buffer.concat(parts);
     const actual = sha256(data);
     if (actual !== digest) {

@@ -5,14 +5,15 @@
  * the whole. Streams that resume by a cursor go by the same rules, but what bounds them is the time since the first failure
  * of those in a row: one that has nothing to say is none.
  */
+import { randomUUID } from "node:crypto";
 import { performance } from "node:perf_hooks";
 
 import { type ClientReadableStream, Metadata } from "@grpc/grpc-js";
 
 import { type Connection, type Generation } from "./connection.js";
-import { AntiphonError, fromServiceError, isServiceError, RetryableError, Unavailable } from "./errors.js";
+import { AntiphonError, errorOf, fromServiceError, isServiceError, RetryableError, Unavailable } from "./errors.js";
 import { traceparent } from "./trace.js";
-import { pause } from "./waiting.js";
+import { after, pause } from "./waiting.js";
 
 /** How often a unary call is made again at most. */
 export const RETRIES = 5;
@@ -55,6 +56,28 @@ export function remaining(times: CallTimes): () => CallTimes {
   if (times.timeout === undefined) return () => times;
   const end = performance.now() + times.timeout;
   return () => ({ ...times, timeout: Math.max(1, Math.ceil(end - performance.now())) });
+}
+
+/** Do `work` with a signal that is aborted after the time there is. Rejects with DEADLINE_EXCEEDED then. */
+export async function limited<Result>(
+  times: CallTimes,
+  what: string,
+  work: (signal: AbortSignal | undefined) => Promise<Result>,
+): Promise<Result> {
+  if (times.timeout === undefined) return await work(times.signal);
+  const late = errorOf("DEADLINE_EXCEEDED", `${what} within ${String(times.timeout)} ms`);
+  const over = new AbortController();
+  const stop = after(times.timeout, () => { over.abort(late); });
+  try {
+    return await work(times.signal === undefined ? over.signal : AbortSignal.any([times.signal, over.signal]));
+  } finally {
+    stop();
+  }
+}
+
+/** The request id that was given; a new one in place of none and of an empty one. */
+export function requestIdOf(given: string | undefined): string {
+  return given === undefined || given === "" ? randomUUID() : given;
 }
 
 /** Call metadata: the trace context. */

@@ -1,7 +1,5 @@
 /** The part of the client for operators: certificates that are revoked, policies that are changed, audit records that are read. */
-import { randomUUID } from "node:crypto";
-
-import { type CallTimes } from "./calls.js";
+import { type CallTimes, requestIdOf } from "./calls.js";
 import { type PageOptions, there } from "./caller.js";
 import { SteeringCalls } from "./client-steering.js";
 import { type AuditCheckpoint, AuditOutcome, type AuditRecord } from "./gen/antiphon/v1/audit.js";
@@ -64,7 +62,7 @@ export class OperatorCalls extends SteeringCalls {
     options: { expectedEpoch: number; requestId?: string } & CallTimes,
   ): Promise<PolicySet> {
     const request = ActivatePoliciesRequest.fromPartial({
-      requestId: options.requestId ?? randomUUID(),
+      requestId: requestIdOf(options.requestId),
       files: Object.entries(files).map(([name, text]) => ({ name, text })),
       expectedEpoch: options.expectedEpoch,
     });
@@ -76,8 +74,8 @@ export class OperatorCalls extends SteeringCalls {
     epoch: number,
     options: { expectedEpoch: number; requestId?: string } & CallTimes,
   ): Promise<PolicySet> {
-    const { expectedEpoch, requestId = randomUUID() } = options;
-    const request = RollBackRequest.fromPartial({ requestId, epoch, expectedEpoch });
+    const { expectedEpoch } = options;
+    const request = RollBackRequest.fromPartial({ requestId: requestIdOf(options.requestId), epoch, expectedEpoch });
     return there((await this.ask(PolicyServiceService.rollBack, request, options)).policy);
   }
 

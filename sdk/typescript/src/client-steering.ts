@@ -1,9 +1,7 @@
 /** The part of the client that steers runs which are under way. */
-import { randomUUID } from "node:crypto";
-
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
 
-import { type CallTimes, remaining, type UnaryMethod } from "./calls.js";
+import { type CallTimes, remaining, requestIdOf, type UnaryMethod } from "./calls.js";
 import { there } from "./caller.js";
 import { ContextCalls } from "./client-context.js";
 import { type Run, type Task, type TaskKey } from "./gen/antiphon/v1/run.js";
@@ -52,7 +50,7 @@ export class SteeringCalls extends ContextCalls {
   ): Promise<TaskKey | undefined> {
     const left = remaining(options);
     const payload = await inputOf((large) => this.uploadPayload(large, "", left()), data);
-    const requestId = options.requestId ?? randomUUID();
+    const requestId = requestIdOf(options.requestId);
     const request = SignalRunRequest.fromPartial({ requestId, runId, signal, payload });
     return (await this.ask(RunServiceService.signalRun, request, left())).key;
   }

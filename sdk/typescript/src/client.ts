@@ -10,15 +10,13 @@
  * contracts, with fields of newer servers kept. Only payloads are turned into values, where `outputOf` is asked. Every
  * unary call has a deadline and is repeated as `calls.ts` says; every error is an `AntiphonError`.
  */
-import { randomUUID } from "node:crypto";
-
-import { type CallTimes, metadata, once, remaining, Tries } from "./calls.js";
+import { type CallTimes, limited, metadata, once, remaining, requestIdOf, Tries } from "./calls.js";
 import { type PageOptions, there } from "./caller.js";
 import { OperatorCalls } from "./client-operator.js";
 import { keyOf, type MemberOptions } from "./client-steering.js";
 import { Connection } from "./connection.js";
 import { type Credentials, loadProfile } from "./credentials.js";
-import { AntiphonError, errorOf } from "./errors.js";
+import { AntiphonError } from "./errors.js";
 import { RunFailed } from "./failures.js";
 import { Failure as FailureMessage } from "./gen/antiphon/v1/failure.js";
 import { type Graph as GraphMessage } from "./gen/antiphon/v1/graph.js";
@@ -72,7 +70,6 @@ import { type Logger, stderrLogger } from "./log.js";
 import { valueOf } from "./payload.js";
 import { graphOf, type GraphSource, submission, type SubmitOptions } from "./submission.js";
 import { Submitter } from "./submitter.js";
-import { after } from "./waiting.js";
 
 const WAIT_STEP = 300_000;
 const TIMEOUT = 10_000;
@@ -258,7 +255,7 @@ export class Client extends OperatorCalls {
     graph: Graph | GraphMessage,
     options: { requestId?: string } & CallTimes = {},
   ): Promise<RegisterGraphResponse> {
-    const requestId = options.requestId ?? randomUUID();
+    const requestId = requestIdOf(options.requestId);
     const request = RegisterGraphRequest.fromPartial({ requestId, graph: graphOf(graph) });
     return await this.ask(GraphServiceService.registerGraph, request, options);
   }
@@ -433,21 +430,4 @@ export function outputOf(run: Run): unknown {
     throw new RunFailed(`run ${run.runId} is ${state}${failure.message === "" ? "" : `: ${failure.message}`}`, failure);
   }
   return valueOf(run.output);
-}
-
-/** Do `work` with a signal that is aborted after the time there is. Rejects with DEADLINE_EXCEEDED then. */
-async function limited<Result>(
-  times: CallTimes,
-  what: string,
-  work: (signal: AbortSignal | undefined) => Promise<Result>,
-): Promise<Result> {
-  if (times.timeout === undefined) return await work(times.signal);
-  const late = errorOf("DEADLINE_EXCEEDED", `${what} within ${String(times.timeout)} ms`);
-  const over = new AbortController();
-  const stop = after(times.timeout, () => { over.abort(late); });
-  try {
-    return await work(times.signal === undefined ? over.signal : AbortSignal.any([times.signal, over.signal]));
-  } finally {
-    stop();
-  }
 }

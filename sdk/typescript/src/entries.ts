@@ -1,6 +1,5 @@
 /** Requests to shared context from what a user says, for clients and for tasks; both spell scopes and values alike. */
-import { randomUUID } from "node:crypto";
-
+import { requestIdOf } from "./calls.js";
 import { durationOf } from "./errors.js";
 import { type Claim, type ContextScope, type Entry } from "./gen/antiphon/v1/context.js";
 import { DeleteEntryRequest, PutEntryRequest } from "./gen/antiphon/v1/context_service.js";
@@ -51,7 +50,7 @@ export function putRequest(key: string, payload: Payload["message"], options: Pu
   const said = (options.labels ?? []).map((label) => partition(label, "="));
   const labels = [...payload.labels, ...said.map(([name, text]) => ({ key: name, value: text, assertedBy: "" }))];
   return PutEntryRequest.fromPartial({
-    requestId: options.requestId ?? randomUUID(),
+    requestId: requestIdOf(options.requestId),
     scope: scopeOf(options.scope),
     key,
     value: { ...payload, labels },
@@ -64,7 +63,7 @@ export function putRequest(key: string, payload: Payload["message"], options: Pu
 /** An entry to remove. Throws a `TypeError`. */
 export function deleteRequest(key: string, options: ChangeOptions): DeleteEntryRequest {
   return DeleteEntryRequest.fromPartial({
-    requestId: options.requestId ?? randomUUID(),
+    requestId: requestIdOf(options.requestId),
     scope: scopeOf(options.scope),
     key,
     expectedRevision: options.expectedRevision,

@@ -1,6 +1,5 @@
 /** One submission as a message, from what a user says of it. */
-import { randomUUID } from "node:crypto";
-
+import { requestIdOf } from "./calls.js";
 import { partition } from "./entries.js";
 import { durationOf } from "./errors.js";
 import { type Graph as GraphMessage } from "./gen/antiphon/v1/graph.js";
@@ -37,7 +36,7 @@ export async function submission(
 ): Promise<SubmitRunRequest> {
   const [name, version] = typeof graph === "string" ? partition(graph, "@") : ["", ""];
   return SubmitRunRequest.fromPartial({
-    requestId: options.requestId ?? randomUUID(),
+    requestId: requestIdOf(options.requestId),
     source:
       typeof graph === "string"
         ? { $case: "registered", value: { name, version } }

@@ -192,6 +192,12 @@ test("a run that does not end in the time there is for it ends the waiting, howe
   await expect(client.submit("g@1", null, { wait: true, timeout: 200 })).rejects.toMatchObject(late);
 });
 
+test("a payload that does not come in the time there is for it ends the download", async () => {
+  const client = await connect(await orchestrator(succeed, undefined, { downloadPayload: () => undefined }));
+  const late = { name: "RetryableError", reason: "DEADLINE_EXCEEDED", message: expect.stringContaining("has not come within 200 ms") as string };
+  await expect(client.downloadPayload("0".repeat(64), { timeout: 200 })).rejects.toMatchObject(late);
+});
+
 test.each([30 * DAY, Infinity])("there may be %d ms for a run", async (timeout) => {
   const client = await connect(await orchestrator(succeed, (call) => {
     call.write(WatchRunResponse.fromPartial({ run: { runId: "r" } }));
@@ -271,6 +277,29 @@ test("a submission that is too large for any message fails alone", async () => {
   await using submitter = client.submitter();
   const { answer } = await submitter.submit(Graph.fromPartial({ name: "n".repeat(4 << 20) }));
   await expect(answer).rejects.toThrow("larger than 4194304 bytes");
+});
+
+test("an empty request id is none, of which a new one is made", async () => {
+  const ids: string[] = [];
+  const address = await orchestrator(succeed, undefined, {
+    submitRun: (call, done) => {
+      ids.push(call.request.requestId);
+      done(null, { run: Run.fromPartial({ runId: "r" }) });
+    },
+    submitRuns: (call: ServerDuplexStream<SubmitRunsRequest, SubmitRunsResponse>) => {
+      call.on("data", ({ submissions }: SubmitRunsRequest) => {
+        ids.push(...submissions.map(({ requestId }) => requestId));
+        const results = submissions.map(({ requestId }) => ({ requestId, result: { $case: "run" as const, value: { runId: "r" } } }));
+        call.write(SubmitRunsResponse.fromPartial({ results }));
+      });
+    },
+  });
+  const client = await connect(address);
+  await using submitter = client.submitter();
+  await client.submit("g@1", null, { requestId: "" });
+  const [one, other] = [await submitter.submit("g@1", null, { requestId: "" }), await submitter.submit("g@1", null, { requestId: "" })];
+  await Promise.all([one.answer, other.answer]);
+  expect([new Set(ids).size, ids.includes("")]).toEqual([3, false]);
 });
 
 test("a submitter that is closed may be closed again, and says so to who submits", async () => {
