@@ -353,7 +353,9 @@ class _Session:
         try:
             attempt = inflight.vouched(self._seat, call.attempt_id, call.attempt_token)
         except KeyError:
-            return  # its handler has been told to stop
+            # Its handler may wait, of an attempt that went with an earlier stream, or has timed out.
+            self._fail_call(call, failure_pb2.FAILURE_KIND_CANCELLED, "ATTEMPT_NOT_FOUND", "the attempt is over")
+            return
         if attempt is None:
             self._fail_call(
                 call, failure_pb2.FAILURE_KIND_PERMANENT, "ATTEMPT_TOKEN_INVALID", "the token is not its own"
@@ -421,7 +423,8 @@ class _Session:
         self, call: agents.CallRequest, kind: failure_pb2.FailureKind.ValueType, code: str, message: str
     ) -> None:
         failure = failed(kind, message, code=code)
-        self._deliver(agents.CallResponse(call_id=call.call_id[:64], attempt_id=call.attempt_id, failure=failure))
+        attempt_id = call.attempt_id[:512]
+        self._deliver(agents.CallResponse(call_id=call.call_id[:64], attempt_id=attempt_id, failure=failure))
 
 
 def tidy_progress(update: agents.ProgressUpdate) -> Any:

@@ -232,6 +232,26 @@ async def test_a_call_on_the_stream_with_a_wrong_token_is_answered_by_a_failure(
     assert not bench.link.calls
 
 
+async def test_a_call_of_an_attempt_that_is_over_is_answered_for_its_handler_may_wait(bench: Bench) -> None:
+    async with bench.stub() as stub:
+        call = await begun(stub)
+        bench.offer("a")
+        async with asyncio.timeout(WAIT):
+            await call.read()
+            call.cancel()
+            await eventually(lambda: not bench.seat.present)
+            again = await begun(stub)
+            repeated = pb.CallRequest(attempt_id="a", attempt_token=b"token", call_id="1", capability="text.echo@1")
+            garbage = pb.CallRequest(attempt_id="x" * 3_000_000, call_id="1")
+            await again.write(pb.WorkRequest(calls=[repeated, garbage]))
+            answers = list((await again.read()).call_results)
+    assert [(len(answer.attempt_id), answer.call_id) for answer in answers] == [(1, "1"), (512, "1")]
+    assert {(answer.failure.kind, answer.failure.code) for answer in answers} == {
+        (failure_pb2.FAILURE_KIND_CANCELLED, "ATTEMPT_NOT_FOUND")
+    }
+    assert not bench.link.calls
+
+
 async def test_labels_of_what_a_call_gives_go_into_all_that_is_made_of_it(bench: Bench) -> None:
     node = bench.node
     async with bench.stub() as stub, asyncio.timeout(WAIT):
