@@ -3,16 +3,20 @@
  *
  * A certificate is checked when a connection is made, so a new one needs a new channel. When the files change, a new
  * generation is made, proven ready, and only then takes over (make before break); calls on the old one end in peace, and
- * the last of them closes it. The next address, where there are several, is a new generation too.
+ * the last of them closes it. The next address, where there are several, is a new generation too; to those it was told at
+ * the start come the replicas that are there, which the one in use is asked for now and then.
  */
 import { Client as Channel, type ChannelCredentials, connectivityState, credentials as grpcCredentials } from "@grpc/grpc-js";
 
+import { metadata, once } from "./calls.js";
 import { type Credentials, type Pem, SERVER_NAME } from "./credentials.js";
-import { SetupError } from "./errors.js";
+import { AntiphonError, SetupError } from "./errors.js";
+import { ClusterServiceService, GetClusterRequest, type GetClusterResponse } from "./gen/antiphon/v1/cluster_service.js";
 import { type Logger } from "./log.js";
 
 const LOOK = 10_000;
 const READY = 10_000;
+const LEARN = 5000;
 const OPTIONS = {
   "grpc.ssl_target_name_override": SERVER_NAME,
   "grpc.default_authority": SERVER_NAME,
@@ -47,7 +51,8 @@ export class Generation {
 
 /** Opens with `open`, ends with `close`; `use` lends the current generation for one call or stream. */
 export class Connection {
-  readonly #addresses: readonly string[];
+  readonly #seeds: readonly string[];
+  #addresses: readonly string[];
   readonly #credentials: Credentials;
   readonly #logger: Logger;
   readonly #generations: Generation[] = [];
@@ -57,13 +62,14 @@ export class Connection {
   #refreshing: Promise<boolean> | undefined;
 
   private constructor(addresses: readonly string[], credentials: Credentials, pem: Pem, logger: Logger) {
+    this.#seeds = addresses;
     this.#addresses = addresses;
     this.#credentials = credentials;
     this.#pem = pem;
     this.#logger = logger;
     this.#generations.push(this.#make(pem));
     // It keeps no process alive that has nothing else to do.
-    this.#watch = setInterval(() => void this.refresh(), LOOK).unref();
+    this.#watch = setInterval(() => void this.refresh().then(() => this.#learn()), LOOK).unref();
   }
 
   /** The first channel; it connects with the first call. Rejects with a `SetupError`. */
@@ -150,6 +156,24 @@ export class Connection {
     this.#pem = pem;
     this.#takeOver(generation);
     return undefined;
+  }
+
+  /** Where else to turn, should the replica in use go away. One that cannot tell changes nothing. */
+  async #learn(): Promise<void> {
+    const ask = (to: Generation): Promise<GetClusterResponse> =>
+      once(to, ClusterServiceService.getCluster, GetClusterRequest.fromPartial({}), metadata(), LEARN);
+    let found: GetClusterResponse;
+    try {
+      found = await this.use(ask);
+    } catch (error) {
+      if (!(error instanceof AntiphonError)) throw error;
+      this.#logger.debug(`the replicas are not known: ${error.message}`);
+      return;
+    }
+    const there = found.replicas.filter(({ leaving }) => !leaving).map(({ address }) => address);
+    // The one in use stays the first, so that learning moves nobody.
+    this.#addresses = [...new Set([this.#address, ...this.#seeds, ...there])];
+    this.#place = 0;
   }
 
   get #address(): string {

@@ -11,10 +11,12 @@ import {
   type ServerDuplexStream,
   type ServerUnaryCall,
   type ServerWritableStream,
+  status,
 } from "@grpc/grpc-js";
 import { afterAll, beforeAll, expect, onTestFinished, test, vi } from "vitest";
 
 import { AntiphonError, type CallTimes, Client, Credentials, Payload, RetryableError, SetupError, StaleError } from "../src/index.js";
+import { type ClusterServiceServer, ClusterServiceService, GetClusterResponse, ReplicaStatus } from "../src/gen/antiphon/v1/cluster_service.js";
 import { Graph } from "../src/gen/antiphon/v1/graph.js";
 import { type PayloadServiceServer, PayloadServiceService } from "../src/gen/antiphon/v1/payload_service.js";
 import { type RunServiceServer, type SubmitRunsRequest, SubmitRunsResponse } from "../src/gen/antiphon/v1/run_service.js";
@@ -64,13 +66,13 @@ afterAll(() => { rmSync(folder, { recursive: true }); });
 type Answer = (call: ServerUnaryCall<GetRunRequest, GetRunResponse>, done: sendUnaryData<GetRunResponse>) => void;
 type Watch = (call: ServerWritableStream<WatchRunRequest, WatchRunResponse>) => void;
 
-type More = Partial<RunServiceServer & PayloadServiceServer>;
+type More = Partial<RunServiceServer & PayloadServiceServer & ClusterServiceServer>;
 
 /** An orchestrator that knows the methods given, and answers no other; it ends with the test. */
 async function orchestrator(getRun: Answer, watchRun: Watch = () => undefined, more: More = {}): Promise<string> {
   const server = new Server();
   const nothing = (): void => undefined;
-  for (const service of [RunServiceService, PayloadServiceService]) {
+  for (const service of [RunServiceService, PayloadServiceService, ClusterServiceService]) {
     const rest = Object.fromEntries(Object.keys(service).map((name) => [name, nothing]));
     server.addService(service, { ...rest, getRun, watchRun, ...more });
   }
@@ -424,6 +426,29 @@ test("leaving a watch ends its stream", async () => {
 
 test("where nobody answers, the next address is tried", async () => {
   const client = await connect(["127.0.0.1:1", await orchestrator(succeed)]);
+  expect((await client.getRun("r")).runId).toBe("r");
+});
+
+test("a client learns of the other replicas from the one in use, and turns to them when that one goes", async () => {
+  vi.useFakeTimers({ toFake: ["setInterval", "clearInterval"] });
+  onTestFinished(() => { vi.useRealTimers(); });
+  const other = await orchestrator(succeed);
+  const replicas = [{ address: "127.0.0.1:1", leaving: true }, { address: other }].map((one) => ReplicaStatus.fromPartial(one));
+  let asked = 0;
+  const goes: Answer = (_, done) => { done({ code: status.UNAVAILABLE }, null); };
+  const address = await orchestrator(goes, undefined, {
+    getCluster: (_, done) => {
+      asked += 1;
+      if (asked === 1) done(statusOf("NOT_GRANTED"), null);
+      else done(null, GetClusterResponse.fromPartial({ replicas }));
+    },
+  });
+  const client = await connect(address);
+  for (const looks of [1, 2]) {
+    await expect(client.getRun("r", { timeout: 500 })).rejects.toBeInstanceOf(RetryableError);
+    await vi.advanceTimersByTimeAsync(10_000);
+    await eventually(() => asked === looks, "the question");
+  }
   expect((await client.getRun("r")).runId).toBe("r");
 });
 
