@@ -120,7 +120,13 @@ class Orchestrator:
             archive_at(config.archive_url, config.archive_password_file) as archive,
             ObjectBlobs(config.payloads_url) as blobs,
         ):
-            await self._serve(store, archive, blobs)
+            # From the first put on: in a cluster at its quota every put waits for the room that this makes.
+            keeping = asyncio.create_task(store.run(), name="store")
+            try:
+                await self._serve(store, keeping, archive, blobs)
+            finally:
+                keeping.cancel()
+                await asyncio.wait((keeping,))
 
     def _store(self) -> contextlib.AbstractAsyncContextManager[Store]:
         """In the cluster that is configured, or in a file."""
@@ -129,7 +135,7 @@ class Orchestrator:
             return EtcdStore(address, max_bytes=limit)
         return SqliteStore(self.config.data / "store.db", max_bytes=limit)
 
-    async def _serve(self, store: Store, archive: Archive, blobs: Blobs) -> None:
+    async def _serve(self, store: Store, keeping: asyncio.Task[None], archive: Archive, blobs: Blobs) -> None:
         config = self.config
         now = self._now
         metrics = telemetry.Metrics(fetched=config.telemetry.metrics_port is not None)
@@ -297,7 +303,7 @@ class Orchestrator:
                     at, port = config.telemetry.metrics_host, config.telemetry.metrics_port
                     shown = await stack.enter_async_context(MetricsServer(at, port, metrics, certificate, clock))
                     group.create_task(shown.run(), name="metrics")
-                group.create_task(store.run(), name="store")
+                group.create_task(_while_running(keeping), name="store")
                 group.create_task(server.run(), name="api")
                 group.create_task(catalog.run(), name="catalog")
                 group.create_task(_while_running(writing), name="audit")

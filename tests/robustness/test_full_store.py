@@ -14,7 +14,7 @@ from antiphon_orchestrator.store import StoreFull as NoSpace
 from antiphon_orchestrator.store.etcd import EtcdStore
 
 from tests.harness import Mesh, eventually
-from tests.harness.etcd import StartEtcd
+from tests.harness.etcd import Etcd, StartEtcd
 
 LIMIT = 6 << 20
 
@@ -109,10 +109,7 @@ async def test_at_the_quota_of_etcd_runs_end_and_room_comes_back_without_an_oper
             await mesh.attached(client)
             gate = mesh.path("gate")
             accepted = [await submit(client, held(str(gate), "fine"), str(number)) for number in range(20)]
-            async with EtcdStore(etcd.address("somebody-else")) as other:
-                with pytest.raises(NoSpace):
-                    for number in range(200):  # its history fills the database, and etcd takes nothing more from anyone
-                        await other.commit(Txn(ops=(Put(b"key", b"%d" % number * 300_000),)))
+            await fill_with_history(etcd)
             gate.touch()
             for run_id in accepted:
                 ended = await client.wait(run_id, timeout=timedelta(seconds=120))
@@ -127,6 +124,36 @@ async def test_at_the_quota_of_etcd_runs_end_and_room_comes_back_without_an_oper
                 return bool(output_of(run) == {"after": "again"})
 
             await eventually(accepts)
+
+
+@pytest.mark.parametrize("lived", [True, False])
+async def test_an_orchestrator_that_starts_at_the_quota_of_etcd_makes_room_by_itself(
+    start_etcd: StartEtcd, lived: bool
+) -> None:
+    """One that lived before, and one of a new mesh in a cluster that somebody else has filled."""
+    etcd = start_etcd(tls=False, quota=24 << 20)
+    mesh = Mesh("--store", etcd.url("test/full"))
+    graph = Graph("echo")
+    graph.task("t", "work.echo@1", input="fine")
+    if not lived:
+        await fill_with_history(etcd)
+    with mesh, shown(mesh):
+        if lived:
+            mesh.orchestrator.kill9()
+            await fill_with_history(etcd)
+            mesh.orchestrator.start()
+        mesh.sidecar()
+        async with mesh.client() as client:
+            await mesh.attached(client)
+            assert output_of(await client.submit(graph, wait=True)) == {"t": "fine"}
+
+
+async def fill_with_history(etcd: Etcd) -> None:
+    """Somebody else's former values fill the database, and etcd takes nothing more from anyone."""
+    async with EtcdStore(etcd.address("somebody-else")) as other:
+        with pytest.raises(NoSpace):
+            for number in range(200):
+                await other.commit(Txn(ops=(Put(b"key", b"%d" % number * 300_000),)))
 
 
 async def submit(client: Client, graph: Graph, request_id: str) -> str:

@@ -27,7 +27,7 @@ from antiphon_orchestrator.store import (
     prefix_end,
 )
 from antiphon_orchestrator.store.etcd import EtcdAddress, EtcdStore, TlsFiles
-from antiphon_orchestrator.store.etcd.health import Member, require_usable
+from antiphon_orchestrator.store.etcd.health import Member, keeps_deletes, require_usable
 from antiphon_orchestrator.store.etcd.wire import meaning
 from structlog.testing import LogCapture
 
@@ -221,6 +221,38 @@ async def test_a_full_cluster_takes_trims_and_then_makes_room_by_itself(start_et
             keeping.cancel()
         assert [kv.key for kv in (await store.range(b"log/", prefix_end(b"log/"))).kvs] == [b"log/%04d" % seq]
         assert not any(member.trouble for member in await store.members())
+
+
+async def test_a_lease_that_is_refused_has_room_made_even_where_nothing_was_marked_or_trimmed(
+    start_etcd: StartEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("antiphon_orchestrator.store.etcd.store.PERIOD", 1000.0)  # else it finds out by itself
+    etcd = start_etcd(quota=QUOTA)
+    async with EtcdStore(etcd.address("others")) as others:
+        with pytest.raises(StoreFull):
+            for number in range(1000):
+                await others.commit(Txn(ops=(Put(b"k", b"%d" % number * 100_000),)))
+    async with EtcdStore(etcd.address()) as store, asyncio.TaskGroup() as group:
+        with pytest.raises(StoreFull):
+            await store.grant(10)
+        keeping = group.create_task(store.run())
+
+        async def granted() -> bool:
+            try:
+                return await store.grant(10) > 0
+            except StoreFull:
+                return False
+
+        await eventually(granted)
+        keeping.cancel()
+
+
+@pytest.mark.parametrize(
+    ("version", "keeps"),
+    [("3.4.33", False), ("3.4.34", True), ("3.5.14", False), ("3.5.15", True), ("3.6.0", True), ("", False)],
+)
+def test_which_releases_keep_a_delete_at_the_revision_that_is_compacted(version: str, keeps: bool) -> None:
+    assert keeps_deletes(version) is keeps
 
 
 @pytest.mark.parametrize("version", ["debian", "current"])

@@ -26,6 +26,7 @@ from ..store.port import (
     Put,
     Store,
     StoreError,
+    StoreFull,
     StoreUnavailable,
     Target,
     Txn,
@@ -86,9 +87,15 @@ class Membership:
         return self.members.get(owner.claimant) if owner is not None else None
 
     async def join(self, address: str) -> None:
-        """Says that this replica is there, at that address, and reads who else is."""
+        """Says that this replica is there, at that address, and reads who else is; a full store is waited for."""
         self._record.address = address
-        await self._appear()
+        while True:
+            try:
+                await self._appear()
+                break
+            except (StoreFull, LeaseNotFound) as error:  # the lease ends while its marker waits for room
+                log.error("store_takes_no_writes", cause=str(error))
+                await asyncio.sleep(RENEWAL)
         for prefix, note in self._kinds():
             await self._read(prefix, note)
         # Whoever was there before us has rested.

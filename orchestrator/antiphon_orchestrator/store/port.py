@@ -212,7 +212,8 @@ class Store(Protocol):
         loss and no repeat, until closed. Raises UnwatchedPrefix at once, Compacted while iterating."""
 
     async def grant(self, ttl_seconds: int) -> int:
-        """Makes a lease that ends its keys `ttl_seconds` (> 0) after its last keep-alive. Returns its id (> 0)."""
+        """Makes a lease that ends its keys `ttl_seconds` (> 0) after its last keep-alive. Returns its id (> 0).
+        Raises StoreFull."""
 
     async def keep_alive(self, lease: int) -> None:
         """Starts the lease's time anew. Raises LeaseNotFound."""

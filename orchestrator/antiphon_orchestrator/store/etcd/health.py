@@ -26,6 +26,8 @@ _OLDEST = (3, 4)
 _LOSES_DATA = ((3, 5, 0), (3, 5, 1), (3, 5, 2))
 _ORDERS_PROGRESS_3_4 = (3, 4, 25)
 _ORDERS_PROGRESS = (3, 5, 8)
+_KEEPS_DELETES_3_4 = (3, 4, 34)
+_KEEPS_DELETES = (3, 5, 15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,18 @@ def unusable(version: str) -> str:
 
 def orders_progress(version: str) -> bool:
     """Whether a release never tells the progress of a watch ahead of its events."""
+    return _since(version, _ORDERS_PROGRESS_3_4, _ORDERS_PROGRESS)
+
+
+def keeps_deletes(version: str) -> bool:
+    """Whether a release never loses a delete that happened at exactly the revision that is compacted."""
+    return _since(version, _KEEPS_DELETES_3_4, _KEEPS_DELETES)
+
+
+def _since(version: str, release_3_4: tuple[int, int, int], release: tuple[int, int, int]) -> bool:
+    """Whether a release is known, and of 3.4 since the one or of later ones since the other."""
     numbers = _numbers(version)
-    return numbers is not None and numbers >= (_ORDERS_PROGRESS_3_4 if numbers < (3, 5) else _ORDERS_PROGRESS)
+    return numbers is not None and numbers >= (release_3_4 if numbers < (3, 5) else release)
 
 
 def _numbers(version: str) -> tuple[int, int, int] | None:

@@ -1,7 +1,7 @@
 """How much history a cluster keeps: compacted by us, since etcd by itself forgets nothing.
 
 All replicas follow the same marks: a key that one of them puts when anything else has changed. History is forgotten
-before a mark of some age, never at any other revision, because members before 3.4.34 and 3.5.15 lose a delete that
+before a mark of some age, not at any other revision, because members before 3.4.34 and 3.5.15 lose a delete that
 happened at exactly the revision that is compacted. The fuller the database, the less is kept: a watch that was away for
 longer is told so, and lists again.
 """

@@ -38,7 +38,7 @@ from ..port import (
 from .address import EtcdAddress
 from .codec import Keyspace
 from .grouping import Groups, lies_under
-from .health import Member, look, require_usable
+from .health import Member, keeps_deletes, look, require_usable
 from .history import History
 from .room import make_room
 from .watching import Watch
@@ -190,6 +190,9 @@ class EtcdStore:
         async def attempt() -> None:
             try:
                 await self._others.once("Lease/LeaseGrant", request, rpc_pb2.LeaseGrantResponse)
+            except StoreFull:
+                self._full.set()
+                raise
             except InvalidTxn as error:
                 if "already exists" not in str(error):
                     raise
@@ -260,11 +263,7 @@ class EtcdStore:
         while True:
             try:
                 if self._full.is_set():
-                    # Marks cannot be set now; the revision of one's deletion, or of a trim, does as well, since nobody
-                    # watches them. No other does (see `history.py`), and a mark that is not there makes none.
-                    await self.commit(Txn(ops=(Delete(keys.STORE_MARK),)))
-                    if self._trimmed:
-                        await self.compact(self._trimmed)
+                    await self._forget()
                     if await make_room(self._others, self._address):
                         self._full.clear()
                         wait = PERIOD
@@ -281,6 +280,18 @@ class EtcdStore:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PERIOD * random.uniform(0.8, 1.2)):
                         await self._full.wait()
+
+    async def _forget(self) -> None:
+        """Forgets history while marks cannot be set: before the deletion of one, or a trim, which nobody watches.
+
+        In a new process there may be neither: then before any revision, if no member loses what happened just there
+        (see `history.py`).
+        """
+        await self.commit(Txn(ops=(Delete(keys.STORE_MARK),)))
+        if self._trimmed:
+            await self.compact(self._trimmed)
+        elif all(keeps_deletes(member.version) for member in await self.members()):
+            await self.compact(await self._newest())
 
     async def _range(self, start: bytes, end: bytes, limit: int) -> RangeResult:
         request = rpc_pb2.RangeRequest(key=self._keyspace.key(start), range_end=self._keyspace.end(end))
