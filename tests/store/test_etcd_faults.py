@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from antiphon_orchestrator.cluster.membership import LEASE, RENEWAL
 from antiphon_orchestrator.shards.log import settle
 from antiphon_orchestrator.store import (
     Compacted,
@@ -178,6 +181,30 @@ async def test_a_lease_lives_on_while_members_die(etcd_three: Etcd) -> None:
             await store.keep_alive(lease)
             await asyncio.to_thread(etcd_three.restart, n)
         assert await is_there(store, b"replica/1")
+
+
+async def test_a_lease_is_renewed_in_time_while_the_member_that_is_asked_first_stalls(etcd_three: Etcd) -> None:
+    leader = etcd_three.leader()
+    first = (leader + 1) % 3
+    address = etcd_three.address("renewed")
+    order = [first, leader, (leader + 2) % 3]
+    async with EtcdStore(replace(address, endpoints=tuple(address.endpoints[n] for n in order))) as store:
+        lease = await store.grant(10)
+        etcd_three.stop(first)
+        try:
+            assert await renewed(store, lease)
+        finally:
+            etcd_three.cont(first)
+
+
+async def renewed(store: Store, lease: int) -> bool:
+    """As a replica renews its lease, as often as it can before that ends: a try, and as long until the next."""
+    for _ in range(int(LEASE / (2 * RENEWAL))):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RENEWAL):
+                await store.keep_alive(lease)
+            return True
+    return False
 
 
 async def test_a_watch_leaves_a_member_that_stalls(etcd_three: Etcd) -> None:

@@ -42,7 +42,7 @@ from .health import Member, keeps_deletes, look, require_usable
 from .history import History
 from .room import make_room
 from .watching import Watch
-from .wire import CALL_SECONDS, AnswerTooLarge, Line, credentials
+from .wire import AnswerTooLarge, Line, credentials
 
 log = telemetry.logger("store")
 
@@ -51,6 +51,9 @@ PERIOD = 5.0
 
 _LONGEST_WAIT = 600.0
 """Seconds between two attempts to make room where there is none."""
+
+_KEEP_ALIVE_SECONDS = 0.5
+"""In which a member has to renew a lease, or else the next is asked: no caller can wait for a call's whole deadline."""
 
 _FIRST_PAGE = 64
 _LARGEST_PAGE = 4096
@@ -209,8 +212,8 @@ class EtcdStore:
             endpoint = self._others.current()
             try:
                 async with endpoint.stream("Lease/LeaseKeepAlive", rpc_pb2.LeaseKeepAliveResponse) as stream:
-                    await stream.write(rpc_pb2.LeaseKeepAliveRequest(ID=lease), CALL_SECONDS)
-                    return (await stream.read(CALL_SECONDS)).TTL
+                    await stream.write(rpc_pb2.LeaseKeepAliveRequest(ID=lease), _KEEP_ALIVE_SECONDS)
+                    return (await stream.read(_KEEP_ALIVE_SECONDS)).TTL
             except StoreUnavailable:
                 self._others.leave(endpoint)
                 raise
