@@ -40,6 +40,10 @@ class Pacing:
 
 
 def divide(limits: Limits, replicas: Sequence[str], replica_id: str) -> None:
-    """Has this replica enforce its part of every limit. `replicas`: those that are there, in the order of all."""
-    rank = replicas.index(replica_id) if replica_id in replicas else 0
-    limits.divide(len(replicas), rank)
+    """Has this replica enforce its part of every limit. `replicas`: those that are there, in the order of all.
+
+    One that is not among them, since it leaves or has not renewed its lease in time, keeps the part that it had: it
+    knows no better, and others may be in the same place.
+    """
+    if replica_id in replicas:
+        limits.divide(len(replicas), replicas.index(replica_id))

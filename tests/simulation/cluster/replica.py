@@ -208,9 +208,9 @@ class Replica:
             topology = tuple(sorted((member.replica_id, member.address) for member in staying))
             sessions.replicas_changed(topology)
             there = [replica for replica, _ in topology]
-            dealt = range(there.index(replica_id) if replica_id in there else 0, MOST_SCARCE, len(there) or 1)
-            self._part = max(1, len(dealt))
-            divide(fleet.limits, [replica for replica, _ in topology], replica_id)
+            if replica_id in there:
+                self._part = max(1, len(range(there.index(replica_id), MOST_SCARCE, len(there))))
+            divide(fleet.limits, there, replica_id)
             routing.look()
 
         steward = Steward(host, membership, cluster_changed)

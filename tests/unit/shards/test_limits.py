@@ -13,6 +13,7 @@ from antiphon_orchestrator.admission import SchemaSet, Values
 from antiphon_orchestrator.engine.events import Placement
 from antiphon_orchestrator.placement.fleet import Fleet, Need, Schedule
 from antiphon_orchestrator.placement.limits import Full
+from antiphon_orchestrator.placement.pacing import divide
 from antiphon_orchestrator.policy import CedarPolicies, PolicyBundle, PolicyFile
 from antiphon_orchestrator.shards.leaving import abandon
 from antiphon_orchestrator.shards.recovery import recover_record
@@ -281,6 +282,17 @@ def test_replicas_enforce_their_parts_which_are_the_whole_together() -> None:
     slow.fleet.limits.divide(1, 0)
     slow.pass_time(1)
     assert len(slow.offers) == 6
+
+
+def test_a_replica_that_is_not_among_those_that_are_there_keeps_its_part() -> None:
+    world = World('@concurrent("3")')
+    world.fleet.attach(instance(slots=MANY))
+    divide(world.fleet.limits, ["a", "b", "c"], "b")
+    divide(world.fleet.limits, [], "b")
+    divide(world.fleet.limits, ["a"], "b")
+    for number in range(3):
+        world.go(f"r{number}")
+    assert len(world.offers) == 1
 
 
 def test_a_limit_that_namespaces_share_is_shared_by_weight() -> None:
