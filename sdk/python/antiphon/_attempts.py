@@ -24,7 +24,7 @@ from antiphon.v1.context_request_pb2 import ClaimLoss, ContextRequest, ContextRe
 from antiphon.v1.run_pb2 import PartialOutput, Progress
 
 from ._batches import Batch, Batches
-from ._context import OnPartial, TaskContext, entered
+from ._context import EXTRAS, OnPartial, TaskContext, entered
 from ._failures import PermanentFailure, TaskCancelled, TaskFailure
 from ._handler import Answer, Handler
 from ._outbox import Outbox
@@ -205,6 +205,7 @@ class Attempts:
 
     async def call(self, request: CallRequest, on_partial: OnPartial | None = None) -> CallResponse:
         """Send a call and wait for its outcome, across broken streams; bounded by the attempt's own time."""
+        self._check_size(request)
         key = (request.attempt_id, request.call_id)
         if key in self._calls:
             raise ValueError(f"call_id {request.call_id!r} is in use by a call that has not ended")
@@ -233,6 +234,7 @@ class Attempts:
 
     async def ask(self, request: ContextRequest) -> ContextResponse:
         """Ask shared context and wait for its answer, across broken streams; bounded by the attempt's own time."""
+        self._check_size(request)
         key = (request.attempt_id, request.request_id)
         answer: asyncio.Future[ContextResponse] = self._loop.create_future()
         self._asks[key] = (request, answer)
@@ -241,6 +243,11 @@ class Attempts:
             return await answer
         finally:
             del self._asks[key]
+
+    def _check_size(self, request: CallRequest | ContextRequest) -> None:
+        # From 4 MiB on it would break the stream of all attempts, and every stream on which it was repeated.
+        if (size := request.ByteSize()) > (most := self.inline_limit + EXTRAS):
+            raise ValueError(f"the request has {size} bytes, larger than {most} bytes")
 
     def told(self, response: ContextResponse) -> None:
         """Hand an answer of shared context to who waits for it."""

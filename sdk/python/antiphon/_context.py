@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 _current: ContextVar[TaskContext | None] = ContextVar("antiphon_current_task", default=None)
 _log = logging.getLogger("antiphon.task")
 
-_EXTRAS = 262_144
+EXTRAS = 262_144
 """Most bytes of all that comes with a value: labels, and other texts."""
+_CALL_ID = 64
+"""Most characters of a call's id."""
 _PIECE_LABELS = 15_360
 """Most bytes of the labels of a piece of output, which has less than the 32 KiB that sidecars take, then."""
 
@@ -54,6 +56,9 @@ OnPartial = Callable[[PartialOutput], None]
 
 class Line(Protocol):
     """What a context needs of its worker."""
+
+    inline_limit: int
+    """Most bytes of a value within a message."""
 
     def progress(self, attempt_id: str, fraction: float, message: str) -> None:
         """Tell how far an attempt is."""
@@ -233,8 +238,11 @@ class TaskContext:
         `call_id` and input is answered from the record and not made again, unless it failed; without one, calls are
         numbered in their order, so make them in the same order each time. `on_partial` is shown the pieces that the
         called agent emits, as far as they come; what it raises ends the call. For async handlers. Raises `CallFailed`;
-        `InvalidOutput` when the input cannot travel or the answer does not fit `returns`.
+        `InvalidOutput` when the input cannot travel or the answer does not fit `returns`; `ValueError` for a `call_id`
+        of more than 64 characters.
         """
+        if call_id is not None and len(call_id) > _CALL_ID:
+            raise ValueError(f"call_id has {len(call_id)} characters; use at most {_CALL_ID}")
         self._calls += 1
         request = CallRequest(
             call_id=call_id or str(self._calls),
@@ -249,6 +257,11 @@ class TaskContext:
                 request.input.inline = _json.dumps(input)
         except (ValueError, TypeError) as error:
             raise InvalidOutput(f"the input of the call to {capability} cannot travel: {error}") from error
+        if (size := len(request.input.inline)) > (limit := self._line.inline_limit):
+            raise InvalidOutput(
+                f"the input of the call to {capability} has {size} bytes, larger than {limit} bytes; send less, or "
+                "upload it with Client.upload_payload and send the antiphon.Payload that it answers"
+            )
         if timeout is not None:
             request.timeout.FromTimedelta(timeout)
         response = await self._line.call(request, on_partial)
@@ -302,8 +315,8 @@ def pieces_of(value: Any) -> list[PartialOutput]:
 def sendable(payload: Payload) -> Payload:
     """The payload itself. Raises `ValueError` for one with more beside its content than travels: from 4 MiB on it would
     break the stream that others share."""
-    if (size := payload.ByteSize() - len(payload.inline)) > _EXTRAS:
-        raise ValueError(f"the value has {size} bytes of labels and other texts, larger than {_EXTRAS} bytes")
+    if (size := payload.ByteSize() - len(payload.inline)) > EXTRAS:
+        raise ValueError(f"the value has {size} bytes of labels and other texts, larger than {EXTRAS} bytes")
     return payload
 
 

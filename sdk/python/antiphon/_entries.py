@@ -72,15 +72,15 @@ async def put_request(
         request.value.CopyFrom(sendable(value))
     else:
         data = _json.dumps(value)
-        if len(data) <= INLINE_LIMIT:
+        if len(data) <= INLINE_LIMIT or upload is None:
             request.value.inline = data
-        elif upload is None:
-            raise ValueError(
-                f"the value has {len(data)} bytes, more than {INLINE_LIMIT}; upload it with Client.upload_payload and "
-                "put the antiphon.Payload that it answers"
-            )
         else:
             request.value.CopyFrom(await upload(data))
+    if (size := len(request.value.inline)) > INLINE_LIMIT:
+        raise ValueError(
+            f"the value has {size} bytes, more than {INLINE_LIMIT}; upload it with Client.upload_payload and put the "
+            "antiphon.Payload that it answers"
+        )
     for label in labels:
         name, _, said = label.partition("=")
         request.value.labels.add(key=name, value=said)
