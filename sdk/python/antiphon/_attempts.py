@@ -116,7 +116,9 @@ class Attempts:
         if handler.batching is not None:
             try:
                 attempt.work = self._batches.add(attempt_id, attempt.context, handler)
-            except (Exception, SystemExit) as error:  # its decoder may raise what it likes: an outcome as well
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # its decoder may raise what it likes: an outcome as well
                 self._settle(attempt_id, attempt, error)
         elif handler.plain:
             attempt.work = self._threads.submit(copy_context().run, self._run_plain, attempt_id, attempt, handler)
@@ -284,13 +286,9 @@ class Attempts:
         outcome: Answer | BaseException
         try:
             outcome = handler.output(await handler.call(attempt.context), self.inline_limit)
-        except asyncio.CancelledError as error:
-            # Uncounted cancellations come from inside, such as an awaited task that somebody cancelled.
-            task = asyncio.current_task()
-            if not attempt.context.is_cancelled and task is not None and task.cancelling():
-                raise
-            outcome = error
-        except (Exception, SystemExit) as error:  # whatever a handler raises is an outcome, and ends nothing else
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # whatever a handler raises is an outcome, and ends nothing else
             outcome = error
         self._settle(attempt_id, attempt, outcome)
 
@@ -300,7 +298,7 @@ class Attempts:
         outcome: Answer | BaseException
         try:
             outcome = handler.output(handler.call(attempt.context), self.inline_limit)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             outcome = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits any more
             self._loop.call_soon_threadsafe(self._settle, attempt_id, attempt, outcome)

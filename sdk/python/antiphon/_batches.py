@@ -117,20 +117,16 @@ class Batches:
     async def _run(self, handler: Handler, batch: Batch, members: Sequence[_Member]) -> None:
         try:
             results: list[Any] | BaseException = await _called(handler, members)
-        except asyncio.CancelledError as error:
-            # Uncounted cancellations come from inside, such as an awaited task that somebody cancelled.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            results = error
-        except (Exception, SystemExit) as error:  # whatever a handler raises is an outcome, and ends nothing else
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # whatever a handler raises is an outcome, and ends nothing else
             results = error
         self._settle(batch, _outcomes(handler, results, members, self._crew.inline_limit))
 
     def _run_plain(self, handler: Handler, batch: Batch, members: Sequence[_Member]) -> None:
         try:
             results: list[Any] | BaseException = _called(handler, members)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             results = error
         outcomes = _outcomes(handler, results, members, self._crew.inline_limit)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits any more
@@ -167,5 +163,7 @@ def _outcome(handler: Handler, result: Any, limit: int) -> Outcome:
         return result
     try:
         return handler.output(result, limit)
-    except Exception as error:  # of the encoder, or a property of what is encoded: this one's outcome alone
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of the encoder, or a property of what is encoded: this one's outcome alone
         return error

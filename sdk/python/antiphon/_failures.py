@@ -27,15 +27,21 @@ class TaskFailure(Exception):
     """Work did not succeed. `code` is a stable word of the agent's own, such as "quota_exceeded"."""
 
     kind: pb.FailureKind.ValueType = pb.FAILURE_KIND_PERMANENT
+    # For classes derived from it that do not call the constructor below.
+    message: str = ""
+    code: str = ""
+    retryable: bool = False
+    """False: no retry can help, whatever the task's retry rules say."""
+    field: str = ""
+    """JSON pointer of the value at fault; empty means the whole value."""
 
     def __init__(self, message: str, code: str = "", *, retryable: bool = False, field: str = "") -> None:
+        """What is given in place of a text, such as the exception that was caught, is told as `str` tells it."""
         super().__init__(message)
-        self.message = message
-        self.code = code
+        self.message = _text(message)
+        self.code = _text(code)
         self.retryable = retryable
-        """False: no retry can help, whatever the task's retry rules say."""
-        self.field = field
-        """JSON pointer of the value at fault; empty means the whole value."""
+        self.field = _text(field)
 
 
 class TransientFailure(TaskFailure):
@@ -102,21 +108,21 @@ class RunFailed(RecordedFailure):
 
 
 def failure_of(error: BaseException) -> pb.Failure:
-    """The record of what a handler raised, cut to the contract's limits."""
+    """The record of what a handler raised, cut to the contract's limits. There is one of whatever it raised."""
     if isinstance(error, TaskFailure):
         cause = error.__cause__
         return pb.Failure(
             kind=error.kind,
             message=_in_utf8(error.message)[:_MESSAGE],
             code=_in_utf8(error.code)[:_CODE],
-            retryable=error.retryable,
+            retryable=bool(error.retryable),
             field=_in_utf8(error.field)[:_FIELD],
             cause=_trace(cause) if cause is not None else "",
         )
-    name = type(error).__name__
+    name, text = type(error).__name__, _text(error)
     return pb.Failure(
         kind=pb.FAILURE_KIND_TRANSIENT,
-        message=_in_utf8(f"{name}: {error}" if str(error) else name)[:_MESSAGE],
+        message=_in_utf8(f"{name}: {text}" if text not in ("", name) else name)[:_MESSAGE],
         retryable=True,
         cause=_trace(error),
     )
@@ -127,6 +133,13 @@ def _trace(error: BaseException) -> str:
     return _in_utf8("".join(traceback.format_exception(error)))[-_CAUSE:]
 
 
-def _in_utf8(text: str) -> str:
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # the author's own code; its name is what there is to tell
+        return type(value).__name__
+
+
+def _in_utf8(value: object) -> str:
     # A text that an input brought may hold half of a surrogate pair, which no message takes.
-    return text.encode(errors="backslashreplace").decode()
+    return _text(value).encode(errors="backslashreplace").decode()

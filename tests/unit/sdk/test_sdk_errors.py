@@ -111,6 +111,34 @@ def test_failures_are_cut_to_the_limits_of_the_contract() -> None:
     made = failure_of(antiphon.PermanentFailure("no \ud800", "C\udfff", field="/\ud800"))
     assert (made.message, made.code, made.field) == ("no \\ud800", "C\\udfff", "/\\ud800")
     assert failure_of(ValueError("no \ud800")).message == "ValueError: no \\ud800"
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        return str(self.detail)  # type: ignore[attr-defined]  # which is the mistake
+
+
+class Terse(antiphon.InvalidInput):
+    def __init__(self) -> None:
+        """Without that of its base."""
+
+
+def test_there_is_a_failure_of_whatever_is_raised() -> None:
+    made = failure_of(antiphon.PermanentFailure(ValueError("no number"), 429, field=7))  # type: ignore[arg-type]
+    assert (made.kind, made.message, made.code, made.field) == (
+        failure_pb2.FAILURE_KIND_PERMANENT,
+        "no number",
+        "429",
+        "7",
+    )
+    assert antiphon.PermanentFailure(ValueError("no number")).message == "no number"  # type: ignore[arg-type]
+    made = failure_of(Unspeakable())
+    assert made.message == "Unspeakable" and "Unspeakable" in made.cause
+    assert failure_of(antiphon.TransientFailure(Unspeakable())).message == "Unspeakable"  # type: ignore[arg-type]
+    assert failure_of(Terse()).kind == failure_pb2.FAILURE_KIND_INVALID_INPUT
+
+
+def test_what_caused_a_failure_is_told() -> None:
     try:
         raise antiphon.TransientFailure("later") from OSError("disk")
     except antiphon.TransientFailure as error:
