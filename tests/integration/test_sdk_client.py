@@ -12,7 +12,7 @@ from pathlib import Path
 
 import antiphon
 import pytest
-from antiphon import Client, Credentials, Graph, RunFailed, output_of
+from antiphon import Client, Credentials, Graph, RunFailed, _calls, output_of
 from antiphon.v1 import error_pb2, registry_pb2, run_pb2
 from antiphon.v1.payload_pb2 import Label, Payload
 from antiphon_certs import Authority, CertificateFiles, Credential, Profile
@@ -163,6 +163,40 @@ async def test_waiting_for_a_run_outlives_a_restart(client: Client, double: Orch
     assert (await waiting).run_id == "run-of-one"
     assert output_of(await watching) == {"answer": 42}
     assert {one.request_id for one in double.submissions} == {"one"}
+
+
+async def test_what_is_silent_for_longer_than_the_patience_outlives_a_restart(
+    double: Orchestrator, files: CertificateFiles
+) -> None:
+    patience = timedelta(seconds=1.5)
+    double.hold = asyncio.Event()
+    async with connect(double, files, patience=patience) as client, client.submitter() as submitter:
+        waiting = asyncio.create_task(client.submit("review", wait=True, request_id="one"))
+        watching = asyncio.create_task(client.wait("run-of-one"))
+        submitted = await submitter.submit("review", wait=True, request_id="two")
+        await double.until(lambda: len(double.calls) == 3 and double.unanswered == 1)
+        await asyncio.sleep(patience.total_seconds())
+        await double.stop()
+        double.hold = None
+        await double.start()
+        assert [run.run_id for run in (await waiting, await submitted)] == ["run-of-one", "run-of-two"]
+        assert output_of(await watching) == {"answer": 42}
+
+
+async def test_a_stream_that_has_stood_for_a_while_is_no_failure_however_often_it_breaks(
+    double: Orchestrator, files: CertificateFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_calls, "_STOOD", 0.5)
+    double.hold = asyncio.Event()
+    async with connect(double, files, patience=timedelta(seconds=1.5)) as client:
+        watching = asyncio.create_task(client.wait("run-of-one"))
+        for times in range(4):
+            await double.until(lambda: len(double.calls) > times)  # noqa: B023  it is called here alone
+            await asyncio.sleep(0.5)
+            await double.stop()
+            double.hold = double.hold if times < 3 else None
+            await double.start()
+        assert output_of(await watching) == {"answer": 42}
 
 
 async def test_a_watch_goes_on_from_its_cursor_without_gap_or_repeat(client: Client, double: Orchestrator) -> None:

@@ -1,8 +1,8 @@
 """How every call is made: with a deadline, with trace context, and again when the answer says that again is right.
 
 A RETRY error is repeated after the delay the server asks for, jittered, at most five times and within the deadline of
-the whole. Streams that resume by a cursor go by the same rules, but what bounds them is the time since their last
-message.
+the whole. Streams that resume by a cursor go by the same rules, but what bounds them is the time in which they are
+opened in vain: a stream that stands may be silent for as long as there is nothing to say.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from math import inf
 from time import monotonic
 from typing import TypeVar
 
@@ -25,6 +26,8 @@ Item = TypeVar("Item")
 
 RETRIES = 5
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.1, 2.0
+_STOOD = 45.0
+"""Seconds after which a stream has been one: to connect takes 5 s, and a dead peer is noticed within half a minute."""
 
 
 def metadata() -> tuple[tuple[str, str], ...]:
@@ -43,16 +46,20 @@ class Tries:
     """Whether, when and on which channel to try again."""
 
     def __init__(self, connection: Connection, limit: timedelta, most: int | None = None) -> None:
-        """`limit` bounds the time since the last message, or since the beginning; `most` the tries again."""
+        """A call is tried again `most` times, within `limit` of its beginning. Without `most` it is a stream, and
+        `limit` bounds the time since the first failure after the last progress."""
         self._connection = connection
         self._limit = limit.total_seconds()
         self._most = most
         self.heard()
+        if most is not None:
+            self._end = self._began + self._limit
 
     def heard(self) -> None:
-        """There was progress: start counting anew."""
+        """There was progress of a stream: start counting anew."""
         self._failures = 0
-        self._end = monotonic() + self._limit
+        self._began = monotonic()
+        self._end = inf
 
     @property
     def left(self) -> float:
@@ -61,6 +68,8 @@ class Tries:
 
     async def after(self, error: AntiphonError, generation: Generation) -> None:
         """Return when it is time for another try. Raises `error` when there is to be none."""
+        if self._most is None and monotonic() - self._began >= _STOOD:
+            self.heard()
         if isinstance(error, Unavailable | NotServing | StoreUnavailable):
             await self._connection.unreachable(generation)
         self._failures += 1
@@ -68,13 +77,17 @@ class Tries:
         if isinstance(error, CertificateExpired) and (
             generation.retired or (self._failures == 1 and await self._connection.refresh())
         ):
+            self._began = monotonic()
             return
         if not isinstance(error, RetryableError) or (self._most is not None and self._failures > self._most):
             raise error
         pause = pause_before(error, self._failures - 1)
-        if monotonic() + pause >= self._end:
+        now = monotonic()
+        self._end = min(self._end, now + self._limit)
+        if now + pause >= self._end:
             raise error
         await asyncio.sleep(pause)
+        self._began = monotonic()
 
 
 async def call(
@@ -105,7 +118,7 @@ async def resume(
 ) -> AsyncGenerator[Item, None]:
     """The messages of a stream that is opened again where it broke (`open_stream` knows where), until it ends whole.
 
-    Gives up after `patience` without a message. Raises `AntiphonError`.
+    Gives up once it has been opened in vain for `patience`. Raises `AntiphonError`.
     """
     tries = Tries(connection, patience)
     while True:
