@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import base64
 import math
+import threading
 from collections.abc import Callable
 from datetime import date, datetime
 from typing import Any
 
 Convert = Callable[[Any], Any]
+_ATOMS = (str, int, float, bool, type(None))
+_UNFIT = object()
 _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
 
 
@@ -37,6 +40,52 @@ def inside(convert: Convert, value: Any, part: str | int) -> Any:
         return convert(value)
     except Mismatch as error:
         raise error.within(part) from None
+
+
+class _Made(threading.local):
+    """What alternatives have made of each value, while the outermost of them is tried in this thread."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, int], tuple[Any, Any]] | None = None
+
+
+_made = _Made()
+
+
+def first(alternatives: list[Convert]) -> Convert:
+    """The first alternative that fits.
+
+    What is made of a value is kept: classes that contain each other are tried for the same value again and again, and
+    each time for all that it holds, which is twice as much work with each level of it.
+    """
+
+    def convert(value: Any) -> Any:
+        known, key = None, (id(alternatives), id(value))
+        if type(value) not in _ATOMS:
+            known = _made.known
+            if known is None:
+                _made.known = {}
+                try:
+                    return convert(value)
+                finally:
+                    _made.known = None
+        if known is not None and key in known:
+            _, made = known[key]
+        else:
+            made = _UNFIT
+            for alternative in alternatives:
+                try:
+                    made = alternative(value)
+                    break
+                except Mismatch:
+                    continue
+            if known is not None:
+                known[key] = (value, made)  # with the value, whose id is nobody else's for as long
+        if made is _UNFIT:
+            raise Mismatch(f"{kind_of(value)} fits none of the alternatives")
+        return made
+
+    return convert
 
 
 def same(value: Any) -> Any:

@@ -25,6 +25,7 @@ _MOST = 16
 """Errors of one value that are told; a list of thousands fails thousands of times."""
 Mode = Literal["validation", "serialization"]
 Path = tuple[int | str, ...]
+Known = dict[tuple[int, Path], list[tuple[Path, str]]]
 
 _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "null": ("null", lambda value: value is None),
@@ -108,38 +109,47 @@ class _Types:
 
     def unfit(self, value: Any) -> list[tuple[Path, str]]:
         """The places in a value whose type is none that is named, and what is wrong there."""
-        return self._unfit(self._schema, value, ())
+        return self._unfit(self._schema, value, (), {})
 
-    def _unfit(self, schema: Any, value: Any, path: Path) -> list[tuple[Path, str]]:
+    def _unfit(self, schema: Any, value: Any, path: Path, known: Known) -> list[tuple[Path, str]]:
+        # Models that contain each other are looked at for the same value again and again: what was found is `known`.
         if not isinstance(schema, dict):
             return []
+        if not isinstance(value, dict | list):
+            return self._look(schema, value, path, known)
+        key = (id(schema), path)
+        if key not in known:
+            known[key] = self._look(schema, value, path, known)
+        return known[key]
+
+    def _look(self, schema: dict[str, Any], value: Any, path: Path, known: Known) -> list[tuple[Path, str]]:
         if (named := schema.get("type")) is not None:
             names = [named] if isinstance(named, str) else named
             if not any([_TYPES[name][1](value) for name in names]):
                 return [(path, f"expected {' or '.join(_TYPES[name][0] for name in names)}, got {kind_of(value)}")]
         found: list[tuple[Path, str]] = []
         if (name := schema.get("$ref", "").removeprefix("#/$defs/")) in self._definitions:
-            found += self._unfit(self._definitions[name], value, path)
+            found += self._unfit(self._definitions[name], value, path, known)
         for part in schema.get("allOf", ()):
-            found += self._unfit(part, value, path)
+            found += self._unfit(part, value, path, known)
         for word in ("anyOf", "oneOf"):
             if word in schema:
-                found += self._unfit_all(schema[word], value, path)
+                found += self._unfit_all(schema[word], value, path, known)
         if isinstance(value, dict):
-            known, others = schema.get("properties", {}), schema.get("additionalProperties")
+            fields, others = schema.get("properties", {}), schema.get("additionalProperties")
             for key, part in value.items():
-                found += self._unfit(known.get(key, others), part, (*path, key))
+                found += self._unfit(fields.get(key, others), part, (*path, key), known)
         elif isinstance(value, list):
             first, others = schema.get("prefixItems", ()), schema.get("items")
             for index, part in enumerate(value):
-                found += self._unfit(first[index] if index < len(first) else others, part, (*path, index))
+                found += self._unfit(first[index] if index < len(first) else others, part, (*path, index), known)
         return found
 
-    def _unfit_all(self, alternatives: list[Any], value: Any, path: Path) -> list[tuple[Path, str]]:
+    def _unfit_all(self, alternatives: list[Any], value: Any, path: Path, known: Known) -> list[tuple[Path, str]]:
         """What is wrong where no alternative fits, by the one that leads furthest into the value."""
         best: list[tuple[Path, str]] = []
         for alternative in alternatives:
-            found = self._unfit(alternative, value, path)
+            found = self._unfit(alternative, value, path, known)
             if not found:
                 return []
             if not best or len(found[0][0]) > len(best[0][0]):

@@ -150,18 +150,6 @@ class _Builder:
 
     def _union(self, arguments: tuple[Any, ...]) -> _Shape:
         shapes = [self._part(argument) for argument in arguments]
-
-        def first(converters: list[Convert]) -> Convert:
-            def convert(value: Any) -> Any:
-                for converter in converters:
-                    try:
-                        return converter(value)
-                    except Mismatch:
-                        continue
-                raise Mismatch(f"{kind_of(value)} fits none of the alternatives")
-
-            return convert
-
         others = [shape for shape, argument in zip(shapes, arguments, strict=True) if argument is not type(None)]
         schema: JsonSchema = {"anyOf": [shape.schema for shape in shapes]}
         if len(others) == 1 < len(shapes):  # Optional, the usual case: no trial and error, and the reason is kept
@@ -171,7 +159,8 @@ class _Builder:
                 lambda value: None if value is None else decode(value),
                 lambda value: None if value is None else encode(value),
             )
-        return _Shape(schema, first([shape.decode for shape in shapes]), first([shape.encode for shape in shapes]))
+        decoders, encoders = [shape.decode for shape in shapes], [shape.encode for shape in shapes]
+        return _Shape(schema, _convert.first(decoders), _convert.first(encoders))
 
     def _tuple(self, arguments: tuple[Any, ...]) -> _Shape:
         if not arguments or (len(arguments) == 2 and arguments[1] is Ellipsis):
@@ -282,10 +271,13 @@ def _dataclass(builder: _Builder, cls: type) -> _Shape:
     def encode(value: Any) -> Any:
         if not isinstance(value, cls):
             raise Mismatch(f"expected {cls.__name__}, got {type(value).__name__}")
-        try:
-            return {name: convert(getattr(value, name)) for name, convert in encoders}
-        except Mismatch:
-            return {name: inside(convert, getattr(value, name), name) for name, convert in encoders}  # says where
+        made: dict[str, Any] = {}
+        for name, convert in encoders:
+            try:
+                made[name] = convert(getattr(value, name))
+            except Mismatch as error:
+                raise error.within(name) from None
+        return made
 
     return _Shape(_object({name: shape.schema for name, shape in shapes.items()}, required), decode, encode)
 
@@ -335,10 +327,13 @@ def _array(item: _Shape, kind: type[list[Any]] | type[tuple[Any, ...]]) -> _Shap
                 raise Mismatch(f"expected an array, got {kind_of(value)}")
             if convert is same:
                 return result(value)
+            made: list[Any] = []
             try:
-                return result([convert(part) for part in value])
-            except Mismatch:
-                return result([inside(convert, part, at) for at, part in enumerate(value)])  # says where
+                for part in value:
+                    made.append(convert(part))
+            except Mismatch as error:  # of the one after those that are made
+                raise error.within(len(made)) from None
+            return result(made)
 
         return run
 

@@ -19,6 +19,7 @@ from antiphon import Agent, InvalidInput, InvalidOutput, Labels, TaskContext, ou
 from antiphon import _json as json_
 from antiphon._convert import Mismatch
 from antiphon._handler import Handler
+from antiphon._pydantic import Model
 from antiphon._schema import codec
 from antiphon.v1 import run_pb2
 from antiphon.v1.agent_service_pb2 import Assignment
@@ -290,6 +291,25 @@ def test_a_model_that_contains_itself_travels() -> None:
     validator = jsonschema_rs.validator_for(json.loads(converters.schema))
     assert validator.is_valid({"value": 1, "children": [{"value": 2}]})
     assert not validator.is_valid({"value": 1, "children": [{"value": "2"}]})
+
+
+class Word(BaseModel):
+    next: Word | Number | None = None
+    value: str
+
+
+class Number(BaseModel):
+    next: Word | Number | None = None
+    value: int
+
+
+def test_the_types_of_models_that_contain_each_other_are_told_at_once() -> None:
+    types = Model(Word)._types
+    for last, unfit in (("a", []), (True, [((*["next"] * 60, "value"), "expected a string, got a boolean")])):
+        value: Any = {"value": last}
+        for at in range(60):
+            value = {"next": value, "value": "a" if at % 2 else at}
+        assert types.unfit(value)[:1] == unfit
 
 
 def test_classes_of_one_name_do_not_meet_in_a_schema() -> None:

@@ -251,6 +251,67 @@ def test_a_wrong_output_is_refused_before_it_is_sent(annotation: Any, value: Any
     assert caught.value.pointer == pointer
 
 
+@dataclass
+class Word:
+    next: Word | Number | None
+    value: str
+
+
+@dataclass
+class Number:
+    next: Word | Number | None
+    value: int
+
+
+class Leaf(TypedDict):
+    inside: Leaf | Fruit | None
+    green: bool
+
+
+class Fruit(TypedDict):
+    inside: Leaf | Fruit | None
+    ripe: bool
+
+
+@dataclass
+class Branch:
+    branches: list[Branch]
+    leaves: int
+
+
+DEPTH = 60
+"""Levels of a value; were each looked at twice for what it may be, nobody would see the end of it."""
+
+
+def test_classes_that_contain_each_other_are_told_apart_at_once() -> None:
+    words: Any = None
+    for at in range(DEPTH):
+        words = {"next": words, "value": at if at % 2 else "a"}
+    read = codec(Word | Number)
+    assert read.encode(read.decode(words)) == words
+    fruits: Any = None
+    for at in range(DEPTH):
+        fruits = {"inside": fruits, "ripe" if at % 2 else "green": True}
+    bear = codec(Leaf | Fruit)
+    assert bear.encode(bear.decode(fruits)) == fruits
+    fruits["inside"]["green"] = 1
+    with pytest.raises(Mismatch, match="an object fits none of the alternatives"):
+        bear.decode(fruits)
+
+
+def test_the_place_of_a_mismatch_is_found_at_once() -> None:
+    read: Any = {"branches": [], "leaves": "many"}
+    written = Branch([], "many")  # type: ignore[arg-type]
+    for _ in range(DEPTH):
+        read = {"branches": [read], "leaves": 1}
+        written = Branch([written], 1)
+    grow = codec(Branch)
+    for convert, value in ((grow.decode, read), (grow.encode, written)):
+        with pytest.raises(Mismatch) as caught:
+            convert(value)
+        assert caught.value.pointer == "/branches/0" * DEPTH + "/leaves"
+
+
 def test_unknown_fields_are_tolerated_and_whole_floats_are_integers() -> None:
     assert codec(Contact).decode({"mail": "a", "new": 1}) == Contact("a")
     assert codec(Options).decode({"depth": 1.0, "new": 2}) == {"depth": 1, "new": 2}
