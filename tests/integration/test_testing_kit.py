@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import subprocess
 import sys
@@ -201,6 +202,31 @@ async def test_what_a_crashed_agent_was_at_is_lost_and_another_finishes_it(mesh:
     assert output_of(run) == "Hello, Ada!"
     (attempted,) = second.attempts()
     assert attempted.number == 2 and attempted.idempotency_key == first.attempts()[0].idempotency_key
+
+
+@pytest.mark.parametrize("how", ["crash", "lose"])
+async def test_what_a_handler_makes_of_the_end_of_its_agent_is_lost_too(mesh: Mesh, how: str) -> None:
+    agent, at_work = Agent("stayer"), asyncio.Semaphore(0)
+
+    @agent.capability("work.stay@1")
+    async def stay(value: None) -> None:
+        at_work.release()
+        await asyncio.Event().wait()
+
+    @agent.capability("work.ignore@1")
+    async def ignore(value: None) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await stay(value)
+
+    instance = mesh.add(agent)
+    graph = Graph("both")
+    graph.task("stay", "work.stay@1")
+    graph.task("ignore", "work.ignore@1")
+    await mesh.client.submit(graph)
+    for _ in range(2):
+        await at_work.acquire()
+    await (instance.crash() if how == "crash" else instance.lose())
+    assert [one.state for one in instance.attempts()] == ["LOST", "LOST"]
 
 
 async def test_a_lost_sidecar_s_attempts_are_lost_and_it_may_come_back(mesh: Mesh) -> None:

@@ -85,10 +85,8 @@ class Instance:
         """The agent's process dies in the middle of what it does; its sidecar notices, and says so."""
         self._attaching, attaching = None, self._attaching
         self._worker, worker = None, self._worker
-        try:
-            await _end(attaching, worker)
-        finally:
-            self._journal.lost()
+        self._journal.lost()  # before its handlers are stopped: what they make of that nobody hears
+        await _end(attaching, worker)
 
     async def close(self) -> None:
         """End it for good. Raises what had ended it before: a mistake in the agent's definition, or a bug."""
@@ -101,6 +99,7 @@ class Instance:
         """The sidecar and its agent are gone without a word; half a second later their attempts are lost."""
         # The sidecar first, so that nothing can say that the agent is gone.
         self._sidecar, sidecar = None, self._sidecar
+        self._journal.lost()
         try:
             await _end(sidecar)
         finally:
