@@ -98,6 +98,12 @@ def obey(value: Any, ctx: TaskContext) -> str:
     return "nobody came"
 
 
+@agent.capability("sample.stubborn@1")
+def stubborn(value: Any, ctx: TaskContext) -> None:
+    ctx.progress(0.5, "deaf")
+    threading.Event().wait(60)
+
+
 @agent.capability("sample.context@1")
 async def context(value: Any, ctx: TaskContext) -> dict[str, Any]:
     remaining = ctx.remaining()
@@ -149,4 +155,4 @@ async def nan() -> Any:
 
 
 if __name__ == "__main__":
-    agent.run()
+    agent.run(grace=timedelta(seconds=float(sys.argv[2]) if len(sys.argv) > 2 else 30))

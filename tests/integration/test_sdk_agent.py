@@ -340,6 +340,20 @@ async def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         assert (await process.end())[0] == 130
 
 
+@pytest.mark.parametrize(("signals", "grace", "status"), [(1, "0.1", 0), (2, "30", 130)])
+async def test_a_plain_function_that_does_not_end_holds_up_no_end(
+    tmp_path: Path, signals: int, grace: str, status: int
+) -> None:
+    async with attached(tmp_path, "32", grace) as (_, line, process):
+        line.assign(assignment("r/t/0/1", "sample.stubborn@1"))
+        await line.told("r/t/0/1")
+        for _ in range(signals):
+            process.signal(signal.SIGTERM)
+            await line.drained.wait()
+        ended, said = await process.end()
+        assert ended == status and ("given up" in said) == (signals == 1)
+
+
 async def test_a_draining_sidecar_is_left_when_all_is_done_and_dialled_again(tmp_path: Path) -> None:
     async with attached(tmp_path) as (sidecar, line, process):
         line.assign(assignment("r/t/0/1", "sample.sleep@1", 0.3))

@@ -15,25 +15,30 @@ loop and must not block it; plain functions run in threads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from time import monotonic
+from typing import Any, NoReturn, TypeVar
 
 from antiphon.v1.registry_pb2 import AgentDescription
 
 from ._errors import AntiphonError, SetupError
-from ._handler import Batching, Effect, Handler, Schema, handler_of
+from ._handler import THREADS, Batching, Effect, Handler, Schema, handler_of
 from ._version import VERSION
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SOCKET = "ANTIPHON_SOCKET"
 _PATH_LIMIT = 107
 _PREFETCH_FROM = 8
+_IDLE = 1.0
+"""Seconds in which idle threads have ended, on a machine that is busy, too."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -205,17 +210,23 @@ class Agent:
         """The whole life of an agent process. SIGTERM or SIGINT drains, a second one stops at once.
 
         Returns when drained. Exits with one line on standard error: status 2 when it is not set up, 1 when the sidecar
-        refuses it, 130 when stopped at once.
+        refuses it, 130 when stopped at once. The process ends without returning, with status 0 when drained, where a
+        plain function is still at work: nobody can stop it.
         """
         if not logging.getLogger().handlers:
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        status = 0
         try:
             asyncio.run(self._run_with_signals(socket, grace))
         except AntiphonError as error:
             print(f"{self.name}: {error}", file=sys.stderr)
-            raise SystemExit(2 if isinstance(error, SetupError) else 1) from None
+            status = 2 if isinstance(error, SetupError) else 1
         except (asyncio.CancelledError, KeyboardInterrupt):
-            raise SystemExit(130) from None
+            status = 130
+        if _left_at_work():
+            _exit_now(status)
+        if status:
+            raise SystemExit(status)
 
     async def _run_with_signals(self, socket: str | None, grace: timedelta) -> None:
         drain = asyncio.Event()
@@ -230,6 +241,26 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
         await life
+
+
+def _left_at_work() -> bool:
+    """Whether plain functions are at work whose attempts were given up; idle threads end as soon as they are told."""
+    end = monotonic() + _IDLE
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREADS):
+            thread.join(max(0.0, end - monotonic()))
+            if thread.is_alive():
+                return True
+    return False
+
+
+def _exit_now(status: int) -> NoReturn:
+    """End without waiting for threads, as the interpreter would."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    os._exit(status)
 
 
 async def _when(event: asyncio.Event, action: Callable[[], None]) -> None:

@@ -26,7 +26,7 @@ from antiphon.v1.run_pb2 import PartialOutput, Progress
 from ._batches import Batch, Batches
 from ._context import EXTRAS, OnPartial, TaskContext, entered
 from ._failures import PermanentFailure, TaskCancelled, TaskFailure
-from ._handler import Answer, Handler
+from ._handler import THREADS, Answer, Handler
 from ._outbox import Outbox
 from .partials import content_bytes
 
@@ -83,7 +83,7 @@ class Attempts:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         # Threads are made when first needed, so an agent without plain functions has none.
-        self._threads = ThreadPoolExecutor(min(concurrency, _THREADS), thread_name_prefix="antiphon")
+        self._threads = ThreadPoolExecutor(min(concurrency, _THREADS), thread_name_prefix=THREADS)
         self.inline_limit = 65536
 
     def __len__(self) -> int:

@@ -31,6 +31,8 @@ Effect = Literal["pure", "read", "write", "egress"]
 Schema = str | Mapping[str, Any]
 Answer = bytes | Payload | agent_service_pb2.Subgraph
 """JSON, a whole payload, or a graph that runs in place of an output."""
+THREADS = "antiphon-plain"
+"""How the names of threads begin in which plain functions run."""
 
 _CAPABILITY = re.compile(r"([a-z][a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63}){0,7})@([0-9]{1,6}(?:\.[0-9]{1,6}){0,2})")
 _DESCRIPTION = 2048
