@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable
 from datetime import timedelta
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon.v1 import (
@@ -84,6 +85,9 @@ from .shards.remembering import Remembering
 from .store import SqliteStore, Store, StoreError
 from .store.etcd import EtcdStore
 from .tracing import Tracing
+
+if TYPE_CHECKING:
+    from .api.metrics_server import MetricsServer
 
 log = telemetry.logger("placement")
 
@@ -296,12 +300,8 @@ class Orchestrator:
         # It outlasts the group: calls that are under way when the others end wait for their records.
         writing = asyncio.create_task(audit.run(), name="audit")
         try:
-            async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-                if config.telemetry.metrics_port is not None:
-                    from .api.metrics_server import MetricsServer  # its library takes 2 MB
-
-                    at, port = config.telemetry.metrics_host, config.telemetry.metrics_port
-                    shown = await stack.enter_async_context(MetricsServer(at, port, metrics, certificate, clock))
+            async with self._metrics_server(metrics, certificate, clock) as shown, asyncio.TaskGroup() as group:
+                if shown is not None:
                     group.create_task(shown.run(), name="metrics")
                 group.create_task(_while_running(keeping), name="store")
                 group.create_task(server.run(), name="api")
@@ -356,6 +356,17 @@ class Orchestrator:
             await membership.gone()
             if tracing is not None:
                 tracing.close()
+
+    def _metrics_server(
+        self, metrics: telemetry.Metrics, certificate: LiveCertificate, clock: SystemClock
+    ) -> contextlib.AbstractAsyncContextManager[MetricsServer | None]:
+        """Where metrics are fetched, if anywhere."""
+        config = self.config.telemetry
+        if config.metrics_port is None:
+            return contextlib.nullcontext()
+        from .api.metrics_server import MetricsServer  # its library takes 2 MB
+
+        return MetricsServer(config.metrics_host, config.metrics_port, metrics, certificate, clock)
 
     def _certificate(
         self, authority: LiveAuthority | None, replica_id: str, clock: SystemClock, metrics: telemetry.Metrics

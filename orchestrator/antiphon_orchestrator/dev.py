@@ -74,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(_run(_config(options), options.port, options.replicas))
     except AddressNotFree as error:
-        cause = str(error).partition(";")[0]
-        told = describe(Problem(cause, "give other ports with --port, or any free ones with --port 0"))
+        ours = error.setting in ("listen", "join_listen")
+        remedy = "give other ports with --port, or any free ones with --port 0" if ours else ""
+        told = describe(Problem(str(error), remedy))
     except (ConfigError, PolicyError, StoreError, ArchiveError) as error:
         told = describe(Problem(str(error)))
     except Exception as error:  # the last resort: a line for people, and the traceback in a file

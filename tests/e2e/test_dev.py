@@ -80,7 +80,10 @@ def test_a_port_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = antiphon(tmp_path / "home", "dev", "--port", str(port), code=2).stderr
-    assert said.count("\n") == 1 and f"127.0.0.1:{port}; give other ports with --port" in said
+        assert said.count("\n") == 1 and f"127.0.0.1:{port}: Address already in use; give other ports" in said
+        # That of joining is the one after it, which is bound when the other one serves.
+        said = antiphon(tmp_path / "home", "dev", "--port", str(port - 1), code=2).stderr
+        assert said.count("\n") == 1 and f"127.0.0.1:{port}: Address already in use; give other ports" in said
 
 
 def test_a_profile_of_another_mesh_is_left_alone(tmp_path: Path) -> None:

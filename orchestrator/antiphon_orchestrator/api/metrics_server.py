@@ -25,6 +25,7 @@ from prometheus_client import MetricsHandler
 from antiphon_orchestrator import telemetry
 
 from .certificate import LiveCertificate
+from .server import AddressNotFree
 
 HANDSHAKE = 2.0
 """Seconds until a connection has shown its certificate."""
@@ -54,10 +55,15 @@ class MetricsServer:
         self.port = 0
 
     async def __aenter__(self) -> MetricsServer:
-        """Listens. Raises `OSError` when the address is not free."""
+        """Listens. Raises `AddressNotFree`."""
         self._shown = self._certificate.credential
         handler = MetricsHandler.factory(self._metrics.registry)
-        self._server = _Server(self._address, self._port, handler, _context(self._shown))
+        context = _context(self._shown)
+        try:
+            self._server = _Server(self._address, self._port, handler, context)
+        except OSError as error:
+            where = f"{self._address}:{self._port}"
+            raise AddressNotFree("telemetry.metrics_port", where, error.strerror or str(error)) from error
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(_POLL,), daemon=True).start()
         return self

@@ -8,6 +8,7 @@ without TLS. Channel options that gRPC does not know are ignored in silence: eac
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +100,11 @@ class ServerOptions:
 
 
 class AddressNotFree(Exception):
-    """A listener's address cannot be bound; the message says which."""
+    """Nobody can listen on an address; the message names the setting that says which, and the cause."""
+
+    def __init__(self, setting: str, address: str, cause: str) -> None:
+        super().__init__(f"{setting}: cannot listen on {address}: {cause}")
+        self.setting = setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +194,8 @@ class Listener:
         try:
             self.port = server.add_secure_port(self._address, credentials)
         except RuntimeError as error:
-            raise AddressNotFree(f"cannot listen on {self._address}; is another process there?") from error
+            setting = "listen" if mutual else "join_listen"
+            raise AddressNotFree(setting, self._address, _cause(self._address) or str(error)) from error
         await server.start()
         self._server = server
         self._log.info("listening", address=self._address, port=self.port, listener="mtls" if mutual else "join")
@@ -250,7 +256,11 @@ class ApiServer:
     async def start(self) -> None:
         """Binds both addresses. Raises `AddressNotFree`."""
         await self.mutual_tls.start()
-        await self.join.start()
+        try:
+            await self.join.start()
+        except AddressNotFree:
+            await self.mutual_tls.stop()  # gRPC would stop it later, on a loop that is closed by then
+            raise
 
     def set_serving(self, serving: bool) -> None:
         """What health checks answer on both."""
@@ -267,6 +277,21 @@ class ApiServer:
     async def stop(self) -> None:
         """Drains both at once."""
         await asyncio.gather(self.mutual_tls.stop(), self.join.stop())
+
+
+def _cause(address: str) -> str:
+    """Why nobody can listen there, which gRPC does not tell; empty when somebody could."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, _, _, at = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+            tried.bind(at)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _milliseconds(duration: timedelta) -> int:

@@ -1,0 +1,55 @@
+"""What `antiphon orchestrator` says of surroundings in which it cannot serve: a line, and nothing of its insides."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Ca
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """An address on which another program listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def refused(folder: Path, *words: str) -> str:
+    """What it says on stderr, when it cannot."""
+    ca = folder / "ca"
+    if not ca.exists():
+        Ca(ca)
+    given = dict(zip(words[1::2], words[2::2], strict=True))
+    given = {"--listen": "127.0.0.1:0", "--join-listen": "127.0.0.1:0", "--data": str(folder / "data"), **given}
+    settings = [word for pair in given.items() for word in pair]
+    command = [sys.executable, "-m", "antiphon.command", "orchestrator", words[0], "--authority", str(ca), *settings]
+    environ = {**os.environ, "GRPC_VERBOSITY": "NONE"}  # its core has a line of its own for an address
+    quiet = ("--telemetry-log-level", "error")
+    done = subprocess.run([*command, *quiet], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stdout + done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("setting", ["listen", "join_listen"])
+def test_a_taken_address_is_named_with_its_setting(setting: str, taken: str, tmp_path: Path) -> None:
+    said = refused(tmp_path, "serve", f"--{setting.replace('_', '-')}", taken)
+    assert said == f"antiphon orchestrator: {setting}: cannot listen on {taken}: Address already in use\n"
+
+
+def test_a_taken_port_of_metrics_is_named_with_its_setting(taken: str, tmp_path: Path) -> None:
+    said = refused(tmp_path, "serve", "--telemetry-metrics-port", taken.rpartition(":")[2])
+    wanted = f"antiphon orchestrator: telemetry.metrics_port: cannot listen on {taken}: Address already in use\n"
+    assert said == wanted
+
+
+def test_an_address_of_another_machine_is_not_called_taken(tmp_path: Path) -> None:
+    said = refused(tmp_path, "serve", "--listen", "192.0.2.1:7600")
+    wanted = "antiphon orchestrator: listen: cannot listen on 192.0.2.1:7600: Cannot assign requested address\n"
+    assert said == wanted
