@@ -30,6 +30,7 @@ from .shards.host import RecoveryFailed
 from .shards.log import ShardsFixed
 from .store import StoreError, StoreFull
 from .store.etcd import EtcdStore
+from .store.file import check_file
 from .tracing import TracingUnavailable
 
 ENDPOINTS = "endpoints.json"
@@ -198,7 +199,10 @@ async def _look_at_store(config: Config) -> dict[str, str]:
     address = config.etcd
     if address is None:
         path = config.data / "store.db"
-        return {"store": f"{path}: {_mebibytes(path.stat().st_size)}" if path.exists() else f"{path}: not made yet"}
+        if not path.exists():
+            return {"store": f"{path}: not made yet"}
+        check_file(path)
+        return {"store": f"{path}: {_mebibytes(path.stat().st_size)}"}
     facts = {}
     async with EtcdStore(address) as store:
         for member in await store.members():

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Ca
+from tests.harness import Ca, Mesh
+
+pytest_plugins = ("tests.harness.fixtures",)
 
 
 @pytest.fixture
@@ -53,3 +55,21 @@ def test_an_address_of_another_machine_is_not_called_taken(tmp_path: Path) -> No
     said = refused(tmp_path, "serve", "--listen", "192.0.2.1:7600")
     wanted = "antiphon orchestrator: listen: cannot listen on 192.0.2.1:7600: Cannot assign requested address\n"
     assert said == wanted
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_store_that_is_no_database_is_refused_with_its_remedy(command: str, tmp_path: Path) -> None:
+    store = tmp_path / "data/store.db"
+    store.parent.mkdir()
+    store.write_bytes(bytes(range(100)))
+    said = refused(tmp_path, command)
+    cause = f"cannot open the store {store}: file is not a database; restore a backup, as docs/operations.md says"
+    assert said == f"antiphon orchestrator: {cause}\n"
+    assert store.read_bytes() == bytes(range(100))
+
+
+def test_a_store_in_use_is_checked_as_it_is(mesh: Mesh) -> None:
+    where = ("--authority", str(mesh.ca.folder), "--data", str(mesh.orchestrator.data))
+    command = [sys.executable, "-m", "antiphon.command", "orchestrator", "check", *where]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "store.db: " in done.stdout, done.stdout + done.stderr

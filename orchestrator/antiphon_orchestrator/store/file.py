@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from .port import StoreLocked, StoreUnavailable
@@ -32,7 +32,7 @@ def opened(path: Path, connect: Callable[[Path], sqlite3.Connection]) -> Iterato
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the journal holds users' data; the WAL copies the mode
         connection = connect(path)
     except (OSError, sqlite3.Error) as error:
-        raise StoreUnavailable(f"cannot open the store {path}: {error}") from error
+        raise _unusable(path, error) from error
     try:
         try:
             _prepare(connection, path)
@@ -40,7 +40,7 @@ def opened(path: Path, connect: Callable[[Path], sqlite3.Connection]) -> Iterato
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 remedy = "stop that process, or give this one a folder of its own"
                 raise StoreLocked(f"another process has the store {path} open: {remedy}") from error
-            raise StoreUnavailable(f"cannot open the store {path}: {error}") from error
+            raise _unusable(path, error) from error
         yield connection
     finally:
         connection.close()
@@ -49,6 +49,16 @@ def opened(path: Path, connect: Callable[[Path], sqlite3.Connection]) -> Iterato
 def connect(path: Path) -> sqlite3.Connection:
     """A connection on which every transaction is begun by name."""
     return sqlite3.connect(path, timeout=_LOCK_WAIT_SECONDS, isolation_level=None, cached_statements=256)
+
+
+def check_file(path: Path) -> None:
+    """Raises StoreUnavailable when it is no store. Takes no lock and writes nothing, since the store may be in use."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection:
+            (found,) = connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from error
+    _check_format(path, found)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -61,5 +71,15 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {_FORMAT}")
     connection.execute("COMMIT")
+    _check_format(path, found)
+
+
+def _check_format(path: Path, found: int) -> None:
     if found not in (0, _FORMAT):
         raise StoreUnavailable(f"the store {path} has format {found}, this version reads {_FORMAT}: upgrade antiphon")
+
+
+def _unusable(path: Path, error: Exception) -> StoreUnavailable:
+    damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+    remedy = "; restore a backup, as docs/operations.md says" if damaged else ""
+    return StoreUnavailable(f"cannot open the store {path}: {error}{remedy}")
