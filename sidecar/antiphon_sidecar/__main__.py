@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 
 from . import logs
-from .app import CAUSE, agents_of, run, run_folder_of
+from .app import CAUSE, agents_of, check_programs, run, run_folder_of
 from .config import Config, ConfigError, load
 from .errors import Revoked
 from .identity import IdentityError, locate
@@ -87,6 +87,7 @@ async def _check(config: Config) -> None:
     """Everything that can be known without joining: a token works once."""
     from .upstream import connected, secure_channel
 
+    check_programs(config)
     place = locate(config, os.environ)
     credential = place.stored()
     kept = place.kept()

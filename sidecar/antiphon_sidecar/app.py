@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -91,6 +92,18 @@ def agents_of(config: Config, grants: Grants) -> tuple[AgentConfig, ...]:
     return agents
 
 
+def check_programs(config: Config) -> None:
+    """Raises `ConfigError` with every command that names no program: it would be started again for ever."""
+    commands = [("--", config.command), *((f"agent {agent.name}", agent.command) for agent in config.agents)]
+    mistakes = [
+        f"{where}: there is no program {command[0]} to start; install it, or give its path"
+        for where, command in commands
+        if command and shutil.which(command[0]) is None
+    ]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
 def run_folder_of(config: Config, place: Place, environ: Mapping[str, str]) -> RunFolder:
     """Where the sockets are. Raises `IdentityError` when only a certificate could tell, and there is none."""
     path = config.run_folder or default_folder(place.owner, environ)
@@ -108,6 +121,7 @@ async def run(
 
     Raises `ConfigError`, `IdentityError`, `Revoked`, `SocketError`, `OSError`.
     """
+    check_programs(config)  # before a token is spent
     place = locate(config, environ)
     credential = await establish(place)
     agents = agents_of(config, credential.grants)

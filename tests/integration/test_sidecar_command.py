@@ -76,6 +76,22 @@ async def test_an_agent_that_the_certificate_does_not_allow_exits_2_before_anyth
     assert not orchestrator.attachments
 
 
+@pytest.mark.parametrize("word", ["check", "run"])
+async def test_programs_that_are_not_there_are_named_before_a_token_is_spent(
+    word: str, orchestrator: FakeMesh, authority: Authority, tmp_path: Path
+) -> None:
+    given = token(authority, orchestrator)
+    code, _, err = await command(tmp_path, word, "--", "no-such-program", "x", ANTIPHON_TOKEN=given)
+    assert code == 2 and "--: there is no program no-such-program to start; install it, or give its path" in err
+    adapter = (
+        '[[agent]]\nname = "echo"\nadapter = "exec"\ncommand = ["./absent"]\n[[agent.capability]]\nname = "text.a"\n'
+    )
+    (tmp_path / "sidecar.toml").write_text(adapter)
+    code, _, err = await command(tmp_path, word, "--config", "sidecar.toml", ANTIPHON_TOKEN=given)
+    assert code == 2 and "agent echo: there is no program ./absent to start" in err
+    assert not (tmp_path / "home").exists()
+
+
 async def test_without_an_identity_it_says_what_to_give(tmp_path: Path) -> None:
     code, _, err = await command(tmp_path, "run", "--", "true")
     assert code == 1 and "--token, or ANTIPHON_TOKEN" in err

@@ -131,6 +131,8 @@ class ExecAdapter:
 
     async def _start(self, environment: dict[str, str] | None, stderr: int | None) -> _Program:
         if shutil.which(self._command[0]) is None:
+            # It was there when the sidecar started. Other instances may have it, and this one's breaker has to open,
+            # which what is PERMANENT does not bring about.
             raise ExecutionFailed(
                 failure_pb2.FAILURE_KIND_TRANSIENT, f"{self._command[0]} cannot be started: there is no such program"
             )
