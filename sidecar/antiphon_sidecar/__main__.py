@@ -18,7 +18,7 @@ from . import logs
 from .app import CAUSE, agents_of, check_programs, run, run_folder_of
 from .config import Config, ConfigError, load
 from .errors import Revoked
-from .identity import IdentityError, locate
+from .identity import HOW, IdentityError, locate
 from .socket import SocketError
 
 _FLAGS = {
@@ -95,7 +95,7 @@ async def _check(config: Config) -> None:
         print(f"identity: {kept.identity}, whose certificate has expired; its key may get it a new one")
         return
     if credential is None and place.token is None:
-        raise IdentityError("there is no valid certificate, and no join token")
+        raise IdentityError(f"there is no valid certificate, and no join token; give one: {HOW}")
     if credential is None:
         assert place.token is not None
         identity, grants = place.token.identity, place.token.grants

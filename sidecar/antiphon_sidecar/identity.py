@@ -42,6 +42,11 @@ from .upstream import backoff, secure_channel
 
 log = logging.getLogger(__name__)
 
+HOW = (
+    "--token, or ANTIPHON_TOKEN; an operator makes one, for example with: "
+    "antiphon certs token --profile operator --kind sidecar --name edge --agent hello --capability 'hello.*'"
+)
+"""What to do about a token that is missing."""
 CALL_TIMEOUT = 10.0
 _PROFILE = "sidecar"
 _RETRIED = frozenset(
@@ -140,9 +145,7 @@ def locate(config: Config, environ: Mapping[str, str]) -> Place:
             profile = Profile.load(_PROFILE, {"ANTIPHON_HOME": str(state)})
         except ProfileError:
             if token is None:
-                raise IdentityError(
-                    f"nothing in {state} says who this sidecar is; give a join token: --token, or ANTIPHON_TOKEN"
-                ) from None
+                raise IdentityError(f"nothing in {state} says who this sidecar is; give a join token: {HOW}") from None
             profile = None
         return Place(token, profile, CertificateFiles(folder / "credential"), state)
     except CertsError as error:
@@ -162,10 +165,7 @@ def _default_state(token: JoinToken | None, environ: Mapping[str, str]) -> Path:
         raise IdentityError(
             f"several sidecars have joined from here: give --state {base}/NAME, one of {', '.join(known)}"
         )
-    raise IdentityError(
-        "nothing says who this sidecar is; give a join token: --token, or ANTIPHON_TOKEN; "
-        "an operator makes one with: antiphon certs token --kind sidecar"
-    )
+    raise IdentityError(f"nothing says who this sidecar is; give a join token: {HOW}")
 
 
 async def establish(place: Place) -> Credential:
@@ -177,9 +177,7 @@ async def establish(place: Place) -> Credential:
     if credential is None and place.token:
         credential = await _join(place, place.token)
     if credential is None:
-        raise IdentityError(
-            "there is no valid certificate (any more); give a new join token: --token, or ANTIPHON_TOKEN"
-        )
+        raise IdentityError(f"there is no valid certificate (any more); give a new join token: {HOW}")
     if credential.identity.kind is not Kind.SIDECAR:
         raise IdentityError(f"the certificate is a {credential.identity.kind.value}'s; a sidecar needs its own")
     return credential

@@ -66,6 +66,9 @@ def test_the_client_may_not_do_what_is_an_operators(tmp_path: Path) -> None:
     words = ("certs", "token", "--kind", "client", "--name", "x")
     with dev(home):
         assert "--profile operator" in antiphon(home, *words, code=1).stderr
+        for others in ("agent drain x", "policy rollback 1", "audit list", "audit verify"):
+            told = json.loads(antiphon(home, *others.split(), "--json", code=1).stderr)["error"]
+            assert told["reason"] == "ACCESS_DENIED" and told["remedy"].endswith("--profile operator"), others
         assert antiphon(home, *words, "--profile", "operator").stdout.startswith("antiphon1.")
 
 

@@ -95,6 +95,7 @@ async def test_programs_that_are_not_there_are_named_before_a_token_is_spent(
 async def test_without_an_identity_it_says_what_to_give(tmp_path: Path) -> None:
     code, _, err = await command(tmp_path, "run", "--", "true")
     assert code == 1 and "--token, or ANTIPHON_TOKEN" in err
+    assert "--profile operator --kind sidecar --name edge --agent hello --capability 'hello.*'" in err
     code, _, err = await command(tmp_path, "run", "--token", "nonsense", "--", "true")
     assert code == 1 and "not a join token" in err and "nonsense" not in err
 

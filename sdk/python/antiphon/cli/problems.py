@@ -14,6 +14,7 @@ import traceback
 from dataclasses import dataclass
 
 from .._errors import AntiphonError, SetupError, Unavailable
+from .._reasons import AccessDenied
 
 _CAUSE = re.compile(r"ipv[46]:(\S+?): (?:Failed to connect to remote host: )?(?:connect: )?(.*)", re.DOTALL)
 
@@ -60,6 +61,9 @@ def describe(error: BaseException) -> Description:
         return Description(error.message, error.exit_code, remedy=error.remedy)
     if isinstance(error, Unavailable):
         return _unreachable(str(error))
+    if isinstance(error, AccessDenied):  # of its kind of caller; what policy denies is another error
+        remedy = "call as an operator, for example with: --profile operator"
+        return Description(str(error), FAILED, error.reason, remedy)
     if isinstance(error, AntiphonError):
         code = UNUSABLE if isinstance(error, SetupError) else FAILED
         return Description(str(error), code, error.reason, error.remedy or "")
