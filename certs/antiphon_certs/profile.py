@@ -19,7 +19,8 @@ from .errors import InvalidName, ProfileError
 from .files import make_private_folder, replace_private
 from .names import check_address, check_name, check_trust_domain
 
-_REMEDY = "run: antiphon dev  or  antiphon certs join TOKEN"
+_OF_DEV = ("default", "operator")
+"""The profiles that `antiphon dev` writes."""
 _FILE = "profile.toml"
 
 
@@ -70,11 +71,11 @@ class Profile:
                 _string(values, "token_id") if "token_id" in values else "",
             )
         except FileNotFoundError:
-            raise ProfileError(f"there is no profile '{folder.name}' in {folder.parent}; {_REMEDY}") from None
+            raise ProfileError(f"there is no profile '{folder.name}' in {folder.parent}; {_remedy(folder)}") from None
         except OSError as error:
             raise ProfileError(f"{path} cannot be read: {error.strerror}") from error
         except ValueError as error:
-            raise ProfileError(f"{path} is not a profile: {error}; mend it, or {_REMEDY}") from error
+            raise ProfileError(f"{path} is not a profile: {error}; mend it, or {_remedy(folder)}") from error
 
     def save(self) -> None:
         """Write `profile.toml`, replacing an earlier one at once; a new folder gets mode 0700. Raises `OSError`."""
@@ -95,6 +96,11 @@ class Profile:
     def credential(self) -> CertificateFiles:
         """The credential folder of this profile; it may still be empty."""
         return CertificateFiles(self.folder / "credential")
+
+
+def _remedy(folder: Path) -> str:
+    option = "" if folder.name == "default" else f" --profile {folder.name}"
+    return f"run: {'antiphon dev  or  ' if folder.name in _OF_DEV else ''}antiphon certs join TOKEN{option}"
 
 
 def _string(values: Mapping[str, Any], key: str) -> str:

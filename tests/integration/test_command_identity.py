@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 from antiphon import RetryableError
 from antiphon.cli.identity import join, renew_when_due
+from antiphon.cli.problems import Problem
 from antiphon_certs import JoinToken, Kind, Profile, profile_folder
 
 from tests.harness import Mesh
@@ -69,3 +73,45 @@ async def test_a_join_does_not_wait_for_an_address_that_is_silent(
         token = JoinToken.parse((await operator.create_token("client", "new")).token)
     profile, credential = await join(replace(token, join_addresses=(silent, *token.join_addresses)), "new")
     assert profile.credential.load() == credential
+
+
+async def test_a_profile_is_joined_again_by_its_own_identity_alone(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTIPHON_HOME", str(tmp_path))
+    async with mesh.operator() as operator:
+        mine, mine_again, others = [
+            JoinToken.parse((await operator.create_token("client", name)).token) for name in ("web", "web", "other")
+        ]
+    await join(mine, "web")
+    profile, credential = await join(mine_again, "web")
+    with pytest.raises(Problem, match=r"client/web, and the token is for .*client/other") as caught:
+        await join(others, "web")
+    assert "--profile NAME" in caught.value.remedy
+    assert profile.credential.load() == credential
+    joined, _ = await join(others, "other")  # its token is not spent
+    late = mesh.ca.issue(Kind.CLIENT, "web", lifetime=HOUR, now=datetime.now(UTC) - 2 * HOUR)
+    joined.credential.store(*late)
+    async with mesh.operator() as operator:
+        third = JoinToken.parse((await operator.create_token("client", "third")).token)
+    await join(third, "other")  # nobody could use what was there
+
+
+def test_what_is_proposed_after_a_join_and_a_revocation_is_for_the_same_profile(mesh: Mesh, tmp_path: Path) -> None:
+    environ = {**os.environ, "ANTIPHON_HOME": str(tmp_path)}
+
+    def antiphon(*words: str, **given: str) -> str:
+        command = [sys.executable, "-m", "antiphon.command", *words]
+        done = subprocess.run(command, env={**environ, **given}, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    at = ("--authority", str(mesh.ca.folder), "--address", mesh.orchestrator.address, "--namespace", NAMESPACE)
+    token = antiphon("certs", "token", *at, "--kind", "operator", "--name", "ada").split()[0]
+    assert antiphon("certs", "join", "--profile", "operator", ANTIPHON_TOKEN=token).endswith(
+        "Next: antiphon agent list --profile operator\n"
+    )
+    revoke = ("certs", "revoke", "--profile", "operator", "--kind", "sidecar", "--name", "edge-9", "--cause", "stolen")
+    assert antiphon(*revoke).endswith(
+        "antiphon certs token --profile operator --kind sidecar --name edge-9 --agent NAME --capability PATTERN\n"
+    )

@@ -48,7 +48,7 @@ def test_the_home_folder_is_the_default_place(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_a_missing_profile_says_what_to_run(environ: dict[str, str]) -> None:
-    with pytest.raises(ProfileError, match=r"no profile 'work'.*antiphon dev  or  antiphon certs join TOKEN"):
+    with pytest.raises(ProfileError, match=r"no profile 'work'.*; run: antiphon certs join TOKEN --profile work$"):
         Profile.load("work", environ)
 
 

@@ -30,7 +30,19 @@ def test_init_makes_an_authority_and_says_what_comes_next(command: Command) -> N
     shown = command("certs", "init", "--dir", "ca", "--trust-domain", "mesh.example")
     assert shown.code == 0 and shown.out == "ca\n"
     assert Authority.load(Path("ca")).trust_domain == "mesh.example"
-    assert "root.key" in shown.err and "antiphon certs token" in shown.err
+    assert "root.key" in shown.err
+    assert "  antiphon orchestrator serve --authority ca --policy-profile dev\n" in shown.err
+    joining = (
+        "antiphon certs token --authority ca --kind operator --name you | antiphon certs join - --profile operator"
+    )
+    assert f"  {joining}\n" in shown.err
+
+
+def test_a_profile_that_is_missing_is_made_by_what_is_proposed(command: Command) -> None:
+    shown = command("certs", "show", "--profile", "nobody")
+    assert shown.code == 2 and shown.err.endswith("; run: antiphon certs join TOKEN --profile nobody\n")
+    shown = command("run", "list")
+    assert shown.code == 2 and shown.err.endswith("; run: antiphon dev  or  antiphon certs join TOKEN\n")
 
 
 def test_init_overwrites_nothing(command: Command) -> None:

@@ -12,19 +12,19 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import AccessDenied, Client, Credentials, Unavailable
+from .. import Client, Credentials, Unavailable
 from ..v1.identity_service_pb2 import CreateTokenResponse
 from . import output
 from .connection import first, with_client
 from .identity import join as join_mesh
 from .identity import renew as renew_certificate
 from .identity import require_certs
-from .options import AsJson, PageLimit, ProfileName
-from .problems import FAILED, Problem
+from .options import AsJson, PageLimit, ProfileName, profile_option
+from .problems import Problem
 from .text import parse_duration, spell_duration, spell_moment
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ app = typer.Typer(
     help="Identity: the authority, join tokens, certificates.", no_args_is_help=True, callback=require_certs
 )
 
-_Answer = TypeVar("_Answer")
 _EPHEMERAL = timedelta(minutes=5)
 _TRIES = 3
 _KINDS = ("sidecar", "client", "operator")
@@ -60,9 +59,11 @@ def init(
         f"The authority of {trust_domain}; its root has the fingerprint {authority.root_fingerprint}.\n"
         f"Next:\n"
         f"  take {folder / 'root.key'} to a safe place; nothing needs it until the intermediate expires in a year\n"
-        f"  antiphon orchestrator serve --authority {folder}\n"
-        f"  antiphon certs token --kind operator --name YOU --authority {folder} --address HOST:PORT\n"
-        f"  antiphon certs join TOKEN"
+        f"  antiphon orchestrator serve --authority {folder} --policy-profile dev\n"
+        f"    or, with policies of your own instead: --policy-folder DIR\n"
+        f"  antiphon certs token --authority {folder} --kind operator --name you"
+        f" | antiphon certs join - --profile operator\n"
+        f"    and where the orchestrator is on another machine: --address HOST:PORT, before the |"
     )
 
 
@@ -111,7 +112,7 @@ def token(
         return await make(client)
 
     if authority is None:
-        answer = _as_operator(profile, ask)
+        answer = with_client(profile, ask)
     else:
         namespace = namespace or "default"
         answer = asyncio.run(_ask_as_authority(authority, address, ask))
@@ -144,7 +145,7 @@ def join(
     parsed = JoinToken.parse(sys.stdin.read() if token_text == "-" else token_text)
     joined, credential = asyncio.run(join_mesh(parsed, profile))
     _show(joined, credential, as_json)
-    output.note("Next: antiphon agent list")
+    output.note(f"Next: antiphon agent list{profile_option(joined.folder.name)}")
 
 
 @app.command()
@@ -184,20 +185,24 @@ def revoke(
     async def ask(client: Client) -> None:
         await client.revoke_certificates(kind, name, serial=serial.lower(), cause=cause, namespace=namespace)
 
-    _as_operator(profile, ask)
+    with_client(profile, ask)
     if as_json:
         output.show_json({"kind": kind, "name": name, "serial": serial.lower(), "cause": cause})
         return
     what = f"certificate {serial}" if serial else f"all certificates of {kind} {name}"
     output.show(f"revoked: {what}")
     if name:
-        output.note(f"Whoever may come back needs a new token: antiphon certs token --kind {kind} --name {name}")
+        given = profile_option(profile or "default")
+        given += f" --namespace {namespace}" if namespace else ""
+        given += f" --kind {kind} --name {name}"
+        given += " --agent NAME --capability PATTERN" if kind == "sidecar" else ""
+        output.note(f"Whoever may come back needs a new token: antiphon certs token{given}")
 
 
 @app.command()
 def revocations(limit: PageLimit = 1000, as_json: AsJson = False, profile: ProfileName = None) -> None:
     """List what is revoked in the namespace, until nothing is left of it that could be refused."""
-    found = _as_operator(profile, lambda client: first(limit, client.list_revocations()))
+    found = with_client(profile, lambda client: first(limit, client.list_revocations()))
     if as_json:
         output.show_json(found)
         return
@@ -251,14 +256,6 @@ def rotate(
     if following and state.next_time:
         when = f"{state.next_time.astimezone():%Y-%m-%d %H:%M}"
         output.note(f"Next, not before {when}: antiphon certs rotate {following} --dir {folder}")
-
-
-def _as_operator(profile: str | None, ask: Callable[[Client], Awaitable[_Answer]]) -> _Answer:
-    try:
-        return with_client(profile, ask)
-    except AccessDenied as error:
-        remedy = "call as an operator, for example with: --profile operator"
-        raise Problem(str(error), remedy, exit_code=FAILED) from error
 
 
 def _show(profile: Profile, credential: Credential, as_json: bool) -> None:

@@ -17,10 +17,11 @@ import grpc
 from .._errors import RetryableError, Unavailable, from_rpc_error
 from ..v1.identity_service_pb2 import CertificateGrant, JoinRequest, RenewRequest
 from ..v1.identity_service_pb2_grpc import IdentityServiceStub
+from .options import profile_option
 from .problems import Problem
 
 if TYPE_CHECKING:
-    from antiphon_certs import Credential, JoinToken, Profile
+    from antiphon_certs import Credential, Identity, JoinToken, Profile
 
 _EACH = 5.0
 """Seconds for one address, so that one that is silent leaves time for the next."""
@@ -40,10 +41,14 @@ def require_certs() -> None:
 
 
 async def join(token: JoinToken, profile_name: str | None) -> tuple[Profile, Credential]:
-    """Spend the token, and keep what it gives as the profile. Raises `AntiphonError`, `CertsError`, `OSError`."""
+    """Spend the token, and keep what it gives as the profile.
+
+    Raises `AntiphonError`, `CertsError`, `OSError`, and `Problem` when the profile is somebody else's.
+    """
     from antiphon_certs import Profile, new_key_and_csr, profile_folder
 
     token.check_not_expired(datetime.now(UTC))
+    _check_not_anothers(profile_name, token.identity)
     key_pem, csr_pem = new_key_and_csr(token.identity)
     request = JoinRequest(token_id=token.token_id, secret=token.secret.hex(), signing_request=csr_pem.decode())
     trust = grpc.ssl_channel_credentials(token.root_pem)
@@ -58,6 +63,22 @@ async def join(token: JoinToken, profile_name: str | None) -> tuple[Profile, Cre
     credential = profile.credential.store(key_pem, granted.chain.encode(), granted.trust_bundle.encode())
     profile.save()  # last: a profile that can be read has a credential
     return profile, credential
+
+
+def _check_not_anothers(profile_name: str | None, identity: Identity) -> None:
+    """Raises `Problem` when the profile holds a certificate of another identity, whose key would be gone."""
+    from antiphon_certs import CertificateFiles, CredentialError, profile_folder
+
+    folder = profile_folder(profile_name)
+    try:
+        held = CertificateFiles(folder / "credential").load()
+    except CredentialError:
+        return  # there is none that anybody could use
+    if held.identity != identity and held.not_after > datetime.now(UTC):
+        raise Problem(
+            f"the profile '{folder.name}' is {held.identity.uri}, and the token is for {identity.uri}",
+            f"give the new one a profile of its own: --profile NAME; or remove {folder}",
+        )
 
 
 async def renew(profile: Profile, credential: Credential) -> Credential:
@@ -81,15 +102,16 @@ async def renew_when_due(profile_name: str | None) -> None:
     except ModuleNotFoundError:
         return
     profile = Profile.load(profile_name)
+    again = f"antiphon certs join TOKEN{profile_option(profile.folder.name)}"
     try:
         credential = profile.credential.load()
     except CredentialError as error:
-        raise Problem(f"profile '{profile.folder.name}': {error}", "run: antiphon certs join TOKEN") from error
+        raise Problem(f"profile '{profile.folder.name}': {error}", f"run: {again}") from error
     now = datetime.now(UTC)
     if credential.not_after <= now:
         raise Problem(
             f"the certificate of profile '{profile.folder.name}' expired at {credential.not_after:%Y-%m-%d %H:%M} UTC",
-            "get a new token from an operator, then run: antiphon certs join TOKEN",
+            f"get a new token from an operator, then run: {again}",
         )
     if is_due(credential, now, random.random()):
         try:
