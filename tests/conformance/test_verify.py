@@ -270,7 +270,8 @@ def test_without_what_it_needs_the_command_says_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == 'antiphon: jsonschema-rs is not installed; run: pip install "antiphon[verify]"\n'
+    remedy = 'in a checkout of Antiphon, run: pip install "./sdk/python[verify]"'
+    assert done.stderr == f"antiphon: jsonschema-rs is not installed; {remedy}\n"
 
 
 def test_the_cases_are_listed_with_their_meaning() -> None:

@@ -8,9 +8,9 @@
 //		…
 //	}
 //
-// It needs the command antiphon on the path (pip install "antiphon[server]"). A mesh is ready in about two seconds and takes another one
-// for each agent, so tests may share one: made in a test, it serves its subtests. Nothing of it outlives the test, even when the
-// test's process is killed.
+// It needs the command antiphon on the path (in a checkout: pip install ./sdk/python .). A mesh is ready in about two seconds and
+// takes another one for each agent, so tests may share one: made in a test, it serves its subtests. Nothing of it outlives the
+// test, even when the test's process is killed.
 package antiphontest
 
 import (
@@ -49,7 +49,7 @@ type Mesh struct {
 func New(t testing.TB) *Mesh {
 	t.Helper()
 	if _, err := exec.LookPath("antiphon"); err != nil {
-		t.Fatal(`the command antiphon is not on the path; run: pip install "antiphon[server]"`)
+		t.Fatal(`the command antiphon is not on the path; in a checkout of Antiphon, run: pip install ./sdk/python .`)
 	}
 	home, err := os.MkdirTemp("", "anti") // short: the paths of Unix sockets are at most 107 bytes
 	if err != nil {

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+INSTALL_SERVER = "in a checkout of Antiphon, run: pip install ./sdk/python ."
+"""What to do where the server package is missing: it is on no registry."""
+
 DELEGATED = {
     ("orchestrator", "serve"): ("antiphon_orchestrator.__main__", "Run an orchestrator replica until it is stopped."),
     ("orchestrator", "check"): ("antiphon_orchestrator.__main__", "Check its configuration and say what holds."),
@@ -39,8 +42,7 @@ def delegate(words: Sequence[str]) -> int | None:
                 if error.name is None or not module.startswith(error.name):
                     raise  # it is there, and something it needs is not
                 print(
-                    f"antiphon: `antiphon {' '.join(command)}` needs the server package; "
-                    'run: pip install "antiphon[server]"',
+                    f"antiphon: `antiphon {' '.join(command)}` needs the server package; {INSTALL_SERVER}",
                     file=sys.stderr,
                 )
                 return 2
@@ -64,7 +66,8 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich", "yaml"):
             raise
-        print('antiphon: the command needs a few more packages; run: pip install "antiphon[cli]"', file=sys.stderr)
+        how = 'in a checkout of Antiphon, run: pip install "./sdk/python[cli]"'
+        print(f"antiphon: the command needs a few more packages; {how}", file=sys.stderr)
         return 2
     return command_line(words)
 

@@ -39,7 +39,7 @@ def test_a_missing_server_package_is_named_with_its_remedy(
 ) -> None:
     monkeypatch.setitem(command.DELEGATED, ("dev",), ("antiphon_absent.dev", ""))
     assert command.delegate(["dev"]) == 2
-    assert 'pip install "antiphon[server]"' in capsys.readouterr().err
+    assert "in a checkout of Antiphon, run: pip install ./sdk/python .\n" in capsys.readouterr().err
 
 
 def test_a_server_that_lacks_a_library_of_its_own_is_not_called_missing(

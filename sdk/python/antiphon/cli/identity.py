@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from .._errors import RetryableError, Unavailable, from_rpc_error
+from ..command import INSTALL_SERVER
 from ..v1.identity_service_pb2 import CertificateGrant, JoinRequest, RenewRequest
 from ..v1.identity_service_pb2_grpc import IdentityServiceStub
 from .options import profile_option
@@ -37,7 +38,7 @@ def require_certs() -> None:
     except ModuleNotFoundError as error:
         if error.name != "antiphon_certs":
             raise
-        raise Problem("certificates need the server package", 'run: pip install "antiphon[server]"') from None
+        raise Problem("certificates need the server package", INSTALL_SERVER) from None
 
 
 async def join(token: JoinToken, profile_name: str | None) -> tuple[Profile, Credential]:

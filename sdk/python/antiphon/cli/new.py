@@ -99,7 +99,7 @@ _README = """# $name
 An Antiphon agent in Python. `agent.py` offers `$capability@1`.
 
 ```sh
-pip install "antiphon[server]" pytest
+pip install pytest                      # where Antiphon is; its checkout gives that: pip install ./sdk/python .
 pytest                                  # the handler alone, then on a mesh
 
 antiphon dev                            # in another terminal: a whole mesh on this machine

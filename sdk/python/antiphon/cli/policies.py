@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from .. import Client
+from ..command import INSTALL_SERVER
 from ..v1.policy_pb2 import DecisionRecord, PolicySet
 from . import output
 from .connection import first, with_client
@@ -63,9 +64,7 @@ def validate(folder: Folder, as_json: AsJson = False) -> int:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("antiphon_orchestrator"):
             raise
-        raise Problem(
-            "the server package is not installed here, which reads policies", 'run: pip install "antiphon[server]"'
-        ) from error
+        raise Problem("the server package is not installed here, which reads policies", INSTALL_SERVER) from error
     problems: tuple[str, ...] = ()
     count = 0
     try:

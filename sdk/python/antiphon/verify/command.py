@@ -21,7 +21,8 @@ try:
 except ModuleNotFoundError as missing:
     if missing.name != "jsonschema_rs":
         raise
-    raise Problem("jsonschema-rs is not installed", 'run: pip install "antiphon[verify]"') from None
+    remedy = 'in a checkout of Antiphon, run: pip install "./sdk/python[verify]"'
+    raise Problem("jsonschema-rs is not installed", remedy) from None
 from .cases import ALL, Play
 from .inputs import Json
 from .stage import Stage
