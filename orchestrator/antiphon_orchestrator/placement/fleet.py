@@ -145,13 +145,6 @@ class Fleet(Waiting):
         if self._avoids:
             self._ask_again(instance)
 
-    def _ask_again(self, instance: Instance) -> None:
-        """It may be another than it was: as many as it can work on are placed anew of those who were not to have it."""
-        names = {instance.agent, instance.instance_id}
-        found = [self._waiting[key][1] for key, avoid in self._avoids.items() if not names.isdisjoint(avoid)]
-        for waiter in heapq.nsmallest(instance.concurrency, found):
-            self.limits.call(waiter, None)
-
     def detach(self, instance_id: str) -> Instance | None:
         """Removes an instance; attempts still out to it stay with their runs."""
         instance = self._instances.pop(instance_id, None)

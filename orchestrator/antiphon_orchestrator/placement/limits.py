@@ -304,15 +304,15 @@ class Limits:
                 self._call(waiter, counter)
 
     def more(self, instance: Instance) -> None:
-        """An agent has come, or come back: whoever is kept out by limits of other agents is placed anew, unless it
-        waits for slots as well."""
+        """An agent has come, or come back as another: whoever is kept out by limits of other agents is placed anew,
+        unless it waits for slots as well."""
         names = {offered.name for offered in instance.offers}
         found = [
             (waiter, full.counters[0])
             for full, waiter, need in self._parked.values()
             if not full.hope and need.namespace == instance.namespace and need.capability.partition("@")[0] in names
             if any("agent" in counter.limit.per for counter in full.counters)
-            if all(offered.instance.agent != instance.agent for offered in full.refused)
+            if all(offered.instance.agent != instance.agent or why != "limit" for offered, why in full.refused.items())
         ]
         for waiter, counter in sorted(found, key=lambda one: one[0]):
             self.leave((waiter.run_id, waiter.task, waiter.member))

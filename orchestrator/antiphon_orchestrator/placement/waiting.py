@@ -13,7 +13,7 @@ from itertools import count
 
 from ..admission import SchemaSet
 from ..policy import PolicyPort
-from .candidates import Need, Waiter
+from .candidates import Instance, Need, Waiter
 from .limits import Full, Limits, TaskKey
 from .permits import Permits
 
@@ -107,6 +107,13 @@ class Waiting(Permits):
             if not self.limits.holds(key):
                 self.limits.call(self._waiting[key][1], None)
         self.limits.policy_changed()
+
+    def _ask_again(self, instance: Instance) -> None:
+        """It may be another than it was: whoever was not to have it is placed anew, or would pass it by for ever."""
+        names = {instance.agent, instance.instance_id}
+        found = [self._waiting[key][1] for key, avoid in self._avoids.items() if not names.isdisjoint(avoid)]
+        for waiter in sorted(found):
+            self.limits.call(waiter, None)
 
     def _waits(self, waiter: Waiter) -> bool:
         found = self._waiting.get((waiter.run_id, waiter.task, waiter.member))

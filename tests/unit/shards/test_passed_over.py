@@ -132,6 +132,32 @@ def test_whoever_is_passed_over_may_have_the_task_under_another_policy_or_as_ano
     assert world.agent("r1") == "b"
 
 
+def test_all_who_were_passed_over_get_the_slots_of_an_agent_that_comes_back_as_another() -> None:
+    world = World(PURE)
+    world.attach("a", effect=1)
+    world.attach("b")
+    order = [f"r{number}" for number in range(6)]
+    world.go(*order)
+    world.fleet.detach("s/i/b")
+    world.attach("b", effect=1)
+    world.tell()
+    for run in order[1:]:
+        assert world.agent(run) == "b", "in order of arrival"
+        world.done(run)
+
+
+def test_a_task_that_a_limit_keeps_out_gets_the_agent_that_policy_refused_once_it_is_another() -> None:
+    world = World(QUOTA + PURE.removeprefix(ALL))
+    world.attach("a", slots=9, effect=1)
+    world.attach("b", slots=9)
+    world.go("r0", "r1", "r2")
+    assert [world.agent(run) for run in ("r0", "r1", "r2")] == ["a", "READY", "READY"]
+    world.fleet.detach("s/i/b")
+    world.attach("b", slots=9, effect=1)
+    world.tell()
+    assert [world.agent(run) for run in ("r0", "r1", "r2")] == ["a", "b", "READY"]
+
+
 def test_a_task_that_one_agents_limit_keeps_out_gets_the_slot_of_another_that_comes_free_first() -> None:
     world = World(QUOTA)
     world.attach("a", slots=9)
