@@ -420,6 +420,7 @@ class Replica:
             self._claim(session, seat.shard)
         for agent, said in hello["windows"].items():
             self._attach(session, agent, said.generation, said.slots)
+        self.fleet.give_up(stream.incarnation)
 
     def _attach(self, session: Session, agent: str, generation: int, slots: int) -> None:
         description = registry_pb2.AgentDescription(name=agent, concurrency=2)
@@ -479,7 +480,7 @@ class Replica:
     def _detach(self, session: Session) -> None:
         for instance in list(self.fleet.instances("demo")):
             if instance.incarnation == session.stream.incarnation:
-                self.fleet.detach(instance.instance_id)
+                self.fleet.detach(instance.instance_id, away=True)
 
     def look_at_absences(self) -> bool:
         """The clockwork of mesh.sessions: the end of the adoption window, and incarnations that stay away."""
@@ -491,6 +492,7 @@ class Replica:
         gone = [incarnation for incarnation, until in self.absent.items() if moment >= until]
         for incarnation in gone:
             del self.absent[incarnation]
+            self.fleet.give_up(incarnation)
             for n in self.seats:
                 self.put(n, i.SidecarGone(incarnation))
         return self._demand() or bool(over) or bool(gone)

@@ -226,6 +226,7 @@ class Sessions:
                 agent=instance.agent, generation=instance.window_generation, in_use=max(0, instance.in_use)
             )
             self._registry.changed(who.namespace, instance.agent)
+        self._fleet.give_up(session.incarnation)  # whom it had and does not bring along any more
         session.wake()
         agents = ",".join(agent.name for agent in hello.agents)
         log.info("sidecar_attached", sidecar=who.name, namespace=who.namespace, agent=agents)
@@ -460,7 +461,7 @@ class Sessions:
 
     def _detach(self, session: Session) -> None:
         for instance in self._instances(session):
-            self._fleet.detach(instance.instance_id)
+            self._fleet.detach(instance.instance_id, away=True)
             self._registry.changed(session.namespace, instance.agent)
 
     # Time.
@@ -482,6 +483,7 @@ class Sessions:
             for incarnation, until in list(self._absent.items()):
                 if moment >= until and incarnation not in self._arriving:
                     del self._absent[incarnation]
+                    self._fleet.give_up(incarnation)
                     for shard in self.host.shards:
                         self.host.put(shard.index, i.SidecarGone(incarnation))
             ticks += 1

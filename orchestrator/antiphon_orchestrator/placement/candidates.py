@@ -59,6 +59,7 @@ class Waiter(NamedTuple):
 class Instance:
     """One live process of an agent. `in_use` counts attempts out to it, those of a former owner's run included.
 
+    `away`: its sidecar has no stream, and may come back.
     `usable` are those of its `slots` that placement may use: all of them, unless its breaker is open.
     """
 
@@ -75,6 +76,7 @@ class Instance:
     completed: int = 0
     failed: int = 0
     draining: bool = False
+    away: bool = False
     offers: list[Offered] = field(default_factory=list)
     breaker: Breaker | None = None
     agent: str = field(init=False)

@@ -92,7 +92,7 @@ class Fleet(Waiting):
         self._schedule = schedule
         self._pause = schedule.breaker_pause // timedelta(microseconds=1)
         self._instances: dict[str, Instance] = {}
-        self._by_capability: dict[tuple[str, str], list[Offered]] = {}
+        self._away: dict[str, Instance] = {}
         self._eligible: dict[Need, list[Offered]] = {}
         self._held: dict[str, int] = {}
         self._suspended: set[tuple[str, str]] = set()
@@ -117,6 +117,9 @@ class Fleet(Waiting):
             self._forget(former)
         else:
             instance.in_use = self._held.pop(instance.instance_id, 0)
+            former = self._away.pop(instance.instance_id, None)
+            if former is not None:
+                self._forget(former)
         for capability in instance.description.capabilities:
             latency = capability.expected_latency
             offered = Offered(
@@ -144,16 +147,32 @@ class Fleet(Waiting):
             self.limits.more(instance)
         if self._avoids:
             self._ask_again(instance)
+            if former is not None:
+                self._give_up_on(former)
 
-    def detach(self, instance_id: str) -> Instance | None:
-        """Removes an instance; attempts still out to it stay with their runs."""
+    def detach(self, instance_id: str, away: bool = False) -> Instance | None:
+        """Removes an instance; attempts still out to it stay with their runs. `away`: it may come back, and those who
+        wait for it do so until it does, or its sidecar is given up."""
         instance = self._instances.pop(instance_id, None)
         if instance is not None:
             self._breaking.pop(instance_id, None)
-            self._forget(instance)
             if instance.in_use:
                 self._held[instance_id] = instance.in_use
+            if away:
+                instance.away = True
+                self._away[instance_id] = instance
+                self._eligible.clear()
+            else:
+                self._forget(instance)
+                self._give_up_on(instance)
         return instance
+
+    def give_up(self, incarnation: str) -> None:
+        """Those of the sidecar that are away do not come back."""
+        for instance in [one for one in self._away.values() if one.incarnation == incarnation]:
+            del self._away[instance.instance_id]
+            self._forget(instance)
+            self._give_up_on(instance)
 
     def _forget(self, instance: Instance) -> None:
         for offered in instance.offers:
@@ -406,11 +425,7 @@ class Fleet(Waiting):
         for those who may have it, once they are not busy, broken or stopped any more, and for limits. Only when there
         are neither, it fails."""
         requirement = Requirement.parse(need.capability)
-        candidates = [
-            offered
-            for offered in self._by_capability.get((need.namespace, requirement.name), ())
-            if requirement.matches(offered.version) and self._unsuited(offered, need) is None
-        ]
+        candidates = self._suited(need)
         others = [offered for offered in candidates if offered not in full.refused]
         if full.counters and len(others) > FEW:  # who waits for a limit need not know all, but those who do least
             others = heapq.nsmallest(FEW, others, key=lambda offered: offered.instance.in_use)
@@ -571,8 +586,8 @@ class Fleet(Waiting):
         ahead = len(self._queues.get(waits_for, ()))
         if task is not None and (limited := self.limits.explain(task)):
             result.summary = limited
-        elif not everything:
-            offered_names = [name for (of, name), some in self._by_capability.items() if some and of == need.namespace]
+        elif all(offered.instance.away for offered in everything):
+            offered_names = [of[1] for of, some in self._by_capability.items() if some and of[0] == need.namespace]
             near = get_close_matches(requirement.name, offered_names, 1, 0.8)
             hint = f"did you mean {near[0]}?" if near else "start an agent that does"
             result.summary = f"nobody offers {need.capability}; {hint}"
@@ -662,6 +677,8 @@ class Fleet(Waiting):
         instance = offered.instance
         if not requirement.matches(offered.version):
             return "version"
+        if instance.away:
+            return "away"
         if (instance.namespace, instance.agent) in self._suspended:
             return "suspended"
         if instance.draining:
@@ -669,17 +686,3 @@ class Fleet(Waiting):
         if instance.breaker is not None and instance.breaker.state == OPEN:
             return "breaker"
         return self._unsuited(offered, need)
-
-    def _unsuited(self, offered: Offered, need: Need) -> str | None:
-        """The first hard filter that an instance fails for as long as it is what it is."""
-        instance = offered.instance
-        if not (self._received(offered, need) if need.parts else need.labels) <= offered.clearance:
-            return "clearance"
-        if any(instance.description.labels.get(key) != value for key, value in need.agent_labels):
-            return "constraint"
-        if need.max_cost and offered.cost > need.max_cost:
-            return "cost"
-        for trait in need.traits:
-            if trait not in offered.traits:
-                return f"not_{trait}"
-        return "taken" if instance.agent in need.taken or instance.instance_id in need.taken else None

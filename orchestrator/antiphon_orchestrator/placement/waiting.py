@@ -11,9 +11,9 @@ import heapq
 from collections.abc import Callable, Mapping
 from itertools import count
 
-from ..admission import SchemaSet
+from ..admission import Requirement, SchemaSet
 from ..policy import PolicyPort
-from .candidates import Instance, Need, Waiter
+from .candidates import Instance, Need, Offered, Waiter
 from .limits import Full, Limits, TaskKey
 from .permits import Permits
 
@@ -39,6 +39,8 @@ class Waiting(Permits):
         # Why a task that waits for a slot is not to have some agents or instances.
         self._avoids: dict[TaskKey, dict[str, str]] = {}
         self._arrivals = count()
+        # Who offers what is asked for; those who are away are among them.
+        self._by_capability: dict[tuple[str, str], list[Offered]] = {}
 
     @property
     def waiting(self) -> int:
@@ -114,6 +116,42 @@ class Waiting(Permits):
         found = [self._waiting[key][1] for key, avoid in self._avoids.items() if not names.isdisjoint(avoid)]
         for waiter in sorted(found):
             self.limits.call(waiter, None)
+
+    def _give_up_on(self, gone: Instance) -> None:
+        """It does not come back: whoever passed others by for it, and has nobody else to wait for, is placed anew,
+        which fails it."""
+        names = {(gone.namespace, offered.name) for offered in gone.offers}
+        hope: dict[Need, bool] = {}
+        for key in self._avoids:
+            need, waiter = self._waiting[key]
+            if asked(need) in names and not self.limits.holds(key):
+                if need not in hope:
+                    hope[need] = bool(self._suited(need))
+                if not hope[need]:
+                    self.limits.call(waiter, None)
+
+    def _suited(self, need: Need) -> list[Offered]:
+        """Who may have a task once there is a slot, whatever keeps it from having one now."""
+        requirement = Requirement.parse(need.capability)
+        return [
+            offered
+            for offered in self._by_capability.get((need.namespace, requirement.name), ())
+            if requirement.matches(offered.version) and self._unsuited(offered, need) is None
+        ]
+
+    def _unsuited(self, offered: Offered, need: Need) -> str | None:
+        """The first hard filter that an instance fails for as long as it is what it is."""
+        instance = offered.instance
+        if not (self._received(offered, need) if need.parts else need.labels) <= offered.clearance:
+            return "clearance"
+        if any(instance.description.labels.get(key) != value for key, value in need.agent_labels):
+            return "constraint"
+        if need.max_cost and offered.cost > need.max_cost:
+            return "cost"
+        for trait in need.traits:
+            if trait not in offered.traits:
+                return f"not_{trait}"
+        return "taken" if instance.agent in need.taken or instance.instance_id in need.taken else None
 
     def _waits(self, waiter: Waiter) -> bool:
         found = self._waiting.get((waiter.run_id, waiter.task, waiter.member))

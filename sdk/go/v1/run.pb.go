@@ -1624,7 +1624,7 @@ type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, input (its version does not take
 	// it), limit (of a policy), breaker (it fails too often), not_pure or not_idempotent (where a cache or a hedge asks for
-	// that), taken (by another member of the same quorum or hedge).
+	// that), taken (by another member of the same quorum or hedge), away (its sidecar is not connected, and may come back).
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// How many.
 	Count         uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`

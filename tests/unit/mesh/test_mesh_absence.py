@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import pytest
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
+from antiphon.v1 import registry_pb2
 from antiphon_orchestrator.admission import SchemaSet, Values
 from antiphon_orchestrator.mesh.session import Session
 from antiphon_orchestrator.mesh.sessions import Announcer, MeshSettings, Sessions
 from antiphon_orchestrator.mesh.tokens import AttemptTokens
-from antiphon_orchestrator.placement.fleet import Fleet
+from antiphon_orchestrator.placement.fleet import Fleet, Instance
 from antiphon_orchestrator.policy import CedarPolicies
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.store import StoreUnavailable
@@ -100,6 +101,34 @@ async def test_a_sidecar_whose_hello_waits_for_a_slow_store_is_not_absent() -> N
         assert SLOW not in lost
         sessions._absent[SLOW] = time
         await eventually(lambda: SLOW in lost)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_agents_are_away_while_their_sidecar_may_come_back_with_them() -> None:
+    time = 1_000 * SECOND
+    nothing: Any = SimpleNamespace(bind=lambda host: None, changed=lambda *_: None)
+    policy, tokens = CedarPolicies(), AttemptTokens(b"key")
+    fleet = Fleet(policy, SchemaSet(Values()))
+    sessions = Sessions(MeshSettings("r"), fleet, nothing, policy, nothing, tokens, nothing, nothing, lambda: time)
+    sessions.bind(cast(Any, SimpleNamespace(shards=[])))
+    who = Announcer("demo", "s", "spiffe://d/ns/demo/sidecar/s", lambda agent: True, lambda capability: True)
+    agent = registry_pb2.AgentDescription(name="a", concurrency=1)
+    agent.capabilities.add(name="text.work", version="1.0")
+    running = asyncio.create_task(sessions.run())
+    try:
+        for generation, gone in ((1, "it stays away"), (3, "it comes back without the agent")):
+            session = await sessions.open(who, mesh.Hello(incarnation="one", generation=generation, protocol_version=1))
+            sessions._attach(session, Instance("s/one/a", "demo", who.principal, "one", agent, 1, 1, time))
+            sessions.close(session)
+            assert fleet.instance("s/one/a") is None and list(fleet._away) == ["s/one/a"]
+            if gone == "it stays away":
+                sessions._absent["one"] = time
+            else:
+                await sessions.open(who, mesh.Hello(incarnation="one", generation=generation + 1, protocol_version=1))
+            await eventually(lambda: not fleet._away)
+            assert not fleet._by_capability
     finally:
         running.cancel()
         await asyncio.wait([running])

@@ -158,6 +158,44 @@ def test_a_task_that_a_limit_keeps_out_gets_the_agent_that_policy_refused_once_i
     assert [world.agent(run) for run in ("r0", "r1", "r2")] == ["a", "b", "READY"]
 
 
+@pytest.mark.parametrize("how", ["gone", "away", "replaced"])
+def test_a_task_fails_with_what_it_was_refused_for_when_the_last_who_may_have_it_leaves_for_good(how: str) -> None:
+    world = World(ONLY_A)
+    world.attach("a")
+    world.attach("b")
+    world.go("r0", "r1")
+    assert [world.agent(run) for run in ("r0", "r1")] == ["a", "READY"]
+    if how == "replaced":
+        world.attach("a", version="2.0")
+    elif how == "gone":
+        world.fleet.detach("s/i/a")
+    else:
+        world.fleet.detach("s/i/a", away=True)
+        world.go("r2")
+        world.attach("b")  # has those who wait placed anew
+        world.tell()
+        assert [world.agent(run) for run in ("r1", "r2")] == ["READY", "READY"], "its sidecar may come back"
+        assert world.reasons("r1") == {"away": 1, "policy": 1}
+        world.fleet.give_up("i")
+    world.tell()
+    failure = world.run("r1").failure
+    assert failure is not None and failure.kind.name == "POLICY"
+    assert not world.fleet._avoids and not world.fleet._queues and not world.fleet._away
+
+
+def test_a_task_waits_for_an_agent_whose_sidecar_comes_back() -> None:
+    world = World(ONLY_A)
+    world.attach("a")
+    world.attach("b")
+    world.go("r0", "r1")
+    world.fleet.detach("s/i/a", away=True)
+    world.tell()
+    world.attach("a", slots=2)
+    world.fleet.give_up("i")
+    world.tell()
+    assert world.agent("r1") == "a"
+
+
 def test_a_task_that_one_agents_limit_keeps_out_gets_the_slot_of_another_that_comes_free_first() -> None:
     world = World(QUOTA)
     world.attach("a", slots=9)

@@ -901,7 +901,7 @@ class Refusal(_message.Message):
     reason: _builtins.str
     """The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, input (its version does not take
     it), limit (of a policy), breaker (it fails too often), not_pure or not_idempotent (where a cache or a hedge asks for
-    that), taken (by another member of the same quorum or hedge).
+    that), taken (by another member of the same quorum or hedge), away (its sidecar is not connected, and may come back).
     """
     count: _builtins.int
     """How many."""

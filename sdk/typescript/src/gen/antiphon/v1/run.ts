@@ -409,7 +409,7 @@ export interface Refusal {
   /**
    * The reason: version, clearance, constraint, cost, no_slot, draining, suspended, policy, input (its version does not take
    * it), limit (of a policy), breaker (it fails too often), not_pure or not_idempotent (where a cache or a hedge asks for
-   * that), taken (by another member of the same quorum or hedge).
+   * that), taken (by another member of the same quorum or hedge), away (its sidecar is not connected, and may come back).
    */
   reason: string;
   /** How many. */
