@@ -304,6 +304,24 @@ async def test_folders_of_others_and_names_that_cannot_be_spelled_do_not_hide_th
             assert [found.digest async for _, found in blobs.all()] == [info.digest]
 
 
+async def test_links_pipes_and_folders_with_the_name_of_a_blob_are_none(tmp_path: Path) -> None:
+    async with ObjectBlobs(tmp_path.as_uri()) as blobs:
+        info = await blobs.put_stream("one", None, pieces(b"x"), LIMIT)
+        for root in (tmp_path / "one", tmp_path / ".trash" / "one"):
+            folder = root / "ab"
+            folder.mkdir(parents=True)
+            loop, pipe, link, inner = (folder / f"ab{number:062}" for number in range(4))
+            loop.symlink_to(loop)
+            os.mkfifo(pipe)
+            link.symlink_to(tmp_path / "one" / info.digest[:2] / info.digest)
+            inner.mkdir()
+            (root / "cd").symlink_to(root / "cd")
+        (tmp_path / "two").symlink_to(tmp_path / "two")
+        async with asyncio.timeout(20):
+            await blobs.recover()
+            assert [found.digest async for _, found in blobs.all()] == [info.digest]
+
+
 async def test_the_probe_says_whether_it_can_write_and_read_and_leaves_nothing(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -368,8 +369,10 @@ def _files(root: Path) -> Iterator[tuple[str, BlobInfo]]:
         if blob is None:
             continue
         try:
-            found = path.stat()
+            found = path.lstat()
         except (FileNotFoundError, PermissionError):  # it was just removed, or is not ours
+            continue
+        if not stat.S_ISREG(found.st_mode):  # a pipe would never be read, and who knows where a link leads
             continue
         yield blob[1], BlobInfo(blob[3], found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
