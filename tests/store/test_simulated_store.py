@@ -118,7 +118,7 @@ class Both:
 
     async def _told(self, prefix: bytes, revision: int, count: int) -> list[WatchEvent]:
         told: list[WatchEvent] = []
-        watch = self.store.watch(prefix, revision)
+        watch = self.store.watch(prefix, revision, before=True)
         try:
             while len(told) < count:
                 told += (await anext(watch)).events

@@ -171,3 +171,13 @@ async def test_an_input_output_error_stops_the_store_until_it_is_opened_again(tm
             await running
     async with SqliteStore(tmp_path / "store.db") as store:
         assert (await store.commit(append(1))).succeeded
+
+
+async def test_what_is_deleted_makes_room_although_history_keeps_it_for_a_while(embedded: SqliteBackend) -> None:
+    async with embedded.open(max_bytes=LIMIT) as store:
+        for name in (b"a/%d", b"b/%d", b"c/%d"):
+            keys = [name % number for number in range(20)]
+            for key in keys:
+                await store.commit(Txn(ops=(Put(key, b"x" * 120_000),)))
+            for key in keys:
+                assert (await store.commit(Txn(ops=(Delete(key),)))).succeeded

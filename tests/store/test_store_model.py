@@ -72,7 +72,7 @@ async def follow(backend: Backend, groups: list[list[Txn]], reopen_at: int, *, t
                 assert list(results) == [model.commit(txn) for txn in group]
             assert await store.range(b"\0", UP_TO_LAST) == model.range(b"\0", UP_TO_LAST)
             for prefix in (b"a", b"b", b"c"):
-                watch = store.watch(prefix, backend.first)
+                watch = store.watch(prefix, backend.first, before=True)
                 expected = model.since(prefix, began)
                 told: list[WatchEvent] = []
                 while len(told) < len(expected):

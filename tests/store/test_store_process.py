@@ -13,7 +13,17 @@ from pathlib import Path
 
 import crash_child
 import pytest
-from antiphon_orchestrator.store import SqliteStore, StoreError, StoreLocked, StoreUnavailable, keys, prefix_end
+from antiphon_orchestrator.store import (
+    Compacted,
+    Put,
+    SqliteStore,
+    StoreError,
+    StoreLocked,
+    StoreUnavailable,
+    Txn,
+    keys,
+    prefix_end,
+)
 
 CHILD = Path(__file__).parent / "crash_child.py"
 
@@ -64,6 +74,24 @@ async def test_a_file_of_another_format_is_refused_with_a_remedy(tmp_path: Path)
         connection.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreUnavailable, match="upgrade antiphon"):
         await SqliteStore(tmp_path / "store.db").open()
+
+
+async def test_a_file_of_the_format_before_is_taken_over_without_its_history(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    async with SqliteStore(path) as store:
+        written = (await store.commit(Txn(ops=(Put(b"a/1", b"old"),)))).revision
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE events DROP COLUMN before")
+        connection.execute("PRAGMA user_version = 1")
+    for _ in range(2):
+        async with SqliteStore(path) as store:
+            assert [kv.value for kv in (await store.range(b"a/1")).kvs] == [b"old"]
+            with pytest.raises(Compacted):
+                await anext(store.watch(b"a/", written))
+    async with SqliteStore(path) as store:
+        await store.commit(Txn(ops=(Put(b"a/1", b"new"),)))
+        batch = await anext(store.watch(b"a/", written + 1, before=True))
+        assert [event.before for event in batch.events] == [b"old"]
 
 
 async def test_only_its_user_can_read_the_file(tmp_path: Path) -> None:

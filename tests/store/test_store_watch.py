@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
+from antiphon.etcd.v3 import kv_pb2
 from antiphon_orchestrator.store import (
     Compacted,
     Delete,
@@ -23,6 +25,7 @@ from antiphon_orchestrator.store import (
     sqlite,
 )
 from antiphon_orchestrator.store.etcd import watching
+from antiphon_orchestrator.store.etcd.codec import Keyspace
 from antiphon_orchestrator.store.etcd.health import orders_progress
 from backends import Backend, EtcdBackend, SqliteBackend
 
@@ -53,6 +56,46 @@ async def test_a_watch_shows_what_changes_under_its_prefix_from_the_moment_it_is
             WatchEvent(EventType.PUT, KeyValue(b"a/1", b"v", created, changed, 2)),
             WatchEvent(EventType.DELETE, KeyValue(b"a/1", b"", 0, deleted, 0)),
         ]
+
+
+async def test_a_watch_that_asks_for_it_shows_what_was_there_before_each_change(backend: Backend) -> None:
+    large, larger = b"x" * 600, b"y" * 70_000
+    async with backend.open() as store:
+        lease = await store.grant(600)
+        for value in (b"", b"small", large, larger, b"last"):
+            await put(store, b"a/1", value=value)
+        await store.commit(Txn(ops=(Delete(b"a/1"),)))
+        await put(store, b"a/1", b"a/2", b"a/3", value=large)
+        await store.commit(Txn(ops=(Delete(b"a/1", b"a/3"),)))
+        await store.commit(Txn(ops=(Put(b"a/3", b"leased", lease),)))
+        await store.revoke(lease)
+        together = [Txn(ops=(Put(b"a/4", large),)), Txn(ops=(Put(b"a/4", b"v"),)), Txn(ops=(Delete(b"a/4"),))]
+        await asyncio.gather(*map(store.commit, together))
+        changes = await take(store.watch(b"a/", backend.first, before=True), 15)
+        assert [event.before for event in changes[:12]] == [
+            *(None, b"", b"small", large, larger, b"last"),
+            *(None, None, None, large, large, large),
+        ]
+        assert [event.before for event in changes[12:13]] == [b"leased"]
+        last = None
+        for event in changes[13:]:
+            assert event.before == last
+            last = event.kv.value if event.type is EventType.PUT else None
+        assert {event.before for event in await take(store.watch(b"a/", backend.first), 15)} == {None}
+
+
+def test_what_etcd_has_forgotten_meanwhile_of_what_was_there_before_is_compacted_history() -> None:
+    nothing: Any = None
+    watch = watching.Watch(nothing, Keyspace(b"p/"), b"a/", 1, True)
+    created = kv_pb2.Event(kv=kv_pb2.KeyValue(key=b"p/a/1", mod_revision=7, version=1))
+    assert watch._event(created).before is None
+    for event in (
+        kv_pb2.Event(kv=kv_pb2.KeyValue(key=b"p/a/1", mod_revision=7, version=2)),
+        kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=kv_pb2.KeyValue(key=b"p/a/1", mod_revision=7)),
+    ):
+        with pytest.raises(Compacted) as refused:
+            watch._event(event)
+        assert refused.value.revision == 8
 
 
 async def test_a_waiting_watch_is_woken_by_a_change(backend: Backend) -> None:

@@ -6,7 +6,7 @@ Between entries the loop is let go now and then: a decision about a key that is 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TypeAlias, cast
@@ -21,7 +21,7 @@ from ..api.paging import decode_token, encode_token
 from ..store import keys
 from ..store.port import Compacted, EventType, KeyValue, Store, WatchEvent, prefix_end
 from .entries import Entries, deletion
-from .gate import NO_LABELS, Gate
+from .gate import Gate
 from .rules import Place, Scope, Standing, entry_message, label_keys, visible
 
 Changes: TypeAlias = AsyncGenerator[api.WatchEntriesResponse, None]
@@ -33,9 +33,6 @@ MESSAGE_BYTES = 1 << 20
 _CHUNK = 64
 _PAUSE_EVERY = 16
 MOST_NODES = 256
-MOST_SEEN = 10_000
-"""Entries of which one watch remembers whether its caller could read them."""
-
 _MOST_CHUNKS = 16
 """Chunks that one page reads at most; a scope that is full of what the caller may not see gives pages with nothing."""
 
@@ -88,8 +85,7 @@ class Reading:
         first = request.from_revision
         if not first:
             first = (await self._store.range(prefix, prefix_end(prefix), limit=1)).revision + 1
-        changes = self._store.watch(prefix, first)
-        seen = _Seen()
+        changes = self._store.watch(prefix, first, before=True)
         yield api.WatchEntriesResponse(revision=first - 1)
         try:
             async for batch in changes:
@@ -99,7 +95,7 @@ class Reading:
                     if size > MESSAGE_BYTES and event.kv.mod_revision > response.revision:
                         yield response
                         response, size = api.WatchEntriesResponse(), 0
-                    told = await self._told(who, event, seen)
+                    told = await self._told(who, event)
                     if told is not None:
                         response.events.append(told)
                         size += len(event.kv.value)
@@ -167,42 +163,26 @@ class Reading:
             return None
         return entry_message(place, kv, record)
 
-    async def _told(self, who: Standing, event: WatchEvent, seen: _Seen) -> context_pb2.EntryEvent | None:
+    async def _told(self, who: Standing, event: WatchEvent) -> context_pb2.EntryEvent | None:
         """An event as it travels. An entry that has expired meanwhile is told as gone, in its place, and so is one that
-        may not be read any more where it was told before; else nobody hears its name."""
-        key, revision = event.kv.key, event.kv.mod_revision
-        place = Place.read(key)
-        gone = context_pb2.EntryEvent(deleted=deletion(place, revision))
-        if event.type is EventType.DELETE:
-            hidden = seen.forget(key) is False or not self._gate.may_read(who, place.scope, place.key, NO_LABELS)
-            return None if hidden else gone
-        record = records.EntryRecord.FromString(event.kv.value)
+        may not be read any more, where it might be until then; of what might not, nobody hears the name.
+
+        That is told from what the entry was, and not from what this watch has told before: who asks again and again is
+        a new watch each time."""
+        place, revision = Place.read(event.kv.key), event.kv.mod_revision
         if revision % _PAUSE_EVERY == 0:
             await asyncio.sleep(0)
-        readable = self._gate.may_read(who, place.scope, place.key, label_keys(record.value))
-        was_readable = seen.note(key, readable)
-        if readable and visible(record.expire_time, self._now()):
-            return context_pb2.EntryEvent(put=entry_message(place, event.kv, record))
-        return gone if readable or was_readable else None
-
-
-class _Seen:
-    """What one watch has seen of entries: whether the caller could read them. Of very many the latest."""
-
-    def __init__(self) -> None:
-        self._readable: OrderedDict[bytes, bool] = OrderedDict()
-
-    def note(self, key: bytes, readable: bool) -> bool | None:
-        """Returns what was seen before, None when nothing was."""
-        before = self.forget(key)
-        self._readable[key] = readable
-        if len(self._readable) > MOST_SEEN:
-            self._readable.popitem(last=False)
-        return before
-
-    def forget(self, key: bytes) -> bool | None:
-        """The entry is gone. Returns what was seen before."""
-        return self._readable.pop(key, None)
+        if event.type is EventType.PUT:
+            record = records.EntryRecord.FromString(event.kv.value)
+            if self._gate.may_read(who, place.scope, place.key, label_keys(record.value)):
+                if visible(record.expire_time, self._now()):
+                    return context_pb2.EntryEvent(put=entry_message(place, event.kv, record))
+                return context_pb2.EntryEvent(deleted=deletion(place, revision))
+        if event.before is not None:
+            former = records.EntryRecord.FromString(event.before)
+            if self._gate.may_read(who, place.scope, place.key, label_keys(former.value)):
+                return context_pb2.EntryEvent(deleted=deletion(place, revision))
+        return None
 
 
 def _reference(entry: context_pb2.Entry) -> context_pb2.EntryReference:

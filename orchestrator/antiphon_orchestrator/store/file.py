@@ -9,9 +9,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from .port import StoreLocked, StoreUnavailable
-from .statements import SCHEMA
+from .statements import FROM_FORMAT_1, SCHEMA
 
-_FORMAT = 1
+_FORMAT = 2
 _LOCK_WAIT_SECONDS = 1.0
 _PRAGMAS = (
     "PRAGMA locking_mode = EXCLUSIVE",
@@ -66,8 +66,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute(pragma).fetchall()
     connection.execute("BEGIN IMMEDIATE")  # takes the lock now, not at the first write
     (found,) = connection.execute("PRAGMA user_version").fetchone()
-    if found == 0:
-        for statement in SCHEMA.split(";"):
+    if found in (0, 1):
+        for statement in (SCHEMA if found == 0 else FROM_FORMAT_1).split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {_FORMAT}")
     connection.execute("COMMIT")
@@ -75,7 +75,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _check_format(path: Path, found: int) -> None:
-    if found not in (0, _FORMAT):
+    if found not in (0, 1, _FORMAT):
         raise StoreUnavailable(f"the store {path} has format {found}, this version reads {_FORMAT}: upgrade antiphon")
 
 

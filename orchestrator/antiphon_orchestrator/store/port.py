@@ -175,10 +175,12 @@ class EventType(Enum):
 
 @dataclass(frozen=True, slots=True)
 class WatchEvent:
-    """One change of one key; its revision is `kv.mod_revision`, also for a delete."""
+    """One change of one key; its revision is `kv.mod_revision`, also for a delete. `before`: the value until then, for
+    a watch that asks for it; None when the key was absent."""
 
     type: EventType
     kv: KeyValue
+    before: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +209,10 @@ class Store(Protocol):
     async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> RangeResult:
         """Reads one key (no `end`) or the keys in [start, end), at most `limit` (0: all), newest committed state."""
 
-    def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncGenerator[WatchBatch, None]:
+    def watch(self, prefix: bytes, from_revision: int = 0, *, before: bool = False) -> AsyncGenerator[WatchBatch, None]:
         """Yields every change under `prefix` from `from_revision` on (0: from now on, counted at this call), with no
-        loss and no repeat, until closed. Raises UnwatchedPrefix at once, Compacted while iterating."""
+        loss and no repeat, until closed. `before`: each with the value that was there until then. Raises
+        UnwatchedPrefix at once, Compacted while iterating."""
 
     async def grant(self, ttl_seconds: int) -> int:
         """Makes a lease that ends its keys `ttl_seconds` (> 0) after its last keep-alive. Returns its id (> 0).

@@ -160,12 +160,12 @@ class SqliteStore:
         """See `Store.range`."""
         return await self._call(lambda: self._tables.range(start, end, limit))
 
-    def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncGenerator[WatchBatch, None]:
+    def watch(self, prefix: bytes, from_revision: int = 0, *, before: bool = False) -> AsyncGenerator[WatchBatch, None]:
         """See `Store.watch`."""
         for unwatched in self._unwatched:
             if prefix.startswith(unwatched) or unwatched.startswith(prefix):
                 raise UnwatchedPrefix(f"no history is kept under {unwatched!r}, so {prefix!r} cannot be watched")
-        return self._watch(_Watcher(prefix, from_revision or self._revision + 1))
+        return self._watch(_Watcher(prefix, from_revision or self._revision + 1), before)
 
     async def grant(self, ttl_seconds: int) -> int:
         """See `Store.grant`."""
@@ -290,14 +290,14 @@ class SqliteStore:
                 raise outcome
         self._notice(changed)
 
-    async def _watch(self, watcher: _Watcher) -> AsyncGenerator[WatchBatch, None]:
+    async def _watch(self, watcher: _Watcher, before: bool) -> AsyncGenerator[WatchBatch, None]:
         start, end = watcher.prefix, prefix_end(watcher.prefix)
         told = watcher.next_revision
         self._watchers.add(watcher)
         try:
             while True:
                 watcher.changed.clear()  # before the read: a change that the read misses sets it again
-                read = partial(self._tables.events, start, end, watcher.next_revision)
+                read = partial(self._tables.events, start, end, watcher.next_revision, before)
                 events, complete = await self._call(read)
                 watcher.next_revision = max(watcher.next_revision, complete + 1)
                 if events:

@@ -22,12 +22,19 @@ CREATE TABLE kv (
 CREATE INDEX kv_lease ON kv (lease) WHERE lease != 0;
 CREATE TABLE events (
     revision INTEGER, place INTEGER, key BLOB, value BLOB, create_revision INTEGER, version INTEGER, lease INTEGER,
-    PRIMARY KEY (revision, place)
+    before BLOB, PRIMARY KEY (revision, place)
 ) WITHOUT ROWID;
 CREATE TABLE history (first_revision INTEGER NOT NULL);
 INSERT INTO history VALUES (1);
 INSERT INTO kv VALUES (x'', x'', 1, 1, 1, 0);
 """
+
+FROM_FORMAT_1 = """
+ALTER TABLE events ADD COLUMN before BLOB;
+DELETE FROM events;
+UPDATE history SET first_revision = (SELECT mod_revision FROM kv WHERE key = x'') + 1
+"""
+"""Its history does not say what was there before: whoever would go on in it lists again."""
 
 _SIZES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 
@@ -49,11 +56,11 @@ PUT = _by_size(
     " mod_revision = excluded.mod_revision, version = excluded.version, lease = excluded.lease",
 )
 DELETE = _by_size("DELETE FROM kv WHERE key IN (", "?", ")")
-EVENT = _by_size("INSERT INTO events VALUES ", "(?,?,?,?,?,?,?)")
+EVENT = _by_size("INSERT INTO events VALUES ", "(?,?,?,?,?,?,?,?)")
 OLDEST_TO_FORGET = """
 SELECT max(revision) FROM (
     SELECT revision, dense_rank() OVER (ORDER BY revision DESC) AS age,
-           sum(length(value)) OVER (ORDER BY revision DESC) AS size FROM events
+           sum(length(value) + ifnull(length(before), 0)) OVER (ORDER BY revision DESC) AS size FROM events
 ) WHERE age > ?1 OR (size > ?2 AND age > 1)
 """
 

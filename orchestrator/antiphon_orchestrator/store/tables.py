@@ -42,7 +42,7 @@ from .statements import DELETE, EVENT, LOAD, OLDEST_TO_FORGET, PUT, SMALL_VALUE,
 _Row = tuple[bytes, bytes | None, int, int, int, int]
 """key, value (None: too large to keep in memory, read it), create revision, mod revision, version, lease."""
 
-_EventRow = tuple[int, int, bytes, bytes, int, int, int]
+_EventRow = tuple[int, int, bytes, bytes, int, int, int, bytes | None]
 
 _REVISION_KEY = b""
 _MAX_KNOWN = 32_768
@@ -64,8 +64,9 @@ class Tables:
     """State of the store in one open connection, whose transactions it begins and ends.
 
     `unwatched`: prefixes without history. History keeps the last `history_revisions` revisions that hold events, and
-    no more than about `history_bytes` of their values. `max_bytes`: size limit of what is in use; only transactions
-    that just delete may exceed it, by a small reserve, and those that say so by half of that.
+    no more than about `history_bytes` of their values, nor than an eighth of `max_bytes`. `max_bytes`: size limit of
+    what is in use; only transactions that just delete may exceed it, by a small reserve, and those that say so by half
+    of that.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class Tables:
         self._sql = connection
         self._unwatched = unwatched
         self._history_revisions = history_revisions
-        self._history_bytes = history_bytes
+        # What is deleted is in history for a while: a store that is full would not have room for it.
+        self._history_bytes = history_bytes if max_bytes is None else min(history_bytes, max_bytes // 8)
         (self._page_size,) = connection.execute("PRAGMA page_size").fetchone()
         self._max_pages = max_bytes // self._page_size if max_bytes is not None else None
         self._limit_pages(0)
@@ -129,26 +131,27 @@ class Tables:
         more = bool(limit) and len(rows) > limit
         return RangeResult(tuple(KeyValue(*row) for row in rows[: limit or None]), self.revision, more)
 
-    def events(self, start: bytes, end: bytes, from_revision: int) -> tuple[tuple[WatchEvent, ...], int]:
-        """The next events of the keys in [start, end), whole revisions only, and the revision they are complete to."""
+    def events(self, start: bytes, end: bytes, from_revision: int, before: bool) -> tuple[tuple[WatchEvent, ...], int]:
+        """The next events of the keys in [start, end), whole revisions only, and the revision they are complete to;
+        with what was there `before`, if that is asked for."""
         if from_revision < self._first_revision:
             raise Compacted(self._first_revision)
         where, bounds = between(start, end)
         cursor = self._sql.execute(
-            "SELECT revision, key, value, create_revision, version, lease FROM events"
-            f" WHERE revision >= ? AND {where} ORDER BY revision, place",
+            f"SELECT revision, key, value, create_revision, version, lease, {'before' if before else 'NULL'}"
+            f" FROM events WHERE revision >= ? AND {where} ORDER BY revision, place",
             (from_revision, *bounds),
         )
         events: list[WatchEvent] = []
         size, complete = 0, self.revision
-        for revision, key, value, create_revision, version, lease in cursor:
+        for revision, key, value, create_revision, version, lease, former in cursor:
             last = events[-1].kv.mod_revision if events else revision
             if revision != last and (len(events) >= _BATCH_EVENTS or size >= _BATCH_BYTES):
                 complete = last
                 break
             kind = EventType.PUT if version else EventType.DELETE
-            events.append(WatchEvent(kind, KeyValue(key, value, create_revision, revision, version, lease)))
-            size += len(value)
+            events.append(WatchEvent(kind, KeyValue(key, value, create_revision, revision, version, lease), former))
+            size += len(value) + len(former or b"")
         cursor.close()
         return tuple(events), complete
 
@@ -265,20 +268,27 @@ class Tables:
 
     def _put(self, put: Put, revision: int) -> None:
         key, old = put.key, self._known[put.key]
+        if not key.startswith(self._unwatched):
+            version, created = (old[4] + 1, old[2]) if old else (1, revision)
+            self._note(key, revision, put.value, created, version, put.lease)
         row = (key, put.value, old[2] if old else revision, revision, old[4] + 1 if old else 1, put.lease)
         self._known[key] = self._writes[key] = row
         if len(put.value) > SMALL_VALUE:
             self._fleeting.add(key)
-        if not key.startswith(self._unwatched):
-            self._events.append((revision, len(self._events), key, put.value, row[2], row[4], put.lease))
 
     def _delete(self, key: bytes, revision: int) -> bool:
         if self._known[key] is None:
             return False
-        self._known[key] = self._writes[key] = None
         if not key.startswith(self._unwatched):
-            self._events.append((revision, len(self._events), key, b"", 0, 0, 0))
+            self._note(key, revision, b"", 0, 0, 0)
+        self._known[key] = self._writes[key] = None
         return True
+
+    def _note(self, key: bytes, revision: int, value: bytes, created: int, version: int, lease: int) -> None:
+        """What is about to happen to a key, for those who watch, with what it has until then."""
+        present = self._key_value(key)
+        before = present.value if present is not None else None
+        self._events.append((revision, len(self._events), key, value, created, version, lease, before))
 
     def _delete_range(self, delete: Delete, revision: int) -> bool:
         start, end = delete.key, delete.range_end
@@ -293,7 +303,7 @@ class Tables:
                     self._known[key] = None
             return self._sql.execute(f"DELETE FROM kv WHERE {where}", bounds).rowcount > 0
         keys = [key for (key,) in self._sql.execute(f"SELECT key FROM kv WHERE {where} ORDER BY key", bounds)]
-        self._known.update({key: (key, b"", 0, 0, 0, 0) for key in keys})
+        self._known.update({key: (key, None, 0, 0, 0, 0) for key in keys})
         self._fleeting.update(keys)
         return any([self._delete(key, revision) for key in keys])
 
@@ -310,7 +320,7 @@ class Tables:
         for text, events in pieces(EVENT, self._events):
             self._sql.execute(text, tuple(chain.from_iterable(events)))
         self._new_events += len(self._events)
-        self._new_bytes += sum(len(event[3]) for event in self._events)
+        self._new_bytes += sum(len(event[3]) + len(event[7] or b"") for event in self._events)
         self._events.clear()
         # Looking costs a scan of history, so only after it grew by an eighth.
         if self._new_events * 8 > self._history_revisions or self._new_bytes * 8 > self._history_bytes:

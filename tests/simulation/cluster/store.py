@@ -89,12 +89,13 @@ class StoreModel:
         cut = found[:limit] if limit else found
         return RangeResult(tuple(self._kvs[key] for key in cut), self.revision, len(cut) < len(found))
 
-    def since(self, prefix: bytes, revision: int) -> list[WatchEvent]:
-        """The changes under a prefix from a revision on. Raises Compacted."""
+    def since(self, prefix: bytes, revision: int, before: bool = True) -> list[WatchEvent]:
+        """The changes under a prefix from a revision on, with what was there before or not. Raises Compacted."""
         if revision < self.compacted:
             raise Compacted(self.compacted)
         first = bisect.bisect_left(self._events, revision, key=lambda event: event.kv.mod_revision)
-        return [event for event in self._events[first:] if event.kv.key.startswith(prefix)]
+        found = [event for event in self._events[first:] if event.kv.key.startswith(prefix)]
+        return found if before else [WatchEvent(event.type, event.kv) for event in found]
 
     def wait(self, prefix: bytes, wake: Callable[[], None]) -> None:
         """Wakes whoever waits for the next change under a prefix, once."""
@@ -138,12 +139,12 @@ class StoreModel:
             bisect.insort(self._keys, op.key)
         created, version = (old.create_revision, old.version) if old is not None else (self.revision + 1, 0)
         new = self._kvs[op.key] = KeyValue(op.key, op.value, created, self.revision + 1, version + 1, op.lease)
-        return WatchEvent(EventType.PUT, new)
+        return WatchEvent(EventType.PUT, new, old.value if old is not None else None)
 
     def _delete(self, key: bytes) -> WatchEvent:
-        del self._kvs[key]
+        old = self._kvs.pop(key)
         self._keys.remove(key)
-        return WatchEvent(EventType.DELETE, KeyValue(key, b"", 0, self.revision + 1, 0))
+        return WatchEvent(EventType.DELETE, KeyValue(key, b"", 0, self.revision + 1, 0), old.value)
 
     def _note(self, changes: list[WatchEvent]) -> None:
         self.revision += bool(changes)
@@ -208,7 +209,9 @@ class StoreClient:
     async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> RangeResult:
         return await self._again(lambda: self._model.range(start, end, limit))
 
-    async def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncGenerator[WatchBatch, None]:
+    async def watch(
+        self, prefix: bytes, from_revision: int = 0, *, before: bool = False
+    ) -> AsyncGenerator[WatchBatch, None]:
         model, network, host = self._model, self._network, self._process.host
         revision = from_revision or model.revision + 1
         while True:
@@ -219,7 +222,7 @@ class StoreClient:
             await asyncio.sleep(self._pause() + network.rng.choice([0.0, 0.01, 0.02, 0.3]))
             while network.is_cut(STORE, host) or network.is_cut(host, STORE):  # noqa: ASYNC110 - a network has no event
                 await asyncio.sleep(0.2)
-            events = model.since(prefix, revision)
+            events = model.since(prefix, revision, before)
             revision = model.revision + 1
             yield WatchBatch(tuple(events), events[-1].kv.mod_revision)
 

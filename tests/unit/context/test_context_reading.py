@@ -102,3 +102,38 @@ async def test_a_watch_from_a_snapshot_on_tells_what_was_deleted_of_it(shared: S
     changes = shared.watch(ALICE, api.WatchEntriesRequest(prefix="w/", from_revision=written + 1))
     assert await told(changes, 1) == [("deleted", "w/open")]
     await changes.aclose()
+
+
+async def test_whoever_asks_again_and_again_is_told_what_a_watch_that_goes_on_is(shared: SharedContext) -> None:
+    asked = api.WatchEntriesRequest(prefix="w/")
+
+    async def changes() -> list[tuple[str, str]]:
+        """What has changed since it was asked last."""
+        answer = await shared.next_changes(ALICE, asked, 20)
+        asked.from_revision = answer.revision + 1
+        kinds = [(event.WhichOneof("kind") or "", event) for event in answer.events]
+        return [(kind, getattr(event, kind).key) for kind, event in kinds]
+
+    await put(shared, "w/secret", "restricted")
+    await put(shared, "w/open")
+    assert await changes() == []
+    await put(shared, "w/open", "restricted")
+    assert await changes() == [("deleted", "w/open")], "it might be read until then"
+    await put(shared, "w/open", "restricted")
+    await delete(shared, "w/secret")
+    await put(shared, "w/last")
+    assert await changes() == [("put", "w/last")], "of what was hidden nobody hears"
+    await delete(shared, "w/open")
+    await delete(shared, "w/last")
+    assert await changes() == [("deleted", "w/last")]
+
+
+async def test_a_watch_that_began_after_an_entry_was_hidden_says_nothing_of_its_end(shared: SharedContext) -> None:
+    await put(shared, "w/secret", "restricted")
+    await put(shared, "w/short", "restricted", ttl=0.001)
+    changes = shared.watch(ALICE, api.WatchEntriesRequest(prefix="w/"))
+    await anext(changes)
+    await delete(shared, "w/secret")
+    await put(shared, "w/secret")
+    assert await told(changes, 1) == [("put", "w/secret")]
+    await changes.aclose()

@@ -93,7 +93,8 @@ class Keyspace:
     def event(self, event: kv_pb2.Event) -> WatchEvent:
         """A change."""
         kind = EventType.DELETE if event.type == kv_pb2.Event.DELETE else EventType.PUT
-        return WatchEvent(kind, self.key_value(event.kv))
+        before = event.prev_kv.value if event.HasField("prev_kv") else None
+        return WatchEvent(kind, self.key_value(event.kv), before)
 
     def _compare(self, compare: Compare) -> rpc_pb2.Compare:
         target, field = _TARGET[compare.target]

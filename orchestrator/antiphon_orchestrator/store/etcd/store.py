@@ -173,13 +173,13 @@ class EtcdStore:
             except Compacted:
                 continue  # between two pages; what is newest now can be read
 
-    def watch(self, prefix: bytes, from_revision: int = 0) -> AsyncGenerator[WatchBatch, None]:
+    def watch(self, prefix: bytes, from_revision: int = 0, *, before: bool = False) -> AsyncGenerator[WatchBatch, None]:
         """See `Store.watch`. From now on: after the newest revision that this process knows of."""
         for unwatched in self._unwatched:
             if prefix.startswith(unwatched) or unwatched.startswith(prefix):
                 raise UnwatchedPrefix(f"no history is kept under {unwatched!r}, so {prefix!r} cannot be watched")
         self._require_open()
-        return Watch(self._watches, self._keyspace, prefix, from_revision or self._revision + 1).batches()
+        return Watch(self._watches, self._keyspace, prefix, from_revision or self._revision + 1, before).batches()
 
     async def grant(self, ttl_seconds: int) -> int:
         """See `Store.grant`. etcd lengthens a lease that is shorter than its elections take."""

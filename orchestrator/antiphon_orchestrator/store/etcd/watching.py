@@ -12,7 +12,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator
 
-from antiphon.etcd.v3 import rpc_pb2
+from antiphon.etcd.v3 import kv_pb2, rpc_pb2
 
 from ..port import PROGRESS, Compacted, StoreError, StoreRefused, StoreUnavailable, WatchBatch, WatchEvent, prefix_end
 from .codec import Keyspace
@@ -24,13 +24,15 @@ _LONGEST_WAIT = 2.0
 
 
 class Watch:
-    """Every change below `prefix` from `revision` on. Iterate `batches` once; closing it ends the stream."""
+    """Every change below `prefix` from `revision` on, with what was there `before` if that is asked for. Iterate
+    `batches` once; closing it ends the stream."""
 
-    def __init__(self, line: Line, keyspace: Keyspace, prefix: bytes, revision: int) -> None:
+    def __init__(self, line: Line, keyspace: Keyspace, prefix: bytes, revision: int, before: bool) -> None:
         self._line = line
         self._keyspace = keyspace
         self._prefix = prefix
         self._next = revision
+        self._before = before
         self._wait = _FIRST_WAIT
 
     async def batches(self) -> AsyncGenerator[WatchBatch, None]:
@@ -45,7 +47,7 @@ class Watch:
                         fresh: list[WatchEvent] = []
                         while True:
                             response = _checked(await stream.read())
-                            fresh += map(self._keyspace.event, response.events)
+                            fresh += map(self._event, response.events)
                             whole = _whole(fresh, response.fragment)
                             if whole:
                                 revision = whole[-1].kv.mod_revision
@@ -64,12 +66,20 @@ class Watch:
             await asyncio.sleep(self._wait * random.uniform(0.5, 1.5))
             self._wait = min(self._wait * 2, _LONGEST_WAIT)
 
+    def _event(self, event: kv_pb2.Event) -> WatchEvent:
+        """A change. etcd leaves out what was there before when that was compacted since the change was found."""
+        told = self._keyspace.event(event)
+        if self._before and told.before is None and told.kv.version != 1:
+            raise Compacted(told.kv.mod_revision + 1)
+        return told
+
     async def _begin(self, stream: Stream[rpc_pb2.WatchResponse]) -> None:
         create = rpc_pb2.WatchCreateRequest(
             key=self._keyspace.key(self._prefix),
             range_end=self._keyspace.end(prefix_end(self._prefix)),
             start_revision=self._next,
             fragment=True,
+            prev_kv=self._before,
         )
         await stream.write(rpc_pb2.WatchRequest(create_request=create), CALL_SECONDS)
         response = _checked(await stream.read(CALL_SECONDS))

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61ntiphon/etcd/v3/kv.proto\x12\x10\x61ntiphon.etcd.v3\"\xae\x01\n\x08KeyValue\x12\x10\n\x03key\x18\x01 \x01(\x0cR\x03key\x12\'\n\x0f\x63reate_revision\x18\x02 \x01(\x03R\x0e\x63reateRevision\x12!\n\x0cmod_revision\x18\x03 \x01(\x03R\x0bmodRevision\x12\x18\n\x07version\x18\x04 \x01(\x03R\x07version\x12\x14\n\x05value\x18\x05 \x01(\x0cR\x05value\x12\x14\n\x05lease\x18\x06 \x01(\x03R\x05lease\"\x8c\x01\n\x05\x45vent\x12\x35\n\x04type\x18\x01 \x01(\x0e\x32!.antiphon.etcd.v3.Event.EventTypeR\x04type\x12*\n\x02kv\x18\x02 \x01(\x0b\x32\x1a.antiphon.etcd.v3.KeyValueR\x02kv\" \n\tEventType\x12\x07\n\x03PUT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61ntiphon/etcd/v3/kv.proto\x12\x10\x61ntiphon.etcd.v3\"\xae\x01\n\x08KeyValue\x12\x10\n\x03key\x18\x01 \x01(\x0cR\x03key\x12\'\n\x0f\x63reate_revision\x18\x02 \x01(\x03R\x0e\x63reateRevision\x12!\n\x0cmod_revision\x18\x03 \x01(\x03R\x0bmodRevision\x12\x18\n\x07version\x18\x04 \x01(\x03R\x07version\x12\x14\n\x05value\x18\x05 \x01(\x0cR\x05value\x12\x14\n\x05lease\x18\x06 \x01(\x03R\x05lease\"\xc1\x01\n\x05\x45vent\x12\x35\n\x04type\x18\x01 \x01(\x0e\x32!.antiphon.etcd.v3.Event.EventTypeR\x04type\x12*\n\x02kv\x18\x02 \x01(\x0b\x32\x1a.antiphon.etcd.v3.KeyValueR\x02kv\x12\x33\n\x07prev_kv\x18\x03 \x01(\x0b\x32\x1a.antiphon.etcd.v3.KeyValueR\x06prevKv\" \n\tEventType\x12\x07\n\x03PUT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYVALUE']._serialized_start=48
   _globals['_KEYVALUE']._serialized_end=222
   _globals['_EVENT']._serialized_start=225
-  _globals['_EVENT']._serialized_end=365
-  _globals['_EVENT_EVENTTYPE']._serialized_start=333
-  _globals['_EVENT_EVENTTYPE']._serialized_end=365
+  _globals['_EVENT']._serialized_end=418
+  _globals['_EVENT_EVENTTYPE']._serialized_start=386
+  _globals['_EVENT_EVENTTYPE']._serialized_end=418
 # @@protoc_insertion_point(module_scope)

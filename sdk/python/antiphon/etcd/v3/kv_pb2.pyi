@@ -91,21 +91,27 @@ class Event(_message.Message):
 
     TYPE_FIELD_NUMBER: _builtins.int
     KV_FIELD_NUMBER: _builtins.int
+    PREV_KV_FIELD_NUMBER: _builtins.int
     type: Global___Event.EventType.ValueType
     """What happened."""
     @_builtins.property
     def kv(self) -> Global___KeyValue:
         """The key after the change; of a deleted one only key and mod_revision, that of the delete."""
 
+    @_builtins.property
+    def prev_kv(self) -> Global___KeyValue:
+        """The key before it, where the watch asks for that; absent when it was not there, or when that is compacted."""
+
     def __init__(
         self,
         *,
         type: Global___Event.EventType.ValueType = ...,
         kv: Global___KeyValue | None = ...,
+        prev_kv: Global___KeyValue | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv", "prev_kv", b"prev_kv"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv", "prev_kv", b"prev_kv", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -627,6 +627,7 @@ class WatchCreateRequest(_message.Message):
     RANGE_END_FIELD_NUMBER: _builtins.int
     START_REVISION_FIELD_NUMBER: _builtins.int
     PROGRESS_NOTIFY_FIELD_NUMBER: _builtins.int
+    PREV_KV_FIELD_NUMBER: _builtins.int
     FRAGMENT_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     """First key."""
@@ -636,6 +637,8 @@ class WatchCreateRequest(_message.Message):
     """First revision to tell of; 0 is the next one."""
     progress_notify: _builtins.bool
     """Whether to be told now and then how far a quiet watch has come."""
+    prev_kv: _builtins.bool
+    """Whether to be told of every change what was there before."""
     fragment: _builtins.bool
     """Whether one revision may be told in several answers when it is large."""
     def __init__(
@@ -645,11 +648,12 @@ class WatchCreateRequest(_message.Message):
         range_end: _builtins.bytes = ...,
         start_revision: _builtins.int = ...,
         progress_notify: _builtins.bool = ...,
+        prev_kv: _builtins.bool = ...,
         fragment: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fragment", b"fragment", "key", b"key", "progress_notify", b"progress_notify", "range_end", b"range_end", "start_revision", b"start_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fragment", b"fragment", "key", b"key", "prev_kv", b"prev_kv", "progress_notify", b"progress_notify", "range_end", b"range_end", "start_revision", b"start_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
