@@ -103,7 +103,7 @@ async def cut_off_one(cluster: Cluster, network: Network, etcd: str) -> None:
         network.heal()
 
         async def serves() -> bool:
-            return (await health.Check(health_pb2.HealthCheckRequest(), timeout=30)).status == SERVING
+            return bool((await health.Check(health_pb2.HealthCheckRequest(), timeout=30)).status == SERVING)
 
         await eventually(serves)
         await cluster.settled(2)
