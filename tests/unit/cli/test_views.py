@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from antiphon.cli import output
 from antiphon.cli.agents import agent_details, agent_row
 from antiphon.cli.explain_view import explanation
 from antiphon.cli.run_view import MEMBERS_SHOWN, OUTPUT_SHOWN, key_of, output_line, run_tree, shown_tasks
+from antiphon.cli.runs import run_row
 from antiphon.cli.watch_view import RunProgress, event_line
 from antiphon.v1.context_pb2 import ContextScope, EntryReference
 from antiphon.v1.failure_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_PERMANENT, Failure
@@ -19,6 +21,7 @@ from antiphon.v1.run_pb2 import (
     CHILD_KIND_ANSWER,
     CHILD_KIND_CALL,
     CHILD_KIND_GRAPH,
+    RUN_STATE_RUNNING,
     RUN_STATE_SUCCEEDED,
     TASK_STATE_FAILED,
     TASK_STATE_RUNNING,
@@ -38,6 +41,7 @@ from antiphon.v1.run_pb2 import (
     RunEvent,
     Task,
     TaskKey,
+    TaskTotals,
 )
 from antiphon.v1.run_service_pb2 import Dependency, ExplainTaskResponse
 from google.protobuf.duration_pb2 import Duration
@@ -100,6 +104,13 @@ def test_the_tree_shows_every_task_and_only_the_members_with_a_story() -> None:
     assert "#2  SUCCEEDED  on classifier  5 ms" in shown
     assert "and 71 more members: 71 SUCCEEDED" in shown
     assert "[16]" not in shown
+
+
+def test_a_list_says_of_a_run_how_many_of_its_tasks_wait_for_a_person() -> None:
+    totals = TaskTotals(total=4, succeeded=1, escalated=2, quarantined=1)
+    shown = text_of(output.table(("", "", "", "", "", ""), [run_row(Run(state=RUN_STATE_RUNNING, totals=totals))]))
+    assert "RUNNING, 3 for a person" in shown and "1/4" in shown
+    assert "person" not in text_of(output.table(("",) * 6, [run_row(Run(state=RUN_STATE_RUNNING))]))
 
 
 def test_the_whole_tree_shows_every_member() -> None:

@@ -185,7 +185,7 @@ def list_runs(
     if as_json:
         output.show_json({"runs": runs})
     elif runs:
-        output.show(output.table(("RUN", "GRAPH", "STATE", ">TASKS", "CREATED", ">DURATION"), map(_row, runs)))
+        output.show(output.table(("RUN", "GRAPH", "STATE", ">TASKS", "CREATED", ">DURATION"), map(run_row, runs)))
     else:
         output.note("No such runs. Submit one with: antiphon run submit FILE")
 
@@ -259,12 +259,15 @@ def _exit_code(run: Run) -> int:
     return 0 if run.state == RUN_STATE_SUCCEEDED else FAILED
 
 
-def _row(run: Run) -> list[RenderableType]:
+def run_row(run: Run) -> list[RenderableType]:
     ended = run.totals.succeeded + run.totals.failed + run.totals.skipped + run.totals.cancelled
+    state = output.state(run_state(run.state))
+    if asking := run.totals.escalated + run.totals.quarantined:
+        state.append(f", {asking} for a person", "bold")
     return [
         run.run_id,
         f"{run.graph_name}@{run.graph_version}" if run.graph_version else run.graph_name,
-        output.state(run_state(run.state)),
+        state,
         f"{ended}/{run.totals.total}" if run.totals.total else "-",  # lists of archived runs hold no totals
         spell_moment(run.create_time),
         spell_between(run.create_time, run.end_time),
