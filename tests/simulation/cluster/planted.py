@@ -390,7 +390,7 @@ def pieces_lose_their_place() -> Any:
 FIRST: Mapping[str, int] = MappingProxyType(
     {
         "adopted_attempts_run_again": 85,
-        "no_nonce": 50,
+        "no_nonce": 480,
         "not_told": 90,
         "quarantine_ends_at_takeover": 240,
         "sidecar_ignores_epochs": 380,

@@ -28,6 +28,7 @@ class Replicas:
         self.shard_count = 4
         self.members = {"me": ME, "other": OTHER}
         self.changes = 0
+        self.cut_off = False
         self.asked = 0
         self.hangs = False
         self.under_way, self.ended = asyncio.Event(), asyncio.Event()
