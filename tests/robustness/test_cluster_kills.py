@@ -17,7 +17,7 @@ from tests.harness import journal_of
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
 from tests.robustness.history import Submission, breaches, read_records
-from tests.robustness.traffic import load
+from tests.robustness.traffic import load, person
 
 pytest_plugins = ("tests.harness.etcd_fixtures",)
 
@@ -65,17 +65,21 @@ async def storm(cluster: Cluster, dice: random.Random) -> None:
     for _ in range(2):
         cluster.sidecar(concurrency=8)
     submissions: list[Submission] = []
-    stop = asyncio.Event()
+    stop, done = asyncio.Event(), asyncio.Event()
     struck: Counter[str] = Counter()
     async with cluster.client(timeout=timedelta(seconds=60)) as client:
         await cluster.attached(client, instances=2)
         async with asyncio.timeout(PATIENCE.total_seconds()), asyncio.TaskGroup() as group:
-            for _ in range(LOAD):
-                group.create_task(load(client, random.Random(dice.random()), submissions, stop))
+            group.create_task(person(client, done))  # who dies thrice, and once alone, waits for one
+            loads = [
+                group.create_task(load(client, random.Random(dice.random()), submissions, stop)) for _ in range(LOAD)
+            ]
             for _ in range(KILLS):
                 await asyncio.sleep(dice.uniform(0, 1.0))
                 struck[await strike(cluster, dice)] += 1
             stop.set()
+            await asyncio.wait(loads)
+            done.set()
         records = await read_records(client, submissions)
     found = breaches(submissions, records, journal_of(cluster.journal))
     print(f"{len(submissions)} submissions, {len(records)} runs, struck {dict(struck)}")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.harness import Mesh, journal_of
 from tests.robustness.history import Submission, breaches, read_records
-from tests.robustness.traffic import load
+from tests.robustness.traffic import load, person
 
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.long_form) for seed in range(2, 7))]
 if "ANTIPHON_SEED" in os.environ:
@@ -55,17 +55,21 @@ async def storm(mesh: Mesh, dice: random.Random) -> None:
     for _ in range(2):
         mesh.sidecar(concurrency=8)
     submissions: list[Submission] = []
-    stop = asyncio.Event()
+    stop, done = asyncio.Event(), asyncio.Event()
     async with mesh.client(timeout=timedelta(seconds=30)) as client:
         await mesh.attached(client, instances=2)
         async with asyncio.timeout(PATIENCE.total_seconds()), asyncio.TaskGroup() as group:
-            for _ in range(LOAD):
-                group.create_task(load(client, random.Random(dice.random()), submissions, stop))
+            group.create_task(person(client, done))  # who dies thrice, and once alone, waits for one
+            loads = [
+                group.create_task(load(client, random.Random(dice.random()), submissions, stop)) for _ in range(LOAD)
+            ]
             struck: Counter[str] = Counter()
             for _ in range(KILLS):
                 await asyncio.sleep(dice.uniform(0, 1.0))
                 struck[await strike(mesh, dice)] += 1
             stop.set()
+            await asyncio.wait(loads)
+            done.set()
         records = await read_records(client, submissions)
     journal = journal_of(mesh.journal)
     found = breaches(submissions, records, journal)
