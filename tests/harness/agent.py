@@ -239,6 +239,8 @@ async def call(how: dict[str, Any], ctx: TaskContext) -> Any:
             how["capability"], how.get("input"), call_id=how.get("call_id"), timeout=timeout, on_partial=seen
         )
     except CallFailed as error:
+        if how.get("strict"):
+            raise
         return {"failed": error.failure.code or error.message, "kind": error.failure.kind}
     if ctx.number <= how.get("fail_after", 0):
         raise TransientFailure("after the call")

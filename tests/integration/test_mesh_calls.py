@@ -58,6 +58,32 @@ async def test_the_same_call_of_a_later_attempt_is_answered_from_the_record(clie
     assert len(made) == 1
 
 
+async def test_a_call_that_failed_is_made_anew_by_a_later_attempt_also_when_it_is_archived(client: Client) -> None:
+    failing = {"capability": "work.fail@1", "input": {"kind": "permanent"}, "strict": True}
+    run = await client.submit(one_task("work.call@1", failing, on_failure="escalate"))
+
+    async def asks(attempts: int) -> bool:
+        task = await client.get_task(run.run_id, "t")
+        return task.state == run_pb2.TASK_STATE_ESCALATED and task.attempt_count == attempts
+
+    async def made() -> list[run_pb2.Run]:
+        return [one async for one in client.list_runs(parent=run.run_id)]
+
+    await eventually(lambda: asks(1))
+    (first,) = await made()
+    # What an archive has is no longer counted by the shard, and lists of it hold no totals.
+    await eventually(lambda: _archived(client, run.run_id))
+    await client.retry(run.run_id, "t")
+    await eventually(lambda: asks(2))
+    again = [one for one in await made() if one.run_id != first.run_id]
+    assert [one.parent_attempt_id for one in again] == [f"{run.run_id}/t/0/2"]
+    await client.cancel(run.run_id)
+
+
+async def _archived(client: Client, parent: str) -> bool:
+    return all([not one.totals.total async for one in client.list_runs(parent=parent)])
+
+
 async def test_a_call_made_before_a_crash_of_the_orchestrator_is_answered_after_it(client: Client, mesh: Mesh) -> None:
     gate = mesh.path("gate")
     run = await client.submit(one_task("work.call@1", {"capability": "work.hold@1", "input": str(gate)}))
