@@ -9,7 +9,6 @@ from operator import attrgetter
 
 from antiphon.store.v1 import journal_pb2 as journal
 from antiphon.v1 import context_pb2, payload_pb2, run_pb2, run_service_pb2
-from google.protobuf import timestamp_pb2
 
 from ..engine import decide
 from ..engine import events as e
@@ -55,10 +54,10 @@ def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_
         warnings=(*submitted.warnings, run.warning) if run.warning else submitted.warnings,
         child_kind=submitted.child_kind.value,  # type: ignore[arg-type]
     )
-    put_time(message.create_time, run.create_time)
-    put_time(message.deadline_time, submitted.deadline_time)
+    message.create_time.FromMicroseconds(run.create_time)
+    message.deadline_time.FromMicroseconds(submitted.deadline_time)
     if run.end_time:
-        put_time(message.end_time, run.end_time)
+        message.end_time.FromMicroseconds(run.end_time)
     if run.failure is not None:
         codec.put_failure(message.failure, run.failure)
     if payloads:
@@ -81,12 +80,6 @@ def put_reads(target: MutableSequence[context_pb2.EntryReference], run: Run, fou
         elif entry.scope == "graph":
             scope.graph = run.submitted.graph_name
         target.append(context_pb2.EntryReference(scope=scope, key=entry.key, revision=entry.revision))
-
-
-def put_time(target: timestamp_pb2.Timestamp, time: int) -> None:
-    """Microseconds since 1970, which are known to be a time: at a third of what the library's conversion takes."""
-    target.seconds, micros = divmod(time, 1_000_000)
-    target.nanos = micros * 1000
 
 
 def put_payload(target: payload_pb2.Payload, payload: bytes) -> None:
@@ -127,9 +120,9 @@ def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task
     if task.reused is not None:
         _put_reused(message.reused, task.reused)
     if task.ready_time:
-        put_time(message.ready_time, task.ready_time)
+        message.ready_time.FromMicroseconds(task.ready_time)
     if task.end_time:
-        put_time(message.end_time, task.end_time)
+        message.end_time.FromMicroseconds(task.end_time)
     if task.failure is not None:
         codec.put_failure(message.failure, task.failure)
     put_reads(message.reads, run, run.tasks[task.plan.index].found)
@@ -141,7 +134,7 @@ def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task
 def _put_child(target: run_pb2.Child, begun: e.ChildBegun, begin_time: int) -> None:
     target.run_id, target.kind, target.name = begun.run_id, begun.kind.value, begun.name  # type: ignore[assignment]
     target.attempt, target.call_id = begun.number, begun.call_id
-    put_time(target.begin_time, begin_time)
+    target.begin_time.FromMicroseconds(begin_time)
 
 
 def _put_agreement(message: run_pb2.Agreement, node: Task) -> None:
@@ -166,7 +159,7 @@ def _put_agreement(message: run_pb2.Agreement, node: Task) -> None:
 
 def _put_reused(message: run_pb2.ReusedResult, reused: e.Reused) -> None:
     message.origin_attempt_id = reused.origin_attempt_id
-    put_time(message.keep_time, reused.keep_time)
+    message.keep_time.FromMicroseconds(reused.keep_time)
     message.decision.MergeFromString(reused.decision)
     message.release.MergeFromString(reused.policy)
 
@@ -225,9 +218,9 @@ def attempt_message(run: Run, task: Task, attempt: Attempt) -> run_pb2.Attempt:
         instance=attempt.instance,
         decision=run_pb2.RoutingDecision.FromString(attempt.placement.decision),
     )
-    put_time(message.offer_time, attempt.offer_time)
+    message.offer_time.FromMicroseconds(attempt.offer_time)
     if attempt.end_time:
-        put_time(message.end_time, attempt.end_time)
+        message.end_time.FromMicroseconds(attempt.end_time)
     if attempt.busy:
         message.busy_duration.FromMicroseconds(min(attempt.busy, _LONGEST))
     if attempt.failure is not None:
@@ -270,7 +263,7 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
     record = journal.Record.FromString(raw)
     event = codec.decode(record)
     message = run_pb2.RunEvent(event_seq=record.event_seq)
-    put_time(message.event_time, record.time)
+    message.event_time.FromMicroseconds(record.time)
     if isinstance(event, e.RunSubmitted):
         message.run_state = run_pb2.RUN_STATE_RUNNING
     elif isinstance(event, e.RunEnded):
