@@ -33,8 +33,8 @@ MOST = 4 * SLICE
 
 
 class Piece:
-    """One piece of work. A class, because several are made for each submission: a generator takes twice as long, and more
-    than thrice as long as this compiled."""
+    """One piece of work. A class, because several are made for each submission: a generator takes twice as long, and
+    more than thrice as long as this compiled."""
 
     __slots__ = ("_begun", "_pace")
 
