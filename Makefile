@@ -25,9 +25,10 @@ robust: environment ## promises under faults, in their long forms: half an hour;
 check: environment ## formats, lint, types, contracts, module boundaries, generated code
 	@$(BIN)/python tools/check.py $(ARGS)
 
-gen: environment ## generate what is derived from protos/, and docs/failures.md from the tests
+gen: environment ## generate what is derived from protos/, docs/failures.md from the tests, and the reference of settings
 	@$(BIN)/python protos/generate.py
 	@$(BIN)/python tools/failures.py
+	@$(BIN)/python tools/settings.py
 
 typescript: environment ## build the TypeScript SDK, for agents that use it from this checkout
 	@$(BIN)/python tools/node.py --build

@@ -19,7 +19,7 @@ from typing import Any
 import golang
 import grpc_tools
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from reference import pages
+from reference import PAGES, pages
 from typescript import OUT as TYPESCRIPT
 from typescript import compile_typescript
 
@@ -123,7 +123,7 @@ def generated(root: Path, *, typescript: bool) -> dict[Path, bytes]:
     """Every generated file under `root`, by its path from there."""
     folders = [root / SDK / package for package in PACKAGES]
     found = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".pyi")]
-    found += [root / IMAGE, *(root / REFERENCE).glob("*.md")]
+    found += [root / IMAGE, *(root / REFERENCE / name for name in PAGES)]
     if typescript:
         found += (root / TYPESCRIPT).rglob("*.ts")
     if golang.available():

@@ -14,6 +14,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 PACKAGES = ("antiphon.v1", "antiphon.mesh.v1")
 """What somebody outside can meet; the store's records are on no wire."""
 
+PAGES = ("api.md", "errors.md", "access.md")
+
 _HEAD = "<!-- Generated from protos/ by `make gen`; do not edit. -->\n"
 _REGISTRY = "ErrorReason"
 _FIELD = descriptor_pb2.FieldDescriptorProto
@@ -24,7 +26,7 @@ _UNITS = {"string": "characters", "bytes": "bytes", "repeated": "items", "map": 
 def pages(image: bytes) -> dict[str, str]:
     """Each page's text by its file name. `image` is a serialised FileDescriptorSet with source info."""
     contracts = _Contracts(image)
-    return {"api.md": _api(contracts), "errors.md": _errors(contracts), "access.md": _access(contracts)}
+    return dict(zip(PAGES, (_api(contracts), _errors(contracts), _access(contracts)), strict=True))
 
 
 class _Contracts:

@@ -109,6 +109,7 @@ CHECKS: dict[str, Callable[[], Outcome]] = {
     "typescript": typescript,
     "generated": lambda: run("python", "protos/generate.py", "--check"),
     "failures": lambda: run("python", "tools/failures.py", "--check"),
+    "settings": lambda: run("python", "tools/settings.py", "--check"),
     "go": go,
 }
 

@@ -24,7 +24,7 @@ from .api.server import AddressNotFree
 from .app import Orchestrator
 from .archive import ArchiveError, archive_at
 from .blobs import BlobError, ObjectBlobs
-from .config import Config, ConfigError, flags, load
+from .config import Config, ConfigError, flags, keys, load
 from .policy import PolicyBundle, PolicyError, compile_bundle, dev_profile, load_folder
 from .shards.host import RecoveryFailed
 from .shards.log import ShardsFixed
@@ -55,7 +55,8 @@ EXPECTED = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = _parser(explained={"-h", "--help"} & set(words) != set()).parse_args(words)
     given = {key: value for key, value in vars(arguments).items() if key not in ("command", "json", "live")}
     try:
         config = load(given, os.environ)
@@ -90,7 +91,11 @@ def _fail(*lines: str) -> int:
     return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, explained: bool) -> argparse.ArgumentParser:
+    """`explained`: with what each setting means, for which the source is read."""
+    texts = {}
+    for key, _, default, meaning in flags() if explained else ():
+        texts[key] = (f"{meaning} Default: {default}" if default else meaning).replace("%", "%%")
     parser = argparse.ArgumentParser(prog="antiphon orchestrator", description="The control plane of a mesh.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -104,8 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         if name == "health":
             text = "exit with 0 also when it answers that it does not serve: no restart would help"
             command.add_argument("--live", action="store_true", help=text)
-        for key, flag in flags():
-            command.add_argument(flag, dest=key, metavar="VALUE")
+        settings = command.add_argument_group(
+            "settings, also as variables and in the file (docs/reference/settings.md)"
+        )
+        for key, flag in keys():
+            settings.add_argument(flag, dest=key, metavar="VALUE", help=texts.get(key))
     return parser
 
 

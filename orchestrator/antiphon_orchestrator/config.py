@@ -22,6 +22,7 @@ from antiphon_certs import LONGEST_RECOVERY
 
 from . import archive, blobs
 from .api.server import ServerOptions
+from .config_words import meanings
 from .context.rules import Quota
 from .placement.fleet import Schedule
 from .placement.shares import read_weights
@@ -30,17 +31,24 @@ from .store.etcd import EtcdAddress, TlsFiles, parse
 PREFIX = "ANTIPHON_ORCHESTRATOR_"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BOUNDS = {
+_UNITS = {
+    "d": timedelta(days=1),
+    "h": timedelta(hours=1),
+    "m": timedelta(minutes=1),
+    "s": timedelta(seconds=1),
+    "ms": timedelta(milliseconds=1),
+}
+_HOUR, _CENTURY = timedelta(hours=1), timedelta(days=36_500)
+_BOUNDS: dict[str, tuple[Any, Any]] = {
     "shards": (1, 1024),
     "telemetry.metrics_port": (1, 65535),
-    "archive_retention": (3600, 3_000_000_000),
-    "audit_retention": (3600, 3_000_000_000),
-    "payload_grace": (3600, 3_000_000_000),
-    "agent_retention": (3600, 3_000_000_000),
+    "archive_retention": (_HOUR, _CENTURY),
+    "audit_retention": (_HOUR, _CENTURY),
+    "payload_grace": (_HOUR, _CENTURY),
+    "agent_retention": (_HOUR, _CENTURY),
     "schedule.breaker_failures": (1, 1000),
     "schedule.breaker_share": (0.01, 1),
-    "recovery_window": (0, LONGEST_RECOVERY.total_seconds()),
+    "recovery_window": (timedelta(), LONGEST_RECOVERY),
 }
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {
@@ -74,9 +82,13 @@ class Telemetry:
     """What leaves the process about itself. Tracing is off: it costs ~200 µs a call. No port: no metrics are served."""
 
     log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`."""
     tracing: bool = False
+    """Spans of calls and tasks, by OTLP."""
     tracing_endpoint: str = "http://127.0.0.1:4317"
+    """Where spans go."""
     metrics_port: int | None = None
+    """Where Prometheus may fetch metrics. Absent: nowhere."""
     metrics_host: str = "127.0.0.1"
     """Whence metrics may be fetched: an address of this machine, `0.0.0.0` for all of them."""
 
@@ -86,9 +98,9 @@ class Config:
     """The whole. Sizes in bytes; durations are written 500ms, 30s, 5m, 1h30m."""
 
     data: Path
-    """Store, archive and payloads; by default `orchestrator` in `$ANTIPHON_HOME` (`~/.antiphon`)."""
+    """Store, archive and payloads; `$ANTIPHON_HOME` stands for `~/.antiphon` where it is set."""
     authority: Path
-    """The folder that `antiphon certs init` made; by default `ca` beside it."""
+    """The folder that `antiphon certs init` made."""
     archive: str = field(default="", repr=False)
     """Where finished runs are: `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`; a file in `data` by default."""
     archive_password_file: Path | None = None
@@ -106,7 +118,9 @@ class Config:
     """Our certificate chain when another authority issues it, with `private_key` and `trust_bundle`; read again as the
     files change. Without `authority` nobody can join here then."""
     private_key: Path | None = None
+    """Its key."""
     trust_bundle: Path | None = None
+    """Who may issue the certificates of others, in PEM."""
     recovery_window: timedelta = timedelta(days=7)
     """How long after its expiry the certificate of a sidecar is given anew to who holds its key. 0s: never."""
     listen: str = "127.0.0.1:7443"
@@ -118,8 +132,8 @@ class Config:
     hosts: tuple[str, ...] = ()
     """Further names and addresses in our certificate, besides that of `advertise`."""
     shards: int | None = None
-    """Fixed for the life of a store: a run's id names its shard. Absent: what the store has; a new one gets one, since
-    one process writes all of it, and a turn of one shard costs less than eight small ones."""
+    """Fixed for the life of a store, since a run's id names its shard. Absent: what the store has; a new one gets 32 in
+    a cluster, and one in a file: one process writes all of it, and one turn costs less than many small ones."""
     inbox_limit: int = 8192
     """Inputs that may wait for one shard."""
     store: str = ""
@@ -129,18 +143,20 @@ class Config:
     store_cert: Path | None = None
     """PEM: our certificate for the cluster, with `store_key`; its common name is the user there."""
     store_key: Path | None = None
+    """Its key."""
     store_max_bytes: int = 8 << 30
-    """Of the store; of a cluster no more than its quota."""
+    """Size of the store from which new runs are refused; of a cluster no more than its quota."""
     agent_retention: timedelta = timedelta(days=30)
     """Agents without an instance and without a new report of `antiphon verify` are forgotten after so long, unless an
     operator has stopped them."""
     payload_limit: int = 1 << 30
-    """One payload of PayloadService."""
+    """Size of one payload of PayloadService."""
     context: Quota = field(default_factory=Quota)
     """Shared context of each namespace."""
     policy_folder: Path | None = None
+    """Cedar policies that a store without any begins with."""
     policy_profile: str = ""
-    """`dev` loads the development profile; with neither folder nor profile everything is denied."""
+    """`dev` begins with the development profile instead; with neither folder nor profile everything is denied."""
     development: bool = False
     """Turns reflection on."""
     schedule: Schedule = field(default_factory=Schedule)
@@ -202,14 +218,32 @@ class Config:
     def describe(self) -> list[Setting]:
         """Every setting, by key."""
         return [
-            Setting(key, archive.shown_url(value) if key in _URLS else _shown(value), self.sources.get(key, "default"))
+            Setting(key, archive.shown_url(value) if key in _URLS else shown(value), self.sources.get(key, "default"))
             for key, value in sorted(_leaves(self, ""), key=lambda leaf: leaf[0])
         ]
 
 
-def flags() -> list[tuple[str, str]]:
-    """Every setting's key and flag."""
-    return [(key, _flag(key)) for key, _ in _leaves(Config(Path(), Path()), "")]
+class Flag(NamedTuple):
+    """What may be set, before it is."""
+
+    key: str
+    flag: str
+    default: str
+    """Empty where there is none."""
+    meaning: str
+
+
+_DEFAULTS = Config(Path("~/.antiphon/orchestrator"), Path("~/.antiphon/ca"))
+
+
+def keys() -> list[tuple[str, str]]:
+    """Every setting's key and flag, in the order of the tree."""
+    return [(key, _flag(key)) for key, _ in _leaves(_DEFAULTS, "")]
+
+
+def flags() -> list[Flag]:
+    """The same with defaults and meanings. Raises OSError where the source is not there."""
+    return [Flag(key, _flag(key), shown(value), meaning) for key, value, meaning in _described(_DEFAULTS, "")]
 
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
@@ -343,7 +377,7 @@ def _parse(hint: Any, raw: Any) -> Any:
         parts = _DURATION.findall(str(raw))
         if not parts or "".join(number + unit for number, unit in parts) != raw:
             raise ValueError(f"write a duration such as 500ms, 30s or 1h30m, not {raw!r}")
-        return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+        return sum((float(number) * _UNITS[unit] for number, unit in parts), timedelta())
     if get_args(hint)[:1] == (str,):
         texts = raw.split(",") if isinstance(raw, str) else raw
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
@@ -368,13 +402,14 @@ def _check(key: str, value: Any) -> None:
             raise ValueError(f"write host:port, such as 127.0.0.1:7443 or [::1]:7443, not {value!r}")
     if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
         return
-    number = value.total_seconds() if isinstance(value, timedelta) else value
+    nothing: Any = timedelta() if isinstance(value, timedelta) else 0
     if key in _BOUNDS:
         low, high = _BOUNDS[key]
-        if not low <= number <= high:
-            raise ValueError(f"write a number from {low} to {high}, not {number}")
-    elif not 0 < number < float("inf") and not (number == 0 and key in _MAY_BE_ZERO):
-        raise ValueError(f"must be finite and more than nothing, not {_shown(value)}")
+        if not low <= value <= high:
+            what = "a duration" if isinstance(value, timedelta) else "a number"
+            raise ValueError(f"write {what} from {shown(low)} to {shown(high)}, not {shown(value)}")
+    elif not (nothing < value and value != float("inf")) and not (value == nothing and key in _MAY_BE_ZERO):
+        raise ValueError(f"must be finite and more than nothing, not {shown(value)}")
 
 
 def _leaves(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -384,6 +419,16 @@ def _leaves(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{item.name}.")
         elif item.name != "sources":
             yield f"{prefix}{item.name}", value
+
+
+def _described(section: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
+    words = meanings(type(section))
+    for item in fields(section):
+        value = getattr(section, item.name)
+        if is_dataclass(value):
+            yield from _described(value, f"{prefix}{item.name}.")
+        elif item.name != "sources":
+            yield f"{prefix}{item.name}", value, words[item.name]
 
 
 def _flat(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -407,9 +452,21 @@ def _near(word: str, known: set[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it is written in a flag; empty when there is none."""
     if isinstance(value, timedelta):
-        return f"{value.total_seconds():g}s"
+        return _duration(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(value)
     return "" if value is None else str(value)
+
+
+def _duration(value: timedelta) -> str:
+    """As one writes it: 30d, 1h30m, 500ms. Parts below a millisecond, which nobody writes, are left out."""
+    text = ""
+    for unit, length in _UNITS.items():
+        count, value = divmod(value, length)
+        text += f"{count}{unit}" if count else ""
+    return text or "0s"

@@ -34,16 +34,23 @@ class HttpCall:
     url: str
     """`${input.a.b}` in it stands for that part of the input, percent-encoded."""
     method: str = "POST"
+    """`GET`, `POST`, `PUT`, `PATCH` or `DELETE`."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """A table; `${env:NAME}` in a value stands for that variable, so that no secret is in the file. They take the place
+    of ours of the same name."""
     body: str | None = None
-    """`${input.a.b}` in it stands for that part of the input as JSON; None sends the whole input."""
+    """`${input.a.b}` in it stands for that part of the input as JSON. Absent: the whole input, but for GET."""
     output: str = ""
     """JSON pointer of the output in the answer; empty is the whole."""
     errors: Mapping[str, str] = field(default_factory=dict)
-    """Status, or its class such as 5xx → kind of failure."""
+    """A table: status, or its class such as 5xx, and the kind of failure that it means. By default 5xx, 408, 425 and
+    429 are TRANSIENT, which is tried again, others PERMANENT."""
     max_response: int = 1 << 20
+    """Bytes of an answer; a longer one is INVALID_OUTPUT."""
     connect_timeout: timedelta = timedelta(seconds=5)
+    """To reach the service."""
     read_timeout: timedelta = timedelta(seconds=60)
+    """Without a byte from the service, after which the attempt fails with TIMEOUT."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +58,26 @@ class CapabilityConfig:
     """A capability that an adapter offers."""
 
     name: str
-    version: str
+    """Such as text.redact; what tasks of graphs ask for, and the sidecar's token must allow."""
+    version: str = "1"
+    """Such as 1, or 1.4.2."""
     description: str = ""
+    """For people and planners."""
     input_schema: str = ""
+    """JSON Schema of the input, as text; or `input_schema_file`, a file that holds it. Fields that it does not declare
+    are not handed over."""
     output_schema: str = ""
+    """JSON Schema of the output, as text; or `output_schema_file`. What does not match it is INVALID_OUTPUT."""
     effect: str = ""
+    """`pure`, `read`, `write` or `egress`: what it does to the world, which policies can ask for."""
     idempotent: bool = False
+    """Whether twice with one idempotency key has one effect. A graph hedges only what does, or is pure."""
     clearance: tuple[str, ...] = ()
+    """Labels of data that it may be given."""
     cost: float = 0.0
+    """What one call is expected to cost, in your own unit; 0 means unknown."""
     timeout: timedelta | None = None
+    """What one attempt may take; the graph may allow it less."""
     http: HttpCall | None = None
 
 
@@ -68,13 +86,23 @@ class AgentConfig:
     """One agent: by default one that speaks gRPC, spawned when there is a command, else dialling in."""
 
     name: str
+    """1 to 63 lower-case letters, digits and inner dashes; the sidecar's token must allow it."""
     command: tuple[str, ...] = ()
+    """A list: the program and its arguments. Without an adapter it is started and started again; absent, the agent
+    dials in."""
     adapter: str = ""
+    """`http` or `exec`: the agent is a service, or a program, that knows nothing of the mesh. Absent: it speaks gRPC,
+    as those made with an SDK do."""
     mode: str = "per_call"
+    """With exec: `per_call` starts a process for each attempt, `pool` keeps some and gives each a line at a time."""
     pool_size: int = 1
+    """With `pool`: how many; it is the concurrency, too."""
     concurrency: int = 4
+    """Attempts at once."""
     prefetch: int = 0
+    """Attempts that may wait here besides, so that short work does not wait for the network."""
     max_output: int = 1 << 20
+    """With exec: bytes of an answer; a longer one is INVALID_OUTPUT."""
     capabilities: tuple[CapabilityConfig, ...] = ()
 
 
@@ -83,7 +111,9 @@ class SocketConfig:
     """Who may open the agents' sockets."""
 
     mode: int = 0o600
+    """Four octal digits as text; 0600 lets in the sidecar's own user."""
     group: str | None = None
+    """The group that owns them. Absent: the sidecar's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +121,11 @@ class Files:
     """A credential that something else maintains."""
 
     key: Path
+    """PEM: the private key."""
     cert: Path
+    """PEM: its certificate, and those between it and the bundle's."""
     bundle: Path
+    """PEM: who may issue the orchestrators' certificates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +133,23 @@ class Config:
     """The whole."""
 
     orchestrators: tuple[str, ...] = ()
+    """A list of host:port. Absent: those that the token, or the kept profile, names."""
     agents: tuple[AgentConfig, ...] = ()
-    command: tuple[str, ...] = ()
-    """Given after `--`: the command of the one agent that `agent` names, or that the grants name."""
+    command: tuple[str, ...] = ()  # what follows --: that of the one agent that `agent` names, or that the grants name
     agent: str | None = None
     token: str | None = field(default=None, repr=False)
     state: Path | None = None
+    """Folder that keeps key, certificate and outcomes between starts; by default `~/.antiphon/sidecars/NAME`."""
     identity: Files | None = None
     profile: str | None = None
+    """A profile of the command's, to take the identity from instead of a token."""
     run_folder: Path | None = None
+    """Folder of the agents' sockets, `NAME.sock`; by default one below `$XDG_RUNTIME_DIR` or /tmp."""
     socket: SocketConfig = SocketConfig()
     grace: timedelta = timedelta(seconds=30)
+    """What work under way has left to end after SIGTERM."""
     log_level: str = "INFO"
+    """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
 
 
 _ENVIRONMENT = {

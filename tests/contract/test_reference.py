@@ -14,6 +14,7 @@ from tests.contract.contract import Contract
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs/reference"
 PAGES = {path.name: path.read_text() for path in FOLDER.glob("*.md")}
+CONTRACTS = ("api.md", "errors.md", "access.md")
 CONTRACT = Contract()
 OUTSIDE = ("antiphon.v1.", "antiphon.mesh.v1.")
 
@@ -34,7 +35,7 @@ def anchors(page: str) -> list[str]:
 
 
 def test_every_page_is_there_and_says_that_it_is_generated() -> None:
-    assert set(PAGES) == {"api.md", "errors.md", "access.md"}
+    assert set(PAGES) == {*CONTRACTS, "settings.md"}
     assert all("do not edit" in text for text in PAGES.values())
 
 
@@ -74,7 +75,7 @@ def test_every_message_and_field_that_somebody_outside_can_meet_is_described() -
     assert all(text.strip() for text in sections.values())
 
 
-@pytest.mark.parametrize("page", ["api.md", "errors.md", "access.md"])
+@pytest.mark.parametrize("page", CONTRACTS)
 def test_links_lead_somewhere(page: str) -> None:
     assert len(anchors(page)) == len(set(anchors(page)))
     for file, anchor in re.findall(r"\]\(([a-z.]*)(?:#([^)]*))?\)", PAGES[page]):

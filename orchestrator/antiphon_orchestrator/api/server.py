@@ -50,7 +50,9 @@ class ServerOptions:
     where there is none."""
 
     message_limit: int = 4 * _MIB
+    """One message, either way."""
     metadata_limit: int = 16 * 1024
+    """The metadata of one call."""
     connections: int = 8192
     """Connections at once, those that are still shaking hands among them; what comes beyond is closed unread."""
     concurrent_streams: int = 4096
@@ -58,20 +60,30 @@ class ServerOptions:
     caller_streams: int = 4096
     """Streams that one identity has open, over all its connections; of one address where there is none."""
     calls_per_second: float = 2000
+    """Calls of one identity, over time; of one address where there is none. A stream counts as one."""
     call_burst: float = 4000
+    """Calls that it may make at once, after a rest."""
     unseen_calls: int = 16384
     """Calls and streams that have come and that the loop has not taken up yet. gRPC ends what comes beyond without a
     reason; we refuse much earlier and say why, but only what we see."""
     concurrent_calls: int = 1024
     """Unary calls in hand; fewer while most of them take longer than `call_latency`."""
     call_latency: timedelta = timedelta(seconds=1)
+    """What a unary call should take at most; while most take longer, fewer are let in at once."""
     handshake_timeout: timedelta = timedelta(seconds=2)
+    """For TLS and HTTP/2 to be set up."""
     connection_age: timedelta = timedelta(minutes=30)
+    """After which a connection is asked to be made anew, with the certificates of then."""
     connection_grace: timedelta = timedelta(seconds=60)
+    """What its calls and streams have left then to end by themselves."""
     keepalive_interval: timedelta = timedelta(seconds=30)
+    """How often a silent connection is pinged."""
     keepalive_timeout: timedelta = timedelta(seconds=10)
+    """How long the answer to a ping may take."""
     shortest_ping_interval: timedelta = timedelta(seconds=10)
+    """Who pings more often is disconnected."""
     shutdown_grace: timedelta = timedelta(seconds=2)
+    """What calls have left to end when the process is told to."""
 
     def channel_options(self) -> list[tuple[str, int]]:
         """The same in gRPC's words."""

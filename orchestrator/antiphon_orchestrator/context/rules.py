@@ -32,8 +32,11 @@ class Quota:
     reference counts as its reference."""
 
     entries: int = 10_000
+    """Entries at once."""
     bytes: int = 64 << 20
+    """All of them together."""
     claims: int = 1_000
+    """Claims held at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,12 +57,13 @@ class Schedule:
     weights: tuple[str, ...] = ()
     """NAMESPACE=WEIGHT, from 1 to 1000: shares of namespaces where they wait for the same; others have weight 1."""
     breaker_failures: int = 10
-    """Failures among the last twice as many outcomes that open the breaker of an instance,"""
+    """Failures among the last twice as many outcomes that open the breaker of an instance, if `breaker_share` of them
+    failed."""
     breaker_share: float = 0.5
-    """if they are at least this share of them."""
+    """The share of those outcomes that must have failed."""
     breaker_pause: timedelta = timedelta(seconds=1)
-    """How long it stays open, the first time; each time that it opens again right after is twice as long, up to eight
-    times."""
+    """How long a breaker stays open, the first time; each time that it opens again right after is twice as long, up to
+    eight times."""
 
 
 def _now() -> int:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from antiphon_orchestrator.archive.place import proving
-from antiphon_orchestrator.config import Config, ConfigError, load
+from antiphon_orchestrator.config import Config, ConfigError, _parse, flags, keys, load, shown
+from hypothesis import given
+from hypothesis.strategies import integers
 
 PREFIX = "ANTIPHON_ORCHESTRATOR_"
 
@@ -39,6 +41,23 @@ def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path) -> No
     assert sources["inbox_limit"] == f"{file['config']}: inbox_limit"
     assert sources["api.call_burst"] == f"{file['config']}: api.call_burst"
     assert sources["data"] == "default"
+
+
+def test_each_setting_says_what_it_means_and_how_its_default_is_written() -> None:
+    config = Config(Path("~/.antiphon/orchestrator"), Path("~/.antiphon/ca"))
+    told = {flag.key: flag for flag in flags()}
+    assert [(key, told[key].flag) for key in told] == keys()
+    assert {key: flag.default for key, flag in told.items() if key not in ("archive", "payloads")} == {
+        setting.key: setting.value for setting in config.describe() if setting.key not in ("archive", "payloads")
+    }
+    assert all(flag.meaning.endswith(".") for flag in told.values())
+    assert told["api.connection_age"].default == "30m"
+
+
+@given(integers(0, 10**13))
+def test_a_duration_is_shown_as_it_may_be_written(milliseconds: int) -> None:
+    value = timedelta(milliseconds=milliseconds)
+    assert _parse(timedelta, shown(value)) == value
 
 
 def test_values_are_read_by_their_type(tmp_path: Path) -> None:
@@ -156,7 +175,7 @@ def test_archive_and_payloads_are_in_the_data_folder_unless_said_otherwise() -> 
     config = load({"archive": "sqlite:////a.db", "payloads": "s3://bucket/x", "archive_retention": "30d"}, {})
     assert (config.archive_url, config.payloads_url) == ("sqlite:////a.db", "s3://bucket/x")
     assert config.archive_retention == timedelta(days=30)
-    with pytest.raises(ConfigError, match="from 3600"):
+    with pytest.raises(ConfigError, match="from 1h to 36500d, not"):
         load({"archive_retention": "1m"}, {})
     with pytest.raises(ConfigError, match="--payloads: write file:///FOLDER, s3://"):
         load({"payloads": "bucket"}, {})

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import antiphon_sidecar.config as config_module
 import pytest
 from antiphon_certs import Grants
 from antiphon_sidecar.app import agents_of
 from antiphon_sidecar.config import AgentConfig, Config, ConfigError, load
 
+ROOT = Path(__file__).parents[3]
 TOML = """
 orchestrators = ["127.0.0.1:7443"]
 grace = "10s"
@@ -75,11 +79,29 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
     assert "key" not in repr(config)
 
 
-def test_the_file_in_the_readme_is_one(tmp_path: Path) -> None:
-    readme = Path(__file__).parents[3] / "sidecar" / "README.md"
-    (tmp_path / "redact.json").write_text("{}")
-    config = loaded(tmp_path, readme.read_text().split("```toml\n")[1].split("```")[0], KEY="secret")
-    assert [agent.name for agent in config.agents] == ["summarizer", "redactor", "gateway"]
+def test_what_the_page_for_users_shows_is_one_file(tmp_path: Path) -> None:
+    page = (ROOT / "docs/sidecar.md").read_text()
+    (tmp_path / "summarize.json").write_text("{}")
+    config = loaded(tmp_path, "".join(re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)), KEY="secret")
+    assert [agent.name for agent in config.agents] == ["gateway", "redactor", "summarizer", "resident"]
+
+
+def test_the_reference_has_just_the_keys_that_can_be_set() -> None:
+    page = (ROOT / "docs/reference/settings.md").read_text().partition("## Sidecar")[2]
+    told = [table.splitlines() for table in re.split(r"^### ", page, flags=re.MULTILINE)]
+    source = ast.parse(Path(config_module.__file__).read_text())
+    asked: dict[str, set[str]] = {}
+    for function in (node for node in source.body if isinstance(node, ast.FunctionDef)):
+        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+            if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "table" and call.args:
+                for argument in ast.walk(call.args[0]):
+                    if isinstance(argument, ast.Constant) and call.func.attr not in ("key", "table", "tables"):
+                        asked.setdefault(function.name, set()).add(str(argument.value))
+    readers = ("load", "_identity", "_socket", "_agent", "_capability", "_http")
+    keys = [{line.split("`")[1] for line in lines if line.startswith("| `")} for lines in told]
+    assert keys[1] == {"key", "cert", "bundle"}  # which are read in a loop
+    assert keys[0] == asked["load"] - {"agent", "token_file"}  # said in the text above the table
+    assert keys[2:] == [asked[reader] for reader in readers[2:]]
 
 
 def test_a_flag_is_stronger_than_the_environment_and_that_than_the_file(tmp_path: Path) -> None:
