@@ -223,6 +223,11 @@ class Metrics:
         self.tasks_limited: Gauge = library.Gauge(
             "antiphon_tasks_limited", "Tasks that a limit of policy holds up", registry=self.registry
         )
+        self.tasks_asking: Gauge = library.Gauge(
+            "antiphon_tasks_waiting_for_person",
+            "Tasks that are ESCALATED or QUARANTINED, until somebody says how they go on",
+            registry=self.registry,
+        )
         self.runs_waiting: Gauge = library.Gauge(
             "antiphon_runs_waiting", "New runs that wait for their shard, as it has more to do", registry=self.registry
         )

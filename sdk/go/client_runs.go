@@ -149,6 +149,8 @@ type RunFilter struct {
 	Parent string
 	// Failure is a part of the message with which they failed.
 	Failure string
+	// WaitingForPerson asks for those alone in which a task is ESCALATED or QUARANTINED.
+	WaitingForPerson bool
 	// PageSize is how many are fetched at once, the server's own choice when 0.
 	PageSize int32
 }
@@ -160,7 +162,7 @@ type RunFilter struct {
 func (c *Client) ListRuns(ctx context.Context, filter RunFilter) iter.Seq2[*antiphonv1.Run, error] {
 	request := &antiphonv1.ListRunsRequest{
 		States: filter.States, GraphName: filter.Graph, Labels: filter.Labels, Parent: filter.Parent,
-		FailureText: filter.Failure, PageSize: filter.PageSize,
+		FailureText: filter.Failure, WaitingForPerson: filter.WaitingForPerson, PageSize: filter.PageSize,
 	}
 	if !filter.CreatedAfter.IsZero() {
 		request.CreatedAfter = timestamppb.New(filter.CreatedAfter)

@@ -210,6 +210,7 @@ async def test_a_task_that_escalates_waits_for_the_answer_of_a_person(client: Cl
     for task_id in ("a", "c"):
         await reaches(client, run, task_id, "ESCALATED")
     assert (await client.get_run(run.run_id)).totals.escalated == 2
+    assert run.run_id in [one.run_id async for one in client.list_runs(waiting_for_person=True)]
     for _ in range(2):
         task = await client.resolve(run.run_id, "a", output=7)
     assert task.state == run_pb2.TASK_STATE_SUCCEEDED and "client/alice" in task.reason
@@ -217,6 +218,7 @@ async def test_a_task_that_escalates_waits_for_the_answer_of_a_person(client: Cl
         await client.resolve(run.run_id, "a", failure="too late")
     await client.retry(run.run_id, "c")
     assert output_of(await client.wait(run.run_id)) == [7, "SUCCEEDED", 2]
+    assert run.run_id not in [one.run_id async for one in client.list_runs(waiting_for_person=True)]
 
 
 async def test_work_that_is_done_at_most_once_is_not_offered_again_after_a_loss(client: Client) -> None:

@@ -88,9 +88,8 @@ async def person(client: Client, done: asyncio.Event) -> None:
     and has what was set aside, for a storm kills whoever is suspected, tried again."""
     while not done.is_set():
         with suppress(RetryableError):
-            async for run in client.list_runs(states=[run_pb2.RUN_STATE_RUNNING]):
-                if run.totals.escalated or run.totals.quarantined:
-                    await _see_to(client, run.run_id)
+            async for run in client.list_runs(waiting_for_person=True):
+                await _see_to(client, run.run_id)
         await asyncio.sleep(0.5)
 
 

@@ -72,10 +72,12 @@ class Run:
     `paused`: since somebody holds it; `resume_time`: when it was last let go on. `completed`: tasks that can be undone,
     in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason.
     `warning`: what is missing in the output of one that has SUCCEEDED.
-    `grown`: tasks of all the runs beneath it, as far as this one counts them. `kept`: see plan.View.
+    `grown`: tasks of all the runs beneath it, as far as this one counts them. `kept`: see plan.View. `asking`: tasks that
+    wait for a person.
     `passed`: of a fan-out whose members are cancelled, how many from the first on have ended; else it has no entry."""
 
     __slots__ = (
+        "asking",
         "cancel",
         "completed",
         "create_time",
@@ -118,6 +120,7 @@ class Run:
         self.cancel: CancelRequested | None = None
         self.tasks = [Task(p) for p in plan.tasks]
         self.tasks_open = len(self.tasks) - plan.compensations
+        self.asking = 0
         self.completed: list[int] = []
         self.unwinding: Failure | None = None
         self.redacted = False
@@ -169,11 +172,14 @@ def apply(run: Run, event: Event, now: int) -> None:
     _APPLY[type(event)](run, event, now)
 
 
-def _move(task: Task, trigger: TaskTrigger) -> None:
+def _move(run: Run, task: Task, trigger: TaskTrigger) -> None:
+    before = task.state
     try:
-        task.state = TASK_TRANSITIONS[task.state, trigger]
+        task.state = TASK_TRANSITIONS[before, trigger]
     except KeyError:
-        raise IllegalTransition(f"task {task.plan.id}[{task.member}]: {task.state.name} + {trigger.name}") from None
+        raise IllegalTransition(f"task {task.plan.id}[{task.member}]: {before.name} + {trigger.name}") from None
+    if before is TaskState.ESCALATED or before is TaskState.QUARANTINED:
+        run.asking -= 1
 
 
 def _end_task(run: Run, task: Task, now: int) -> None:
@@ -255,7 +261,7 @@ def _agreement_settled(node: Task) -> bool:
 def _task_ready(run: Run, event: TaskReady, now: int) -> None:
     task = run.task(event.task, event.member)
     if task.state is TaskState.WAITING:
-        _move(task, TaskTrigger.DUE)
+        _move(run, task, TaskTrigger.DUE)
         task.wait_until = 0
         task.again_time = now
     else:
@@ -264,7 +270,7 @@ def _task_ready(run: Run, event: TaskReady, now: int) -> None:
 
 
 def _needs_met(run: Run, task: Task, payload: bytes, now: int) -> None:
-    _move(task, TaskTrigger.NEEDS_MET)
+    _move(run, task, TaskTrigger.NEEDS_MET)
     task.input = payload
     task.ready_time = now
     if task.plan.compensates < 0:
@@ -275,7 +281,7 @@ def _attempt_offered(run: Run, event: AttemptOffered, now: int) -> None:
     task = run.task(event.task, event.member)
     if event.input is not None:
         _needs_met(run, task, event.input, now)
-    _move(task, TaskTrigger.OFFERED)
+    _move(run, task, TaskTrigger.OFFERED)
     task.attempts.append(Attempt(event.number, event.placement, event.epoch, now))
 
 
@@ -306,20 +312,20 @@ def _attempt_ended(run: Run, event: AttemptEnded, now: int) -> None:
         if event.released is not None:
             task.released = event.released
             run.redacted = True
-        _move(task, TaskTrigger.SUCCEEDED)
+        _move(run, task, TaskTrigger.SUCCEEDED)
         _end_task(run, task, now)
     elif event.state is AttemptState.RETURNED:
-        _move(task, TaskTrigger.RETURNED)
+        _move(run, task, TaskTrigger.RETURNED)
 
 
 def _task_waiting(run: Run, event: TaskWaiting, now: int) -> None:
     task = run.task(event.task, event.member)
     if task.state is TaskState.PENDING:
-        _move(task, TaskTrigger.WAITED)
+        _move(run, task, TaskTrigger.WAITED)
         task.ready_time = now
         run.frontier.remove(event.task)
     else:
-        _move(task, TaskTrigger.BACKED_OFF)
+        _move(run, task, TaskTrigger.BACKED_OFF)
     task.wait_until = event.until
     task.in_vain = event.in_vain or task.in_vain
     task.reason = event.reason
@@ -337,7 +343,7 @@ def _task_ended(run: Run, event: TaskEnded, now: int) -> None:
     task = run.task(event.task, event.member)
     if not event.member and event.task in run.frontier:
         run.frontier.remove(event.task)
-    _move(task, _TRIGGER_OF[event.state])
+    _move(run, task, _TRIGGER_OF[event.state])
     task.failure = event.failure
     task.reason = event.reason
     task.wait_until = 0
@@ -358,7 +364,7 @@ def _pass(run: Run, index: int) -> None:
 
 def _task_completed(run: Run, event: TaskCompleted, now: int) -> None:
     task = run.task(event.task, event.member)
-    _move(task, TaskTrigger.SUCCEEDED)
+    _move(run, task, TaskTrigger.SUCCEEDED)
     task.output = event.output
     if event.released is not None:
         task.released = event.released
@@ -382,17 +388,18 @@ def _task_escalated(run: Run, event: TaskEscalated, now: int) -> None:
     task = run.task(event.task, event.member)
     if not event.member and not task.cancel_reason and event.task in run.frontier:
         run.frontier.remove(event.task)
-    _move(task, TaskTrigger.ESCALATED)
-    _ask(task, event.failure, now)
+    _move(run, task, TaskTrigger.ESCALATED)
+    _ask(run, task, event.failure, now)
 
 
 def _task_quarantined(run: Run, event: TaskQuarantined, now: int) -> None:
     task = run.task(event.task, event.member)
-    _move(task, TaskTrigger.QUARANTINED)
-    _ask(task, event.failure, now)
+    _move(run, task, TaskTrigger.QUARANTINED)
+    _ask(run, task, event.failure, now)
 
 
-def _ask(task: Task, failure: Failure, now: int) -> None:
+def _ask(run: Run, task: Task, failure: Failure, now: int) -> None:
+    run.asking += 1
     task.failure = failure
     task.end_time = now
     task.wait_until = 0
@@ -401,7 +408,7 @@ def _ask(task: Task, failure: Failure, now: int) -> None:
 def _child_begun(run: Run, event: ChildBegun, now: int) -> None:
     task = run.task(event.task, event.member)
     if event.kind is not ChildKind.CALL:
-        _move(task, TaskTrigger.DELEGATED)
+        _move(run, task, TaskTrigger.DELEGATED)
     if event.kind is ChildKind.ANSWER:
         attempt = task.attempts[event.number - 1]
         _move_attempt(attempt, AttemptState.SUCCEEDED)
@@ -429,11 +436,11 @@ def _task_expanded(run: Run, event: TaskExpanded, now: int) -> None:
     node = run.tasks[event.task]
     if event.first_member != len(node.members) + 1:
         raise IllegalTransition(f"task {node.plan.id}: member {event.first_member} after {len(node.members)}")
-    _move(node, TaskTrigger.EXPANDED)
+    _move(run, node, TaskTrigger.EXPANDED)
     node.member_count = event.member_count
     for payload in event.inputs:
         member = Task(node.plan, len(node.members) + 1, input=payload, ready_time=now)
-        _move(member, TaskTrigger.NEEDS_MET)
+        _move(run, member, TaskTrigger.NEEDS_MET)
         node.members.append(member)
         node.input_bytes += len(payload)
     node.members_open += len(event.inputs)
@@ -453,7 +460,7 @@ def _answer_compared(run: Run, event: AnswerCompared, now: int) -> None:
 def _task_agreed(run: Run, event: TaskAgreed, now: int) -> None:
     node = run.tasks[event.task]
     run.frontier.remove(event.task)
-    _move(node, TaskTrigger.SUCCEEDED)
+    _move(run, node, TaskTrigger.SUCCEEDED)
     node.answer = event.member
     node.cancel_reason = ""
     _end_task(run, node, now)
@@ -463,7 +470,7 @@ def _result_reused(run: Run, event: ResultReused, now: int) -> None:
     task = run.task(event.task, event.member)
     if event.input is not None:
         _needs_met(run, task, event.input, now)
-    _move(task, TaskTrigger.SUCCEEDED)
+    _move(run, task, TaskTrigger.SUCCEEDED)
     task.output = event.output
     task.reused = event.reused
     if event.released is not None:
@@ -503,30 +510,30 @@ def _task_cancel_requested(run: Run, event: TaskCancelRequested, now: int) -> No
 def _task_reopened(run: Run, event: TaskReopened, now: int) -> None:
     task = run.task(event.task, event.member)
     if task.member:
-        _take_up(task, now)
+        _take_up(run, task, now)
         _give_time(run, event.task, now)
     elif task.members:
-        _move(task, TaskTrigger.CONTINUED)
+        _move(run, task, TaskTrigger.CONTINUED)
         _forget_end(task)
         _give_time(run, event.task, now)
         for member in task.members:
             if member.state is TaskState.FAILED or member.state is TaskState.CANCELLED:
-                _take_up(member, now)
+                _take_up(run, member, now)
     else:
-        _reopen(task, event.reads_anew)
+        _reopen(run, task, event.reads_anew)
     waiting = [] if task.member else [task]
     while waiting:
         for index in waiting.pop().plan.dependents:
             dependent = run.tasks[index]
             if dependent.state is TaskState.SKIPPED:
-                _reopen(dependent, event.reads_anew)
+                _reopen(run, dependent, event.reads_anew)
                 waiting.append(dependent)
     recount(run)
 
 
-def _reopen(node: Task, reads_anew: bool) -> None:
+def _reopen(run: Run, node: Task, reads_anew: bool) -> None:
     """Back to where its needs are looked at."""
-    _move(node, TaskTrigger.REOPENED)
+    _move(run, node, TaskTrigger.REOPENED)
     _forget_end(node)
     node.ready_time = 0
     node.input = b""
@@ -535,8 +542,8 @@ def _reopen(node: Task, reads_anew: bool) -> None:
         node.found = None
 
 
-def _take_up(member: Task, now: int) -> None:
-    _move(member, TaskTrigger.TAKEN_UP)
+def _take_up(run: Run, member: Task, now: int) -> None:
+    _move(run, member, TaskTrigger.TAKEN_UP)
     _forget_end(member)
     member.ready_time = now
 
@@ -555,7 +562,9 @@ def _forget_end(task: Task) -> None:
 def recount(run: Run) -> None:
     """Derives all counters, the frontier, and whose failure the run ends with, from the states of the tasks."""
     run.passed = None
+    run.asking = 0
     for node in run.tasks:
+        run.asking += sum(1 for task in (node, *node.members) if task.state in TASK_ASKS)
         node.members_open = sum(1 for member in node.members if not member.ended)
         node.input_bytes = sum(len(member.input) for member in node.members)
         needs = [run.tasks[i] for i in node.plan.needs]

@@ -94,6 +94,8 @@ class RunListing:
     async def _archived(
         self, namespace: str, request: api.ListRunsRequest, before: Key | None, size: int
     ) -> list[ArchivedRun]:
+        if request.waiting_for_person:
+            return []  # what has ended waits for nobody
         wanted = RunFilter(
             namespace,
             graph_name=request.graph_name or None,
@@ -127,6 +129,7 @@ def _fits(run: Run, namespace: str, request: api.ListRunsRequest, before: Key | 
         and (not request.HasField("created_before") or run.create_time < request.created_before.ToMicroseconds())
         and all(submitted.labels.get(key) == value for key, value in request.labels.items())
         and (not request.parent or _called_by(submitted.parent_attempt_id, request.parent))
+        and (not request.waiting_for_person or run.asking > 0)
         and (not request.failure_text or _failed_with(run, request.failure_text))
     )
 

@@ -14,7 +14,7 @@ from ..engine import decide
 from ..engine import events as e
 from ..engine.failure import Failure
 from ..engine.run import Attempt, Run, Task
-from ..engine.states import AttemptState, ChildKind, RunState, TaskState
+from ..engine.states import TASK_ASKS, AttemptState, ChildKind, RunState, TaskState
 from ..engine.view import chosen
 from ..shards import codec
 
@@ -88,12 +88,14 @@ def put_payload(target: payload_pb2.Payload, payload: bytes) -> None:
 
 
 def put_totals(target: run_pb2.TaskTotals, run: Run) -> None:
-    """Counts members instead of their fan-out."""
+    """Counts members instead of their fan-out; one that waits for a person itself is counted besides."""
     counts: Counter[TaskState] = Counter()
     for node in run.tasks:
         if node.members:
             # Counted in C: a run may have 100,000 members, and whoever waits for it asks again and again.
             counts.update(map(_STATE, node.members))
+            if node.state in TASK_ASKS:
+                counts[node.state] += 1
         elif shown(node):
             counts[node.state] += 1
     for state, count in counts.items():

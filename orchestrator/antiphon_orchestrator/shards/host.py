@@ -159,6 +159,10 @@ class Host:
         """Bytes that large fan-outs of these shards will still write, about."""
         return sum(shard.promises.size() for shard in self.shards)
 
+    def asking(self) -> int:
+        """Tasks that wait for a person. It may be asked from any thread."""
+        return sum(entry.run.asking for shard in self.shards for entry in list(shard.runs.values()))
+
     @property
     def audit(self) -> list[AuditPages]:
         """The audit chains of those shards."""

@@ -638,7 +638,7 @@ type TaskTotals struct {
 	Skipped uint32 `protobuf:"varint,8,opt,name=skipped,proto3" json:"skipped,omitempty"`
 	// CANCELLED.
 	Cancelled uint32 `protobuf:"varint,9,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
-	// ESCALATED.
+	// ESCALATED. A fan-out that is so itself counts besides its members.
 	Escalated uint32 `protobuf:"varint,10,opt,name=escalated,proto3" json:"escalated,omitempty"`
 	// QUARANTINED.
 	Quarantined   uint32 `protobuf:"varint,11,opt,name=quarantined,proto3" json:"quarantined,omitempty"`

@@ -148,11 +148,13 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
         labels: Mapping[str, str] | None = None,
         parent: str = "",
         failure: str = "",
+        waiting_for_person: bool = False,
         page_size: int = 0,
     ) -> AsyncIterator[run_pb2.Run]:
         """Runs, live and archived, newest first, without payloads; pages are fetched as needed.
 
         `parent`: id of the run, or of the attempt, that called for them. `failure`: a part of their failure's message.
+        `waiting_for_person`: only those in which a task is ESCALATED or QUARANTINED.
         """
         request = run_service_pb2.ListRunsRequest(
             states=states,
@@ -160,6 +162,7 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
             labels=labels,
             parent=parent,
             failure_text=failure,
+            waiting_for_person=waiting_for_person,
             page_size=page_size,
         )
         if created_after is not None:

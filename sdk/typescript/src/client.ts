@@ -157,7 +157,7 @@ export class Client extends OperatorCalls {
 
   /**
    * Runs, live and archived, newest first, without payloads. `parent`: id of the run, or of the attempt, that called for them;
-   * `failure`: a part of their failure's message.
+   * `failure`: a part of their failure's message; `waitingForPerson`: only those in which a task is ESCALATED or QUARANTINED.
    */
   listRuns(
     filter: {
@@ -168,6 +168,7 @@ export class Client extends OperatorCalls {
       labels?: Readonly<Record<string, string>>;
       parent?: string;
       failure?: string;
+      waitingForPerson?: boolean;
     } & PageOptions = {},
   ): AsyncGenerator<Run, void> {
     const request = ListRunsRequest.fromPartial({
@@ -178,6 +179,7 @@ export class Client extends OperatorCalls {
       labels: { ...filter.labels },
       parent: filter.parent ?? "",
       failureText: filter.failure ?? "",
+      waitingForPerson: filter.waitingForPerson ?? false,
       pageSize: filter.pageSize ?? 0,
     });
     return this.pages(RunServiceService.listRuns, request, (page) => page.runs, filter);

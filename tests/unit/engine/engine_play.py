@@ -378,6 +378,7 @@ class Player:
             if node.state in ENDED:
                 assert not node.cancel_reason and all(m.state in ENDED for m in node.members)
         assert run.tasks_open == sum(t.state not in ENDED for t in run.tasks if t.plan.compensates < 0)
+        assert run.asking == sum(t.state in ASKS for t in run.all_tasks())
         assert set(run.completed) == {t.plan.index for t in run.tasks if undone(t)}
         assert len(set(run.frontier)) == len(run.frontier)
         assert set(run.frontier) == {t.plan.index for t in run.tasks if actionable(run, t)}

@@ -13,8 +13,10 @@ import pytest_asyncio
 from antiphon.v1 import run_service_pb2 as api
 from antiphon_orchestrator.archive import Archive, ArchivedRun, EventChunk
 from antiphon_orchestrator.archive.sqlite import SqliteArchive
+from antiphon_orchestrator.engine.events import TaskEscalated, TaskExpanded
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
-from antiphon_orchestrator.engine.run import Run
+from antiphon_orchestrator.engine.run import Run, apply
+from antiphon_orchestrator.runs import views
 from antiphon_orchestrator.runs.listing import RunListing
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.host import Host
@@ -92,10 +94,12 @@ async def test_a_run_that_is_archived_while_a_page_is_made_is_on_it(archive: Sql
         ({"failure_text": "DISK"}, ["r0004", "r0003"]),
         ({"failure_text": "disk", "parent": "r7"}, ["r0004"]),
         ({"failure_text": "100%"}, []),
+        ({"waiting_for_person": True}, ["r0005"]),
+        ({"waiting_for_person": True, "failure_text": "disk"}, []),
     ],
 )
 async def test_live_and_archived_runs_are_found_by_the_same_words(
-    archive: SqliteArchive, restriction: dict[str, str], expected: list[str]
+    archive: SqliteArchive, restriction: dict[str, Any], expected: list[str]
 ) -> None:
     old = [
         replace(archived(1), parent="r7/call/0/1"),
@@ -106,8 +110,18 @@ async def test_live_and_archived_runs_are_found_by_the_same_words(
     live = Run("r0004", plan(Node()), submitted("q4", parent_attempt_id="r7/call/0/1"), MICROS)
     live.failure = Failure(FailureKind.PERMANENT, "the Disk was full")
     other = Run("r0005", plan(Node()), submitted("q5", parent_attempt_id="r70/call/0/1"), MICROS)
+    apply(other, TaskEscalated(0, 0, Failure(FailureKind.PERMANENT, "no")), MICROS)
     listing = RunListing(cast(Host, OneShard(live, other)), cast(Archive, archive))
     request = api.ListRunsRequest(**restriction)
     here, _ = await listing.here("demo", request)
     page = await listing.page("demo", request, here)
     assert [run.run_id for run in page.runs] == expected
+
+
+def test_a_quorum_that_waits_for_a_person_is_counted_beside_its_members() -> None:
+    run = Run("r", plan(Node(agree=2, members=2)), submitted("q"), MICROS)
+    apply(run, TaskExpanded(0, 2, 1, [b"", b""]), MICROS)
+    assert (views.run_message(run).totals.total, run.asking) == (2, 0)
+    apply(run, TaskEscalated(0, 0, Failure(FailureKind.NO_QUORUM, "no")), MICROS)
+    totals = views.run_message(run).totals
+    assert (totals.total, totals.ready, totals.escalated, run.asking) == (3, 2, 1, 1)

@@ -160,6 +160,7 @@ def list_runs(
         typer.Option(help="Only runs that agents called for in this run or attempt.", metavar="RUN|ATTEMPT"),
     ] = "",
     failure: Annotated[str, typer.Option(help="Only runs whose failure says this.", metavar="TEXT")] = "",
+    waiting: Annotated[bool, typer.Option("--waiting", help="Only runs in which a task waits for a person.")] = False,
     limit: PageLimit = 50,
     as_json: AsJson = False,
     profile: ProfileName = None,
@@ -179,6 +180,7 @@ def list_runs(
             labels=labels,
             parent=parent,
             failure=failure,
+            waiting_for_person=waiting,
         )
 
     runs = with_client(profile, lambda client: first(limit, found(client)))
@@ -187,7 +189,7 @@ def list_runs(
     elif runs:
         output.show(output.table(("RUN", "GRAPH", "STATE", ">TASKS", "CREATED", ">DURATION"), map(run_row, runs)))
     else:
-        output.note("No such runs. Submit one with: antiphon run submit FILE")
+        output.note("No such runs." if waiting else "No such runs. Submit one with: antiphon run submit FILE")
 
 
 @app.command()

@@ -412,7 +412,7 @@ class TaskTotals(_message.Message):
     cancelled: _builtins.int
     """CANCELLED."""
     escalated: _builtins.int
-    """ESCALATED."""
+    """ESCALATED. A fan-out that is so itself counts besides its members."""
     quarantined: _builtins.int
     """QUARANTINED."""
     def __init__(

@@ -509,6 +509,7 @@ class ListRunsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     FAILURE_TEXT_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_PERSON_FIELD_NUMBER: _builtins.int
     graph_name: _builtins.str
     """Only runs of this graph; empty means all."""
     page_size: _builtins.int
@@ -521,6 +522,8 @@ class ListRunsRequest(_message.Message):
     """
     failure_text: _builtins.str
     """Only runs that failed, with a message that this text occurs in; ASCII letters match in either case. Empty means all."""
+    waiting_for_person: _builtins.bool
+    """Only runs in which a task waits for a person: one that is ESCALATED or QUARANTINED."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_run_pb2.RunState.ValueType]:
         """Only runs in these states; empty means all."""
@@ -549,10 +552,11 @@ class ListRunsRequest(_message.Message):
         page_token: _builtins.str = ...,
         parent: _builtins.str = ...,
         failure_text: _builtins.str = ...,
+        waiting_for_person: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "failure_text", b"failure_text", "graph_name", b"graph_name", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "failure_text", b"failure_text", "graph_name", b"graph_name", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "states", b"states", "waiting_for_person", b"waiting_for_person"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -200,7 +200,7 @@ export interface TaskTotals {
   skipped: number;
   /** CANCELLED. */
   cancelled: number;
-  /** ESCALATED. */
+  /** ESCALATED. A fan-out that is so itself counts besides its members. */
   escalated: number;
   /** QUARANTINED. */
   quarantined: number;

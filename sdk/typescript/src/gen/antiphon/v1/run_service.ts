@@ -211,6 +211,8 @@ export interface ListRunsRequest {
   parent: string;
   /** Only runs that failed, with a message that this text occurs in; ASCII letters match in either case. Empty means all. */
   failureText: string;
+  /** Only runs in which a task waits for a person: one that is ESCALATED or QUARANTINED. */
+  waitingForPerson: boolean;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -1838,6 +1840,7 @@ function createBaseListRunsRequest(): ListRunsRequest {
     pageToken: "",
     parent: "",
     failureText: "",
+    waitingForPerson: false,
     _unknownFields: {},
   };
 }
@@ -1870,6 +1873,9 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
     }
     if (message.failureText !== "") {
       writer.uint32(74).string(message.failureText);
+    }
+    if (message.waitingForPerson !== false) {
+      writer.uint32(80).bool(message.waitingForPerson);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1980,6 +1986,14 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
             message.failureText = reader.string();
             continue;
           }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.waitingForPerson = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2022,6 +2036,7 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
     message.pageToken = object.pageToken ?? "";
     message.parent = object.parent ?? "";
     message.failureText = object.failureText ?? "";
+    message.waitingForPerson = object.waitingForPerson ?? false;
     return message;
   },
 };
