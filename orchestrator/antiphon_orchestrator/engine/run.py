@@ -72,8 +72,8 @@ class Run:
     `paused`: since somebody holds it; `resume_time`: when it was last let go on. `completed`: tasks that can be undone,
     in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason.
     `warning`: what is missing in the output of one that has SUCCEEDED.
-    `grown`: tasks of all the runs beneath it, as far as this one counts them. `kept`: see plan.View. `asking`: tasks that
-    wait for a person.
+    `grown`: tasks of all the runs beneath it, as far as this one counts them. `kept`: see plan.View.
+    `asking`: tasks that wait for a person.
     `passed`: of a fan-out whose members are cancelled, how many from the first on have ended; else it has no entry."""
 
     __slots__ = (
