@@ -2,7 +2,7 @@
 
 The gRPC instrumentation costs some 200 µs a call and breaks streams such as health Watch, so it sees only the unary
 methods of the public services; a run's own trace needs none of it, since its traceparent travels in the record.
-Imported only when it is on: the libraries are an extra (pip install "antiphon-server[otel]").
+Imported only when it is on: the libraries are an extra (in a checkout: pip install ./sdk/python ".[otel]").
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ModuleNotFoundError as error:
             raise TracingUnavailable(
-                f'telemetry.tracing needs {error.name}; run: pip install "antiphon-server[otel]"'
+                f'telemetry.tracing needs {error.name}; in a checkout of Antiphon, run: pip install ./sdk/python ".[otel]"'
             ) from error
         self._provider = TracerProvider(resource=Resource.create({"service.name": "antiphon-orchestrator"}))
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))

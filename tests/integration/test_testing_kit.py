@@ -336,5 +336,8 @@ except SetupError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    wanted = 'antiphon.testing starts a real mesh, which needs the server: pip install "antiphon[server]"\n'
+    wanted = (
+        "antiphon.testing starts a real mesh, which needs the server; in a checkout of Antiphon, run: pip install"
+        " ./sdk/python .\n"
+    )
     assert (done.stdout, done.stderr) == (wanted, "")

@@ -10,7 +10,7 @@
  *       });
  *     });
  *
- * It needs the command antiphon on the path (pip install "antiphon[server]"). A mesh is ready in about two seconds and takes
+ * It needs the command antiphon on the path (in a checkout: pip install ./sdk/python .). A mesh is ready in about two seconds and takes
  * another one for each agent, so tests may share one: `Mesh.start` before all, `mesh.close` after. Nothing of it outlives the
  * process of the test, even when that is killed.
  */
@@ -204,7 +204,7 @@ class Command {
   /** Rejects when the command ends by itself. */
   async failed(): Promise<never> {
     await this.#over;
-    throw new SetupError(`${this.#what} has ended: ${this.#said.trim() || 'run: pip install "antiphon[server]"'}`);
+    throw new SetupError(`${this.#what} has ended: ${this.#said.trim() || "in a checkout of Antiphon, run: pip install ./sdk/python ."}`);
   }
 
   /** End it, and wait for its end. */

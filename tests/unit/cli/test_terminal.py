@@ -60,3 +60,10 @@ def test_on_a_terminal_only_colours_are_left() -> None:
 def test_for_a_pipe_a_value_is_what_it_is(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     output.show_content(b"\x1b\x00\xff")
     assert capfdbinary.readouterr().out == b"\x1b\x00\xff"
+
+
+def test_on_a_pipe_each_row_of_a_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "why " * 200
+    output.show(output.table(("TASK", "WHY"), [["a", reason], ["b", "short"]]))
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert (head, second) == ("TASK  WHY", "b     short") and first == f"a     {reason.rstrip()}"

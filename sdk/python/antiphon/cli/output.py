@@ -18,7 +18,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-_WIDTH_OF_PIPES = 200  # a pipe has no width; 80 would cut tables that programs such as grep read
+_WIDTH_OF_PIPES = 10_000  # a pipe has no width, and programs such as grep read whole lines
 _STYLES = {
     "SUCCEEDED": "green",
     "ACTIVE": "green",
@@ -80,8 +80,14 @@ def _made(*, stderr: bool) -> Console:
 
 
 def show(thing: RenderableType) -> None:
-    """Data for people."""
-    data().print(thing)
+    """Data for people. On a pipe each row of a table is one line, without the blanks that would fill its last column."""
+    console = data()
+    if console.is_terminal:
+        console.print(thing)
+        return
+    with console.capture() as written:
+        console.print(thing)
+    print("\n".join(line.rstrip(" ") for line in written.get().split("\n")), end="", flush=True)
 
 
 def note(text: str) -> None:

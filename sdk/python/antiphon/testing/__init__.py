@@ -8,7 +8,7 @@
         assert [one.state for one in greeter.attempts()] == ["FAILED", "FAILED", "SUCCEEDED"]
 
 With pytest and pytest-asyncio the mesh is a fixture: `pytest_plugins = ("antiphon.testing.fixtures",)`. It needs
-`antiphon-server` (`pip install "antiphon[server]"`), and says so.
+`antiphon-server` (in a checkout: `pip install ./sdk/python .`), and says so.
 """
 
 from ._instance import Instance

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from antiphon._agent import Agent
 from antiphon._client import Client
 from antiphon._errors import SetupError
+from antiphon.command import INSTALL_SERVER
 
 from ._clock import Clock
 from ._instance import Instance
@@ -55,9 +56,7 @@ class Mesh:
     async def __aenter__(self) -> Self:
         """Raises `SetupError` where `antiphon-server` is not installed."""
         if importlib.util.find_spec("antiphon_orchestrator") is None:
-            raise SetupError(
-                'antiphon.testing starts a real mesh, which needs the server: pip install "antiphon[server]"'
-            )
+            raise SetupError(f"antiphon.testing starts a real mesh, which needs the server; {INSTALL_SERVER}")
         from ._server import Server, serve
 
         self._server = Server(self._clock, self._namespace, self._policies)
