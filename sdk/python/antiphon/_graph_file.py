@@ -135,7 +135,9 @@ class _Reader:
         try:
             import yaml
         except ModuleNotFoundError as error:
-            raise SetupError('graph files need PyYAML; in a checkout of Antiphon, run: pip install "./sdk/python[cli]"') from error
+            raise SetupError(
+                'graph files need PyYAML; in a checkout of Antiphon, run: pip install "./sdk/python[cli]"'
+            ) from error
         if text.lstrip()[:1] == "{":
             text = text.replace("\t", " ")  # blanks in JSON (in its strings they are escaped), but not in YAML
         try:

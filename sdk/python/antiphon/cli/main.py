@@ -30,7 +30,8 @@ def main(words: Sequence[str]) -> int:
     except TyperException as error:
         return _wrong_usage(error)
     except (Abort, KeyboardInterrupt):
-        output.note("antiphon: interrupted; a run that was submitted goes on, see: antiphon run list")
+        goes_on = "; a run that was submitted goes on, see: antiphon run list" if "run" in words[:1] else ""
+        output.note(f"antiphon: interrupted{goes_on}")
         return INTERRUPTED
     except BrokenPipeError:
         return _unread()

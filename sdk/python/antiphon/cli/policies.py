@@ -183,6 +183,8 @@ def explain(
             output.show(decision(record))
     elif found:
         output.show(output.table(("DECISION", "TIME", "", "ACTION", "ABOUT", "PRINCIPAL", "WHY"), map(_brief, found)))
+    elif not decision_id:
+        output.note("No such decision among the recent ones of this orchestrator.")
     if decision_id and not found:
         raise Problem(
             f"decision {decision_id} is none of the recent ones",

@@ -77,7 +77,10 @@ def submit(
             output.note(f"warning: {warning}")
         if not wait:
             return run, b""
-        run = await follow(client, run.run_id, output.notes(), None)
+        console = output.notes()
+        if not console.is_terminal:  # on one its progress begins with it
+            output.note(f"run {run.run_id}")
+        run = await follow(client, run.run_id, console, None)
         wanted = run.state == RUN_STATE_SUCCEEDED and not as_json
         return run, await client.download_payload(run.output) if wanted else b""
 
