@@ -189,6 +189,7 @@ class Orchestrator:
         metrics.tasks_waiting.set_function(lambda: fleet.waiting)
         metrics.tasks_limited.set_function(lambda: fleet.limits.waiting)
         metrics.tasks_asking.set_function(host.asking)
+        metrics.runs_aside.set_function(host.aside)
         metrics.runs_waiting.set_function(lambda: sum(shard.backlog.size for shard in host.shards))
         metrics.breakers_open.set_function(lambda: fleet.broken)
 

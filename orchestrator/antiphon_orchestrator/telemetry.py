@@ -228,6 +228,11 @@ class Metrics:
             "Tasks that are ESCALATED or QUARANTINED, until somebody says how they go on",
             registry=self.registry,
         )
+        self.runs_aside: Gauge = library.Gauge(
+            "antiphon_runs_set_aside",
+            "Runs, with those beneath them, that stand still since carrying them on ended turns of their shard: a bug",
+            registry=self.registry,
+        )
         self.runs_waiting: Gauge = library.Gauge(
             "antiphon_runs_waiting", "New runs that wait for their shard, as it has more to do", registry=self.registry
         )

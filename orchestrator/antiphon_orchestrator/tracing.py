@@ -31,7 +31,8 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ModuleNotFoundError as error:
             raise TracingUnavailable(
-                f'telemetry.tracing needs {error.name}; in a checkout of Antiphon, run: pip install ./sdk/python ".[otel]"'
+                f"telemetry.tracing needs {error.name}; "
+                'in a checkout of Antiphon, run: pip install ./sdk/python ".[otel]"'
             ) from error
         self._provider = TracerProvider(resource=Resource.create({"service.name": "antiphon-orchestrator"}))
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))

@@ -100,6 +100,8 @@ const (
 	CallRepeated Reason = "CALL_REPEATED"
 	// TooMuchBeneath: calls and sub-runs beneath one run have at most {limit} tasks in all.
 	TooMuchBeneath Reason = "TOO_MUCH_BENEATH"
+	// RunSetAside: nothing can be asked of run {run_id} now: {cause}.
+	RunSetAside Reason = "RUN_SET_ASIDE"
 	// PolicyInvalid: the policies have {count} mistakes, and nothing is changed; see the field violations.
 	PolicyInvalid Reason = "POLICY_INVALID"
 	// PolicyEpochChanged: policy epoch {current} is in force, not {expected}; look at it with antiphon policy show, then try again.
@@ -185,6 +187,7 @@ var registry = map[Reason]reasonSpec{
 	TaskStateConflict:       {codes.Code(9), Reread},
 	CallRepeated:            {codes.Code(9), FixRequest},
 	TooMuchBeneath:          {codes.Code(8), FixRequest},
+	RunSetAside:             {codes.Code(9), AskOperator},
 	PolicyInvalid:           {codes.Code(3), FixRequest},
 	PolicyEpochChanged:      {codes.Code(10), Reread},
 	PolicyEpochNotFound:     {codes.Code(5), FixRequest},

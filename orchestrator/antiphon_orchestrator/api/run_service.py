@@ -485,6 +485,8 @@ def _sink(future: asyncio.Future[Any], convert: Callable[[Any], Any]) -> i.Sink:
         try:
             if isinstance(value, i.Moved):
                 raise moved(value.shard)
+            if isinstance(value, i.SetAside):
+                raise ApiError(ErrorReason.ERROR_REASON_RUN_SET_ASIDE, run_id=value.run_id, cause=str(value))
             future.set_result(value if known else convert(value))
         except Exception as error:  # the shard's loop calls: what cannot be shown is the caller's trouble alone
             future.set_exception(error)

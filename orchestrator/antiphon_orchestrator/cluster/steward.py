@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Collection
 
 from .. import telemetry
-from ..shards.host import Host, RecoveryFailed
+from ..shards.host import Host, RecoveryFailed, Stumbled
 from ..store.port import StoreUnavailable
 from .assignment import assigned, decide
 from .membership import Membership, clock
@@ -88,6 +88,8 @@ class Steward:
             self._begun_without(shard)
             log.error("shard_not_rebuilt", shard=shard, cause=str(error))
             await asyncio.sleep(PAUSE * (0.5 + random.random()))
+        except Stumbled:
+            await asyncio.sleep(LOOK * random.random())  # the host has said why
         except StoreUnavailable as error:
             self._begun_without(shard)
             log.warning("shard_let_go", shard=shard, cause=str(error))

@@ -73,10 +73,11 @@ class Run:
     in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason.
     `warning`: what is missing in the output of one that has SUCCEEDED.
     `grown`: tasks of all the runs beneath it, as far as this one counts them. `kept`: see plan.View.
-    `asking`: tasks that wait for a person.
+    `asking`: tasks that wait for a person. `aside`: why nothing of it goes on in this process, if so.
     `passed`: of a fan-out whose members are cancelled, how many from the first on have ended; else it has no entry."""
 
     __slots__ = (
+        "aside",
         "asking",
         "cancel",
         "completed",
@@ -121,6 +122,7 @@ class Run:
         self.tasks = [Task(p) for p in plan.tasks]
         self.tasks_open = len(self.tasks) - plan.compensations
         self.asking = 0
+        self.aside = ""
         self.completed: list[int] = []
         self.unwinding: Failure | None = None
         self.redacted = False

@@ -51,7 +51,7 @@ def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_
         labels=submitted.labels,
         parent_attempt_id=submitted.parent_attempt_id,
         traceparent=submitted.traceparent,
-        warnings=(*submitted.warnings, run.warning) if run.warning else submitted.warnings,
+        warnings=[*submitted.warnings, *filter(None, (run.warning, run.aside))],
         child_kind=submitted.child_kind.value,  # type: ignore[arg-type]
     )
     message.create_time.FromMicroseconds(run.create_time)

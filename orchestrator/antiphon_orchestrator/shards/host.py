@@ -16,7 +16,7 @@ import contextlib
 import random
 import time
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection
 
 from antiphon.store.v1 import journal_pb2 as journal
@@ -27,11 +27,13 @@ from ..engine.plan import Plan
 from ..engine.run import Run, Task
 from ..engine.states import RunState
 from ..placement.fleet import Fleet, Need, Offered, Waiter
-from ..placement.limits import Counter
+from ..placement.limits import Counter as LimitCounter
 from ..store.port import Store, StoreFull
 from . import codec, reading
 from . import inputs as i
 from .archiver import Archiver
+from .aside import MOST as MOST_BLAMED
+from .aside import culprit
 from .audited import AuditPages
 from .clock import now
 from .leaving import abandon, let_archived_go, turn_away
@@ -59,6 +61,14 @@ LONG_LOG = 4_096
 SHORT_LOG = 256
 """The same while the store is filling up."""
 
+STUMBLES = 2
+"""Turns that end halfway at a family of runs before it stands aside."""
+
+_SET_ASIDE = (
+    "it stands still, since carrying it on ended turns of its shard. That is a bug; its traceback is in the log of the"
+    " orchestrator. Nothing is lost; it goes on when an orchestrator is started anew, best of a version without the bug"
+)
+
 
 class NoPlan(Exception):
     """What a PlanLoader raises for a graph that is not there, or does not compile."""
@@ -66,6 +76,10 @@ class NoPlan(Exception):
 
 class RecoveryFailed(Exception):
     """A run in the log cannot be taken up. The log is as it was."""
+
+
+class Stumbled(Exception):
+    """A turn of a shard ended halfway, by an exception; nothing of it is in the log. The shard is to be taken anew."""
 
 
 PlanLoader = Callable[[RunSubmitted], Awaitable[Plan]]
@@ -133,6 +147,8 @@ class Host:
         self._archiver = archiver
         self._reader = reader
         self._graphs = graphs
+        self._stumbles: Counter[str] = Counter()
+        """By family of runs, the turns that ended halfway at one of it."""
         self.requests_kept = REQUESTS_KEPT // shard_count
         """Most request ids of archived runs that each shard remembers."""
         self._seats: list[_Seat | None] = [None] * shard_count
@@ -268,7 +284,7 @@ class Host:
         seat = self._seats[shard]
         return seat is not None and len(seat.shard.inbox) >= self._inbox_limit
 
-    def _call_up(self, waiter: Waiter, counter: Counter | None) -> None:
+    def _call_up(self, waiter: Waiter, counter: LimitCounter | None) -> None:
         self.put(waiter.shard, i.CalledUp(waiter, counter))
 
     def _deliver(self, waiter: Waiter, offered: Offered) -> None:
@@ -291,7 +307,8 @@ class Host:
     async def own(self, number: int) -> None:
         """Takes a shard, rebuilds it from its log and drives it, until it is another's or this is cancelled.
 
-        Raises RecoveryFailed, and then another replica that may be able to has it, if there is one.
+        Raises RecoveryFailed, and then another replica that may be able to has it, if there is one. Raises Stumbled, to
+        be called again, or what ended a turn, where nobody can be blamed for it (aside.py).
         """
         assert self._seats[number] is None
         started = time.monotonic()
@@ -313,6 +330,7 @@ class Host:
             await self._recover_seat(seat)
             took = round(time.monotonic() - started, 3)
             log.info("shard_taken", shard=number, epoch=shard.epoch, count=len(shard.runs), duration=took)
+            shard.aside = {run_id: _SET_ASIDE for run_id, times in self._stumbles.items() if times >= STUMBLES}
             shard.resume()
             seat.ready = True
             self.taken(number)
@@ -437,7 +455,11 @@ class Host:
                 await self._idle(seat, moment)
                 continue
             first_audited = shard.audit.chain.last_seq + 1
-            turn = seat.turn = shard.take_turn(moment)
+            try:
+                turn = seat.turn = shard.take_turn(moment)
+            except Exception as error:
+                self._blame(seat, error)
+                raise Stumbled(f"shard {shard.index}: a turn ended halfway") from error
             seq = 0
             if turn.records:
                 began = time.monotonic()
@@ -459,6 +481,22 @@ class Host:
                 await self._forget_archived(seat, moment)
             if seat.audit.due is not None and moment >= seat.audit.due:
                 await seat.audit.write_due(moment)
+
+    def _blame(self, seat: _Seat, error: Exception) -> None:
+        """Remembers at whom a turn ended halfway; raises its error again where that is nobody, or too many."""
+        shard, run_id = seat.shard, culprit(seat.shard)
+        if not run_id or (run_id not in self._stumbles and len(self._stumbles) >= MOST_BLAMED):
+            raise error
+        seat.turn = shard.turn
+        if seat.turn is not None and isinstance(seat.turn.item, i.Asked | i.Report | i.Answered):
+            shard.inbox.appendleft(seat.turn.item)  # so that whoever waits for it is told, too
+        self._stumbles[run_id] += 1
+        aside = self._stumbles[run_id] >= STUMBLES
+        log.error("run_set_aside" if aside else "run_stumbled", shard=shard.index, run_id=run_id, exc_info=error)
+
+    def aside(self) -> int:
+        """Families of runs that stand aside here."""
+        return sum(times >= STUMBLES for times in list(self._stumbles.values()))
 
     async def _append(self, seat: _Seat, turn: Turn, first_audited: int) -> int:
         """Commits what a turn decided. In a full store it makes what room it can, and tries again; raises Fenced."""

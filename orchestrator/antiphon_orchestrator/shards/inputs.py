@@ -53,6 +53,14 @@ class Moved(Exception):
         self.shard = shard
 
 
+class SetAside(Exception):
+    """The answer about a run that stands aside: nothing can be asked of it. The text says why."""
+
+    def __init__(self, run_id: str, why: str) -> None:
+        super().__init__(why)
+        self.run_id = run_id
+
+
 @dataclass(slots=True)
 class Submit:
     """A run to admit. `sink` gets the Run once committed, or once ended (`wait`), or an ApiError."""
@@ -288,6 +296,9 @@ class Archived:
 
     upto: dict[str, int]
 
+
+Asked: TypeAlias = Submit | Call | Cancel | Steer | Read | Survey | Watch
+"""What somebody waits for the answer of."""
 
 Input: TypeAlias = (
     Submit

@@ -7,17 +7,21 @@ owner asks about them; reports get no verdict here, so that sidecars keep the ou
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..engine.states import RunState, TaskState
 from ..placement.fleet import Fleet
 from . import inputs as i
-from .shard import Shard
 from .turn import Turn
+
+if TYPE_CHECKING:
+    from .shard import Shard
 
 
 def abandon(shard: Shard, fleet: Fleet, turn: Turn | None) -> None:
-    """Lets go of everything. `turn`: one that was worked out and never released."""
+    """Lets go of everything. `turn`: one that was worked out, or begun, and never released."""
     moved = i.Moved(shard.index)
-    live = [entry.run for entry in shard.runs.values() if entry.run.state is RunState.RUNNING]
+    live = [e.run for e in shard.runs.values() if e.run.state is RunState.RUNNING and not e.run.aside]
     # First those who wait, so that no slot which comes free below is given to one of them.
     for run in live:
         for task in run.all_tasks():
@@ -53,7 +57,7 @@ def turn_away(shard: int, fleet: Fleet, item: i.Input) -> None:
             fleet.limits.settle(item.counter, item.waiter)
     elif isinstance(item, i.Report | i.Answered):
         item.reporter.no_verdict()
-    elif isinstance(item, i.Submit | i.Call | i.Cancel | i.Steer | i.Read | i.Survey | i.Watch):
+    elif isinstance(item, i.Asked):
         item.sink(i.Moved(shard))
 
 

@@ -17,12 +17,10 @@ from typing import Any
 
 from ..engine import decide
 from ..engine import events as e
-from ..engine.decide import Outcome, Verdict
+from ..engine.decide import Verdict
 from ..engine.escalation import fail_task
 from ..engine.events import Placement
-from ..engine.failure import Failure, FailureKind
 from ..engine.plan import HedgePlan
-from ..engine.quarantine import sidecar_died
 from ..engine.run import Run, Task, apply, start
 from ..engine.states import AttemptState, ChildKind, RunState, TaskState
 from ..placement.fleet import Fleet, Need, Refused, Waiter
@@ -30,6 +28,7 @@ from ..placement.limits import Full
 from ..placement.shares import FairQueue
 from . import agreeing, asking, codec
 from . import inputs as i
+from .aside import family, turned_aside
 from .auditing import DIGESTED_AT_ONCE, ShardAudit, digest_ahead
 from .beneath import Beneath
 from .children import Children
@@ -38,11 +37,13 @@ from .looking import Looking
 from .moving import Moving
 from .needs import Needs
 from .outstanding import Outstanding
+from .presence import Presence
 from .promising import Promises
 from .reusing import reuse, worth_keeping
 from .timers import Timers
 from .turn import (
     FIRST_OF_BACKLOG,
+    MAX_BYTES,
     MAX_INPUTS,
     MAX_TIMER_BYTES,
     MAX_WAITS,
@@ -62,10 +63,8 @@ from .turn import (
     principal_kind,
 )
 
-MAX_BYTES = 768 * 1024
 MAX_WORK = 0.010
-"""Bounds of a turn beside its inputs: record bytes and seconds of work (protocol.md §3). What the last turn left has
-half of it, so that a run of 100,000 tasks keeps no others out. Timers have their own such bound."""
+"""Seconds of work in a turn, as MAX_BYTES of its records."""
 
 _SETTLED = frozenset({e.TaskEnded, e.TaskEscalated, e.TaskQuarantined, e.TaskCompleted, e.TaskAgreed, e.ResultReused})
 """Events after which nothing of a task is due, or waited for, any more."""
@@ -111,6 +110,10 @@ class Shard:
         self.out = Outstanding()
         self._children = Children()
         self._beneath = Beneath(self, graphs)
+        presence = Presence(self)
+        self.aside: dict[str, str] = {}
+        """Families of runs that stand still, by the id of the outermost, and why: one of them ends turns halfway."""
+        self.turn: Turn | None = None
         self._unfinished: dict[str, None] = {}
         self._needs = Needs(fleet)
         self._to_place: deque[tuple[Entry, Task]] = deque()
@@ -127,8 +130,8 @@ class Shard:
             i.Steer: self._steer,
             i.Reserved: self._reserved,
             i.CalledUp: self._called_up,
-            i.Inventory: self._inventory,
-            i.SidecarGone: self._sidecar_gone,
+            i.Inventory: presence.inventory,
+            i.SidecarGone: presence.gone,
             i.Read: lambda turn, item: asking.read(self.runs, turn, item),
             i.Survey: lambda turn, item: asking.survey(self.runs, turn, item),
             i.Watch: lambda turn, item: asking.watch(self.runs, turn, item),
@@ -152,10 +155,10 @@ class Shard:
 
     def take_turn(self, now: int, clock: Callable[[], float] = time.monotonic) -> Turn:
         """Works out what waits, within the bounds of a turn. `now`: microseconds since 1970."""
-        turn = Turn(now, clock, clock() + MAX_WORK / 2, MAX_BYTES // 2)
+        turn = self.turn = Turn(now, clock, clock() + MAX_WORK / 2, MAX_BYTES // 2)
         if self._owed:
-            self._owed, item = False, self.inbox.popleft()
-            self._handlers[type(item)](turn, item)
+            self._owed = False
+            self._handle(turn, self.inbox.popleft())
         elif self._moving.waiting:
             self._moving.go_on(turn, self.runs)
         self._go_on(turn)
@@ -164,17 +167,17 @@ class Shard:
         taken = 0
         while self.backlog.size and taken < FIRST_OF_BACKLOG and not turn.full and (turn.has_room() or not taken):
             taken += 1
-            self._submit(turn, self.backlog.pop())
+            self._handle(turn, self.backlog.pop())
         turn.until, turn.most, first = until, MAX_BYTES, taken
         inputs = most_inputs(max(self.out.count, len(self.inbox) + self.backlog.size))
         while self.inbox and taken < inputs and not turn.full and (turn.has_room() or taken == first):
-            item = self.inbox.popleft()
             taken += 1
-            self._handlers[type(item)](turn, item)
+            self._handle(turn, self.inbox.popleft())
         while self.backlog.size and taken < inputs and not turn.full and turn.has_room():
             taken += 1
-            self._submit(turn, self.backlog.pop())
+            self._handle(turn, self.backlog.pop())
         turn.inputs = taken
+        turn.item = None
         # After the inbox: an outcome that waited in it was in time, however late this turn comes.
         if not self.timers_held:
             turn.until = clock() + MAX_WORK / 2
@@ -183,6 +186,11 @@ class Shard:
                     break
                 self._on_time(turn, *due[0])
         return turn
+
+    def _handle(self, turn: Turn, item: i.Input) -> None:
+        turn.item, turn.at = item, ""
+        if not self.aside or not turned_aside(self, self._fleet, turn, item):
+            self._handlers[type(item)](turn, item)
 
     def _put_back(self, turn: Turn, item: i.Input) -> None:
         """Leaves an input, or what is left of it, to the next turn, which it begins."""
@@ -210,6 +218,7 @@ class Shard:
 
     def _record(self, turn: Turn, entry: Entry, event: e.Event) -> None:
         run, held = entry.run, entry.run.paused is not None
+        turn.at = run.run_id
         apply(run, event, turn.now)
         self._keep(turn, entry, codec.encode(run.run_id, run.event_seq, turn.now, event))
         kind = type(event)
@@ -310,6 +319,7 @@ class Shard:
         """At least one step."""
         room = turn.size < turn.most
         while room:
+            turn.at = entry.run.run_id
             events = decide.advance(entry.run, turn.now)
             if events:
                 first = events[0]
@@ -351,6 +361,7 @@ class Shard:
 
     def _place(self, turn: Turn, entry: Entry, task: Task, before: Waiter | None = None) -> None:
         run = entry.run
+        turn.at = run.run_id
         if task.state is not TaskState.READY or not decide.may_begin(run, task):
             return
         if turn.size >= turn.most:
@@ -534,39 +545,8 @@ class Shard:
         if self.out.heard(incarnation):
             self.timers_held = False
 
-    def _inventory(self, turn: Turn, item: i.Inventory) -> None:
-        """What a known incarnation does not hold was never received, and is offered again; what it holds and nobody
-        waits for is cancelled, since a cancel is lost with its stream. Nothing is offered again that was on the present
-        stream already: were the first offer refused for want of a slot and the second not, it would be done twice."""
-        turn.cancels += self.out.unwanted(item.incarnation, item.held)
-        missing = self.out.missing(item.incarnation, item.held, item.before)
-        if missing is None:
-            return
-        for entry, task in missing:
-            if task.plan.at_most_once:
-                reason = "its sidecar does not have it, and it is offered at most once"
-                self._lose(turn, entry, task, Failure(FailureKind.LOST, reason))
-            else:
-                turn.offers.append((entry, task))
-        self._heard(item.incarnation)
-
-    def _sidecar_gone(self, turn: Turn, item: i.SidecarGone) -> None:
-        for entry, task in self.out.of(item.incarnation):
-            if turn.size >= MAX_BYTES:
-                self._put_back(turn, item)
-                return
-            self._lose(turn, entry, task, sidecar_died(task))
-        if not self.out.of(item.incarnation):
-            self.out.gone(item.incarnation)
-        self._heard(item.incarnation)
-
-    def _lose(self, turn: Turn, entry: Entry, task: Task, failure: Failure) -> None:
-        outcome = Outcome(AttemptState.LOST, failure=failure)
-        _, events = decide.settle(entry.run, task, len(task.attempts), outcome, turn.now, self)
-        self._follow(turn, entry, events)
-
     def _on_time(self, turn: Turn, run_id: str, index: int, member: int) -> None:
-        entry = self.runs.get(run_id)
+        entry, turn.at = self.runs.get(run_id), run_id
         if entry is None:
             return
         task = None if index < 0 else entry.run.task(index, member)
@@ -675,6 +655,9 @@ class Shard:
             if run.state is not RunState.RUNNING:
                 self._archiver.put(self.index, run, entry.key, entry.first_seq, entry.records)
                 continue
+            if self.aside and (why := self.aside.get(family(run))) is not None:
+                run.aside = why
+                continue
             self.timers.set((run.run_id, -1, 0), run.submitted.deadline_time)
             self._unfinished[run.run_id] = None
             self._look_at(entry, self._looking.begin(run))
@@ -688,6 +671,11 @@ class Shard:
         self.inbox.extend(self._children.recover(self.runs))
         if not self.out.taken():
             self.timers_held = False
+
+    def stands_aside(self, run_id: str) -> bool:
+        """Whether a run is here, and nothing of it goes on."""
+        entry = self.runs.get(run_id) if self.aside else None
+        return entry is not None and entry.run.aside != ""
 
     def settle_retained(self, keys: Iterable[bytes], now: int) -> None:
         """The request ids of these archived runs are durable elsewhere: the log may forget the runs."""

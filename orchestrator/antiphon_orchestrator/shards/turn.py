@@ -24,6 +24,10 @@ FIRST_OF_BACKLOG = 16
 """New runs that a turn takes before its inbox, so that runs which are there never keep them out for ever; they have as
 small a part of its time and bytes, so that they do not keep out what comes of those."""
 
+MAX_BYTES = 768 * 1024
+"""Record bytes of a turn (protocol.md §3). What the last turn left has half of it, so that a run of 100,000 tasks keeps
+no others out. Timers have their own such bound."""
+
 MAX_TIMER_BYTES = 1024 * 1024
 """Record bytes at which timers wait for the next turn: more than MAX_BYTES, so that a busy inbox never starves them."""
 
@@ -76,7 +80,8 @@ class Gathered:
 @dataclass(slots=True)
 class Turn:
     """What one turn decided and what has to happen once it is committed. It has room until `clock` says `until`, and
-    for `most` bytes of records."""
+    for `most` bytes of records. `item` is the input that it is at, `at` the run, for whoever has to know why it ended
+    halfway."""
 
     now: int
     clock: Callable[[], float]
@@ -85,6 +90,8 @@ class Turn:
     records: list[bytes] = field(default_factory=list)
     size: int = 0
     inputs: int = 0
+    item: i.Input | None = None
+    at: str = ""
     full: bool = False
     waits: int = 0
     """Tasks that found no place."""

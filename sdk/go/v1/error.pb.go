@@ -126,6 +126,8 @@ const (
 	ErrorReason_ERROR_REASON_CALL_REPEATED ErrorReason = 114
 	// There are as many tasks beneath the outermost run as there may be.
 	ErrorReason_ERROR_REASON_TOO_MUCH_BENEATH ErrorReason = 115
+	// The run stands aside in this process of the orchestrator, which cannot carry it on: nothing can be asked of it.
+	ErrorReason_ERROR_REASON_RUN_SET_ASIDE ErrorReason = 116
 	// The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line.
 	ErrorReason_ERROR_REASON_POLICY_INVALID ErrorReason = 120
 	// Another epoch is in force than the caller expected.
@@ -213,6 +215,7 @@ var (
 		113: "ERROR_REASON_TASK_STATE_CONFLICT",
 		114: "ERROR_REASON_CALL_REPEATED",
 		115: "ERROR_REASON_TOO_MUCH_BENEATH",
+		116: "ERROR_REASON_RUN_SET_ASIDE",
 		120: "ERROR_REASON_POLICY_INVALID",
 		121: "ERROR_REASON_POLICY_EPOCH_CHANGED",
 		122: "ERROR_REASON_POLICY_EPOCH_NOT_FOUND",
@@ -280,6 +283,7 @@ var (
 		"ERROR_REASON_TASK_STATE_CONFLICT":        113,
 		"ERROR_REASON_CALL_REPEATED":              114,
 		"ERROR_REASON_TOO_MUCH_BENEATH":           115,
+		"ERROR_REASON_RUN_SET_ASIDE":              116,
 		"ERROR_REASON_POLICY_INVALID":             120,
 		"ERROR_REASON_POLICY_EPOCH_CHANGED":       121,
 		"ERROR_REASON_POLICY_EPOCH_NOT_FOUND":     122,
@@ -502,7 +506,7 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*\xf2>\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*\xde?\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12s\n" +
 	"\x1cERROR_REASON_REQUEST_INVALID\x10\x01\x1aQ\xba\xbb\x18M\b\x03\x10\x01\x1a\x05field\">{field} breaks a rule of the request; see the field violations(\x01\x12~\n" +
@@ -557,7 +561,8 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x1eERROR_REASON_SIGNALS_EXHAUSTED\x10p\x1aK\xba\xbb\x18G\b\b\x10\x01\x1a\x06run_id\x1a\x05limit\"2run {run_id} was sent {limit}: the most of one run\x12i\n" +
 	" ERROR_REASON_TASK_STATE_CONFLICT\x10q\x1aC\xba\xbb\x18?\b\t\x10\x03\x1a\atask_id\x1a\x05state\x1a\x05cause\"\"task {task_id} is {state}: {cause}\x12\xae\x01\n" +
 	"\x1aERROR_REASON_CALL_REPEATED\x10r\x1a\x8d\x01\xba\xbb\x18\x88\x01\b\t\x10\x01\x1a\x04name\"|{name} is at work on the same input further up; that would go round for ever. Change the input, such as by a count of rounds\x12x\n" +
-	"\x1dERROR_REASON_TOO_MUCH_BENEATH\x10s\x1aU\xba\xbb\x18Q\b\b\x10\x01\x1a\x05limit\"Dcalls and sub-runs beneath one run have at most {limit} tasks in all\x12\x86\x01\n" +
+	"\x1dERROR_REASON_TOO_MUCH_BENEATH\x10s\x1aU\xba\xbb\x18Q\b\b\x10\x01\x1a\x05limit\"Dcalls and sub-runs beneath one run have at most {limit} tasks in all\x12j\n" +
+	"\x1aERROR_REASON_RUN_SET_ASIDE\x10t\x1aJ\xba\xbb\x18F\b\t\x10\x04\x1a\x06run_id\x1a\x05cause\"1nothing can be asked of run {run_id} now: {cause}\x12\x86\x01\n" +
 	"\x1bERROR_REASON_POLICY_INVALID\x10x\x1ae\xba\xbb\x18a\b\x03\x10\x01\x1a\x05count\"Tthe policies have {count} mistakes, and nothing is changed; see the field violations\x12\xae\x01\n" +
 	"!ERROR_REASON_POLICY_EPOCH_CHANGED\x10y\x1a\x86\x01\xba\xbb\x18\x81\x01\b\n" +
 	"\x10\x03\x1a\bexpected\x1a\acurrent\"hpolicy epoch {current} is in force, not {expected}; look at it with antiphon policy show, then try again\x12t\n" +

@@ -345,7 +345,7 @@ type Run struct {
 	// W3C traceparent it was submitted with, or a new one.
 	Traceparent string `protobuf:"bytes,17,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// Warnings of admission, such as a capability that nobody offers yet; and what is not in the output of a graph that
-	// does not say what it answers, because it does not fit.
+	// does not say what it answers, because it does not fit; and why nothing of the run goes on, where it stands aside.
 	Warnings []string `protobuf:"bytes,18,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// What the expressions of its output read of shared context, as Task.reads.
 	OutputReads []*EntryReference `protobuf:"bytes,19,rep,name=output_reads,json=outputReads,proto3" json:"output_reads,omitempty"`

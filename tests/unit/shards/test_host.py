@@ -13,12 +13,15 @@ import pytest
 from antiphon.store.v1 import records_pb2 as records
 from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.admission import SchemaSet, Values
+from antiphon_orchestrator.engine.decide import Verdict
+from antiphon_orchestrator.engine.events import RunPaused, TaskAgreed
 from antiphon_orchestrator.engine.plan import Plan
+from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.engine.states import RunState
 from antiphon_orchestrator.placement.fleet import Fleet
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.archiver import Archiver
-from antiphon_orchestrator.shards.host import Host, NoPlan, RecoveryFailed
+from antiphon_orchestrator.shards.host import STUMBLES, Host, NoPlan, RecoveryFailed, Stumbled
 from antiphon_orchestrator.shards.shard import Shard
 from antiphon_orchestrator.store import Put, SqliteStore, StoreFull, Txn, keys, prefix_end
 from shard_rig import POLICY, Rig, instance
@@ -206,3 +209,83 @@ async def test_between_two_turns_others_have_the_loop(store: FullStore) -> None:
             host.submit(0, rig.submit(f"r{number}", PLAN, told.append))
             await eventually(lambda told=told: bool(told))
             assert times == number
+
+
+TESTER = "spiffe://antiphon.internal/ns/demo/client/tester"
+
+
+def bug(run_id: str, sink: i.Sink, *, halfway: bool = False) -> i.Steer:
+    """What ends a turn: an exception, or an event that cannot be, after one that can."""
+
+    def wish(run: Run, now: int) -> i.Steered:
+        if not halfway:
+            raise ZeroDivisionError("a bug")
+        return i.Steered([RunPaused("me", ""), TaskAgreed(0, 0)], lambda run: run)
+
+    return i.Steer(run_id, TESTER, "pause", "", {}, wish, sink)
+
+
+async def told_of(host: Host, item: Callable[[i.Sink], i.Input]) -> object:
+    told: list[object] = []
+    host.put(0, item(told.append))
+    await eventually(lambda: bool(told))
+    return told[0]
+
+
+async def stumble(host: Host, item: i.Steer, told: list[object]) -> None:
+    """Owns the shard until that ends a turn; whoever asked is told to ask again."""
+    life = asyncio.create_task(host.own(0))
+    await eventually(lambda: bool(host.shards))
+    host.put(0, item)
+    with pytest.raises(Stumbled):
+        await life
+    assert isinstance(told.pop(), i.Moved)
+
+
+@pytest.mark.proves("a bug in how one run is carried on")
+@pytest.mark.parametrize("halfway", [False, True])
+async def test_a_run_that_ends_turns_stands_aside_and_the_others_go_on(store: FullStore, halfway: bool) -> None:
+    host, rig = host_of(store)
+    rig.fleet.deliver = host._deliver
+    rig.fleet.attach(instance(slots=2))
+    told: list[object] = []
+    async with owned(host):
+        for name in ("r1", "r2"):
+            host.submit(0, rig.submit(name, PLAN, told.append))
+        await eventually(lambda: len(told) == 2)
+        assert rig.offers == ["r1/t0/0/1", "r2/t0/0/1"]
+    told.clear()
+    for _ in range(STUMBLES):
+        assert host.aside() == 0
+        await stumble(host, bug("r1", told.append, halfway=halfway), told)
+    assert host.aside() == 1
+    async with owned(host) as shard:
+        host.put(0, i.Inventory("i", frozenset({"r1/t0/0/1", "r2/t0/0/1"}), shard.live_ids("i")))
+        host.put(0, rig.report("r1/t0/0/1"))
+        host.put(0, rig.report("r2/t0/0/1"))
+        await eventually(lambda: shard.runs["r2"].run.state is RunState.SUCCEEDED)
+        assert rig.verdicts == [("r2/t0/0/1", Verdict.ACCEPTED)] and rig.unanswered == 1 and rig.cancels == []
+        for ask in (lambda sink: i.Cancel("r1", TESTER, "", sink), lambda sink: bug("r1", sink)):
+            answer = await told_of(host, ask)
+            assert isinstance(answer, i.SetAside) and "traceback" in str(answer)
+        seen = await told_of(
+            host, lambda sink: i.Read("r1", lambda run: (run.state, run.paused, run.aside != ""), sink)
+        )
+        assert seen == (RunState.RUNNING, None, True)
+        # Its attempt holds no slot: two new runs find both.
+        for name in ("r3", "r4"):
+            await told_of(host, lambda sink, name=name: rig.submit(name, PLAN, sink))
+        assert rig.offers[2:] == ["r3/t0/0/1", "r4/t0/0/1"]
+    again, _ = host_of(store)
+    async with owned(again) as shard:
+        await told_of(again, lambda sink: i.Cancel("r1", TESTER, "", sink))
+        assert shard.runs["r1"].run.cancel is not None, "the next process carries it on"
+
+
+async def test_what_ends_a_turn_at_no_run_ends_the_process(store: FullStore) -> None:
+    host, _ = host_of(store)
+    life = asyncio.create_task(host.own(0))
+    await eventually(lambda: bool(host.shards))
+    host.put(0, cast(Any, object()))
+    with pytest.raises(KeyError):
+        await life

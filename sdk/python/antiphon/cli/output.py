@@ -80,7 +80,7 @@ def _made(*, stderr: bool) -> Console:
 
 
 def show(thing: RenderableType) -> None:
-    """Data for people. On a pipe each row of a table is one line, without the blanks that would fill its last column."""
+    """Data for people. On a pipe each row of a table is one line, without the blanks that fill its last column."""
     console = data()
     if console.is_terminal:
         console.print(thing)

@@ -293,7 +293,7 @@ class Run(_message.Message):
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Warnings of admission, such as a capability that nobody offers yet; and what is not in the output of a graph that
-        does not say what it answers, because it does not fit.
+        does not say what it answers, because it does not fit; and why nothing of the run goes on, where it stands aside.
         """
 
     @_builtins.property

@@ -15,5 +15,6 @@ forgive. A case that could not be played is as bad as one that failed.
     table.py      the report for people
     command.py    the command
 
-Needs jsonschema-rs (in a checkout: `pip install "./sdk/python[verify]"`), all but `digest`; nothing else of the SDK imports this package.
+Needs jsonschema-rs (in a checkout: `pip install "./sdk/python[verify]"`), all but `digest`; nothing else of the SDK
+imports this package.
 """

@@ -96,6 +96,8 @@ export const REASONS = {
   CALL_REPEATED: { code: 9, remedy: "FIX_REQUEST" },
   /** calls and sub-runs beneath one run have at most {limit} tasks in all */
   TOO_MUCH_BENEATH: { code: 8, remedy: "FIX_REQUEST" },
+  /** nothing can be asked of run {run_id} now: {cause} */
+  RUN_SET_ASIDE: { code: 9, remedy: "ASK_OPERATOR" },
   /** the policies have {count} mistakes, and nothing is changed; see the field violations */
   POLICY_INVALID: { code: 3, remedy: "FIX_REQUEST" },
   /** policy epoch {current} is in force, not {expected}; look at it with antiphon policy show, then try again */

@@ -144,7 +144,7 @@ export interface Run {
   traceparent: string;
   /**
    * Warnings of admission, such as a capability that nobody offers yet; and what is not in the output of a graph that
-   * does not say what it answers, because it does not fit.
+   * does not say what it answers, because it does not fit; and why nothing of the run goes on, where it stands aside.
    */
   warnings: string[];
   /** What the expressions of its output read of shared context, as Task.reads. */

@@ -1,0 +1,56 @@
+"""A run that a bug keeps from being carried on: the orchestrator lives, others go on, and whoever asks is told."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from antiphon import Agent, Graph, RunSetAside, output_of, ref
+from antiphon.testing import Mesh, eventually
+from antiphon_orchestrator.engine.run import Run
+from antiphon_orchestrator.shards import inputs as i
+
+
+@pytest.mark.proves("a bug in how one run is carried on")
+async def test_a_bug_in_one_run_leaves_the_orchestrator_and_all_others_at_work() -> None:
+    agent, gate, begun = Agent("waiter", concurrency=1), asyncio.Event(), asyncio.Event()
+
+    @agent.capability("text.wait@1")
+    async def wait(text: str) -> str:
+        begun.set()
+        await gate.wait()
+        return text
+
+    graph = Graph("waits", output=ref("tasks.wait.output"))
+    graph.task("wait", "text.wait@1", input=ref("input"))
+    async with Mesh() as mesh:
+        mesh.add(agent)
+        bad = await mesh.client.submit(graph, "bad")
+        await begun.wait()
+        other = await mesh.client.submit(graph, "other")
+        waits = asyncio.create_task(mesh.client.wait(other.run_id))
+        host: Any = mesh._server._orchestrator.shards
+        for times in (1, 2):
+            await eventually(lambda: bool(host.shards))
+            shard = host.shards[0]
+            host.put(0, bug(bad.run_id))
+            await eventually(lambda shard=shard: bool(host.shards) and host.shards[0] is not shard)
+            assert host.aside() == times - 1
+        seen = await mesh.client.get_run(bad.run_id)
+        assert seen.warnings[-1].startswith("it stands still")
+        with pytest.raises(RunSetAside, match="nothing can be asked of run"):
+            await mesh.operator.cancel(bad.run_id)
+        gate.set()
+        assert output_of(await waits) == "other"
+        assert output_of(await mesh.client.submit(graph, "new", wait=True)) == "new"
+        assert (await mesh.client.get_run(bad.run_id)).totals.running == 1
+
+
+def bug(run_id: str) -> i.Steer:
+    """An input whose handling raises, as one does that the rules have forgotten."""
+
+    def wish(run: Run, now: int) -> i.Steered:
+        raise RuntimeError("a bug")
+
+    return i.Steer(run_id, "spiffe://mesh.test/ns/test/client/tester", "pause", "", {}, wish, lambda answer: None)
