@@ -100,7 +100,7 @@ def _keys(kind: Any) -> Iterable[Flag]:
             default = "" if item.default is MISSING else shown(item.default)
             if kind is sidecar.SocketConfig and item.name == "mode":
                 default = f"{item.default:04o}"
-            yield Flag(item.name, "", default, f"Required. {words[item.name]}" if required else words[item.name])
+            yield Flag(item.name, "", "", default, f"Required. {words[item.name]}" if required else words[item.name])
 
 
 def _table(rows: Iterable[Flag]) -> str:

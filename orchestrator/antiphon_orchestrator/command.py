@@ -24,7 +24,7 @@ from .api.server import AddressNotFree
 from .app import Orchestrator
 from .archive import ArchiveError, archive_at
 from .blobs import BlobError, ObjectBlobs
-from .config import Config, ConfigError, flags, keys, load
+from .config import SECTIONS, Config, ConfigError, Flag, flags, keys, load
 from .policy import PolicyBundle, PolicyError, compile_bundle, dev_profile, load_folder
 from .shards.host import RecoveryFailed
 from .shards.log import ShardsFixed
@@ -93,9 +93,7 @@ def _fail(*lines: str) -> int:
 
 def _parser(*, explained: bool) -> argparse.ArgumentParser:
     """`explained`: with what each setting means, for which the source is read."""
-    texts = {}
-    for key, _, default, meaning in flags() if explained else ():
-        texts[key] = (f"{meaning} Default: {default}" if default else meaning).replace("%", "%%")
+    known = {flag.key: flag for flag in flags()} if explained else {}
     parser = argparse.ArgumentParser(prog="antiphon orchestrator", description="The control plane of a mesh.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -103,18 +101,25 @@ def _parser(*, explained: bool) -> argparse.ArgumentParser:
         ("check", "Check configuration, authority, policies, store, archive and payloads, and say what holds."),
         ("health", "Ask a running orchestrator whether it serves."),
     ):
-        command = commands.add_parser(name, help=text, description=text)
+        usage = f"antiphon orchestrator {name} [--config FILE] [--json] [settings]"
+        command = commands.add_parser(name, help=text, description=text, usage=usage)
         command.add_argument("--config", metavar="FILE", help="TOML file; every setting below may stand in it")
         command.add_argument("--json", action="store_true", help="print JSON")
         if name == "health":
             text = "exit with 0 also when it answers that it does not serve: no restart would help"
             command.add_argument("--live", action="store_true", help=text)
-        settings = command.add_argument_group(
-            "settings, also as variables and in the file (docs/reference/settings.md)"
-        )
+        groups = {name: command.add_argument_group(*words) for name, words in SECTIONS.items()}
         for key, flag in keys():
-            settings.add_argument(flag, dest=key, metavar="VALUE", help=texts.get(key))
+            told = known.get(key)
+            kind, meaning = (told.kind, _explained(told)) if told else ("VALUE", None)
+            groups[key.rpartition(".")[0]].add_argument(flag, dest=key, metavar=kind, help=meaning)
     return parser
+
+
+def _explained(told: Flag) -> str:
+    section, _, name = told.key.rpartition(".")
+    meaning = f"As --api-{name.replace('_', '-')}." if section == "join" else told.meaning
+    return (f"{meaning} Default: {told.default}" if told.default else meaning).replace("%", "%%")
 
 
 async def _serve(config: Config) -> int:

@@ -50,6 +50,14 @@ _BOUNDS: dict[str, tuple[Any, Any]] = {
     "schedule.breaker_share": (0.01, 1),
     "recovery_window": (timedelta(), LONGEST_RECOVERY),
 }
+_KINDS = {
+    bool: "true|false",
+    int: "NUMBER",
+    float: "NUMBER",
+    timedelta: "DURATION",
+    Path: "PATH",
+    tuple[str, ...]: "A,B",
+}
 _MAY_BE_ZERO = frozenset({"api.shutdown_grace", "join.shutdown_grace"})
 _CHOICES = {
     "policy_profile": ("", "dev"),
@@ -118,15 +126,15 @@ class Config:
     """Our certificate chain when another authority issues it, with `private_key` and `trust_bundle`; read again as the
     files change. Without `authority` nobody can join here then."""
     private_key: Path | None = None
-    """Its key."""
+    """The key of `certificate`, in PEM."""
     trust_bundle: Path | None = None
     """Who may issue the certificates of others, in PEM."""
     recovery_window: timedelta = timedelta(days=7)
     """How long after its expiry the certificate of a sidecar is given anew to who holds its key. 0s: never."""
     listen: str = "127.0.0.1:7443"
-    """Mutual TLS."""
+    """host:port of the listener that everybody works with, by mutual TLS."""
     join_listen: str = "127.0.0.1:7444"
-    """Server TLS only: joining, the trust bundle, health."""
+    """host:port for joining, the trust bundle and health, by server TLS alone."""
     advertise: str = ""
     """host:port by which others reach `listen`; empty means the same."""
     hosts: tuple[str, ...] = ()
@@ -143,7 +151,7 @@ class Config:
     store_cert: Path | None = None
     """PEM: our certificate for the cluster, with `store_key`; its common name is the user there."""
     store_key: Path | None = None
-    """Its key."""
+    """The key of `store_cert`, in PEM."""
     store_max_bytes: int = 8 << 30
     """Size of the store from which new runs are refused; of a cluster no more than its quota."""
     agent_retention: timedelta = timedelta(days=30)
@@ -223,13 +231,27 @@ class Config:
         ]
 
 
+SECTIONS = {
+    "": (
+        "settings",
+        "each also as a variable and in the file; bytes, durations such as 30s or 1h30m (docs/reference/settings.md)",
+    ),
+    "context": ("context", "shared context of each namespace"),
+    "schedule": ("schedule", "who gets how much, and when an agent gets nothing"),
+    "api": ("api", "limits of the listener that everybody works with"),
+    "join": ("join", "limits of the listener for joining"),
+    "telemetry": ("telemetry", "what leaves the process about itself"),
+}
+"""Name and words of each section."""
+
+
 class Flag(NamedTuple):
-    """What may be set, before it is."""
+    """What may be set, before it is. `default` is empty where there is none; `kind` says what is written."""
 
     key: str
     flag: str
+    kind: str
     default: str
-    """Empty where there is none."""
     meaning: str
 
 
@@ -243,7 +265,10 @@ def keys() -> list[tuple[str, str]]:
 
 def flags() -> list[Flag]:
     """The same with defaults and meanings. Raises OSError where the source is not there."""
-    return [Flag(key, _flag(key), shown(value), meaning) for key, value, meaning in _described(_DEFAULTS, "")]
+    return [
+        Flag(key, _flag(key), _KINDS.get(hint, "VALUE"), shown(value), meaning)
+        for key, hint, value, meaning in _described(_DEFAULTS, "")
+    ]
 
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
@@ -354,10 +379,14 @@ class _Reading:
         return default
 
 
+def _present(hint: Any) -> Any:
+    """The type of a value that is there."""
+    return next(kind for kind in get_args(hint) if kind is not type(None)) if isinstance(hint, UnionType) else hint
+
+
 def _parse(hint: Any, raw: Any) -> Any:
     """The value of this type that text, or a TOML value, spells. Raises `ValueError`."""
-    if isinstance(hint, UnionType):
-        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    hint = _present(hint)
     if hint is bool:
         if isinstance(raw, bool):
             return raw
@@ -421,14 +450,14 @@ def _leaves(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{item.name}", value
 
 
-def _described(section: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
-    words = meanings(type(section))
+def _described(section: Any, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
+    words, hints = meanings(type(section)), get_type_hints(type(section))
     for item in fields(section):
         value = getattr(section, item.name)
         if is_dataclass(value):
             yield from _described(value, f"{prefix}{item.name}.")
         elif item.name != "sources":
-            yield f"{prefix}{item.name}", value, words[item.name]
+            yield f"{prefix}{item.name}", _present(hints[item.name]), value, words[item.name]
 
 
 def _flat(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

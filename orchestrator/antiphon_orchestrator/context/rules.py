@@ -32,11 +32,11 @@ class Quota:
     reference counts as its reference."""
 
     entries: int = 10_000
-    """Entries at once."""
+    """Most entries at once."""
     bytes: int = 64 << 20
-    """All of them together."""
+    """Most bytes of all entries together."""
     claims: int = 1_000
-    """Claims held at once."""
+    """Most claims that are held at once."""
 
 
 @dataclass(frozen=True, slots=True)
