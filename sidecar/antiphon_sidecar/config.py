@@ -173,12 +173,14 @@ def load(flags: Mapping[str, str | None], command: Sequence[str], environ: Mappi
         given["orchestrators"] = environ["ANTIPHON_SIDECAR_ORCHESTRATORS"]
     orchestrators = given.pop("orchestrators", None)
     table = Table({**file, **given}, "", mistakes, environ, Path(path).parent if path else Path())
+    held = table.secret_file("token_file")
+    token = flags.get("token") or (None if flags.get("token_file") else environ.get("ANTIPHON_TOKEN")) or held
     config = Config(
         orchestrators=tuple(orchestrators.split(",")) if orchestrators else table.strings("orchestrators"),
         agents=tuple(_agent(entry) for entry in table.tables("agent_tables")),
         command=tuple(command),
         agent=table.string("agent"),
-        token=flags.get("token") or environ.get("ANTIPHON_TOKEN") or table.secret_file("token_file"),
+        token=token,
         state=table.path("state"),
         identity=_identity(table.table("identity")),
         profile=table.string("profile"),

@@ -113,6 +113,18 @@ def test_a_flag_is_stronger_than_the_environment_and_that_than_the_file(tmp_path
     assert load({}, (), {}).grace == timedelta(seconds=30)
 
 
+def test_a_token_is_taken_from_the_flag_before_the_variable_and_from_there_before_a_file_it_names(
+    tmp_path: Path,
+) -> None:
+    held = tmp_path / "token"
+    held.write_text("held\n")
+    environ = {"ANTIPHON_TOKEN": "variable", "ANTIPHON_TOKEN_FILE": str(held)}
+    assert load({"token": "flag"}, (), environ).token == "flag"
+    assert load({}, (), environ).token == "variable"
+    assert load({"token_file": str(held)}, (), environ).token == "held"
+    assert load({}, (), {"ANTIPHON_TOKEN_FILE": str(held)}).token == "held"
+
+
 def test_every_mistake_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
     text = """
     orchestrators = ["nowhere"]
