@@ -23,6 +23,7 @@ STOP_TIMEOUT = 5.0
 """Seconds between SIGTERM and SIGKILL when the sidecar ends; it has drained by then."""
 _PAUSE_FIRST, _PAUSE_MOST = 0.1, 5.0
 _STEADY = 10.0  # seconds after which a process counts as well started
+_TOKEN = frozenset(("ANTIPHON_TOKEN", "ANTIPHON_TOKEN_FILE"))
 _LEASH = Path(__file__).with_name("leash.py")
 
 
@@ -32,13 +33,21 @@ def leashed(command: Sequence[str]) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *command)
 
 
-class Supervisor:
-    """One agent's process."""
+def environment(own: Mapping[str, str]) -> dict[str, str]:
+    """What a program gets: this process's environment without the join token, and `own`.
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    A sidecar that has its certificate leaves the token unspent, and whoever has it could join in the sidecar's place.
+    """
+    return {name: value for name, value in os.environ.items() if name not in _TOKEN} | dict(own)
+
+
+class Supervisor:
+    """One agent's process. `own`: variables that it gets besides this process's."""
+
+    def __init__(self, name: str, command: Sequence[str], own: Mapping[str, str]) -> None:
         self._name = name
         self._command = tuple(command)
-        self._environment = {**os.environ, **environment}
+        self._environment = environment(own)
         self._process: asyncio.subprocess.Process | None = None
         self.stopping = False
         """True: it is not started again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -47,10 +48,12 @@ async def command(folder: Path, *words: str, **environ: str) -> tuple[int, str, 
     return process.returncode, out.decode(), err.decode()
 
 
-def token(authority: Authority, orchestrator: FakeMesh | None, kind: Kind = Kind.SIDECAR) -> str:
+def token(
+    authority: Authority, orchestrator: FakeMesh | None, kind: Kind = Kind.SIDECAR, grants: Grants = GRANTS
+) -> str:
     text, _ = mint(
         Identity(authority.trust_domain, "team-a", kind, "edge-1"),
-        GRANTS,
+        grants,
         timedelta(minutes=10),
         root_pem=authority.root_pem,
         addresses=[orchestrator.address if orchestrator else "127.0.0.1:9"],
@@ -227,6 +230,46 @@ async def test_a_program_does_not_outlive_a_sidecar_that_ends_at_once(
             process.signal(signal.SIGTERM)
             assert await process.exit_code() == 130
     await eventually(lambda: not Path(f"/proc/{marker.read_text().strip()}").exists())
+
+
+async def test_no_program_gets_the_join_token_which_may_be_unspent(
+    orchestrator: FakeMesh, authority: Authority, tmp_path: Path
+) -> None:
+    keep(tmp_path / "state", authority, [orchestrator.address], Grants(("*",), ("*",)))
+    python, agent = RAW_AGENT
+    show = "import json, os, sys; [print(json.dumps(dict(os.environ)), flush=True) for line in sys.stdin]"
+    program = f'''command = ["{python}", "-c", "{show}"]\n[[agent.capability]]\nname = "text.show"'''
+    (tmp_path / "sidecar.toml").write_text(f"""
+        state = "state"
+        [[agent]]
+        name = "echo"
+        command = ["{python}", "{agent}"]
+        [[agent]]
+        name = "kept"
+        adapter = "exec"
+        mode = "pool"
+        {program}
+        [[agent]]
+        name = "fresh"
+        adapter = "exec"
+        {program}
+        """)
+    marker, held = tmp_path / "pids", tmp_path / "token"
+    text = token(authority, orchestrator, grants=Grants(("*",), ("*",)))
+    held.write_text(text)
+    environ = {"ANTIPHON_TOKEN": text, "ANTIPHON_TOKEN_FILE": str(held), "MARKER": str(marker), "OTHER": "here"}
+    async with sidecar(tmp_path, "--config", str(tmp_path / "sidecar.toml"), environ=environ):
+        stream = await orchestrator.attachment()
+        for name, slots in (("kept", 1), ("fresh", 4)):
+            await stream.window(name, slots)
+            stream.offer(name, agent=name, capability="text.show")
+        seen = [json.loads((await stream.outcome(name)).output.inline) for name in ("kept", "fresh")]
+        await stream.window("echo", 2)
+        variables = Path(f"/proc/{marker.read_text().strip()}/environ").read_text().split("\0")
+        seen.append(dict(variable.split("=", 1) for variable in variables if variable))
+    assert not orchestrator.joins
+    for variables in seen:
+        assert variables["OTHER"] == "here" and not {"ANTIPHON_TOKEN", "ANTIPHON_TOKEN_FILE"} & variables.keys()
 
 
 async def test_one_sidecar_stands_beside_several_agents_of_all_sorts(

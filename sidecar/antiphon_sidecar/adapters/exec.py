@@ -18,7 +18,7 @@ from contextlib import suppress
 from antiphon.v1 import agent_service_pb2, failure_pb2
 
 from ..config import AgentConfig, CapabilityConfig
-from ..supervise import leashed
+from ..supervise import environment, leashed
 from .base import ExecutionFailed, excerpt, json_input, parsed, said
 
 _STDERR_TAIL = 4_096
@@ -53,14 +53,13 @@ class ExecAdapter:
             program.kill()
 
     async def _run_once(self, line: bytes, assignment: agent_service_pb2.Assignment) -> bytes:
-        environment = {
-            **os.environ,
+        own = {
             "ANTIPHON_ATTEMPT_ID": assignment.attempt_id,
             "ANTIPHON_CAPABILITY": f"{assignment.capability}@{assignment.version}",
             "ANTIPHON_IDEMPOTENCY_KEY": assignment.idempotency_key,
             "TRACEPARENT": assignment.traceparent,
         }
-        program = await self._start(environment, stderr=asyncio.subprocess.PIPE)
+        program = await self._start(own, stderr=asyncio.subprocess.PIPE)
         assert program.stderr
         too_much = False  # raised below: what leaves an `except*` is wrapped in a group
         try:
@@ -125,11 +124,11 @@ class ExecAdapter:
                     await self._stop(program)
             if in_step:
                 return program
-        program = await self._start(None, stderr=None)
+        program = await self._start({}, stderr=None)
         program.listen()
         return program
 
-    async def _start(self, environment: dict[str, str] | None, stderr: int | None) -> _Program:
+    async def _start(self, own: dict[str, str], stderr: int | None) -> _Program:
         if shutil.which(self._command[0]) is None:
             # It was there when the sidecar started. Other instances may have it, and this one's breaker has to open,
             # which what is PERMANENT does not bring about.
@@ -141,7 +140,7 @@ class ExecAdapter:
             transport, protocol = await loop.subprocess_exec(
                 lambda: _Protocol(self._most, loop), *leashed(self._command),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=stderr,
-                env=environment, start_new_session=True,
+                env=environment(own), start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             raise ExecutionFailed(
