@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import NoReturn
 
 from . import logs
-from .app import CAUSE, agents_of, check_programs, run, run_folder_of
-from .config import Config, ConfigError, load
+from .app import CAUSE, look_over, run, run_folder_of
+from .config import Config, ConfigError, load, load_place, read
 from .errors import Revoked
 from .identity import HOW, IdentityError, locate
-from .socket import SocketError
+from .socket import RunFolder, SocketError, default_folder
+from .table import Mistakes
 
 _FLAGS = {
     "config": "TOML file with agents and settings",
@@ -33,6 +36,7 @@ _FLAGS = {
     "grace": "time to finish work after SIGTERM; default 30s",
     "log_level": "DEBUG, INFO, WARNING or ERROR; default INFO",
 }
+_FLAGS_OF_PLACE = ("config", "state", "profile", "run_folder")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,11 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = words[words.index("--") + 1 :]
         words = words[: words.index("--")]
     given = _parser().parse_args(words)
-    flags = {key: getattr(given, key) for key in _FLAGS}
+    flags = {key: value for key, value in vars(given).items() if key in _FLAGS}
     try:
-        config = load(flags, command, os.environ)
-        logs.configure(config.log_level)
-        asyncio.run(_COMMANDS[given.command](config))
+        asyncio.run(_COMMANDS[given.command](flags, command))
     except ConfigError as error:
         return _failed(2, "the configuration cannot be used", error)
     except BaseExceptionGroup as group:
@@ -74,21 +76,33 @@ def _parser() -> argparse.ArgumentParser:
         ("health", "exit 0 when the running sidecar is attached and an agent is there that is not refused"),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        for key, what in _FLAGS.items():
-            command.add_argument(f"--{key.replace('_', '-')}", dest=key, help=what)
+        for key in _FLAGS_OF_PLACE if name == "health" else _FLAGS:
+            command.add_argument(f"--{key.replace('_', '-')}", help=_FLAGS[key])
     return parser
 
 
-async def _run(config: Config) -> None:
+async def _run(flags: Mapping[str, str | None], command: Sequence[str]) -> None:
+    config = load(flags, command, os.environ)
+    logs.configure(config.log_level)
     await run(config, os.environ)
 
 
-async def _check(config: Config) -> None:
+async def _check(flags: Mapping[str, str | None], command: Sequence[str]) -> None:
     """Everything that can be known without joining: a token works once."""
     from .upstream import connected, secure_channel
 
-    check_programs(config)
-    place = locate(config, os.environ)
+    config, mistakes = read(flags, command, os.environ)
+    _check_schemas(config, mistakes)
+    try:
+        place = locate(config, os.environ)
+    except IdentityError as error:
+        look_over(config, None, mistakes)
+        if mistakes:
+            mistakes.add("identity", str(error))
+            mistakes.raise_any(ConfigError)
+        raise
+    agents = look_over(config, place, mistakes)
+    mistakes.raise_any(ConfigError)
     credential = place.stored()
     kept = place.kept()
     if credential is None and place.token is None and kept is not None:
@@ -97,13 +111,12 @@ async def _check(config: Config) -> None:
     if credential is None and place.token is None:
         raise IdentityError(f"there is no valid certificate, and no join token; give one: {HOW}")
     if credential is None:
-        assert place.token is not None
-        identity, grants = place.token.identity, place.token.grants
-        print(f"identity: {identity}, to be joined with the token until {place.token.expire_time:%H:%M:%S} UTC")
+        token = place.token
+        assert token is not None
+        print(f"identity: {token.identity}, to be joined with the token until {token.expire_time:%H:%M:%S} UTC")
     else:
-        grants = credential.grants
         print(f"identity: {credential.identity}, until {credential.not_after:%Y-%m-%d %H:%M:%S} UTC")
-    for agent in agents_of(config, grants):
+    for agent in agents:
         how = agent.adapter or ("started: " + " ".join(agent.command) if agent.command else "dials in")
         print(f"agent: {agent.name}, {how}")
     folder = run_folder_of(config, place, os.environ)
@@ -119,11 +132,36 @@ async def _check(config: Config) -> None:
         print(f"orchestrator: {address}, reachable")
 
 
-async def _health(config: Config) -> None:
+def _check_schemas(config: Config, mistakes: Mistakes) -> None:
+    """As the orchestrators read them, which refuse an agent with one that is none."""
+    import jsonschema_rs  # here alone: a sidecar that runs has no room for it
+
+    patterns = jsonschema_rs.RegexOptions()  # those that take linear time
+    for agent in config.agents:
+        for capability in agent.capabilities:
+            for key, text in (("input_schema", capability.input_schema), ("output_schema", capability.output_schema)):
+                try:
+                    jsonschema_rs.Draft202012Validator(
+                        json.loads(text or "true"), retriever=_refuse, pattern_options=patterns, validate_formats=False
+                    )
+                except (ValueError, TypeError) as error:  # ValidationError is a ValueError
+                    where = "".join(f"/{step}" for step in getattr(error, "instance_path", ()))
+                    why = str(getattr(error, "message", error)).partition(" and retrieving it failed")[0]
+                    remedy = f"it is not a JSON Schema: {where + ': ' if where else ''}{why}"
+                    mistakes.add(f"agent {agent.name}: {capability.name}.{key}", remedy)
+
+
+def _refuse(uri: str) -> NoReturn:
+    raise ValueError(uri)
+
+
+async def _health(flags: Mapping[str, str | None], _command: Sequence[str]) -> None:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    folder = run_folder_of(config, locate(config, os.environ), os.environ)
+    config = load_place(flags, os.environ)
+    path = config.run_folder or default_folder(locate(config, os.environ).owner, os.environ)
+    folder = RunFolder(path, config.socket)
     async with grpc.aio.insecure_channel(f"unix:{folder.control}") as channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)
@@ -137,7 +175,7 @@ async def _health(config: Config) -> None:
     print("serving")
 
 
-_COMMANDS: dict[str, Callable[[Config], Coroutine[None, None, None]]] = {
+_COMMANDS: dict[str, Callable[[Mapping[str, str | None], Sequence[str]], Coroutine[None, None, None]]] = {
     "run": _run,
     "check": _check,
     "health": _health,

@@ -8,6 +8,7 @@ then exit 0. A second signal exits at once with 130.
 from __future__ import annotations
 
 import asyncio
+import grp
 import logging
 import os
 import shutil
@@ -35,6 +36,7 @@ from .replicas import Replicas
 from .socket import RunFolder, default_folder
 from .spool import SYNC, Spool, sync, take_up
 from .supervise import Supervisor
+from .table import Mistakes
 
 log = logging.getLogger(__name__)
 
@@ -63,45 +65,49 @@ class _Drained(Exception):
     """Everything has ended as it should; the way out of the TaskGroup."""
 
 
-def agents_of(config: Config, grants: Grants) -> tuple[AgentConfig, ...]:
-    """The agents to stand beside, all of them granted by the certificate. Raises `ConfigError` with every mistake."""
+def look_over(config: Config, place: Place | None, mistakes: Mistakes) -> tuple[AgentConfig, ...]:
+    """The agents to stand beside. `mistakes` gets all that can be known before anything is dialled, or a token spent;
+    without a place only what is wrong whoever the sidecar is."""
+    commands = [("--", config.command), *((f"agent {agent.name}", agent.command) for agent in config.agents)]
+    for where, command in commands:
+        if command and shutil.which(command[0]) is None:  # it would be started again for ever
+            mistakes.add(where, f"there is no program {command[0]} to start; install it, or give its path")
+    if config.socket.group is not None:
+        try:
+            grp.getgrnam(config.socket.group)
+        except KeyError:
+            mistakes.add("socket.group", f"there is no group {config.socket.group!r} on this machine; name one of its")
+    if place is None:
+        return ()
+    if not (config.orchestrators or place.addresses):
+        mistakes.add("orchestrators", "name one, such as 127.0.0.1:7443; neither token, profile nor [identity] does")
+    grants = place.grants
+    return agents_of(config, grants, mistakes) if grants else ()
+
+
+def agents_of(config: Config, grants: Grants, mistakes: Mistakes) -> tuple[AgentConfig, ...]:
+    """The agents to stand beside; `mistakes` gets what the certificate does not allow, or the contract."""
     agents = config.agents
     if not agents:
         literal = [name for name in grants.agents if "*" not in name]
         names = [config.agent] if config.agent else literal
         if not names:
-            raise ConfigError("--agent: name the agent; the certificate grants patterns only")
+            mistakes.add("--agent", "name the agent; the certificate grants patterns only")
         if config.command and len(names) > 1:
-            raise ConfigError(f"--agent: say which of {', '.join(names)} the command is")
+            mistakes.add("--agent", f"say which of {', '.join(names)} the command is")
         agents = tuple(AgentConfig(name, command=config.command) for name in names)
-    mistakes = []
     for agent in agents:
         where = f"agent {agent.name}"
         if not grants.allows_agent(agent.name):
             allowed = ", ".join(grants.agents) or "no agent"
-            mistakes.append(f"{where}: the certificate allows {allowed}; make a token with --agent {agent.name}")
-        if agent.adapter:
-            mistakes += [f"{where}: {mistake}" for mistake in mistakes_in_description(describe(agent))]
-        mistakes += [
-            f"{where}: the certificate does not allow {capability.name}; make a token with --capability for it"
-            for capability in agent.capabilities
-            if not grants.allows_capability(capability.name)
-        ]
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
+            mistakes.add(where, f"the certificate allows {allowed}; make a token with --agent {agent.name}")
+        for mistake in mistakes_in_description(describe(agent)) if agent.adapter else ():
+            mistakes.add(where, str(mistake))
+        for capability in agent.capabilities:
+            if not grants.allows_capability(capability.name):
+                remedy = f"the certificate does not allow {capability.name}; make a token with --capability for it"
+                mistakes.add(where, remedy)
     return agents
-
-
-def check_programs(config: Config) -> None:
-    """Raises `ConfigError` with every command that names no program: it would be started again for ever."""
-    commands = [("--", config.command), *((f"agent {agent.name}", agent.command) for agent in config.agents)]
-    mistakes = [
-        f"{where}: there is no program {command[0]} to start; install it, or give its path"
-        for where, command in commands
-        if command and shutil.which(command[0]) is None
-    ]
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
 
 
 def run_folder_of(config: Config, place: Place, environ: Mapping[str, str]) -> RunFolder:
@@ -121,15 +127,15 @@ async def run(
 
     Raises `ConfigError`, `IdentityError`, `Revoked`, `SocketError`, `OSError`.
     """
-    check_programs(config)  # before a token is spent
-    place = locate(config, environ)
-    credential = await establish(place)
-    agents = agents_of(config, credential.grants)
-    addresses = config.orchestrators or place.addresses
-    if not addresses:
-        raise ConfigError("orchestrators: name one, such as 127.0.0.1:7443; neither token nor profile does")
+    place, mistakes = locate(config, environ), Mistakes()
+    look_over(config, place, mistakes)
+    mistakes.raise_any(ConfigError)
     folder = run_folder_of(config, place, environ)
-    with folder.locked():
+    with folder.locked():  # as all that needs nobody else, before a token is spent
+        credential = await establish(place)
+        agents = agents_of(config, credential.grants, mistakes)
+        mistakes.raise_any(ConfigError)
+        addresses = config.orchestrators or place.addresses
         try:
             await _Sidecar(config, place, credential, agents, addresses, folder, now).run(signals)
         except* Revoked:

@@ -153,6 +153,7 @@ class Config:
 
 
 _ENVIRONMENT = {
+    "orchestrators": "ANTIPHON_SIDECAR_ORCHESTRATORS",
     "token_file": "ANTIPHON_TOKEN_FILE",
     "state": "ANTIPHON_SIDECAR_STATE",
     "run_folder": "ANTIPHON_SIDECAR_RUN_FOLDER",
@@ -164,23 +165,26 @@ _ENVIRONMENT = {
 
 def load(flags: Mapping[str, str | None], command: Sequence[str], environ: Mapping[str, str]) -> Config:
     """The configuration. `flags` are those of the command line by key, None when absent. Raises `ConfigError`."""
+    config, mistakes = read(flags, command, environ)
+    mistakes.raise_any(ConfigError)
+    return config
+
+
+def read(
+    flags: Mapping[str, str | None], command: Sequence[str], environ: Mapping[str, str]
+) -> tuple[Config, Mistakes]:
+    """As `load`, with what is wrong, so that more can be looked for: a default stands where a value is.
+
+    Raises `ConfigError` when the file is none.
+    """
     mistakes = Mistakes()
-    path = flags.get("config") or environ.get("ANTIPHON_SIDECAR_CONFIG")
-    file = _read(Path(path), mistakes) if path else {}
-    given = {key: environ[name] for key, name in _ENVIRONMENT.items() if environ.get(name)}
-    given |= {key: value for key, value in flags.items() if value is not None and key not in ("config", "token")}
-    if "orchestrators" not in given and environ.get("ANTIPHON_SIDECAR_ORCHESTRATORS"):
-        given["orchestrators"] = environ["ANTIPHON_SIDECAR_ORCHESTRATORS"]
-    orchestrators = given.pop("orchestrators", None)
-    table = Table({**file, **given}, "", mistakes, environ, Path(path).parent if path else Path())
-    held = table.secret_file("token_file")
-    token = flags.get("token") or (None if flags.get("token_file") else environ.get("ANTIPHON_TOKEN")) or held
+    table = _settings(flags, environ, mistakes)
     config = Config(
-        orchestrators=tuple(orchestrators.split(",")) if orchestrators else table.strings("orchestrators"),
+        orchestrators=table.strings("orchestrators"),
         agents=tuple(_agent(entry) for entry in table.tables("agent_tables")),
         command=tuple(command),
         agent=table.string("agent"),
-        token=token,
+        token=_token(table, flags, environ),
         state=table.path("state"),
         identity=_identity(table.table("identity")),
         profile=table.string("profile"),
@@ -191,19 +195,51 @@ def load(flags: Mapping[str, str | None], command: Sequence[str], environ: Mappi
     )
     table.no_other()
     _check(config, mistakes)
+    return config, mistakes
+
+
+def load_place(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Config:
+    """Only what says where the folder of a sidecar that runs is, which takes none of the services' secrets.
+
+    Raises `ConfigError`.
+    """
+    mistakes = Mistakes()
+    table = _settings(flags, environ, mistakes)
+    folder = table.path("run_folder")
+    if folder is not None:
+        config = Config(run_folder=folder)
+    else:
+        identity, profile = _identity(table.table("identity")), table.string("profile")
+        config = Config(
+            token=_token(table, flags, environ), state=table.path("state"), identity=identity, profile=profile
+        )
     mistakes.raise_any(ConfigError)
     return config
 
 
-def _read(path: Path, mistakes: Mistakes) -> dict[str, object]:
+def _settings(flags: Mapping[str, str | None], environ: Mapping[str, str], mistakes: Mistakes) -> Table:
+    """All that is said, each key by who is heard first. Raises `ConfigError` when the file is none."""
+    path = flags.get("config") or environ.get("ANTIPHON_SIDECAR_CONFIG")
+    said: dict[str, object] = _read(Path(path)) if path else {}
+    said |= {key: environ[name] for key, name in _ENVIRONMENT.items() if environ.get(name)}
+    said |= {key: value for key, value in flags.items() if value is not None and key not in ("config", "token")}
+    if isinstance(orchestrators := said.get("orchestrators"), str):
+        said["orchestrators"] = orchestrators.split(",")
+    return Table(said, "", mistakes, environ, Path(path).parent if path else Path())
+
+
+def _token(table: Table, flags: Mapping[str, str | None], environ: Mapping[str, str]) -> str | None:
+    held = table.secret_file("token_file")
+    return flags.get("token") or (None if flags.get("token_file") else environ.get("ANTIPHON_TOKEN")) or held
+
+
+def _read(path: Path) -> dict[str, object]:
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        mistakes.add("--config", f"{path} cannot be read: {error.strerror}")
-        return {}
+        raise ConfigError(f"--config: {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        mistakes.add("--config", f"{path} is not TOML: {error}")
-        return {}
+        raise ConfigError(f"--config: {path} is not TOML: {error}") from error
     # `--agent` names one agent, `[[agent]]` describes them: two keys inside.
     if "agent" in values:
         values["agent_tables"] = values.pop("agent")

@@ -25,6 +25,7 @@ from antiphon_certs import (
     Credential,
     CredentialError,
     ExternalFiles,
+    Grants,
     JoinToken,
     Kind,
     Profile,
@@ -96,6 +97,12 @@ class Place:
         if self.token is None or (self.profile and self.profile.token_id == self.token.token_id):
             return True
         return self.token.root_pem.strip() in credential.bundle_pem
+
+    @property
+    def grants(self) -> Grants | None:
+        """What certificate or token allow; None when there is neither."""
+        kept = self.kept()
+        return kept.grants if kept else self.token.grants if self.token else None
 
     @property
     def owner(self) -> str:

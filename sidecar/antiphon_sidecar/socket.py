@@ -60,7 +60,7 @@ class RunFolder:
         try:
             self._make()
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except (OSError, LookupError) as error:
+        except OSError as error:
             raise SocketError(f"run folder {self.path} cannot be used: {error}; choose another: run_folder") from error
         try:
             try:
@@ -81,10 +81,10 @@ class RunFolder:
         """Give a socket that was just made its mode and group. Raises `SocketError`."""
         try:
             if self._config.group is not None:
-                shutil.chown(socket, group=self._config.group)
+                self._give(socket, self._config.group)
             os.chmod(socket, self._config.mode)
-        except (OSError, LookupError) as error:
-            raise SocketError(f"socket {socket} cannot be given to group {self._config.group}: {error}") from error
+        except OSError as error:
+            raise SocketError(f"socket {socket} cannot be opened to others: {error}") from error
 
     def _make(self) -> None:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -97,10 +97,17 @@ class RunFolder:
         if self._config.mode & 0o070:
             mode |= 0o010  # others go through, they do not look around
             if self._config.group is not None:
-                shutil.chown(self.path, group=self._config.group)
+                self._give(self.path, self._config.group)
         if self._config.mode & 0o007:
             mode |= 0o001
         self.path.chmod(mode)
+
+    def _give(self, path: str | Path, group: str) -> None:
+        try:
+            shutil.chown(path, group=group)
+        except (OSError, LookupError) as error:
+            remedy = "[socket]: name a group that this user is a member of"
+            raise SocketError(f"{path} cannot be given to group {group}: {error}; {remedy}") from error
 
     def _fitting(self, name: str) -> str:
         path = str(self.path / name)

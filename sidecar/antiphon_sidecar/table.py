@@ -24,6 +24,9 @@ class Mistakes:
     def __init__(self) -> None:
         self._lines: list[str] = []
 
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
     def add(self, where: str, remedy: str) -> None:
         """One mistake: its key path, and what to do."""
         self._lines.append(f"{where}: {remedy}")
@@ -152,9 +155,13 @@ class Table:
         if not text:
             return ""
         try:
-            json.loads(text)
+            schema = json.loads(text)
         except ValueError as error:
             self.mistakes.add(self.key(key), f"it is not JSON: {error}")
+            return ""
+        if not isinstance(schema, dict | bool):
+            self.mistakes.add(self.key(key), 'it is not a JSON Schema, which is an object such as {"type": "object"}')
+            return ""
         return text
 
     def headers(self, key: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.v1 import error_pb2
-from antiphon_certs import Authority, Grants, Identity, Kind, mint
+from antiphon_certs import Authority, Grants, Identity, Kind, Profile, mint
 
 from tests.fakes.mesh import FakeMesh, keep, now, serving
 from tests.integration.sidecar_process import RAW_AGENT, WAIT, eventually, sidecar
@@ -86,13 +86,65 @@ async def test_programs_that_are_not_there_are_named_before_a_token_is_spent(
     given = token(authority, orchestrator)
     code, _, err = await command(tmp_path, word, "--", "no-such-program", "x", ANTIPHON_TOKEN=given)
     assert code == 2 and "--: there is no program no-such-program to start; install it, or give its path" in err
-    adapter = (
-        '[[agent]]\nname = "echo"\nadapter = "exec"\ncommand = ["./absent"]\n[[agent.capability]]\nname = "text.a"\n'
-    )
-    (tmp_path / "sidecar.toml").write_text(adapter)
+    (tmp_path / "sidecar.toml").write_text(exec_agent().replace('"cat"', '"./absent"'))
     code, _, err = await command(tmp_path, word, "--config", "sidecar.toml", ANTIPHON_TOKEN=given)
     assert code == 2 and "agent echo: there is no program ./absent to start" in err
     assert not (tmp_path / "home").exists()
+
+
+def exec_agent(*lines: str, name: str = "echo", before: str = "") -> str:
+    head = [before, "[[agent]]", f'name = "{name}"', 'adapter = "exec"', 'command = ["cat"]', "[[agent.capability]]"]
+    return "\n".join([*head, 'name = "text.echo"', *lines])
+
+
+async def test_check_says_at_once_all_that_run_or_an_orchestrator_refuses(
+    orchestrator: FakeMesh, authority: Authority, tmp_path: Path
+) -> None:
+    given = token(authority, orchestrator)
+    group = '[socket]\ngroup = "no-such-group"'
+    lines = ["""input_schema = '{"type": "objekt"}'""", """output_schema = '[1]'""", 'timeout = "soon"']
+    text = exec_agent(*lines, name="other", before=group).replace('"cat"', '"./absent"')
+    (tmp_path / "sidecar.toml").write_text(text)
+    code, _, err = await command(tmp_path, "check", "--config", "sidecar.toml", ANTIPHON_TOKEN=given)
+    assert code == 2
+    for said in (
+        "input_schema: it is not a JSON Schema: /type: ",
+        "output_schema: it is not a JSON Schema, which is an object",
+        "'soon' is not a time",
+        "there is no program ./absent",
+        "there is no group 'no-such-group' on this machine",
+        "the certificate allows echo; make a token with --agent other",
+    ):
+        assert said in err, err
+    (tmp_path / "sidecar.toml").write_text(exec_agent("""input_schema = '{"type": "objekt"}'"""))
+    code, _, err = await command(tmp_path, "check", "--config", "sidecar.toml")
+    assert code == 2 and "input_schema" in err and "identity: nothing says who this sidecar is" in err
+    (tmp_path / "sidecar.toml").write_text(exec_agent("""input_schema = '{"type": "object"}'"""))
+    code, out, _ = await command(tmp_path, "check", "--config", "sidecar.toml", ANTIPHON_TOKEN=given)
+    assert code == 0 and "agent: echo, exec" in out
+    assert not orchestrator.joins and not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("word", ["check", "run"])
+async def test_an_identity_of_other_files_needs_the_orchestrators_named(
+    word: str, authority: Authority, tmp_path: Path
+) -> None:
+    keep(tmp_path / "state", authority, ["127.0.0.1:9"], GRANTS)
+    files = Profile.load("sidecar", {"ANTIPHON_HOME": str(tmp_path / "state")}).credential.folder / "current"
+    identity = "\n".join(["[identity]", *(f'{key} = "{files}/{key}.pem"' for key in ("key", "cert", "bundle"))])
+    (tmp_path / "sidecar.toml").write_text(exec_agent(before=identity))
+    code, _, err = await command(tmp_path, word, "--config", "sidecar.toml")
+    assert code == 2 and "orchestrators: name one, such as 127.0.0.1:7443" in err
+
+
+async def test_a_run_folder_that_cannot_be_had_leaves_the_token_unspent(
+    orchestrator: FakeMesh, authority: Authority, tmp_path: Path
+) -> None:
+    (tmp_path / "run").write_text("no folder")
+    given = token(authority, orchestrator)
+    code, _, err = await command(tmp_path, "run", "--run-folder", "run", "--", "true", ANTIPHON_TOKEN=given)
+    assert code == 1 and "choose another: run_folder" in err
+    assert not orchestrator.joins
 
 
 async def test_without_an_identity_it_says_what_to_give(tmp_path: Path) -> None:
@@ -150,13 +202,27 @@ async def test_a_sidecar_whose_only_agent_is_refused_does_not_serve_and_says_why
 ) -> None:
     keep(tmp_path / "state", authority, [orchestrator.address], GRANTS)
     path = tmp_path / "sidecar.toml"
-    path.write_text(
-        '[[agent]]\nname = "echo"\nadapter = "exec"\ncommand = ["cat"]\n[[agent.capability]]\nname = "text.same"\n'
-    )
+    path.write_text(exec_agent())
     words = ("--state", str(tmp_path / "state"), "--config", str(path))
 
-    async def health() -> tuple[int, str, str]:
+    async def health() -> tuple[int, str, str]:  # which needs no secret of a service
         return await command(tmp_path, "health", *words, "--run-folder", str(tmp_path / "run"))
+
+    path.write_text(f"""{exec_agent()}
+        [[agent]]
+        name = "gateway"
+        adapter = "http"
+        [[agent.capability]]
+        name = "text.ask"
+        url = "http://127.0.0.1:9/"
+        headers = {{ Authorization = "Bearer ${{env:SERVICE_KEY}}" }}
+        """)
+    assert "set the environment variable SERVICE_KEY" in (await command(tmp_path, "check", *words))[2]
+    code, _, err = await health()
+    assert code == 1 and "no sidecar answers" in err
+    code, _, err = await command(tmp_path, "health", "--agent", "echo")
+    assert code == 2 and "--agent" in err  # it is about the whole sidecar
+    path.write_text(exec_agent())
 
     async with sidecar(tmp_path, *words) as process:
         stream = await orchestrator.attachment()
@@ -232,6 +298,12 @@ async def test_a_program_does_not_outlive_a_sidecar_that_ends_at_once(
     await eventually(lambda: not Path(f"/proc/{marker.read_text().strip()}").exists())
 
 
+def started_with(pid: int) -> dict[str, str]:
+    """The environment that a process began with."""
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(variable.split("=", 1) for variable in variables if variable)
+
+
 async def test_no_program_gets_the_join_token_which_may_be_unspent(
     orchestrator: FakeMesh, authority: Authority, tmp_path: Path
 ) -> None:
@@ -265,8 +337,7 @@ async def test_no_program_gets_the_join_token_which_may_be_unspent(
             stream.offer(name, agent=name, capability="text.show")
         seen = [json.loads((await stream.outcome(name)).output.inline) for name in ("kept", "fresh")]
         await stream.window("echo", 2)
-        variables = Path(f"/proc/{marker.read_text().strip()}/environ").read_text().split("\0")
-        seen.append(dict(variable.split("=", 1) for variable in variables if variable))
+        seen.append(started_with(int(marker.read_text())))
     assert not orchestrator.joins
     for variables in seen:
         assert variables["OTHER"] == "here" and not {"ANTIPHON_TOKEN", "ANTIPHON_TOKEN_FILE"} & variables.keys()

@@ -13,6 +13,7 @@ import pytest
 from antiphon_certs import Grants
 from antiphon_sidecar.app import agents_of
 from antiphon_sidecar.config import AgentConfig, Config, ConfigError, load
+from antiphon_sidecar.table import Mistakes
 
 ROOT = Path(__file__).parents[3]
 TOML = """
@@ -97,10 +98,10 @@ def test_the_reference_has_just_the_keys_that_can_be_set() -> None:
                 for argument in ast.walk(call.args[0]):
                     if isinstance(argument, ast.Constant) and call.func.attr not in ("key", "table", "tables"):
                         asked.setdefault(function.name, set()).add(str(argument.value))
-    readers = ("load", "_identity", "_socket", "_agent", "_capability", "_http")
+    readers = ("read", "_identity", "_socket", "_agent", "_capability", "_http")
     keys = [{line.split("`")[1] for line in lines if line.startswith("| `")} for lines in told]
     assert keys[1] == {"key", "cert", "bundle"}  # which are read in a loop
-    assert keys[0] == asked["load"] - {"agent", "token_file"}  # said in the text above the table
+    assert keys[0] == asked["read"] - {"agent"}  # said in the text above the table
     assert keys[2:] == [asked[reader] for reader in readers[2:]]
 
 
@@ -241,20 +242,27 @@ def test_a_file_that_is_not_there_or_not_toml_is_said_so(tmp_path: Path) -> None
         loaded(tmp_path, "= 1")
 
 
+def granted(config: Config, grants: Grants) -> tuple[AgentConfig, ...]:
+    mistakes = Mistakes()
+    agents = agents_of(config, grants, mistakes)
+    mistakes.raise_any(ConfigError)
+    return agents
+
+
 def test_agents_default_to_those_the_certificate_names() -> None:
     config = Config(command=("python", "agent.py"))
-    assert agents_of(config, Grants(("echo",), ("text.*",))) == (AgentConfig("echo", ("python", "agent.py")),)
+    assert granted(config, Grants(("echo",), ("text.*",))) == (AgentConfig("echo", ("python", "agent.py")),)
     with pytest.raises(ConfigError, match="--agent"):
-        agents_of(config, Grants(("a", "b"), ()))
+        granted(config, Grants(("a", "b"), ()))
     with pytest.raises(ConfigError, match="patterns only"):
-        agents_of(config, Grants(("echo-*",), ()))
+        granted(config, Grants(("echo-*",), ()))
 
 
 def test_agents_and_capabilities_beyond_the_grants_are_refused_before_anything_is_dialled(tmp_path: Path) -> None:
     (tmp_path / "redact.json").write_text("{}")
     config = loaded(tmp_path, TOML)
     with pytest.raises(ConfigError) as caught:
-        agents_of(config, Grants(("summarizer", "redactor"), ("text.summarize",)))
+        granted(config, Grants(("summarizer", "redactor"), ("text.summarize",)))
     text = str(caught.value)
     assert "agent gateway: the certificate allows summarizer, redactor" in text
     assert "agent redactor: the certificate does not allow text.redact" in text
