@@ -46,7 +46,8 @@ class HttpCall:
     """A table: status, or its class such as 5xx, and the kind of failure that it means. By default 5xx, 408, 425 and
     429 are TRANSIENT, which is tried again, others PERMANENT."""
     max_response: int = 1 << 20
-    """Bytes of an answer; a longer one is INVALID_OUTPUT."""
+    """Bytes of an answer; a longer one is INVALID_OUTPUT. So is an `output` of more than 64 KiB, which is the part of
+    it that counts."""
     connect_timeout: timedelta = timedelta(seconds=5)
     """To reach the service."""
     read_timeout: timedelta = timedelta(seconds=60)
@@ -101,8 +102,9 @@ class AgentConfig:
     """Attempts at once."""
     prefetch: int = 0
     """Attempts that may wait here besides, so that short work does not wait for the network."""
-    max_output: int = 1 << 20
-    """With exec: bytes of an answer; a longer one is INVALID_OUTPUT."""
+    max_output: int = 1 << 16
+    """With exec: bytes of an answer; a longer one is INVALID_OUTPUT. More helps only with blanks at its ends, since an
+    output of more than 64 KiB is refused as well."""
     capabilities: tuple[CapabilityConfig, ...] = ()
 
 
@@ -279,7 +281,7 @@ def _agent(table: Table) -> AgentConfig:
         pool_size=table.integer("pool_size", 1, 1, 1_000),
         concurrency=table.integer("concurrency", 4, 1, 1_000),
         prefetch=table.integer("prefetch", 0, 0, 10_000),
-        max_output=table.integer("max_output", 1 << 20, 1, 64 << 20),
+        max_output=table.integer("max_output", 1 << 16, 1, 64 << 20),
     )
     pool = agent.adapter == "exec" and agent.mode == "pool"
     capabilities = tuple(_capability(entry, agent.adapter) for entry in table.tables("capability"))

@@ -178,7 +178,7 @@ class _Protocol(asyncio.subprocess.SubprocessStreamProtocol):
 
 
 class _Program:
-    """A process that runs, and all that it has started."""
+    """A process that runs, with its process group."""
 
     def __init__(self, transport: asyncio.SubprocessTransport, protocol: _Protocol) -> None:
         assert protocol.stdin and protocol.stdout
