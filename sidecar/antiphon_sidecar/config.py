@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -154,6 +155,7 @@ class Config:
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
 
 
+_PREFIX = "ANTIPHON_SIDECAR_"
 _ENVIRONMENT = {
     "orchestrators": "ANTIPHON_SIDECAR_ORCHESTRATORS",
     "token_file": "ANTIPHON_TOKEN_FILE",
@@ -196,6 +198,7 @@ def read(
         log_level=table.choice("log_level", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
     )
     table.no_other()
+    _check_environment(environ, mistakes)
     _check(config, mistakes)
     return config, mistakes
 
@@ -217,6 +220,13 @@ def load_place(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> C
         )
     mistakes.raise_any(ConfigError)
     return config
+
+
+def _check_environment(environ: Mapping[str, str], mistakes: Mistakes) -> None:
+    known = {*_ENVIRONMENT.values(), f"{_PREFIX}CONFIG"}
+    for name in sorted(name for name in environ if name.startswith(_PREFIX) and name not in known):
+        close = get_close_matches(name, sorted(known), 1)
+        mistakes.add(name, f"unknown variable{f'; did you mean {close[0]}?' if close else '; unset it'}")
 
 
 def _settings(flags: Mapping[str, str | None], environ: Mapping[str, str], mistakes: Mistakes) -> Table:
@@ -273,11 +283,21 @@ def _socket(table: Table | None) -> SocketConfig:
 
 
 def _agent(table: Table) -> AgentConfig:
+    adapter = table.choice("adapter", ("", "http", "exec"), "")
+    if not adapter:
+        table.without(("concurrency", "prefetch"), "leave it out; an agent says itself how much it takes at once")
+    if adapter != "exec":
+        table.without(("mode", "pool_size", "max_output"), 'leave it out; it is for adapter = "exec"')
+    mode = table.choice("mode", ("per_call", "pool"), "per_call")
+    if adapter == "exec" and mode == "pool":
+        table.without(("concurrency",), "leave it out; with a pool it is pool_size")
+    if adapter == "exec" and mode == "per_call":
+        table.without(("pool_size",), 'leave it out, or set mode = "pool"; otherwise it is concurrency')
     agent = AgentConfig(
         name=table.name("name"),
         command=table.strings("command"),
-        adapter=table.choice("adapter", ("", "http", "exec"), ""),
-        mode=table.choice("mode", ("per_call", "pool"), "per_call"),
+        adapter=adapter,
+        mode=mode,
         pool_size=table.integer("pool_size", 1, 1, 1_000),
         concurrency=table.integer("concurrency", 4, 1, 1_000),
         prefetch=table.integer("prefetch", 0, 0, 10_000),

@@ -60,6 +60,12 @@ class Table:
             close = get_close_matches(key, self._known, 1)
             self.mistakes.add(self.key(key), f"unknown key{f'; did you mean {close[0]}?' if close else ''}")
 
+    def without(self, keys: Sequence[str], remedy: str) -> None:
+        """Report those of the keys that are there, as they would have no effect. Asked before they are taken."""
+        for key in keys:
+            if key in self._values:
+                self.mistakes.add(self.key(key), remedy)
+
     def string(self, key: str, default: str | None = None) -> str | None:
         """A text."""
         value = self._take(key, str, "a text in quotes")

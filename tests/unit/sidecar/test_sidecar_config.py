@@ -172,6 +172,30 @@ def test_every_mistake_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
         assert any(line.startswith(key) for line in lines), (key, lines)
 
 
+@pytest.mark.parametrize(
+    ("lines", "key", "remedy"),
+    [
+        ('adapter = "exec"\nmode = "pool"\nconcurrency = 2', "concurrency", "with a pool it is pool_size"),
+        ('adapter = "exec"\npool_size = 2', "pool_size", 'set mode = "pool"'),
+        ('adapter = "http"\nmode = "pool"', "mode", 'it is for adapter = "exec"'),
+        ('adapter = "http"\npool_size = 2', "pool_size", 'it is for adapter = "exec"'),
+        ('adapter = "http"\nmax_output = 2', "max_output", 'it is for adapter = "exec"'),
+        ('mode = "per_call"', "mode", 'it is for adapter = "exec"'),
+        ("concurrency = 2", "concurrency", "an agent says itself"),
+        ("prefetch = 2", "prefetch", "an agent says itself"),
+    ],
+)
+def test_a_key_that_would_have_no_effect_is_refused(tmp_path: Path, lines: str, key: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, f'[[agent]]\nname = "one"\n{lines}\n')
+    assert [line for line in str(caught.value).splitlines() if f"{key}: leave it out" in line and remedy in line]
+
+
+def test_a_variable_that_is_none_of_ours_is_refused() -> None:
+    with pytest.raises(ConfigError, match="ANTIPHON_SIDECAR_GRACEE: .* did you mean ANTIPHON_SIDECAR_GRACE?"):
+        load({}, (), {"ANTIPHON_SIDECAR_GRACEE": "5s"})
+
+
 def _http_agent(*lines: str) -> str:
     return "\n".join(['[[agent]]\nname = "gateway"\nadapter = "http"\n[[agent.capability]]\nname = "text.do"', *lines])
 
