@@ -1,8 +1,8 @@
 """The program: `python -m antiphon_sidecar run|check|health`, also `antiphon sidecar …`.
 
 Exit codes: 0 done, 1 failed, 2 the command line or the configuration is wrong, 130 stopped at once. Every expected
-failure is one line on stderr with what to do about it. It imports neither the command line's libraries nor an adapter
-that is not configured.
+failure is said on stderr with what to do about it, each mistake of a configuration in a line. It imports neither the
+command line's libraries nor an adapter that is not configured.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(_COMMANDS[given.command](flags, command))
     except ConfigError as error:
-        return _failed(2, "the configuration cannot be used", error)
+        path = flags.get("config") or os.environ.get("ANTIPHON_SIDECAR_CONFIG")
+        return _failed(2, f"the configuration{f' of {path}' if path else ''} cannot be used", error)
     except BaseExceptionGroup as group:
         expected, bugs = group.split((IdentityError, Revoked, SocketError, OSError, ConfigError))
         if bugs or expected is None:
@@ -148,7 +149,7 @@ def _check_schemas(config: Config, mistakes: Mistakes) -> None:
                     where = "".join(f"/{step}" for step in getattr(error, "instance_path", ()))
                     why = str(getattr(error, "message", error)).partition(" and retrieving it failed")[0]
                     remedy = f"it is not a JSON Schema: {where + ': ' if where else ''}{why}"
-                    mistakes.add(f"agent {agent.name}: {capability.name}.{key}", remedy)
+                    mistakes.add(f"agent {agent.name}: capability {capability.name}: {key}", remedy)
 
 
 def _refuse(uri: str) -> NoReturn:
@@ -188,8 +189,9 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _failed(code: int, what: str, why: object) -> int:
-    for line in str(why).splitlines() or [""]:
-        print(f"antiphon sidecar: {what}: {line}", file=sys.stderr)
+    lines = str(why).splitlines()
+    text = "".join(f"\n  {line}" for line in lines) if len(lines) > 1 else f" {why}"
+    print(f"antiphon sidecar: {what}:{text}", file=sys.stderr)
     return code
 
 

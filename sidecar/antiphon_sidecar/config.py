@@ -265,7 +265,7 @@ def _identity(table: Table | None) -> Files | None:
     table.no_other()
     key, cert, bundle = paths
     if key is None or cert is None or bundle is None:
-        table.mistakes.add(table.where, "give key, cert and bundle")
+        table.mistakes.add("identity", "give key, cert and bundle")
         return None
     return Files(key, cert, bundle)
 

@@ -38,12 +38,13 @@ class Mistakes:
 
 
 class Table:
-    """One table. Each getter takes its key away; `no_other` reports what is left."""
+    """One table. Each getter takes its key away; `no_other` reports what is left. `where`: what its keys' paths begin
+    with."""
 
     def __init__(
         self, values: Mapping[str, Any], where: str, mistakes: Mistakes, environ: Mapping[str, str], folder: Path
     ) -> None:
-        self.where = where
+        self._where = where
         self.mistakes = mistakes
         self._values = dict(values)
         self._environ = environ
@@ -52,7 +53,7 @@ class Table:
 
     def key(self, key: str) -> str:
         """The path of a key."""
-        return f"{self.where}.{key}" if self.where else key
+        return self._where + key
 
     def no_other(self) -> None:
         """Report keys that nobody asked for."""
@@ -202,16 +203,17 @@ class Table:
     def table(self, key: str) -> Table | None:
         """A table inside."""
         value = self._take(key, dict, "a table")
-        return None if value is None else self._inside(value, self.key(key))
+        return None if value is None else self._inside(value, f"{self.key(key)}.")
 
     def tables(self, key: str) -> list[Table]:
-        """A list of tables inside."""
+        """A list of tables inside, each told by its name."""
         values = self._take(key, list, "a list of tables") or []
         where = self.key(key.removesuffix("_tables"))
         if not all(isinstance(value, dict) for value in values):
-            self.mistakes.add(where, f"must be tables: [[{where}]]")
+            self.mistakes.add(where, "must be tables, each with its name in double brackets")
             return []
-        return [self._inside(value, f"{where}[{number}]") for number, value in enumerate(values)]
+        names = [value.get("name") or f"number {number}" for number, value in enumerate(values, 1)]
+        return [self._inside(value, f"{where} {name}: ") for name, value in zip(names, values, strict=True)]
 
     def _inside(self, values: Mapping[str, Any], where: str) -> Table:
         return Table(values, where, self.mistakes, self._environ, self._folder)

@@ -165,6 +165,22 @@ async def test_nobody_listening_is_transient() -> None:
     assert caught.value.failure.kind == failure_pb2.FAILURE_KIND_TRANSIENT and caught.value.failure.retryable
 
 
+async def test_a_service_that_drops_the_connection_was_reached() -> None:
+    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(drop, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ExecutionFailed, match="broke the connection"):
+            await http(HttpCall(f"http://127.0.0.1:{port}/", method="GET"), None)
+
+
+async def test_a_part_that_cannot_stand_in_a_url_is_named() -> None:
+    with pytest.raises(ExecutionFailed, match=r"\$\{input\.a\.b\} in the URL must be a text or a number"):
+        await http(HttpCall("http://127.0.0.1:9/${input.a.b}"), {"a": {"b": []}})
+
+
 async def test_connections_are_kept_and_one_that_was_closed_is_noticed(service: Any) -> None:
     url, handler = service
     capability = CapabilityConfig("text.do", "1", http=HttpCall(f"{url}/${{input}}"))

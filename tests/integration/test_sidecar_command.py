@@ -107,8 +107,9 @@ async def test_check_says_at_once_all_that_run_or_an_orchestrator_refuses(
     (tmp_path / "sidecar.toml").write_text(text)
     code, _, err = await command(tmp_path, "check", "--config", "sidecar.toml", ANTIPHON_TOKEN=given)
     assert code == 2
+    assert err.count("cannot be used") == 1 and "the configuration of sidecar.toml cannot be used:\n" in err
     for said in (
-        "input_schema: it is not a JSON Schema: /type: ",
+        "  agent other: capability text.echo: input_schema: it is not a JSON Schema: /type: ",
         "output_schema: it is not a JSON Schema, which is an object",
         "'soon' is not a time",
         "there is no program ./absent",

@@ -183,7 +183,7 @@ def render_url(template: str, value: Any) -> str:
         if not isinstance(found, str | int | float) or isinstance(found, bool):
             raise ExecutionFailed(
                 failure_pb2.FAILURE_KIND_INVALID_INPUT,
-                "this part of a URL must be a text or a number",
+                f"{match[0]} in the URL must be a text or a number",
                 field=_pointer(match[1]),
             )
         return quote(str(found), safe="", errors="replace")
@@ -262,4 +262,5 @@ def _why(error: OSError, call: HttpCall) -> tuple[failure_pb2.FailureKind.ValueT
             failure_pb2.FAILURE_KIND_PERMANENT,
             f"the certificate of {call.url} is not trusted: {error.verify_message}",
         )
-    return failure_pb2.FAILURE_KIND_TRANSIENT, f"{call.url} cannot be reached: {error}"
+    how = "broke the connection" if isinstance(error, ConnectionResetError | BrokenPipeError) else "cannot be reached"
+    return failure_pb2.FAILURE_KIND_TRANSIENT, f"{call.url} {how}: {error}"

@@ -149,6 +149,8 @@ def test_every_mistake_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
     [[agent]]
     name = "twice"
     adapter = "exec"
+    [[agent]]
+    concurrency = "many"
     """
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, text)
@@ -157,17 +159,18 @@ def test_every_mistake_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
         "orchestrators: 'nowhere'",
         "gracee: unknown key; did you mean grace?",
         "grace: 'soon' is not a time",
-        "agent[0].name:",
-        "agent[0].concurrency: use 1 to",
-        "agent[0].capability[0].url:",
-        "agent[0].capability[0].body:",
-        "agent[0].capability[0].headers.X: set the environment variable MISSING",
-        "agent[0].capability[0].output:",
-        "agent[0].capability[0].input_schema: it is not JSON",
-        "agent[0].capability[0].errors.teapot",
-        "agent[2].capability: an adapter needs",
-        "agent[2].command:",
+        "agent Not A Name: name:",
+        "agent Not A Name: concurrency: use 1 to",
+        "agent Not A Name: capability a: url:",
+        "agent Not A Name: capability a: body:",
+        "agent Not A Name: capability a: headers.X: set the environment variable MISSING",
+        "agent Not A Name: capability a: output:",
+        "agent Not A Name: capability a: input_schema: it is not JSON",
+        "agent Not A Name: capability a: errors.teapot",
+        "agent twice: capability: an adapter needs",
+        "agent twice: command:",
         "agent: twice is there twice",
+        "agent number 4: name: use 1-63",
     ):
         assert any(line.startswith(key) for line in lines), (key, lines)
 
@@ -192,7 +195,7 @@ def test_a_key_that_would_have_no_effect_is_refused(tmp_path: Path, lines: str, 
 
 
 def test_a_variable_that_is_none_of_ours_is_refused() -> None:
-    with pytest.raises(ConfigError, match="ANTIPHON_SIDECAR_GRACEE: .* did you mean ANTIPHON_SIDECAR_GRACE?"):
+    with pytest.raises(ConfigError, match=r"ANTIPHON_SIDECAR_GRACEE: .* did you mean ANTIPHON_SIDECAR_GRACE"):
         load({}, (), {"ANTIPHON_SIDECAR_GRACEE": "5s"})
 
 
@@ -240,7 +243,7 @@ def test_a_capability_is_there_once(tmp_path: Path) -> None:
     url = 'url = "http://127.0.0.1/"'
     another = ("[[agent.capability]]", 'name = "text.do"', url)
     assert loaded(tmp_path, _http_agent(url, *another, 'version = "2"'))
-    with pytest.raises(ConfigError, match=r"agent\[0\].capability: text.do@1 is there twice"):
+    with pytest.raises(ConfigError, match=r"agent gateway: capability: text.do@1 is there twice"):
         loaded(tmp_path, _http_agent(url, *another))
 
 
