@@ -20,7 +20,7 @@ from . import logs
 from .app import CAUSE, look_over, run, run_folder_of
 from .config import Config, ConfigError, load, load_place, read
 from .errors import Revoked
-from .identity import HOW, IdentityError, locate
+from .identity import HOW, IdentityError, TokenMissing, locate
 from .socket import RunFolder, SocketError, default_folder
 from .table import Mistakes
 
@@ -161,7 +161,10 @@ async def _health(flags: Mapping[str, str | None], _command: Sequence[str]) -> N
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     config = load_place(flags, os.environ)
-    path = config.run_folder or default_folder(locate(config, os.environ).owner, os.environ)
+    try:
+        path = config.run_folder or default_folder(locate(config, os.environ).owner, os.environ)
+    except TokenMissing as error:
+        raise IdentityError("no sidecar is known; give its --run-folder, --state or --config") from error
     folder = RunFolder(path, config.socket)
     async with grpc.aio.insecure_channel(f"unix:{folder.control}") as channel:
         try:

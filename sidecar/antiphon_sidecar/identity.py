@@ -64,6 +64,10 @@ class IdentityError(Exception):
     """The sidecar cannot find out, or prove, who it is; the message says what to do."""
 
 
+class TokenMissing(IdentityError):
+    """Nothing says who the sidecar is, as a join token would."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where the sidecar's identity comes from, before anything is dialled."""
@@ -152,7 +156,7 @@ def locate(config: Config, environ: Mapping[str, str]) -> Place:
             profile = Profile.load(_PROFILE, {"ANTIPHON_HOME": str(state)})
         except ProfileError:
             if token is None:
-                raise IdentityError(f"nothing in {state} says who this sidecar is; give a join token: {HOW}") from None
+                raise TokenMissing(f"nothing in {state} says who this sidecar is; give a join token: {HOW}") from None
             profile = None
         return Place(token, profile, CertificateFiles(folder / "credential"), state)
     except CertsError as error:
@@ -172,7 +176,7 @@ def _default_state(token: JoinToken | None, environ: Mapping[str, str]) -> Path:
         raise IdentityError(
             f"several sidecars have joined from here: give --state {base}/NAME, one of {', '.join(known)}"
         )
-    raise IdentityError(f"nothing says who this sidecar is; give a join token: {HOW}")
+    raise TokenMissing(f"nothing says who this sidecar is; give a join token: {HOW}")
 
 
 async def establish(place: Place) -> Credential:

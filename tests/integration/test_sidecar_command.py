@@ -152,6 +152,8 @@ async def test_without_an_identity_it_says_what_to_give(tmp_path: Path) -> None:
     code, _, err = await command(tmp_path, "run", "--", "true")
     assert code == 1 and "--token, or ANTIPHON_TOKEN" in err
     assert "--profile operator --kind sidecar --name edge --agent hello --capability 'hello.*'" in err
+    code, _, err = await command(tmp_path, "health")
+    assert code == 1 and "no sidecar is known; give its --run-folder, --state or --config" in err
     code, _, err = await command(tmp_path, "run", "--token", "nonsense", "--", "true")
     assert code == 1 and "not a join token" in err and "nonsense" not in err
 
