@@ -252,7 +252,7 @@ def _reason_of_denial(rules: Rules, request: Request, deciding: tuple[str, ...])
     return (
         f"denied: no permit matched for action {request.action} on {request.resource_kind} "
         f"{request.namespace}/{request.resource_id} by {request.principal}; "
-        "have an operator add a policy that permits it"
+        "whoever may change policies can add one that permits it"
     )
 
 
