@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from antiphon import Client, Graph, Payload, PolicyDenied, RequestInvalid, output_of
+from antiphon.cli.run_view import failure_line
 from antiphon.v1 import failure_pb2, payload_pb2, run_pb2
 
 from tests.harness import Mesh, eventually
@@ -129,6 +130,10 @@ async def test_what_is_made_of_an_answer_carries_its_labels(client: Client) -> N
     graph.task("u", "work.echo@1", input="${tasks.t.output.name}", schedule_timeout=timedelta(seconds=0.5))
     run = await client.submit(graph, wait=True)
     assert run.failure.kind == failure_pb2.FAILURE_KIND_NO_AGENT, "the echo has no clearance for it"
+    passed_over = "no agent fits: 1 by clearance; 1 considered; refused: 1 clearance"
+    explained = await client.explain(run.run_id, "u")
+    assert explained.task.failure.cause == passed_over and not explained.HasField("pending")
+    assert f"({passed_over})" in failure_line(explained.task.failure).plain
 
 
 async def test_what_a_person_answers_is_held_to_what_an_agent_could_have_answered(

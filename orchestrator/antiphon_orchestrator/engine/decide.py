@@ -449,8 +449,10 @@ def _wind_up(run: Run, cancel: CancelRequested) -> list[Event]:
     return [*events, RunEnded(RunState.FAILED, failure=Failure(FailureKind.TIMEOUT, reason, retryable=False))]
 
 
-def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
-    """What the clock brings for a task, or for the run when `task` is None; nothing when it is not yet due."""
+def on_time(run: Run, task: Task | None, now: int, passed_over: str = "") -> list[Event]:
+    """What the clock brings for a task, or for the run when `task` is None; nothing when it is not yet due.
+
+    `passed_over`: of a task that looks in vain, who was passed over for it, as placement says."""
     if run.state is not RunState.RUNNING:
         return []
     if task is None:
@@ -473,13 +475,19 @@ def on_time(run: Run, task: Task | None, now: int) -> list[Event]:
         if (wait := task.plan.wait) is not None:
             return [] if wait.signal else [TaskCompleted(task.plan.index, 0, b"")]
         return [TaskReady(task.plan.index, task.member, b"")]
-    if task.state is TaskState.READY and now >= schedule_deadline(run, task):
+    if looks_in_vain(run, task, now):
         within = f"within {task.plan.schedule_timeout / 1e6:g} s"
         message = f"no agent took {task.plan.capability} {within}"
         if task.plan.graph is not None:
             message = f"the graph {task.plan.graph} could not be loaded {within}"
-        return _after_no_agent(run, task, Failure(FailureKind.NO_AGENT, message, retryable=False), now)
+        failure = Failure(FailureKind.NO_AGENT, message, retryable=False, cause=passed_over)
+        return _after_no_agent(run, task, failure, now)
     return []
+
+
+def looks_in_vain(run: Run, task: Task, now: int) -> bool:
+    """Whether it is time for a task to give up waiting for an agent."""
+    return task.state is TaskState.READY and now >= schedule_deadline(run, task)
 
 
 def _after_no_agent(run: Run, task: Task, failure: Failure, now: int) -> list[Event]:

@@ -103,6 +103,10 @@ class Waiting(Permits):
             del self._left[need]
             self._put_first(need)
 
+    def alike(self, key: TaskKey) -> bool:
+        """Whether a task waits as any other of its need does: for a slot, of whoever fits."""
+        return key not in self._avoids and not self.limits.holds(key)
+
     def policy_changed(self) -> None:
         """Whoever waits because of a policy is to be placed anew: it may be another, or gone."""
         for key in list(self._avoids):

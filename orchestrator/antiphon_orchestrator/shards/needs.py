@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..engine.plan import TaskPlan
 from ..placement.fleet import Fleet, Need
+from ..placement.limits import TaskKey
 
 MOST = 4096
 
@@ -31,6 +32,18 @@ class Needs:
             need = Need(namespace, plan.capability, plan.agent_labels, plan.max_cost, labels, (), _traits(plan))
             known = self._known[id(plan), namespace] = (plan, need)
         return known[1]
+
+    def passed_over(self, need: Need, key: TaskKey, known: dict[Need, str]) -> str:
+        """Who is passed over for a task that waits, and why, in a line. `known`: the lines of those that wait alike."""
+        alike = self._fleet.alike(key)
+        if alike and need in known:
+            return known[need]
+        told = self._fleet.explain(need, key)
+        refused = ", ".join(f"{refusal.count} {refusal.reason}" for refusal in told.refusals)
+        line = f"{told.summary}; {told.considered} considered{'; refused: ' if refused else ''}{refused}"
+        if alike:
+            known[need] = line
+        return line
 
 
 def _traits(plan: TaskPlan) -> tuple[str, ...]:

@@ -553,7 +553,11 @@ class Shard:
         if task is not None and task.plan.hedge is not None and not member:
             self._hedge(turn, entry, task, task.plan.hedge)
             return
-        events = decide.on_time(entry.run, task, turn.now)
+        passed_over = ""
+        if task is not None and task.plan.graph is None and decide.looks_in_vain(entry.run, task, turn.now):
+            key = (run_id, index, member)
+            passed_over = self._needs.passed_over(self.need(entry.run, task), key, turn.passed_over)
+        events = decide.on_time(entry.run, task, turn.now, passed_over)
         if events:
             self._follow(turn, entry, events)
         elif task is not None and not task.ended and entry.run.state is RunState.RUNNING:

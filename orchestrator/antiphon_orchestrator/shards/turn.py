@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ..engine.events import RunSubmitted
 from ..engine.failure import Failure
 from ..engine.run import Run, Task
+from ..placement.candidates import Need
 from ..placement.results import Kept
 from . import inputs as i
 from . import payloads
@@ -110,6 +111,8 @@ class Turn:
     """Those to be used again by whoever is committed with this turn or after it, by their keys."""
     part_of: str = ""
     """The run of which this turn copies a part to the head of the log."""
+    passed_over: dict[Need, str] = field(default_factory=dict)
+    """Who is passed over for all that ask for the same: looked at once, however many of them give up in it."""
     audit: list[bytes] = field(default_factory=list)
     """Audit records of this turn, which are committed with its records."""
 

@@ -74,6 +74,25 @@ def test_a_task_that_waits_for_a_broken_instance_is_told_why() -> None:
     )
 
 
+def test_tasks_that_gave_up_waiting_for_a_broken_instance_keep_on_saying_why() -> None:
+    rig = Rig()
+    rig.fleet.attach(broken := instance("a", 2))
+    for _ in range(10):
+        broken.in_use += 1
+        rig.fleet.give_back("s/i/a", 0.1, True, Failure(TRANSIENT, "private"))
+    impatient = plan(Node(schedule_timeout=SECOND // 2))
+    rig.tell(rig.submit("r1", impatient), rig.submit("r2", impatient))
+    rig.now += SECOND // 2
+    rig.tell()
+    for run_id in ("r1", "r2"):
+        failure = rig.run(run_id).tasks[0].failure
+        assert failure is not None and failure.kind is FailureKind.NO_AGENT
+        assert failure.cause == (
+            "s/i/a gets nothing for now: 10 of its last 10 attempts failed, the last one with TRANSIENT; "
+            "1 considered; refused: 1 breaker"
+        )
+
+
 @pytest.mark.parametrize("kind", [k for k in FailureKind if k not in (1, FailureKind.TIMEOUT, 8)])
 def test_failures_that_are_not_the_instances_own_open_nothing(kind: FailureKind) -> None:
     world = World("a")

@@ -116,6 +116,7 @@ def test_nobody_in_time_is_a_failure_that_says_so_and_its_place_in_the_queue_is_
     rig.tell()
     failure = rig.run("r1").tasks[0].failure
     assert failure is not None and failure.kind is FailureKind.NO_AGENT
+    assert failure.cause == "nobody offers text.work@1; start an agent that does; 0 considered"
     rig.fleet.attach(instance())
     rig.tell()
     assert rig.states("r2") == ["RUNNING"]
