@@ -139,7 +139,7 @@ class PolicyBook:
     ) -> policy_pb2.PolicySet:
         if (made := await self._made(principal, request_id, digest)) is not None:
             return made
-        rules = compile_bundle(bundle)
+        rules = compile_bundle(bundle, kept=rolled_back_to > 0)
         decision = would_decide(bundle, rules, admin)
         if not decision.allowed:
             raise LocksOut(decision.reason)
@@ -286,7 +286,7 @@ class PolicyBook:
             return
         try:
             bundle = await self._bundle(epoch)
-            self._put_in_force(bundle, compile_bundle(bundle))
+            self._put_in_force(bundle, compile_bundle(bundle, kept=True))
         except EpochNotFound:
             return  # it has been replaced meanwhile, and the watch tells of that, too
         except PolicyError as error:

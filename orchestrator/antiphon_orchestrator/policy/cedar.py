@@ -19,13 +19,19 @@ from typing import NamedTuple
 import cedarpy
 
 from antiphon_orchestrator.policy.bundle import PolicyBundle
-from antiphon_orchestrator.policy.model import Action, Decision, Obligation, Outcome, Request, ResourceKind, Value
+from antiphon_orchestrator.policy.model import (
+    OBLIGATIONS,
+    REDACTING,
+    Action,
+    Decision,
+    Obligation,
+    Outcome,
+    Request,
+    ResourceKind,
+    Value,
+)
 from antiphon_orchestrator.policy.rules import SCHEMA, Rules, compile_bundle
 
-# Those that are carried out; a permit that demands more is none.
-KNOWN_OBLIGATIONS = frozenset({"limit", "log", "redact"})
-# Where payloads are handed on, which is where fields can be struck out of them.
-REDACTING = frozenset({Action.DISPATCH, Action.RELEASE})
 RECENT = 4096
 """Decisions that are kept for people to look at."""
 
@@ -94,13 +100,14 @@ class CedarPolicies:
         return self._active.digest
 
     def activate(self, bundle: PolicyBundle, rules: Rules | None = None) -> None:
-        """Puts a bundle in force. If it is refused, the present one stays. `rules`: the bundle's, if compiled already.
+        """Puts a bundle in force. If it is refused, the present one stays. `rules`: the bundle's, if compiled already;
+        without them it is one that was in force before, or is elsewhere.
 
         Raises PolicyError if anything is wrong with its policies, ValueError if its epoch is not newer.
         """
         if bundle.epoch <= self._active.epoch:
             raise ValueError(f"policy epoch {bundle.epoch} is not newer than {self._active.epoch}")
-        self._active = _active(bundle, rules or compile_bundle(bundle))
+        self._active = _active(bundle, rules or compile_bundle(bundle, kept=True))
 
     def deny(self, epoch: int) -> None:
         """Denies everything: the policies of this epoch are in force elsewhere, and cannot be read here."""
@@ -221,7 +228,7 @@ def _evaluate(rules: Rules, request: Request) -> _Verdict:
     for policy_id in deciding:
         if (obligation := rules.by_id[policy_id].obligation) is None:
             continue
-        if obligation.name not in KNOWN_OBLIGATIONS:
+        if obligation.name not in OBLIGATIONS:
             demand = f"policy {policy_id} demands {obligation.name!r}, which this version cannot carry out"
             return _deny(f"denied: {demand}; upgrade, or change the policy", (policy_id,))
         if obligation.name == "redact" and request.action not in REDACTING:

@@ -198,6 +198,11 @@ class Obligation(NamedTuple):
     params: tuple[str, ...] = ()
 
 
+OBLIGATIONS = frozenset({"limit", "log", "redact"})
+"""Those that are carried out; a permit that demands more is none."""
+REDACTING = frozenset({Action.DISPATCH, Action.RELEASE})
+"""Where payloads are handed on, which is where fields can be struck out of them."""
+
 PERIODS = {"s": 1, "m": 60, "h": 3600}
 """Seconds of what a rate may be given by."""
 

@@ -2,9 +2,9 @@
 
 Invariants: each policy has an `@id` of its own and the engine knows it by that id (Cedar's own ids are positions); all
 pass strict validation against the generated schema; an annotation nobody knows is refused, because a misspelt
-obligation would otherwise be no obligation. Obligations that are planned for later are refused by name. Other names are
-not checked here: a bundle may be newer than this replica, and then only the decisions that rest on that policy are
-denied (`cedar.py`).
+obligation would otherwise be no obligation. So is an obligation that nobody carries out, or that an action of its
+policy has no use for; but not in what the store keeps, which may be newer than this replica: then only the decisions
+that rest on that policy are denied (`cedar.py`).
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 import cedarpy
 
 from antiphon_orchestrator.policy.bundle import PolicyBundle, PolicyError, PolicyFile
-from antiphon_orchestrator.policy.model import Action, Obligation
+from antiphon_orchestrator.policy.model import OBLIGATIONS, REDACTING, Action, Obligation
 from antiphon_orchestrator.policy.roles import ROLES_FILE, Roles, read_roles
 from antiphon_orchestrator.policy.schema import schema_json
 
@@ -32,6 +32,7 @@ _RATE = re.compile(r"[1-9][0-9]{0,5}/[smh]")
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _LABEL = re.compile(r"[a-z][a-z0-9.-]{0,62}")
+_REDACTING = ", ".join(f'Action::"{action}"' for action in sorted(REDACTING))
 _LATER = frozenset({"approve", "cap", "escalate", "require_approval"})
 # What may hold a semicolon that ends nothing, then the one that does.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|;', re.DOTALL)
@@ -56,9 +57,12 @@ class Rules:
     roles: Roles
 
 
-def compile_bundle(bundle: PolicyBundle) -> Rules:
-    """Raises PolicyError with every problem of every file. Takes some 0.2 ms a policy."""
-    reading = _Reading()
+def compile_bundle(bundle: PolicyBundle, *, kept: bool = False) -> Rules:
+    """Raises PolicyError with every problem of every file. Takes some 0.2 ms a policy.
+
+    `kept`: the store has it, so what this version cannot carry out of it is no problem here.
+    """
+    reading = _Reading(kept)
     for file in bundle.files:
         reading.add(file)
     if len(reading.policies) > MAX_POLICIES:
@@ -71,6 +75,7 @@ def compile_bundle(bundle: PolicyBundle) -> Rules:
 
 @dataclass(slots=True)
 class _Reading:
+    kept: bool
     policies: dict[str, Any] = field(default_factory=dict)
     rules: dict[str, Rule] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
@@ -136,6 +141,12 @@ class _Reading:
         if name in _LATER:
             later = "comes in a later version; until then forbid what needs it"
             self.problems.append(f'{place}: @obligation("{name}") {later}')
+        elif name and name not in OBLIGATIONS and not self.kept:
+            self.problems.append(
+                f"{place}: there is no @obligation({name!r}); there are {', '.join(sorted(OBLIGATIONS))}"
+            )
+        if name == "redact" and not self.kept and not _actions(policy) <= REDACTING:
+            self.problems.append(f'{place}: @obligation("redact") needs action in [{_REDACTING}], or one of them')
         if name and policy["effect"] == "forbid":
             self.problems.append(f"{place}: @obligation belongs to a permit; a forbid leaves nothing to be done")
         params = (
@@ -194,6 +205,13 @@ class _Reading:
 
 def _listed(text: str) -> Iterator[str]:
     return (part.strip() for part in text.split(",") if part.strip())
+
+
+def _actions(policy: Mapping[str, Any]) -> set[str]:
+    """The actions that the head of a policy names; all that there are where it names none."""
+    head = policy["action"]
+    named = head.get("entities") or ([head["entity"]] if "entity" in head else [])
+    return {entity["id"] for entity in named} or set(Action)
 
 
 def _position(policy_key: str) -> int:

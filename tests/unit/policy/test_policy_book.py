@@ -174,6 +174,28 @@ async def test_the_same_request_has_one_effect_and_another_content_is_refused(st
     assert replica.policies.epoch == 2
 
 
+async def test_an_obligation_nobody_carries_out_is_refused_and_read_when_it_is_kept(store: Store) -> None:
+    demanding = ALL + '@id("a") @obligation("redct") permit (principal, action == Action::"dispatch", resource);'
+    with pytest.raises(PolicyError, match="there is no @obligation"):
+        await begun(store, bundle(demanding))
+    replica = await begun(store, bundle(ALL))
+    with pytest.raises(PolicyError, match="there is no @obligation"):
+        await replica.activate(demanding, 1)
+    # A version that knows it put it in force.
+    text = records_pb2.PolicyText(files=[policy_pb2.PolicyFile(name="a.cedar", text=demanding)])
+    record = records_pb2.PolicyRecord(policy=policy_pb2.PolicySet(epoch=2))
+    puts = (
+        Put(keys.policy_text(2), text.SerializeToString()),
+        Put(keys.policy_epoch(2), record.SerializeToString()),
+        Put(keys.policy_current(), records_pb2.PolicyCurrent(epoch=2).SerializeToString()),
+    )
+    async with replica.following():
+        await store.commit(Txn((), puts))
+    assert replica.policies.check(ADMIN).allowed and (await begun(store)).policies.epoch == 2
+    await replica.activate(ALL, 2)
+    assert (await replica.book.roll_back(OLGA, "back", 3, 2, ADMIN)).epoch == 4
+
+
 async def test_of_two_who_expect_the_same_epoch_one_wins(store: Store) -> None:
     one, other = await begun(store, bundle(ALL)), await begun(store)
     results = await asyncio.gather(one.activate(ALL, 1, "a"), other.activate(ALL, 1, "b"), return_exceptions=True)

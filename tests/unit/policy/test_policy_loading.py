@@ -12,6 +12,7 @@ from antiphon_orchestrator.policy import (
     PolicyBundle,
     PolicyError,
     PolicyFile,
+    compile_bundle,
     dev_profile,
     facts_of,
     load_folder,
@@ -27,7 +28,7 @@ GOOD = '@id("base")\npermit (principal, action, resource);\n'
 def problems(*texts: str) -> tuple[str, ...]:
     files = [PolicyFile(f"p{number}.cedar", text) for number, text in enumerate(texts)]
     with pytest.raises(PolicyError) as refused:
-        CedarPolicies(PolicyBundle.of(1, files))
+        compile_bundle(PolicyBundle.of(1, files))
     assert str(refused.value) == "\n".join(refused.value.problems)
     return refused.value.problems
 
@@ -90,6 +91,7 @@ def test_a_text_cedar_cannot_read_is_refused_where_the_policy_begins() -> None:
         ('@fields("email")', '@obligation("redact") and @fields("a,b.c") or @labels("pii") need each other'),
         ('@labels("pii")', '@obligation("redact") and @fields("a,b.c") or @labels("pii") need each other'),
         ("@obligation", "@obligation names nothing"),
+        ('@obligation("redct")', "there is no @obligation('redct'); there are limit, log, redact"),
         ('@obligation("redact") @fields("a..b")', "@fields: 'a..b' is no path; write a.b or /a/b"),
         ('@obligation("redact") @labels("PII")', "@labels: 'PII' is no label; write its key, such as pii"),
         (
@@ -99,7 +101,8 @@ def test_a_text_cedar_cannot_read_is_refused_where_the_policy_begins() -> None:
     ],
 )
 def test_an_annotation_that_would_be_no_obligation_is_refused(annotations: str, said: str) -> None:
-    assert problems(f'@id("x") {annotations} permit(principal, action, resource);') == (f"p0.cedar:1: {said}",)
+    text = f'@id("x") {annotations} permit(principal, action == Action::"release", resource);'
+    assert problems(text) == (f"p0.cedar:1: {said}",)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,28 @@ def test_a_limit_that_cannot_be_kept_is_refused(annotations: str, said: str) -> 
 def test_a_limit_belongs_to_a_policy_about_dispatch_alone(action: str) -> None:
     text = f'@id("x") @obligation("limit") @concurrent("1") permit(principal, {action}, resource);'
     assert problems(text) == ('p0.cedar:1: @obligation("limit") needs action == Action::"dispatch"',)
+
+
+@pytest.mark.parametrize(
+    "action", ["action", 'action == Action::"submit"', 'action in [Action::"dispatch", Action::"call"]']
+)
+def test_redaction_belongs_to_policies_about_what_hands_payloads_on(action: str) -> None:
+    text = f'@id("x") @obligation("redact") @fields("phone") permit(principal, {action}, resource);'
+    said = '@obligation("redact") needs action in [Action::"dispatch", Action::"release"], or one of them'
+    assert problems(text) == (f"p0.cedar:1: {said}",)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        'action == Action::"release"',
+        'action in Action::"dispatch"',
+        'action in [Action::"dispatch", Action::"release"]',
+    ],
+)
+def test_redaction_where_payloads_are_handed_on_is_right(action: str) -> None:
+    text = f'@id("x") @obligation("redact") @fields("phone") permit(principal, {action}, resource);'
+    assert list(compile_bundle(PolicyBundle.of(1, [PolicyFile("a.cedar", text)])).by_id) == ["x"]
 
 
 def test_an_obligation_on_a_forbid_is_refused() -> None:
