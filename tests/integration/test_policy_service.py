@@ -17,6 +17,7 @@ from antiphon import (
     PolicyInvalid,
     PolicyLocksOut,
     RequestIdReused,
+    RequestInvalid,
     output_of,
 )
 from antiphon.v1 import run_pb2
@@ -152,3 +153,18 @@ async def test_decisions_are_listed_with_their_reasons(mesh: Mesh, operator: Cli
         denials = [record async for record in client.list_decisions(allowed=False, page_size=1)]
         assert decision_id in {record.decision.decision_id for record in denials}
         assert not [record async for record in client.list_decisions(principal="client/nobody")]
+
+
+async def test_a_question_that_is_misspelt_is_refused_and_not_answered(operator: Client) -> None:
+    with pytest.raises(RequestInvalid, match="write KIND/NAME"):
+        await operator.check_policy("submit", "review", principal="ann")
+    with pytest.raises(RequestInvalid, match="'user' is not an identity kind"):
+        await operator.check_policy("submit", "review", principal="user/ann")
+    with pytest.raises(RequestInvalid, match="'effect' is one of"):
+        await operator.check_policy("dispatch", "work.echo", facts={"effect": ["foo"]})
+    with pytest.raises(RequestInvalid, match="resolve is about a Run; name one"):
+        await operator.check_policy("resolve")
+    with pytest.raises(RequestInvalid, match="principal"):
+        _ = [record async for record in operator.list_decisions(principal="ann")]
+    with pytest.raises(RequestInvalid, match="there are submit, read"):
+        _ = [record async for record in operator.list_decisions(action="typo")]

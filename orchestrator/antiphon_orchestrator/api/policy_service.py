@@ -9,6 +9,7 @@ import grpc
 from antiphon.v1 import policy_pb2, policy_service_pb2_grpc
 from antiphon.v1 import policy_service_pb2 as api
 from antiphon.v1.error_pb2 import ErrorReason
+from antiphon_certs import Identity, InvalidName
 
 from ..audit import AuditLog, Fact
 from ..cluster.peers import Peers
@@ -99,6 +100,8 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
 
     async def ListDecisions(self, request: api.ListDecisionsRequest, context: Context) -> api.ListDecisionsResponse:
         who, size = caller(), request.page_size or _PAGE
+        if request.action:
+            _action(request.action)
         found = decode_token(request, int, str)
         before = None if found is None else (int(found[0]), str(found[1]))
         records = self._decided(who, request, before, size)
@@ -116,13 +119,13 @@ class PolicyService(policy_service_pb2_grpc.PolicyServiceServicer):
         self, who: Caller, request: api.ListDecisionsRequest, before: tuple[int, str] | None, size: int
     ) -> list[policy_pb2.DecisionRecord]:
         """What was decided here, the newest first; one more than belongs to a page, if there are so many."""
-        principal = _spelled(request.principal, who)
+        identity = _named(request.principal, who)
         fitting = [
             one
             for one in self._policies.recent()
             if one.request.namespace == who.namespace
             and (before is None or (one.time, one.decision.decision_id) < before)
-            and _fits(request, principal, one)
+            and _fits(request, identity, one)
         ]
         # A clock that was set back must not hide from a later page what was decided since.
         fitting.sort(key=lambda one: (one.time, one.decision.decision_id), reverse=True)
@@ -185,10 +188,7 @@ def _again(who: Caller) -> Request:
 
 
 def _question(request: api.CheckRequest, who: Caller) -> Request:
-    try:
-        action = Action(request.action)
-    except ValueError:
-        raise request_invalid([Violation("action", f"there is none; there are {', '.join(Action)}")]) from None
+    action = _action(request.action)
     kinds = RESOURCES[action]
     try:
         kind = ResourceKind(request.resource_kind) if request.resource_kind else _usual(kinds, request.resource_id)
@@ -198,11 +198,18 @@ def _question(request: api.CheckRequest, who: Caller) -> Request:
         facts = facts_of(action, {fact.name: fact.values for fact in request.facts})
     except FactInvalid as error:
         raise request_invalid([Violation("facts", str(error))]) from error
-    principal = _spelled(request.principal, who) or who.principal
-    parts = principal.split("/")
-    principal_kind = parts[5] if len(parts) == 7 else ""
+    identity = _named(request.principal, who) or who.identity
     resource_id = request.resource_id or (who.namespace if kind is ResourceKind.NAMESPACE else "")
-    return Request(action, principal, principal_kind, who.namespace, kind, resource_id, facts)
+    if not resource_id:
+        raise request_invalid([Violation("resource_id", f"{action} is about a {kind}; name one")])
+    return Request(action, identity.uri, identity.kind.value, who.namespace, kind, resource_id, facts)
+
+
+def _action(text: str) -> Action:
+    try:
+        return Action(text)
+    except ValueError:
+        raise request_invalid([Violation("action", f"there is none; there are {', '.join(Action)}")]) from None
 
 
 def _usual(kinds: tuple[ResourceKind, ...], resource_id: str) -> ResourceKind:
@@ -210,15 +217,19 @@ def _usual(kinds: tuple[ResourceKind, ...], resource_id: str) -> ResourceKind:
     return ResourceKind.NAMESPACE if not resource_id and ResourceKind.NAMESPACE in kinds else kinds[0]
 
 
-def _spelled(principal: str, who: Caller) -> str:
-    """KIND/NAME as the SPIFFE id it stands for in the caller's namespace; anything else as it is."""
-    if principal.count("/") != 1:
-        return principal
-    return f"{who.principal.rsplit('/', 2)[0]}/{principal}"
+def _named(principal: str, who: Caller) -> Identity | None:
+    """Whom a SPIFFE id names, or KIND/NAME in the caller's namespace; None for nobody."""
+    if not principal:
+        return None
+    uri = f"{who.principal.rsplit('/', 2)[0]}/{principal}" if principal.count("/") == 1 else principal
+    try:
+        return Identity.parse(uri)
+    except InvalidName as error:
+        raise request_invalid([Violation("principal", f"{error}; write KIND/NAME, or all of that")]) from error
 
 
-def _fits(wanted: api.ListDecisionsRequest, principal: str, one: Recent) -> bool:
-    if principal and principal != one.request.principal:
+def _fits(wanted: api.ListDecisionsRequest, identity: Identity | None, one: Recent) -> bool:
+    if identity is not None and identity.uri != one.request.principal:
         return False
     if wanted.action and wanted.action != one.request.action:
         return False

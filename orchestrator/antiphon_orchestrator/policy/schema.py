@@ -82,6 +82,12 @@ UNSAID: Mapping[str, Value] = MappingProxyType(
 )
 
 
+WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"effect": ("pure", "read", "write", "egress"), "scope": ("namespace", "run", "graph")}
+)
+"""All values of facts that are words with a meaning."""
+
+
 class FactInvalid(ValueError):
     """A fact that the action does not have, or whose value is not of its type; the text says which."""
 
@@ -116,6 +122,8 @@ def _fact(name: str, kind: object, values: Sequence[str]) -> Value:
         if text not in ("true", "false"):
             raise FactInvalid(f"{name!r} is true or false, not {text!r}")
         return text == "true"
+    if name in WORDS and text not in WORDS[name]:
+        raise FactInvalid(f"{name!r} is one of {', '.join(WORDS[name])}, not {text!r}")
     return text
 
 

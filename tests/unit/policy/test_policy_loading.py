@@ -251,16 +251,18 @@ def test_every_fact_has_a_value_for_questions_that_do_not_give_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("action", "facts", "said"),
     [
-        ({"colour": ["red"]}, "'colour' is no fact of submit; it has labels, priority"),
-        ({"priority": ["high"]}, "'priority' is a number, not 'high'"),
-        ({"priority": ["1", "2"]}, "'priority' takes one value, not 2"),
+        (Action.SUBMIT, {"colour": ["red"]}, "'colour' is no fact of submit; it has labels, priority"),
+        (Action.SUBMIT, {"priority": ["high"]}, "'priority' is a number, not 'high'"),
+        (Action.SUBMIT, {"priority": ["1", "2"]}, "'priority' takes one value, not 2"),
+        (Action.DISPATCH, {"effect": ["foo"]}, "'effect' is one of pure, read, write, egress, not 'foo'"),
+        (Action.READ_CONTEXT, {"scope": ["foo"]}, "'scope' is one of namespace, run, graph, not 'foo'"),
     ],
 )
-def test_a_fact_that_the_action_does_not_have_is_told(facts: dict[str, list[str]], said: str) -> None:
+def test_a_fact_that_the_action_cannot_have_is_told(action: Action, facts: dict[str, list[str]], said: str) -> None:
     with pytest.raises(FactInvalid) as refused:
-        facts_of(Action.SUBMIT, facts)
+        facts_of(action, facts)
     assert str(refused.value) == said
 
 
