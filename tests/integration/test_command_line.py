@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ class Home:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.noted = ""
+        """What the last command said on stderr."""
         self.processes: list[subprocess.Popen[bytes]] = []
         bin_folder = str(Path(sys.executable).parent)
         self.environ = {**os.environ, "ANTIPHON_HOME": str(folder / "home")}
@@ -39,6 +42,7 @@ class Home:
         )
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
+        self.noted = done.stderr
         return done.stdout.strip()
 
     def start(self, *words: str, cwd: str = ".", **environ: str) -> subprocess.Popen[bytes]:
@@ -122,6 +126,9 @@ def test_a_new_agent_handles_a_run_from_the_command_line(home: Home) -> None:
     numbers = [line["event"]["event_seq"] for line in lines[:-1]]
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
     assert lines[-1]["run"]["state"] == "RUN_STATE_SUCCEEDED"
+    home.run("run", "submit", "greet", "--input", "{}", "--wait", code=1)
+    why = re.search(r"See why: antiphon (run explain \S+ greet)\n", home.noted)
+    assert why is not None and "greet  FAILED" in home.run(*why[1].split())
 
     assert "hello.greet@1" in home.run("agent", "show", "hello")
     assert home.run("agent", "drain", "hello", "--profile", "operator") == "hello  DRAINING"

@@ -1,4 +1,4 @@
-"""Whatever happens, a command ends with an exit code and at most one line about what went wrong."""
+"""Whatever happens, a command ends with an exit code and a line about what went wrong, or one for each mistake."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from antiphon import FieldViolation, PolicyInvalid, RequestInvalid
 from antiphon.cli.problems import Problem, describe
 
 from tests.unit.cli.conftest import Command
@@ -133,6 +134,22 @@ def test_problems_say_what_to_do() -> None:
     told = describe(Problem("the file is empty", "write something into it"))
     assert told.line() == "antiphon: the file is empty; write something into it"
     assert told.exit_code == 2
+
+
+def test_of_a_refused_request_its_mistakes_are_told_each_on_a_line_if_there_are_several() -> None:
+    one, other = FieldViolation("name", "is too long"), FieldViolation("", "and 7 more")
+    broken = "name breaks a rule of the request; see the field violations"
+    told = describe(RequestInvalid(broken, violations=[one]))
+    assert told.line() == "antiphon: name: is too long"
+    assert json.loads(told.json())["error"]["message"] == f"{broken}; name: is too long"
+    told = describe(RequestInvalid(broken, violations=[one, other]))
+    assert told.line() == "antiphon: name breaks a rule of the request\nname: is too long\nand 7 more"
+    many = "the policies have 8 mistakes, and nothing is changed; see the field violations"
+    told = describe(PolicyInvalid(many, violations=[one, other]))
+    assert told.line() == f"antiphon: {many.partition('; ')[0]}\nname: is too long\nand 7 more"
+    told = describe(PolicyInvalid(many, violations=[one]))
+    assert told.line() == f"antiphon: {many.partition('; ')[0]}; name: is too long"
+    assert describe(PolicyInvalid(many)).line() == f"antiphon: {many}"
 
 
 def test_version_names_both_distributions(command: Command) -> None:

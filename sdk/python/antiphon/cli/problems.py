@@ -14,9 +14,11 @@ import traceback
 from dataclasses import dataclass
 
 from .._errors import AntiphonError, SetupError, Unavailable
-from .._reasons import AccessDenied
+from .._reasons import AccessDenied, RequestInvalid
 
 _CAUSE = re.compile(r"ipv[46]:(\S+?): (?:Failed to connect to remote host: )?(?:connect: )?(.*)", re.DOTALL)
+
+_POINTING = "; see the field violations"
 
 FAILED = 1
 """The server refused, or the work did not succeed."""
@@ -45,10 +47,13 @@ class Description:
     remedy: str = ""
     """What to do: a sentence, or the name of the registry's remedy."""
 
+    text: str = ""
+    """What people read in place of `message`, which says all on one line."""
+
     def line(self) -> str:
-        """For people."""
+        """For people; of several mistakes each has a line of its own."""
         sentence = self.remedy if self.remedy and not self.remedy.isupper() else ""
-        return f"antiphon: {self.message}{'; ' if sentence else ''}{sentence}"
+        return f"antiphon: {self.text or self.message}{'; ' if sentence else ''}{sentence}"
 
     def json(self) -> str:
         """For programs."""
@@ -66,7 +71,7 @@ def describe(error: BaseException) -> Description:
         return Description(str(error), FAILED, error.reason, remedy)
     if isinstance(error, AntiphonError):
         code = UNUSABLE if isinstance(error, SetupError) else FAILED
-        return Description(str(error), code, error.reason, error.remedy or "")
+        return Description(str(error), code, error.reason, error.remedy or "", _with_mistakes(error))
     if _is_certs_error(error):
         return Description(str(error), UNUSABLE)
     if isinstance(error, TimeoutError):
@@ -75,6 +80,15 @@ def describe(error: BaseException) -> Description:
         where = f"{error.filename}: " if error.filename else ""
         return Description(f"{where}{error.strerror or error}", UNUSABLE)
     return Description(f"a bug in this command: {type(error).__name__}: {error}", FAILED, remedy=_keep(error))
+
+
+def _with_mistakes(error: AntiphonError) -> str:
+    """A refusal and the mistakes it names, without the words that only point to them; "" where it names none."""
+    mistakes = [": ".join(filter(None, (one.field, one.message))) for one in error.violations]
+    if len(mistakes) == 1 and isinstance(error, RequestInvalid):
+        return mistakes[0]
+    heading = error.message.removesuffix(_POINTING)
+    return ("; " if len(mistakes) == 1 else "\n").join((heading, *mistakes)) if mistakes else ""
 
 
 def _unreachable(text: str) -> Description:

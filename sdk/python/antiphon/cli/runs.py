@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +16,13 @@ from .. import Client
 from .._submission import SubmitOptions
 from ..v1.graph_pb2 import Graph
 from ..v1.payload_pb2 import Payload
-from ..v1.run_pb2 import RUN_STATE_SUCCEEDED, Run, RunEvent, Task
+from ..v1.run_pb2 import RUN_STATE_FAILED, RUN_STATE_SUCCEEDED, TASK_STATE_FAILED, Run, RunEvent, Task
 from . import output, steering
 from .connection import first, gather, with_client
 from .explain_view import explanation
 from .following import follow
 from .graphs import read_graph
-from .options import AsJson, PageLimit, ProfileName
+from .options import AsJson, PageLimit, ProfileName, profile_option
 from .problems import FAILED, Problem
 from .run_view import Attempts, failure_line, key_of, output_line, run_line, run_tree, shown_tasks
 from .text import (
@@ -32,6 +33,7 @@ from .text import (
     read_input,
     run_state,
     spell_between,
+    spell_key,
     spell_moment,
     task_state,
 )
@@ -71,24 +73,28 @@ def submit(
     if request_id is not None:
         options["request_id"] = request_id
 
-    async def work(client: Client) -> tuple[Run, bytes]:
+    async def work(client: Client) -> tuple[Run, bytes, Task | None]:
         run = await client.submit(source, value, **options)
         for warning in run.warnings:
             output.note(f"warning: {warning}")
         if not wait:
-            return run, b""
+            return run, b"", None
         console = output.notes()
         if not console.is_terminal:  # on one its progress begins with it
             output.note(f"run {run.run_id}")
         run = await follow(client, run.run_id, console, None)
         wanted = run.state == RUN_STATE_SUCCEEDED and not as_json
-        return run, await client.download_payload(run.output) if wanted else b""
+        content = await client.download_payload(run.output) if wanted else b""
+        return run, content, await _failed_task(client, run)
 
-    run, content = with_client(profile, work)
+    run, content, failed = with_client(profile, work)
     if as_json:
         output.show_json(run)
     elif wait:
         _show_end(run, content)
+        if failed is not None:
+            key = shlex.quote(spell_key(failed.key))
+            output.note(f"See why: antiphon run explain {run.run_id} {key}{profile_option(profile or 'default')}")
     else:
         output.show_line(run.run_id)
         output.note(f"Follow it with: antiphon run watch {run.run_id}")
@@ -241,6 +247,14 @@ def _source(text: str) -> Graph | str:
     if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
         return read_graph(path)
     return text
+
+
+async def _failed_task(client: Client, run: Run) -> Task | None:
+    """The first task that failed, of a run that did; rather one with attempts, which have the words of agents."""
+    if run.state != RUN_STATE_FAILED:
+        return None
+    failed = await first(_ATTEMPTS, client.list_tasks(run.run_id, states=[TASK_STATE_FAILED]))
+    return min(failed, key=lambda task: not task.attempt_count, default=None)
 
 
 def _show_end(run: Run, content: bytes) -> None:
