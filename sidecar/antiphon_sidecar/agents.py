@@ -36,11 +36,14 @@ from .checks import (
 from .errors import REFUSE_UNKNOWN, Refused, abort, refusal_of_call
 from .node import Node
 from .socket import SocketError
+from .supervise import Supervisor
 from .wire import MOST_BYTES, MOST_ITEMS
 
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT = 10.0
+DEATH_TIMEOUT = 0.5
+"""Seconds for which a stream that ended waits for the end of its process, so that what is lost says how that ended."""
 PROTOCOL_VERSION = 1
 _OPTIONS = (("grpc.max_receive_message_length", 4 << 20), ("grpc.max_send_message_length", 4 << 20))
 _BATCHES = (
@@ -62,8 +65,9 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class AgentSocket:
     """The server of one agent's socket."""
 
-    def __init__(self, node: Node, name: str) -> None:
-        self._servicer = _Servicer(node, name)
+    def __init__(self, node: Node, name: str, supervisor: Supervisor | None = None) -> None:
+        """`supervisor`: has started the agent, if this sidecar has."""
+        self._servicer = _Servicer(node, name, supervisor)
         self._server: grpc.aio.Server | None = None
         self.seat = self._servicer.seat
 
@@ -90,9 +94,11 @@ class AgentSocket:
 class _Servicer:
     """antiphon.v1.AgentService for one agent."""
 
-    def __init__(self, node: Node, name: str) -> None:
+    def __init__(self, node: Node, name: str, supervisor: Supervisor | None = None) -> None:
         self._node = node
+        self._supervisor = supervisor
         self._session: _Session | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self.seat = node.inflight.add_seat(name, self._wake)
 
     def _wake(self) -> None:
@@ -138,6 +144,9 @@ class _Servicer:
         context.add_done_callback(lambda _: self._end(session))  # type: ignore[arg-type]
         if self._session:
             self._end(self._session)
+        if self._leaving:
+            self._leaving.cancel()
+            self._node.depart(self.seat)
         self._node.announce(self.seat, first.hello.description)
         self._session = session
         session.wake.set()
@@ -149,8 +158,14 @@ class _Servicer:
     def _end(self, session: _Session) -> None:
         if session is self._session:
             self._session = None
-            self._node.depart(self.seat)
+            if self._supervisor and self.seat.running:
+                self._leaving = asyncio.create_task(self._leave(self._supervisor))
+            else:
+                self._node.depart(self.seat)
             session.replaced()
+
+    async def _leave(self, supervisor: Supervisor) -> None:
+        self._node.depart(self.seat, await supervisor.death(DEATH_TIMEOUT))
 
     async def ReportProgress(
         self, request: agents.ReportProgressRequest, context: _Context

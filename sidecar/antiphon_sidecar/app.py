@@ -172,9 +172,11 @@ class _Sidecar:
                 self._adapters.append(AdapterAgent(self._node, agent, adapters.make(agent)))
                 continue
             path = folder.agent(agent.name)
-            self._sockets.append((AgentSocket(self._node, agent.name), path))
+            supervisor = None
             if agent.command:
-                self._supervisors.append(Supervisor(agent.name, agent.command, {"ANTIPHON_SOCKET": path}))
+                supervisor = Supervisor(agent.name, agent.command, {"ANTIPHON_SOCKET": path})
+                self._supervisors.append(supervisor)
+            self._sockets.append((AgentSocket(self._node, agent.name, supervisor), path))
 
     async def run(self, signals: Sequence[int]) -> None:
         """Until drained."""

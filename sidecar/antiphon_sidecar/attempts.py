@@ -90,8 +90,8 @@ class Attempt:
     """One attempt, from its offer to the verdict on its outcome."""
 
     __slots__ = (
-        "alone", "announced", "asks", "assignment", "attempt_id", "busy", "calls", "cancelled", "deadline", "end",
-        "grant",
+        "alone", "announced", "asks", "assignment", "attempt_id", "busy", "calls", "cancelled", "deadline", "death",
+        "end", "grant",
         "link", "policy_epoch", "reads", "result", "seat", "seat_name", "shard", "size", "spooled", "started", "state",
         "timeout", "token",
     )  # fmt: skip
@@ -117,6 +117,7 @@ class Attempt:
         self.result: Any = None  # opaque; the agent's own, with End.RESULT
         self.announced = False
         self.cancelled: str | None = None  # why, once a cancel has come
+        self.death = ""  # how its agent's process ended, with End.LOST, as far as this sidecar knows
         self.calls: dict[str, tuple[Any, int, Deliver]] | None = None  # call id → request, its bytes, who waits
         self.asks: dict[str, tuple[Any, int, Deliver]] | None = None  # the same of requests to shared context
         self.spooled: Any = None  # opaque; where its outcome is on disk

@@ -111,11 +111,12 @@ class Inflight:
             link.wake()
         self.slots.settle(seat)
 
-    def agent_went(self, seat: Seat, now: float) -> None:
-        """The agent is gone: LOST is what it was working on, the rest comes back."""
+    def agent_went(self, seat: Seat, now: float, death: str = "") -> None:
+        """The agent is gone: LOST is what it was working on, the rest comes back. `death`: how its process ended."""
         seat.present = False
         event = Event.AGENT_LEFT if seat.draining or self.draining else Event.AGENT_GONE
         for attempt in list(seat.running.values()):
+            attempt.death = death
             self._finish(attempt, event, now)
         self._send_back(seat, event, now)
         seat.lingering.clear()

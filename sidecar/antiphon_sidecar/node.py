@@ -64,10 +64,10 @@ class Node:
         self.inflight.agent_came(seat, description.concurrency, description.prefetch, self.now())
         log.info("agent present", extra={"agent": seat.name, "runtime": description.runtime})
 
-    def depart(self, seat: Seat) -> None:
-        """An agent that was there is gone."""
+    def depart(self, seat: Seat, death: str = "") -> None:
+        """An agent that was there is gone. `death`: how its process ended, where that is known."""
         if self.descriptions.pop(seat.name, None) is not None:
-            self.inflight.agent_went(seat, self.now())
+            self.inflight.agent_went(seat, self.now(), death)
             log.info("agent gone", extra={"agent": seat.name})
 
     def refuse(self, agent: str, refusal: Refused) -> None:

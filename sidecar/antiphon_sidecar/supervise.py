@@ -78,6 +78,17 @@ class Supervisor:
         if self._process:
             _signal(self._process.pid, signal.SIGKILL)
 
+    async def death(self, limit: float) -> str:
+        """How its process ended, as the end of a sentence; empty when it has not within `limit` seconds."""
+        if self._process is None:
+            return ""
+        try:
+            async with asyncio.timeout(limit):
+                code = await self._process.wait()
+        except TimeoutError:
+            return ""
+        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
     async def _stop(self) -> None:
         process = self._process
         if process is None or process.returncode is not None:

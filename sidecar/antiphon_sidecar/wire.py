@@ -170,3 +170,5 @@ def _fill(report: mesh.Report, attempt: Attempt) -> None:
         report.failure.CopyFrom(_FAILURES[end])
         if end is End.CANCELLED and attempt.cancelled:
             report.failure.message = f"cancelled: {attempt.cancelled}"[:4_096]
+        elif end is End.LOST and attempt.death:
+            report.failure.message = f"the agent's process {attempt.death}; its sidecar's log has what it wrote"

@@ -269,6 +269,45 @@ async def test_an_agent_does_not_outlive_a_sidecar_that_is_killed(
         assert stream.hello.incarnation != orchestrator.attachments[0].hello.incarnation
 
 
+@pytest.mark.parametrize(
+    ("input", "how"),
+    [
+        (b'{"exit": 3}', "ended with exit code 3; its sidecar's log has what it wrote"),
+        (b'{"hang": true}', "was killed by signal 9; its sidecar's log has what it wrote"),
+    ],
+)
+async def test_what_is_lost_says_how_the_process_of_its_agent_ended_where_the_sidecar_started_it(
+    orchestrator: FakeMesh, authority: Authority, tmp_path: Path, input: bytes, how: str
+) -> None:
+    keep(tmp_path / "state", authority, [orchestrator.address], GRANTS)
+    marker = tmp_path / "pids"
+    words = ("--state", str(tmp_path / "state"), "--", *RAW_AGENT)
+    async with sidecar(tmp_path, *words, environ={"MARKER": str(marker)}):
+        stream = await orchestrator.attachment()
+        await stream.window("echo", 2)
+        stream.offer("a", input=input)
+        await stream.until(lambda: "a" in stream.reports)  # it has begun, or is lost already
+        if b"hang" in input:
+            os.kill(int(marker.read_text()), signal.SIGKILL)
+        failure = (await stream.outcome("a")).failure
+    assert (failure.code, failure.message) == ("AGENT_DIED", f"the agent's process {how}")
+
+
+async def test_the_end_of_a_program_that_lives_on_is_not_waited_for(
+    orchestrator: FakeMesh, authority: Authority, tmp_path: Path
+) -> None:
+    """Of an agent beneath a program that goes on, its stream is all that tells."""
+    keep(tmp_path / "state", authority, [orchestrator.address], GRANTS)
+    words = ("--state", str(tmp_path / "state"), "--", "sh", "-c", '"$@"; sleep 60', "sh", *RAW_AGENT)
+    async with sidecar(tmp_path, *words):
+        stream = await orchestrator.attachment()
+        await stream.window("echo", 2)
+        stream.offer("a", input=b'{"exit": 3}')
+        failure = (await stream.outcome("a")).failure
+        assert (failure.code, failure.message) == ("AGENT_DIED", "the agent's process went away")
+        await stream.until(lambda: "echo" not in stream.agents)
+
+
 @pytest.mark.parametrize("how", ["killed", "signalled twice"])
 async def test_a_program_does_not_outlive_a_sidecar_that_ends_at_once(
     orchestrator: FakeMesh, authority: Authority, tmp_path: Path, how: str
