@@ -150,26 +150,30 @@ def locate(config: Config, environ: Mapping[str, str]) -> Place:
         if config.profile:
             named = Profile.load(config.profile, environ)
             return Place(None, named, named.credential, named.folder)
-        state = config.state or _default_state(token, environ)
-        folder = profile_folder(_PROFILE, {"ANTIPHON_HOME": str(state)})
+        state = config.state or _default_state(config, token, environ)
+        source = _credential_in(state)
         try:
             profile = Profile.load(_PROFILE, {"ANTIPHON_HOME": str(state)})
         except ProfileError:
             if token is None:
                 raise TokenMissing(f"nothing in {state} says who this sidecar is; give a join token: {HOW}") from None
             profile = None
-        return Place(token, profile, CertificateFiles(folder / "credential"), state)
+        return Place(token, profile, source, state)
     except CertsError as error:
         raise IdentityError(str(error)) from error
 
 
-def _default_state(token: JoinToken | None, environ: Mapping[str, str]) -> Path:
-    """The state of the token's identity; without a token, of the only one that has joined from here."""
+def _default_state(config: Config, token: JoinToken | None, environ: Mapping[str, str]) -> Path:
+    """The state of the token's identity. Without a token, of the only one that has joined from here, or else of the
+    only one that may stand beside the agents of the configuration."""
     home = environ.get("ANTIPHON_HOME")
     base = (Path(home) if home else Path.home() / ".antiphon") / "sidecars"
     if token:
         return base / token.identity.name
     known = sorted(path.name for path in base.iterdir()) if base.is_dir() else []
+    wanted = [agent.name for agent in config.agents] or ([config.agent] if config.agent else [])
+    if len(known) > 1 and wanted:
+        known = [name for name in known if _allows(base / name, wanted)] or known
     if len(known) == 1:
         return base / known[0]
     if known:
@@ -177,6 +181,19 @@ def _default_state(token: JoinToken | None, environ: Mapping[str, str]) -> Path:
             f"several sidecars have joined from here: give --state {base}/NAME, one of {', '.join(known)}"
         )
     raise TokenMissing(f"nothing says who this sidecar is; give a join token: {HOW}")
+
+
+def _allows(state: Path, agents: Sequence[str]) -> bool:
+    """Whether the certificate in `state` grants all of these agents; it may have expired."""
+    try:
+        grants = _credential_in(state).load().grants
+    except CredentialError:
+        return False
+    return all(grants.allows_agent(name) for name in agents)
+
+
+def _credential_in(state: Path) -> CertificateFiles:
+    return CertificateFiles(profile_folder(_PROFILE, {"ANTIPHON_HOME": str(state)}) / "credential")
 
 
 async def establish(place: Place) -> Credential:

@@ -22,8 +22,8 @@ from antiphon_certs import (
     profile_folder,
     switch_root,
 )
-from antiphon_sidecar.config import Config
-from antiphon_sidecar.identity import Place, locate
+from antiphon_sidecar.config import AgentConfig, Config
+from antiphon_sidecar.identity import IdentityError, Place, locate
 
 EDGE = Identity("mesh.test", "team-a", Kind.SIDECAR, "edge")
 GRANTS = Grants(("hello",), ("hello.*",))
@@ -49,12 +49,19 @@ def token(authority: Authority, grants: Grants = GRANTS) -> JoinToken:
     return JoinToken.parse(text)
 
 
-def joined(state: Path, authority: Authority, by: JoinToken, *, lifetime: timedelta = timedelta(hours=1)) -> Credential:
+def joined(
+    state: Path,
+    authority: Authority,
+    by: JoinToken,
+    *,
+    lifetime: timedelta = timedelta(hours=1),
+    grants: Grants = GRANTS,
+) -> Credential:
     """What a join leaves in the state folder."""
     key, request = new_key_and_csr(EDGE)
     home = profile_folder("sidecar", {"ANTIPHON_HOME": str(state)})
     Profile(home, by.addresses, by.join_addresses, "mesh.test", "team-a", by.token_id).save()
-    chain = authority.issue(request, EDGE, lifetime, GRANTS)
+    chain = authority.issue(request, EDGE, lifetime, grants)
     return CertificateFiles(home / "credential").store(key, chain, authority.bundle_pem)
 
 
@@ -101,3 +108,26 @@ def test_a_revoked_certificate_that_is_forgotten_is_not_there_at_the_next_start(
     assert place(state, None).kept() is None
     again = joined(state, authority, token(authority))
     assert place(state, None).stored() == again
+
+
+def test_of_several_states_the_only_one_that_may_stand_beside_the_configured_agents_is_taken(
+    folder: Path, tmp_path: Path
+) -> None:
+    authority, home = Authority.load(folder), tmp_path / "home"
+    base, environ = home / "sidecars", {"ANTIPHON_HOME": str(home)}
+    for name, agents in {"planner": ("planner", "critic"), "scribe": ("scribe",), "second": ("scribe", "x*")}.items():
+        joined(base / name, authority, token(authority), grants=Grants(agents, ("*",)))
+    (base / "empty").mkdir()
+
+    def state(*names: str) -> Path | None:
+        return locate(Config(agents=tuple(AgentConfig(name) for name in names)), environ).state
+
+    assert state("planner") == state("critic", "planner") == base / "planner"
+    assert locate(Config(agent="xy"), environ).state == base / "second"
+    for names, said in {
+        ("scribe",): "one of scribe, second",
+        ("planner", "scribe"): "one of empty, planner, scribe, second",
+        (): "one of empty, planner, scribe, second",
+    }.items():
+        with pytest.raises(IdentityError, match=f"give --state {base}/NAME, {said}$"):
+            state(*names)
