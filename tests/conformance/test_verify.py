@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,6 +165,23 @@ def test_a_failure_says_what_was_expected_what_was_seen_and_where_the_contract_s
     assert "different outcomes" in seen
     assert "protos/antiphon/v1/capability.proto: EFFECT_PURE" in contract
     assert last.startswith("raw: 0 passed, 1 failed; seed 1")
+
+
+def test_an_agent_that_cannot_start_says_why_and_what_cannot_be_played_is_one_line(tmp_path: Path) -> None:
+    program = tmp_path / "agent.py"
+    program.write_text("print('first')\nprint('x\\n' * 13 + 'SetupError: no KEY', 'Node.js v20', sep='\\n')\nexit(1)\n")
+    report = tmp_path / "report.json"
+    done = run("verify", "--report", str(report), "--", sys.executable, str(program))
+    assert done.returncode == 1
+    first, _, seen, *written, contract, others, last = done.stdout.splitlines()
+    assert first.startswith("FAILED  hello") and contract.split()[0] == "contract"
+    ended = r"in the [\d.]+ s until the program ended; the program ended with exit code 1; it wrote last:"
+    assert re.fullmatch(f" +seen +no stream with a hello {ended}", seen), seen
+    assert [line.strip() for line in written] == ["x"] * 13 + ["SetupError: no KEY", "Node.js v20"]
+    count = len(ALL) - 1
+    assert others.split(maxsplit=3)[:3] == ["BROKEN", str(count), "others"] and "hello" in others
+    assert last.startswith(f"the agent: 0 passed, 1 failed, {count} broken; seed ")
+    assert [case["name"] for case in json.loads(report.read_text())["cases"]] == [case.name for case in ALL]
 
 
 def test_a_choice_of_cases_is_no_complete_report() -> None:

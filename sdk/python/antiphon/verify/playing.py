@@ -30,17 +30,17 @@ def chosen(names: Iterable[str]) -> tuple[Case, ...]:
 async def verify(
     play: Play, cases: Sequence[Case], told: Callable[[pb.VerifiedCase], None] = lambda _: None
 ) -> pb.VerifyReport:
-    """Play the cases; `told` hears of each when it is over. The stage is closed when this returns."""
+    """Play the cases; `told` hears of each that was played when it is over. The stage is closed when this returns."""
     report = pb.VerifyReport(seed=play.seed, complete=tuple(cases) == ALL, verifier_version=VERSION)
     report.start_time.FromDatetime(datetime.now(UTC))
     begun = time.monotonic()
     try:
         for case in cases:
-            shut = next((one.name for one in report.cases if one.name in GATES and one.outcome != PASSED), "")
-            if shut:
-                done = _result(case, BROKEN, expected="the case can be played", seen=f"{shut} did not pass")
-            else:
-                done = await _played(play, case)
+            if shut := shut_gate(report.cases):
+                seen = f"{shut} did not pass"
+                report.cases.append(_result(case, BROKEN, expected="the case can be played", seen=seen))
+                continue
+            done = await _played(play, case)
             report.cases.append(done)
             told(done)
     finally:
@@ -51,6 +51,11 @@ async def verify(
         report.agent, report.version, report.runtime = description.name, description.version, description.runtime
         report.capabilities_digest = digest_of(description)
     return report
+
+
+def shut_gate(cases: Iterable[pb.VerifiedCase]) -> str:
+    """Name of the case that did not pass and without which those after it are not played; empty when there is none."""
+    return next((one.name for one in cases if one.name in GATES and one.outcome != PASSED), "")
 
 
 def passed(report: pb.VerifyReport) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO
 
-_TAIL = 2_000  # bytes of its output that a complaint may quote
+_TAIL = 4_000  # bytes of its output that a complaint may quote
+_LINES = 15  # of them, of a program that has ended: what ended it is rarely the last
 
 
 class Process:
@@ -64,14 +65,14 @@ class Process:
         return os.pread(self._output.fileno(), _TAIL, max(0, size - _TAIL)).decode("utf-8", "replace").strip()
 
     def state(self) -> str:
-        """For complaints: whether it runs, and the last line it wrote."""
+        """For complaints: whether it runs, and the last line it wrote, or several when it has ended."""
         code = self.code
-        said = self.said().rpartition("\n")[2][:300]
-        quoted = f"; it wrote last: {said}" if said else ""
+        lines = [line[:300] for line in self.said().splitlines()[-_LINES:]]
         if code is None:
-            return f"the program runs{quoted}"
+            return f"the program runs{f'; it wrote last: {lines[-1]}' if lines else ''}"
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return f"the program {how}{quoted}"
+        quoted = " " + lines[0] if len(lines) == 1 else "".join(f"\n{line}" for line in lines)
+        return f"the program {how}{f'; it wrote last:{quoted}' if lines else ''}"
 
 
 def _signal(group: int, number: signal.Signals) -> None:

@@ -88,6 +88,12 @@ class Stage:
         garbled = any(line.garbled for line in self.socket.lines)
         return f"{'it sent bytes that are no message; ' if garbled else ''}{self.process.state()}"
 
+    def within(self, limit: float) -> str:
+        """For complaints: how long was waited for what did not come in `limit` seconds, or before the program ended."""
+        if self.process.code is None:
+            return f"within {limit:g} s"
+        return f"in the {time.monotonic() - self._started:.1f} s until the program ended"
+
     @property
     def description(self) -> registry_pb2.AgentDescription:
         """What the agent announced. Raises `Unplayable` when it has announced nothing."""
@@ -106,7 +112,7 @@ class Stage:
             await self.start()
         line = await self.next_line(0, self._boot)
         if line is None:
-            raise Unplayable(f"no stream with a hello within {self._boot:g} s; {self.state()}")
+            raise Unplayable(f"no stream with a hello {self.within(self._boot)}; {self.state()}")
         return line
 
     async def start(self, *, late: bool = False) -> None:

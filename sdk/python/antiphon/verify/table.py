@@ -8,7 +8,7 @@ from rich.text import Text
 from antiphon.v1 import verify_pb2 as pb
 
 from .cases import ALL
-from .playing import BROKEN, FAILED, PASSED
+from .playing import BROKEN, FAILED, PASSED, shut_gate
 
 _WIDTH = max(len(case.name) for case in ALL)
 _WORDS = {PASSED: ("passed", "green"), FAILED: ("FAILED", "bold red"), BROKEN: ("BROKEN", "bold magenta")}
@@ -23,11 +23,18 @@ def show_case(console: Console, case: pb.VerifiedCase) -> None:
     if case.outcome != PASSED:
         for name, text in (("expected", case.expected), ("seen", case.seen), ("contract", case.contract)):
             if text:
-                console.print(Text(f"        {name:<8}  ", "dim").append(text, "none"))
+                shown = text.replace("\n", "\n" + " " * 18)
+                console.print(Text(f"        {name:<8}  ", "dim").append(shown, "none"))
 
 
 def show_end(console: Console, report: pb.VerifyReport) -> None:
-    """The last line."""
+    """The last line, and one before it for all that was not played."""
+    if shut := shut_gate(report.cases):
+        left = len(report.cases) - [case.name for case in report.cases].index(shut) - 1
+        if left:
+            word, style = _WORDS[BROKEN]
+            line = Text().append(f"{word}  ", style).append(f"{f'{left} others':<{_WIDTH}}  ", "bold")
+            console.print(line.append(f"What comes after {shut} cannot be played, as that did not pass."))
     counts = [sum(case.outcome == outcome for case in report.cases) for outcome in (PASSED, FAILED, BROKEN)]
     line = Text(f"{report.agent or 'the agent'}: {counts[0]} passed", "bold")
     for count, (word, style) in zip(counts[1:], (_WORDS[FAILED], _WORDS[BROKEN]), strict=True):

@@ -47,7 +47,7 @@ async def _assigned_again(play: Play, line: Line, *, sidecar_goes: bool) -> Line
     line.reading.set()
     next_line = await stage.next_line(before)
     if next_line is None:
-        seen = f"there was none within {stage.patience:g} s; {stage.state()}"
+        seen = f"there was none {stage.within(stage.patience)}; {stage.state()}"
         what = "a sidecar that went and came back" if sidecar_goes else "a stream that broke"
         raise Wrong(f"another stream, with hello, of the same process after {what}", seen, _WORK)
     again = [one for one in made if not stage.attempt(one).results]
@@ -65,7 +65,7 @@ async def late_sidecar(play: Play) -> None:
     if stage.process.code is None:
         await stage.socket.open()
     if await stage.next_line(0) is None:
-        seen = f"no hello within {stage.patience:g} s of the socket; {stage.state()}"
+        seen = f"no hello {stage.within(stage.patience)}; {stage.state()}"
         raise Wrong("it dials until its sidecar is there", seen, "docs/concepts.md: no start order matters")
 
 
