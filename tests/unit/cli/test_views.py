@@ -251,7 +251,10 @@ def test_pieces_of_output_are_a_line_each_and_the_end_of_them_stands_beside_thei
     def said(**piece: Any) -> RunEvent:
         return RunEvent(key=key, partial=PartialOutput(**{"attempt": 1, **piece}))
 
-    assert event_line(said(text="two\nlines")).plain.endswith("write  two\\nlines")
+    line = event_line(said(text="two\nlines")).plain
+    assert line.startswith("       ") and line.endswith("write > two\\nlines")  # without a number: it is not kept
+    progress_line = event_line(RunEvent(key=key, progress=Progress(fraction=0.67, message="two"))).plain
+    assert progress_line.startswith("       ") and progress_line.endswith("write  67% two")
     assert "withheld: no.pii" in event_line(said(withheld="no.pii")).plain
     progress = RunProgress("r-1")
     task = progress.tasks

@@ -117,8 +117,8 @@ def piece_text(piece: PartialOutput) -> str:
 
 
 def event_line(event: RunEvent) -> Text:
-    """One event, for logs and pipes."""
-    line = Text(f"{event.event_seq:>5}  {spell_moment(event.event_time)}")
+    """One event, for logs and pipes: without a number what is not kept, and a piece of output behind a >."""
+    line = Text(f"{event.event_seq or '':>5}  {spell_moment(event.event_time)}")
     if event.HasField("key"):
         line.append(f"  {spell_key(event.key)}")
     if event.run_state:
@@ -137,7 +137,7 @@ def event_line(event: RunEvent) -> Text:
         line.append(f"  began {event.child.run_id}  {event.child.name}")
     if event.HasField("partial"):
         text = piece_text(event.partial).replace("\n", "\\n")  # a line an event
-        line.append(f"  {text}", "dim" if event.partial.withheld else "")
+        line.append(" > ", "dim").append(text, "dim" if event.partial.withheld else "")
     if event.signal:
         line.append(f"  signal {event.signal}")
     if event.reason:
