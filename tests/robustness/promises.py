@@ -12,9 +12,9 @@ PROMISES = {
         "its attempt fails within 3 s; the task is tried again as its rule says; what has finished is not run again"
     ),
     "sidecar dies": (
-        "the attempts of all its agents fail once it has been away for 8 s, also when its next life is there sooner; they "
-        "are tried again as their rules say; what it had reported and got acknowledged stays, and what its agents had "
-        "answered is reported by its next life"
+        "the attempts of all its agents fail once it has been away for 8 s, also when its next life is there sooner; "
+        "they are tried again as their rules say; what it had reported and got acknowledged stays, and what its agents "
+        "had answered is reported by its next life"
     ),
     "orchestrator dies": (
         "its shards go on with others once its lease of 5 s has ended, or at its restart when it is the only one; "
