@@ -23,6 +23,7 @@ from antiphon.v1 import agent_service_pb2_grpc as service
 from antiphon.v1 import error_pb2
 
 _OPTIONS = (("grpc.max_receive_message_length", 4 << 20), ("grpc.max_send_message_length", 4 << 20))
+_UNWIND = 2.0  # seconds for handlers of streams that have been broken
 _Context = grpc.aio.ServicerContext[Any, Any]
 Heard = Callable[["Line", pb.WorkRequest], None]
 Asked = Callable[[pb.CallRequest], pb.CallResponse | None]
@@ -111,6 +112,7 @@ class Socket(service.AgentServiceServicer):
         self._inline_limit = inline_limit
         self._heard, self._asked, self._reported, self._emitted = heard, asked, reported, emitted
         self._server: grpc.aio.Server | None = None
+        self._handlers: set[asyncio.Task[Any]] = set()  # of streams
 
     async def open(self) -> None:
         """Serve. Raises `RuntimeError` when the path cannot be used."""
@@ -126,6 +128,8 @@ class Socket(service.AgentServiceServicer):
                 line.reading.set()
             await self._server.stop(None)
             self._server = None
+            if self._handlers:  # the server does not wait for them, and prints a traceback of each that the loop ends
+                await asyncio.wait(self._handlers, timeout=_UNWIND)
             with suppress(FileNotFoundError):
                 os.unlink(self.path)
 
@@ -145,6 +149,9 @@ class Socket(service.AgentServiceServicer):
 
     async def Work(self, requests: AsyncIterator[pb.WorkRequest], context: _Context) -> AsyncIterator[pb.WorkResponse]:
         """The life of the agent."""
+        if (handler := asyncio.current_task()) is not None:
+            self._handlers.add(handler)
+            handler.add_done_callback(self._handlers.discard)
         try:
             first = await anext(requests)
         except StopAsyncIteration:
