@@ -211,6 +211,8 @@ class Orchestrator:
         membership = Membership(store, replica_id, version("antiphon-server"), now())
         most = store.max_bytes or config.store_max_bytes
         room = StoreRoom(store, config.data, most, metrics, host.keep_short, host.promised)
+        # Read when they are fetched, which threads answer: true of a stuck loop as well, whose lease ends.
+        metrics.serving.set_function(lambda: self.ready.is_set() and not membership.cut_off)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
         peers = Peers(lambda: certificate.credential, lambda: membership.others)

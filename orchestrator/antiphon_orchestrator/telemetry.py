@@ -172,6 +172,15 @@ class Metrics:
             "antiphon_commit_duration_seconds",
             "Time until a turn's records were durable",
             buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2),
+        # Without labels, so that it is there, and 0, before the first: only then is that one an increase.
+        self.internal_errors: Counter = library.Counter(
+            "antiphon_internal_errors", "Calls that ended with INTERNAL here, which is a bug", registry=self.registry
+        )
+        self.serving: Gauge = library.Gauge(
+            "antiphon_serving",
+            "1 while calls about runs are answered here; 0 until then, and while the store does not renew the lease",
+            registry=self.registry,
+        )
             registry=self.registry,
         )
         self.archive_waiting: Gauge = library.Gauge(

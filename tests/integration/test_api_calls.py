@@ -70,6 +70,7 @@ async def test_a_bug_shows_its_trace_id_and_nothing_else(api: Running) -> None:
         await api.get_run(api.dial(), metadata=(("traceparent", parent),))
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert reason_of(caught.value) == "INTERNAL"
+    assert api.metrics.registry.get_sample_value("antiphon_internal_errors_total") == 1
     assert "hunter2" not in str(status_of(caught.value))
     entry = json.loads(log.getvalue().splitlines()[-1])
     assert entry["trace_id"] == "a" * 32

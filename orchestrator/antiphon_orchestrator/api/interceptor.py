@@ -418,6 +418,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         if refused is None:
             trace = trace_id(call.traceparent)
             self._log.error("call_failed", method=call.path, trace_id=trace, exc_info=error)
+            self._metrics.internal_errors.inc()
             refused = ApiError(ErrorReason.ERROR_REASON_INTERNAL, trace_id=trace)
         self._metrics.count_call(call.path if call.method else "unknown", refused.spec.code.name)
         details = refused.to_status().SerializeToString()

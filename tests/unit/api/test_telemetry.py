@@ -64,3 +64,8 @@ def test_metrics_that_nobody_fetches_are_counted_without_their_library() -> None
     )
     done = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("False", "")
+def test_what_an_alarm_looks_for_is_there_before_the_first() -> None:
+    value = telemetry.Metrics().registry.get_sample_value
+    assert value("antiphon_internal_errors_total") == 0 and value("antiphon_serving") == 0
+
+
