@@ -51,7 +51,7 @@ from .audit import AuditLog, Fact
 from .audit.moving import AuditMover
 from .blobs import Blobs, ObjectBlobs
 from .cluster.gathering import Gathering
-from .cluster.membership import Membership
+from .cluster.membership import LEASE, Membership
 from .cluster.peers import Peers
 from .cluster.routing import Routing
 from .cluster.steward import Steward
@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from .api.metrics_server import MetricsServer
 
 log = telemetry.logger("placement")
+_cluster_log = telemetry.logger("cluster")
 
 CLUSTER_SHARDS = 32
 """Of a store that several replicas share, unless it is told otherwise."""
@@ -114,6 +115,7 @@ class Orchestrator:
         self._reattach_grace = reattach_grace
         self.shards: Host
         self.ready = asyncio.Event()
+        self._cut_off = False
         self.addresses = ("", "")
 
     async def run(self) -> None:
@@ -209,10 +211,10 @@ class Orchestrator:
         metrics.results_reused.set_function(lambda: fleet.results.hits)
         reads.answer = sub_runs.answer = host.put
         membership = Membership(store, replica_id, version("antiphon-server"), now())
-        most = store.max_bytes or config.store_max_bytes
-        room = StoreRoom(store, config.data, most, metrics, host.keep_short, host.promised)
         # Read when they are fetched, which threads answer: true of a stuck loop as well, whose lease ends.
         metrics.serving.set_function(lambda: self.ready.is_set() and not membership.cut_off)
+        most = store.max_bytes or config.store_max_bytes
+        room = StoreRoom(store, config.data, most, metrics, host.keep_short, host.promised)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
         certificate = self._certificate(authority, replica_id, clock, metrics)
         peers = Peers(lambda: certificate.credential, lambda: membership.others)
@@ -224,7 +226,7 @@ class Orchestrator:
             divide(fleet.limits, [replica for replica, _ in topology], replica_id)
             routing.look()
             if self.ready.is_set():
-                server.set_serving(not membership.cut_off)
+                self._look_whether_cut_off(membership, server)
 
         steward = Steward(host, membership, cluster_changed)
         revocations = Revocations(store, clock)
@@ -360,6 +362,18 @@ class Orchestrator:
             await membership.gone()
             if tracing is not None:
                 tracing.close()
+
+    def _look_whether_cut_off(self, membership: Membership, server: ApiServer) -> None:
+        """Health says whether this replica, which serves, is cut off from the store; each change is told once."""
+        if membership.cut_off is self._cut_off:
+            return
+        self._cut_off = not self._cut_off
+        server.set_serving(not self._cut_off)
+        if self._cut_off:
+            cause = f"the store has not renewed our lease for {LEASE} s; calls about runs are refused until it does"
+            _cluster_log.error("not_serving", cause=cause)
+        else:
+            _cluster_log.info("serving", cause="the store renews our lease again")
 
     def _metrics_server(
         self, metrics: telemetry.Metrics, certificate: LiveCertificate, clock: SystemClock

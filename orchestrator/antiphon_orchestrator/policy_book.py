@@ -272,7 +272,7 @@ class PolicyBook:
             except Compacted:
                 lost = True
             except StoreUnavailable as error:
-                log.warning("policies_not_followed", cause=str(error))
+                telemetry.tell_seldom(log.warning, "policies_not_followed", cause=str(error))
                 await asyncio.sleep(_RETRY * (0.5 + random.random()))
 
     async def _catch_up(self) -> None:

@@ -202,7 +202,7 @@ class Revocations:
             except Compacted:
                 lost = True
             except StoreUnavailable as error:
-                log.warning("revocations_not_followed", cause=str(error))
+                telemetry.tell_seldom(log.warning, "revocations_not_followed", cause=str(error))
                 await asyncio.sleep(_RETRY * (0.5 + random.random()))
 
     def _take(self, kind: EventType, kv: KeyValue) -> None:

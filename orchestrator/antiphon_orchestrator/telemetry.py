@@ -8,11 +8,13 @@ single task.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TextIO
+from weakref import WeakKeyDictionary
 
 if "rich" in sys.modules:
     import structlog
@@ -74,6 +76,12 @@ FIELDS = frozenset(
     }
 )
 HIDDEN = "***"
+REPEATED = 10.0
+"""Seconds in which what lasts is told once."""
+
+_told: MutableMapping[asyncio.AbstractEventLoop, dict[str, float]] = WeakKeyDictionary()
+"""By event, when it was told last, in seconds of the loop."""
+
 _TEXT_LENGTH = 2048
 _TRACEBACK_LENGTH = 16384
 
@@ -128,6 +136,18 @@ def logger(component: str) -> FilteringBoundLogger:
     return bound
 
 
+def tell_seldom(tell: Callable[..., None], event: str, **fields: object) -> None:
+    """Tells of what goes on while something lasts, such as `tell_seldom(log.error, "store_takes_no_writes", cause=…)`.
+
+    One line when it begins, and one every REPEATED seconds, however many parts of the process say the same event.
+    """
+    loop = asyncio.get_running_loop()
+    told, now = _told.setdefault(loop, {}), loop.time()
+    if event not in told or now - told[event] >= REPEATED:
+        told[event] = now
+        tell(event, **fields)
+
+
 class _Unread:
     """Stands for the library, and for all that is made of it, where nobody fetches the metrics: it takes 2 MB."""
 
@@ -152,6 +172,15 @@ class Metrics:
         self._calls: Counter = library.Counter(
             "antiphon_calls", "Calls that ended, by method and status code", ["method", "code"], registry=self.registry
         )
+        # Without labels, so that it is there, and 0, before the first: only then is that one an increase.
+        self.internal_errors: Counter = library.Counter(
+            "antiphon_internal_errors", "Calls that ended with INTERNAL here, which is a bug", registry=self.registry
+        )
+        self.serving: Gauge = library.Gauge(
+            "antiphon_serving",
+            "1 while calls about runs are answered here; 0 until then, and while the store does not renew the lease",
+            registry=self.registry,
+        )
         self.streams: Gauge = library.Gauge(
             "antiphon_open_streams",
             "Streams of clients and sidecars that are open, and calls that wait for a run",
@@ -172,15 +201,6 @@ class Metrics:
             "antiphon_commit_duration_seconds",
             "Time until a turn's records were durable",
             buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2),
-        # Without labels, so that it is there, and 0, before the first: only then is that one an increase.
-        self.internal_errors: Counter = library.Counter(
-            "antiphon_internal_errors", "Calls that ended with INTERNAL here, which is a bug", registry=self.registry
-        )
-        self.serving: Gauge = library.Gauge(
-            "antiphon_serving",
-            "1 while calls about runs are answered here; 0 until then, and while the store does not renew the lease",
-            registry=self.registry,
-        )
             registry=self.registry,
         )
         self.archive_waiting: Gauge = library.Gauge(

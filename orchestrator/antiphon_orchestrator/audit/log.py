@@ -176,7 +176,7 @@ class AuditLog:
                 break
             except StoreUnavailable as error:
                 if wait >= 1.0:
-                    log.warning("audit_waits", cause=str(error), count=len(self._under_way))
+                    telemetry.tell_seldom(log.warning, "audit_waits", cause=str(error), count=len(self._under_way))
             await asyncio.sleep(wait * (0.5 + random.random()))
             wait = min(wait * 2, 1.0)
         batch, self._under_way, self._sent = self._under_way, [], None

@@ -100,9 +100,9 @@ class AuditMover:
                 await self.look()
             except ArchiveUnavailable as error:
                 self.available = False
-                log.error("audit_not_archived", cause=str(error), count=self.waiting)
+                telemetry.tell_seldom(log.error, "audit_not_archived", cause=str(error), count=self.waiting)
             except StoreError as error:
-                log.warning("audit_not_moved", cause=str(error), count=self.waiting)
+                telemetry.tell_seldom(log.warning, "audit_not_moved", cause=str(error), count=self.waiting)
 
     async def look(self) -> None:
         """Moves what may leave the store, and now and then deletes what is too old in the archive.

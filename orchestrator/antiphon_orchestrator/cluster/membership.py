@@ -94,7 +94,7 @@ class Membership:
                 await self._appear()
                 break
             except (StoreFull, LeaseNotFound) as error:  # the lease ends while its marker waits for room
-                log.error("store_takes_no_writes", cause=str(error))
+                telemetry.tell_seldom(log.error, "store_takes_no_writes", cause=str(error))
                 await asyncio.sleep(RENEWAL)
         for prefix, note in self._kinds():
             await self._read(prefix, note)
@@ -165,16 +165,17 @@ class Membership:
                     await self._store.keep_alive(self._lease)
                 self._renewed = began
             except LeaseNotFound:
-                log.warning("lease_lost", cause="others may have taken our shards; we are there again")
+                telemetry.tell_seldom(log.warning, "lease_lost", cause="others may have taken our shards")
                 await self._reappear()
             except (StoreUnavailable, TimeoutError) as error:
-                log.warning("lease_not_renewed", cause=str(error) or "the store does not answer in time")
+                cause = str(error) or "the store does not answer in time"
+                telemetry.tell_seldom(log.warning, "lease_not_renewed", cause=cause)
 
     async def _reappear(self) -> None:
         try:
             await self._appear()
         except StoreError as error:
-            log.warning("lease_not_renewed", cause=str(error))
+            telemetry.tell_seldom(log.warning, "lease_not_renewed", cause=str(error))
 
     # Following.
 
@@ -192,14 +193,14 @@ class Membership:
             except Compacted:
                 await self._read_again(prefix, note)
             except StoreUnavailable as error:
-                log.warning("cluster_not_followed", cause=str(error))
+                telemetry.tell_seldom(log.warning, "cluster_not_followed", cause=str(error))
                 await asyncio.sleep(_RETRY)
 
     async def _read_again(self, prefix: bytes, note: Callable[[KeyValue], None]) -> None:
         try:
             await self._read(prefix, note)
         except StoreUnavailable as error:
-            log.warning("cluster_not_followed", cause=str(error))
+            telemetry.tell_seldom(log.warning, "cluster_not_followed", cause=str(error))
             await asyncio.sleep(_RETRY)
 
     async def _read(self, prefix: bytes, note: Callable[[KeyValue], None]) -> None:

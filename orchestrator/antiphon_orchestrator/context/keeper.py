@@ -137,7 +137,7 @@ class Keeper:
                 log.warning("context_history_compacted", count=len(index))
                 revision = await self._read(prefix, index, known)
             except StoreUnavailable as error:
-                log.warning("context_not_followed", cause=str(error))
+                telemetry.tell_seldom(log.warning, "context_not_followed", cause=str(error))
                 await self._clock.sleep(LOOK)
 
     async def _collect(self) -> None:
@@ -146,7 +146,7 @@ class Keeper:
             try:
                 await self.collect()
             except (StoreUnavailable, StoreFull) as error:
-                log.warning("context_not_collected", cause=str(error))
+                telemetry.tell_seldom(log.warning, "context_not_collected", cause=str(error))
 
     async def collect(self) -> None:
         """Removes what has ended by now, and what claims attempts have left behind."""
@@ -174,7 +174,7 @@ class Keeper:
             try:
                 await self.collect_runs()
             except (StoreUnavailable, StoreFull, ArchiveUnavailable) as error:
-                log.warning("context_not_collected", cause=str(error))
+                telemetry.tell_seldom(log.warning, "context_not_collected", cause=str(error))
 
     async def collect_runs(self) -> None:
         """Removes entries of runs that ended a while ago; what came to one after its end stays as long."""

@@ -120,14 +120,14 @@ class Registry:
             except Compacted:
                 await self._load_again()
             except StoreUnavailable as error:
-                log.warning("agents_not_followed", cause=str(error))
+                telemetry.tell_seldom(log.warning, "agents_not_followed", cause=str(error))
                 await asyncio.sleep(_RETRY)
 
     async def _load_again(self) -> None:
         try:
             await self.load()
         except StoreUnavailable as error:
-            log.warning("agents_not_followed", cause=str(error))
+            telemetry.tell_seldom(log.warning, "agents_not_followed", cause=str(error))
             await asyncio.sleep(_RETRY)
 
     def _note(self, kv: KeyValue) -> None:
@@ -296,7 +296,7 @@ class Registry:
             try:
                 await self.look_after()
             except (StoreUnavailable, StoreFull) as error:
-                log.warning("agents_not_looked_after", cause=str(error))
+                telemetry.tell_seldom(log.warning, "agents_not_looked_after", cause=str(error))
 
     async def look_after(self) -> None:
         """Notes which agents are there, and forgets those that have not been for the retention."""

@@ -103,7 +103,7 @@ class StoreRoom:
             try:
                 await self.look()
             except StoreError as error:
-                log.warning("store_size_unknown", cause=str(error))
+                telemetry.tell_seldom(log.warning, "store_size_unknown", cause=str(error))
 
 
 def level_of(share: float, before: Level) -> Level:

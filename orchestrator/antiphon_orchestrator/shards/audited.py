@@ -94,7 +94,7 @@ class AuditPages:
                 if not wait_for_space:
                     raise
                 if wait >= 1.0:
-                    log.error("store_takes_no_writes", key=self.name, cause=str(error))
+                    telemetry.tell_seldom(log.error, "store_takes_no_writes", cause=str(error))
             # Readers and the mover have their turns meanwhile, and what the mover deletes may make the space.
             await asyncio.sleep(wait * (0.5 + random.random()))
             wait = min(wait * 2, 1.0)

@@ -506,7 +506,7 @@ class Host:
                 return await seat.log.append(turn.records, turn.audit, first_audited)
             except StoreFull as error:
                 if wait >= 1.0:
-                    log.error("store_takes_no_writes", shard=seat.shard.index, cause=str(error))
+                    telemetry.tell_seldom(log.error, "store_takes_no_writes", cause=str(error))
                 moment = self._now()
                 let_archived_go(seat.shard, moment)
                 while seat.shard.retain:

@@ -198,6 +198,6 @@ async def settle(store: Store, txn: Txn, *, wait_for_space: bool = True) -> Comm
             if not wait_for_space and isinstance(error, StoreFull):
                 raise
             if wait >= 1.0:
-                log.error("store_takes_no_writes", cause=str(error))
+                telemetry.tell_seldom(log.error, "store_takes_no_writes", cause=str(error))
             await asyncio.sleep(wait * (0.5 + random.random()))
             wait = min(wait * 2, 1.0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import subprocess
 import sys
 
+import pytest
 from antiphon_orchestrator import telemetry
 
 
@@ -49,11 +51,32 @@ def test_lower_levels_are_left_out() -> None:
     assert stream.getvalue() == ""
 
 
+async def test_what_lasts_is_told_when_it_begins_and_then_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, stream = logged()
+    now = 0.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    for second in range(0, 25):
+        now = 1000.0 + second
+        telemetry.tell_seldom(log.error, "store_takes_no_writes", seq=second)
+        telemetry.tell_seldom(log.error, "store_takes_no_writes", seq=-1)
+        if second == 4:
+            telemetry.tell_seldom(log.warning, "lease_not_renewed", seq=second)
+    said = [(entry["event"], entry["seq"]) for entry in map(json.loads, stream.getvalue().splitlines())]
+    assert said == [("store_takes_no_writes", 0), ("lease_not_renewed", 4)] + [
+        ("store_takes_no_writes", n) for n in (10, 20)
+    ]
+
+
 def test_counting_adds_up_by_label() -> None:
     metrics = telemetry.Metrics()
     metrics.count_run("FAILED")
     value = metrics.registry.get_sample_value
     assert value("antiphon_runs_total", {"state": "FAILED"}) == 1
+
+
+def test_what_an_alarm_looks_for_is_there_before_the_first() -> None:
+    value = telemetry.Metrics().registry.get_sample_value
+    assert value("antiphon_internal_errors_total") == 0 and value("antiphon_serving") == 0
 
 
 def test_metrics_that_nobody_fetches_are_counted_without_their_library() -> None:
@@ -64,8 +87,3 @@ def test_metrics_that_nobody_fetches_are_counted_without_their_library() -> None
     )
     done = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("False", "")
-def test_what_an_alarm_looks_for_is_there_before_the_first() -> None:
-    value = telemetry.Metrics().registry.get_sample_value
-    assert value("antiphon_internal_errors_total") == 0 and value("antiphon_serving") == 0
-
-
