@@ -47,6 +47,7 @@ FIELDS = frozenset(
         "exception",
         "expire_time",
         "fingerprint",
+        "free",
         "incarnation",
         "key",
         "level",

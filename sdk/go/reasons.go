@@ -30,7 +30,7 @@ const (
 	RateLimited Reason = "RATE_LIMITED"
 	// Overloaded: {queue} is full.
 	Overloaded Reason = "OVERLOADED"
-	// StoreFull: the store is full; free space or raise its limit.
+	// StoreFull: the store is full: {cause}.
 	StoreFull Reason = "STORE_FULL"
 	// StoreUnavailable: the store does not answer.
 	StoreUnavailable Reason = "STORE_UNAVAILABLE"

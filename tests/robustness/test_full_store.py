@@ -49,7 +49,7 @@ async def test_a_full_store_refuses_new_runs_ends_old_ones_and_recovers() -> Non
             again = await client.submit(graph, "x" * 20_000, request_id="0")
             assert again.run_id == accepted[0]
             mesh.orchestrator.restart()
-            with pytest.raises(StoreFull):
+            with pytest.raises(StoreFull, match="bytes are in use"):
                 await submit(client, graph, "one more")
             gate.touch()
             for run_id in accepted:

@@ -139,7 +139,9 @@ def refusal(error: BaseException) -> ApiError | None:
         if isinstance(leaf, ApiError):
             return leaf
         if isinstance(leaf, StoreFull):
-            return ApiError(ErrorReason.ERROR_REASON_STORE_FULL)
+            # Its own text may name an address of etcd, which is nothing for callers.
+            cause = "it has reached its limit, or its disk has; free space or raise the limit"
+            return ApiError(ErrorReason.ERROR_REASON_STORE_FULL, cause=cause)
         if isinstance(leaf, StoreUnavailable):
             return ApiError(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE)
     return None

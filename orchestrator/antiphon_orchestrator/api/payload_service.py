@@ -99,7 +99,8 @@ class PayloadService(payload_service_pb2_grpc.PayloadServiceServicer):
                 ) from error
             except BlobsFull as error:
                 log.error("payloads_full", cause=str(error))
-                raise ApiError(ErrorReason.ERROR_REASON_STORE_FULL) from error
+                cause = "there is no room where payloads are kept"
+                raise ApiError(ErrorReason.ERROR_REASON_STORE_FULL, cause=cause) from error
             except BlobsUnavailable as error:
                 raise payloads_unavailable(error) from error
         blob = payload_pb2.BlobReference(digest=info.digest, size=info.size)

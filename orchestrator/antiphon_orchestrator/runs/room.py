@@ -46,9 +46,10 @@ _PERIOD = 0.25
 class StoreRoom:
     """`admit` is asked for every new run; `look` finds out how much there is, `run` keeps looking.
 
-    `folder` lies on the store's disk. Between two looks the runs that were admitted are counted instead. `relieve` is
-    told whether the log is to be kept short, at the cost of more snapshots: from the first watermark on. `promised`:
-    bytes that runs which were admitted will still write; they are not there for new ones.
+    `folder` lies on the store's disk, or holds what an orchestrator keeps beside its etcd. Between two looks the runs
+    that were admitted are counted instead. `relieve` is told whether the log is to be kept short, at the cost of more
+    snapshots: from the first watermark on. `promised`: bytes that runs which were admitted will still write; they are
+    not there for new ones.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class StoreRoom:
         self._promised = promised
         self._left = int(max_bytes * WATERMARKS[Level.FULL])
         self.level = Level.ROOMY
+        self.cause = ""
+        """Which of the two limits is the nearer one, and how to move it: why runs are refused, once they are."""
 
     def admit(self, size: int) -> bool:
         """Whether a run with a submission of so many bytes may be taken; if so, its room is gone.
@@ -84,15 +87,27 @@ class StoreRoom:
     async def look(self) -> None:
         """Brings the picture up to date, and logs and counts each change of level. Raises StoreError."""
         size = await self._store.size()
-        free = shutil.disk_usage(self._folder).free - DISK_RESERVE
-        left = min(int(self._max_bytes * WATERMARKS[Level.FULL]) - size, free)
-        self._left = left - self._promised()
+        free = shutil.disk_usage(self._folder).free
+        within_limit, on_disk = int(self._max_bytes * WATERMARKS[Level.FULL]) - size, free - DISK_RESERVE
+        left = min(within_limit, on_disk)
+        promised = self._promised()
+        self._left = left - promised
+        self.cause = (
+            f"{size + promised} of {self._max_bytes} bytes are in use, or needed by runs that go on, and new ones are"
+            f" taken up to {WATERMARKS[Level.FULL] * 100:.0f} %; let runs end, or raise its limit"
+            if within_limit <= on_disk
+            else f"the disk of the data folder has {free} bytes free, and {DISK_RESERVE} are kept back; free some there"
+        )
         self._metrics.store_bytes.set(size)
         self._metrics.store_limit_bytes.set(self._max_bytes)
         level = Level.FULL if left <= 0 else level_of(size / self._max_bytes, self.level)
         if level is not self.level:
-            tell = log.info if level < self.level else log.error if level is Level.FULL else log.warning
-            tell("store_level", state=level.name, bytes=size, limit=self._max_bytes)
+            sizes = {"bytes": size, "limit": self._max_bytes, "free": free}
+            if level is Level.FULL:
+                log.error("store_level", state=level.name, cause=self.cause, **sizes)
+            else:
+                tell = log.info if level < self.level else log.warning
+                tell("store_level", state=level.name, **sizes)
             self.level = level
             self._relieve(level is not Level.ROOMY)
         self._metrics.store_level.set(level)

@@ -80,7 +80,7 @@ class Submissions:
         key = payloads.request_key(principal, request.request_id)
         shard = self._host.shard_of(key)
         if not self._host.knows(shard, key) and not self._room.admit(request.ByteSize()):
-            raise ApiError(ErrorReason.ERROR_REASON_STORE_FULL)
+            raise ApiError(ErrorReason.ERROR_REASON_STORE_FULL, cause=self._room.cause)
         deadline = plan.deadline
         if request.HasField("deadline"):
             deadline = min(deadline, request.deadline.ToMicroseconds())

@@ -506,7 +506,7 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*\xde?\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*\xcf?\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12s\n" +
 	"\x1cERROR_REASON_REQUEST_INVALID\x10\x01\x1aQ\xba\xbb\x18M\b\x03\x10\x01\x1a\x05field\">{field} breaks a rule of the request; see the field violations(\x01\x12~\n" +
@@ -521,8 +521,8 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x1eERROR_REASON_MESSAGE_TOO_LARGE\x10\n" +
 	"\x1ae\xba\xbb\x18a\b\b\x10\x01\x1a\x05limit\"Rthe message is larger than {limit} bytes; send large values through PayloadService(\x01\x12e\n" +
 	"\x19ERROR_REASON_RATE_LIMITED\x10\v\x1aF\xba\xbb\x18B\b\b\x10\x02\x1a\x05limit\"3more than {limit} calls a second from this identity(\x01\x12?\n" +
-	"\x17ERROR_REASON_OVERLOADED\x10\f\x1a\"\xba\xbb\x18\x1e\b\b\x10\x02\x1a\x05queue\"\x0f{queue} is full(\x01\x12Y\n" +
-	"\x17ERROR_REASON_STORE_FULL\x10\r\x1a<\xba\xbb\x188\b\b\x10\x02\"0the store is full; free space or raise its limit(\x01\x12I\n" +
+	"\x17ERROR_REASON_OVERLOADED\x10\f\x1a\"\xba\xbb\x18\x1e\b\b\x10\x02\x1a\x05queue\"\x0f{queue} is full(\x01\x12J\n" +
+	"\x17ERROR_REASON_STORE_FULL\x10\r\x1a-\xba\xbb\x18)\b\b\x10\x02\x1a\x05cause\"\x1athe store is full: {cause}(\x01\x12I\n" +
 	"\x1eERROR_REASON_STORE_UNAVAILABLE\x10\x0e\x1a%\xba\xbb\x18!\b\x0e\x10\x02\"\x19the store does not answer(\x01\x12\\\n" +
 	" ERROR_REASON_ARCHIVE_UNAVAILABLE\x10\x0f\x1a6\xba\xbb\x182\b\x0e\x10\x02\",the archive of finished runs does not answer\x12F\n" +
 	"\x18ERROR_REASON_NOT_SERVING\x10\x10\x1a(\xba\xbb\x18$\b\x0e\x10\x02\x1a\x05state\"\x15the server is {state}(\x01\x12_\n" +

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from antiphon_orchestrator.runs import room as rooms
 from antiphon_orchestrator.runs.room import WATERMARKS, Level, StoreRoom, level_of
-from antiphon_orchestrator.telemetry import Metrics
+from antiphon_orchestrator.telemetry import Metrics, configure_logging, logger
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +53,27 @@ async def test_each_watermark_is_told_once_and_the_last_refuses_new_runs(tmp_pat
     value = metrics.registry.get_sample_value
     assert (value("antiphon_store_level"), value("antiphon_store_bytes")) == (0, LIMIT // 2)
     assert value("antiphon_store_limit_bytes") == LIMIT
+
+
+async def test_which_of_the_two_limits_it_is_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that has hardly begun, on a disk that has no room for it."""
+    store: Any = Sized()
+    log = io.StringIO()
+    configure_logging(stream=log)
+    monkeypatch.setattr(rooms, "log", logger("store"))  # the module's own may be bound to another test's
+    room = StoreRoom(store, tmp_path, LIMIT, Metrics(), lambda short: None, lambda: 0)
+    store.share = 0.9
+    await room.look()
+    store.share, total = 0.1, 3 << 20
+    await room.look()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=total))
+    await room.look()
+    full, _, crowded = map(json.loads, log.getvalue().splitlines())
+    assert (full["state"], full["bytes"], full["limit"]) == ("FULL", int(LIMIT * 0.9), LIMIT)
+    assert full["free"] > LIMIT and full["cause"].startswith("943718 of 1048576 bytes are in use")
+    assert (crowded["state"], crowded["bytes"], crowded["free"]) == ("FULL", int(LIMIT * 0.1), total)
+    assert "disk of the data folder has 3145728 bytes free, and 67108864 are kept back" in crowded["cause"]
+    assert not room.admit(1) and room.cause == crowded["cause"]
 
 
 async def test_runs_that_were_admitted_since_the_last_look_count(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ export const REASONS = {
   RATE_LIMITED: { code: 8, remedy: "RETRY" },
   /** {queue} is full */
   OVERLOADED: { code: 8, remedy: "RETRY" },
-  /** the store is full; free space or raise its limit */
+  /** the store is full: {cause} */
   STORE_FULL: { code: 8, remedy: "RETRY" },
   /** the store does not answer */
   STORE_UNAVAILABLE: { code: 14, remedy: "RETRY" },
