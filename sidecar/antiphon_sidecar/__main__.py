@@ -16,7 +16,10 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import NoReturn
 
-from . import logs
+from . import (
+    logs,
+    silence,  # noqa: F401  before gRPC
+)
 from .app import CAUSE, look_over, run, run_folder_of
 from .config import Config, ConfigError, load, load_place, read
 from .errors import Revoked

@@ -32,6 +32,7 @@ CONNECT_TIMEOUT = 10.0
 WRITE_TIMEOUT = 30.0
 # Far below the 5 s for which a new owner of a shard waits for the sidecars of its attempts, from its first moment on.
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 2.0
+RESTART = 60.0  # seconds for which a replica that has said that it ends may be away before that is worth a warning
 _STEADY = 5.0  # seconds a stream must have lasted for the next failure to count as the first
 _OPTIONS = (
     ("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME),
@@ -94,6 +95,7 @@ class Upstream:
         self._newest: _Stream | None = None
         self._news = asyncio.Event()
         self._reachable: bool | None = None
+        self._expected_until = 0.0
 
     @property
     def attached(self) -> bool:
@@ -155,6 +157,8 @@ class Upstream:
             if stream is self._current or self._current is None:
                 self._detach()
             self._news.set()
+        if self.node.now() < self._expected_until:
+            return
         if stream.welcome_time or self._reachable is not False:
             self._reachable = False
             log.warning("detached", extra={"orchestrator": self.address, "cause": problem})
@@ -180,6 +184,7 @@ class Upstream:
         if previous and previous.task:
             previous.task.cancel()
         self._reachable = True
+        self._expected_until = 0.0
         stream.welcome_time = self.node.now()
         self._news.set()  # its successor may be due already
         log.info("attached", extra={"orchestrator": self.address, "replica": self.replica_id})
@@ -206,8 +211,11 @@ class Upstream:
         """The replica says which replicas there are."""
         self._directory.found(replicas)
 
-    def successor_due(self, stream: _Stream) -> None:
-        """The stream is going to end."""
+    def go_away(self, stream: _Stream, reason: str) -> None:
+        """The stream is going to end, and with it, when the reason is `shutdown`, the replica."""
+        log.info("go away", extra={"orchestrator": self.address, "cause": reason})
+        if reason == "shutdown":
+            self._expected_until = self.node.now() + RESTART
         stream.successor_due = True
         self._news.set()
 
@@ -319,5 +327,4 @@ class _Stream:
         for refusal in response.refusals:
             node.refuse(refusal.agent, refusal_of(refusal))
         if response.HasField("go_away"):
-            log.info("go away", extra={"orchestrator": self._upstream.address, "cause": response.go_away.reason})
-            self._upstream.successor_due(self)
+            self._upstream.go_away(self, response.go_away.reason)

@@ -36,7 +36,7 @@ class OrchestratorProcess(Process):
                 *("--shards", "4"),  # not the one that is the default: what crosses shards is to be met here
                 *self.settings,
             ],
-            {"GRPC_VERBOSITY": "NONE", **self.environment},
+            self.environment,
         )
 
     def start(self) -> None:

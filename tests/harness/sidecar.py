@@ -40,7 +40,7 @@ class SidecarProcess(Process):
         ]
         if self._command:
             command += ["--", *self._command]
-        self.spawn(command, {"GRPC_VERBOSITY": "NONE", **self.environment})
+        self.spawn(command, self.environment)
 
     def restart(self) -> None:
         """A crash and a new start."""

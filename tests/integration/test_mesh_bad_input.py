@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -47,6 +49,17 @@ def one_task(capability: str, input: Any = None, **options: Any) -> Graph:
 async def works(client: Client) -> bool:
     run = await client.submit(one_task("work.echo@1", "fine"), wait=True, timeout=timedelta(seconds=20))
     return bool(output_of(run) == {"t": "fine"})
+
+
+async def test_who_speaks_no_tls_leaves_nothing_but_json_in_the_log(mesh: Mesh) -> None:
+    host, _, port = mesh.orchestrator.address.rpartition(":")
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+    assert [json.loads(line)["event"] for line in mesh.orchestrator.said().splitlines()]
 
 
 async def test_a_malformed_graph_is_refused_with_all_its_mistakes_and_their_places(client: Client) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -315,6 +316,41 @@ async def test_a_token_is_spent_once_and_a_restart_needs_it_no_more(
             assert await process.exit_code() == 0
     assert len(orchestrator.joins) == 1
     assert text not in (tmp_path / "sidecar.log").read_text()
+
+
+async def test_a_replica_that_has_said_that_it_ends_is_waited_for_without_a_warning(
+    authority: Authority, tmp_path: Path
+) -> None:
+    async with serving(authority) as first:
+        address = first.address
+        keep(tmp_path / "state", authority, [address], GRANTS)
+        async with sidecar(tmp_path, "--state", str(tmp_path / "state"), "--", *RAW_AGENT) as process:
+            stream = await first.attachment()
+            await stream.window("echo", 2)
+            response = mesh.AttachResponse()
+            response.go_away.reason = "shutdown"
+            stream.send(response)
+            await process.logged("go away")
+            await first.stop()
+            async with serving(authority, address=address) as second:
+                await (await second.attachment()).window("echo", 2)
+                await eventually(lambda: process.log.count('"event": "attached"') == 2)
+                assert '"event": "detached"' not in process.log
+                await second.stop()
+                await process.logged("detached")  # this one has said nothing
+
+
+async def test_failed_handshakes_leave_nothing_but_json_in_the_log_and_agents_have_their_environment(
+    orchestrator: FakeMesh, tmp_path: Path
+) -> None:
+    other = Authority.init(tmp_path / "other", "mesh.test")
+    keep(tmp_path / "state", other, [orchestrator.address], GRANTS)
+    agent = "import json, os, time; print(json.dumps(os.environ.get('GRPC_VERBOSITY')), flush=True); time.sleep(60)"
+    words = ("--state", str(tmp_path / "state"), "--", sys.executable, "-c", agent)
+    async with sidecar(tmp_path, *words) as process:
+        await process.logged("detached")
+        await eventually(lambda: "null" in process.log.split())
+        assert None in [json.loads(line) for line in process.log.splitlines()]
 
 
 async def test_a_certificate_past_half_its_life_is_renewed_and_the_stream_made_again_first(

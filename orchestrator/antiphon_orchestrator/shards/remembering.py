@@ -87,5 +87,6 @@ class Remembering:
         for shard, older in found.items():
             count = len(older)
             self._shards.remember(shard, older)
-            log.info("requests_remembered", shard=shard, count=count)
+            if count:
+                log.info("requests_remembered", shard=shard, count=count)
             await asyncio.sleep(0)

@@ -57,6 +57,7 @@ def main() -> int:
     words = sys.argv[1:]
     if words[:1] not in (["orchestrator"], ["sidecar"]):
         # gRPC's core writes to stderr what a command says better in one line. Its library reads this once, when loaded.
+        # The two that are excepted do so themselves, also where they are started without this.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     code = delegate(words)  # before the import below: that is the point
     if code is not None:

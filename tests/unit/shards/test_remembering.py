@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.archive import ArchivedRequest, ArchivedRun, ArchiveUnavailable
 from antiphon_orchestrator.archive.sqlite import SqliteArchive
+from antiphon_orchestrator.shards import remembering
 from antiphon_orchestrator.shards.recovery import remember_requests
 from antiphon_orchestrator.shards.remembering import AWAY, EVERY, PAGE, Kept, Remembering
 from antiphon_orchestrator.shards.turn import REQUEST_KEPT
@@ -90,6 +94,19 @@ async def test_the_ids_of_a_day_are_read_for_the_shards_that_were_taken(archive:
     assert list(found) == [b"1-%d" % n for n in reversed(range(count))]  # the oldest first
     last = int((NOW - timedelta(minutes=7)).timestamp() * 1e6) + REQUEST_KEPT
     assert found[b"1-7"] == ("r0001000007", b"digest", last)
+
+
+async def test_a_shard_with_nothing_to_remember_says_nothing(archive: Away, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    telemetry.configure_logging(stream=said)
+    monkeypatch.setattr(remembering, "log", telemetry.logger("shards"))  # the module's own may be another test's
+    shards = Shards()
+    await Remembering(archive, shards, Clock()).look()
+    assert shards.found == {1: {}} and said.getvalue() == ""
+    await archive.write([ended(1, 1, NOW)], [])
+    shards.asking = [1]
+    await Remembering(archive, shards, Clock()).look()
+    assert json.loads(said.getvalue())["count"] == 1
 
 
 async def test_no_more_ids_are_read_than_a_shard_remembers_and_the_newest_stay(archive: Away) -> None:
