@@ -102,9 +102,10 @@ LEAVING = 10.0
 class Orchestrator:
     """One replica, made of its settings alone; `run` does everything and ends when it is cancelled.
 
-    `ready` is set once it serves; `addresses` then holds the real ones, ports of the system's choice included, and
-    `shards` the runs. Tests of users may turn `now` (microseconds since 1970, by which runs and sidecars are timed; not
-    certificates and leases), and need not wait for as long as others until a sidecar that is away is given up.
+    `ready` is set once it serves; `addresses` then holds those by which others reach it, ports of the system's choice
+    included, and `shards` the runs. Tests of users may turn `now` (microseconds since 1970, by which runs and sidecars
+    are timed; not certificates and leases), and need not wait for as long as others until a sidecar that is away is
+    given up.
     """
 
     def __init__(
@@ -117,6 +118,11 @@ class Orchestrator:
         self.ready = asyncio.Event()
         self._cut_off = False
         self.addresses = ("", "")
+
+    @property
+    def join_port(self) -> int:
+        """The port of the join listener on this machine, once it serves."""
+        return self._bound.join.port
 
     async def run(self) -> None:
         config = self.config
@@ -323,7 +329,8 @@ class Orchestrator:
                 group.create_task(archiver.run(), name="archiver")
                 group.create_task(mover.run(), name="audit records to the archive")
                 group.create_task(Remembering(archive, host, clock).run(), name="request ids from the archive")
-                await membership.join(self._endpoints().mutual_tls[0])
+                address, join_address = self._endpoints()
+                await membership.join(address)
                 group.create_task(membership.run(), name="membership")
                 group.create_task(peers.run(), name="peers")
                 group.create_task(steward.run(), name="shards")
@@ -341,7 +348,7 @@ class Orchestrator:
                     retention = Retention(archive, config.archive_retention, clock)
                     group.create_task(retention.run(), name="retention")
                 server.set_serving(True)
-                self.addresses = self._endpoints().mutual_tls[0], self._endpoints().join[0]
+                self.addresses = address, join_address
                 self.ready.set()
                 try:
                     await asyncio.Event().wait()
@@ -407,18 +414,27 @@ class Orchestrator:
 
     def _all(self, membership: Membership) -> Endpoints:
         """Where who joins may turn: here first, and for calls to every other replica, too."""
-        here = self._endpoints()
-        return Endpoints((*here.mutual_tls, *(other.address for other in membership.others)), here.join)
+        address, join_address = self._endpoints()
+        return Endpoints((address, *(other.address for other in membership.others)), (join_address,))
 
-    def _endpoints(self) -> Endpoints:
-        """As others reach them: the advertised host with the ports that are really bound."""
-        host = self.config.advertised_host
-        return Endpoints((f"{host}:{self._bound.mutual_tls.port}",), (f"{host}:{self._bound.join.port}",))
+    def _endpoints(self) -> tuple[str, str]:
+        """Both listeners, as others reach them."""
+        config, bound = self.config, self._bound
+        return (
+            _reached(config.advertised, bound.mutual_tls.port),
+            _reached(config.join_advertised, bound.join.port),
+        )
 
 
 async def _while_running(task: asyncio.Task[None]) -> None:
     """Ends as the task does, and leaves it alone when cancelled."""
     await asyncio.shield(task)
+
+
+def _reached(advertised: str, bound: int) -> str:
+    """The advertised address; the bound port stands in for port 0, which the system has chosen."""
+    host, _, port = advertised.rpartition(":")
+    return advertised if int(port) else f"{host}:{bound}"
 
 
 def _topology(membership: Membership) -> tuple[tuple[str, str], ...]:

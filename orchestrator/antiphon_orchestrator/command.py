@@ -34,8 +34,8 @@ from .store.file import check_file
 from .tracing import TracingUnavailable
 
 ENDPOINTS = "endpoints.json"
-"""In the data folder while an orchestrator serves: the addresses it really listens on, where its health can be asked
-for on this machine, and its process id."""
+"""In the data folder while an orchestrator serves: the addresses by which others reach it, where its health can be
+asked for on this machine, and its process id."""
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 """What to dial for a listener on all addresses."""
@@ -134,7 +134,7 @@ async def _serve(config: Config) -> int:
         await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
             address, join_address = orchestrator.addresses
-            here = _from_here(config.join_listen, join_address)
+            here = _from_here(config.join_listen, orchestrator.join_port)
             facts = {"address": address, "join_address": join_address, "health_address": here, "pid": os.getpid()}
             replace_private(endpoints, json.dumps(facts).encode())  # whoever waits for it reads all of it, or none
             telemetry.logger("orchestrator").info("serving", address=address)
@@ -148,10 +148,10 @@ async def _serve(config: Config) -> int:
     return 0
 
 
-def _from_here(listen: str, advertised: str) -> str:
+def _from_here(listen: str, port: int | str) -> str:
     """Where this machine reaches a listener without asking for a name: at the host it listens on, at its real port."""
     host = listen.rpartition(":")[0]
-    return f"{_LOOPBACK.get(host, host)}:{advertised.rpartition(':')[2]}"
+    return f"{_LOOPBACK.get(host, host)}:{port}"
 
 
 def _written_by_us(endpoints: Path) -> bool:
@@ -242,7 +242,7 @@ async def _health(config: Config, as_json: bool, live: bool) -> int:
     try:
         address = json.loads((config.data / ENDPOINTS).read_text())["health_address"]
     except (OSError, ValueError, KeyError):
-        address = _from_here(config.join_listen, config.join_listen)
+        address = _from_here(config.join_listen, config.join_listen.rpartition(":")[2])
     files = _files_of_another(config)
     roots = files.load().bundle_pem if files is not None else Authority.load(config.authority).bundle_pem
     options = [("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME)]

@@ -65,7 +65,7 @@ _CHOICES = {
 }
 _EVERYWHERE = frozenset({"0.0.0.0", "[::]"})
 _URLS = {"archive": archive.check_url, "payloads": blobs.check_url}
-_ADDRESSES = frozenset({"listen", "join_listen", "advertise"})
+_ADDRESSES = frozenset({"listen", "join_listen", "advertise", "join_advertise"})
 _Section = TypeVar("_Section")
 
 
@@ -136,9 +136,12 @@ class Config:
     join_listen: str = "127.0.0.1:7444"
     """host:port for joining, the trust bundle and health, by server TLS alone."""
     advertise: str = ""
-    """host:port by which others reach `listen`; empty means the same."""
+    """host:port by which others reach `listen`, such as a published port; port 0 means the one that is listened on.
+    Empty: what `listen` says."""
+    join_advertise: str = ""
+    """The same of `join_listen`. Empty: the host of `advertise`, with the port of `join_listen`."""
     hosts: tuple[str, ...] = ()
-    """Further names and addresses in our certificate, besides that of `advertise`."""
+    """Further names and addresses in our certificate, besides those of `advertise` and `join_advertise`."""
     shards: int | None = None
     """Fixed for the life of a store, since a run's id names its shard. Absent: what the store has; a new one gets 32 in
     a cluster, and one in a file: one process writes all of it, and one turn costs less than many small ones."""
@@ -210,7 +213,7 @@ class Config:
 
     @property
     def advertised(self) -> str:
-        """host:port by which others reach us."""
+        """host:port by which others reach us; port 0 stands for the one that is bound."""
         return self.advertise or self.listen
 
     @property
@@ -219,9 +222,15 @@ class Config:
         return self.advertised.rpartition(":")[0]
 
     @property
+    def join_advertised(self) -> str:
+        """host:port by which others reach the join listener; port 0 likewise."""
+        return self.join_advertise or f"{self.advertised_host}:{self.join_listen.rpartition(':')[2]}"
+
+    @property
     def certificate_hosts(self) -> tuple[str, ...]:
         """Every further name our certificate must hold."""
-        return tuple(dict.fromkeys((self.advertised_host.strip("[]"), *self.hosts)))
+        dialled = (address.rpartition(":")[0].strip("[]") for address in (self.advertised, self.join_advertised))
+        return tuple(dict.fromkeys((*dialled, *self.hosts)))
 
     def describe(self) -> list[Setting]:
         """Every setting, by key."""
@@ -293,6 +302,8 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
             reading.mistakes += _not_shared(config)
     if config.advertised_host in _EVERYWHERE:
         reading.mistakes.append(f"others cannot dial {config.advertised_host}; give advertise, such as HOST:7443")
+    if (host := config.join_advertise.rpartition(":")[0]) in _EVERYWHERE:
+        reading.mistakes.append(f"others cannot dial {host}; give join_advertise, such as HOST:7444")
     if reading.mistakes:
         raise ConfigError(reading.mistakes)
     return replace(config, sources=reading.sources)

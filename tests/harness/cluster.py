@@ -51,12 +51,16 @@ class Cluster(Mesh):
         replica = OrchestratorProcess(self.folder, self.ca.folder, data=data, settings=self._settings)
         replica.name, replica.log = f"orchestrator-{number}", self.folder / f"orchestrator-{number}.log"
         if self._network is not None:
-            # The same port on another address of this machine: a replica advertises the port that it listens on.
-            (port,) = free_ports(1)
-            replica.listen, host = f"127.0.0.1:{port}", f"127.0.1.{number + 1}"
+            # Other ports on another address of this machine, as where ports are published.
             self._network.know(replica)
-            self._network.forward(replica.name, replica.listen, host, port)
-            replica.settings += ("--advertise", f"{host}:{port}")
+            listen, join_listen, *published = free_ports(4)
+            replica.listen, replica.join_listen = f"127.0.0.1:{listen}", f"127.0.0.1:{join_listen}"
+            host = f"127.0.1.{number + 1}"
+            for target, port in zip((replica.listen, replica.join_listen), published, strict=True):
+                self._network.forward(replica.name, target, host, port)
+            advertised = (f"{host}:{port}" for port in published)
+            for setting, address in zip(("--advertise", "--join-advertise"), advertised, strict=True):
+                replica.settings += (setting, address)
         self.replicas.append(replica)
         return replica
 

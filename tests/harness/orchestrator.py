@@ -59,11 +59,16 @@ class OrchestratorProcess(Process):
         self.wait_for_file(path)
         found = json.loads(path.read_text())
         self.address, self.join_address = found["address"], found["join_address"]
-        self.listen, self.join_listen = (
-            f"127.0.0.1:{address.rpartition(':')[2]}" for address in (self.address, self.join_address)
-        )
+        self.listen = _kept(self.listen, self.address)
+        self.join_listen = _kept(self.join_listen, found["health_address"])
 
     def restart(self) -> None:
         """A crash and a new start."""
         self.kill9()
         self.start()
+
+
+def _kept(listen: str, found: str) -> str:
+    """Where to listen again: at the port that the system chose, if it did."""
+    host, _, port = listen.rpartition(":")
+    return f"{host}:{found.rpartition(':')[2]}" if port == "0" else listen

@@ -28,10 +28,18 @@ def orchestrator(word: str, *settings: str) -> str:
 
 def test_health_asks_on_this_machine_whatever_name_others_use() -> None:
     with Mesh(*EVERYWHERE) as mesh:
-        assert mesh.orchestrator.join_address.startswith("orchestrator.invalid:")
-        port = mesh.orchestrator.join_address.rpartition(":")[2]
+        assert mesh.orchestrator.address == "orchestrator.invalid:7443"
+        host, _, port = mesh.orchestrator.join_address.partition(":")
+        assert host == "orchestrator.invalid"  # with the port that is bound
         said = orchestrator("health", "--data", str(mesh.orchestrator.data), "--authority", str(mesh.ca.folder))
         assert said == f"127.0.0.1:{port}: SERVING\n"
+
+
+def test_health_asks_at_the_port_that_is_listened_on_whatever_port_others_use() -> None:
+    with Mesh(*EVERYWHERE, "--join-advertise", "join.invalid:7444") as mesh:
+        assert mesh.orchestrator.join_address == "join.invalid:7444"
+        said = orchestrator("health", "--data", str(mesh.orchestrator.data), "--authority", str(mesh.ca.folder))
+        assert said == f"{mesh.orchestrator.join_listen}: SERVING\n"
 
 
 def test_an_orchestrator_that_another_authority_certifies_is_checked_and_healthy(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def test_every_mistake_is_told_at_once_with_its_place(tmp_path: Path) -> None:
         ({"policy_folder": "p", "policy_profile": "dev"}, "exclude each other"),
         ({"policy_profile": "prod"}, "write one of"),
         ({"listen": "0.0.0.0:7443"}, "give advertise"),
+        ({"join_advertise": "0.0.0.0:7444"}, "give join_advertise"),
+        ({"join_advertise": "mesh.example"}, "write host:port"),
         ({"inbox_limit": 0}, "more than nothing"),
         ({"api.call_burst": "inf"}, "finite"),
         ({"config": "/nowhere/x.toml"}, "cannot be read"),
@@ -116,6 +118,24 @@ def test_the_certificate_names_what_others_dial() -> None:
     assert config.certificate_hosts == ("mesh.example", "other.example")
     assert (config.advertised, config.advertised_host) == ("mesh.example:7443", "mesh.example")
     assert isinstance(config, Config)
+    elsewhere = load({"advertise": "[::1]:30443", "join_advertise": "join.example:30444"}, {})
+    assert elsewhere.certificate_hosts == ("::1", "join.example")
+
+
+@pytest.mark.parametrize(
+    ("flags", "both"),
+    [
+        ({}, ("127.0.0.1:7443", "127.0.0.1:7444")),
+        ({"advertise": "a.example:30443"}, ("a.example:30443", "a.example:7444")),
+        ({"advertise": "a.example:0", "join_listen": "0.0.0.0:0"}, ("a.example:0", "a.example:0")),
+        ({"join_advertise": "b.example:30444"}, ("127.0.0.1:7443", "b.example:30444")),
+    ],
+)
+def test_what_is_advertised_is_what_is_listened_on_unless_it_is_said(
+    flags: dict[str, str], both: tuple[str, str]
+) -> None:
+    config = load(flags, {})
+    assert (config.advertised, config.join_advertised) == both
 
 
 @pytest.mark.parametrize(
