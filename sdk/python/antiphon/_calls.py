@@ -109,6 +109,7 @@ async def call(
             except grpc.aio.AioRpcError as broken:
                 error = from_rpc_error(broken)
         if isinstance(error, Unavailable) and not repeatable:
+            await connection.unreachable(generation)  # the caller may make another one, which is to find somebody
             raise error
         await tries.after(error, generation)
 

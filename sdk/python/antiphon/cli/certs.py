@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import Client, Credentials, Unavailable
+from .._calls import RETRIES
 from ..v1.identity_service_pb2 import CreateTokenResponse
 from . import output
 from .connection import first, with_client
@@ -35,7 +36,6 @@ app = typer.Typer(
 )
 
 _EPHEMERAL = timedelta(minutes=5)
-_TRIES = 3
 _KINDS = ("sidecar", "client", "operator")
 
 
@@ -86,7 +86,12 @@ def token(
         ),
     ] = None,
     address: Annotated[
-        str, typer.Option(help="With --authority: the orchestrator to ask.", metavar="HOST:PORT")
+        str,
+        typer.Option(
+            help="With --authority: the orchestrators to ask, at their `listen` (mutual TLS), not `join_listen`;"
+            " several with commas between.",
+            metavar="HOST:PORT",
+        ),
     ] = "127.0.0.1:7443",
     as_json: AsJson = False,
     profile: ProfileName = None,
@@ -106,7 +111,7 @@ def token(
     async def ask(client: Client) -> CreateTokenResponse:
         # The client does not repeat this call by itself, since a second one is a second token. Here that is harmless: a
         # token that reached nobody expires unused.
-        for _ in range(_TRIES - 1):
+        for _ in range(RETRIES):  # each goes to the next address
             with suppress(Unavailable):
                 return await make(client)
         return await make(client)
