@@ -330,7 +330,7 @@ class Orchestrator:
                 group.create_task(mover.run(), name="audit records to the archive")
                 group.create_task(Remembering(archive, host, clock).run(), name="request ids from the archive")
                 address, join_address = self._endpoints()
-                await membership.join(address)
+                await membership.join(address, join_address if authority is not None else "")
                 group.create_task(membership.run(), name="membership")
                 group.create_task(peers.run(), name="peers")
                 group.create_task(steward.run(), name="shards")
@@ -413,9 +413,13 @@ class Orchestrator:
         return (dev_profile(), PROFILE) if self.config.policy_profile == "dev" else (None, "")
 
     def _all(self, membership: Membership) -> Endpoints:
-        """Where who joins may turn: here first, and for calls to every other replica, too."""
+        """Where who joins may turn: here first, and to every other replica, too."""
         address, join_address = self._endpoints()
-        return Endpoints((address, *(other.address for other in membership.others)), (join_address,))
+        others = membership.others
+        return Endpoints(
+            (address, *(other.address for other in others)),
+            (join_address, *(other.join_address for other in others if other.join_address)),
+        )
 
     def _endpoints(self) -> tuple[str, str]:
         """Both listeners, as others reach them."""

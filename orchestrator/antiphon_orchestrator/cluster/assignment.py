@@ -26,7 +26,10 @@ REST = 3_000_000
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A live replica: `seen` is when it was first noticed here, in microseconds of a clock that only grows."""
+    """A live replica: `seen` is when it was first noticed here, in microseconds of a clock that only grows.
+
+    `join_address` is empty where nobody can join, and of older versions.
+    """
 
     replica_id: str
     address: str
@@ -34,6 +37,7 @@ class Member:
     start_time: int
     leaving: bool
     seen: int
+    join_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

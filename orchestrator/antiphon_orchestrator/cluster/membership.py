@@ -86,9 +86,12 @@ class Membership:
         owner = self.owners.get(shard)
         return self.members.get(owner.claimant) if owner is not None else None
 
-    async def join(self, address: str) -> None:
-        """Says that this replica is there, at that address, and reads who else is; a full store is waited for."""
-        self._record.address = address
+    async def join(self, address: str, join_address: str) -> None:
+        """Says that this replica is there, at that address, and reads who else is; a full store is waited for.
+
+        `join_address`: where one can join here, empty where nobody can.
+        """
+        self._record.address, self._record.join_address = address, join_address
         while True:
             try:
                 await self._appear()
@@ -217,7 +220,9 @@ class Membership:
         record = records.ReplicaRecord.FromString(kv.value)
         known = self.members.get(name)
         seen = known.seen if known is not None else clock()
-        self.members[name] = Member(name, record.address, record.version, record.start_time, record.leaving, seen)
+        self.members[name] = Member(
+            name, record.address, record.version, record.start_time, record.leaving, seen, record.join_address
+        )
         if known is None:
             log.info("replica_came", replica_id=name, address=record.address)
         self._tell()

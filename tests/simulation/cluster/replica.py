@@ -236,7 +236,7 @@ class Replica:
                 group.create_task(registry.run(), name="registry")
                 group.create_task(archiver.run(), name="archiver")
                 group.create_task(Remembering(archive, host, clock).run(), name="request ids from the archive")
-                await membership.join(self._address)
+                await membership.join(self._address, "")
                 group.create_task(membership.run(), name="membership")
                 group.create_task(steward.run(), name="shards")
                 await steward.begun.wait()

@@ -25,7 +25,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 async def joined(store: SqliteStore, name: str) -> AsyncIterator[Membership]:
     """A replica that is there, and gone afterwards."""
     membership = Membership(store, name, "1.0", 0)
-    await membership.join(f"{name}:7443")
+    await membership.join(f"{name}:7443", f"{name}:7444")
     running = asyncio.create_task(membership.run())
     try:
         yield membership
@@ -40,7 +40,7 @@ async def test_replicas_notice_who_comes_and_who_goes(store: SqliteStore) -> Non
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(joined(store, "a"))
         async with joined(store, "b") as second:
-            assert {member.address for member in second.others} == {"a:7443"}
+            assert {(member.address, member.join_address) for member in second.others} == {("a:7443", "a:7444")}
             await eventually(lambda: {member.address for member in first.others} == {"b:7443"})
             await second.leave()
             await eventually(lambda: first.members["b"].leaving)

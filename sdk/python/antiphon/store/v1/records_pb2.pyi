@@ -70,6 +70,7 @@ class ReplicaRecord(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     LEAVING_FIELD_NUMBER: _builtins.int
+    JOIN_ADDRESS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """host:port of its mutual TLS listener, as others reach it."""
     version: _builtins.str
@@ -78,6 +79,8 @@ class ReplicaRecord(_message.Message):
     """When it started; microseconds since 1970."""
     leaving: _builtins.bool
     """True once it hands over what it has, to end."""
+    join_address: _builtins.str
+    """host:port of its join listener, as others reach it; empty where nobody can join, and of older versions."""
     def __init__(
         self,
         *,
@@ -85,10 +88,11 @@ class ReplicaRecord(_message.Message):
         version: _builtins.str = ...,
         start_time: _builtins.int = ...,
         leaving: _builtins.bool = ...,
+        join_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "leaving", b"leaving", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "join_address", b"join_address", "leaving", b"leaving", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
