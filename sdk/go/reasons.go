@@ -14,7 +14,7 @@ const (
 	DeadlineRequired Reason = "DEADLINE_REQUIRED"
 	// DeadlineExceeded: the deadline of {method} passed.
 	DeadlineExceeded Reason = "DEADLINE_EXCEEDED"
-	// CertificateRequired: a client certificate is needed; join with: antiphon certs join TOKEN.
+	// CertificateRequired: this is the listener for joining, where nobody shows a certificate; call that of `listen` (mutual TLS, port 7443 by default), with a certificate from: antiphon certs join TOKEN.
 	CertificateRequired Reason = "CERTIFICATE_REQUIRED"
 	// CertificateExpired: the client certificate expired at {expire_time}; renew it and connect again.
 	CertificateExpired Reason = "CERTIFICATE_EXPIRED"

@@ -97,6 +97,15 @@ async def test_a_profile_is_joined_again_by_its_own_identity_alone(
     await join(third, "other")  # nobody could use what was there
 
 
+def test_who_asks_the_join_listener_for_a_token_is_told_which_one_is_meant(mesh: Mesh, tmp_path: Path) -> None:
+    at = ("--authority", str(mesh.ca.folder), "--address", mesh.orchestrator.join_address)
+    command = [sys.executable, "-m", "antiphon.command", "certs", "token", *at, "--kind", "operator", "--name", "olga"]
+    environ = {**os.environ, "ANTIPHON_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "this is the listener for joining" in done.stderr and "call that of `listen` (mutual TLS" in done.stderr
+
+
 def test_what_is_proposed_after_a_join_and_a_revocation_is_for_the_same_profile(mesh: Mesh, tmp_path: Path) -> None:
     environ = {**os.environ, "ANTIPHON_HOME": str(tmp_path)}
 

@@ -506,14 +506,14 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*\xcf?\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*\xbf@\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12s\n" +
 	"\x1cERROR_REASON_REQUEST_INVALID\x10\x01\x1aQ\xba\xbb\x18M\b\x03\x10\x01\x1a\x05field\">{field} breaks a rule of the request; see the field violations(\x01\x12~\n" +
 	"\x1bERROR_REASON_METHOD_UNKNOWN\x10\x02\x1a]\xba\xbb\x18Y\b\f\x10\x01\x1a\x06method\"I{method} is not a method of this server; check client and server versions(\x01\x12l\n" +
 	"\x1eERROR_REASON_DEADLINE_REQUIRED\x10\x03\x1aH\xba\xbb\x18D\b\x03\x10\x01\x1a\x06method\"4{method} needs a deadline; set a timeout on the call(\x01\x12W\n" +
-	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10\x04\x1a3\xba\xbb\x18/\b\x04\x10\x02\x1a\x06method\"\x1fthe deadline of {method} passed(\x01\x12w\n" +
-	"!ERROR_REASON_CERTIFICATE_REQUIRED\x10\x05\x1aP\xba\xbb\x18L\b\x10\x10\x01\"Da client certificate is needed; join with: antiphon certs join TOKEN(\x01\x12\x8a\x01\n" +
+	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10\x04\x1a3\xba\xbb\x18/\b\x04\x10\x02\x1a\x06method\"\x1fthe deadline of {method} passed(\x01\x12\xe6\x01\n" +
+	"!ERROR_REASON_CERTIFICATE_REQUIRED\x10\x05\x1a\xbe\x01\xba\xbb\x18\xb9\x01\b\x10\x10\x01\"\xb0\x01this is the listener for joining, where nobody shows a certificate; call that of `listen` (mutual TLS, port 7443 by default), with a certificate from: antiphon certs join TOKEN(\x01\x12\x8a\x01\n" +
 	" ERROR_REASON_CERTIFICATE_EXPIRED\x10\x06\x1ad\xba\xbb\x18`\b\x10\x10\x01\x1a\vexpire_time\"Kthe client certificate expired at {expire_time}; renew it and connect again(\x01\x12m\n" +
 	"%ERROR_REASON_CERTIFICATE_NOT_ACCEPTED\x10\a\x1aB\xba\xbb\x18>\b\x10\x10\x01\x1a\x05cause\"/the client certificate is not accepted: {cause}(\x01\x12X\n" +
 	"\x1aERROR_REASON_ACCESS_DENIED\x10\b\x1a8\xba\xbb\x184\b\a\x10\x04\x1a\x04kind\x1a\x06method\"\x1ea {kind} may not call {method}(\x01\x12\x80\x01\n" +

@@ -10,7 +10,7 @@ export const REASONS = {
   DEADLINE_REQUIRED: { code: 3, remedy: "FIX_REQUEST" },
   /** the deadline of {method} passed */
   DEADLINE_EXCEEDED: { code: 4, remedy: "RETRY" },
-  /** a client certificate is needed; join with: antiphon certs join TOKEN */
+  /** this is the listener for joining, where nobody shows a certificate; call that of `listen` (mutual TLS, port 7443 by default), with a certificate from: antiphon certs join TOKEN */
   CERTIFICATE_REQUIRED: { code: 16, remedy: "FIX_REQUEST" },
   /** the client certificate expired at {expire_time}; renew it and connect again */
   CERTIFICATE_EXPIRED: { code: 16, remedy: "FIX_REQUEST" },
