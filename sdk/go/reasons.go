@@ -32,11 +32,11 @@ const (
 	Overloaded Reason = "OVERLOADED"
 	// StoreFull: the store is full: {cause}.
 	StoreFull Reason = "STORE_FULL"
-	// StoreUnavailable: the store does not answer.
+	// StoreUnavailable: the store does not answer; try again, and look at it with antiphon orchestrator check.
 	StoreUnavailable Reason = "STORE_UNAVAILABLE"
-	// ArchiveUnavailable: the archive of finished runs does not answer.
+	// ArchiveUnavailable: the archive of finished runs does not answer; runs go on, and lists of RUNNING and PAUSED ones do without it; look at it with antiphon orchestrator check.
 	ArchiveUnavailable Reason = "ARCHIVE_UNAVAILABLE"
-	// NotServing: the server is {state}.
+	// NotServing: the server is {state}; try again, or at another address.
 	NotServing Reason = "NOT_SERVING"
 	// Internal: an internal error; its log entry is {trace_id}.
 	Internal Reason = "INTERNAL"

@@ -28,6 +28,8 @@ from . import views
 Key = tuple[int, str]
 
 _MOST_MICROS = 1 << 62
+_LIVE = frozenset({run_pb2.RUN_STATE_RUNNING, run_pb2.RUN_STATE_PAUSED})
+"""States of runs that only a shard can have."""
 
 
 class InvalidToken(Exception):
@@ -94,8 +96,8 @@ class RunListing:
     async def _archived(
         self, namespace: str, request: api.ListRunsRequest, before: Key | None, size: int
     ) -> list[ArchivedRun]:
-        if request.waiting_for_person:
-            return []  # what has ended waits for nobody
+        if request.waiting_for_person or (request.states and _LIVE.issuperset(request.states)):
+            return []  # what has ended runs no more, and waits for nobody: that is told also while the archive is away
         wanted = RunFilter(
             namespace,
             graph_name=request.graph_name or None,

@@ -60,7 +60,7 @@ const (
 	ErrorReason_ERROR_REASON_STORE_FULL ErrorReason = 13
 	// The store does not answer.
 	ErrorReason_ERROR_REASON_STORE_UNAVAILABLE ErrorReason = 14
-	// The archive of finished runs does not answer; live runs go on.
+	// The archive of finished runs does not answer; live runs go on, and lists of RUNNING and PAUSED ones do without it.
 	ErrorReason_ERROR_REASON_ARCHIVE_UNAVAILABLE ErrorReason = 15
 	// The server is starting, draining before it stops, or cut off from the store. Another one may serve.
 	ErrorReason_ERROR_REASON_NOT_SERVING ErrorReason = 16
@@ -506,7 +506,7 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
 	"\x0eFieldViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*\xbf@\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*\x8fB\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12s\n" +
 	"\x1cERROR_REASON_REQUEST_INVALID\x10\x01\x1aQ\xba\xbb\x18M\b\x03\x10\x01\x1a\x05field\">{field} breaks a rule of the request; see the field violations(\x01\x12~\n" +
@@ -522,10 +522,10 @@ const file_antiphon_v1_error_proto_rawDesc = "" +
 	"\x1ae\xba\xbb\x18a\b\b\x10\x01\x1a\x05limit\"Rthe message is larger than {limit} bytes; send large values through PayloadService(\x01\x12e\n" +
 	"\x19ERROR_REASON_RATE_LIMITED\x10\v\x1aF\xba\xbb\x18B\b\b\x10\x02\x1a\x05limit\"3more than {limit} calls a second from this identity(\x01\x12?\n" +
 	"\x17ERROR_REASON_OVERLOADED\x10\f\x1a\"\xba\xbb\x18\x1e\b\b\x10\x02\x1a\x05queue\"\x0f{queue} is full(\x01\x12J\n" +
-	"\x17ERROR_REASON_STORE_FULL\x10\r\x1a-\xba\xbb\x18)\b\b\x10\x02\x1a\x05cause\"\x1athe store is full: {cause}(\x01\x12I\n" +
-	"\x1eERROR_REASON_STORE_UNAVAILABLE\x10\x0e\x1a%\xba\xbb\x18!\b\x0e\x10\x02\"\x19the store does not answer(\x01\x12\\\n" +
-	" ERROR_REASON_ARCHIVE_UNAVAILABLE\x10\x0f\x1a6\xba\xbb\x182\b\x0e\x10\x02\",the archive of finished runs does not answer\x12F\n" +
-	"\x18ERROR_REASON_NOT_SERVING\x10\x10\x1a(\xba\xbb\x18$\b\x0e\x10\x02\x1a\x05state\"\x15the server is {state}(\x01\x12_\n" +
+	"\x17ERROR_REASON_STORE_FULL\x10\r\x1a-\xba\xbb\x18)\b\b\x10\x02\x1a\x05cause\"\x1athe store is full: {cause}(\x01\x12\x85\x01\n" +
+	"\x1eERROR_REASON_STORE_UNAVAILABLE\x10\x0e\x1aa\xba\xbb\x18]\b\x0e\x10\x02\"Uthe store does not answer; try again, and look at it with antiphon orchestrator check(\x01\x12\xcc\x01\n" +
+	" ERROR_REASON_ARCHIVE_UNAVAILABLE\x10\x0f\x1a\xa5\x01\xba\xbb\x18\xa0\x01\b\x0e\x10\x02\"\x99\x01the archive of finished runs does not answer; runs go on, and lists of RUNNING and PAUSED ones do without it; look at it with antiphon orchestrator check\x12h\n" +
+	"\x18ERROR_REASON_NOT_SERVING\x10\x10\x1aJ\xba\xbb\x18F\b\x0e\x10\x02\x1a\x05state\"7the server is {state}; try again, or at another address(\x01\x12_\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x11\x1aD\xba\xbb\x18@\b\r\x10\x04\x1a\btrace_id\".an internal error; its log entry is {trace_id}(\x01\x12\x83\x01\n" +
 	"\x1eERROR_REASON_REQUEST_ID_REUSED\x10\x14\x1a_\xba\xbb\x18[\b\x06\x10\x01\x1a\n" +
 	"request_id\"Irequest_id {request_id} was used before with other content; use a new one\x12t\n" +

@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import pytest
 import pytest_asyncio
+from antiphon.v1 import run_pb2
 from antiphon.v1 import run_service_pb2 as api
-from antiphon_orchestrator.archive import Archive, ArchivedRun, EventChunk
+from antiphon_orchestrator.archive import Archive, ArchivedRun, ArchiveUnavailable, EventChunk
 from antiphon_orchestrator.archive.sqlite import SqliteArchive
 from antiphon_orchestrator.engine.events import TaskEscalated, TaskExpanded
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
@@ -116,6 +117,37 @@ async def test_live_and_archived_runs_are_found_by_the_same_words(
     here, _ = await listing.here("demo", request)
     page = await listing.page("demo", request, here)
     assert [run.run_id for run in page.runs] == expected
+
+
+class Away(SqliteArchive):
+    """It does not answer."""
+
+    async def list_runs(self, *given: Any) -> Any:
+        raise ArchiveUnavailable("away")
+
+
+@pytest.mark.parametrize(
+    ("restriction", "expected"),
+    [
+        ({"states": [run_pb2.RUN_STATE_RUNNING]}, ["r0001"]),
+        ({"states": [run_pb2.RUN_STATE_PAUSED, run_pb2.RUN_STATE_RUNNING]}, ["r0001"]),
+        ({"states": [run_pb2.RUN_STATE_RUNNING, run_pb2.RUN_STATE_FAILED]}, None),
+        ({"waiting_for_person": True}, []),
+        ({}, None),
+    ],
+)
+async def test_what_can_only_live_is_listed_while_the_archive_is_away(
+    restriction: dict[str, Any], expected: list[str] | None
+) -> None:
+    live = Run("r0001", plan(Node()), submitted("q"), MICROS)
+    listing = RunListing(cast(Host, OneShard(live)), cast(Archive, Away("sqlite://")))
+    request = api.ListRunsRequest(**restriction)
+    here, _ = await listing.here("demo", request)
+    if expected is None:
+        with pytest.raises(ArchiveUnavailable):
+            await listing.page("demo", request, here)
+    else:
+        assert [run.run_id for run in (await listing.page("demo", request, here)).runs] == expected
 
 
 def test_a_quorum_that_waits_for_a_person_is_counted_beside_its_members() -> None:

@@ -59,7 +59,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 14
     """The store does not answer."""
     ERROR_REASON_ARCHIVE_UNAVAILABLE: _ErrorReason.ValueType  # 15
-    """The archive of finished runs does not answer; live runs go on."""
+    """The archive of finished runs does not answer; live runs go on, and lists of RUNNING and PAUSED ones do without it."""
     ERROR_REASON_NOT_SERVING: _ErrorReason.ValueType  # 16
     """The server is starting, draining before it stops, or cut off from the store. Another one may serve."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 17
@@ -195,7 +195,7 @@ ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 13
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 14
 """The store does not answer."""
 ERROR_REASON_ARCHIVE_UNAVAILABLE: ErrorReason.ValueType  # 15
-"""The archive of finished runs does not answer; live runs go on."""
+"""The archive of finished runs does not answer; live runs go on, and lists of RUNNING and PAUSED ones do without it."""
 ERROR_REASON_NOT_SERVING: ErrorReason.ValueType  # 16
 """The server is starting, draining before it stops, or cut off from the store. Another one may serve."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 17

@@ -28,11 +28,11 @@ export const REASONS = {
   OVERLOADED: { code: 8, remedy: "RETRY" },
   /** the store is full: {cause} */
   STORE_FULL: { code: 8, remedy: "RETRY" },
-  /** the store does not answer */
+  /** the store does not answer; try again, and look at it with antiphon orchestrator check */
   STORE_UNAVAILABLE: { code: 14, remedy: "RETRY" },
-  /** the archive of finished runs does not answer */
+  /** the archive of finished runs does not answer; runs go on, and lists of RUNNING and PAUSED ones do without it; look at it with antiphon orchestrator check */
   ARCHIVE_UNAVAILABLE: { code: 14, remedy: "RETRY" },
-  /** the server is {state} */
+  /** the server is {state}; try again, or at another address */
   NOT_SERVING: { code: 14, remedy: "RETRY" },
   /** an internal error; its log entry is {trace_id} */
   INTERNAL: { code: 13, remedy: "ASK_OPERATOR" },

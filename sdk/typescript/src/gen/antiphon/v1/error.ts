@@ -43,7 +43,7 @@ export enum ErrorReason {
   STORE_FULL = 13,
   /** STORE_UNAVAILABLE - The store does not answer. */
   STORE_UNAVAILABLE = 14,
-  /** ARCHIVE_UNAVAILABLE - The archive of finished runs does not answer; live runs go on. */
+  /** ARCHIVE_UNAVAILABLE - The archive of finished runs does not answer; live runs go on, and lists of RUNNING and PAUSED ones do without it. */
   ARCHIVE_UNAVAILABLE = 15,
   /** NOT_SERVING - The server is starting, draining before it stops, or cut off from the store. Another one may serve. */
   NOT_SERVING = 16,
