@@ -55,7 +55,7 @@ from .cluster.membership import LEASE, Membership
 from .cluster.peers import Peers
 from .cluster.routing import Routing
 from .cluster.steward import Steward
-from .config import Config
+from .config import Config, ConfigError
 from .context import SharedContext
 from .mesh.calls import Calls
 from .mesh.context import ContextDesk
@@ -126,7 +126,11 @@ class Orchestrator:
 
     async def run(self) -> None:
         config = self.config
-        make_private_folder(config.data)
+        try:
+            make_private_folder(config.data)
+        except OSError as error:
+            unfit = f"{config.data} cannot be used as a folder: {error.strerror}"
+            raise ConfigError([f"data: {unfit}; give another one"]) from error
         async with (
             self._store() as store,
             archive_at(config.archive_url, config.archive_password_file) as archive,

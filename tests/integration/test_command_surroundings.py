@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from antiphon_orchestrator.store import Put, SqliteStore, Txn
 
 from tests.harness import Ca, Mesh
 
@@ -66,6 +68,31 @@ def test_a_store_that_is_no_database_is_refused_with_its_remedy(command: str, tm
     cause = f"cannot open the store {store}: file is not a database; restore a backup, as docs/operations.md says"
     assert said == f"antiphon orchestrator: {cause}\n"
     assert store.read_bytes() == bytes(range(100))
+
+
+def test_a_store_that_is_damaged_behind_its_first_page_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    store = tmp_path / "data/store.db"
+
+    async def make() -> None:
+        async with SqliteStore(store) as made:
+            await made.commit(Txn(ops=(Put(b"run/1", bytes(20_000)),)))
+
+    asyncio.run(make())
+    with store.open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(8192))
+    said = refused(tmp_path, "serve")
+    cause = "database disk image is malformed; restore a backup, as docs/operations.md says"
+    assert said == f"antiphon orchestrator: cannot open the store {store}: {cause}\n"
+
+
+@pytest.mark.parametrize("setting", ["data", "payloads"])
+def test_a_file_where_a_folder_is_needed_is_named_with_its_setting(setting: str, tmp_path: Path) -> None:
+    file = tmp_path / "r1.env"
+    file.touch()
+    said = refused(tmp_path, "serve", f"--{setting}", file.as_uri() if setting == "payloads" else str(file))
+    cause = f"{file} cannot be used as a folder: File exists; give another one"
+    assert said == f"antiphon orchestrator: {setting}: {cause}\n"
 
 
 def test_a_store_in_use_is_checked_as_it_is(mesh: Mesh) -> None:

@@ -67,6 +67,20 @@ async def test_a_file_that_is_no_store_is_refused_in_words(tmp_path: Path, conte
         await SqliteStore(path).open()
 
 
+async def test_a_file_that_is_damaged_behind_its_first_page_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    async with SqliteStore(path) as store:
+        for number in range(40):
+            await store.commit(Txn(ops=(Put(keys.log(0, number), bytes(900)), Put(b"run/%d" % number, bytes(300)))))
+    whole = path.read_bytes()
+    for start in range(4096, len(whole) - 4096, 4096):
+        path.write_bytes(whole[:start] + bytes(8192) + whole[start + 8192 :])
+        with pytest.raises(StoreUnavailable, match=r"malformed; restore a backup, as docs/operations\.md says"):
+            async with SqliteStore(path) as store:
+                await store.range(b"\0", prefix_end(keys.LOG))
+                await store.commit(Txn(ops=(Put(b"run/new", b""),)))
+
+
 async def test_a_file_of_another_format_is_refused_with_a_remedy(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "store.db"):
         pass

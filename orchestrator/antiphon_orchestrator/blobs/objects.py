@@ -87,16 +87,24 @@ class ObjectBlobs:
         self._tidied = False
 
     async def __aenter__(self) -> ObjectBlobs:
-        """Makes the folder if needed, readable by this user only, and clears the spool of what is a day old."""
+        """Makes the folder if needed, readable by this user only, and clears the spool of what is a day old. Raises
+        BlobsUnavailable when there can be none."""
         if self._folder is not None:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            oldest = time.time() - _SPOOL_AGE.total_seconds()
-            for left in (self._folder / _SPOOL).glob("*"):
-                with contextlib.suppress(FileNotFoundError):  # another process may share the folder
-                    if left.stat().st_mtime < oldest:
-                        left.unlink()
+            try:
+                self._begin(self._folder)
+            except OSError as error:
+                unfit = f"{self._folder} cannot be used as a folder: {error.strerror}"
+                raise BlobsUnavailable(f"payloads: {unfit}; give another one") from error
             self._tidied = True
         return self
+
+    def _begin(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        oldest = time.time() - _SPOOL_AGE.total_seconds()
+        for left in (folder / _SPOOL).glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # another process may share the folder
+                if left.stat().st_mtime < oldest:
+                    left.unlink()
 
     @cached_property
     def _store(self) -> ObjectStore:

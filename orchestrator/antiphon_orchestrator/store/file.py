@@ -32,7 +32,7 @@ def opened(path: Path, connect: Callable[[Path], sqlite3.Connection]) -> Iterato
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the journal holds users' data; the WAL copies the mode
         connection = connect(path)
     except (OSError, sqlite3.Error) as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, error) from error
     try:
         try:
             _prepare(connection, path)
@@ -40,7 +40,7 @@ def opened(path: Path, connect: Callable[[Path], sqlite3.Connection]) -> Iterato
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 remedy = "stop that process, or give this one a folder of its own"
                 raise StoreLocked(f"another process has the store {path} open: {remedy}") from error
-            raise _unusable(path, error) from error
+            raise unusable(path, error) from error
         yield connection
     finally:
         connection.close()
@@ -57,7 +57,7 @@ def check_file(path: Path) -> None:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection:
             (found,) = connection.execute("PRAGMA user_version").fetchone()
     except sqlite3.Error as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, error) from error
     _check_format(path, found)
 
 
@@ -79,7 +79,12 @@ def _check_format(path: Path, found: int) -> None:
         raise StoreUnavailable(f"the store {path} has format {found}, this version reads {_FORMAT}: upgrade antiphon")
 
 
-def _unusable(path: Path, error: Exception) -> StoreUnavailable:
+def unusable(path: Path, error: Exception) -> StoreUnavailable:
+    """What is said of a file that cannot be opened."""
+    return StoreUnavailable(f"cannot open the store {path}: {cause(error)}")
+
+
+def cause(error: Exception) -> str:
+    """What a file failed with, and what helps when it is damaged."""
     damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
-    remedy = "; restore a backup, as docs/operations.md says" if damaged else ""
-    return StoreUnavailable(f"cannot open the store {path}: {error}{remedy}")
+    return f"{error}; restore a backup, as docs/operations.md says" if damaged else str(error)

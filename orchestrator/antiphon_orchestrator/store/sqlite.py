@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from . import keys
-from .file import connect, opened
+from .file import cause, connect, opened, unusable
 from .leases import Leases
 from .port import (
     PROGRESS,
@@ -113,22 +113,23 @@ class SqliteStore:
     async def open(self) -> None:
         """Opens the file, creating it if needed; once per object. Raises StoreLocked or StoreUnavailable."""
         connection = self._file.enter_context(opened(self._path, self._open_file))
-        self._tables = Tables(
-            connection,
-            unwatched=self._unwatched,
-            history_revisions=self._history_revisions,
-            history_bytes=self._history_bytes,
-            max_bytes=self.max_bytes,
-        )
-        self._leases = Leases(self._clock)
-        self._refusal = None
-        self._revision = self._tables.revision
         try:
+            self._tables = Tables(
+                connection,
+                unwatched=self._unwatched,
+                history_revisions=self._history_revisions,
+                history_bytes=self._history_bytes,
+                max_bytes=self.max_bytes,
+            )
+            self._leases = Leases(self._clock)
+            self._revision = self._tables.revision
             self._delete_leased(None)
-        except Exception:
-            self._refusal = "the store is not open"
+        except Exception as error:
             self._file.close()
+            if isinstance(error, sqlite3.Error):
+                raise unusable(self._path, error) from error
             raise
+        self._refusal = None
 
     async def close(self) -> None:
         """See `Store.close`."""
@@ -242,7 +243,7 @@ class SqliteStore:
             unserved: list[_Commit | _Call] = [*calls, *commits]
             self._requests.extend(request for request in unserved if request.reply not in done)
             self._answer(answered)
-            self._stop(f"the store {self._path} has failed and must be opened again: {error}", error)
+            self._stop(f"the store {self._path} has failed and must be opened again: {cause(error)}", error)
             return
         self._answer(answered)
         self._set_expiry()
