@@ -425,6 +425,8 @@ def _parse(hint: Any, raw: Any) -> Any:
         return tuple(text.strip() for text in texts if text.strip())
     if not isinstance(raw, str | Path):
         raise ValueError(f"write a text, not {raw!r}")
+    if hint is Path and not str(raw):  # it would be the folder we happen to be in
+        raise ValueError("write a path; where none is meant, leave the setting out")
     return hint(raw)
 
 

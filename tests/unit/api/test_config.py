@@ -98,6 +98,8 @@ def test_every_mistake_is_told_at_once_with_its_place(tmp_path: Path) -> None:
         ({"listen": "0.0.0.0:7443"}, "give advertise"),
         ({"join_advertise": "0.0.0.0:7444"}, "give join_advertise"),
         ({"join_advertise": "mesh.example"}, "write host:port"),
+        ({"store_cert": ""}, "^--store-cert: write a path"),
+        ({"data": ""}, "^--data: write a path"),
         ({"inbox_limit": 0}, "more than nothing"),
         ({"api.call_burst": "inf"}, "finite"),
         ({"config": "/nowhere/x.toml"}, "cannot be read"),
@@ -106,6 +108,11 @@ def test_every_mistake_is_told_at_once_with_its_place(tmp_path: Path) -> None:
 def test_values_that_make_no_sense_are_refused(flags: dict[str, object], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         load(flags, {})
+
+
+def test_an_empty_path_is_not_the_folder_that_we_are_in() -> None:
+    with pytest.raises(ConfigError, match=f"^{PREFIX}STORE_CERT: write a path; where none is meant, leave"):
+        load({}, {f"{PREFIX}STORE_CERT": ""})
 
 
 def test_a_file_that_is_not_toml_says_so(tmp_path: Path) -> None:
