@@ -8,7 +8,7 @@ from typing import Any, Self
 from antiphon import Client
 from antiphon.v1 import cluster_service_pb2, cluster_service_pb2_grpc
 from antiphon_certs import ORCHESTRATOR_DNS_NAME, Kind
-from antiphon_orchestrator.cluster.assignment import assigned
+from antiphon_orchestrator.cluster.assignment import layout
 from grpc import aio, ssl_channel_credentials
 
 from .authority import NAMESPACE
@@ -120,8 +120,9 @@ class Cluster(Mesh):
             status = await self.status(address)
             owners: dict[str, list[int]] = {replica.address: [] for replica in status.replicas}
             by_id = {replica.replica_id: replica.address for replica in status.replicas}
+            falls_to = layout(SHARDS, frozenset(by_id))
             for shard in status.shards:
-                if shard.successor_id or shard.replica_id != assigned(shard.shard, by_id):
+                if not falls_to or shard.successor_id or shard.replica_id != falls_to[shard.shard]:
                     return {}
                 owners[by_id[shard.replica_id]].append(shard.shard)
             whole = len(owners) == replicas and sum(map(len, owners.values())) == SHARDS

@@ -1,7 +1,8 @@
 """Which replica should own which shard, and what one replica does about it now. Pure; standard library only.
 
-Owners are chosen by rendezvous hashing: each replica has a score for each shard, the highest wins. A replica that comes
-takes some shards of every other and moves nothing else; one that goes leaves its own to all the others.
+Owners are chosen by rendezvous hashing with bounded load: each replica has a score for each shard, the highest wins,
+but nobody has more than an equal part, rounded up, since limits are split into equal parts. A replica that comes takes
+some shards of every other, one that goes leaves its own to all the others, and few move between those that stay.
 
 Nothing here is needed for safety, which rests on the compares of `shards.log`: two replicas may see different
 memberships and decide differently; the store lets one of them have its way. What is decided here is only that shards
@@ -19,6 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 REST = 3_000_000
 """Microseconds a replica must have been there before it is given shards of live owners."""
@@ -66,13 +68,34 @@ class Moves:
 
 
 def assigned(shard: int, replicas: Collection[str]) -> str | None:
-    """The replica a shard falls to; None when there is none."""
+    """The replica with the highest score for a shard; None when there is none."""
     return max(replicas, key=lambda replica: _score(shard, replica), default=None)
 
 
-def heir(shard: int, replicas: Collection[str], unable: Collection[str]) -> str | None:
-    """The replica a shard falls to: one that could not rebuild it only when there is no other."""
-    return assigned(shard, [name for name in replicas if name not in unable] or replicas)
+@lru_cache(maxsize=16)
+def layout(shards: int, replicas: frozenset[str]) -> tuple[str, ...]:
+    """The replica that each shard falls to, by the shard's number; empty without replicas.
+
+    The pairs of a shard and a replica have their turn by score, the highest first: it holds if the shard has none yet
+    and the replica has room. So it is the same for everybody, and a change of the membership moves few shards.
+    """
+    room = dict.fromkeys(replicas, -(-shards // max(1, len(replicas))))
+    owners: dict[int, str] = {}
+    for (_, name), shard in sorted(((_score(n, name), n) for n in range(shards) for name in replicas), reverse=True):
+        if shard not in owners and room[name]:
+            owners[shard] = name
+            room[name] -= 1
+    return tuple(owners[shard] for shard in sorted(owners))
+
+
+def heir(shard: int, shards: int, replicas: Collection[str], unable: Collection[str]) -> str | None:
+    """The replica a shard of so many falls to: one that could not rebuild it only when there is no other. None when
+    there is none."""
+    if not replicas:
+        return None
+    able = [name for name in replicas if name not in unable] or replicas
+    falls_to = layout(shards, frozenset(replicas))[shard]
+    return falls_to if falls_to in able else assigned(shard, able)
 
 
 def _score(shard: int, replica: str) -> tuple[bytes, str]:
@@ -94,24 +117,28 @@ def decide(
     staying = {member.replica_id for member in members.values() if not member.leaving}
     if myself.leaving:
         return Moves(
-            give=tuple((n, to) for n in sorted(held) if (to := heir(n, staying, _unable(owners, n))) is not None)
+            give=tuple(
+                (n, to) for n in sorted(held) if (to := heir(n, shards, staying, _unable(owners, n))) is not None
+            )
         )
     rested = {name for name in staying if name == me or now - members[name].seen >= REST}
-    take = tuple(n for n in range(shards) if n not in held and _takes(me, n, members, owners.get(n), rested))
+    take = tuple(n for n in range(shards) if n not in held and _takes(me, n, shards, members, owners.get(n), rested))
     if any(owner.replica_id == me and owner.successor_id in members for owner in owners.values()):
         return Moves(take)  # one that was given away is still on its way
     for n in sorted(held):
-        owner, to = owners.get(n), heir(n, rested, _unable(owners, n))
+        owner, to = owners.get(n), heir(n, shards, rested, _unable(owners, n))
         if to is not None and to != me and owner is not None and owner.claimant == me:
             return Moves(take, ((n, to),))
     return Moves(take)
 
 
-def _takes(me: str, shard: int, members: Mapping[str, Member], owner: Owner | None, rested: Collection[str]) -> bool:
+def _takes(
+    me: str, shard: int, shards: int, members: Mapping[str, Member], owner: Owner | None, rested: Collection[str]
+) -> bool:
     if owner is not None and owner.claimant == me:
         return True
     orphaned = owner is None or owner.claimant not in members
-    return orphaned and heir(shard, rested, owner.unable if owner is not None else ()) == me
+    return orphaned and heir(shard, shards, rested, owner.unable if owner is not None else ()) == me
 
 
 def _unable(owners: Mapping[int, Owner], shard: int) -> Collection[str]:
