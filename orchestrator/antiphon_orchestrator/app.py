@@ -57,6 +57,7 @@ from .cluster.routing import Routing
 from .cluster.steward import Steward
 from .config import Config, ConfigError
 from .context import SharedContext
+from .data_folder import held
 from .mesh.calls import Calls
 from .mesh.context import ContextDesk
 from .mesh.sessions import REATTACH_GRACE, MeshSettings, Sessions
@@ -136,13 +137,14 @@ class Orchestrator:
             archive_at(config.archive_url, config.archive_password_file) as archive,
             ObjectBlobs(config.payloads_url) as blobs,
         ):
-            # From the first put on: in a cluster at its quota every put waits for the room that this makes.
-            keeping = asyncio.create_task(store.run(), name="store")
-            try:
-                await self._serve(store, keeping, archive, blobs)
-            finally:
-                keeping.cancel()
-                await asyncio.wait((keeping,))
+            with held(config.data):
+                # From the first put on: in a cluster at its quota every put waits for the room that this makes.
+                keeping = asyncio.create_task(store.run(), name="store")
+                try:
+                    await self._serve(store, keeping, archive, blobs)
+                finally:
+                    keeping.cancel()
+                    await asyncio.wait((keeping,))
 
     def _store(self) -> contextlib.AbstractAsyncContextManager[Store]:
         """In the cluster that is configured, or in a file."""

@@ -25,6 +25,7 @@ from .app import Orchestrator
 from .archive import ArchiveError, archive_at
 from .blobs import BlobError, ObjectBlobs
 from .config import SECTIONS, Config, ConfigError, Flag, flags, keys, load
+from .data_folder import DataInUse
 from .policy import PolicyBundle, PolicyError, compile_bundle, dev_profile, load_folder
 from .shards.host import RecoveryFailed
 from .shards.log import ShardsFixed
@@ -47,6 +48,7 @@ EXPECTED = (
     ArchiveError,
     BlobError,
     AddressNotFree,
+    DataInUse,
     RecoveryFailed,
     ShardsFixed,
     TracingUnavailable,
@@ -143,7 +145,7 @@ async def _serve(config: Config) -> int:
         telemetry.logger("orchestrator").info("stopped")
     finally:
         ready.cancel()
-        if orchestrator.ready.is_set() and _written_by_us(endpoints):  # else it is that of another one on this data
+        if orchestrator.ready.is_set() and _written_by_us(endpoints):  # else the next one on this data is there
             endpoints.unlink(missing_ok=True)
     return 0
 

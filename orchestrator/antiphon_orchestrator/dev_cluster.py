@@ -1,7 +1,8 @@
 """`antiphon dev --replicas N`: so many orchestrator processes on one machine, on an etcd of their own.
 
-They share the data folder: archive and payloads lie in it as files, which is what one machine can offer; the store is
-in etcd, whose data lies beside them. Ports count up from the first one: each replica has two, etcd the two after those.
+Archive and payloads lie in the data folder as files, which is what one machine can offer, and each replica has a folder
+of its own below it; the store is in etcd, whose data lies beside them. Ports count up from the first one: each replica
+has two, etcd the two after those.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class DevCluster:
             etcd = await start("etcd", self._etcd_command(program), self._etcd)
             # One after the other: the first one makes the archive's file, which several at once would quarrel about.
             replicas = [
-                await start(f"orchestrator-{n}", self._command(address, join), join)
+                await start(f"orchestrator-{n}", self._command(n, address, join), join)
                 for n, (address, join) in enumerate(zip(self.addresses, self.join_addresses, strict=True), 1)
             ]
             yield etcd, replicas
@@ -87,11 +88,14 @@ class DevCluster:
             "--log-level=warn",
         ]
 
-    def _command(self, address: str, join_address: str) -> list[str]:
+    def _command(self, number: int, address: str, join_address: str) -> list[str]:
         config = self._config
         return [
             *(sys.executable, "-m", "antiphon.command", "orchestrator", "serve"),
-            *("--data", str(config.data), "--authority", str(config.authority)),
+            *("--data", str(config.data / f"replica-{number}"), "--authority", str(config.authority)),
+            # What is set otherwise is in the environment, perhaps with a password that nobody else is to see.
+            *(() if config.archive else ("--archive", config.archive_url)),
+            *(() if config.payloads else ("--payloads", config.payloads_url)),
             *("--listen", address, "--join-listen", join_address),
             *("--store", f"etcd://{self._etcd.removeprefix('http://')}/dev"),
             *("--policy-profile", "dev", "--development", "true"),
