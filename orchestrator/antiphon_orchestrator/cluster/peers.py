@@ -19,10 +19,13 @@ from antiphon_certs import ORCHESTRATOR_DNS_NAME, Credential
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from .. import telemetry
 from ..api.call import FORWARDED, Caller
 from ..api.errors import ApiError
 from ..api.interceptor import Refusal
 from .assignment import Member
+
+log = telemetry.logger("cluster")
 
 _MIB = 1 << 20
 _DETAILS = "grpc-status-details-bin"
@@ -92,6 +95,8 @@ class Peers:
         self._others = others
         self._lines: dict[str, _Line] = {}
         self._retired: list[grpc.aio.Channel] = []
+        self._silent: set[str] = set()
+        """Addresses at which nobody was reached when somebody was last called there."""
 
     async def unary(self, address: str, path: str, request: bytes, who: Caller, left: float | None) -> bytes:
         """The answer to one call within the seconds that are left. Raises Relayed."""
@@ -99,7 +104,9 @@ class Peers:
         try:
             answer: bytes = await call(request, timeout=left, metadata=_metadata(who))
         except grpc.aio.AioRpcError as error:
+            self._note(address, error)
             raise Relayed(error) from error
+        self._silent.discard(address)
         return answer
 
     def stream(self, address: str, path: str, request: bytes, who: Caller) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
@@ -133,7 +140,10 @@ class Peers:
             answer: bytes = await call
             covered = _covered(await call.trailing_metadata())
         except (grpc.aio.AioRpcError, DecodeError) as error:
+            if isinstance(error, grpc.aio.AioRpcError):
+                self._note(member.address, error)
             raise ApiError(ErrorReason.ERROR_REASON_REPLICA_UNAVAILABLE, replica=member.replica_id) from error
+        self._silent.discard(member.address)
         return answer, covered
 
     async def whoever(self, path: str, request: bytes, who: Caller) -> dict[str, bytes]:
@@ -158,6 +168,7 @@ class Peers:
             for channel in retired:
                 await channel.close(None)
             there = {member.address for member in self._others()}
+            self._silent &= there
             for address in self._lines.keys() - there:
                 self._retired.append(self._lines.pop(address).channel)
 
@@ -168,6 +179,15 @@ class Peers:
         self._lines.clear()
         for channel in channels:
             await channel.close(None)
+
+    def _note(self, address: str, error: grpc.aio.AioRpcError) -> None:
+        """Tells, once until it answers, of a replica that counts as there and is not reached at its address."""
+        if Relayed(error).details is not None or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return
+        there = [member.replica_id for member in self._others() if member.address == address]
+        if there and address not in self._silent:
+            self._silent.add(address)
+            log.warning("replica_unreachable", replica_id=there[0], address=address, cause=error.details())
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         credential = self._credential()
