@@ -6,7 +6,7 @@ modules are private.
 """
 
 from .authority import LEAF_LIFETIME, Authority
-from .certificate import fingerprint
+from .certificate import fingerprint, root_fingerprints
 from .credentials import CertificateFiles, Credential, ExternalFiles, Source, new_key_and_csr
 from .errors import (
     AuthorityError,
@@ -90,6 +90,7 @@ __all__ = [
     "prove",
     "renew_at",
     "replace_private",
+    "root_fingerprints",
     "run_rotation",
     "sign",
     "succession_of",

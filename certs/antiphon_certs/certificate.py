@@ -81,6 +81,11 @@ def fingerprint(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
+def root_fingerprints(bundle_pem: bytes) -> frozenset[str]:
+    """The fingerprints of the roots in a trust bundle. Raises `ValueError`."""
+    return frozenset(map(fingerprint, load_chain(bundle_pem)))
+
+
 def issue_time_of(certificate: x509.Certificate) -> datetime:
     """When our authority signed it, to the second. One of another authority seems to be a little younger than it is."""
     return certificate.not_valid_before_utc + SKEW

@@ -50,6 +50,7 @@ from .archive import Archive, archive_at
 from .audit import AuditLog, Fact
 from .audit.moving import AuditMover
 from .blobs import Blobs, ObjectBlobs
+from .cluster.common import Common
 from .cluster.gathering import Gathering
 from .cluster.membership import LEASE, Membership
 from .cluster.peers import Peers
@@ -162,6 +163,10 @@ class Orchestrator:
         # A folder that another authority's files replace may be absent; then nobody can join here.
         external = config.certificate
         authority = None if external and not config.authority.exists() else LiveAuthority(config.authority, clock)
+        certificate = self._certificate(authority, replica_id, clock, metrics)
+        common = Common(store, config.trusting, lambda: certificate.credential)
+        if store.shared:
+            await common.begin()
         policy = CedarPolicies(now=now)
         book = PolicyBook(store, policy, now)
         await book.begin(*self._seed())
@@ -228,7 +233,6 @@ class Orchestrator:
         most = store.max_bytes or config.store_max_bytes
         room = StoreRoom(store, config.data, most, metrics, host.keep_short, host.promised)
         submissions = Submissions(catalog, fleet, policy, audit, schemas, blobs, host, room, now)
-        certificate = self._certificate(authority, replica_id, clock, metrics)
         peers = Peers(lambda: certificate.credential, lambda: membership.others)
         routing = Routing(host, membership, peers)
 
@@ -338,6 +342,8 @@ class Orchestrator:
                 address, join_address = self._endpoints()
                 await membership.join(address, join_address if authority is not None else "")
                 group.create_task(membership.run(), name="membership")
+                if store.shared:
+                    group.create_task(common.run(), name="what replicas have in common")
                 group.create_task(peers.run(), name="peers")
                 group.create_task(steward.run(), name="shards")
                 await steward.begun.wait()

@@ -24,8 +24,11 @@ from .api.server import AddressNotFree
 from .app import Orchestrator
 from .archive import ArchiveError, archive_at
 from .blobs import BlobError, ObjectBlobs
+from .cluster import common
+from .cluster.common import NotInCommon
+from .cluster.membership import AddressInUse, check_address
 from .config import SECTIONS, Config, ConfigError, Flag, flags, keys, load
-from .data_folder import DataInUse
+from .data_folder import DataInUse, in_use
 from .policy import PolicyBundle, PolicyError, compile_bundle, dev_profile, load_folder
 from .shards.host import RecoveryFailed
 from .shards.log import ShardsFixed
@@ -47,8 +50,10 @@ EXPECTED = (
     StoreError,
     ArchiveError,
     BlobError,
+    AddressInUse,
     AddressNotFree,
     DataInUse,
+    NotInCommon,
     RecoveryFailed,
     ShardsFixed,
     TracingUnavailable,
@@ -170,6 +175,16 @@ def _files_of_another(config: Config) -> ExternalFiles | None:
     return ExternalFiles(config.private_key, config.certificate, config.trust_bundle)
 
 
+def _trusted(config: Config) -> tuple[str, bytes]:
+    """Our trust domain, and the roots that we trust, PEM. Raises CertsError."""
+    files = _files_of_another(config)
+    if files is not None:
+        ours = files.load()
+        return ours.identity.trust_domain, ours.bundle_pem
+    authority = Authority.load(config.authority)
+    return authority.trust_domain, authority.bundle_pem
+
+
 def _who_certifies(config: Config) -> dict[str, str]:
     """Authority and certificate, as the start will find them. Raises CertsError."""
     files = _files_of_another(config)
@@ -227,7 +242,16 @@ async def _look_at_store(config: Config) -> dict[str, str]:
             used = f"{_mebibytes(member.in_use)} in use, {_mebibytes(member.size)} of {quota}"
             said = [f"etcd {member.version}", used, "leads" if member.leads else ""] if member.version else []
             facts[f"store {member.endpoint}"] = ", ".join(filter(None, (*said, member.trouble)))
+        await _fit_in(config, store)
     return facts
+
+
+async def _fit_in(config: Config, store: EtcdStore) -> None:
+    """Raises NotInCommon and AddressInUse, as the start would beside the replicas that are there."""
+    await common.check(store, config.trusting, *_trusted(config))
+    port = config.listen.rpartition(":")[2]
+    if int(port) and not in_use(config.data):  # else it is our own, which is there
+        await check_address(store, f"{config.advertised_host}:{port}")
 
 
 def _mebibytes(size: int) -> str:
@@ -245,8 +269,7 @@ async def _health(config: Config, as_json: bool, live: bool) -> int:
         address = json.loads((config.data / ENDPOINTS).read_text())["health_address"]
     except (OSError, ValueError, KeyError):
         address = _from_here(config.join_listen, config.join_listen.rpartition(":")[2])
-    files = _files_of_another(config)
-    roots = files.load().bundle_pem if files is not None else Authority.load(config.authority).bundle_pem
+    _, roots = _trusted(config)
     options = [("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME)]
     async with grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(roots), options=options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

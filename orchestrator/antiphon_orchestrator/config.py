@@ -212,6 +212,11 @@ class Config:
         return self.payloads or (self.data / "payloads").absolute().as_uri()
 
     @property
+    def trusting(self) -> str:
+        """The setting that says whom to trust."""
+        return "trust_bundle" if self.trust_bundle is not None else "authority"
+
+    @property
     def advertised(self) -> str:
         """host:port by which others reach us; port 0 stands for the one that is bound."""
         return self.advertise or self.listen

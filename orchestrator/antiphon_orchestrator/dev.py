@@ -40,6 +40,7 @@ from . import telemetry
 from .api.server import AddressNotFree
 from .app import Orchestrator
 from .archive import ArchiveError
+from .cluster.common import NotInCommon
 from .config import Config, ConfigError, load
 from .data_folder import DataInUse
 from .dev_cluster import MOST, DevCluster, watch
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ours = error.setting in ("listen", "join_listen")
         remedy = "give other ports with --port, or any free ones with --port 0" if ours else ""
         told = describe(Problem(str(error), remedy))
-    except (ConfigError, PolicyError, StoreError, ArchiveError, DataInUse) as error:
+    except (ConfigError, PolicyError, StoreError, ArchiveError, DataInUse, NotInCommon) as error:
         told = describe(Problem(str(error)))
     except Exception as error:  # the last resort: a line for people, and the traceback in a file
         told = describe(error)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
+from antiphon_certs import Authority, finish_root, prepare_root, switch_root
 
+from tests.harness import eventually
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
 from tests.harness.orchestrator import OrchestratorProcess
@@ -24,19 +28,24 @@ def cluster(etcd_current: Etcd) -> Iterator[Cluster]:
 
 
 def said(replica: OrchestratorProcess, command: str, *words: str, code: int = 2) -> str:
-    """What a command with the settings of a replica prints, besides its log: on stderr unless it succeeds."""
+    """What `run` prints besides its log: on stderr unless it succeeds."""
+    done = run(replica, command, *words)
+    assert done.returncode == code, done.stdout + done.stderr
+    told = done.stderr if code else done.stdout
+    return "".join(line for line in told.splitlines(keepends=True) if not line.startswith("{"))
+
+
+def run(replica: OrchestratorProcess, command: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command with the settings of a replica."""
     where = ("--data", str(replica.data), "--authority", str(replica.authority), "--shards", "24")
     listen = ("--listen", replica.listen, "--join-listen", replica.join_listen)
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "antiphon.command", "orchestrator", command, *where, *listen, *replica.settings, *words],
         env={**os.environ, "GRPC_VERBOSITY": "NONE"},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    told = done.stderr if code else done.stdout
-    return "".join(line for line in told.splitlines(keepends=True) if not line.startswith("{"))
 
 
 def test_a_data_folder_in_use_is_refused_and_the_one_that_has_it_is_left_alone(cluster: Cluster) -> None:
@@ -50,3 +59,67 @@ def test_a_data_folder_in_use_is_refused_and_the_one_that_has_it_is_left_alone(c
     assert (first.data / "endpoints.json").read_text() == endpoints
     assert "SERVING" in said(first, "health", code=0)
     assert f"{first.data}" in said(first, "check", code=0)
+
+
+async def test_the_address_of_a_live_replica_is_refused(cluster: Cluster) -> None:
+    others = cluster.add(), cluster.add()
+    status = await cluster.status()
+    address = cluster.replicas[1].address
+    (there,) = (replica.replica_id for replica in status.replicas if replica.address == address)
+    for other in others:
+        other.listen = f"127.0.0.2:{address.rpartition(':')[2]}"
+    commands = zip(others, ("check", "serve"), strict=True)
+    checked, served = await asyncio.gather(
+        *(asyncio.to_thread(said, other, command, "--advertise", address) for other, command in commands)
+    )
+    cause = f"advertise: {address} is the address of replica {there}, which is there"
+    assert checked == f"antiphon orchestrator: {cause}: give this one an address of its own\n"
+    assert served == checked
+    assert {replica.address for replica in (await cluster.status()).replicas} == set(cluster.addresses)
+
+
+async def test_a_replica_that_has_crashed_is_missed_once_and_is_there_again_at_its_address(cluster: Cluster) -> None:
+    first, second = cluster.replicas[:2]
+    before = first.said().count('"replica_unreachable"')
+    await cluster.status(first.address)
+    second.kill9()
+    for _ in range(3):  # it counts as there until its lease has ended
+        shown = (await cluster.status(first.address)).replicas
+        assert [replica.HasField("load") for replica in shown if replica.address == second.address] == [False]
+    (told,) = [line for line in first.said().splitlines() if '"replica_unreachable"' in line][before:]
+    assert f'"address": "{second.address}"' in told and '"replica_id"' in told and '"cause": "' in told
+    await asyncio.to_thread(second.start)
+    await cluster.settled(2)
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+@pytest.mark.parametrize("domain", ["mesh.test", "another.test"])
+def test_another_authority_is_refused(cluster: Cluster, command: str, domain: str) -> None:
+    other = cluster.add()
+    other.authority = cluster.path("authority")
+    ours, theirs = cluster.ca.authority.root_fingerprint, Authority.init(other.authority, domain).root_fingerprint
+    cause = f"the replicas on this store trust another root ({ours[:16]}, here {theirs[:16]})"
+    if domain != "mesh.test":
+        cause = f"the trust domain is {domain}, and that of all replicas on this store mesh.test"
+    remedy = "docs/cluster.md says what to do when all have been given another one on purpose"
+    assert said(other, command) == f"antiphon orchestrator: authority: {cause}: copy their authority here; {remedy}\n"
+
+
+async def test_who_is_trusted_is_followed_through_a_rotation(etcd_current: Etcd) -> None:
+    with Cluster(etcd_current, 2) as cluster:
+        authority = cluster.ca.folder
+        late, early = cluster.add(), cluster.add()
+        early.authority = cluster.path("early")
+        shutil.copytree(authority, early.authority)
+        for step, change in enumerate((prepare_root, switch_root, finish_root), 1):
+            assert said(early, "check", code=0)
+            if change is prepare_root:
+                prepare_root(authority)
+            else:
+                change(authority, force=True)
+            await eventually(
+                lambda step=step: all(one.said().count("authority_changed") == step for one in cluster.replicas[:2])
+            )
+        await eventually(lambda: run(early, "check").returncode == 2)
+        assert "trust another root" in said(early, "serve")
+        late.start()

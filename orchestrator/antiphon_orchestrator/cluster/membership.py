@@ -45,6 +45,20 @@ RENEWAL = 1.25
 _RETRY = 0.25
 
 
+class AddressInUse(Exception):
+    """Another replica that is there is reached at the address that this one was given."""
+
+
+async def check_address(store: Store, address: str) -> None:
+    """Raises AddressInUse for that of a live replica. One that has crashed stays for as long as its lease, and may have
+    been this very one: it is waited for."""
+    until = clock() + 2 * LEASE * 1_000_000
+    while (other := await _first_at(store, address)) is not None:
+        if clock() > until:
+            raise _in_use(address, other)
+        await asyncio.sleep(_RETRY)
+
+
 def clock() -> int:
     """Microseconds that only grow: what `Member.seen` is measured by."""
     return time.monotonic_ns() // 1000
@@ -87,11 +101,14 @@ class Membership:
         return self.members.get(owner.claimant) if owner is not None else None
 
     async def join(self, address: str, join_address: str) -> None:
-        """Says that this replica is there, at that address, and reads who else is; a full store is waited for.
+        """Says that this replica is there, at that address, and reads who else is; a full store is waited for. Raises
+        AddressInUse when another one was there first.
 
         `join_address`: where one can join here, empty where nobody can.
         """
         self._record.address, self._record.join_address = address, join_address
+        if self._store.shared:
+            await check_address(self._store, address)
         while True:
             try:
                 await self._appear()
@@ -101,6 +118,10 @@ class Membership:
                 await asyncio.sleep(RENEWAL)
         for prefix, note in self._kinds():
             await self._read(prefix, note)
+        if self._store.shared:
+            first = await _first_at(self._store, address)
+            if first not in (None, self.replica_id):  # both have looked before either was there
+                raise _in_use(address, first)
         # Whoever was there before us has rested.
         self.members = {name: replace(member, seen=member.seen - REST) for name, member in self.members.items()}
 
@@ -250,3 +271,15 @@ class Membership:
         self.changes += 1
         news, self._news = self._news, asyncio.Event()
         news.set()
+
+
+async def _first_at(store: Store, address: str) -> str | None:
+    """Which of the replicas at an address has been there for longest."""
+    found = (await store.range(keys.REPLICAS, prefix_end(keys.REPLICAS))).kvs
+    there = [kv for kv in found if records.ReplicaRecord.FromString(kv.value).address == address]
+    return keys.parts(min(there, key=lambda kv: kv.create_revision).key)[1] if there else None
+
+
+def _in_use(address: str, replica_id: str) -> AddressInUse:
+    remedy = "give this one an address of its own"
+    return AddressInUse(f"advertise: {address} is the address of replica {replica_id}, which is there: {remedy}")

@@ -41,6 +41,11 @@ def replica(replica_id: str) -> bytes:
     return _spell("replica", replica_id)
 
 
+def common() -> bytes:
+    """What all replicas on the store have in common."""
+    return b"cluster/common"
+
+
 def shard_count() -> bytes:
     """How many shards the store is divided into, for all its life."""
     return b"shard/count"

@@ -99,6 +99,34 @@ class ReplicaRecord(_message.Message):
 Global___ReplicaRecord: _TypeAlias = ReplicaRecord  # noqa: Y015
 
 @_typing.final
+class CommonRecord(_message.Message):
+    """CommonRecord is the value of cluster/common: what is the same for all replicas on a store that several share."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    ROOTS_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    """Trust domain of their authority."""
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SHA-256 of each root certificate's DER form that they trust, hexadecimal, in order. Several while one is replaced."""
+
+    def __init__(
+        self,
+        *,
+        trust_domain: _builtins.str = ...,
+        roots: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["roots", b"roots", "trust_domain", b"trust_domain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommonRecord: _TypeAlias = CommonRecord  # noqa: Y015
+
+@_typing.final
 class GraphRecord(_message.Message):
     """GraphRecord is the value of graph/NAMESPACE/NAME/VERSION."""
 
