@@ -391,7 +391,7 @@ FIRST: Mapping[str, int] = MappingProxyType(
     {
         "adopted_attempts_run_again": 85,
         "no_nonce": 480,
-        "not_told": 90,
+        "not_told": 400,
         "quarantine_ends_at_takeover": 240,
         "sidecar_ignores_epochs": 380,
         "trims_too_far": 20,
