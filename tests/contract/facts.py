@@ -44,6 +44,8 @@ FACTS: dict[str, Fact] = {
     "media_type": "application/json",
     "output": '"text"',
     "output_schema": "{}",
+    "principal": "client/ann",
+    "resource_id": "r1",
     "resource_kind": "Run",
     "when": "true",
     # What no descriptor says: a stream must begin with its hello.
