@@ -60,6 +60,7 @@ async def test_agent_process_dies(client: Client, mesh: Mesh) -> None:
     assert (await client.wait(run.run_id)).state == run_pb2.RUN_STATE_SUCCEEDED
     first, _ = [one async for one in client.list_attempts(run.run_id, "t")]
     assert first.state == run_pb2.ATTEMPT_STATE_LOST
+    assert "was killed by signal 9" in first.failure.message
     assert first.end_time.ToDatetime(UTC) - killed < timedelta(seconds=3)
     assert begun(mesh, run) == [f"{run.run_id}/{attempt}" for attempt in ("done/0/1", "t/0/1", "t/0/2")]
 
