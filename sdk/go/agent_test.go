@@ -504,6 +504,75 @@ func TestATaskIsAContextThatKnowsItself(t *testing.T) {
 	}
 }
 
+func TestWhatIsGivenUpBeforeItWasSentIsNotAskedWithTheOutcomeOrAfterIt(t *testing.T) {
+	agent := NewAgent("asker")
+	Handle(agent, "work.late@1", func(task *Task, _ struct{}) (int, error) {
+		ctx, end := context.WithCancel(task)
+		end()
+		_, err := task.Shared().Get(ctx, "key")
+		if errors.Is(err, context.Canceled) {
+			_, err = Call[int](ctx, "other.thing@1", 1)
+		}
+		return 0, err
+	})
+	at := newSidecar(t).serve()
+	start(t, agent, at)
+	line := at.next()
+	const tries = 50
+	for number := range tries {
+		line.assign("work.late", number, "{}")
+	}
+	over := map[string]bool{}
+	until(line, "all outcomes", func(request *antiphonv1.WorkRequest) (bool, bool) {
+		for _, result := range request.GetResults() { // they are read first
+			over[result.GetAttemptId()] = true
+		}
+		for _, call := range request.GetCalls() {
+			if over[call.GetAttemptId()] {
+				t.Error("a call after the outcome of", call.GetAttemptId())
+			}
+		}
+		for _, ask := range request.GetContextRequests() {
+			if over[ask.GetAttemptId()] {
+				t.Error("a request to shared context after the outcome of", ask.GetAttemptId())
+			}
+		}
+		return true, len(over) == tries
+	})
+}
+
+func TestWhatAnAttemptAskedForIsAnsweredWhenItIsOver(t *testing.T) {
+	agent := NewAgent("leaver")
+	asked, told := make(chan struct{}), make(chan error, 2)
+	var left context.Context
+	Handle(agent, "work.leave@1", func(task *Task, _ struct{}) (int, error) {
+		left = context.WithoutCancel(task)
+		go func() {
+			_, err := task.Shared().Get(left, "key")
+			told <- err
+		}()
+		<-asked
+		return 0, nil
+	})
+	at := newSidecar(t).serve()
+	start(t, agent, at)
+	line := at.next()
+	id := line.assign("work.leave", 1, "{}")
+	until(line, "the request", func(request *antiphonv1.WorkRequest) (bool, bool) {
+		return true, len(request.GetContextRequests()) > 0
+	})
+	close(asked)
+	line.result(id)
+	if err := receive(t, told, "an answer"); !errors.Is(err, AttemptNotFound) {
+		t.Error(err)
+	}
+	_, err := Call[int](left, "other.thing@1", 1)
+	var failed *CallFailed
+	if !errors.As(err, &failed) || failed.Recorded.GetKind() != kindCancelled {
+		t.Error(err)
+	}
+}
+
 func TestACallIsRepeatedOnANewStreamAndAnsweredThere(t *testing.T) {
 	agent := NewAgent("caller")
 	Handle(agent, "work.call@1", func(task *Task, in int) (int, error) {

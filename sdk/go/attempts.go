@@ -168,16 +168,55 @@ func (a *attempts) run(id string, task *Task, handler *handler) {
 func (a *attempts) settle(id string, task *Task, answered outcome, err error, stack string) {
 	over := task.Err()
 	task.cancel(nil)
-	if err == nil {
-		a.outbox.result(answered.result(id))
-	} else {
-		a.outbox.result(a.failedWith(id, over, err, stack))
+	result := answered.result(id)
+	if err != nil {
+		result = a.failedWith(id, over, err, stack)
 	}
-	// Only now: whoever waits for idleness finds every outcome in the outbox.
+	// In one step: nothing is asked for an attempt after its outcome, and whoever waits for idleness finds every outcome in the outbox.
 	a.mutex.Lock()
 	defer a.mutex.Unlock()
 	delete(a.running, id)
+	a.endRequests(id, task)
+	a.outbox.result(result)
 	a.tellIdle()
+}
+
+// endRequests answers what an attempt that is over still waits for, in goroutines of its own, as its sidecar would.
+func (a *attempts) endRequests(id string, task *Task) {
+	if task.requests == 0 {
+		return
+	}
+	for key, pending := range a.calls {
+		if key.attemptID == id && len(pending.answer) == 0 {
+			a.outbox.withdrawCall(pending.request)
+			pending.answer <- callOfNone(pending.request)
+		}
+	}
+	for key, pending := range a.asks {
+		if key.attemptID == id && len(pending.answer) == 0 {
+			a.outbox.withdrawAsk(pending.request)
+			pending.answer <- askOfNone(pending.request)
+		}
+	}
+}
+
+func callOfNone(request *antiphonv1.CallRequest) *antiphonv1.CallResponse {
+	over := Cancelled("the attempt is over").WithCode(string(AttemptNotFound))
+	return &antiphonv1.CallResponse{
+		AttemptId: request.GetAttemptId(), CallId: request.GetCallId(),
+		Outcome: &antiphonv1.CallResponse_Failure{Failure: recordOf(over, "")},
+	}
+}
+
+func askOfNone(request *antiphonv1.ContextRequest) *antiphonv1.ContextResponse {
+	return &antiphonv1.ContextResponse{
+		AttemptId: request.GetAttemptId(), RequestId: request.GetRequestId(),
+		Outcome: &antiphonv1.ContextResponse_Error{Error: &antiphonv1.Error{
+			Reason:   antiphonv1.ErrorReason_ERROR_REASON_ATTEMPT_NOT_FOUND,
+			Message:  fmt.Sprintf("attempt %s is not running here", request.GetAttemptId()),
+			Metadata: map[string]string{"attempt_id": request.GetAttemptId()},
+		}},
+	}
 }
 
 // failedWith is the result of an attempt that ended with an error; `over` is what had ended its context by then.
@@ -259,17 +298,25 @@ func (a *attempts) call(
 		pending.pieces = make(chan *PartialOutput, piecesMessage)
 	}
 	a.mutex.Lock()
+	task := a.running[key.attemptID]
+	if task == nil {
+		a.mutex.Unlock()
+		return callOfNone(request), nil
+	}
 	if _, used := a.calls[key]; used {
 		a.mutex.Unlock()
 		return nil, fmt.Errorf("call id %q is in use by a call that has not ended", request.GetCallId())
 	}
 	a.calls[key] = pending
+	task.requests++
 	a.outbox.call(request)
 	a.mutex.Unlock()
 	defer func() {
 		a.mutex.Lock()
 		defer a.mutex.Unlock()
 		delete(a.calls, key)
+		a.outbox.withdrawCall(request) // it may have been given up before it was sent
+		task.requests--
 	}()
 	for {
 		select {
@@ -306,13 +353,21 @@ func (a *attempts) ask(ctx context.Context, request *antiphonv1.ContextRequest) 
 	key := requestKey{request.GetAttemptId(), request.GetRequestId()}
 	pending := &pendingAsk{request, make(chan *antiphonv1.ContextResponse, 1)}
 	a.mutex.Lock()
+	task := a.running[key.attemptID]
+	if task == nil {
+		a.mutex.Unlock()
+		return askOfNone(request), nil
+	}
 	a.asks[key] = pending
+	task.requests++
 	a.outbox.ask(request)
 	a.mutex.Unlock()
 	defer func() {
 		a.mutex.Lock()
 		defer a.mutex.Unlock()
 		delete(a.asks, key)
+		a.outbox.withdrawAsk(request)
+		task.requests--
 	}()
 	select {
 	case response := <-pending.answer:

@@ -97,6 +97,20 @@ func (o *outbox) ask(request *antiphonv1.ContextRequest) {
 	o.wake()
 }
 
+// withdrawCall takes back a call that nobody waits for any more, unless it was sent.
+func (o *outbox) withdrawCall(request *antiphonv1.CallRequest) {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	o.calls = slices.DeleteFunc(o.calls, func(one *antiphonv1.CallRequest) bool { return one == request })
+}
+
+// withdrawAsk takes back a request to shared context in the same way.
+func (o *outbox) withdrawAsk(request *antiphonv1.ContextRequest) {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	o.asks = slices.DeleteFunc(o.asks, func(one *antiphonv1.ContextRequest) bool { return one == request })
+}
+
 // drain asks for no more work.
 func (o *outbox) drain() {
 	o.mutex.Lock()

@@ -24,6 +24,7 @@ type Task struct {
 	cancel     context.CancelCauseFunc
 	calls      atomic.Int64
 	emitted    uint64 // bytes of the pieces of its output so far; the attempts' mutex guards it
+	requests   int    // calls and requests to shared context that wait for an answer; the same mutex guards it
 }
 
 type taskKey struct{}

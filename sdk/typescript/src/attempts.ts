@@ -1,5 +1,6 @@
 /** The attempts that run in this process: starts handlers, tells them to stop, sees that each ends in one outcome. */
-import { Failure, invalidOutput, permanent } from "./failures.js";
+import { errorOf } from "./errors.js";
+import { CallFailed, Failure, failureOf, invalidOutput, permanent } from "./failures.js";
 import { type Assignment, type CallPartial, CallRequest, type CallResponse } from "./gen/antiphon/v1/agent_service.js";
 import { type ClaimLoss, ContextRequest, type ContextResponse } from "./gen/antiphon/v1/context_request.js";
 import { type PartialOutput } from "./gen/antiphon/v1/run.js";
@@ -12,12 +13,21 @@ import { contentBytes } from "./pieces.js";
 import { inTask, type Line, type OnPartial, Task } from "./task.js";
 import { Deferred } from "./waiting.js";
 
+/** Something that an attempt waits for. */
+interface Waiting {
+  readonly answer: { reject(error: unknown): void };
+  /** Take it back, unless it was sent. */
+  withdraw(): void;
+  /** What it is answered when its attempt is over. */
+  over(): Error;
+}
+
 /** A request whose answer somebody waits for, for as long as its attempt has time. */
-interface Open<Request, Answer> {
-  request: Request;
-  size: number;
-  answer: Deferred<Answer>;
-  onPartial?: OnPartial | undefined;
+interface Open<Request, Answer> extends Waiting {
+  readonly request: Request;
+  readonly size: number;
+  readonly answer: Deferred<Answer>;
+  readonly onPartial?: OnPartial | undefined;
 }
 
 /** Runs what is assigned and puts each outcome into the outbox. */
@@ -28,6 +38,7 @@ export class Attempts implements Line {
   readonly #emitted = new Map<string, number>(); // bytes, of the pieces of those that have emitted some
   readonly #calls = new Map<string, Open<CallRequest, CallResponse>>();
   readonly #asks = new Map<string, Open<ContextRequest, ContextResponse>>();
+  readonly #waiting = new Map<string, Set<Waiting>>(); // by attempt, of those that wait for something
   readonly #holdings = new Map<string, Holding>();
   #idle: Deferred | undefined;
   /** The largest inline payload in bytes. */
@@ -78,9 +89,7 @@ export class Attempts implements Line {
     if (task === undefined || task.cancelled !== undefined) return;
     task.cancel(reason);
     // What it waits for here is given up; what it asks for from now on, to leave in order, is not.
-    for (const open of [...this.#calls.values(), ...this.#asks.values()]) {
-      if (open.request.attemptId === attemptId) open.answer.reject(task.cancelled);
-    }
+    for (const { answer } of this.#waiting.get(attemptId) ?? []) answer.reject(task.cancelled);
   }
 
   /** No more will be assigned: what is gathered waits for nobody any longer. */
@@ -120,14 +129,26 @@ export class Attempts implements Line {
     const key = keyOf(request.attemptId, request.callId);
     if (this.#calls.has(key)) throw new TypeError(`callId ${request.callId} is in use by a call that has not ended`);
     const size = this.#fitting("the call", CallRequest.encode(request));
-    const open = { request, size, answer: new Deferred<CallResponse>(), onPartial };
+    const open = {
+      request, size, answer: new Deferred<CallResponse>(), onPartial,
+      withdraw: () => { this.#outbox.withdrawCall(request); },
+      over: () => {
+        const failure = new Failure("CANCELLED", "the attempt is over", { code: "ATTEMPT_NOT_FOUND" });
+        return new CallFailed(request.capability, failureOf(failure));
+      },
+    };
     return await this.#open(this.#calls, key, open, () => { this.#outbox.call(request, size); });
   }
 
   async ask(request: ContextRequest): Promise<ContextResponse> {
     const key = keyOf(request.attemptId, request.requestId);
     const size = this.#fitting("the request to shared context", ContextRequest.encode(request));
-    const open = { request, size, answer: new Deferred<ContextResponse>() };
+    const { attemptId } = request;
+    const open = {
+      request, size, answer: new Deferred<ContextResponse>(),
+      withdraw: () => { this.#outbox.withdrawAsk(request); },
+      over: () => errorOf("ATTEMPT_NOT_FOUND", `attempt ${attemptId} is not running here`, { metadata: { attempt_id: attemptId } }),
+    };
     return await this.#open(this.#asks, key, open, () => { this.#outbox.ask(request, size); });
   }
 
@@ -179,18 +200,25 @@ export class Attempts implements Line {
     throw invalidOutput(`${what} has ${String(size)} bytes in all, larger than ${String(most)} bytes`);
   }
 
-  async #open<Request, Answer>(
+  async #open<Request extends { attemptId: string }, Answer>(
     all: Map<string, Open<Request, Answer>>,
     key: string,
     open: Open<Request, Answer>,
     send: () => void,
   ): Promise<Answer> {
+    const { attemptId } = open.request;
+    if (!this.#running.has(attemptId)) throw open.over();
+    const waiting = this.#waiting.get(attemptId) ?? new Set();
+    this.#waiting.set(attemptId, waiting.add(open));
     all.set(key, open);
     send();
     try {
       return await open.answer.promise;
     } finally {
+      open.withdraw(); // it may have been given up before it was sent
       all.delete(key);
+      waiting.delete(open);
+      if (waiting.size === 0) this.#waiting.delete(attemptId);
     }
   }
 
@@ -204,6 +232,10 @@ export class Attempts implements Line {
     }
     this.#running.delete(attemptId);
     this.#emitted.delete(attemptId);
+    for (const open of this.#waiting.get(attemptId) ?? []) {
+      open.withdraw(); // at once: nothing is asked for an attempt with its outcome or after it
+      open.answer.reject(open.over());
+    }
     if (this.#running.size === 0) {
       this.#idle?.resolve();
       this.#idle = undefined;

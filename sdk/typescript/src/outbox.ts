@@ -77,6 +77,16 @@ export class Outbox {
     this.#something();
   }
 
+  /** Take back a call that nobody waits for any more, unless it was sent. */
+  withdrawCall(request: CallRequest): void {
+    this.#calls = this.#calls.filter((one) => one.request !== request);
+  }
+
+  /** Take back a request to shared context in the same way. */
+  withdrawAsk(request: ContextRequest): void {
+    this.#asks = this.#asks.filter((one) => one.request !== request);
+  }
+
   /** Ask for no more work. */
   drain(): void {
     this.#drain = true;

@@ -1,7 +1,7 @@
 /** An agent at a sidecar double's real socket. */
 import { expect, onTestFinished, test } from "vitest";
 
-import { Agent, AntiphonError, Failure, type FromSchema, Graph, permanent, Payload, ref, Subgraph, type Task, transient } from "../src/index.js";
+import { Agent, AntiphonError, CallFailed, Failure, type FromSchema, Graph, permanent, Payload, ref, Subgraph, type Task, transient } from "../src/index.js";
 import { Effect, FailureKind } from "../src/v1.js";
 import { assignment, eventually, type Line, Sidecar } from "./sidecar.js";
 
@@ -283,6 +283,32 @@ test("a cancel ends everything a handler has asked for, and no process because o
   await eventually(() => line.calls.length === 2 && line.asks.length === 7, "what is asked for");
   line.cancel("r/a/0/1");
   expect(await line.failure("r/a/0/1")).toMatchObject({ kind: FailureKind.CANCELLED });
+});
+
+test("nothing is asked for an attempt with its outcome or after it", async () => {
+  const late: Promise<unknown>[] = [];
+  let left: Task | undefined;
+  const agent = new Agent("asker", { logger: quiet })
+    .capability("asker.ask@1", {}, async (_, task) => await task.call("a.b@1"))
+    .capability("asker.get@1", {}, async (_, task) => await task.context.get("key"))
+    .capability("asker.leave@1", {}, (_, task) => {
+      late.push(task.call("a.b@1"), task.context.get("key"));
+      left = task;
+      return "left";
+    });
+  const { line } = await attached(agent);
+  for (const [attemptId, capability] of [["r/a/0/1", "asker.ask@1"], ["r/b/0/1", "asker.get@1"]] as const) {
+    line.send({ assignments: [assignment(attemptId, capability)], cancels: [{ attemptId, reason: "deadline" }] });
+    expect(await line.failure(attemptId)).toMatchObject({ kind: FailureKind.CANCELLED });
+  }
+  line.assign(assignment("r/c/0/1", "asker.leave@1"));
+  expect(await line.output("r/c/0/1")).toBe("left");
+  late.push(left?.call("a.b@1") ?? Promise.resolve());
+  const why = (error: unknown): unknown => error instanceof CallFailed ? error.code : error instanceof AntiphonError ? error.reason : error;
+  expect(await Promise.all(late.map((one) => one.catch(why)))).toEqual(Array(3).fill("ATTEMPT_NOT_FOUND"));
+  line.assign(assignment("r/d/0/1", "asker.other@1"));
+  await line.failure("r/d/0/1");
+  expect([line.calls, line.asks]).toEqual([[], []]);
 });
 
 test("a call without an answer is made again on the next stream", async () => {
