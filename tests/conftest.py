@@ -130,6 +130,6 @@ def go_sdk() -> Path:
 def go_programs(go_sdk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the programs of the Go SDK's tests, built."""
     folder = tmp_path_factory.mktemp("go")
-    programs = ("./examples/hello", "./internal/worker", "./internal/journey")
+    programs = ("./examples/hello", "./examples/reviewer", "./internal/worker", "./internal/journey")
     subprocess.run(["go", "build", "-buildvcs=false", "-o", f"{folder}/", *programs], cwd=go_sdk, check=True)
     return folder

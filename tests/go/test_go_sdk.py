@@ -27,6 +27,12 @@ def test_the_readme_shows_the_example_that_is_compiled() -> None:
     assert blocks[0] == code[code.index("package main") :]
 
 
+def test_the_page_shows_examples_that_are_compiled() -> None:
+    handler, client, *_ = re.findall(r"^```go\n(.*?)^```$", (ROOT / "docs/go.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert handler in (GO_SDK / "examples/reviewer/main.go").read_text()
+    assert client in (GO_SDK / "examples/client/main.go").read_text()
+
+
 def test_the_module_has_the_version_of_the_whole() -> None:
     version = tomllib.loads((ROOT / "sdk/python/pyproject.toml").read_text())["project"]["version"]
     assert f'const Version = "{version}"' in (GO_SDK / "doc.go").read_text()

@@ -46,3 +46,11 @@ def test_its_graph_is_right(project: Path) -> None:
 def test_the_ten_line_example_passes_verify(go_programs: Path) -> None:
     done = antiphon("verify", "--", str(go_programs / "hello"), folder=go_programs)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_agent_that_calls_and_shares_passes_verify_each_time(go_programs: Path) -> None:
+    # What it asks for just as its time is up is not asked after its outcome, whichever comes first.
+    races = [word for case in ("deadline", "cancel", "attempt-token") for word in ("--case", case)]
+    for cases in ([], *[races] * 5):
+        done = antiphon("verify", "--answer", "text.count=3", *cases, "--", "./reviewer", folder=go_programs)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -18,6 +18,7 @@ pytest_plugins = ("tests.harness.typescript",)
 
 ROOT = Path(__file__).parents[2]
 AGENT, CLIENT = re.findall(r"```ts\n(.*?)```", (ROOT / "sdk/typescript/README.md").read_text(), re.DOTALL)
+REVIEWER, STEERING = re.findall(r"```ts\n(.*?)```", (ROOT / "docs/typescript.md").read_text(), re.DOTALL)[:2]
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 
 
@@ -79,6 +80,15 @@ async def test_the_client_of_the_readme_works(typescript: Path, tmp_path: Path) 
         assert (process.returncode, printed) == (0, b"{ answer: 42 }\n")
         (request,) = double.submissions
         assert request.inline.output == '"${tasks.greet.output}"' and request.input.inline == b'{"name":"Ada"}'
+
+
+def test_the_agent_of_the_page_calls_and_shares_and_passes_verify(typescript: Path, tmp_path: Path) -> None:
+    script = compiled(typescript, tmp_path / "project", REVIEWER)
+    run(tmp_path, ANTIPHON, "verify", "--answer", "text.count=3", "--", "node", str(script))
+
+
+def test_the_client_of_the_page_is_right_in_strict_mode(typescript: Path, tmp_path: Path) -> None:
+    compiled(typescript, tmp_path / "project", STEERING)
 
 
 def test_a_new_project_installs_builds_and_is_proven_at_once(typescript: Path, tmp_path: Path) -> None:
