@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"iter"
 	"strings"
 	"time"
@@ -15,7 +16,11 @@ import (
 	antiphonv1 "antiphon.dev/antiphon/v1"
 )
 
-const waitStep = 5 * time.Minute
+const (
+	waitStep = 5 * time.Minute
+	// aside is how long whoever stops waiting for a run is kept, at most, to learn which one goes on.
+	aside = time.Second
+)
 
 // Source is the graph of a run: Registered or Inline.
 type Source func(*antiphonv1.SubmitRunRequest)
@@ -88,7 +93,8 @@ func (c *Client) submission(
 }
 
 // Submit submits a run and returns it: as it was committed, or with Wait as it ended, whether it succeeded or not (OutputOf tells),
-// after as long as it takes unless ctx ends. The input is anything that travels as JSON, nil for null, or a *Payload; a large one is
+// after as long as it takes unless ctx ends; the run goes on then, and the error, which comes within a second, names it in its
+// Metadata as run_id where it is known. The input is anything that travels as JSON, nil for null, or a *Payload; a large one is
 // uploaded first. Reasons: GraphNotFound, GraphInvalid, InputInvalid, RequestIdReused.
 func (c *Client) Submit(
 	ctx context.Context, source Source, input any, options ...SubmitOption,
@@ -109,12 +115,29 @@ func (c *Client) Submit(
 			return run, nil
 		}
 		failure := failureOf(ctx, err)
-		if failure.Reason == DeadlineExceeded && ctx.Err() == nil {
+		if ctx.Err() != nil {
+			return nil, c.named(ctx, request, failure)
+		}
+		if failure.Reason == DeadlineExceeded {
 			again.heard() // the server is there, and the run goes on
 		} else if err := again.after(ctx, failure); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// named is the error of a caller that waits no longer, with the run that goes on: the same request id is the same run.
+func (c *Client) named(ctx context.Context, request *antiphonv1.SubmitRunRequest, failure *Error) error {
+	brief, end := context.WithTimeout(context.WithoutCancel(ctx), aside)
+	defer end()
+	request.Wait = false
+	run, err := c.submitStep(brief, request)
+	if err != nil {
+		return failure // nobody knows whether it was committed
+	}
+	failure.Message = fmt.Sprintf("run %s has not ended; %s", run.GetRunId(), failure.Message)
+	failure.Metadata = map[string]string{"run_id": run.GetRunId()}
+	return failure
 }
 
 func (c *Client) submitStep(ctx context.Context, request *antiphonv1.SubmitRunRequest) (*antiphonv1.Run, error) {

@@ -282,6 +282,34 @@ func TestWhoCannotServeIsLeftForTheNextAddress(t *testing.T) {
 	}
 }
 
+func TestWhoStopsWaitingForASubmissionLearnsWhichRunGoesOn(t *testing.T) {
+	orchestrator, client, _, _ := world(t)
+	asked := make(chan string, 4)
+	orchestrator.submit = func(ctx context.Context, request *antiphonv1.SubmitRunRequest) (*antiphonv1.SubmitRunResponse, error) {
+		asked <- request.GetRequestId()
+		if request.GetWait() {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return &antiphonv1.SubmitRunResponse{Run: &antiphonv1.Run{RunId: "r"}}, nil
+	}
+	for _, cause := range []error{context.DeadlineExceeded, context.Canceled} {
+		ctx, stop := context.WithTimeout(t.Context(), time.Second)
+		if cause == context.Canceled {
+			time.AfterFunc(100*time.Millisecond, stop)
+		}
+		_, err := client.Submit(ctx, Registered("g"), nil, Wait())
+		stop()
+		var known *Error
+		if !errors.Is(err, cause) || !errors.As(err, &known) || known.Metadata["run_id"] != "r" || !strings.Contains(err.Error(), "run r has") {
+			t.Error(err)
+		}
+		if first, second := receive(t, asked, "a submission"), receive(t, asked, "the question"); first != second {
+			t.Errorf("%s was submitted again as %s", first, second)
+		}
+	}
+}
+
 func TestWaitingForASubmissionIsTheSameRunHoweverOftenItIsAsked(t *testing.T) {
 	orchestrator, client, _, _ := world(t)
 	ids := map[string]int{}

@@ -109,6 +109,18 @@ async def test_a_call_without_an_answer_ends_at_its_deadline(double: Orchestrato
             await client.submit("review", wait=True, timeout=timedelta(seconds=0.3))
 
 
+async def test_who_stops_waiting_for_a_submission_learns_which_run_goes_on(
+    double: Orchestrator, files: CertificateFiles
+) -> None:
+    double.hold = asyncio.Event()
+    async with connect(double, files) as client:
+        with pytest.raises(antiphon.DeadlineExceeded, match="run .+ has not ended") as late:
+            await client.submit("review", wait=True, timeout=timedelta(seconds=0.3))
+    first, second = double.submissions
+    assert first.request_id == second.request_id and not second.wait
+    assert late.value.metadata["run_id"] == double.run(first.request_id, False).run_id
+
+
 async def test_a_retryable_refusal_is_tried_again_after_the_delay_it_names(
     client: Client, double: Orchestrator
 ) -> None:

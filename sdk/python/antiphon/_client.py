@@ -42,7 +42,7 @@ from ._client_steering import SteeringCalls
 from ._connection import Connection, Generation, Renew
 from ._context import value_of
 from ._credentials import Credentials, load_profile
-from ._errors import error_of, from_rpc_error
+from ._errors import AntiphonError, error_of, from_rpc_error
 from ._failures import RunFailed
 from ._reasons import DeadlineExceeded
 from ._schema import codec
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from ._graph import Graph
 
 _WAIT_STEP = 300.0
+_ASIDE = timedelta(seconds=1)  # that whoever stops waiting is kept, at most, to learn which run goes on
 
 
 class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls):
@@ -112,7 +113,8 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
 
         `input` is anything JSON can hold, a dataclass, or a `Payload`; a large one is uploaded first. With `wait=True`
         the answer is the run as it ended, whether it succeeded or not (`output_of` tells), after as long as it takes
-        unless there is a `timeout`. `SubmitOptions` has the rest. Raises `GraphNotFound`, `GraphInvalid`,
+        unless there is a `timeout`: the run goes on then, and the `DeadlineExceeded`, which comes within a second, names
+        it in its `metadata` as run_id where it is known. `SubmitOptions` has the rest. Raises `GraphNotFound`, `GraphInvalid`,
         `InputInvalid`, `RequestIdReused`, or another `AntiphonError`.
         """
         request = await submission(self.upload_payload, graph, input, options, traceparent())
@@ -122,7 +124,7 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
             async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
                 return await self._submit_and_wait(request)
         except TimeoutError:
-            raise error_of("DEADLINE_EXCEEDED", f"the run has not ended within {timeout}") from None
+            raise await self._late(request, timeout) from None
 
     def submitter(self, in_flight: int = 1000) -> Submitter:
         """For many runs: one stream, with at most `in_flight` submissions that have no answer.
@@ -346,6 +348,16 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
         return await self._ask(lambda to: to.identity.CreateToken, request, repeatable=False)
 
     # How
+
+    async def _late(self, request: run_service_pb2.SubmitRunRequest, timeout: timedelta | None) -> AntiphonError:
+        """The error of a caller that waits no longer, with the run that goes on: the same request id is the same run."""
+        request.wait = False
+        try:
+            run_id = (await self._ask(lambda to: to.runs.SubmitRun, request, _ASIDE)).run.run_id
+        except AntiphonError:  # nobody knows whether it was committed
+            return error_of("DEADLINE_EXCEEDED", f"the run has not ended within {timeout}")
+        text = f"run {run_id} has not ended within {timeout}"
+        return error_of("DEADLINE_EXCEEDED", text, metadata={"run_id": run_id})
 
     async def _submit_and_wait(self, request: run_service_pb2.SubmitRunRequest) -> run_pb2.Run:
         """In steps, each a call with a deadline of its own: the same request id is the same run, however often."""

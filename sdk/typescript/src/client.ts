@@ -16,7 +16,7 @@ import { OperatorCalls } from "./client-operator.js";
 import { keyOf, type MemberOptions } from "./client-steering.js";
 import { Connection } from "./connection.js";
 import { type Credentials, loadProfile } from "./credentials.js";
-import { AntiphonError } from "./errors.js";
+import { AntiphonError, errorOf } from "./errors.js";
 import { RunFailed } from "./failures.js";
 import { Failure as FailureMessage } from "./gen/antiphon/v1/failure.js";
 import { type Graph as GraphMessage } from "./gen/antiphon/v1/graph.js";
@@ -72,6 +72,7 @@ import { graphOf, type GraphSource, submission, type SubmitOptions } from "./sub
 import { Submitter } from "./submitter.js";
 
 const WAIT_STEP = 300_000;
+const ASIDE = 1000; // that whoever stops waiting is kept, at most, to learn which run goes on
 const TIMEOUT = 10_000;
 const PATIENCE = 120_000;
 
@@ -127,14 +128,20 @@ export class Client extends OperatorCalls {
    * Submit a run of a registered graph ("NAME" or "NAME@VERSION") or of the graph given, and return the run.
    *
    * `input` is anything JSON can hold, or a `Payload`; a large one is uploaded first. With `wait` the answer is the run as it
-   * ended, whether it succeeded or not (`outputOf` tells), after as long as it takes unless there is a `timeout`. Throws
-   * GRAPH_NOT_FOUND, GRAPH_INVALID, INPUT_INVALID, REQUEST_ID_REUSED.
+   * ended, whether it succeeded or not (`outputOf` tells), after as long as it takes unless there is a `timeout`: the run goes
+   * on then, and the DEADLINE_EXCEEDED, which comes within a second, names it in its `metadata` as run_id where it is known.
+   * Throws GRAPH_NOT_FOUND, GRAPH_INVALID, INPUT_INVALID, REQUEST_ID_REUSED.
    */
   async submit(graph: GraphSource, input?: unknown, options: SubmitOptions & CallTimes = {}): Promise<Run> {
     const left = remaining(options);
     const request = await submission((data) => this.uploadPayload(data, "", left()), graph, input, options);
     if (!request.wait) return there((await this.ask(RunServiceService.submitRun, request, left())).run);
-    return await this.#submitAndWait(request, left());
+    try {
+      return await this.#submitAndWait(request, left());
+    } catch (error) {
+      if (options.timeout === undefined || !(error instanceof AntiphonError && error.reason === "DEADLINE_EXCEEDED")) throw error;
+      throw await this.#named(request, error, options.timeout);
+    }
   }
 
   /**
@@ -384,6 +391,19 @@ export class Client extends OperatorCalls {
   // How
 
   /** In steps, each a call with a deadline of its own: the same request id is the same run, however often. */
+  /** The error of a caller that waits no longer, with the run that goes on: the same request id is the same run. */
+  async #named(request: SubmitRunRequest, late: AntiphonError, timeout: number): Promise<AntiphonError> {
+    try {
+      const committed = await this.ask(RunServiceService.submitRun, { ...request, wait: false }, { timeout: ASIDE });
+      const { runId } = there(committed.run);
+      const text = `run ${runId} has not ended within ${String(timeout)} ms`;
+      return errorOf("DEADLINE_EXCEEDED", text, { metadata: { run_id: runId } });
+    } catch (error) {
+      if (error instanceof AntiphonError) return late; // nobody knows whether it was committed
+      throw error;
+    }
+  }
+
   async #submitAndWait(request: SubmitRunRequest, times: CallTimes): Promise<Run> {
     const headers = metadata();
     return await limited(times, "the run has not ended", async (signal) => {

@@ -188,10 +188,18 @@ test("a call without an answer ends with its deadline", async () => {
 });
 
 test("a run that does not end in the time there is for it ends the waiting, however one waits", async () => {
-  const client = await connect(await orchestrator(succeed, undefined, { submitRun: () => undefined }));
-  const late = { name: "RetryableError", reason: "DEADLINE_EXCEEDED", message: expect.stringContaining("has not ended") as string };
+  const ids: string[] = [];
+  const address = await orchestrator(succeed, undefined, {
+    submitRun: (call, done) => {
+      ids.push(call.request.requestId);
+      if (!call.request.wait) done(null, { run: Run.fromPartial({ runId: "r" }) });
+    },
+  });
+  const client = await connect(address);
+  const late = { name: "RetryableError", reason: "DEADLINE_EXCEEDED", message: expect.stringContaining("run r has not ended") as string };
   await expect(client.wait("r", { timeout: 200 })).rejects.toMatchObject(late);
-  await expect(client.submit("g@1", null, { wait: true, timeout: 200 })).rejects.toMatchObject(late);
+  await expect(client.submit("g@1", null, { wait: true, timeout: 200 })).rejects.toMatchObject({ ...late, metadata: { run_id: "r" } });
+  expect([ids.length, new Set(ids).size]).toEqual([2, 1]); // the same request id is the same run
 });
 
 test("a payload that does not come in the time there is for it ends the download", async () => {
