@@ -114,7 +114,7 @@ async def test_who_stops_waiting_for_a_submission_learns_which_run_goes_on(
 ) -> None:
     double.hold = asyncio.Event()
     async with connect(double, files) as client:
-        with pytest.raises(antiphon.DeadlineExceeded, match="run .+ has not ended") as late:
+        with pytest.raises(antiphon.DeadlineExceeded, match=r"run .+ has not ended") as late:
             await client.submit("review", wait=True, timeout=timedelta(seconds=0.3))
     first, second = double.submissions
     assert first.request_id == second.request_id and not second.wait

@@ -113,9 +113,9 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
 
         `input` is anything JSON can hold, a dataclass, or a `Payload`; a large one is uploaded first. With `wait=True`
         the answer is the run as it ended, whether it succeeded or not (`output_of` tells), after as long as it takes
-        unless there is a `timeout`: the run goes on then, and the `DeadlineExceeded`, which comes within a second, names
-        it in its `metadata` as run_id where it is known. `SubmitOptions` has the rest. Raises `GraphNotFound`, `GraphInvalid`,
-        `InputInvalid`, `RequestIdReused`, or another `AntiphonError`.
+        unless there is a `timeout`: the run goes on then, and the `DeadlineExceeded`, which comes within a second,
+        names it in its `metadata` as run_id where it is known. `SubmitOptions` has the rest. Raises `GraphNotFound`,
+        `GraphInvalid`, `InputInvalid`, `RequestIdReused`, or another `AntiphonError`.
         """
         request = await submission(self.upload_payload, graph, input, options, traceparent())
         if not request.wait:

@@ -124,7 +124,7 @@ function argumentOf(task: Task, fits: Check): unknown {
   } catch (error) {
     throw invalidInput(error instanceof RangeError ? "the value is nested too deeply" : (error as Error).message);
   }
-  if (mismatch !== undefined) throw invalidInput(mismatch.message, { field: mismatch.field });
+  if (mismatch !== undefined) throw invalidInput(`the input does not fit: ${mismatch.message}`, { field: mismatch.field });
   return value;
 }
 
@@ -136,7 +136,7 @@ function answerOf(result: unknown, limit: number, fits: Check): PayloadMessage {
     } catch (error) {
       throw invalidOutput(`the output cannot travel: ${(error as Error).message}`);
     }
-    if (mismatch !== undefined) throw invalidOutput(mismatch.message, { field: mismatch.field });
+    if (mismatch !== undefined) throw invalidOutput(`the output does not fit: ${mismatch.message}`, { field: mismatch.field });
   }
   return travelling("the output", result, limit);
 }

@@ -119,7 +119,7 @@ test("input that does not fit never reaches the handler, and the message holds n
   line.assign(assignment("r/a/0/1", "sample.judge@1", { name: 12345 }), assignment("r/b/0/1", "sample.judge@1", {}));
   const wrong = await line.failure("r/a/0/1");
   expect(wrong).toMatchObject({ kind: FailureKind.INVALID_INPUT, field: "/name", retryable: false });
-  expect(wrong.message).not.toContain("12345");
+  expect(wrong.message).toBe("the input does not fit: must be string");
   expect((await line.failure("r/b/0/1")).kind).toBe(FailureKind.INVALID_INPUT);
 });
 
@@ -130,7 +130,8 @@ test("output that does not fit, cannot travel or is too large is a failure", asy
     assignment("r/b/0/1", "sample.any@1", "x".repeat(65535)),
     assignment("r/c/0/1", "sample.any@1", "x".repeat(65534)),
   );
-  expect((await line.failure("r/a/0/1")).kind).toBe(FailureKind.INVALID_OUTPUT);
+  const unfit = { kind: FailureKind.INVALID_OUTPUT, message: "the output does not fit: must be integer" };
+  expect(await line.failure("r/a/0/1")).toMatchObject(unfit);
   expect((await line.failure("r/b/0/1")).message).toContain("65537 bytes");
   expect(await line.output("r/c/0/1")).toHaveLength(65534);
 });

@@ -104,7 +104,7 @@ pytest                                  # the handler alone, then on a mesh
 
 antiphon dev                            # in another terminal: a whole mesh on this machine
 export ANTIPHON_TOKEN=$$(antiphon certs token --profile operator \\
-    --kind sidecar --name $name --agent $name --capability '$capability')
+    --kind sidecar --name $name --agent $name --capability '$family.*')
 antiphon sidecar run --config sidecar.toml
 
 antiphon run submit graph.yaml --input '{"name": "Ada"}' --wait    # in a third terminal
@@ -140,11 +140,11 @@ def agent(
     if present:
         raise Problem(f"{', '.join(present)} exists already", "choose another name; nothing is overwritten")
     # A capability is dotted words that begin with a letter.
-    capability = f"{name if name[0].isalpha() else f'agent-{name}'}.greet"
+    family = name if name[0].isalpha() else f"agent-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     for file, template in files.items():
         (folder / file).parent.mkdir(exist_ok=True)
-        text = Template(template).substitute(name=name, capability=capability, sdk=sdk)
+        text = Template(template).substitute(name=name, family=family, capability=f"{family}.greet", sdk=sdk)
         (folder / file).write_text(text, "utf-8")
         output.show(str(folder / file))
     output.note(f"Next: cd {name}, and see README.md")

@@ -105,7 +105,7 @@ antiphon verify -- node dist/main.js    # the agent, against the contract
 
 antiphon dev                            # in another terminal: a whole mesh on this machine
 export ANTIPHON_TOKEN=$$(antiphon certs token --profile operator \\
-    --kind sidecar --name $name --agent $name --capability '$capability')
+    --kind sidecar --name $name --agent $name --capability '$family.*')
 antiphon sidecar run --config sidecar.toml
 
 antiphon run submit graph.yaml --input '{"name": "Ada"}' --wait    # in a third terminal
