@@ -349,14 +349,14 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
 
     # How
 
-    async def _late(self, request: run_service_pb2.SubmitRunRequest, timeout: timedelta | None) -> AntiphonError:
-        """The error of a caller that waits no longer, with the run that goes on: the same request id is the same run."""
+    async def _late(self, request: run_service_pb2.SubmitRunRequest, limit: timedelta | None) -> AntiphonError:
+        """The error of a caller that waits no longer, with the run that goes on: the same request id is one run."""
         request.wait = False
         try:
             run_id = (await self._ask(lambda to: to.runs.SubmitRun, request, _ASIDE)).run.run_id
         except AntiphonError:  # nobody knows whether it was committed
-            return error_of("DEADLINE_EXCEEDED", f"the run has not ended within {timeout}")
-        text = f"run {run_id} has not ended within {timeout}"
+            return error_of("DEADLINE_EXCEEDED", f"the run has not ended within {limit}")
+        text = f"run {run_id} has not ended within {limit}"
         return error_of("DEADLINE_EXCEEDED", text, metadata={"run_id": run_id})
 
     async def _submit_and_wait(self, request: run_service_pb2.SubmitRunRequest) -> run_pb2.Run:
