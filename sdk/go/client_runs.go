@@ -107,6 +107,9 @@ func (c *Client) Submit(
 		answer, err := ask(ctx, c, runs, antiphonv1.RunServiceClient.SubmitRun, request)
 		return answer.GetRun(), err
 	}
+	if ctx.Err() != nil {
+		return nil, failureOf(ctx, ctx.Err()) // nothing was sent, and nothing is to be
+	}
 	// In steps, each a call with a deadline of its own: the same request id is the same run, however often.
 	again := streamTries(c.connection, c.patience)
 	for {

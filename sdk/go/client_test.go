@@ -308,6 +308,11 @@ func TestWhoStopsWaitingForASubmissionLearnsWhichRunGoesOn(t *testing.T) {
 			t.Errorf("%s was submitted again as %s", first, second)
 		}
 	}
+	over, stop := context.WithCancel(t.Context())
+	stop()
+	if _, err := client.Submit(over, Registered("g"), nil, Wait()); !errors.Is(err, context.Canceled) || len(asked) != 0 {
+		t.Errorf("%v, and %d were submitted although nobody waited any more", err, len(asked))
+	}
 }
 
 func TestWaitingForASubmissionIsTheSameRunHoweverOftenItIsAsked(t *testing.T) {
