@@ -38,7 +38,9 @@ func review(task *antiphon.Task, document Document) (Review, error) {
 	if err != nil && !errors.Is(err, antiphon.EntryNotFound) {
 		return Review{}, err
 	}
-	_, err = task.Shared().Put(task, "reviews", number+1, antiphon.TTL(24*time.Hour))
+	// Refused when another one was counted meanwhile: this attempt fails, and the next one reads again.
+	once := antiphon.ExpectedRevision(entry.GetRevision())
+	_, err = task.Shared().Put(task, "reviews", number+1, once, antiphon.TTL(24*time.Hour))
 	return Review{Words: words, Number: number + 1}, err
 }
 
