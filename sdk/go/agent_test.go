@@ -147,6 +147,28 @@ func TestWhatAHandlerReturnsOrPanicsWithChoosesItsFailure(t *testing.T) {
 	}
 }
 
+func TestThePlacesOfAPanicAreThoseOfItsHandler(t *testing.T) {
+	stack := `goroutine 7 [running]:
+runtime/debug.Stack()
+	/go/src/runtime/debug/stack.go:26 +0x5e
+antiphon.dev/antiphon.(*attempts).run.func1()
+	/sdk/go/attempts.go:157 +0x8c
+panic({0x1, 0x2})
+	/go/src/runtime/panic.go:792 +0x132
+main.divide(...)
+	/home/me/agent/main.go:12
+main.handle(0x1, {0xc000, 0x5})
+	/home/me/agent/main.go:20 +0x1d
+antiphon.dev/antiphon.Handle[...].func1(0x1)
+	/sdk/go/handler.go:90 +0x4a
+created by antiphon.dev/antiphon.(*attempts).begin in goroutine 5
+	/sdk/go/attempts.go:120 +0x2d
+`
+	if got := placesOf(stack); got != "/home/me/agent/main.go:12, /home/me/agent/main.go:20" {
+		t.Error(got)
+	}
+}
+
 // panicky is an error that panics as soon as it is asked what it is.
 type panicky struct{ failure *Failure }
 

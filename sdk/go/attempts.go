@@ -7,6 +7,7 @@ import (
 	"maps"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -244,9 +245,28 @@ func (a *attempts) failedWith(id string, over, err error, stack string) (result 
 	}
 	if !known {
 		// The text may quote the input, so it goes into the record, which has labels, and not into a log.
-		a.agent.log.Warn("an attempt failed", "attempt_id", id, "error_type", fmt.Sprintf("%T", err), "panic", stack != "")
+		said := []any{"attempt_id", id, "error_type", fmt.Sprintf("%T", err), "panic", stack != ""}
+		if stack != "" {
+			said = append(said, "at", placesOf(stack))
+		}
+		a.agent.log.Warn("an attempt failed", said...)
 	}
 	return failedResult(id, err, stack)
+}
+
+// placesOf is where a panic came from: the last three places in code that is neither Go's nor ours, without values.
+func placesOf(stack string) string {
+	lines, places := strings.Split(stack, "\n"), []string{}
+	for i := 1; i < len(lines) && len(places) < 3; i++ {
+		place, isPlace := strings.CutPrefix(lines[i], "\t")
+		function := strings.TrimPrefix(lines[i-1], "created by ")
+		ours := strings.HasPrefix(function, "antiphon.dev/antiphon.")
+		if isPlace && !ours && !strings.HasPrefix(function, "runtime") && !strings.HasPrefix(function, "panic(") {
+			place, _, _ = strings.Cut(place, " +0x")
+			places = append(places, place)
+		}
+	}
+	return strings.Join(places, ", ")
 }
 
 func isCancelled(err error) bool {
