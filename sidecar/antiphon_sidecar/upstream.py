@@ -96,6 +96,7 @@ class Upstream:
         self._news = asyncio.Event()
         self._reachable: bool | None = None
         self._expected_until = 0.0
+        self._ending = ""
 
     @property
     def attached(self) -> bool:
@@ -184,7 +185,8 @@ class Upstream:
         if previous and previous.task:
             previous.task.cancel()
         self._reachable = True
-        self._expected_until = 0.0
+        if welcome.replica_id != self._ending:  # the one that ends may have welcomed us once more
+            self._expected_until = 0.0
         stream.welcome_time = self.node.now()
         self._news.set()  # its successor may be due already
         log.info("attached", extra={"orchestrator": self.address, "replica": self.replica_id})
@@ -215,7 +217,7 @@ class Upstream:
         """The stream is going to end, and with it, when the reason is `shutdown`, the replica."""
         log.info("go away", extra={"orchestrator": self.address, "cause": reason})
         if reason == "shutdown":
-            self._expected_until = self.node.now() + RESTART
+            self._expected_until, self._ending = self.node.now() + RESTART, self.replica_id
         stream.successor_due = True
         self._news.set()
 

@@ -332,9 +332,9 @@ async def test_a_replica_that_has_said_that_it_ends_is_waited_for_without_a_warn
             stream.send(response)
             await process.logged("go away")
             await first.stop()
-            async with serving(authority, address=address) as second:
+            async with serving(authority, "two", address) as second:
                 await (await second.attachment()).window("echo", 2)
-                await eventually(lambda: process.log.count('"event": "attached"') == 2)
+                await eventually(lambda: '"replica": "two"' in process.log)
                 assert '"event": "detached"' not in process.log
                 await second.stop()
                 await process.logged("detached")  # this one has said nothing

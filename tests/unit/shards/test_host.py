@@ -287,5 +287,5 @@ async def test_what_ends_a_turn_at_no_run_ends_the_process(store: FullStore) -> 
     life = asyncio.create_task(host.own(0))
     await eventually(lambda: bool(host.shards))
     host.put(0, cast(Any, object()))
-    with pytest.raises(KeyError):
+    with pytest.raises((KeyError, TypeError)):  # a compiled shard takes nothing that is no input
         await life
