@@ -146,6 +146,7 @@ class _Servicer:
             self._end(self._session)
         if self._leaving:
             self._leaving.cancel()
+            self._leaving = None
             self._node.depart(self.seat)
         self._node.announce(self.seat, first.hello.description)
         self._session = session
@@ -165,7 +166,9 @@ class _Servicer:
             session.replaced()
 
     async def _leave(self, supervisor: Supervisor) -> None:
-        self._node.depart(self.seat, await supervisor.death(DEATH_TIMEOUT))
+        death = await supervisor.death(DEATH_TIMEOUT)
+        self._leaving = None
+        self._node.depart(self.seat, death)
 
     async def ReportProgress(
         self, request: agents.ReportProgressRequest, context: _Context

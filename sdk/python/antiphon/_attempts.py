@@ -218,6 +218,8 @@ class Attempts:
             return await answer
         finally:
             del self._calls[key]
+            if answer.cancelled():
+                self._outbox.withdraw(request)
 
     def answer(self, response: CallResponse) -> None:
         """Hand the outcome of a call to who waits for it."""
@@ -245,6 +247,8 @@ class Attempts:
             return await answer
         finally:
             del self._asks[key]
+            if answer.cancelled():
+                self._outbox.withdraw(request)
 
     def _check_size(self, request: CallRequest | ContextRequest) -> None:
         # From 4 MiB on it would break the stream of all attempts, and every stream on which it was repeated.

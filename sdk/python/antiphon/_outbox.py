@@ -77,6 +77,14 @@ class Outbox:
         self._asks.append(request)
         self._something.set()
 
+    def withdraw(self, request: CallRequest | ContextRequest) -> None:
+        """Take back a request that was not sent yet, since nobody waits for its answer any more."""
+        for waiting in (self._calls, self._asks):
+            for place, known in enumerate(waiting):
+                if known is request:
+                    del waiting[place]
+                    return
+
     def drain(self) -> None:
         """Ask for no more work."""
         self._drain = True

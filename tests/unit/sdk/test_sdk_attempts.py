@@ -11,7 +11,8 @@ from typing import Any
 from antiphon import Agent, Payload, PermanentFailure, TaskContext
 from antiphon._attempts import Attempts
 from antiphon._outbox import Outbox
-from antiphon.v1.agent_service_pb2 import Assignment, WorkRequest
+from antiphon.v1.agent_service_pb2 import Assignment, CallRequest, WorkRequest
+from antiphon.v1.context_request_pb2 import ContextRequest
 from pytest import mark
 
 LARGE = 5_000_000
@@ -132,3 +133,21 @@ async def test_a_decoder_that_panics_fails_its_attempt_alone() -> None:
 
     (result,) = (await said(agent, "text.read", b"{}")).results
     assert result.failure.message == "Panic: read"
+
+
+async def test_what_is_given_up_before_it_was_sent_is_not_asked_any_more() -> None:
+    outbox = Outbox()
+    attempts = Attempts({}, outbox, 1)
+    asking = [
+        asyncio.create_task(attempts.call(CallRequest(attempt_id="a", call_id="given up"))),
+        asyncio.create_task(attempts.ask(ContextRequest(attempt_id="a", request_id="given up"))),
+        asyncio.create_task(attempts.call(CallRequest(attempt_id="b", call_id="kept"))),
+    ]
+    await asyncio.sleep(0)  # each has put its request
+    for one in asking[:2]:
+        one.cancel()
+    await asyncio.wait(asking[:2])
+    sent = await outbox.take()
+    assert sent is not None and [call.call_id for call in sent.calls] == ["kept"] and not sent.context_requests
+    asking[2].cancel()
+    await asyncio.wait(asking)
