@@ -11,7 +11,7 @@ import atexit
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, wait
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -60,7 +60,13 @@ class Portal:
         assert self._loop is not None, "enter first"
         if self.inside:
             raise RuntimeError("this is the thread in which antiphon.sync works; use antiphon.Client here")
-        return asyncio.run_coroutine_threadsafe(work(), self._loop)
+        coroutine = work()
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except BaseException:  # an interrupt, before it was handed over or just after
+            with suppress(ValueError):  # it has begun over there
+                coroutine.close()
+            raise
 
     @property
     def inside(self) -> bool:
