@@ -50,8 +50,8 @@ class History:
         """By attempt: what its agent was told of the calls that it made."""
         self.asked: Counter[tuple[str, str, int, str]] = Counter()
         """By run, task, member and what: how often somebody asked for a retry, or resolved it."""
-        self.revoked: set[int] = set()
-        """Serial numbers of certificates that somebody was told are revoked."""
+        self.revoked: dict[int, float] = {}
+        """Serial numbers of certificates that somebody was told are revoked, and when."""
         self.left: list[tuple[str, set[str]]] = []
         """Sidecars that were killed, and the attempts whose outcomes they left on their disks."""
 

@@ -17,6 +17,9 @@ from tests.simulation.cluster.semantics import Rules, calls_of, content, failed_
 if TYPE_CHECKING:
     from tests.simulation.cluster.world import World
 
+IN_FORCE = 5.0
+"""Seconds within which a revocation that somebody was told of is in force everywhere."""
+
 AWAY = "its sidecar went away without an outcome"
 GONE = "ATTEMPT_NOT_FOUND"
 """Code of the refusal of a call whose attempt was given up meanwhile."""
@@ -38,6 +41,7 @@ def judge(world: World) -> None:
     unknown = sorted(set(history.executions) - offered)
     require(not unknown, f"executed, and not on record: {unknown}")
     _left(world, found)
+    in_force = {serial for serial, told in history.revoked.items() if world.loop.now - told >= IN_FORCE}
     for replica in world.running():
         assert replica.host is not None and replica.fleet is not None
         live = [
@@ -51,11 +55,11 @@ def judge(world: World) -> None:
             used = f"{instance.instance_id} has {instance.in_use} slots in use at {replica.replica_id}, for nothing"
             require(instance.in_use == 0, used)
         assert replica.sessions is not None
-        for serial in sorted(history.revoked):
+        for serial in sorted(in_force):
             require(replica.refuses(serial), f"{replica.replica_id} does not know that {serial} is revoked")
         for incarnation in replica.sessions._sessions:
             serial = world.incarnations[incarnation].serial
-            require(serial not in history.revoked, f"{replica.replica_id} has a stream of {serial}, which is revoked")
+            require(serial not in in_force, f"{replica.replica_id} has a stream of {serial}, which is revoked")
         for key, counter in replica.fleet.limits._counters.items():
             idle = (counter.out, counter.called, counter.parked.size - counter.left) == (0, 0, 0)
             require(idle, f"{replica.replica_id} counts {counter.out} out and {counter.called} called up for {key}")

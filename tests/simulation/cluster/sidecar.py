@@ -128,6 +128,11 @@ class Sidecar:
         self._healthy = False
         self.node: Node | None = None
         self.spool: _Watched | None = None
+        self._replicas: Replicas | None = None
+
+    def known(self) -> Sequence[str]:
+        """The addresses of replicas that it knows."""
+        return self.addresses if self._replicas is None else self._replicas.addresses()
 
     async def run(self) -> None:
         """Until it is killed."""
@@ -139,7 +144,7 @@ class Sidecar:
         self.spool = _Watched(self, self.folder, node)
         take_up(self.spool, node.inflight)
         node.inflight.keeper = self.spool
-        replicas = Replicas(node, self.addresses, cast(Credential, self._dialler))
+        replicas = self._replicas = Replicas(node, self.addresses, cast(Credential, self._dialler))
         for agent in self._agents:
             agent.comes(self._concurrency)
         async with asyncio.TaskGroup() as parts:

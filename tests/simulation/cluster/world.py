@@ -24,7 +24,7 @@ from tests.simulation.cluster.archive import ArchiveModel
 from tests.simulation.cluster.clients import Client
 from tests.simulation.cluster.graphs import GRAPHS, REGISTERED, graph_of
 from tests.simulation.cluster.history import Fence, History, Violation
-from tests.simulation.cluster.judge import judge
+from tests.simulation.cluster.judge import IN_FORCE, judge
 from tests.simulation.cluster.loop import NOBODY, Process, SimulatedLoop
 from tests.simulation.cluster.network import Network, Peer
 from tests.simulation.cluster.outside import OUTSIDE
@@ -33,8 +33,6 @@ from tests.simulation.cluster.sidecar import ALL, Sidecar
 from tests.simulation.cluster.store import STORE, StoreClient, StoreModel, Weather
 
 CLIENT = "client"
-IN_FORCE = 5.0
-"""Seconds after which a revocation holds for connections that are there."""
 
 PEACE = 120.0
 """Seconds in which everything has to come to its end when nothing goes wrong any more."""
@@ -77,6 +75,8 @@ class World:
         self._born = 0
         self._to_revoke: set[int] = set()
         """Certificates that somebody wanted to be revoked."""
+        self._coming_back: set[str] = set()
+        """Sidecars that have ended, as their certificates are revoked, and are to be started again."""
         self._trouble = rng.choice([3.0, 6.0, 10.0, 18.0])
 
     def play(self) -> None:
@@ -103,9 +103,10 @@ class World:
         self.loop.advance(self._trouble)
         self._calm_down()
         until = self.loop.now + PEACE
-        self.loop.advance(until, lambda: all(errand.done() for errand in self.errands) and self._settled())
-        self.loop.advance(self.loop.now + (IN_FORCE if self.history.revoked else 1.0))
-        if self.loop.now >= until + IN_FORCE:
+        self.loop.advance(until, self._settled)
+        self.loop.advance(self.loop.now + (IN_FORCE if self._to_revoke else 1.0))
+        self.loop.advance(until + IN_FORCE, self._settled)  # revoked sidecars may have ended, and come back
+        if not self._settled():
             raise Violation(f"it does not come to rest: {self._left()}")
         for errand in self.errands:
             errand.result()
@@ -195,6 +196,7 @@ class World:
         failure = task.exception() or RuntimeError("a sidecar ended by itself")
         if sidecar.serial in self._to_revoke and _all_of(Revoked, failure):
             self.said(f"{sidecar.process.name} has ended: its certificate is revoked")
+            self._coming_back.add(sidecar.name)
             self._after(self.rng.choice([0.0, 1.0, 12.0]), lambda: self._kill_sidecar(sidecar))
         else:
             self.loop.failures.append(failure)
@@ -272,7 +274,17 @@ class World:
             process, seconds = found[1], self.rng.choice([0.3, 2.0, 7.0, 12.0])
             self.said(f"{process.name} is stopped for {seconds} s")
             process.stop()
+            for sidecar in self.sidecars.values():
+                if self._knows_none_that_runs(sidecar):
+                    self.disturbed[sidecar.name] = True
             self._after(seconds, lambda: self._go_on(process))
+
+    def _knows_none_that_runs(self, sidecar: Sidecar) -> bool:
+        """Whether a replica may take its shards from which it cannot be told: one that it has not learned of, while
+        those that it has are stopped."""
+        known = sidecar.known()
+        there = [self.replicas[address][0] for address in known if address in self.replicas]
+        return len(known) < len(self.addresses) and all(process.stopped for process in there)
 
     def _go_on(self, process: Process) -> None:
         if process.alive and process.stopped:
@@ -345,6 +357,7 @@ class World:
     def _kill_sidecar(self, sidecar: Sidecar) -> None:
         if self.sidecars[sidecar.name] is not sidecar:
             return
+        self._coming_back.discard(sidecar.name)
         self.disturbed[sidecar.name] = True
         self.history.left.append((sidecar.name, sidecar.kill()))
         self.network.reset(sidecar.process)
@@ -385,7 +398,7 @@ class World:
             await revocations.revoke(Subject("demo", serial=f"{serial:x}"), "trouble", "tester")
         except (ApiError, StoreError):
             return  # nobody was told that it is
-        self.history.revoked.add(serial)
+        self.history.revoked[serial] = self.loop.now
 
     def _clock_jumps(self) -> None:
         if (found := self._one()) is not None:
@@ -422,6 +435,8 @@ class World:
             sidecar.recover()
 
     def _settled(self) -> bool:
+        if self._coming_back or not all(errand.done() for errand in self.errands):
+            return False
         replicas = self.running()
         if len(replicas) < len(self.addresses) or any(replica.host is None for replica in replicas):
             return False
