@@ -249,9 +249,9 @@ async def _look_at_store(config: Config) -> dict[str, str]:
 async def _fit_in(config: Config, store: EtcdStore) -> None:
     """Raises NotInCommon and AddressInUse, as the start would beside the replicas that are there."""
     await common.check(store, config.trusting, *_trusted(config))
-    port = config.listen.rpartition(":")[2]
-    if int(port) and not in_use(config.data):  # else it is our own, which is there
-        await check_address(store, f"{config.advertised_host}:{port}")
+    address = config.advertised
+    if int(address.rpartition(":")[2]) and not in_use(config.data):  # else it is our own, which is there
+        await check_address(store, address)
 
 
 def _mebibytes(size: int) -> str:
