@@ -12,7 +12,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from antiphon_orchestrator.config import Flag, flags, shown
+from antiphon_orchestrator.config import SECTIONS, Flag, flags, shown
 from antiphon_orchestrator.config_words import meanings
 from antiphon_sidecar import config as sidecar
 
@@ -43,14 +43,6 @@ call_burst = 8000
 Lists are written `a,b` in flags and variables. `antiphon orchestrator check` says what is in force, and where each
 value came from.
 """
-_SECTIONS = {
-    "": "",
-    "context": "Shared context of each namespace.",
-    "schedule": "Who gets how much, and when an agent gets nothing. See [scheduling](../scheduling.md).",
-    "api": "Limits of the listener that everybody works with.",
-    "join": "Limits of the listener for joining, as those of `api`, with these defaults:",
-    "telemetry": "What leaves the process about itself.",
-}
 _SIDECAR = """
 ## Sidecar
 
@@ -79,9 +71,11 @@ def page() -> str:
     """The whole page."""
     known = flags()
     parts = [_HEAD]
-    for section, text in _SECTIONS.items():
+    for section, (_, words) in SECTIONS.items():
         own = [flag for flag in known if flag.key.rpartition(".")[0] == section]
+        text = f"{words[0].upper()}{words[1:]}."
         if section == "join":
+            text = f"{text[:-1]}, as those of `api`, with these defaults:"
             usual = {flag.key.partition(".")[2]: flag.default for flag in known if flag.key.startswith("api.")}
             own = [flag for flag in own if usual[flag.key.partition(".")[2]] != flag.default]
         parts += [f"\n### `[{section}]`\n\n{text}\n" if section else "", "\n", _table(own)]
