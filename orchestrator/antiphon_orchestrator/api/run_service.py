@@ -105,6 +105,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         """What a shard says of a submission: the run, its id when it is archived, or a refusal."""
         if isinstance(value, RequestIdReused):
             raise ApiError(ErrorReason.ERROR_REASON_REQUEST_ID_REUSED, request_id=request_id)
+        if isinstance(value, i.SetAside):
+            raise _set_aside(value)
         if isinstance(value, str):
             run = await self._load(value)
             return views.run_message(run)
@@ -486,12 +488,16 @@ def _sink(future: asyncio.Future[Any], convert: Callable[[Any], Any]) -> i.Sink:
             if isinstance(value, i.Moved):
                 raise moved(value.shard)
             if isinstance(value, i.SetAside):
-                raise ApiError(ErrorReason.ERROR_REASON_RUN_SET_ASIDE, run_id=value.run_id, cause=str(value))
+                raise _set_aside(value)
             future.set_result(value if known else convert(value))
         except Exception as error:  # the shard's loop calls: what cannot be shown is the caller's trouble alone
             future.set_exception(error)
 
     return sink
+
+
+def _set_aside(answer: i.SetAside) -> ApiError:
+    return ApiError(ErrorReason.ERROR_REASON_RUN_SET_ASIDE, run_id=answer.run_id, cause=str(answer))
 
 
 def _responses(run: Run, records: Iterable[bytes]) -> Iterator[api.WatchRunResponse]:

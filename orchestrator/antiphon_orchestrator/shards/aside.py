@@ -5,6 +5,9 @@ where nothing is of that turn; when the same family of runs, one run with all be
 shard is rebuilt with that family standing still (host.py). It can be looked at, and is in the log as it was. Nothing
 is begun, timed or steered, its attempts hold no slot, and what sidecars report of them gets no verdict, so that they
 keep it. That is remembered by the process alone: the next one, perhaps of a version without the bug, carries it on.
+
+A run that ends the very turn in which it is submitted is nowhere, and its submitter is told: another try would be
+another run, with the same end.
 """
 
 from __future__ import annotations
@@ -23,6 +26,15 @@ if TYPE_CHECKING:
 MOST = 64
 """Families that stand aside. Where there are more, it is not them."""
 
+STANDS = (
+    "it stands still, since carrying it on ended turns of its shard. That is a bug; its traceback is in the log of the"
+    " orchestrator. Nothing is lost; it goes on when an orchestrator is started anew, best of a version without the bug"
+)
+NOT_BEGUN = (
+    "it was not begun, since that ended a turn of its shard. That is a bug; its traceback is in the log of the"
+    " orchestrator. Nothing of it is kept"
+)
+
 
 def family(run: Run) -> str:
     """The id of the outermost run above a run, or its own."""
@@ -35,6 +47,18 @@ def culprit(shard: Shard) -> str:
     run_id = "" if turn is None else turn.at or _run_of(turn.item)
     entry = shard.runs.get(run_id)
     return "" if entry is None else family(entry.run)
+
+
+def not_begun(shard: Shard, turn: Turn) -> bool:
+    """Whether the present turn has ended at a run that it was to begin; then whoever submitted that is told."""
+    item = turn.item
+    if not isinstance(item, i.Submit) or turn.at not in ("", item.run_id):
+        return False
+    turn.replies = [reply for reply in turn.replies if reply[0] is not item.sink]
+    if (entry := shard.runs.get(item.run_id)) is not None:
+        entry.waiters = []
+    item.sink(i.SetAside(item.run_id, NOT_BEGUN))
+    return True
 
 
 def turned_aside(shard: Shard, fleet: Fleet, turn: Turn, item: i.Input) -> bool:

@@ -33,7 +33,7 @@ from . import codec, reading
 from . import inputs as i
 from .archiver import Archiver
 from .aside import MOST as MOST_BLAMED
-from .aside import culprit
+from .aside import STANDS, culprit, not_begun
 from .audited import AuditPages
 from .clock import now
 from .leaving import abandon, let_archived_go, turn_away
@@ -63,11 +63,6 @@ SHORT_LOG = 256
 
 STUMBLES = 2
 """Turns that end halfway at a family of runs before it stands aside."""
-
-_SET_ASIDE = (
-    "it stands still, since carrying it on ended turns of its shard. That is a bug; its traceback is in the log of the"
-    " orchestrator. Nothing is lost; it goes on when an orchestrator is started anew, best of a version without the bug"
-)
 
 
 class NoPlan(Exception):
@@ -330,7 +325,7 @@ class Host:
             await self._recover_seat(seat)
             took = round(time.monotonic() - started, 3)
             log.info("shard_taken", shard=number, epoch=shard.epoch, count=len(shard.runs), duration=took)
-            shard.aside = {run_id: _SET_ASIDE for run_id, times in self._stumbles.items() if times >= STUMBLES}
+            shard.aside = {run_id: STANDS for run_id, times in self._stumbles.items() if times >= STUMBLES}
             shard.resume()
             seat.ready = True
             self.taken(number)
@@ -483,20 +478,25 @@ class Host:
                 await seat.audit.write_due(moment)
 
     def _blame(self, seat: _Seat, error: Exception) -> None:
-        """Remembers at whom a turn ended halfway; raises its error again where that is nobody, or too many."""
-        shard, run_id = seat.shard, culprit(seat.shard)
+        """Tells, or remembers, at whom a turn ended halfway; raises its error where that is nobody, or too many."""
+        shard, turn = seat.shard, seat.shard.turn
+        assert turn is not None
+        seat.turn = turn
+        if not_begun(shard, turn):
+            log.error("run_not_begun", shard=shard.index, exc_info=error)
+            return
+        run_id = culprit(shard)
         if not run_id or (run_id not in self._stumbles and len(self._stumbles) >= MOST_BLAMED):
             raise error
-        seat.turn = shard.turn
-        if seat.turn is not None and isinstance(seat.turn.item, i.Asked | i.Report | i.Answered):
-            shard.inbox.appendleft(seat.turn.item)  # so that whoever waits for it is told, too
+        if isinstance(turn.item, i.Asked | i.Report | i.Answered):
+            shard.inbox.appendleft(turn.item)  # so that whoever waits for it is told, too
         self._stumbles[run_id] += 1
         aside = self._stumbles[run_id] >= STUMBLES
         log.error("run_set_aside" if aside else "run_stumbled", shard=shard.index, run_id=run_id, exc_info=error)
 
     def aside(self) -> int:
-        """Families of runs that stand aside here."""
-        return sum(times >= STUMBLES for times in list(self._stumbles.values()))
+        """Runs that stand aside here. It may be asked from any thread."""
+        return sum(entry.run.aside != "" for shard in self.shards for entry in list(shard.runs.values()))
 
     async def _append(self, seat: _Seat, turn: Turn, first_audited: int) -> int:
         """Commits what a turn decided. In a full store it makes what room it can, and tries again; raises Fenced."""

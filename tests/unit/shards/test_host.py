@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -256,10 +257,9 @@ async def test_a_run_that_ends_turns_stands_aside_and_the_others_go_on(store: Fu
         assert rig.offers == ["r1/t0/0/1", "r2/t0/0/1"]
     told.clear()
     for _ in range(STUMBLES):
-        assert host.aside() == 0
         await stumble(host, bug("r1", told.append, halfway=halfway), told)
-    assert host.aside() == 1
     async with owned(host) as shard:
+        assert host.aside() == 1
         host.put(0, i.Inventory("i", frozenset({"r1/t0/0/1", "r2/t0/0/1"}), shard.live_ids("i")))
         host.put(0, rig.report("r1/t0/0/1"))
         host.put(0, rig.report("r2/t0/0/1"))
@@ -280,6 +280,31 @@ async def test_a_run_that_ends_turns_stands_aside_and_the_others_go_on(store: Fu
     async with owned(again) as shard:
         await told_of(again, lambda sink: i.Cancel("r1", TESTER, "", sink))
         assert shard.runs["r1"].run.cancel is not None, "the next process carries it on"
+
+
+class Broken:
+    """Evaluates nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ZeroDivisionError("a bug")
+
+
+@pytest.mark.proves("a bug in how one run is carried on")
+@pytest.mark.parametrize("wait", [False, True])
+async def test_a_run_that_cannot_be_begun_is_refused_however_often_it_comes(store: FullStore, wait: bool) -> None:
+    host, rig = host_of(store)
+    poison = replace(plan(Node(when=True)), evaluator=cast(Any, Broken()))
+    for _ in range(2 * STUMBLES):
+        life = asyncio.create_task(host.own(0))
+        await eventually(lambda: bool(host.shards))
+        told: list[object] = []
+        host.submit(0, rig.submit("r1", poison, told.append, wait=wait))
+        with pytest.raises(Stumbled):
+            await life
+        (answer,) = told
+        assert isinstance(answer, i.SetAside) and "was not begun" in str(answer)
+    async with owned(host) as shard:
+        assert not shard.runs and isinstance(await told_of(host, lambda sink: rig.submit("r2", PLAN, sink)), Run)
 
 
 async def test_what_ends_a_turn_at_no_run_ends_the_process(store: FullStore) -> None:
