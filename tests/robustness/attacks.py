@@ -1,6 +1,7 @@
 """What callers do that mean harm, each by its name: a program, so that what it costs is not taken from who is honest.
 
-It says `ready` once all of it is under way, and when its input ends, as one line of JSON, how often it was told what.
+It says `ready` once all of it is under way, answers each line of its input with one line of JSON, how often it was told
+what, and ends with its input.
 """
 
 from __future__ import annotations
@@ -239,8 +240,8 @@ async def main(targets: dict[str, Target]) -> None:
         if attack.done():
             attack.result()
     print("ready", flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-    print(json.dumps(told), flush=True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        print(json.dumps(told), flush=True)
     for attack in attacks:
         attack.cancel()
     await asyncio.wait(attacks)

@@ -35,8 +35,9 @@ REFUSED = {
 }
 """What each is told at once; others hold what they have until it is too old, and are not read any further."""
 
-LOST = {"UNAVAILABLE"}
-"""What a call is told besides when its connection goes, as may be on a machine that has far too much to do."""
+LOST = {"UNAVAILABLE", "refused"}
+"""What else calls and connections are told, as may be on a machine that has far too much to do: who means harm is then
+too slow to finish a handshake in time, or to keep a connection alive."""
 
 
 def echo() -> Graph:
@@ -46,9 +47,22 @@ def echo() -> Graph:
 
 
 class Attacked:
-    """What the program of attacks said when it ended."""
+    """The program of attacks while it plays them."""
 
-    told: dict[str, Counter[str]]
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def told(self) -> dict[str, Counter[str]]:
+        """How often each attack was told what, so far."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        async with asyncio.timeout(LIMIT):
+            line = await self._process.stdout.readline()
+        return {name: Counter(told) for name, told in json.loads(line).items()}
+
+
+def reasons(told: Counter[str]) -> set[str]:
+    return {what.partition(":")[0] for what in told}
 
 
 @asynccontextmanager
@@ -68,20 +82,14 @@ async def attacked(mesh: Mesh, client: Client, names: Sequence[str]) -> AsyncIte
         mesh.orchestrator.address, mesh.orchestrator.join_address, str(folder), run.run_id, *names,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    assert process.stdin is not None and process.stdout is not None
-    found = Attacked()
+    assert process.stdout is not None
     try:
         async with asyncio.timeout(2 * LIMIT):
             assert await process.stdout.readline() == b"ready\n"
-        yield found
-        process.stdin.close()
-        async with asyncio.timeout(LIMIT):
-            line = await process.stdout.readline()
-        found.told = {name: Counter(told) for name, told in json.loads(line).items()}
+        yield Attacked(process)
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        process.kill()
+        await process.wait()
 
 
 async def press(client: Client, seconds: float) -> float:
@@ -111,13 +119,18 @@ async def test_whoever_means_harm_is_refused_and_whoever_is_honest_is_served() -
                     run = await client.submit(echo(), wait=True)
                     assert run.state == run_pb2.RUN_STATE_SUCCEEDED
                 await press(client, 3.0)
+                told = await harm.told()
+                until = time.monotonic() + LIMIT
+                # On a machine that has far too much to do, first calls of strangers may still be on their way.
+                while time.monotonic() < until and not all(REFUSED[name] <= reasons(told[name]) for name in REFUSED):
+                    await press(client, 1.0)
+                    told = await harm.told()
         lines = mesh.orchestrator.said().splitlines()
         said = [line for line in lines if not line.startswith("{") or '"level": "error"' in line]
-    for name, reasons in REFUSED.items():
-        told = {what.partition(":")[0] for what in harm.told[name]}
-        assert reasons <= told <= reasons | LOST, (name, harm.told[name])
-    assert harm.told["unread_watches"].total() >= 200 - STREAMS
-    assert set(harm.told["unread_submissions"]) <= {"not read any further"}
+    for name, expected in REFUSED.items():
+        assert expected <= reasons(told[name]) <= expected | LOST, (name, told[name])
+    assert told["unread_watches"].total() >= 200 - STREAMS
+    assert set(told["unread_submissions"]) <= {"not read any further"}
     assert said == []
 
 
