@@ -33,13 +33,14 @@ class Slots:
         return {seat.name: Said(grant.generation, grant.slots, seat.arrival) for seat, grant in present}
 
     def restart(self, link: Link, said: Mapping[str, Said]) -> None:
-        """The replica knows no window but those that were said."""
+        """The replica knows no window but those that were said. That of an agent which went meanwhile it forgets: no
+        window would follow for it to acknowledge, and what it was allowed would be missing for good."""
         for name, seat in self._seats.items():
             grant = self.grant(link, name)
             known = said.get(name)
             if seat.present and known != (grant.generation, grant.slots, seat.arrival):
                 link.windows[name] = (grant.generation, grant.slots)
-            grant.allowed = max(grant.slots, known.slots if known else 0)
+            grant.allowed = max(grant.slots, known.slots if known else 0) if seat.present else 0
             self.settle(seat)
 
     def forget(self, seat: Seat) -> None:

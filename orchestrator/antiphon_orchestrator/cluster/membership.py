@@ -51,10 +51,15 @@ class AddressInUse(Exception):
 
 async def check_address(store: Store, address: str) -> None:
     """Raises AddressInUse for that of a live replica. One that has crashed stays for as long as its lease, and may have
-    been this very one: it is waited for."""
+    been this very one: it is waited for. What was asked before the end of that time decides nothing: the process may
+    have been stopped since."""
     until = clock() + 2 * LEASE * 1_000_000
-    while (other := await _first_at(store, address)) is not None:
-        if clock() > until:
+    while True:
+        asked = clock()
+        other = await _first_at(store, address)
+        if other is None:
+            return
+        if asked > until:
             raise _in_use(address, other)
         await asyncio.sleep(_RETRY)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from antiphon_sidecar import inflight as module
 from antiphon_sidecar.attempts import TABLE, Attempt, End, Event, State
-from antiphon_sidecar.boxes import Link, Seat
+from antiphon_sidecar.boxes import Link, Said, Seat
 from antiphon_sidecar.inflight import (
     ANNOUNCE_AFTER,
     CANCEL_GRACE,
@@ -507,6 +507,18 @@ def test_a_new_stream_of_the_same_replica_hears_only_what_changed_since_its_hell
     assert bench.link.agents == {"echo": False}
 
 
+def test_slots_said_of_an_agent_that_went_before_the_welcome_are_free_when_it_comes_again() -> None:
+    bench = Bench(concurrency=2, prefetch=2)
+    said = bench.core.hello(bench.link)
+    assert said["echo"].slots == 4
+    bench.core.agent_went(bench.seat, bench.now)
+    bench.core.welcomed(bench.link, said)
+    other = bench.attach({1: 1})
+    bench.core.slots.demanded(other, "echo", 4)
+    bench.core.agent_came(bench.seat, 2, 2, bench.now)
+    assert other.windows["echo"][1] == 4
+
+
 class Life(RuleBasedStateMachine):
     """Random lives of a sidecar with two replicas, one agent and a small clock."""
 
@@ -516,6 +528,7 @@ class Life(RuleBasedStateMachine):
         self.core = Recorded()
         self.seat: Seat = self.core.add_seat("echo", ignore)
         self.links: dict[str, Link] = {}
+        self.hellos: dict[str, dict[str, Said]] = {}  # of streams that wait for their welcome
         self.epochs = dict.fromkeys(range(2), 0)
         self.owner: dict[int, tuple[str, int]] = {}
         self.said: dict[str, End] = {}  # outcome of each attempt that has had one, until its verdict
@@ -528,11 +541,23 @@ class Life(RuleBasedStateMachine):
 
     @rule(name=names)
     def attach_or_break(self, name: str) -> None:
+        self.hellos.pop(name, None)
         if name in self.links:
             self.core.detach(self.links.pop(name))
         else:
             link = self.links[name] = self.core.attach(ignore)
             self.core.welcomed(link, self.core.hello(link))
+
+    @rule(name=names)
+    def say_hello_on_a_new_stream(self, name: str) -> None:
+        if link := self.links.get(name):
+            self.hellos[name] = self.core.hello(link)
+
+    @precondition(lambda self: self.hellos)
+    @rule()
+    def welcome_the_new_stream(self) -> None:
+        name, said = self.hellos.popitem()
+        self.core.welcomed(self.links[name], said)
 
     @rule(name=names, shard=shards, stale=st.booleans())
     def claim(self, name: str, shard: int, stale: bool) -> None:
@@ -677,6 +702,7 @@ class Life(RuleBasedStateMachine):
             for grant in link.grants.values():
                 assert grant.out == sum(a.grant is grant for a in queued + started)
                 assert grant.slots <= grant.allowed
+                assert grant.slots == grant.allowed or "echo" in link.windows, "nothing comes that it could acknowledge"
 
     @invariant()
     def outcomes_are_sent_to_the_owner_or_wait_for_one(self) -> None:
