@@ -82,9 +82,11 @@ async def test_store_leader_lost_or_stalled(cluster: Cluster, etcd_three: Etcd) 
     done = [entry.idempotency_key for entry in journal_of(cluster.journal) if entry.event == "done"]
     assert len(done) == len(set(done)), "a task that was done was done again"
     said = "".join(replica.said() for replica in cluster.replicas)
-    if "lease_lost" not in said:  # on a machine that stalls itself a lease may end, and then shards move rightly
+    # On a machine that stalls itself a lease may end, and then shards move rightly. Who has lost one may say so later
+    # than the others.
+    if "lease_lost" not in said and "replica_went" not in said:
         after = {shard.shard: (shard.replica_id, shard.epoch) for shard in (await cluster.status()).shards}
-        assert after == before, "a shard changed hands although nobody was gone"
+        assert after == before, f"a shard changed hands although nobody was gone: {said}"
 
 
 class RawSidecar:
