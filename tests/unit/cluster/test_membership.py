@@ -8,9 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from antiphon_orchestrator.cluster.membership import Membership
+from antiphon.store.v1 import records_pb2 as records
+from antiphon_orchestrator.cluster import membership as module
+from antiphon_orchestrator.cluster.membership import LEASE, AddressInUse, Membership, check_address
 from antiphon_orchestrator.shards.log import ShardLog
-from antiphon_orchestrator.store import SqliteStore, keys
+from antiphon_orchestrator.store import Delete, Put, RangeResult, SqliteStore, Txn, keys
 
 from tests.harness.waiting import eventually
 
@@ -72,3 +74,47 @@ async def test_the_claimant_of_a_shard_is_its_owner_or_whom_it_was_handed_over_t
         owner = first.claimant(3)
         assert owner is not None and owner.replica_id == "b"
         assert first.claimant(4) is None
+
+
+class Clock:
+    """Microseconds that pass when somebody says so."""
+
+    now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+class Standing(SqliteStore):
+    """One whose process stands still for a minute while its first answer is under way."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        super().__init__(path)
+        self.clock = clock
+        self.ranged = 0
+
+    async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> RangeResult:
+        found = await super().range(start, end, limit=limit)
+        self.ranged += 1
+        self.clock.now += 60_000_000 if self.ranged == 1 else 0
+        if self.ranged == 1:
+            await self.commit(Txn(ops=(Delete(keys.replica("a")),)))
+        return found
+
+
+async def test_an_address_is_refused_by_what_was_asked_after_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(module, "clock", clock)
+    there = Txn(ops=(Put(keys.replica("a"), records.ReplicaRecord(address="one:1").SerializeToString()),))
+    async with Standing(tmp_path / "standing.db", clock) as store:
+        await store.commit(there)
+        await check_address(store, "one:1")
+        assert store.ranged == 2, "it was gone when it was asked again"
+        await store.commit(there)
+        checking = asyncio.create_task(check_address(store, "one:1"))
+        await eventually(lambda: store.ranged > 2)
+        clock.now += 2 * LEASE * 1_000_000 + 1
+        with pytest.raises(AddressInUse, match="one:1 is the address of replica a, which is there"):
+            await checking
