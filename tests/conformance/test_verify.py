@@ -133,6 +133,19 @@ def test_an_agent_may_have_rules_that_no_schema_tells(seed: int) -> None:
     assert {one.name: one.seen for one in report.cases if one.outcome != PASSED} == {}
 
 
+def test_what_was_seen_is_not_unseen_because_it_is_over_by_then() -> None:
+    async def body() -> None:
+        stage = Stage([sys.executable, str(FOLDER / "raw.py")], patience=8.0, boot=20.0)
+        try:
+            await stage.line()
+            looks = iter([True])
+            await stage.until(lambda: next(looks, False), "it is seen once", "none")
+        finally:
+            await stage.close()
+
+    asyncio.run(body())
+
+
 # The command
 
 

@@ -221,15 +221,17 @@ class Stage:
             raise Wrong(f"{expected} within {self.patience:g} s", f"it did not come; {self.state()}", contract)
 
     async def _wait(self, condition: Callable[[], bool], limit: float) -> bool:
-        """Whether the condition holds within `limit` seconds; a program that has ended is not waited for."""
+        """Whether the condition held within `limit` seconds; a program that has ended is not waited for."""
         waiting = asyncio.ensure_future(self.socket.until(condition, limit))
         ended = asyncio.ensure_future(self.process.ended())
         await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():  # what it said last may still be on its way through the socket
             await asyncio.wait((waiting,), timeout=0.2)
+        # What held is not asked again: a stream that was open may be lost by now, and its end is not yet known.
+        held = waiting.result() if waiting.done() else condition()
         for one in (waiting, ended):
             await _over(one)
-        return condition()
+        return held
 
     # What the agent says
 
