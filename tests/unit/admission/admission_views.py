@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from antiphon.v1.graph_pb2 import Graph, GraphTask
 from antiphon.v1.payload_pb2 import Label, Payload
+from antiphon_orchestrator.engine.plan import Evaluator
 
 
 @dataclass
@@ -55,3 +56,15 @@ def graph(*tasks: GraphTask, **fields: object) -> Graph:
 
 def task(id: str, **fields: object) -> GraphTask:
     return GraphTask(id=id, **{"capability": "x.y@1", **fields})  # type: ignore[arg-type]
+
+
+def members_of(
+    evaluator: Evaluator, view: RunView, task: int, first: int = 1, most: int = 100
+) -> tuple[int, list[bytes]]:
+    """Number of members of a fan-out and the inputs of at most so many, in as many parts as a busy machine makes."""
+    count, inputs = evaluator.members(task, view, first, most)
+    while len(inputs) < min(count - first + 1, most):
+        more = evaluator.members(task, view, first + len(inputs), most - len(inputs))[1]
+        assert more
+        inputs += more
+    return count, inputs

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from admission_views import RunView, graph, labels_of, payload, task, value_of
+from admission_views import RunView, graph, labels_of, members_of, payload, task, value_of
 from antiphon.v1.graph_pb2 import Graph
 from antiphon.v1.payload_pb2 import BlobReference, FieldLabels, Label, Payload
 from antiphon_orchestrator.admission import compile_graph
@@ -120,10 +120,11 @@ def test_a_condition_is_true_or_false_and_nothing_else() -> None:
 def test_a_fan_out_gives_each_item_its_input_in_chunks() -> None:
     made = evaluator(graph(task("a", for_each="input.xs", input='{"n": "${index}", "v": "${item.v * 2}"}')))
     view = RunView(payload({"xs": [{"v": number} for number in range(5)]}, "pii"))
-    count, inputs = made.members(0, view, 1, 2)
+    count, inputs = members_of(made, view, 0, most=2)
     assert (count, [value_of(item) for item in inputs]) == (5, [{"n": 0, "v": 0}, {"n": 1, "v": 2}])
     assert all(labels_of(item) == ["pii"] for item in inputs)
-    assert [value_of(item) for item in made.members(0, view, 3, 100)[1]] == [{"n": n, "v": 2 * n} for n in (2, 3, 4)]
+    left = members_of(made, view, 0, 3)[1]
+    assert [value_of(item) for item in left] == [{"n": n, "v": 2 * n} for n in (2, 3, 4)]
     assert made.members(0, view, 6, 10) == (5, [])
 
 
@@ -157,12 +158,12 @@ def test_all_chunks_see_the_list_of_the_first() -> None:
 
 def test_without_an_input_a_member_gets_its_item() -> None:
     made = evaluator(graph(task("a", for_each="input"), task("b", for_each="tasks.a.output", input='"${item}"')))
-    assert made.members(0, RunView(payload([1, {"a": 2}], "pii")), 1, 9) == (
+    assert members_of(made, RunView(payload([1, {"a": 2}], "pii")), 0) == (
         2,
         [Payload(inline=item, labels=[Label(key="pii")]).SerializeToString() for item in (b"1", b'{"a":2}')],
     )
     outputs = [payload({"k": 1}, "secret"), BLOB, b""]
-    assert made.members(1, RunView(outputs={0: outputs}), 1, 9) == (3, outputs)
+    assert members_of(made, RunView(outputs={0: outputs}), 1) == (3, outputs)
 
 
 def test_the_output_of_a_fan_out_is_the_list_of_its_members() -> None:
@@ -183,7 +184,7 @@ def test_the_output_of_a_fan_out_is_the_list_of_its_members() -> None:
     assert (count, value_of(inputs[0]), labels_of(inputs[0])) == (3, 1, ["m"])
     with pytest.raises(EvaluationFailed, match=r"input: .*item is null and has no field 'k'"):
         made.members(2, view, 2, 1)
-    assert [labels_of(item) for item in made.members(4, view, 1, 9)[1]] == [["m", "n"], ["m", "n"]]
+    assert [labels_of(item) for item in members_of(made, view, 4)[1]] == [["m", "n"], ["m", "n"]]
 
 
 def test_an_empty_list_has_no_members() -> None:

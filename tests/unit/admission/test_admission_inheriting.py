@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from admission_views import RunView, graph, labels_of, payload, task, value_of
+from admission_views import RunView, graph, labels_of, members_of, payload, task, value_of
 from antiphon.v1.graph_pb2 import Until
 from antiphon_orchestrator.admission import Inheriting, Values, compile_graph
 
@@ -20,7 +20,7 @@ def test_all_that_is_made_carries_the_labels_of_what_its_maker_knew() -> None:
     literal = made.input(0, view)
     assert value_of(literal) == "written into the graph"
     assert labels_of(literal) == ["pii", "region:eu"]
-    count, inputs = made.members(1, view, 1, 10)
+    count, inputs = members_of(made, view, 1)
     assert count == 2 and [labels_of(one) for one in inputs] == [["pii", "region:eu"]] * 2
     assert labels_of(made.iteration(2, view, 1, b"")) == ["pii", "region:eu"]
     assert labels_of(made.output(view)[0]) == ["own", "pii", "region:eu"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from admission_views import RunView, graph, payload, task
+from admission_views import RunView, graph, members_of, payload, task
 from antiphon.v1.graph_pb2 import AnyOf, Graph, Join
 from antiphon.v1.payload_pb2 import Payload
 from antiphon_orchestrator.admission import GraphInvalid, compile_graph
@@ -99,7 +99,7 @@ def test_evaluation_answers_or_fails_in_kind(input: bytes, output: bytes | None,
         partial(evaluator.when, 3, view),
         partial(evaluator.input, 0, view),
         lambda: evaluator.output(view)[0],
-        *(partial(evaluator.members, index, view, 1, 10) for index in (1, 2, 3)),
+        *(partial(members_of, evaluator, view, index, most=10) for index in (1, 2, 3)),
     ]
     for ask in asked:
         try:
