@@ -20,6 +20,7 @@ from tools.wheel import ROOT, Wheel, unpacked
 
 PACKAGE = ROOT / "orchestrator/antiphon_orchestrator"
 SUITES = ("tests/unit/engine", "tests/unit/shards", "tests/unit/admission", "tests/simulation/test_simulation.py")
+WAITS = (ast.Await, ast.Yield, ast.YieldFrom, ast.AsyncFor)
 # These put recording stand-ins in the place of a table and a method, which compiled code does not look up by name.
 NOT_THESE = (
     "tests/unit/engine/test_engine_play.py::test_every_row_of_every_table_is_there_for_something",
@@ -81,3 +82,20 @@ def test_no_name_stands_for_exceptions_of_two_kinds(module: str) -> None:
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             names = list(caught(function))
             assert len(names) == len(set(names)), f"{module}: {function.name}"
+
+
+def waits_at_an_exception(tree: ast.AST) -> Iterator[int]:
+    """Lines at which a coroutine may wait while it handles an exception."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AsyncWith):
+            yield node.lineno
+        elif isinstance(node, ast.Try):
+            for handling in (*node.handlers, *node.finalbody):
+                yield from (inner.lineno for inner in ast.walk(handling) if isinstance(inner, WAITS))
+
+
+@pytest.mark.parametrize("module", modules())
+def test_nothing_waits_while_it_handles_an_exception(module: str) -> None:
+    """A compiled coroutine takes the exception that it handles for that of its thread, also while it waits: everybody
+    else's would have it for its context, and with two that overlap it stays for good."""
+    assert list(waits_at_an_exception(ast.parse((PACKAGE / module).read_text()))) == []

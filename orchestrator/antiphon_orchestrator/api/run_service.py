@@ -119,7 +119,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         stream = SubmitStream(
             self._host, self._submissions, self._routing, self._peers, self._pace, self._check_item, caller()
         )
-        reader = asyncio.create_task(stream.run(request_iterator))
+        reader = asyncio.create_task(self._read(stream, request_iterator))
         reader.add_done_callback(lambda _: stream.wake.set())
         try:
             while True:
@@ -133,6 +133,10 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         finally:
             stream.closed = True
             reader.cancel()
+
+    async def _read(self, stream: SubmitStream, requests: AsyncIterator[api.SubmitRunsRequest]) -> None:
+        async with asyncio.TaskGroup() as group:
+            await stream.run(requests, group)
 
     async def _batch(self, stream: SubmitStream) -> api.SubmitRunsResponse:
         response = api.SubmitRunsResponse()

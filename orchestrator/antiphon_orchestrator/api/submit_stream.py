@@ -81,23 +81,22 @@ class SubmitStream:
         self._check_item = check_item
         self._who = who
         self._lines: dict[str, _Line] = {}
-        self._again: set[asyncio.Task[None]] = set()
         self.answers: deque[tuple[str, Any]] = deque()
         self.outstanding = 0
         self.closed = False
         self.wake = asyncio.Event()
         self._room = asyncio.Event()
 
-    async def run(self, requests: AsyncIterator[api.SubmitRunsRequest]) -> None:
-        """Reads and passes on. Returns when the client has sent everything and all of it is answered."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            await self._read(requests)
-            while self.outstanding > len(self.answers):
-                self._room.clear()
-                await self._room.wait()
-            for line in self._lines.values():
-                line.end()
+    async def run(self, requests: AsyncIterator[api.SubmitRunsRequest], group: asyncio.TaskGroup) -> None:
+        """Reads and passes on. Returns when the client has sent everything and all of it is answered. Tasks of `group`
+        see to what is another replica's."""
+        self.group = group
+        await self._read(requests)
+        while self.outstanding > len(self.answers):
+            self._room.clear()
+            await self._room.wait()
+        for line in self._lines.values():
+            line.end()
 
     async def _read(self, requests: AsyncIterator[api.SubmitRunsRequest]) -> None:
         async for batch in requests:
@@ -191,17 +190,19 @@ class SubmitStream:
         line = self._lines.get(owner.address)
         if line is None or line.over:
             line = self._lines[owner.address] = _Line(self, self._peers, self._routing, owner, self._who)
-            self._group.create_task(line.run())
+            self.group.create_task(line.run())
         line.send(waiting)
 
     def again(self, waiting: _Waiting) -> None:
         """Tries a submission again that met nobody, or a shard that is changing hands; but not for long."""
         moment = time.monotonic()
         waiting.since = waiting.since or moment
+        if self.closed:
+            return
         if self._who.forwarded or self._routing.stopping or moment - waiting.since > PATIENCE:
             self.answer(waiting.request.request_id, moved(waiting.shard))
             return
-        self._group.create_task(self._later(waiting))
+        self.group.create_task(self._later(waiting))
 
     async def _later(self, waiting: _Waiting) -> None:
         await asyncio.sleep(PAUSE)
@@ -235,7 +236,7 @@ class _Line:
     async def run(self) -> None:
         """Until all is answered after `end`, or the stream breaks; what has no answer then is tried again."""
         call = self._peers.both_ways(self._owner.address, _PATH, self._who)
-        writer = asyncio.create_task(self._write(call))
+        writer = self._stream.group.create_task(self._write(call))
         try:
             with self._routing.abroad(call, self._owner.replica_id):
                 while isinstance(raw := await call.read(), bytes):
@@ -250,7 +251,6 @@ class _Line:
         finally:
             self.over = True
             writer.cancel()
-            await asyncio.wait((writer,))
             call.cancel()
             for same in self._pending.values():
                 for waiting in same:

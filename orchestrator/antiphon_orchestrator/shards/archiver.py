@@ -94,11 +94,14 @@ class Archiver:
             if len(self._pending) < BATCH:
                 await asyncio.sleep(GATHER)
             batch = self._pending[:BATCH]
+            away = ""
             try:
                 await self._write(batch)
             except ArchiveUnavailable as error:
+                away = str(error) or "it is not available"
+            if away:
                 self.available = False
-                log.error("archive_unavailable", cause=str(error), count=len(self._pending))
+                log.error("archive_unavailable", cause=away, count=len(self._pending))
                 await asyncio.sleep(wait * (1 + random.random()))
                 wait = min(wait * 2, 5.0)
                 continue

@@ -321,8 +321,15 @@ class Host:
         audit = AuditPages(self._store, shard_log, shard.audit.chain.name, self._replica_id)
         seat = self._seats[number] = _Seat(shard, shard_log, audit)
         self._count += 1
+        failed: RecoveryFailed | None = None
         try:
-            await self._recover_seat(seat)
+            try:
+                await self._recover_seat(seat)
+            except RecoveryFailed as unable:
+                failed = unable
+            if failed is not None:
+                await self._pass_on(seat)
+                raise failed
             took = round(time.monotonic() - started, 3)
             log.info("shard_taken", shard=number, epoch=shard.epoch, count=len(shard.runs), duration=took)
             shard.aside = {run_id: STANDS for run_id, times in self._stumbles.items() if times >= STUMBLES}
@@ -333,9 +340,6 @@ class Host:
             log.info("shard_handed_over", shard=number, epoch=shard.epoch, replica_id=seat.successor_id)
         except Fenced as error:
             log.warning("shard_not_ours", shard=number, cause=str(error))
-        except RecoveryFailed:
-            await self._pass_on(seat)
-            raise
         finally:
             self._seats[number] = None
             self._count -= 1
@@ -505,14 +509,15 @@ class Host:
             try:
                 return await seat.log.append(turn.records, turn.audit, first_audited)
             except StoreFull as error:
-                if wait >= 1.0:
-                    telemetry.tell_seldom(log.error, "store_takes_no_writes", cause=str(error))
-                moment = self._now()
-                let_archived_go(seat.shard, moment)
-                while seat.shard.retain:
-                    await self._forget_archived(seat, moment)
-                await asyncio.sleep(wait * (0.5 + random.random()))
-                wait = min(wait * 2, 1.0)
+                cause = str(error)
+            if wait >= 1.0:
+                telemetry.tell_seldom(log.error, "store_takes_no_writes", cause=cause)
+            moment = self._now()
+            let_archived_go(seat.shard, moment)
+            while seat.shard.retain:
+                await self._forget_archived(seat, moment)
+            await asyncio.sleep(wait * (0.5 + random.random()))
+            wait = min(wait * 2, 1.0)
 
     def keep_short(self, short: bool) -> None:
         """Whether runs that hold old segments are moved sooner than their number alone would ask for."""

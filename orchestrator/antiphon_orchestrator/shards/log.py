@@ -197,7 +197,8 @@ async def settle(store: Store, txn: Txn, *, wait_for_space: bool = True) -> Comm
         except (StoreUnavailable, StoreFull) as error:
             if not wait_for_space and isinstance(error, StoreFull):
                 raise
-            if wait >= 1.0:
-                telemetry.tell_seldom(log.error, "store_takes_no_writes", cause=str(error))
-            await asyncio.sleep(wait * (0.5 + random.random()))
-            wait = min(wait * 2, 1.0)
+            cause = str(error)
+        if wait >= 1.0:
+            telemetry.tell_seldom(log.error, "store_takes_no_writes", cause=cause)
+        await asyncio.sleep(wait * (0.5 + random.random()))
+        wait = min(wait * 2, 1.0)

@@ -12,7 +12,7 @@ from antiphon_certs import Grants, Identity, Kind
 from antiphon_orchestrator.api import run_service
 from antiphon_orchestrator.api.call import Caller, set_caller
 from antiphon_orchestrator.api.pace import Pace
-from antiphon_orchestrator.api.submit_stream import SubmitStream
+from antiphon_orchestrator.api.submit_stream import SubmitStream, _Waiting
 from antiphon_orchestrator.archive import Archive
 from antiphon_orchestrator.engine import events as e
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
@@ -95,6 +95,20 @@ async def test_a_stream_that_is_over_keeps_no_answers() -> None:
     await stream.submit(api.SubmitRunRequest(request_id="1"))
     stream.closed = True
     stream._host.asked[0].sink(a_run(60_000))  # type: ignore[attr-defined]
+    assert not stream.answers
+
+
+async def nobody() -> AsyncIterator[api.SubmitRunsRequest]:
+    return
+    yield
+
+
+async def test_a_stream_that_is_over_tries_nothing_again() -> None:
+    stream = a_stream()
+    async with asyncio.TaskGroup() as group:
+        await stream.run(nobody(), group)
+    stream.closed = True
+    stream.again(_Waiting(api.SubmitRunRequest(request_id="1"), 0))  # its group would refuse another task
     assert not stream.answers
 
 
