@@ -1,7 +1,7 @@
 """What the streams of callers and the turns of shards take of the event loop, so that neither keeps unary calls out.
 
 A call is small, and calls are limited by rate. A stream has neither: it is read as quick as it is worked off, 256
-submissions in a message. So what all of them together take beyond three tenths of the time is taken in slices, and
+submissions in a message. So what all of them together take beyond a part of the time is taken in slices, and
 between two slices everybody else on the loop has some turns. Where nobody wants one, those take microseconds.
 
 gRPC hands over one call after the other, and needs some turns of the loop for each. With a shard's turn and its commit
@@ -12,6 +12,7 @@ long as they come, for a bounded time.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -19,11 +20,21 @@ FREE = 0.3
 """The part of the time that streams may take without leaving turns to others. Slices would tear apart what comes
 together, and small turns of a shard cost more for each task."""
 
+FREE_BESIDE_CALLS = 0.1
+"""The same while unary calls come."""
+
+LATELY = 1.0
+"""Seconds from one unary call for which others are taken to come."""
+
 SLICE = 0.005
 """Seconds of a slice."""
 
 ROUNDS = 100
-"""Turns of the loop between two slices."""
+"""Turns of the loop between two slices, and as many again while others take more than a slice for them."""
+
+LEFT = 12 * SLICE
+"""Seconds that others get at most between two slices. Counted in turns alone, a stream would get the more of the loop
+the less each of the others does in one."""
 
 BETWEEN = 8
 """Turns of the loop from one call to the next, at most (4 to 7 with grpcio 1.85)."""
@@ -59,21 +70,36 @@ class Pace:
         self._since = clock()
         self._one_by_one = asyncio.Lock()
         self._calls = 0
+        self._called = -math.inf
 
     async def begin(self) -> None:
         """Waits, behind whoever waits already, until something is left of a slice."""
         if self._used < SLICE:
             return
         now = self._clock()
-        self._used = max(0.0, self._used - (now - self._since) * FREE)
+        free = FREE if now - self._called > LATELY else FREE_BESIDE_CALLS
+        self._used = max(0.0, self._used - (now - self._since) * free)
         self._since = now
         while self._used >= SLICE:
-            async with self._one_by_one:
+            await self._one_by_one.acquire()
+            try:
                 while self._used >= SLICE:
-                    for _ in range(ROUNDS):
-                        await asyncio.sleep(0)
+                    await self._leave()
                     self._used -= SLICE
                     self._since = self._clock()
+            finally:
+                self._one_by_one.release()
+
+    async def _leave(self) -> None:
+        """Leaves the loop to others."""
+        begun = moment = self._clock()
+        while True:
+            before = moment
+            for _ in range(ROUNDS):
+                await asyncio.sleep(0)
+            moment = self._clock()
+            if moment - before < SLICE or moment - begun >= LEFT:
+                return
 
     def work(self) -> Piece:
         """A piece of work, to be done `with` it. Should it wait for anything, others wait for a moment, and not for as
@@ -91,6 +117,7 @@ class Pace:
     def came(self) -> None:
         """A unary call came in."""
         self._calls += 1
+        self._called = self._clock()
 
     async def let_in(self) -> None:
         """Leaves the loop to calls as long as they come, for two slices at most; over at once when none came lately."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from antiphon_orchestrator.api.pace import BETWEEN, FREE, ROUNDS, SLICE, Pace
+from antiphon_orchestrator.api.pace import BETWEEN, FREE, FREE_BESIDE_CALLS, LATELY, LEFT, ROUNDS, SLICE, Pace
 
 
 class Clock:
@@ -50,6 +50,31 @@ async def test_what_has_used_little_goes_on_at_once_and_others_have_their_turns_
     assert 2 * ROUNDS <= await turns_after(pace) <= 4 * ROUNDS + 1, "and in proportion after very much"
 
 
+async def test_others_get_more_turns_as_long_as_they_use_them_and_not_for_ever() -> None:
+    async def left(seconds_a_turn: float, turns: int) -> float:
+        """How many slices others had who use so much of the time in each of so many turns."""
+        clock = Clock()
+        pace = Pace(clock)
+        with pace.work():
+            clock.now += SLICE * 2
+        begun = clock.now
+
+        async def others() -> None:
+            for _ in range(turns):
+                clock.now += seconds_a_turn
+                await asyncio.sleep(0)
+
+        busy = asyncio.create_task(others())
+        await pace.begin()
+        busy.cancel()
+        return (clock.now - begun) / SLICE
+
+    most = LEFT / SLICE
+    assert most - 0.1 < await left(SLICE / 50, 10_000) < most + 2.1, "as much as is left to them"
+    assert 1.9 < await left(SLICE / 50, ROUNDS) < 2.1, "all they wanted"
+    assert 0.4 < await left(SLICE / 200, 10_000) < 0.6, "what takes little does not hold up a stream"
+
+
 async def test_what_takes_less_than_its_part_of_the_time_leaves_no_turns() -> None:
     clock = Clock()
     pace = Pace(clock)
@@ -58,6 +83,25 @@ async def test_what_takes_less_than_its_part_of_the_time_leaves_no_turns() -> No
             clock.now += SLICE * 0.9
         clock.now += SLICE * 0.9 / FREE
         assert await turns_after(pace) == 0
+
+
+async def test_while_unary_calls_come_streams_take_less_without_leaving_turns() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+
+    async def left_after(seconds: float) -> int:
+        with pace.work():
+            clock.now += SLICE * 0.9
+        clock.now += seconds
+        return await turns_after(pace)
+
+    clock.now += LATELY * 2
+    pace.came()
+    assert [await left_after(SLICE * 0.9 / FREE_BESIDE_CALLS) for _ in range(5)] == [0] * 5
+    pace.came()
+    assert sum([await left_after(SLICE * 0.9 / FREE) for _ in range(5)]) >= 2 * ROUNDS
+    clock.now += LATELY * 2
+    assert [await left_after(SLICE * 0.9 / FREE) for _ in range(5)] == [0] * 5, "none came lately"
 
 
 async def test_however_many_streams_there_are_they_share_the_slices_one_after_the_other() -> None:
