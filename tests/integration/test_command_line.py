@@ -129,6 +129,10 @@ def test_a_new_agent_handles_a_run_from_the_command_line(home: Home) -> None:
     home.run("run", "submit", "greet", "--input", "{}", "--wait", code=1)
     why = re.search(r"See why: antiphon (run explain \S+ greet)\n", home.noted)
     assert why is not None and "greet  FAILED" in home.run(*why[1].split())
+    token = home.run("certs", "token", "--kind", "client", "--name", "bea", "--profile", "operator")
+    home.run("certs", "join", token, "--profile", "bea")
+    hers = home.run("run", "submit", "greet", "--input", "{}", "--profile", "bea")
+    assert home.noted.endswith(f"Follow it with: antiphon run watch {hers} --profile bea\n")
 
     assert "hello.greet@1" in home.run("agent", "show", "hello")
     assert home.run("agent", "drain", "hello", "--profile", "operator") == "hello  DRAINING"

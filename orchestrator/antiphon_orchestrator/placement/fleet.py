@@ -592,6 +592,8 @@ class Fleet(Waiting):
             near = get_close_matches(requirement.name, offered_names, 1, 0.8)
             hint = f"did you mean {near[0]}?" if near else "start an agent that does"
             result.summary = f"nobody offers {need.capability}; {hint}"
+        elif result.others:
+            result.summary = f"{result.others[0].instance} fits and has free slots"
         elif refusals.get("no_slot", 0):
             busy = "all agents that may have it are busy" if avoid else "all fitting agents are busy"
             result.summary = f"{busy}; {ahead} tasks wait for them"

@@ -93,6 +93,15 @@ def test_an_agent_that_fits_gets_it(settings_of_instance: dict[str, Any], asked:
     assert chosen(place(of, asked)) == "s/i/a"
 
 
+def test_who_fits_and_has_free_slots_is_named_whoever_else_does_not() -> None:
+    of = fleet()
+    of.attach(instance("a", version="2.0"))
+    of.attach(instance("b"))
+    explained = of.explain(need())
+    assert explained.summary == "s/i/b fits and has free slots"
+    assert [(refusal.reason, refusal.count) for refusal in explained.refusals] == [("version", 1)]
+
+
 def test_suspended_and_draining_agents_finish_and_take_nothing_new() -> None:
     of = fleet()
     of.attach(instance("a"))

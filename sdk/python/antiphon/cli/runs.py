@@ -97,7 +97,7 @@ def submit(
             output.note(f"See why: antiphon run explain {run.run_id} {key}{profile_option(profile or 'default')}")
     else:
         output.show_line(run.run_id)
-        output.note(f"Follow it with: antiphon run watch {run.run_id}")
+        output.note(f"Follow it with: antiphon run watch {run.run_id}{profile_option(profile or 'default')}")
     return _exit_code(run) if wait else 0
 
 
