@@ -21,6 +21,8 @@ from tests.conformance.matching import mismatch
 
 LIMIT = 20.0
 """Seconds that each wait may take."""
+_ON_ITS_WAY = 5.0
+"""Seconds that the last words of an agent that has ended may be on their way, on a machine that has much to do."""
 _CONCURRENCY = 4
 
 
@@ -129,11 +131,13 @@ class AgentPlay:
         ended = asyncio.ensure_future(self._process.ended())
         await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
-            await asyncio.wait((waiting,), timeout=0.5)  # what it said last may still be on its way
+            await asyncio.wait((waiting,), timeout=_ON_ITS_WAY)
+        # What held is not asked again: a stream that was open may be lost by now.
+        held = waiting.result() if waiting.done() else condition()
         for one in (waiting, ended):
             one.cancel()
         await asyncio.gather(waiting, ended, return_exceptions=True)
-        if not condition():
+        if not held:
             raise Complaint(f"{what} did not come within {LIMIT:g} s; {self._process.state()}")
 
     async def _hello(self) -> None:
