@@ -21,6 +21,12 @@ from antiphon_orchestrator.store import Put, SqliteStore, Store, StoreFull, Stor
 NOW = 1_790_000_000_000_000
 
 
+@pytest.fixture(autouse=True)
+def time_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an orchestrator gives its last records is little on a machine that has much to do."""
+    monkeypatch.setattr("antiphon_orchestrator.audit.log.CLOSING", 60.0)
+
+
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     async with SqliteStore(tmp_path / "store.db") as opened:
