@@ -207,9 +207,10 @@ async def test_between_two_turns_others_have_the_loop(store: FullStore) -> None:
     async with owned(host):
         for number in (1, 2):
             told: list[object] = []
+            before = times
             host.submit(0, rig.submit(f"r{number}", PLAN, told.append))
             await eventually(lambda told=told: bool(told))
-            assert times == number
+            await eventually(lambda before=before: times > before)  # what was released left just before
 
 
 TESTER = "spiffe://antiphon.internal/ns/demo/client/tester"
@@ -253,7 +254,7 @@ async def test_a_run_that_ends_turns_stands_aside_and_the_others_go_on(store: Fu
     async with owned(host):
         for name in ("r1", "r2"):
             host.submit(0, rig.submit(name, PLAN, told.append))
-        await eventually(lambda: len(told) == 2)
+        await eventually(lambda: len(told) == len(rig.offers) == 2)
         assert rig.offers == ["r1/t0/0/1", "r2/t0/0/1"]
     told.clear()
     for _ in range(STUMBLES):
@@ -263,7 +264,8 @@ async def test_a_run_that_ends_turns_stands_aside_and_the_others_go_on(store: Fu
         host.put(0, i.Inventory("i", frozenset({"r1/t0/0/1", "r2/t0/0/1"}), shard.live_ids("i")))
         host.put(0, rig.report("r1/t0/0/1"))
         host.put(0, rig.report("r2/t0/0/1"))
-        await eventually(lambda: shard.runs["r2"].run.state is RunState.SUCCEEDED)
+        await eventually(lambda: bool(rig.verdicts))  # which leave once what was worked out is in the log
+        assert shard.runs["r2"].run.state is RunState.SUCCEEDED
         assert rig.verdicts == [("r2/t0/0/1", Verdict.ACCEPTED)] and rig.unanswered == 1 and rig.cancels == []
         for ask in (lambda sink: i.Cancel("r1", TESTER, "", sink), lambda sink: bug("r1", sink)):
             answer = await told_of(host, ask)
@@ -275,6 +277,7 @@ async def test_a_run_that_ends_turns_stands_aside_and_the_others_go_on(store: Fu
         # Its attempt holds no slot: two new runs find both.
         for name in ("r3", "r4"):
             await told_of(host, lambda sink, name=name: rig.submit(name, PLAN, sink))
+        await eventually(lambda: len(rig.offers) == 4)
         assert rig.offers[2:] == ["r3/t0/0/1", "r4/t0/0/1"]
     again, _ = host_of(store)
     async with owned(again) as shard:
