@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -119,10 +121,17 @@ class Postgres:
             self._server.wait(30)
 
     def kill9(self) -> None:
-        """End all of it as a crash of the machine would."""
+        """End all of it as a crash of the machine would; gone, with its shared memory, when this returns."""
         if self._server is not None and self._server.poll() is None:
-            for pid in self._everyone():
-                os.kill(pid, signal.SIGKILL)
+            with ExitStack() as opened:
+                ends = []
+                for pid in self._everyone():
+                    with suppress(ProcessLookupError):  # it has ended since
+                        ends.append(os.pidfd_open(pid))
+                        opened.callback(os.close, ends[-1])
+                        os.kill(pid, signal.SIGKILL)
+                for end in ends:  # its children's, too, which nobody waits for any more
+                    assert select.select([end], [], [], 30)[0], "PostgreSQL does not end"
             self._server.wait(30)
 
     def pause(self) -> None:
