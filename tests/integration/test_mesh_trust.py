@@ -81,7 +81,7 @@ async def test_a_certificate_that_expires_on_a_live_connection_ends_calls_and_st
 ) -> None:
     never = mesh.path("never")
     run = await client.submit(one_task("work.hold@1", str(never)))
-    pem = mesh.ca.issue(Kind.CLIENT, "alice", lifetime=timedelta(seconds=2))
+    pem = mesh.ca.issue(Kind.CLIENT, "alice", lifetime=timedelta(seconds=5))
     async with channel(mesh.orchestrator.address, pem) as raw:
         stub: Any = run_service_pb2_grpc.RunServiceStub(raw)
         request = run_service_pb2.GetRunRequest(run_id=run.run_id)

@@ -101,21 +101,23 @@ async def test_every_unary_call_has_a_deadline_and_trace_context(client: Client,
 
 
 async def test_a_call_without_an_answer_ends_at_its_deadline(double: Orchestrator, files: CertificateFiles) -> None:
-    double.hold = asyncio.Event()
-    async with connect(double, files, timeout=timedelta(seconds=0.3)) as client:
+    async with connect(double, files, timeout=SECOND) as client:
+        await client.get_run("x")  # it is connected: what follows has little time
+        double.hold = asyncio.Event()
         with pytest.raises(antiphon.DeadlineExceeded):
             await client.get_run("x")
         with pytest.raises(antiphon.DeadlineExceeded, match="has not ended"):
-            await client.submit("review", wait=True, timeout=timedelta(seconds=0.3))
+            await client.submit("review", wait=True, timeout=SECOND)
 
 
 async def test_who_stops_waiting_for_a_submission_learns_which_run_goes_on(
     double: Orchestrator, files: CertificateFiles
 ) -> None:
-    double.hold = asyncio.Event()
     async with connect(double, files) as client:
+        await client.get_run("x")  # it is connected: what follows has little time
+        double.hold = asyncio.Event()
         with pytest.raises(antiphon.DeadlineExceeded, match=r"run .+ has not ended") as late:
-            await client.submit("review", wait=True, timeout=timedelta(seconds=0.3))
+            await client.submit("review", wait=True, timeout=SECOND)
     first, second = double.submissions
     assert first.request_id == second.request_id and not second.wait
     assert late.value.metadata["run_id"] == double.run(first.request_id, False).run_id

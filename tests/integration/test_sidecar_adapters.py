@@ -392,7 +392,7 @@ def has_ended(pid: int) -> bool:
 
 
 async def test_the_runner_answers_every_attempt_once_and_no_more_than_concurrency_at_a_time() -> None:
-    capability = CapabilityConfig("text.do", "1", timeout=timedelta(seconds=3))
+    capability = CapabilityConfig("text.do", "1", timeout=timedelta(seconds=5))
     config = program(LINES, mode="pool", pool_size=2, concurrency=2, prefetch=8, capabilities=(capability,))
     node = Node("team-a", Grants(("tool",), ("text.*",)))
     agent = AdapterAgent(node, config, adapters.make(config))

@@ -170,7 +170,7 @@ async def test_a_decision_is_explained_wherever_it_was_made(cluster: Cluster) ->
     made: set[str] = set()
     for place, replica in enumerate(cluster.replicas):
         async with cluster.client(f"asks-{place}", address=replica.address, timeout=PATIENCE) as client:
-            await client.submit(echo("nobody.offers@1"), 1, timeout=timedelta(seconds=5))
+            await client.submit(echo("nobody.offers@1"), 1)
     for replica in cluster.replicas:
         async with cluster.client("explains", address=replica.address, timeout=PATIENCE) as client:
             names = [f"client/asks-{place}" for place in range(3)]

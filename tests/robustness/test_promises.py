@@ -225,7 +225,7 @@ async def test_the_same_submit_run_twice(client: Client, mesh: Mesh) -> None:
 @pytest.mark.proves("slow agent")
 async def test_slow_agent(client: Client, mesh: Mesh) -> None:
     """The time left shrinks from hop to hop, ends what is slow at zero, and nobody else waits for it."""
-    slow = one_task("work.hold@1", str(mesh.path("never")), timeout=timedelta(seconds=1.5))
+    slow = one_task("work.hold@1", str(mesh.path("never")), timeout=timedelta(seconds=4))
     waiting = await client.submit(slow)
     graph = one_task("work.call@1", {"capability": "work.who@1"}, timeout=timedelta(seconds=10))
     run = await client.submit(graph, wait=True)
