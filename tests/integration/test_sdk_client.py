@@ -202,11 +202,11 @@ async def test_a_stream_that_has_stood_for_a_while_is_no_failure_however_often_i
 ) -> None:
     monkeypatch.setattr(_calls, "_STOOD", 0.5)
     double.hold = asyncio.Event()
-    async with connect(double, files, patience=timedelta(seconds=1.5)) as client:
+    async with connect(double, files, patience=3 * SECOND) as client:
         watching = asyncio.create_task(client.wait("run-of-one"))
         for times in range(4):
             await double.until(lambda: len(double.calls) > times)  # noqa: B023  it is called here alone
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.0)
             await double.stop()
             double.hold = double.hold if times < 3 else None
             await double.start()
