@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RequireTool
+from tests.harness.ports import free_ports
 from tests.harness.postgres import PASSWORD, USER, Postgres, find
 from tests.harness.waiting import eventually
 
@@ -80,7 +80,7 @@ class Terminal:
         self.folder = folder
         self.postgres: Postgres | None = None
         shutil.copytree(ROOT / "examples", folder / "examples")
-        self.ports = {port: free_port() for port in PORTS}
+        self.ports = {port: str(other) for port, other in zip(PORTS, free_ports(len(PORTS)), strict=True)}
         for path in (folder / "examples").rglob("*.*"):
             if path.suffix in (".py", ".toml"):
                 path.write_text(self.exchanged(path.read_text()))
@@ -169,12 +169,6 @@ def missing(expected: list[str], printed: str) -> list[str]:
             return expected[place:]
         position = found + len(line)
     return []
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from antiphon_orchestrator.cluster.assignment import layout
 from grpc import aio, ssl_channel_credentials
 
 from .authority import NAMESPACE
-from .etcd import Etcd, free_ports
+from .etcd import Etcd
 from .mesh import Mesh
 from .network import Network
 from .orchestrator import OrchestratorProcess
+from .ports import free_ports
 from .sidecar import SidecarProcess
 from .waiting import eventually
 
@@ -53,8 +54,7 @@ class Cluster(Mesh):
         if self._network is not None:
             # Other ports on another address of this machine, as where ports are published.
             self._network.know(replica)
-            listen, join_listen, *published = free_ports(4)
-            replica.listen, replica.join_listen = f"127.0.0.1:{listen}", f"127.0.0.1:{join_listen}"
+            published = free_ports(2)
             host = f"127.0.1.{number + 1}"
             for target, port in zip((replica.listen, replica.join_listen), published, strict=True):
                 self._network.forward(replica.name, target, host, port)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import resource
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,10 +24,10 @@ from antiphon_orchestrator.store.etcd import EtcdAddress, TlsFiles
 from .etcd_binary import binary
 from .etcd_tls import Pki
 from .network import Network
+from .ports import HOST, free_ports
 from .process import Process
 from .waiting import LIMIT
 
-HOST = "127.0.0.1"
 _PAUSE = 0.02
 _ANSWER = 5.0
 """Seconds a member has to say how it is: a handshake takes one on a machine that has much to do."""
@@ -230,15 +229,3 @@ class Etcd:
 
 StartEtcd = Callable[..., Etcd]
 """`Etcd.start`, with an end that somebody else sees to."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody has now; held together, so that none comes twice."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

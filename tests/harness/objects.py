@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import urllib.request
 from types import TracebackType
 from typing import Self
 
+from .ports import free_ports
 from .process import stall
 
 _START = 30.0
@@ -21,9 +21,7 @@ class S3Server:
     """Use it with `with`. `environment` is what a client must have to find it; buckets are made here."""
 
     def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        (self.port,) = free_ports(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._buckets = 0
 

@@ -7,17 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+from .ports import HOST, free_ports
 from .process import Process
 from .waiting import LIMIT
 
 
 class OrchestratorProcess(Process):
-    """The first start lets the system choose the ports; later ones keep them, as a service would."""
+    """Each life has the same ports, as those of a service."""
 
     def __init__(self, folder: Path, authority: Path, *, data: Path | None = None, settings: tuple[str, ...]) -> None:
         super().__init__("orchestrator", folder)
         self.data = data or folder / "data"
-        self.listen = self.join_listen = "127.0.0.1:0"
+        self.listen, self.join_listen = (f"{HOST}:{port}" for port in free_ports(2))
         self.address = self.join_address = ""
         """As others dial it, once it serves."""
         self.environment: dict[str, str] = {}
@@ -59,16 +60,8 @@ class OrchestratorProcess(Process):
         self.wait_for_file(path)
         found = json.loads(path.read_text())
         self.address, self.join_address = found["address"], found["join_address"]
-        self.listen = _kept(self.listen, self.address)
-        self.join_listen = _kept(self.join_listen, found["health_address"])
 
     def restart(self) -> None:
         """A crash and a new start."""
         self.kill9()
         self.start()
-
-
-def _kept(listen: str, found: str) -> str:
-    """Where to listen again: at the port that the system chose, if it did."""
-    host, _, port = listen.rpartition(":")
-    return f"{host}:{found.rpartition(':')[2]}" if port == "0" else listen

@@ -7,7 +7,6 @@ import pwd
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from .ports import free_ports
 from .process import stall
 
 _START = 30.0
@@ -42,9 +42,7 @@ class Postgres:
         self._certificate = certificate
         self._fsync = fsync
         self._account = _unprivileged()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        (self.port,) = free_ports(1)
         self._server: subprocess.Popen[bytes] | None = None
         self._databases = 0
 

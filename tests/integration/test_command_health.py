@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from tests.harness import Mesh
+from tests.harness.ports import free_ports
 
 EVERYWHERE = ("--listen", "0.0.0.0:0", "--join-listen", "0.0.0.0:0", "--advertise", "orchestrator.invalid:7443")
 
@@ -36,10 +37,11 @@ def test_health_asks_on_this_machine_whatever_name_others_use() -> None:
 
 
 def test_health_asks_at_the_port_that_is_listened_on_whatever_port_others_use() -> None:
-    with Mesh(*EVERYWHERE, "--join-advertise", "join.invalid:7444") as mesh:
+    (port,) = free_ports(1)
+    with Mesh(*EVERYWHERE, "--join-listen", f"0.0.0.0:{port}", "--join-advertise", "join.invalid:7444") as mesh:
         assert mesh.orchestrator.join_address == "join.invalid:7444"
         said = orchestrator("health", "--data", str(mesh.orchestrator.data), "--authority", str(mesh.ca.folder))
-        assert said == f"{mesh.orchestrator.join_listen}: SERVING\n"
+        assert said == f"127.0.0.1:{port}: SERVING\n"
 
 
 def test_an_orchestrator_that_another_authority_certifies_is_checked_and_healthy(tmp_path: Path) -> None:

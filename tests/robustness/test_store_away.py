@@ -18,7 +18,8 @@ from antiphon_orchestrator.telemetry import REPEATED
 
 from tests.harness import eventually
 from tests.harness.cluster import SHARDS, Cluster
-from tests.harness.etcd import StartEtcd, free_ports
+from tests.harness.etcd import StartEtcd
+from tests.harness.ports import free_ports
 
 PATIENCE = timedelta(seconds=60)
 REPEATS = {"store_takes_no_writes", "lease_not_renewed", "store_size_unknown", "cluster_not_followed"}
