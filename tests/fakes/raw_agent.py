@@ -1,7 +1,8 @@
 """An agent over raw stubs, as any language would write it: a program, so that it can be killed.
 
 Run with the socket in ANTIPHON_SOCKET. What it does with an assignment is said by its input, JSON: a text is echoed;
-{"sleep": s}, {"fail": kind}, {"call": capability}, {"large": bytes}, {"exit": code}, {"hang": true} (ignores cancels).
+{"sleep": s}, {"until": path} (until there is that file), {"fail": kind}, {"call": capability}, {"large": bytes},
+{"exit": code}, {"hang": true} (ignores cancels).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -72,6 +74,9 @@ class RawAgent:
             future = self.calls["1" + assignment.attempt_id] = asyncio.get_running_loop().create_future()
             self.up.put_nowait(pb.WorkRequest(calls=[call]))
             return json.loads((await future).output.inline)
+        if "until" in value:
+            while not Path(value["until"]).exists():  # noqa: ASYNC110, ASYNC240
+                await asyncio.sleep(0.01)
         await asyncio.sleep(value.get("sleep", 0))
         return "done"
 

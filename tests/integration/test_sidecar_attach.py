@@ -156,15 +156,17 @@ async def test_go_away_is_answered_by_a_new_stream_before_the_old_one_ends(
     async with sidecar(tmp_path, "--state", state, "--", *RAW_AGENT) as process:
         first = await orchestrator.attachment()
         await first.window("echo", 2)
-        first.offer("sleeps", input=b'{"sleep": 1}')
-        await first.until(lambda: first.reports.get("sleeps"))
+        gate = tmp_path / "gate"
+        first.offer("waits", input=json.dumps({"until": str(gate)}).encode())
+        await first.until(lambda: first.reports.get("waits"))
         response = mesh.AttachResponse()
         response.go_away.reason = "connection_age"
         first.send(response)
         second = await orchestrator.attachment(2)
         assert second.hello.windows[0].slots == 2
         await first.until(first.closed.is_set)
-        assert json.loads((await second.outcome("sleeps")).output.inline) == "done"
+        gate.touch()
+        assert json.loads((await second.outcome("waits")).output.inline) == "done"
         assert '"event": "detached"' not in process.log
 
 
@@ -215,13 +217,15 @@ async def test_sigterm_drains_gives_back_what_was_not_begun_and_exits_0(
     async with sidecar(tmp_path, "--state", state, "--", *RAW_AGENT, environ=environ) as process:
         stream = await orchestrator.attachment()
         await stream.window("echo", 2)
-        stream.offer("running", "queued", input=b'{"sleep": 1}')
+        gate = tmp_path / "gate"
+        stream.offer("running", "queued", input=json.dumps({"until": str(gate)}).encode())
         await stream.until(lambda: stream.reports.get("running"))
         process.signal(signal.SIGTERM)
         assert reason(await stream.outcome("queued")) == "DRAINING"
         await stream.until(lambda: stream.drained)
         stream.offer("late")
         assert reason(await stream.outcome("late")) == "DRAINING"
+        gate.touch()
         assert json.loads((await stream.outcome("running")).output.inline) == "done"
         assert await process.exit_code() == 0
         assert not list((tmp_path / "run").glob("*.sock"))
