@@ -7,6 +7,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from antiphon import (
@@ -88,6 +89,15 @@ async def sleep(seconds: float, ctx: TaskContext) -> str:
     await ctx.progress(0.25, "asleep")
     await asyncio.sleep(seconds)
     return "awake"
+
+
+@agent.capability("sample.until@1")
+async def until(path: str, ctx: TaskContext) -> str:
+    """Waits until there is a file."""
+    await ctx.progress(0.25, "waiting")
+    while not Path(path).exists():  # noqa: ASYNC110, ASYNC240
+        await asyncio.sleep(0.01)
+    return "there"
 
 
 @agent.capability("sample.obey@1")

@@ -249,7 +249,9 @@ async def test_a_call_that_fails_fails_its_caller(tmp_path: Path) -> None:
 
 async def test_a_broken_stream_is_dialled_again_and_loses_no_outcome_and_no_call(tmp_path: Path) -> None:
     async with attached(tmp_path) as (sidecar, line, _process):
-        line.assign(assignment("r/slow/0/1", "sample.sleep@1", 0.5), assignment("r/ask/0/1", "sample.ask-once@1", {}))
+        gate = tmp_path / "gate"
+        slow = assignment("r/slow/0/1", "sample.until@1", str(gate))
+        line.assign(slow, assignment("r/ask/0/1", "sample.ask-once@1", {}))
         await line.told("r/slow/0/1")
         await line.call()
         await sidecar.stop()
@@ -257,7 +259,8 @@ async def test_a_broken_stream_is_dialled_again_and_loses_no_outcome_and_no_call
         again = await sidecar.line()
         call = await again.call()
         again.send(WorkResponse(call_results=[CallResponse(call_id=call.call_id, attempt_id="r/ask/0/1")]))
-        assert output(await again.result("r/slow/0/1")) == "awake"
+        gate.touch()
+        assert output(await again.result("r/slow/0/1")) == "there"
         assert output(await again.result("r/ask/0/1")) is None
 
 
