@@ -182,7 +182,7 @@ async def test_waiting_for_a_run_outlives_a_restart(client: Client, double: Orch
 async def test_what_is_silent_for_longer_than_the_patience_outlives_a_restart(
     double: Orchestrator, files: CertificateFiles
 ) -> None:
-    patience = timedelta(seconds=1.5)
+    patience = timedelta(seconds=3)
     double.hold = asyncio.Event()
     async with connect(double, files, patience=patience) as client, client.submitter() as submitter:
         waiting = asyncio.create_task(client.submit("review", wait=True, request_id="one"))
