@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from antiphon import Client, DeadlineExceeded, Graph, StoreFull, output_of
@@ -18,6 +19,7 @@ from tests.harness import Mesh, eventually
 from tests.harness.etcd import Etcd, StartEtcd
 
 LIMIT = 6 << 20
+PATIENCE = timedelta(seconds=60)
 
 
 @contextmanager
@@ -39,7 +41,7 @@ def held(gate: str, after: str) -> Graph:
 async def test_a_full_store_refuses_new_runs_ends_old_ones_and_recovers() -> None:
     with Mesh("--store-max-bytes", str(LIMIT)) as mesh, shown(mesh):
         mesh.sidecar(concurrency=1000)
-        async with mesh.client(timeout=timedelta(seconds=5)) as client:
+        async with mesh.client(timeout=PATIENCE) as client:
             await mesh.attached(client)
             gate = mesh.path("gate")
             graph = held(str(gate), "fine")
@@ -55,22 +57,14 @@ async def test_a_full_store_refuses_new_runs_ends_old_ones_and_recovers() -> Non
             gate.touch()
             for run_id in accepted:
                 assert output_of(await client.wait(run_id, timeout=timedelta(seconds=30))) == {"after": "fine"}
-
-            async def accepts() -> bool:
-                try:
-                    run = await client.submit(graph, "again", wait=True)
-                except StoreFull:
-                    return False
-                return bool(output_of(run) == {"after": "fine"})
-
-            await eventually(accepts)
+            await eventually(partial(accepts, client, graph, "fine"))
 
 
 @pytest.mark.proves("store full")
 async def test_runs_that_need_more_than_there_is_wait_and_end_when_the_limit_is_raised() -> None:
     with Mesh("--store-max-bytes", str(LIMIT)) as mesh, shown(mesh):
         mesh.sidecar(concurrency=1000)
-        async with mesh.client(timeout=timedelta(seconds=5)) as client:
+        async with mesh.client(timeout=PATIENCE) as client:
             await mesh.attached(client)
             gate = mesh.path("gate")
             accepted = await fill(client, held(str(gate), "${input}"))
@@ -87,7 +81,7 @@ async def test_runs_that_need_more_than_there_is_wait_and_end_when_the_limit_is_
 
 async def test_work_that_fills_the_store_to_its_last_page_makes_room_by_what_has_ended() -> None:
     with Mesh("--store-max-bytes", str(LIMIT), "--shards", "1") as mesh, shown(mesh):
-        async with mesh.client(timeout=timedelta(seconds=5)) as client:
+        async with mesh.client(timeout=PATIENCE) as client:
             graph = Graph("large")
             graph.task("after", "work.echo@1", input="${input}")
             accepted = await fill(client, graph)
@@ -106,7 +100,7 @@ async def test_at_the_quota_of_etcd_runs_end_and_room_comes_back_without_an_oper
     etcd = start_etcd(tls=False, quota=24 << 20)
     with Mesh("--store", etcd.url("test/full")) as mesh, shown(mesh):
         mesh.sidecar(concurrency=1000)
-        async with mesh.client(timeout=timedelta(seconds=5)) as client:
+        async with mesh.client(timeout=PATIENCE) as client:
             await mesh.attached(client)
             gate = mesh.path("gate")
             accepted = [await submit(client, held(str(gate), "fine"), str(number)) for number in range(20)]
@@ -116,15 +110,7 @@ async def test_at_the_quota_of_etcd_runs_end_and_room_comes_back_without_an_oper
                 ended = await client.wait(run_id, timeout=timedelta(seconds=120))
                 assert output_of(ended) == {"after": "fine"}
                 assert (await client.get_task(run_id, "t")).attempt_count == 1
-
-            async def accepts() -> bool:
-                try:
-                    run = await client.submit(held(str(gate), "again"), "again", wait=True)
-                except (StoreFull, DeadlineExceeded):
-                    return False
-                return bool(output_of(run) == {"after": "again"})
-
-            await eventually(accepts)
+            await eventually(partial(accepts, client, held(str(gate), "again"), "again"))
 
 
 @pytest.mark.parametrize("lived", [True, False])
@@ -164,6 +150,15 @@ async def submit(client: Client, graph: Graph, request_id: str) -> str:
             with suppress(DeadlineExceeded):
                 run = await client.submit(graph, "x" * 20_000, request_id=request_id, timeout=timedelta(seconds=3))
                 return run.run_id
+
+
+async def accepts(client: Client, graph: Graph, answer: str) -> bool:
+    """Whether there is room for a new run, which then ends well."""
+    try:
+        run = await client.submit(graph, "again", wait=True, timeout=timedelta(seconds=5))
+    except (StoreFull, DeadlineExceeded):
+        return False
+    return bool(output_of(run) == {"after": answer})
 
 
 async def fill(client: Client, graph: Graph) -> list[str]:
