@@ -139,7 +139,8 @@ class Postgres:
     def resume(self) -> None:
         """It goes on where it stood."""
         for pid in self._everyone():
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # a connection's, that has ended since
+                os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
         """Gone, and its files as well; by itself, since one that is killed leaves its shared memory to the system."""
