@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 from tests.harness import postgres as harness
 
-# How long an example takes, or is made, says nothing on a machine that others use; how long a suite takes is seen by
-# all.
-settings.register_profile("antiphon", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes says nothing on a machine that others use; how long a suite takes is seen by all.
+settings.register_profile("antiphon", deadline=None)
 settings.load_profile("antiphon")
 
 # Only the outermost conftest may name plugins.

@@ -136,7 +136,7 @@ def in_archive(place: Place, test: Callable[[Archive], Coroutine[Any, Any, None]
     asyncio.run(body())
 
 
-FIXTURE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]  # an example begins with an empty database
+FIXTURE = [HealthCheck.function_scoped_fixture]  # an example begins with an empty database
 LABELS = st.dictionaries(
     st.text(st.sampled_from('a,{}:"\\\n'), max_size=5), st.text(st.sampled_from('b,{}:"\\\n'), max_size=5)
 )

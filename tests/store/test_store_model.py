@@ -89,7 +89,7 @@ def test_grouped_transactions_do_what_single_ones_would(groups: list[list[Txn]],
 
 
 @pytest.mark.parametrize("version", ["debian", "current"])
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(groups=GROUPS, reopen_at=st.integers(0, 6))
 def test_etcd_does_with_any_transactions_what_the_embedded_store_does(
     request: pytest.FixtureRequest, version: str, groups: list[list[Txn]], reopen_at: int
