@@ -75,7 +75,7 @@ class RawAgent:
             self.up.put_nowait(pb.WorkRequest(calls=[call]))
             return json.loads((await future).output.inline)
         if "until" in value:
-            while not Path(value["until"]).exists():  # noqa: ASYNC110, ASYNC240
+            while not Path(value["until"]).exists():  # noqa: ASYNC110, ASYNC240 - another process makes it
                 await asyncio.sleep(0.01)
         await asyncio.sleep(value.get("sleep", 0))
         return "done"

@@ -95,7 +95,7 @@ async def sleep(seconds: float, ctx: TaskContext) -> str:
 async def until(path: str, ctx: TaskContext) -> str:
     """Waits until there is a file."""
     await ctx.progress(0.25, "waiting")
-    while not Path(path).exists():  # noqa: ASYNC110, ASYNC240
+    while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - another process makes it
         await asyncio.sleep(0.01)
     return "there"
 

@@ -23,6 +23,7 @@ def free_ports(count: int) -> list[int]:
     assert below - _LOWEST > 5_000, f"the system lends ports from {below} on, and there are too few below"
     ports: list[int] = []
     while len(ports) < count:
+        # The system's randomness: that of `random` is seeded by hypothesis, and the same in all processes then.
         port = random.SystemRandom().randrange(_LOWEST, below)
         if port not in _given and _is_free(port):
             _given.add(port)

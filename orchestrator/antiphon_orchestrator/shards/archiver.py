@@ -94,12 +94,12 @@ class Archiver:
             if len(self._pending) < BATCH:
                 await asyncio.sleep(GATHER)
             batch = self._pending[:BATCH]
-            away = ""
+            away: str | None = None
             try:
                 await self._write(batch)
             except ArchiveUnavailable as error:
-                away = str(error) or "it is not available"
-            if away:
+                away = str(error)
+            if away is not None:
                 self.available = False
                 log.error("archive_unavailable", cause=away, count=len(self._pending))
                 await asyncio.sleep(wait * (1 + random.random()))
