@@ -252,10 +252,10 @@ async def test_two_writers_of_the_same_runs_do_not_disturb_each_other(place: Pla
 
 async def test_the_state_says_where_it_is_and_at_which_migration_and_changes_nothing(place: Place) -> None:
     for _ in range(2):
-        assert "none yet, migration 0004 when it is first used" in await place().state()
+        assert "none yet, migration 0005 when it is first used" in await place().state()
     async with place():
         pass
-    assert (await place().state()).endswith("at migration 0004")
+    assert (await place().state()).endswith("at migration 0005")
 
 
 def audit_page(first: int, last: int, chain: str = "calls", **values: Any) -> AuditPage:

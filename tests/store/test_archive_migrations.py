@@ -83,13 +83,40 @@ def first_version(execute: Execute) -> None:
 async def test_an_older_database_is_migrated_with_what_it_holds(made: Callable[[], tuple[str, Execute]]) -> None:
     url, execute = made()
     first_version(execute)
-    assert (await archive_at(url).state()).endswith("at migration 0001, 0004 when an orchestrator starts")
+    assert (await archive_at(url).state()).endswith("at migration 0001, 0005 when an orchestrator starts")
     async with archive_at(url) as archive:
         found, _ = await archive.list_runs(RunFilter("default", labels=(("a", "b"),)), 50)
         assert [one.run_id for one in found] == ["run-001"]
         await archive.write([run(2)], [])
-    assert (await archive_at(url).state()).endswith("at migration 0004")
-    assert execute("SELECT version_num FROM alembic_version") == ["0004"]
+    assert (await archive_at(url).state()).endswith("at migration 0005")
+    assert execute("SELECT version_num FROM alembic_version") == ["0005"]
+
+
+async def test_an_archive_has_one_id_for_all_its_life(made: Callable[[], tuple[str, Execute]]) -> None:
+    for prepare in (lambda execute: None, first_version):
+        url, execute = made()
+        prepare(execute)
+        assert await unopened(url) == ""
+        archives = [archive_at(url) for _ in range(3)]
+        await asyncio.gather(*(one.__aenter__() for one in archives))
+        (here,) = {await one.identity() for one in archives}
+        for one in archives:
+            await one.__aexit__()
+        assert len(here) == 32
+        async with archive_at(url) as again:
+            assert await again.identity() == here
+        assert await unopened(url) == here
+        assert execute("SELECT count(*) FROM archive_id") == ["1"]
+        async with archive_at(made()[0]) as other:
+            assert await other.identity() != here
+
+
+async def unopened(url: str) -> str:
+    archive = archive_at(url)
+    try:
+        return await archive.identity()
+    finally:
+        await archive.__aexit__()
 
 
 async def test_migrations_end_where_an_empty_database_begins(made: Callable[[], tuple[str, Execute]]) -> None:
@@ -112,7 +139,7 @@ async def test_a_newer_database_is_refused_with_the_remedy_and_left_alone(
     async with archive_at(url):
         pass
     execute("UPDATE alembic_version SET version_num = '0099'")
-    with pytest.raises(ArchiveIncompatible, match="0099, and this antiphon knows none after 0004: use the version"):
+    with pytest.raises(ArchiveIncompatible, match="0099, and this antiphon knows none after 0005: use the version"):
         async with archive_at(url):
             pass
     with pytest.raises(ArchiveIncompatible):
@@ -142,7 +169,7 @@ async def test_several_may_start_at_once_on_an_empty_and_on_an_older_database(
         assert {"run-010", "run-011", "run-012"} <= {one.run_id for one in found}
         for one in archives:
             await one.__aexit__()
-        assert execute("SELECT version_num FROM alembic_version") == ["0004"]
+        assert execute("SELECT version_num FROM alembic_version") == ["0005"]
 
 
 def test_every_step_is_listed_in_order() -> None:

@@ -53,8 +53,11 @@ async def test_a_server_that_is_away_at_the_start_is_used_once_it_comes(own: Pos
     async with PostgresArchive(url) as archive:
         with pytest.raises(ArchiveUnavailable, match="cannot be reached"):
             await archive.write([run()], [])
+        with pytest.raises(ArchiveUnavailable, match="cannot be reached"):
+            await archive.identity()
         own.start()
         await works_again(archive)
+        assert await archive.identity()
 
 
 @pytest.mark.parametrize("end", ["kill9", "stop"])

@@ -63,5 +63,9 @@ class Archive(Protocol):
     async def delete_audit(self, chain: str, last: int, limit: int) -> int:
         """Deletes up to `limit` pages, oldest first, that hold no record after `last`. Returns how many."""
 
+    async def identity(self) -> str:
+        """The archive's id, the same for whoever uses it, for all its life; "": it has none yet, as its tables are made
+        or migrated later. It need not have been entered, and changes nothing."""
+
     async def state(self) -> str:
         """Where it is and at which migration, for people; changes nothing. Raises ArchiveIncompatible as well."""

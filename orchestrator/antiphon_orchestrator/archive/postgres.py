@@ -199,6 +199,10 @@ class PostgresArchive:
 
         return await self._do(self._reading, work)
 
+    async def identity(self) -> str:
+        """See `Archive.identity`."""
+        return await self._attempt(self._reading, _identity, self._call)
+
     async def state(self) -> str:
         """See `Archive.state`; it need not have been entered."""
         try:
@@ -364,6 +368,10 @@ def _has_label(key: str, value: str) -> ColumnElement[bool]:
 
 async def _revision(connection: AsyncConnection) -> str | None:
     return await connection.run_sync(schema.revision)
+
+
+async def _identity(connection: AsyncConnection) -> str:
+    return await connection.run_sync(schema.identity)
 
 
 async def _migrated(connection: AsyncConnection) -> str | None:

@@ -6,12 +6,14 @@ an older one goes through the migrations. A test holds that both ways end alike.
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, inspect, text
+from uuid import uuid4
+
+from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, inspect, select, text
 
 from .model import ArchiveIncompatible
-from .tables import metadata
+from .tables import archive_id, metadata
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every migration, oldest first; the files in `migrations/versions` say what each does."""
 
 NEWEST = REVISIONS[-1]
@@ -50,10 +52,18 @@ def migrate(connection: Connection) -> str | None:
     if before is None:
         metadata.create_all(connection)
         _marks.create_all(connection)
+        connection.execute(archive_id.insert().values(id=uuid4().hex))
         connection.execute(_mark.insert().values(version_num=NEWEST))
     elif before != NEWEST:
         _upgrade(connection, before)
     return before
+
+
+def identity(connection: Connection) -> str:
+    """See `Archive.identity`."""
+    if not inspect(connection).has_table(archive_id.name):
+        return ""
+    return connection.scalar(select(archive_id.c.id)) or ""
 
 
 def described(place: str, at: str | None) -> str:

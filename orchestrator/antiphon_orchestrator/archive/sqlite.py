@@ -97,6 +97,10 @@ class SqliteArchive:
         """See `Archive.delete_audit`."""
         return await self._lane.do(self._delete_audit, chain, last, limit)
 
+    async def identity(self) -> str:
+        """See `Archive.identity`."""
+        return await self._lane.do(self._identity)
+
     async def state(self) -> str:
         """See `Archive.state`; it need not have been entered."""
         try:
@@ -153,12 +157,21 @@ class SqliteArchive:
         with self._engine.begin() as connection:
             return connection.execute(queries.delete_audit(chain, last, limit)).rowcount
 
+    def _identity(self) -> str:
+        if not self._exists():
+            return ""
+        with self._engine.connect() as connection:
+            return schema.identity(connection)
+
     def _state(self) -> str:
-        path = self._engine.url.database
-        if path and not Path(path).exists():
+        if not self._exists():
             return schema.described(str(self._engine.url), None)
         with self._engine.connect() as connection:
             return schema.described(str(self._engine.url), schema.revision(connection))
+
+    def _exists(self) -> bool:
+        path = self._engine.url.database
+        return not path or Path(path).exists()
 
 
 class _Lane:

@@ -114,6 +114,9 @@ audit_pages = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
+archive_id = Table("archive_id", metadata, Column("id", _text(32), primary_key=True))
+"""One row, made with the tables: tells this archive from any other."""
+
 
 def newest(rows: Iterable[Row], keys: Sequence[str], newer_by: str) -> list[Row]:
     """One row a key, of several the newest."""
