@@ -340,6 +340,19 @@ async def test_the_probe_says_whether_it_can_write_and_read_and_leaves_nothing(
     assert "\n" not in str(refused.value) and "nothing may print" not in str(refused.value)
 
 
+async def test_a_place_has_one_id_for_all_its_life_which_is_no_blob(url: str) -> None:
+    assert await ObjectBlobs(url).identity(make=False) == ""
+    async with ObjectBlobs(url) as one, ObjectBlobs(url) as other:
+        assert await one.identity(make=False) == "" and await kept(one) == []
+        (here,) = set(await asyncio.gather(*(blobs.identity(make=True) for blobs in (one, other, one, other))))
+        assert len(here) == 32 and len(await kept(one)) == 1
+        await one.recover()
+        assert [found async for found in one.all()] == []
+    assert await ObjectBlobs(url).identity(make=False) == here
+    async with ObjectBlobs(f"{url}-other") as elsewhere:
+        assert await elsewhere.identity(make=True) != here
+
+
 async def test_an_object_store_that_is_away_or_stands_still_costs_a_deadline_and_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -363,6 +376,7 @@ async def test_an_object_store_that_is_away_or_stands_still_costs_a_deadline_and
                     blobs.stat("one", info.digest),
                     blobs.put_stream("one", None, pieces(b"y"), LIMIT),
                     read(blobs, "one", info.digest),
+                    blobs.identity(make=True),
                 ):
                     with pytest.raises(BlobsUnavailable):
                         await asyncio.wait_for(call, 60)

@@ -37,6 +37,8 @@ _USED = ".used"
 """Empty objects, by namespace and digest; when one was written is when its blob was last used."""
 _TRASH = ".trash"
 """Blobs under removal, by namespace and digest."""
+_IDENTITY = ".identity"
+"""Tells this place from any other."""
 _YOUNG = timedelta(minutes=10)
 """So long after it was put a blob is safe anyway, and its use is not noted."""
 _SPOOL_AGE = timedelta(days=1)
@@ -294,6 +296,32 @@ class ObjectBlobs:
             self._store.delete(path)
         if found != content:
             raise BlobsUnavailable(f"{self._url} does not give back what was written")
+
+    async def identity(self, *, make: bool) -> str:
+        """See `Blobs.identity`; it need not have been entered."""
+        if self._folder is not None and not self._folder.exists():
+            return ""
+        return await asyncio.to_thread(self._identity, make)  # as the probe, for what may end at once
+
+    def _identity(self, make: bool) -> str:
+        from obstore.exceptions import AlreadyExistsError
+
+        with _told():
+            try:
+                found = self._read_identity()
+            except FileNotFoundError:
+                if not make:
+                    return ""
+                with contextlib.suppress(AlreadyExistsError):  # of several that make one at once the first does
+                    self._store.put(_IDENTITY, uuid4().hex.encode(), mode="create")
+                found = self._read_identity()
+        if make and self._folder is not None:  # whoever is told may note it for good
+            _sync(self._folder / _IDENTITY)
+            _sync(self._folder)
+        return found
+
+    def _read_identity(self) -> str:
+        return bytes(self._store.get(_IDENTITY).bytes()).decode()
 
     async def _tidy(self) -> None:
         """Once, with the first upload: a folder's spool was cleared at the beginning, without obstore."""

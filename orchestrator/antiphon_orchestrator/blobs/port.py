@@ -100,3 +100,7 @@ class Blobs(Protocol):
 
     async def probe(self) -> str:
         """Writes, reads and deletes something small, and says where."""
+
+    async def identity(self, *, make: bool) -> str:
+        """The id of the place, the same for whoever uses it, kept beside the blobs. "": it has none, and is not to be
+        given one (`make`)."""
