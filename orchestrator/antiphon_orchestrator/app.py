@@ -164,7 +164,7 @@ class Orchestrator:
         external = config.certificate
         authority = None if external and not config.authority.exists() else LiveAuthority(config.authority, clock)
         certificate = self._certificate(authority, replica_id, clock, metrics)
-        common = Common(store, config.trusting, lambda: certificate.credential)
+        common = Common(store, config.trusting, lambda: certificate.credential, archive, blobs)
         if store.shared:
             await common.begin()
         policy = CedarPolicies(now=now)

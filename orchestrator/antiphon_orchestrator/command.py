@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
@@ -22,8 +23,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from . import telemetry
 from .api.server import AddressNotFree
 from .app import Orchestrator
-from .archive import ArchiveError, archive_at
-from .blobs import BlobError, ObjectBlobs
+from .archive import Archive, ArchiveError, archive_at
+from .blobs import BlobError, Blobs, ObjectBlobs
 from .cluster import common
 from .cluster.common import NotInCommon
 from .cluster.membership import AddressInUse, check_address
@@ -199,20 +200,10 @@ def _who_certifies(config: Config) -> dict[str, str]:
 
 
 async def _check(config: Config, as_json: bool) -> int:
-    certified = _who_certifies(config)
-    if config.policy_folder is not None:
-        policies = f"{config.policy_folder}: {_count(load_folder(config.policy_folder))}"
-    elif config.policy_profile:
-        policies = f"profile {config.policy_profile}: {_count(dev_profile())}"
-    else:
-        policies = "none for a store without any, which denies all; give policy_folder, or policy_profile dev"
-    facts = {
-        **certified,
-        "policies": policies,
-        **await _look_at_store(config),
-        "archive": await archive_at(config.archive_url, config.archive_password_file).state(),
-        "payloads": await ObjectBlobs(config.payloads_url).probe(),
-    }
+    archive = archive_at(config.archive_url, config.archive_password_file)
+    async with AsyncExitStack() as stack:
+        stack.push_async_exit(archive)  # not entered, which would make its tables
+        facts = await _facts(config, archive, ObjectBlobs(config.payloads_url))
     if as_json:
         settings = {s.key: {"value": s.value, "source": s.source} for s in config.describe()}
         print(json.dumps({"settings": settings, **facts}))
@@ -224,7 +215,24 @@ async def _check(config: Config, as_json: bool) -> int:
     return 0
 
 
-async def _look_at_store(config: Config) -> dict[str, str]:
+async def _facts(config: Config, archive: Archive, blobs: Blobs) -> dict[str, str]:
+    certified = _who_certifies(config)
+    if config.policy_folder is not None:
+        policies = f"{config.policy_folder}: {_count(load_folder(config.policy_folder))}"
+    elif config.policy_profile:
+        policies = f"profile {config.policy_profile}: {_count(dev_profile())}"
+    else:
+        policies = "none for a store without any, which denies all; give policy_folder, or policy_profile dev"
+    return {
+        **certified,
+        "policies": policies,
+        **await _look_at_store(config, archive, blobs),
+        "archive": await archive.state(),
+        "payloads": await blobs.probe(),
+    }
+
+
+async def _look_at_store(config: Config, archive: Archive, blobs: Blobs) -> dict[str, str]:
     """What there is to say of the store, or of each member of its cluster. Raises StoreError when it cannot be used."""
     address = config.etcd
     if address is None:
@@ -242,13 +250,13 @@ async def _look_at_store(config: Config) -> dict[str, str]:
             used = f"{_mebibytes(member.in_use)} in use, {_mebibytes(member.size)} of {quota}"
             said = [f"etcd {member.version}", used, "leads" if member.leads else ""] if member.version else []
             facts[f"store {member.endpoint}"] = ", ".join(filter(None, (*said, member.trouble)))
-        await _fit_in(config, store)
+        await _fit_in(config, store, archive, blobs)
     return facts
 
 
-async def _fit_in(config: Config, store: EtcdStore) -> None:
+async def _fit_in(config: Config, store: EtcdStore, archive: Archive, blobs: Blobs) -> None:
     """Raises NotInCommon and AddressInUse, as the start would beside the replicas that are there."""
-    await common.check(store, config.trusting, *_trusted(config))
+    await common.check(store, config.trusting, *_trusted(config), archive, blobs)
     address = config.advertised
     if int(address.rpartition(":")[2]) and not in_use(config.data):  # else it is our own, which is there
         await check_address(store, address)

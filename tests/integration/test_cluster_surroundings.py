@@ -105,6 +105,22 @@ def test_another_authority_is_refused(cluster: Cluster, command: str, domain: st
     assert said(other, command) == f"antiphon orchestrator: authority: {cause}: copy their authority here; {remedy}\n"
 
 
+@pytest.mark.parametrize("setting", ["archive", "payloads"])
+def test_another_archive_or_place_of_payloads_is_refused(cluster: Cluster, setting: str) -> None:
+    other = cluster.add()
+    (link,) = other.data.glob(f"{setting}*")  # what it has in common with the others
+    link.unlink()
+    cause = f"antiphon orchestrator: {setting}: the replicas on this store use another one "
+    remedy = "give all of them the same; docs/cluster.md says what to do when it was replaced on purpose\n"
+    checked = said(other, "check")
+    assert checked.startswith(cause) and checked.endswith(f", here a new one): {remedy}")
+    assert not link.exists()
+    served = said(other, "serve")
+    assert served.startswith(cause) and served.endswith(f"): {remedy}") and "a new one" not in served
+    assert said(other, "check") == served
+    assert said(cluster.add(), "check", code=0)
+
+
 async def test_who_is_trusted_is_followed_through_a_rotation(etcd_current: Etcd) -> None:
     with Cluster(etcd_current, 2) as cluster:
         authority = cluster.ca.folder

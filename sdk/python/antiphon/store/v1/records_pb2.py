@@ -30,7 +30,7 @@ from antiphon.v1 import registry_pb2 as antiphon_dot_v1_dot_registry__pb2
 from antiphon.v1 import verify_pb2 as antiphon_dot_v1_dot_verify__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ntiphon/store/v1/records.proto\x12\x11\x61ntiphon.store.v1\x1a\x19\x61ntiphon/v1/context.proto\x1a\x17\x61ntiphon/v1/graph.proto\x1a\x19\x61ntiphon/v1/payload.proto\x1a\x18\x61ntiphon/v1/policy.proto\x1a\x1a\x61ntiphon/v1/registry.proto\x1a\x18\x61ntiphon/v1/verify.proto\"\x83\x01\n\nShardOwner\x12\x1d\n\nreplica_id\x18\x01 \x01(\tR\treplicaId\x12\x14\n\x05\x65poch\x18\x02 \x01(\x04R\x05\x65poch\x12!\n\x0csuccessor_id\x18\x03 \x01(\tR\x0bsuccessorId\x12\x1d\n\nunable_ids\x18\x04 \x03(\tR\tunableIds\"\x9f\x01\n\rReplicaRecord\x12\x18\n\x07\x61\x64\x64ress\x18\x01 \x01(\tR\x07\x61\x64\x64ress\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x1d\n\nstart_time\x18\x03 \x01(\x03R\tstartTime\x12\x18\n\x07leaving\x18\x04 \x01(\x08R\x07leaving\x12!\n\x0cjoin_address\x18\x05 \x01(\tR\x0bjoinAddress\"G\n\x0c\x43ommonRecord\x12!\n\x0ctrust_domain\x18\x01 \x01(\tR\x0btrustDomain\x12\x14\n\x05roots\x18\x02 \x03(\tR\x05roots\"\x8a\x01\n\x0bGraphRecord\x12(\n\x05graph\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.GraphR\x05graph\x12\x16\n\x06\x64igest\x18\x02 \x01(\x0cR\x06\x64igest\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\x12\x18\n\x07\x63reator\x18\x04 \x01(\tR\x07\x63reator\"\xf6\x01\n\x0b\x41gentRecord\x12?\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.AgentDescriptionR\x0b\x64\x65scription\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x17.antiphon.v1.AgentStateR\x05state\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\x12\x1f\n\x0bupdate_time\x18\x04 \x01(\x03R\nupdateTime\x12\x18\n\x07sidecar\x18\x05 \x01(\tR\x07sidecar\x12\x1b\n\tseen_time\x18\x06 \x01(\x03R\x08seenTime\"O\n\rVerifiedAgent\x12>\n\x08versions\x18\x01 \x03(\x0b\x32\".antiphon.store.v1.VerifiedVersionR\x08versions\"\x83\x01\n\x0fVerifiedVersion\x12\x31\n\x06report\x18\x01 \x01(\x0b\x32\x19.antiphon.v1.VerifyReportR\x06report\x12\x1c\n\tprincipal\x18\x02 \x01(\tR\tprincipal\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\":\n\x0bTokenRecord\x12\x12\n\x04json\x18\x01 \x01(\tR\x04json\x12\x17\n\x07used_by\x18\x02 \x01(\x0cR\x06usedBy\"\xab\x01\n\x10RevocationRecord\x12\x14\n\x05\x63\x61use\x18\x01 \x01(\tR\x05\x63\x61use\x12\x1c\n\tprincipal\x18\x02 \x01(\tR\tprincipal\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\x12!\n\x0cissued_until\x18\x04 \x01(\x03R\x0bissuedUntil\x12\x1f\n\x0b\x65xpire_time\x18\x05 \x01(\x03R\nexpireTime\"%\n\tAuditPage\x12\x18\n\x07records\x18\x01 \x03(\x0cR\x07records\"\x9f\x01\n\tAuditHead\x12\x19\n\x08last_seq\x18\x01 \x01(\x04R\x07lastSeq\x12\x1b\n\tlast_hash\x18\x02 \x01(\x0cR\x08lastHash\x12\x1f\n\x0btrimmed_seq\x18\x03 \x01(\x04R\ntrimmedSeq\x12!\n\x0ctrimmed_hash\x18\x04 \x01(\x0cR\x0btrimmedHash\x12\x16\n\x06writer\x18\x05 \x01(\tR\x06writer\"\x84\x01\n\x0cPolicyRecord\x12.\n\x06policy\x18\x01 \x01(\x0b\x32\x16.antiphon.v1.PolicySetR\x06policy\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12%\n\x0erequest_digest\x18\x03 \x01(\x0cR\rrequestDigest\";\n\nPolicyText\x12-\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x17.antiphon.v1.PolicyFileR\x05\x66iles\"%\n\rPolicyCurrent\x12\x14\n\x05\x65poch\x18\x01 \x01(\x04R\x05\x65poch\"\xd5\x01\n\x0b\x45ntryRecord\x12*\n\x05value\x18\x01 \x01(\x0b\x32\x14.antiphon.v1.PayloadR\x05value\x12\x1f\n\x0b\x63reate_time\x18\x02 \x01(\x03R\ncreateTime\x12\x1f\n\x0bupdate_time\x18\x03 \x01(\x03R\nupdateTime\x12\x1f\n\x0b\x65xpire_time\x18\x04 \x01(\x03R\nexpireTime\x12\x37\n\nprovenance\x18\x05 \x01(\x0b\x32\x17.antiphon.v1.ProvenanceR\nprovenance\"\xe5\x01\n\x0b\x43laimRecord\x12\x1c\n\tprincipal\x18\x01 \x01(\tR\tprincipal\x12\x1d\n\nattempt_id\x18\x02 \x01(\tR\tattemptId\x12\x1d\n\nrequest_id\x18\x03 \x01(\tR\trequestId\x12\x14\n\x05\x66\x65nce\x18\x04 \x01(\x03R\x05\x66\x65nce\x12!\n\x0c\x61\x63quire_time\x18\x05 \x01(\x03R\x0b\x61\x63quireTime\x12\x1f\n\x0b\x65xpire_time\x18\x06 \x01(\x03R\nexpireTime\x12 \n\x0bincarnation\x18\x07 \x01(\tR\x0bincarnation\"\x95\x01\n\x14\x43ontextRequestRecord\x12\x16\n\x06\x64igest\x18\x01 \x01(\x0cR\x06\x64igest\x12\x1f\n\x0b\x65xpire_time\x18\x02 \x01(\x03R\nexpireTime\x12*\n\x11\x65ntry_expire_time\x18\x03 \x01(\x03R\x0f\x65ntryExpireTime\x12\x18\n\x07nothing\x18\x04 \x01(\x08R\x07nothingb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61ntiphon/store/v1/records.proto\x12\x11\x61ntiphon.store.v1\x1a\x19\x61ntiphon/v1/context.proto\x1a\x17\x61ntiphon/v1/graph.proto\x1a\x19\x61ntiphon/v1/payload.proto\x1a\x18\x61ntiphon/v1/policy.proto\x1a\x1a\x61ntiphon/v1/registry.proto\x1a\x18\x61ntiphon/v1/verify.proto\"\x83\x01\n\nShardOwner\x12\x1d\n\nreplica_id\x18\x01 \x01(\tR\treplicaId\x12\x14\n\x05\x65poch\x18\x02 \x01(\x04R\x05\x65poch\x12!\n\x0csuccessor_id\x18\x03 \x01(\tR\x0bsuccessorId\x12\x1d\n\nunable_ids\x18\x04 \x03(\tR\tunableIds\"\x9f\x01\n\rReplicaRecord\x12\x18\n\x07\x61\x64\x64ress\x18\x01 \x01(\tR\x07\x61\x64\x64ress\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x1d\n\nstart_time\x18\x03 \x01(\x03R\tstartTime\x12\x18\n\x07leaving\x18\x04 \x01(\x08R\x07leaving\x12!\n\x0cjoin_address\x18\x05 \x01(\tR\x0bjoinAddress\"\x87\x01\n\x0c\x43ommonRecord\x12!\n\x0ctrust_domain\x18\x01 \x01(\tR\x0btrustDomain\x12\x14\n\x05roots\x18\x02 \x03(\tR\x05roots\x12\x1d\n\narchive_id\x18\x03 \x01(\tR\tarchiveId\x12\x1f\n\x0bpayloads_id\x18\x04 \x01(\tR\npayloadsId\"\x8a\x01\n\x0bGraphRecord\x12(\n\x05graph\x18\x01 \x01(\x0b\x32\x12.antiphon.v1.GraphR\x05graph\x12\x16\n\x06\x64igest\x18\x02 \x01(\x0cR\x06\x64igest\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\x12\x18\n\x07\x63reator\x18\x04 \x01(\tR\x07\x63reator\"\xf6\x01\n\x0b\x41gentRecord\x12?\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1d.antiphon.v1.AgentDescriptionR\x0b\x64\x65scription\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x17.antiphon.v1.AgentStateR\x05state\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\x12\x1f\n\x0bupdate_time\x18\x04 \x01(\x03R\nupdateTime\x12\x18\n\x07sidecar\x18\x05 \x01(\tR\x07sidecar\x12\x1b\n\tseen_time\x18\x06 \x01(\x03R\x08seenTime\"O\n\rVerifiedAgent\x12>\n\x08versions\x18\x01 \x03(\x0b\x32\".antiphon.store.v1.VerifiedVersionR\x08versions\"\x83\x01\n\x0fVerifiedVersion\x12\x31\n\x06report\x18\x01 \x01(\x0b\x32\x19.antiphon.v1.VerifyReportR\x06report\x12\x1c\n\tprincipal\x18\x02 \x01(\tR\tprincipal\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\":\n\x0bTokenRecord\x12\x12\n\x04json\x18\x01 \x01(\tR\x04json\x12\x17\n\x07used_by\x18\x02 \x01(\x0cR\x06usedBy\"\xab\x01\n\x10RevocationRecord\x12\x14\n\x05\x63\x61use\x18\x01 \x01(\tR\x05\x63\x61use\x12\x1c\n\tprincipal\x18\x02 \x01(\tR\tprincipal\x12\x1f\n\x0b\x63reate_time\x18\x03 \x01(\x03R\ncreateTime\x12!\n\x0cissued_until\x18\x04 \x01(\x03R\x0bissuedUntil\x12\x1f\n\x0b\x65xpire_time\x18\x05 \x01(\x03R\nexpireTime\"%\n\tAuditPage\x12\x18\n\x07records\x18\x01 \x03(\x0cR\x07records\"\x9f\x01\n\tAuditHead\x12\x19\n\x08last_seq\x18\x01 \x01(\x04R\x07lastSeq\x12\x1b\n\tlast_hash\x18\x02 \x01(\x0cR\x08lastHash\x12\x1f\n\x0btrimmed_seq\x18\x03 \x01(\x04R\ntrimmedSeq\x12!\n\x0ctrimmed_hash\x18\x04 \x01(\x0cR\x0btrimmedHash\x12\x16\n\x06writer\x18\x05 \x01(\tR\x06writer\"\x84\x01\n\x0cPolicyRecord\x12.\n\x06policy\x18\x01 \x01(\x0b\x32\x16.antiphon.v1.PolicySetR\x06policy\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12%\n\x0erequest_digest\x18\x03 \x01(\x0cR\rrequestDigest\";\n\nPolicyText\x12-\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x17.antiphon.v1.PolicyFileR\x05\x66iles\"%\n\rPolicyCurrent\x12\x14\n\x05\x65poch\x18\x01 \x01(\x04R\x05\x65poch\"\xd5\x01\n\x0b\x45ntryRecord\x12*\n\x05value\x18\x01 \x01(\x0b\x32\x14.antiphon.v1.PayloadR\x05value\x12\x1f\n\x0b\x63reate_time\x18\x02 \x01(\x03R\ncreateTime\x12\x1f\n\x0bupdate_time\x18\x03 \x01(\x03R\nupdateTime\x12\x1f\n\x0b\x65xpire_time\x18\x04 \x01(\x03R\nexpireTime\x12\x37\n\nprovenance\x18\x05 \x01(\x0b\x32\x17.antiphon.v1.ProvenanceR\nprovenance\"\xe5\x01\n\x0b\x43laimRecord\x12\x1c\n\tprincipal\x18\x01 \x01(\tR\tprincipal\x12\x1d\n\nattempt_id\x18\x02 \x01(\tR\tattemptId\x12\x1d\n\nrequest_id\x18\x03 \x01(\tR\trequestId\x12\x14\n\x05\x66\x65nce\x18\x04 \x01(\x03R\x05\x66\x65nce\x12!\n\x0c\x61\x63quire_time\x18\x05 \x01(\x03R\x0b\x61\x63quireTime\x12\x1f\n\x0b\x65xpire_time\x18\x06 \x01(\x03R\nexpireTime\x12 \n\x0bincarnation\x18\x07 \x01(\tR\x0bincarnation\"\x95\x01\n\x14\x43ontextRequestRecord\x12\x16\n\x06\x64igest\x18\x01 \x01(\x0cR\x06\x64igest\x12\x1f\n\x0b\x65xpire_time\x18\x02 \x01(\x03R\nexpireTime\x12*\n\x11\x65ntry_expire_time\x18\x03 \x01(\x03R\x0f\x65ntryExpireTime\x12\x18\n\x07nothing\x18\x04 \x01(\x08R\x07nothingb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,34 +41,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHARDOWNER']._serialized_end=345
   _globals['_REPLICARECORD']._serialized_start=348
   _globals['_REPLICARECORD']._serialized_end=507
-  _globals['_COMMONRECORD']._serialized_start=509
-  _globals['_COMMONRECORD']._serialized_end=580
-  _globals['_GRAPHRECORD']._serialized_start=583
-  _globals['_GRAPHRECORD']._serialized_end=721
-  _globals['_AGENTRECORD']._serialized_start=724
-  _globals['_AGENTRECORD']._serialized_end=970
-  _globals['_VERIFIEDAGENT']._serialized_start=972
-  _globals['_VERIFIEDAGENT']._serialized_end=1051
-  _globals['_VERIFIEDVERSION']._serialized_start=1054
-  _globals['_VERIFIEDVERSION']._serialized_end=1185
-  _globals['_TOKENRECORD']._serialized_start=1187
-  _globals['_TOKENRECORD']._serialized_end=1245
-  _globals['_REVOCATIONRECORD']._serialized_start=1248
-  _globals['_REVOCATIONRECORD']._serialized_end=1419
-  _globals['_AUDITPAGE']._serialized_start=1421
-  _globals['_AUDITPAGE']._serialized_end=1458
-  _globals['_AUDITHEAD']._serialized_start=1461
-  _globals['_AUDITHEAD']._serialized_end=1620
-  _globals['_POLICYRECORD']._serialized_start=1623
-  _globals['_POLICYRECORD']._serialized_end=1755
-  _globals['_POLICYTEXT']._serialized_start=1757
-  _globals['_POLICYTEXT']._serialized_end=1816
-  _globals['_POLICYCURRENT']._serialized_start=1818
-  _globals['_POLICYCURRENT']._serialized_end=1855
-  _globals['_ENTRYRECORD']._serialized_start=1858
-  _globals['_ENTRYRECORD']._serialized_end=2071
-  _globals['_CLAIMRECORD']._serialized_start=2074
-  _globals['_CLAIMRECORD']._serialized_end=2303
-  _globals['_CONTEXTREQUESTRECORD']._serialized_start=2306
-  _globals['_CONTEXTREQUESTRECORD']._serialized_end=2455
+  _globals['_COMMONRECORD']._serialized_start=510
+  _globals['_COMMONRECORD']._serialized_end=645
+  _globals['_GRAPHRECORD']._serialized_start=648
+  _globals['_GRAPHRECORD']._serialized_end=786
+  _globals['_AGENTRECORD']._serialized_start=789
+  _globals['_AGENTRECORD']._serialized_end=1035
+  _globals['_VERIFIEDAGENT']._serialized_start=1037
+  _globals['_VERIFIEDAGENT']._serialized_end=1116
+  _globals['_VERIFIEDVERSION']._serialized_start=1119
+  _globals['_VERIFIEDVERSION']._serialized_end=1250
+  _globals['_TOKENRECORD']._serialized_start=1252
+  _globals['_TOKENRECORD']._serialized_end=1310
+  _globals['_REVOCATIONRECORD']._serialized_start=1313
+  _globals['_REVOCATIONRECORD']._serialized_end=1484
+  _globals['_AUDITPAGE']._serialized_start=1486
+  _globals['_AUDITPAGE']._serialized_end=1523
+  _globals['_AUDITHEAD']._serialized_start=1526
+  _globals['_AUDITHEAD']._serialized_end=1685
+  _globals['_POLICYRECORD']._serialized_start=1688
+  _globals['_POLICYRECORD']._serialized_end=1820
+  _globals['_POLICYTEXT']._serialized_start=1822
+  _globals['_POLICYTEXT']._serialized_end=1881
+  _globals['_POLICYCURRENT']._serialized_start=1883
+  _globals['_POLICYCURRENT']._serialized_end=1920
+  _globals['_ENTRYRECORD']._serialized_start=1923
+  _globals['_ENTRYRECORD']._serialized_end=2136
+  _globals['_CLAIMRECORD']._serialized_start=2139
+  _globals['_CLAIMRECORD']._serialized_end=2368
+  _globals['_CONTEXTREQUESTRECORD']._serialized_start=2371
+  _globals['_CONTEXTREQUESTRECORD']._serialized_end=2520
 # @@protoc_insertion_point(module_scope)

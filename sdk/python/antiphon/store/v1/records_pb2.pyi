@@ -106,8 +106,14 @@ class CommonRecord(_message.Message):
 
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     ROOTS_FIELD_NUMBER: _builtins.int
+    ARCHIVE_ID_FIELD_NUMBER: _builtins.int
+    PAYLOADS_ID_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     """Trust domain of their authority."""
+    archive_id: _builtins.str
+    """Id of their archive, which was made with its tables; empty while none of them has reached it."""
+    payloads_id: _builtins.str
+    """Id of their place of payloads, which is kept there; empty while none of them has reached it."""
     @_builtins.property
     def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """SHA-256 of each root certificate's DER form that they trust, hexadecimal, in order. Several while one is replaced."""
@@ -117,10 +123,12 @@ class CommonRecord(_message.Message):
         *,
         trust_domain: _builtins.str = ...,
         roots: _abc.Iterable[_builtins.str] | None = ...,
+        archive_id: _builtins.str = ...,
+        payloads_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["roots", b"roots", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_id", b"archive_id", "payloads_id", b"payloads_id", "roots", b"roots", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
