@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,9 +16,13 @@ from antiphon_certs import Authority, finish_root, prepare_root, switch_root
 from tests.harness import eventually
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
+from tests.harness.objects import S3Server
 from tests.harness.orchestrator import OrchestratorProcess
 
 pytest_plugins = ("tests.harness.etcd_fixtures",)
+
+STOP = 20.0
+"""Seconds for a stop on a busy machine, less than an object store that stands still takes to be given up."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def run(replica: OrchestratorProcess, command: str, *words: str) -> subprocess.C
     listen = ("--listen", replica.listen, "--join-listen", replica.join_listen)
     return subprocess.run(
         [sys.executable, "-m", "antiphon.command", "orchestrator", command, *where, *listen, *replica.settings, *words],
-        env={**os.environ, "GRPC_VERBOSITY": "NONE"},
+        env={**os.environ, **replica.environment, "GRPC_VERBOSITY": "NONE"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -119,6 +124,42 @@ def test_another_archive_or_place_of_payloads_is_refused(cluster: Cluster, setti
     assert served.startswith(cause) and served.endswith(f"): {remedy}") and "a new one" not in served
     assert said(other, "check") == served
     assert said(cluster.add(), "check", code=0)
+
+
+async def test_payloads_that_stand_still_hold_up_neither_a_start_nor_a_stop_and_are_compared_later(
+    etcd_current: Etcd,
+) -> None:
+    with S3Server() as server:
+        place = server.bucket()
+        cluster = Cluster(etcd_current, 1, "--payloads", place)
+        first, second = cluster.replicas[0], cluster.add()
+        first.environment = second.environment = server.environment
+        second.settings += ("--payloads", f"{place}/other")
+        server.pause()
+        with contextlib.closing(cluster):
+            await asyncio.to_thread(first.start)
+            assert '"payloads_not_compared"' in first.said()
+            assert await asyncio.to_thread(first.term, STOP) == 0
+            await asyncio.to_thread(first.start)
+            server.resume()
+            refused = "payloads: the replicas on this store use another one "
+            await eventually(lambda: refused in run(second, "check").stderr, limit=60)
+            assert refused in said(second, "serve")
+            assert first.alive
+
+
+async def test_an_id_of_payloads_that_was_damaged_is_said_with_the_remedy(etcd_current: Etcd) -> None:
+    with Cluster(etcd_current, 1) as cluster:
+        first, other = cluster.replicas[0], cluster.add()
+        place = other.data / "payloads" / ".identity"
+        place.write_bytes(b"")
+        checked = said(other, "check")
+        cause = f"antiphon orchestrator: payloads: the id of {(other.data / 'payloads').as_uri()} was damaged: "
+        assert (
+            checked == f"{cause}restore .identity in it from a copy, or delete it and go on as docs/cluster.md says\n"
+        )
+        assert said(other, "serve") == checked
+        assert first.alive and place.read_bytes() == b""
 
 
 async def test_who_is_trusted_is_followed_through_a_rotation(etcd_current: Etcd) -> None:

@@ -353,6 +353,33 @@ async def test_a_place_has_one_id_for_all_its_life_which_is_no_blob(url: str) ->
         assert await elsewhere.identity(make=True) != here
 
 
+async def test_a_folders_id_has_its_name_once_it_is_whole_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> None:
+        raise BlobsUnavailable(f"{path} cannot be synced")
+
+    async with ObjectBlobs((tmp_path / "blobs").as_uri()) as blobs:
+        with monkeypatch.context() as patch:
+            patch.setattr(objects, "_sync", broken)
+            with pytest.raises(BlobsUnavailable, match="cannot be synced"):
+                await blobs.identity(make=True)
+        assert await kept(blobs) == []
+        assert len(await blobs.identity(make=True)) == 32
+
+
+@pytest.mark.parametrize("left", [b"", b"0123456789abcdef", b"\xff" * 32, b"0" * 32 + b"\n"])
+async def test_what_is_no_id_of_a_place_is_said_with_the_remedy_and_left_alone(url: str, left: bytes) -> None:
+    async with ObjectBlobs(url) as blobs:
+        await blobs._store.put_async(".identity", left)
+        for make in (False, True):
+            with pytest.raises(BlobCorrupt, match=f"^payloads: the id of {url} was damaged: restore .identity in it"):
+                await blobs.identity(make=make)
+        assert await kept(blobs) == [".identity"]
+        await blobs._store.delete_async(".identity")
+        assert len(await blobs.identity(make=True)) == 32
+
+
 async def test_an_object_store_that_is_away_or_stands_still_costs_a_deadline_and_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -48,6 +48,7 @@ _PART_BYTES = 5 << 20
 _CHUNK_BYTES = 1 << 20
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_ID = re.compile(rb"[0-9a-f]{32}")
 _BLOB = re.compile(r"([^./][^/]*)/([0-9a-f]{2})/(\2[0-9a-f]{62})")
 _PAGE = 1000
 """Files of a folder that one look into it brings."""
@@ -298,30 +299,55 @@ class ObjectBlobs:
             raise BlobsUnavailable(f"{self._url} does not give back what was written")
 
     async def identity(self, *, make: bool) -> str:
-        """See `Blobs.identity`; it need not have been entered."""
-        if self._folder is not None and not self._folder.exists():
-            return ""
-        return await asyncio.to_thread(self._identity, make)  # as the probe, for what may end at once
-
-    def _identity(self, make: bool) -> str:
-        from obstore.exceptions import AlreadyExistsError
-
+        """See `Blobs.identity`; unless it is to make one, it need not have been entered."""
+        if not make:
+            if self._folder is not None and not self._folder.exists():
+                return ""
+            return await asyncio.to_thread(self._look_for_identity)  # as the probe: whoever asks may end at once
         with _told():
             try:
-                found = self._read_identity()
+                found = await self._read_identity()
             except FileNotFoundError:
-                if not make:
-                    return ""
-                with contextlib.suppress(AlreadyExistsError):  # of several that make one at once the first does
-                    self._store.put(_IDENTITY, uuid4().hex.encode(), mode="create")
-                found = self._read_identity()
-        if make and self._folder is not None:  # whoever is told may note it for good
-            _sync(self._folder / _IDENTITY)
-            _sync(self._folder)
+                await self._make_identity()
+                found = await self._read_identity()
+        if self._folder is not None:  # whoever is told may note it for good
+            await asyncio.to_thread(_sync, self._folder)
         return found
 
-    def _read_identity(self) -> str:
-        return bytes(self._store.get(_IDENTITY).bytes()).decode()
+    async def _make_identity(self) -> None:
+        """Of several that make one at once the first does. In a folder it is given its name when it is whole and
+        synced, as a blob is."""
+        from obstore.exceptions import AlreadyExistsError
+
+        content = uuid4().hex.encode()
+        with contextlib.suppress(AlreadyExistsError):
+            if self._folder is None:
+                await self._store.put_async(_IDENTITY, content, mode="create")
+                return
+            spool = f"{_SPOOL}/{uuid4().hex}"
+            try:
+                await self._store.put_async(spool, content)
+                await asyncio.to_thread(_sync, self._folder / spool)
+                await self._store.rename_async(spool, _IDENTITY, overwrite=False)
+            finally:
+                await self._discard(spool)
+
+    async def _read_identity(self) -> str:
+        found = await self._store.get_async(_IDENTITY)
+        return self._id_in(bytes(await found.bytes_async()))
+
+    def _look_for_identity(self) -> str:
+        with _told():
+            try:
+                return self._id_in(bytes(self._store.get(_IDENTITY).bytes()))
+            except FileNotFoundError:
+                return ""
+
+    def _id_in(self, content: bytes) -> str:
+        if not _ID.fullmatch(content):
+            remedy = f"restore {_IDENTITY} in it from a copy, or delete it and go on as docs/cluster.md says"
+            raise BlobCorrupt(f"payloads: the id of {self._url} was damaged: {remedy}")
+        return content.decode()
 
     async def _tidy(self) -> None:
         """Once, with the first upload: a folder's spool was cleared at the beginning, without obstore."""

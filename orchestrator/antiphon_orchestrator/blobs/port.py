@@ -103,4 +103,4 @@ class Blobs(Protocol):
 
     async def identity(self, *, make: bool) -> str:
         """The id of the place, the same for whoever uses it, kept beside the blobs. "": it has none, and is not to be
-        given one (`make`)."""
+        given one (`make`). Raises BlobCorrupt when what is kept there is no id."""
