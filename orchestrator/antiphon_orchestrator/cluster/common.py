@@ -71,11 +71,12 @@ class Common:
         self._bundle = credential().bundle_pem
         self._archive = archive
         self._blobs = blobs
-        self._compared: set[str] = set()
+        self._places: dict[str, str] = {}
+        """Ids by setting of what has been compared."""
 
     async def begin(self) -> None:
         """Adds what is trusted here to what all trust, and which archive and place of payloads are here. Raises
-        NotInCommon."""
+        NotInCommon, and BlobCorrupt for a place whose id is none."""
         trust_domain = self._credential().identity.trust_domain
         ours = root_fingerprints(self._bundle)
         places = await self._identify(PATIENCE)
@@ -86,11 +87,11 @@ class Common:
             return _with(found, places, trust_domain=trust_domain, roots=sorted({*found.roots, *ours}))
 
         await self._change(joined)
-        self._compared |= places.keys()
+        self._places |= places
 
     async def run(self) -> None:
         """Follows what is trusted here, until cancelled: all replicas take each step of a rotation, and the last one to
-        take it has no more to say than the first. What was away at the start is compared: raises NotInCommon."""
+        take it has no more to say than the first. What was away at the start is compared, and may raise as `begin`."""
         while True:
             await asyncio.sleep(LOOK)
             try:
@@ -104,7 +105,8 @@ class Common:
         if credential.bundle_pem == self._bundle:
             return
         trust_domain, roots = credential.identity.trust_domain, sorted(root_fingerprints(credential.bundle_pem))
-        await self._change(lambda found: _with(found, {}, trust_domain=trust_domain, roots=roots))
+        # With the places: a replica of a version without them leaves them out when it takes the step.
+        await self._change(lambda found: _with(found, self._places, trust_domain=trust_domain, roots=roots))
         self._bundle = credential.bundle_pem
 
     async def _compare_late(self) -> None:
@@ -116,15 +118,15 @@ class Common:
 
         if places:
             await self._change(compared)
-            self._compared |= places.keys()
+            self._places |= places
 
     async def _identify(self, patience: float | None) -> dict[str, str]:
         """Ids by setting of what has not been compared yet, as far as it answers, payloads within `patience`."""
         found = {}
-        if "archive" not in self._compared:
+        if "archive" not in self._places:
             with _away("archive"):
                 found["archive"] = await self._archive.identity()
-        if "payloads" not in self._compared:
+        if "payloads" not in self._places:
             with _away("payloads"):
                 async with asyncio.timeout(patience):
                     found["payloads"] = await self._blobs.identity(make=True)

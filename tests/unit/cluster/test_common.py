@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 from antiphon.store.v1 import records_pb2 as records
-from antiphon_certs import Credential, Kind
+from antiphon_certs import Authority, Credential, Kind, prepare_root
 from antiphon_orchestrator.archive import ArchiveUnavailable
 from antiphon_orchestrator.archive.sqlite import SqliteArchive
 from antiphon_orchestrator.blobs import ObjectBlobs
@@ -58,6 +58,17 @@ def credential(tmp_path: Path) -> Credential:
 async def kept(store: SqliteStore) -> records.CommonRecord:
     (found,) = (await store.range(keys.common())).kvs
     return records.CommonRecord.FromString(found.value)
+
+
+@asynccontextmanager
+async def running(common: Common) -> AsyncIterator[None]:
+    task = asyncio.create_task(common.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def test_replicas_with_the_same_places_add_them_once(
@@ -124,18 +135,41 @@ async def test_what_was_away_at_the_start_is_compared_once_it_answers(
     await first.begin()
     await second.begin()
     assert not (await kept(store)).archive_id and (await kept(store)).payloads_id
-    running = asyncio.create_task(first.run())
-    try:
+    async with running(first):
         archives[0].away = False
 
         async def added() -> bool:
             return (await kept(store)).archive_id == await archives[0].identity()
 
         await eventually(added)
-    finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
     archives[1].away = False
     with pytest.raises(NotInCommon, match=r"^archive: "):
         await asyncio.wait_for(second.run(), 10)
+
+
+async def test_places_that_an_older_version_left_out_are_back_after_the_step_of_a_rotation(
+    store: SqliteStore,
+    archives: list[Place],
+    places: list[ObjectBlobs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LOOK", 0.01)
+    ca = Ca(tmp_path / "ca")
+    key, chain, bundle = ca.issue(Kind.ORCHESTRATOR, "one")
+    here = [Credential.from_pem(key, chain, bundle)]
+    common = Common(store, "authority", lambda: here[0], archives[0], places[0])
+    await common.begin()
+    before = await kept(store)
+    older = records.CommonRecord(trust_domain=before.trust_domain, roots=before.roots)
+    await store.commit(Txn((), (Put(keys.common(), older.SerializeToString()),)))
+    async with running(common):
+        prepare_root(ca.folder)
+        here[0] = Credential.from_pem(key, chain, Authority.load(ca.folder).bundle_pem)
+
+        async def followed() -> bool:
+            return len((await kept(store)).roots) == 2
+
+        await eventually(followed)
+    after = await kept(store)
+    assert (after.archive_id, after.payloads_id) == (before.archive_id, before.payloads_id)
