@@ -13,11 +13,13 @@ from collections.abc import Iterator
 import pytest
 from antiphon_certs import Authority, finish_root, prepare_root, switch_root
 
+from tests.conftest import RequireTool
 from tests.harness import eventually
 from tests.harness.cluster import Cluster
 from tests.harness.etcd import Etcd
 from tests.harness.objects import S3Server
 from tests.harness.orchestrator import OrchestratorProcess
+from tests.harness.postgres import PASSWORD, Postgres
 
 pytest_plugins = ("tests.harness.etcd_fixtures",)
 
@@ -124,6 +126,29 @@ def test_another_archive_or_place_of_payloads_is_refused(cluster: Cluster, setti
     assert served.startswith(cause) and served.endswith(f"): {remedy}") and "a new one" not in served
     assert said(other, "check") == served
     assert said(cluster.add(), "check", code=0)
+
+
+async def test_an_archive_that_is_away_at_the_start_is_compared_once_it_answers(
+    etcd_current: Etcd, require_tool: RequireTool
+) -> None:
+    require_tool("initdb", package="postgresql")
+    with Postgres() as server:
+        one, other = server.database(), server.database()
+        server.stop()
+        with Cluster(etcd_current, 1, "--archive", one) as cluster:
+            first, second = cluster.replicas[0], cluster.add()
+            second.settings += ("--archive", other)
+            assert '"archive_not_compared"' in first.said()
+            await asyncio.to_thread(server.start)
+            await eventually(lambda: "archive: the replicas on this store" in run(second, "check").stderr)
+            server.stop()
+            await asyncio.to_thread(second.start)
+            assert '"archive_not_compared"' in second.said()
+            await asyncio.to_thread(server.start)
+            assert await asyncio.to_thread(second.end) == 2
+            assert "\nantiphon orchestrator: archive: the replicas on this store use another one " in second.said()
+            assert "Traceback" not in second.said() and PASSWORD not in second.said()
+            assert first.alive
 
 
 async def test_payloads_that_stand_still_hold_up_neither_a_start_nor_a_stop_and_are_compared_later(
