@@ -34,6 +34,8 @@ from mypyc.build import mypycify
 from setuptools import setup
 
 modules = mypycify(["--config-file=mypy.ini", *sys.argv[2:]], group_name=sys.argv[1], debug_level="0")
+for module in modules:  # else each call of a function goes through a table, as another library might replace it
+    module.extra_compile_args.append("-fvisibility=hidden")
 setup(name=sys.argv[1], ext_modules=modules, script_args=["-q", "build_ext", "--inplace"])
 """
 
