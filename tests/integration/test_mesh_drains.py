@@ -101,7 +101,7 @@ async def attempts_of(client: Client, run: run_pb2.Run, task: str = "long") -> l
 async def test_what_does_not_end_within_the_grace_is_tried_again_and_nobody_is_said_to_have_died(
     client: Client, mesh: Mesh
 ) -> None:
-    leaving = mesh.sidecar("brief", version="24", concurrency=2, prefetch=4, arguments=["--grace", "1s"])
+    leaving = mesh.sidecar("brief", version="24", concurrency=2, prefetch=4, arguments=["--grace", "3s"])
     await mesh.attached(client, "brief")
     run, gate = await under_way(client, mesh, 24)
     assert leaving.term() == 0

@@ -128,7 +128,7 @@ async def test_a_task_with_little_time_takes_its_batch_along_before_half_of_it_i
     embedder = Embedder()
     async with serving(embedder.agent, tmp_path) as line:
         line.assign(*of("patient"))
-        line.assign(*of("hurried", seconds=1.0))
+        line.assign(*of("hurried", seconds=3.0))
         await line.results(2)
         assert embedder.batches == [["patient", "hurried"]]
         assert embedder.contexts[1].remaining() is not None and embedder.contexts[0].remaining() is None

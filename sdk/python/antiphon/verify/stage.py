@@ -226,7 +226,7 @@ class Stage:
         ended = asyncio.ensure_future(self.process.ended())
         await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():  # what it said last may still be on its way through the socket
-            await asyncio.wait((waiting,), timeout=0.2)
+            await asyncio.wait((waiting,), timeout=1.0)
         # What held is not asked again: a stream that was open may be lost by now, and its end is not yet known.
         held = waiting.result() if waiting.done() else condition()
         for one in (waiting, ended):
