@@ -453,6 +453,9 @@ class Host:
             if not shard.has_work(moment):
                 await self._idle(seat, moment)
                 continue
+            if (under_way := self._store.under_way()) is not None:
+                await under_way
+                continue
             first_audited = shard.audit.chain.last_seq + 1
             try:
                 turn = seat.turn = shard.take_turn(moment)

@@ -17,7 +17,7 @@ would refuse.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -205,6 +205,10 @@ class Store(Protocol):
 
     async def commit(self, txn: Txn) -> CommitResult:
         """Applies a transaction atomically and durably. Raises InvalidTxn, StoreFull, LeaseNotFound."""
+
+    def under_way(self) -> Awaitable[object] | None:
+        """What to wait for, at once, before working out what is to be appended next, since it could not leave before:
+        until then more comes that goes along. None: it would leave at once."""
 
     async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> RangeResult:
         """Reads one key (no `end`) or the keys in [start, end), at most `limit` (0: all), newest committed state."""

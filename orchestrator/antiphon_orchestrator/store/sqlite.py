@@ -157,6 +157,9 @@ class SqliteStore:
         size = check(txn)
         return cast(CommitResult, await self._ask(lambda reply: _Commit(txn, size, reply)))
 
+    def under_way(self) -> None:
+        """See `Store.under_way`."""
+
     async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> RangeResult:
         """See `Store.range`."""
         return await self._call(lambda: self._tables.range(start, end, limit))

@@ -206,6 +206,9 @@ class StoreClient:
     async def commit(self, txn: Txn) -> CommitResult:
         return await self._call(lambda: self._model.commit(txn), once=True)
 
+    def under_way(self) -> None:
+        """It takes all at the same time."""
+
     async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> RangeResult:
         return await self._again(lambda: self._model.range(start, end, limit))
 

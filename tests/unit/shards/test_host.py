@@ -21,6 +21,7 @@ from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.engine.states import RunState
 from antiphon_orchestrator.placement.fleet import Fleet
 from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards import reading
 from antiphon_orchestrator.shards.archiver import Archiver
 from antiphon_orchestrator.shards.host import STUMBLES, Host, NoPlan, RecoveryFailed, Stumbled
 from antiphon_orchestrator.shards.shard import Shard
@@ -35,15 +36,21 @@ METRICS = telemetry.Metrics()
 
 
 class FullStore:
-    """A store that has no room for appends when it is told so; what is `spare`, and what deletes, goes through."""
+    """A store that has no room for appends when it is told so; what is `spare`, and what deletes, goes through. Nor is
+    it worth working for while it is not `idle`."""
 
     def __init__(self, real: SqliteStore) -> None:
         self.real = real
         self.full = False
         self.refused = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
+
+    def under_way(self) -> Awaitable[object] | None:
+        return None if self.idle.is_set() else self.idle.wait()
 
     async def commit(self, txn: Txn) -> Any:
         if self.full and not txn.spare and any(isinstance(op, Put) for op in txn.ops):
@@ -122,6 +129,20 @@ def full(store: FullStore) -> Iterator[None]:
         yield
     finally:
         store.full = False
+
+
+async def test_what_comes_while_a_commit_is_under_way_is_worked_out_as_one_turn(store: FullStore) -> None:
+    host, rig = host_of(store)
+    told: list[object] = []
+    async with owned(host) as shard:
+        store.idle.clear()
+        for name in ("r1", "r2", "r3"):
+            host.submit(0, rig.submit(name, PLAN, told.append))
+            await asyncio.sleep(0)
+        assert not shard.runs
+        store.idle.set()
+        await eventually(lambda: len(told) == 3)
+    assert [seq async for seq, _ in reading.segments(store.real, 0)] == [1]
 
 
 async def test_a_run_whose_snapshot_finds_no_room_keeps_what_the_log_has_of_it(store: FullStore) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from antiphon_orchestrator.store import CommitResult, Compare, Delete, Put, StoreFull, StoreUnavailable, Target, Txn
+from antiphon_orchestrator.store.etcd import grouping
 from antiphon_orchestrator.store.etcd.grouping import MOST_BYTES, Groups
 from antiphon_orchestrator.store.port import UP_TO_LAST
 
@@ -34,6 +35,12 @@ class Etcd:
         txn = Txn((Compare(key, Target.CREATE_REVISION, 0),), (Put(key, value),), (key,))
         return asyncio.create_task(self.groups.commit(txn))
 
+    async def behind_one(self, *shards: int) -> list[asyncio.Task[CommitResult]]:
+        """One that is under way, of shard 0, and those of others that came meanwhile."""
+        first = self.append(0, 1)
+        await self.settled()
+        return [first, *(self.append(shard, 1) for shard in shards)]
+
     async def settled(self) -> None:
         for _ in range(10):
             await asyncio.sleep(0)
@@ -55,17 +62,59 @@ class Etcd:
         return [[op.key for op in txn.ops] for txn in self.sent]
 
 
-async def test_one_goes_at_once_and_those_that_come_meanwhile_go_together() -> None:
+async def test_those_that_come_in_one_pass_of_the_loop_go_together_and_those_that_come_meanwhile_after_them() -> None:
+    etcd = Etcd()
+    tasks = [etcd.append(shard, 1) for shard in (0, 1)]
+    await etcd.settled()
+    tasks += [etcd.append(shard, 1) for shard in (2, 3, 4)]
+    await etcd.settled()
+    assert etcd.puts == [[b"log/0/1", b"log/1/1"]]
+    await etcd.answer()
+    assert etcd.puts[1:] == [[b"log/2/1", b"log/3/1", b"log/4/1"]]
+    await etcd.answer()
+    assert all([(await one).succeeded for one in tasks])
+
+
+async def test_who_works_only_when_it_would_leave_at_once_waits_for_what_is_under_way() -> None:
+    etcd = Etcd()
+    assert etcd.groups.under_way() is None
+    (first,) = await etcd.behind_one()
+    waits = etcd.groups.under_way()
+    assert waits is not None
+    waiting = asyncio.ensure_future(waits)
+    await etcd.settled()
+    assert not waiting.done()
+    await etcd.answer()
+    await waiting
+    assert (await first).succeeded
+    assert etcd.groups.under_way() is None
+
+
+async def test_a_slow_store_is_waited_for_only_so_long() -> None:
+    etcd = Etcd()
+    (first,) = await etcd.behind_one()
+    waits = etcd.groups.under_way()
+    assert waits is not None
+    await waits
+    assert not first.done()
+    assert etcd.groups.under_way() is None
+    await etcd.answer()
+    assert (await first).succeeded
+
+
+async def test_what_goes_together_is_worked_out_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "MOST_GATHERING", -1.0)
     etcd = Etcd()
     first = etcd.append(0, 1)
+    await asyncio.sleep(0)
+    assert not etcd.sent
+    waits = etcd.groups.under_way()
+    assert waits is not None
+    waiting = asyncio.ensure_future(waits)
     await etcd.settled()
-    rest = [etcd.append(shard, 1) for shard in (1, 2, 3)]
-    await etcd.settled()
-    assert etcd.puts == [[b"log/0/1"]]
     await etcd.answer()
-    assert etcd.puts[1:] == [[b"log/1/1", b"log/2/1", b"log/3/1"]]
-    await etcd.answer()
-    assert all([(await one).succeeded for one in (first, *rest)])
+    await waiting
+    assert (await first).succeeded
 
 
 async def test_where_one_of_them_is_fenced_off_the_others_are_committed_and_it_is_told() -> None:
@@ -81,7 +130,7 @@ async def test_where_one_of_them_is_fenced_off_the_others_are_committed_and_it_i
 
 async def test_an_unclear_outcome_is_everybodys() -> None:
     etcd = Etcd()
-    tasks = [etcd.append(shard, 1) for shard in (0, 1, 2)]
+    tasks = await etcd.behind_one(1, 2)
     await etcd.settled()
     await etcd.answer()
     await etcd.answer(StoreUnavailable("no answer"))
@@ -97,7 +146,7 @@ async def test_an_unclear_outcome_is_everybodys() -> None:
 
 async def test_who_gives_up_leaves_the_others_an_unclear_outcome_and_holds_up_nobody() -> None:
     etcd = Etcd()
-    tasks = [etcd.append(shard, 1) for shard in (0, 1, 2)]
+    tasks = await etcd.behind_one(1, 2)
     await etcd.settled()
     await etcd.answer()
     tasks[1].cancel()  # the one that sent
@@ -112,7 +161,7 @@ async def test_who_gives_up_leaves_the_others_an_unclear_outcome_and_holds_up_no
 
 async def test_the_turn_of_one_that_gave_up_passes_on() -> None:
     etcd = Etcd()
-    tasks = [etcd.append(shard, 1) for shard in (0, 1)]
+    tasks = await etcd.behind_one(1)
     await etcd.settled()
     etcd._answers.pop().set_result(None)
     # Told to send in this very moment, and cancelled before it could.

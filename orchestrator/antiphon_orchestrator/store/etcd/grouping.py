@@ -6,11 +6,15 @@ the audit. Of what one of them changes, no other changes or compares anything, s
 the other. If the whole is refused, which says that one of them is, each is sent alone and finds out for itself. If its
 outcome is unclear, so is that of each; whoever sends one of them again may find the whole committed, and a whole that
 lands late finds what each has compared, as each alone would.
+
+Who appends works out less often, and more at a time, when it waits for what is under way before it does so, and not
+afterwards (`under_way`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from enum import Enum
@@ -30,6 +34,15 @@ from ..port import (
 
 MOST_BYTES = 1024 * 1024
 """Of the values of one joined transaction."""
+
+MOST_GATHERING = 0.010
+"""Seconds for which those that waited work out what goes out together, one after the other, before the rest of them
+has to wait for the next."""
+
+MOST_WAITING = 0.050
+"""Seconds for which a transaction under way is waited for: when the store is slow, work that appends nothing goes on."""
+
+_NEVER = math.inf
 
 
 class _Turn(Enum):
@@ -54,14 +67,23 @@ class Groups:
     def __init__(self, send: Callable[[Txn], Awaitable[CommitResult]], prefixes: tuple[bytes, ...]) -> None:
         self._send = send
         self._prefixes = prefixes
-        self._under_way = False
+        self._leads = False
+        """Whether somebody gathers, or has sent."""
+        self._shut = _NEVER
+        """The time from which on whoever asks is not to work."""
+        self._opened = asyncio.Event()
+        """Set for a moment."""
         self._waiting: deque[_Waiting] = deque()
+
+    def under_way(self) -> Awaitable[object] | None:
+        """See `Store.under_way`."""
+        return self._opened.wait() if asyncio.get_running_loop().time() >= self._shut else None
 
     async def commit(self, txn: Txn) -> CommitResult:
         """What `send` answers, or raises, for this transaction."""
         if not self._joins(txn):
             return await self._send(txn)
-        if self._under_way:
+        if self._leads:
             waiting = _Waiting(txn)
             self._waiting.append(waiting)
             try:
@@ -75,11 +97,18 @@ class Groups:
                 return told
             if told is _Turn.ALONE:
                 return await self._send(txn)
-        self._under_way = True
-        others = self._gather(txn)
+        self._lead()
+        others: list[_Waiting] = []
+        too_long: asyncio.TimerHandle | None = None
         try:
+            await asyncio.sleep(0)  # those that were let in with this one come along
+            others = self._gather(txn)
+            self._shut = 0.0
+            too_long = asyncio.get_running_loop().call_later(MOST_WAITING, self._open)
             return await self._send_joined(txn, others)
         finally:
+            if too_long is not None:
+                too_long.cancel()
             # Nobody is left without an answer, unless ours was cancelled; then the whole may be committed.
             _tell(others, StoreUnavailable("the transaction may be under way"))
             self._go_on()
@@ -121,13 +150,23 @@ class Groups:
 
     def _go_on(self) -> None:
         """Lets the next one send, if one waits."""
-        self._under_way = False
+        self._leads = False
+        self._open()
         while self._waiting:
             waiting = self._waiting.popleft()
             if not waiting.told.done():
-                self._under_way = True
+                self._lead()
                 waiting.told.set_result(_Turn.SEND)
                 return
+
+    def _lead(self) -> None:
+        self._leads = True
+        self._shut = asyncio.get_running_loop().time() + MOST_GATHERING
+
+    def _open(self) -> None:
+        self._shut = _NEVER
+        self._opened.set()
+        self._opened.clear()
 
 
 def lies_under(op: Put | Delete, prefixes: tuple[bytes, ...]) -> bool:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import random
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 
 from antiphon.etcd.v3 import rpc_pb2
 
@@ -149,6 +149,10 @@ class EtcdStore:
         self._require_open()
         async with self._slots:
             return await self._groups.commit(txn)
+
+    def under_way(self) -> Awaitable[object] | None:
+        """See `Store.under_way`."""
+        return self._groups.under_way()
 
     async def _commit(self, txn: Txn) -> CommitResult:
         request = self._keyspace.txn(txn)
