@@ -40,7 +40,7 @@ MOST_GATHERING = 0.010
 has to wait for the next."""
 
 MOST_WAITING = 0.050
-"""Seconds for which a transaction under way is waited for: when the store is slow, work that appends nothing goes on."""
+"""Seconds for which what is under way is waited for: when the store is slow, work that appends nothing goes on."""
 
 _NEVER = math.inf
 
