@@ -260,7 +260,7 @@ class Metrics:
         )
         self.runs_aside: Gauge = library.Gauge(
             "antiphon_runs_set_aside",
-            "Runs that stand still, since carrying on one of their family ended turns of its shard: a bug",
+            "Runs that stand still, since one of their family ended turns of its shard or cannot be rebuilt: a bug",
             registry=self.registry,
         )
         self.runs_waiting: Gauge = library.Gauge(

@@ -107,6 +107,8 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
             raise ApiError(ErrorReason.ERROR_REASON_REQUEST_ID_REUSED, request_id=request_id)
         if isinstance(value, i.SetAside):
             raise _set_aside(value)
+        if isinstance(value, i.Unanswered):  # of one submission, perhaps of many in a stream
+            raise ApiError(ErrorReason.ERROR_REASON_INTERNAL, trace_id=request_id)
         if isinstance(value, str):
             run = await self._load(value)
             return views.run_message(run)
@@ -493,6 +495,8 @@ def _sink(future: asyncio.Future[Any], convert: Callable[[Any], Any]) -> i.Sink:
                 raise moved(value.shard)
             if isinstance(value, i.SetAside):
                 raise _set_aside(value)
+            if isinstance(value, i.Unanswered):
+                raise value
             future.set_result(value if known else convert(value))
         except Exception as error:  # the shard's loop calls: what cannot be shown is the caller's trouble alone
             future.set_exception(error)

@@ -144,7 +144,13 @@ class ContextDesk:
         attempt_id = request.attempt_id
         if not self._tokens.valid(attempt_id, request.attempt_token):
             raise ApiError(ErrorReason.ERROR_REASON_ATTEMPT_TOKEN_INVALID)
-        who = await self._read(attempt_id, lambda run: _standing_of(run, source, attempt_id))
+
+        def asks(run: Run) -> Standing | i.Moved | None:
+            # Of a run that stands aside not all may be known: who asks for it asks its next owner.
+            who = _standing_of(run, source, attempt_id)
+            return i.Moved(int(run.run_id[1:5], 16)) if who is None and run.aside else who
+
+        who = await self._read(attempt_id, asks)
         if who is None:
             raise ApiError(ErrorReason.ERROR_REASON_ATTEMPT_NOT_FOUND, attempt_id=attempt_id)
         assert isinstance(who, Standing)
@@ -187,8 +193,11 @@ class ContextDesk:
         return await answer
 
     async def _ended(self, attempt_id: str) -> bool:
+        def lives(run: Run) -> bool:
+            return run.aside != "" or _running(run, attempt_id) is not None
+
         try:
-            return not await self._read(attempt_id, lambda run: _running(run, attempt_id) is not None)
+            return not await self._read(attempt_id, lives)
         except i.Moved:
             return False  # its owner knows
 

@@ -6,6 +6,9 @@ shard is rebuilt with that family standing still (host.py). It can be looked at,
 is begun, timed or steered, its attempts hold no slot, and what sidecars report of them gets no verdict, so that they
 keep it. That is remembered by the process alone: the next one, perhaps of a version without the bug, carries it on.
 
+A run whose own records cannot be applied, when a shard is rebuilt, stands aside with its family from then on. It has
+what was read of it, its submission; its records stay in the log, and are moved there, as they are (recovery.py).
+
 A run that ends the very turn in which it is submitted is nowhere, and its submitter is told: another try would be
 another run, with the same end.
 """
@@ -30,6 +33,11 @@ STANDS = (
     "it stands still, since carrying it on ended turns of its shard. That is a bug; its traceback is in the log of the"
     " orchestrator. Nothing is lost; it goes on when an orchestrator is started anew, best of a version without the bug"
 )
+UNREAD = (
+    "it stands still, since it, or a run above or beneath it, could not be rebuilt from the log, and is shown as it was"
+    " submitted. That is a bug; its traceback is in the log of the orchestrator. Nothing is lost; it goes on when an"
+    " orchestrator is started anew, best of a version without the bug"
+)
 NOT_BEGUN = (
     "it was not begun, since that ended a turn of its shard. That is a bug; its traceback is in the log of the"
     " orchestrator. Nothing of it is kept"
@@ -39,6 +47,15 @@ NOT_BEGUN = (
 def family(run: Run) -> str:
     """The id of the outermost run above a run, or its own."""
     return run.submitted.delegation[0].partition("/")[0] if run.submitted.delegation else run.run_id
+
+
+def unread(shard: Shard) -> dict[str, Exception]:
+    """Families of which a run could not be rebuilt, and why the first of it could not."""
+    found: dict[str, Exception] = {}
+    for entry in shard.runs.values():
+        if entry.unread is not None:
+            found.setdefault(family(entry.run), entry.unread)
+    return found
 
 
 def culprit(shard: Shard) -> str:

@@ -6,6 +6,10 @@ Answers are given at release, when memory holds exactly what is committed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from .. import telemetry
 from ..engine.run import Run
 from ..engine.states import RunState
 from ..placement.shares import FairQueue
@@ -13,6 +17,27 @@ from . import inputs as i
 from .turn import Entry, Turn, found_attempt
 
 Runs = dict[str, Entry]
+
+log = telemetry.logger("shards")
+
+
+def tell(sink: i.Sink, answer: Callable[[], Any]) -> None:
+    """Answers one who asked. What goes wrong with an answer is that one's trouble, and not the run's."""
+    try:
+        sink(answer())
+    except Exception as error:
+        log.error("answer_failed", exc_info=error)
+        sink(i.Unanswered())
+
+
+def ended(entry: Entry) -> None:
+    """Tells whoever waits for the end of a run, or watches it."""
+    run, waiters, entry.waiters = entry.run, entry.waiters, []
+    for sink in waiters:
+        tell(sink, lambda: run)
+    for watcher in entry.watchers:
+        watcher.ended(run)
+    entry.watchers = []
 
 
 def read(runs: Runs, turn: Turn, item: i.Read) -> None:

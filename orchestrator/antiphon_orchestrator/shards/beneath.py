@@ -236,6 +236,7 @@ class Beneath:
     def look_up(self, turn: Turn) -> None:
         """After the commit of a turn: has the graphs looked up that its tasks are to run."""
         for entry, task in turn.opens:
+            turn.at = entry.run.run_id
             self._graphs.open(self._shard.index, entry.run, task)
 
     # What the three have in common.

@@ -15,7 +15,7 @@ from ..engine import steer
 from ..engine.run import Run, Task
 from ..engine.states import TASK_ASKS, ChildKind, RunState, TaskState
 from . import inputs as i
-from .turn import Entry
+from .turn import Entry, Turn
 
 _IN_VAIN = frozenset({TaskState.CANCELLED, TaskState.FAILED})
 
@@ -70,21 +70,25 @@ class Children:
             if task.sub_run and (not ends or task.plan.compensates >= 0)
         ]
 
-    def recover(self, runs: dict[str, Entry]) -> list[i.Cancel | i.Steer]:
-        """Takes up what lives; what is still to be done about runs whose parent was steered, or had ended, before."""
+    def recover(self, turn: Turn, runs: dict[str, Entry]) -> list[i.Cancel | i.Steer]:
+        """Takes up what lives and does not stand aside; what is still to be done about runs whose parent was steered,
+        or had ended, before."""
         due: list[i.Cancel | i.Steer] = []
         tasks: dict[str, tuple[Run, Task]] = {}
         for entry in runs.values():
             run = entry.run
-            if run.state is RunState.RUNNING and run.submitted.parent_attempt_id:
+            turn.at = run.run_id
+            if run.state is RunState.RUNNING and not run.aside and run.submitted.parent_attempt_id:
                 self.add(run)
                 # A parent that is not here has ended, and what was beneath it was seen to before it was archived.
                 if (parent := runs.get(_caller(run).partition("/")[0])) is not None:
                     tasks[_caller(run)] = parent.run, task_of(parent.run, run)
         for run, task in tasks.values():
+            turn.at = run.run_id
             if task.ended or task.state in TASK_ASKS:
                 due += self.ended(run, task)
         for run in {id(run): run for run, _ in tasks.values()}.values():
+            turn.at = run.run_id
             if run.state is RunState.RUNNING:
                 due += [wish for wish in self.held(run) if wish.wish(runs[wish.run_id].run, 0).events]
         return due

@@ -33,7 +33,7 @@ from . import codec, reading
 from . import inputs as i
 from .archiver import Archiver
 from .aside import MOST as MOST_BLAMED
-from .aside import STANDS, culprit, not_begun
+from .aside import STANDS, UNREAD, culprit, not_begun, unread
 from .audited import AuditPages
 from .clock import now
 from .leaving import abandon, let_archived_go, turn_away
@@ -332,8 +332,7 @@ class Host:
                 raise failed
             took = round(time.monotonic() - started, 3)
             log.info("shard_taken", shard=number, epoch=shard.epoch, count=len(shard.runs), duration=took)
-            shard.aside = {run_id: STANDS for run_id, times in self._stumbles.items() if times >= STUMBLES}
-            shard.resume()
+            self._resume(seat)
             seat.ready = True
             self.taken(number)
             await self._drive(seat)
@@ -347,6 +346,19 @@ class Host:
                 self.lost(number)
             abandon(shard, self._fleet, seat.turn)
             seat.room.set()
+
+    def _resume(self, seat: _Seat) -> None:
+        """Takes up what was rebuilt, but for what stands aside. Raises Stumbled, or what nobody can be blamed for."""
+        shard = seat.shard
+        shard.aside = {run_id: STANDS for run_id, times in self._stumbles.items() if times >= STUMBLES}
+        for run_id, error in unread(shard).items():
+            shard.aside[run_id] = UNREAD
+            log.error("run_set_aside", shard=shard.index, run_id=run_id, exc_info=error)
+        try:
+            shard.resume()
+        except Exception as ended:
+            self._blame(seat, ended)
+            raise Stumbled(f"shard {shard.index}: it was not taken up to the end") from ended
 
     async def _pass_on(self, seat: _Seat) -> None:
         """Gives a shard that cannot be rebuilt here to a replica that has not tried it yet."""
@@ -414,6 +426,12 @@ class Host:
                 if record.run_id not in archived:
                     recover_record(shard, seq, raw, record, lambda submitted: plans[_graph_of(submitted)])
             await asyncio.sleep(0)  # a long log takes seconds, and leases are kept meanwhile
+        if len(failed := unread(shard)) > MOST_BLAMED:
+            run_id, error = next(iter(failed.items()))
+            raise RecoveryFailed(
+                f"runs of {len(failed)} families cannot be rebuilt from the log, as {run_id} ({error!r}); nothing is"
+                " lost: start the version that took them"
+            ) from error
 
     async def _plan(self, record: journal.Record, plans: dict[tuple[str, str, str], Plan]) -> None:
         """Loads the graph of a run before the run is rebuilt, which cannot wait."""
@@ -472,8 +490,7 @@ class Host:
                 self._metrics.count_run(entry.run.state.name)
             if turn.audit:
                 seat.audit.committed(turn.audit, moment)
-            seat.turn = None
-            shard.release(turn, seq)
+            self._release(seat, turn, seq)
             await asyncio.sleep(0)  # what was released leaves before the next turn is worked out
             await self.others()
             seat.room.set()  # who finds none after all waits on
@@ -484,8 +501,19 @@ class Host:
             if seat.audit.due is not None and moment >= seat.audit.due:
                 await seat.audit.write_due(moment)
 
+    def _release(self, seat: _Seat, turn: Turn, seq: int) -> None:
+        """Lets a turn out that is committed. What cannot be let out is for whoever takes the shard next, as after a
+        crash. Raises Stumbled."""
+        try:
+            seat.shard.release(turn, seq)
+        except Exception as error:
+            self._blame(seat, error)
+            raise Stumbled(f"shard {seat.shard.index}: a turn was not let out to the end") from error
+        seat.turn = None
+
     def _blame(self, seat: _Seat, error: Exception) -> None:
-        """Tells, or remembers, at whom a turn ended halfway; raises its error where that is nobody, or too many."""
+        """Tells, or remembers, at whom a turn ended halfway; raises its error where that is nobody, too many, or one
+        that stands aside already."""
         shard, turn = seat.shard, seat.shard.turn
         assert turn is not None
         seat.turn = turn
@@ -493,7 +521,8 @@ class Host:
             log.error("run_not_begun", shard=shard.index, exc_info=error)
             return
         run_id = culprit(shard)
-        if not run_id or (run_id not in self._stumbles and len(self._stumbles) >= MOST_BLAMED):
+        many = run_id not in self._stumbles and len(self._stumbles) >= MOST_BLAMED
+        if not run_id or many or run_id in shard.aside:
             raise error
         if isinstance(turn.item, i.Asked | i.Report | i.Answered):
             shard.inbox.appendleft(turn.item)  # so that whoever waits for it is told, too
@@ -603,6 +632,9 @@ class Host:
                 continue  # the present turn has touched it, and the archive takes nothing before the log
             if pays(entry, seat.log.next_seq - first):
                 seat.moving[run_id] = first
+                if entry.unread is not None:  # it is copied as it stands, and the archive keeps what it has of it
+                    self.put(seat.shard.index, i.Archived({run_id: 0}))
+                    continue
                 self._archiver.put(seat.shard.index, entry.run, entry.key, entry.first_seq, tuple(entry.records))
 
 

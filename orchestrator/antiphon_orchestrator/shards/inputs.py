@@ -61,6 +61,15 @@ class SetAside(Exception):
         self.run_id = run_id
 
 
+class Unanswered(Exception):
+    """The answer that could not be given, since making it, or taking it, raised something. The log has what."""
+
+    code = "INTERNAL"
+
+    def __init__(self) -> None:
+        super().__init__("there is no answer. That is a bug; its traceback is in the log of the orchestrator")
+
+
 @dataclass(slots=True)
 class Submit:
     """A run to admit. `sink` gets the Run once committed, or once ended (`wait`), or an ApiError."""

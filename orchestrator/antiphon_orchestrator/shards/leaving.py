@@ -27,11 +27,11 @@ def abandon(shard: Shard, fleet: Fleet, turn: Turn | None) -> None:
         for task in run.all_tasks():
             if task.state is TaskState.READY:
                 fleet.leave(run.run_id, task.plan.index, task.member)
-    for run in live:
-        for task in run.all_tasks():
-            if (attempt := task.live) is not None:
-                fleet.limits.free(run.submitted.namespace, attempt.placement)
-                fleet.give_back(attempt.instance)
+    # Not what else is live: a shard that was not rebuilt to its end has not counted all of that yet.
+    for entry, task in shard.out.all():
+        if (attempt := task.live) is not None:
+            fleet.limits.free(entry.run.submitted.namespace, attempt.placement)
+            fleet.give_back(attempt.instance)
     if turn is not None:
         for sink, _ in turn.replies:
             sink(moved)

@@ -50,7 +50,8 @@ class Moving:
     def move(self, turn: Turn, entry: Entry, upto: int) -> bool:
         """Moves a run whose events up to `upto` are archived, or begins to. False: there is no room in this turn."""
         run = entry.run
-        if len(run.tasks) + sum(len(node.members) for node in run.tasks) > MOST_TASKS:
+        # Of one that is unread a snapshot would be a lie, and its records are true.
+        if entry.unread is not None or len(run.tasks) + sum(len(node.members) for node in run.tasks) > MOST_TASKS:
             self.waiting.setdefault(run.run_id, None)
             return True
         drop = max(0, upto + 1 - entry.first_seq)

@@ -44,6 +44,10 @@ class Outstanding:
         """The attempts that are out to an incarnation, in the order of their offers for each of its agents."""
         return [found for name in self._instances.get(incarnation, ()) for found in self._out[name].values()]
 
+    def all(self) -> list[tuple[Entry, Task]]:
+        """The attempts that are out."""
+        return [found for there in self._out.values() for found in there.values()]
+
     def holders(self, incarnation: str) -> set[str]:
         """NAMESPACE/SIDECAR of whoever has attempts under an incarnation: one, unless somebody claims another's."""
         return {

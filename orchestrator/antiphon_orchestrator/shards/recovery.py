@@ -22,7 +22,7 @@ def recover_record(
     """Applies one record of segment `seq`; `raw` is the same record as it stands in the log.
 
     Records of runs whose beginning is no longer in the log are passed over: those runs are archived, or a snapshot
-    follows.
+    follows. A run whose records cannot be applied is left unread; what raises here is of no run that is known.
     """
     run_id = record.run_id
     if record.HasField("run_submitted"):
@@ -35,15 +35,24 @@ def recover_record(
         snapshot = record.run_snapshot
         submitted = codec.get_submitted(snapshot.submitted)
         run = start(run_id, plan_of(submitted), submitted, snapshot.create_time)
-        codec.restore(run, snapshot, record.event_seq)
         first = snapshot.archived_seq + 1
         kind = principal_kind(submitted.principal)
         entry = Entry(run, request_key(submitted), list(snapshot.tail), first, kind, base=raw)
         _remember(shard, entry, seq)
+        try:
+            codec.restore(run, snapshot, record.event_seq)
+        except Exception as error:
+            _leave_unread(entry, record, error)
     elif run_id in shard.runs:
         entry = shard.runs[run_id]
-        apply(entry.run, codec.decode(record), record.time)
         entry.records.append(raw)
+        if entry.unread is not None:
+            entry.run.event_seq = record.event_seq
+            return
+        try:
+            apply(entry.run, codec.decode(record), record.time)
+        except Exception as error:
+            _leave_unread(entry, record, error)
     elif run_id in shard.gathered:
         shard.gathered[run_id].later.append((record.event_seq, raw))
 
@@ -69,6 +78,14 @@ def _gather(shard: Shard, seq: int, record: journal.Record, plan_of: Callable[[e
         if event_seq > run.event_seq:
             recover_record(shard, seq, raw, journal.Record.FromString(raw), plan_of)
     pin(shard.pinned, run_id, found.seq)
+
+
+def _leave_unread(entry: Entry, record: journal.Record, error: Exception) -> None:
+    """What failed may have been applied in part: nothing of the run is shown but its submission, which was read."""
+    run = entry.run
+    entry.unread = error
+    entry.run = start(run.run_id, run.plan, run.submitted, run.create_time)
+    entry.run.event_seq = record.event_seq
 
 
 def remember_requests(shard: Shard, older: dict[bytes, tuple[str, bytes, int]]) -> None:

@@ -606,10 +606,11 @@ class Shard:
     # After the commit.
 
     def release(self, turn: Turn, seq: int) -> None:
-        """Lets out what the turn decided; `seq` is the segment that now holds it."""
+        """Lets out what the turn decided; `seq` is the segment that now holds it. Where that ends halfway, verdicts and
+        answers that are out are not in the turn any more, and `turn.at` is the run."""
         self._moving.moved(turn)
         for entry in turn.touched:
-            run_id = entry.run.run_id
+            run_id = turn.at = entry.run.run_id
             if run_id not in self.pinned:
                 self.pinned[run_id] = seq
             if entry.watchers:
@@ -621,29 +622,34 @@ class Shard:
                 digest_ahead(entry)
         if turn.part_of:
             self._moving.committed(turn.part_of, seq)
-        for reporter, attempt_id, verdict in turn.verdicts:
+        turn.verdicts.reverse()
+        while turn.verdicts:
+            reporter, attempt_id, verdict = turn.verdicts.pop()
+            turn.at = attempt_id.partition("/")[0]
             reporter.verdict(attempt_id, verdict)
         for cancel in turn.cancels:
+            turn.at = cancel[1].partition("/")[0]
             self._outbox.cancel(*cancel)
         for entry, task in turn.offers:
+            turn.at = entry.run.run_id
             if (live := task.live) is not None:
                 if self.out.asked:
                     attempt_id = decide.attempt_id(entry.run.run_id, task, live.number)
                     self.out.sent(live.instance.split("/")[1], attempt_id)
                 self._outbox.offer(self.index, self.epoch, entry.run, task)
         for entry, tasks in turn.reads:
+            turn.at = entry.run.run_id
             self._reader.read(self.index, entry.run, tasks)
         self._beneath.look_up(turn)
         for key, kept in turn.results.items():
             self._fleet.results.keep(key, kept)
-        for sink, answer in turn.replies:
-            sink(answer())
+        turn.at = ""
+        turn.replies.reverse()
+        while turn.replies:
+            asking.tell(*turn.replies.pop())
         for entry in turn.ended:
-            for sink in entry.waiters:
-                sink(entry.run)
-            for watcher in entry.watchers:
-                watcher.ended(entry.run)
-            entry.waiters, entry.watchers = [], []
+            turn.at = entry.run.run_id
+            asking.ended(entry)
             self._archiver.put(self.index, entry.run, entry.key, entry.first_seq, entry.records)
 
     # Recovery; recovery.py rebuilds `runs` before.
@@ -653,9 +659,11 @@ class Shard:
 
         Timers that are held are let go once every sidecar that has attempts was heard, or is gone.
         """
+        turn = self.turn = Turn(0, time.monotonic, 0, 0)  # it decides nothing, and says at which run this ended halfway
         self.gathered.clear()
         for entry in list(self.runs.values()):
             run = entry.run
+            turn.at = run.run_id
             if run.state is not RunState.RUNNING:
                 self._archiver.put(self.index, run, entry.key, entry.first_seq, entry.records)
                 continue
@@ -669,10 +677,10 @@ class Shard:
                 if task.members:
                     self.promises.add(run, task)
                 if (live := task.live) is not None:
+                    self.out.add(live.instance, entry, task)
                     self._fleet.hold(live.instance)
                     self._fleet.limits.hold(run.submitted.namespace, live.placement)
-                    self.out.add(live.instance, entry, task)
-        self.inbox.extend(self._children.recover(self.runs))
+        self.inbox.extend(self._children.recover(turn, self.runs))
         if not self.out.taken():
             self.timers_held = False
 

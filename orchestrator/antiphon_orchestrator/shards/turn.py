@@ -46,7 +46,9 @@ REQUESTS_KEPT = 1 << 20
 class Entry:
     """A run in memory. `records` are its serialised events from `first_seq` on, those the archive does not have yet.
     `reading`: tasks, or OUTPUT, that shared context is being read for; a new owner reads for them anew. `base`: its
-    last snapshot as it stands in the log, b"" if there is none. `digest` is that of the first `digested` records."""
+    last snapshot as it stands in the log, b"" if there is none. `digest` is that of the first `digested` records.
+    `unread`: why recovery could not apply all that the log has of it; then `run` is as it was submitted, and only its
+    records are what has become of it."""
 
     run: Run
     key: bytes
@@ -58,6 +60,7 @@ class Entry:
     base: bytes = b""
     digest: Any = None
     digested: int = 0
+    unread: Exception | None = None
     waiters: list[i.Sink] = field(default_factory=list)
     watchers: list[i.Watcher] = field(default_factory=list)
 

@@ -61,6 +61,8 @@ class Rig:
         self.now = START
         self.log: list[tuple[int, list[bytes]]] = []
         self.offers: list[str] = []
+        self.broken = ""
+        """A run whose offers raise."""
         self.cancels: list[str] = []
         self.verdicts: list[tuple[str, str]] = []
         self.unanswered = 0
@@ -73,6 +75,8 @@ class Rig:
     def offer(self, shard: int, epoch: int, run: Run, task: Task) -> None:
         live = task.live
         assert live is not None
+        if run.run_id == self.broken:
+            raise ZeroDivisionError("a bug")
         self.offers.append(f"{run.run_id}/{task.plan.id}/{task.member}/{live.number}")
 
     def cancel(self, incarnation: str, attempt_id: str, reason: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 from antiphon.store.v1 import records_pb2 as records
@@ -20,10 +21,13 @@ from antiphon_orchestrator.engine.plan import Plan
 from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.engine.states import RunState
 from antiphon_orchestrator.placement.fleet import Fleet
+from antiphon_orchestrator.shards import codec, recovery
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards import reading
 from antiphon_orchestrator.shards.archiver import Archiver
+from antiphon_orchestrator.shards.aside import MOST
 from antiphon_orchestrator.shards.host import STUMBLES, Host, NoPlan, RecoveryFailed, Stumbled
+from antiphon_orchestrator.shards.looking import Looking
 from antiphon_orchestrator.shards.shard import Shard
 from antiphon_orchestrator.store import Put, SqliteStore, StoreFull, Txn, keys, prefix_end
 from shard_rig import POLICY, Rig, instance
@@ -304,6 +308,184 @@ async def test_a_run_that_ends_turns_stands_aside_and_the_others_go_on(store: Fu
     async with owned(again) as shard:
         await told_of(again, lambda sink: i.Cancel("r1", TESTER, "", sink))
         assert shard.runs["r1"].run.cancel is not None, "the next process carries it on"
+
+
+@contextmanager
+def unreadable(*run_ids: str) -> Iterator[None]:
+    """A version that cannot apply what the log has of these runs: it finds out halfway."""
+
+    def halfway(applies: Callable[..., None]) -> Callable[..., None]:
+        def fails(run: Run, *what: Any) -> None:
+            applies(run, *what)
+            if run.run_id in run_ids:
+                raise ZeroDivisionError("a bug")
+
+        return fails
+
+    with (
+        patch.object(recovery, "apply", halfway(recovery.apply)),
+        patch.object(codec, "restore", halfway(codec.restore)),
+    ):
+        yield
+
+
+async def log_keys(store: FullStore) -> list[bytes]:
+    found = await store.range(keys.log_prefix(0), prefix_end(keys.log_prefix(0)))
+    return [kv.key for kv in found.kvs]
+
+
+@pytest.mark.proves("a bug in how one run is carried on")
+@pytest.mark.parametrize("snapshot", [False, True])
+@pytest.mark.parametrize("moved", [False, True])
+async def test_a_run_that_cannot_be_rebuilt_stands_aside_for_whoever_takes_its_shard(
+    store: FullStore, snapshot: bool, moved: bool
+) -> None:
+    host, rig = host_of(store)
+    rig.fleet.deliver = host._deliver
+    rig.fleet.attach(instance(slots=2))
+    told: list[object] = []
+    async with owned(host) as shard:
+        for name in ("r1", "r2"):
+            host.submit(0, rig.submit(name, PLAN, told.append))
+        await eventually(lambda: len(told) == len(rig.offers) == 2)
+        if snapshot:
+            first = shard.pinned["r1"]
+            host.put(0, i.Archived({"r1": shard.runs["r1"].run.event_seq}))
+            await eventually(lambda: shard.pinned["r1"] > first)
+    for name in ("a", "b"):  # each that takes it over
+        host, rig = host_of(store, name=name)
+        with unreadable("r1"):
+            async with owned(host) as shard:
+                assert host.aside() == 1
+                host.put(0, i.Inventory("i", frozenset({"r1/t0/0/1", "r2/t0/0/1"}), shard.live_ids("i")))
+                host.put(0, rig.report("r1/t0/0/1"))
+                host.put(0, rig.report("r2/t0/0/1"))
+                verdict = Verdict.ACCEPTED if name == "a" else Verdict.DUPLICATE
+                await eventually(lambda rig=rig, verdict=verdict: rig.verdicts == [("r2/t0/0/1", verdict)])
+                host.put(0, i.SidecarGone("i"))
+                assert isinstance(await told_of(host, lambda sink: i.Cancel("r1", TESTER, "", sink)), i.SetAside)
+                again = await told_of(host, lambda sink, rig=rig: rig.submit("other", PLAN, sink, request_id="r1"))
+                assert isinstance(again, Run) and (again.run_id, again.state) == ("r1", RunState.RUNNING)
+                assert "could not be rebuilt" in again.aside
+                seen = await told_of(host, lambda sink: i.Read("r1", lambda run: run.event_seq, sink))
+                assert seen == len(shard.runs["r1"].records) + shard.runs["r1"].first_seq - 1
+                if moved:
+                    # The log is long, and the archive answers: no snapshot is made of what was not read.
+                    first, host._long_log = shard.pinned["r1"], 1
+                    host.put(0, i.Archived({"r2": shard.runs["r2"].run.event_seq}))
+                    await eventually(lambda shard=shard, first=first: shard.pinned["r1"] > first)
+                    host.put(0, i.Archived({"r1": shard.runs["r1"].run.event_seq}))
+                    await told_of(host, lambda sink, rig=rig: rig.submit("r3", PLAN, sink))
+                    await told_of(host, lambda sink, rig=rig: rig.submit("r4", PLAN, sink))
+                    assert keys.log(0, first) not in await log_keys(store), "it does not hold the log"
+                assert not any(attempt.startswith("r1") for attempt in rig.offers + rig.cancels)
+                assert rig.unanswered == 1
+        if moved:
+            break
+    host, rig = host_of(store, name="c")
+    async with owned(host) as shard:
+        assert host.aside() == 0 and shard.runs["r1"].run.state is RunState.RUNNING
+        host.put(0, rig.report("r1/t0/0/1"))
+        await eventually(lambda: bool(rig.verdicts))
+        assert rig.verdicts == [("r1/t0/0/1", Verdict.ACCEPTED)] and rig.offers == []
+        run = shard.runs["r1"].run
+        assert (run.state, len(run.tasks[0].attempts)) == (RunState.SUCCEEDED, 1)
+
+
+async def test_where_no_run_can_be_rebuilt_the_shard_goes_to_whoever_can(store: FullStore) -> None:
+    host, rig = host_of(store)
+    names = [f"r{number}" for number in range(MOST + 1)]
+    told: list[object] = []
+    async with owned(host):
+        for name in names:
+            host.submit(0, rig.submit(name, PLAN, told.append))
+            host.put(0, i.Cancel(name, TESTER, "", told.append))
+        await eventually(lambda: len(told) == 2 * len(names))
+    again, _ = host_of(store)
+    with unreadable(*names), pytest.raises(RecoveryFailed, match="runs of 65 families cannot be rebuilt"):
+        await again.own(0)
+
+
+@pytest.mark.proves("a bug in how one run is carried on")
+async def test_a_run_that_cannot_be_taken_up_stands_aside_and_no_slot_is_given_back_twice(store: FullStore) -> None:
+    host, rig = host_of(store)
+    rig.fleet.attach(instance(slots=3))
+    async with owned(host):
+        for name in ("r0", "r1", "r2"):
+            await told_of(host, lambda sink, name=name: rig.submit(name, PLAN, sink))
+        await eventually(lambda: len(rig.offers) == 3)
+    again, rig = host_of(store)
+    rig.fleet.attach(one := instance(slots=3))
+    begin = Looking.begin
+
+    def fails(looking: Looking, run: Run, index: int = 0) -> Any:
+        if run.run_id == "r1":
+            raise ZeroDivisionError("a bug")
+        return begin(looking, run, index)
+
+    with patch.object(Looking, "begin", fails):
+        for _ in range(STUMBLES):
+            with pytest.raises(Stumbled):
+                await again.own(0)
+            assert one.in_use == 0
+        async with owned(again) as shard:
+            assert (again.aside(), shard.runs["r1"].run.aside != "", one.in_use) == (1, True, 2)
+
+
+@pytest.mark.proves("a bug in how one run is carried on")
+async def test_a_run_that_cannot_be_let_out_stands_aside_with_what_was_committed(store: FullStore) -> None:
+    host, rig = host_of(store)
+    rig.fleet.deliver = host._deliver
+    told: list[object] = []
+    for number in range(STUMBLES):
+        life = asyncio.create_task(host.own(0))
+        await eventually(lambda: bool(host.shards))
+        if number == 0:
+            for name in ("r1", "r2"):
+                host.submit(0, rig.submit(name, PLAN, told.append))
+            await eventually(lambda: len(told) == 2)
+        rig.broken = "r1"  # its next offer, of one turn with that of r2
+        with pytest.raises(Stumbled):
+            if number == 0:
+                rig.fleet.attach(instance(slots=2))
+            else:
+                host.put(0, i.Inventory("i", frozenset(), host.shard(0).live_ids("i")))
+            await life
+    async with owned(host) as shard:
+        assert host.aside() == 1
+        host.put(0, i.Inventory("i", frozenset(), shard.live_ids("i")))
+        await eventually(lambda: rig.offers[-1:] == ["r2/t0/0/1"])
+        host.put(0, rig.report("r2/t0/0/1"))
+        await eventually(lambda: rig.verdicts == [("r2/t0/0/1", Verdict.ACCEPTED)])
+    again, rig = host_of(store)
+    async with owned(again) as shard:
+        again.put(0, i.Inventory("i", frozenset(), shard.live_ids("i")))
+        await eventually(lambda: rig.offers == ["r1/t0/0/1"])
+        again.put(0, rig.report("r1/t0/0/1"))
+        await eventually(lambda: shard.runs["r1"].run.state is RunState.SUCCEEDED)
+
+
+async def test_an_answer_that_cannot_be_made_is_the_trouble_of_who_asked(store: FullStore) -> None:
+    host, rig = host_of(store)
+    async with owned(host):
+        await told_of(host, lambda sink: rig.submit("r1", PLAN, sink))
+        answers = [
+            await told_of(host, lambda sink: i.Read("r1", lambda run: 1 // 0, sink)),
+            await told_of(host, lambda sink: i.Survey(lambda runs: 1 // 0, sink)),
+        ]
+        assert all(isinstance(answer, i.Unanswered) for answer in answers)
+        taken: list[object] = []
+
+        def picky(answer: object) -> None:
+            taken.append(answer)
+            if isinstance(answer, Run):
+                raise ZeroDivisionError("a bug")
+
+        host.submit(0, rig.submit("r2", PLAN, picky, wait=True))
+        host.put(0, i.Cancel("r2", TESTER, "", picky))
+        await eventually(lambda: len(taken) == 4)
+        assert [type(answer) for answer in taken] == [Run, i.Unanswered] * 2
+        assert host.aside() == 0 and isinstance(await told_of(host, lambda sink: rig.submit("r3", PLAN, sink)), Run)
 
 
 class Broken:
