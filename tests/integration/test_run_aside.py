@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from antiphon import Agent, Graph, RunSetAside, output_of, ref
 from antiphon.testing import Mesh, eventually
 from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.shards import inputs as i
+from antiphon_orchestrator.shards import recovery
 
 
 @pytest.mark.proves("a bug in how one run is carried on")
@@ -45,6 +47,56 @@ async def test_a_bug_in_one_run_leaves_the_orchestrator_and_all_others_at_work()
         assert output_of(await waits) == "other"
         assert output_of(await mesh.client.submit(graph, "new", wait=True)) == "new"
         assert (await mesh.client.get_run(bad.run_id)).totals.running == 1
+
+
+@pytest.mark.proves("a bug in how one run is carried on")
+async def test_a_run_that_cannot_be_rebuilt_waits_with_its_outcome_for_who_can() -> None:
+    agent, gate, begun = Agent("waiter", concurrency=2), asyncio.Event(), []
+
+    @agent.capability("text.wait@1")
+    async def wait(text: str) -> str:
+        begun.append(text)
+        await gate.wait()
+        return text
+
+    graph = Graph("waits", output=ref("tasks.wait.output"))
+    graph.task("wait", "text.wait@1", input=ref("input"))
+    apply = recovery.apply
+
+    def halfway(run: Run, event: Any, now: int) -> None:
+        apply(run, event, now)
+        if run.run_id == bad.run_id:
+            raise RuntimeError("a bug")
+
+    async with Mesh() as mesh:
+        mesh.add(agent)
+        bad, other = [await mesh.client.submit(graph, text) for text in ("bad", "other")]
+        await eventually(lambda: len(begun) == 2)
+        host: Any = mesh._server._orchestrator.shards
+
+        async def rebuild(run_id: str) -> None:
+            shard = host.shards[0]
+            host.put(0, bug(run_id))
+            await eventually(lambda: bool(host.shards) and host.shards[0] is not shard)
+
+        with patch.object(recovery, "apply", halfway):
+            await rebuild(other.run_id)
+            assert host.aside() == 1
+            gate.set()
+            assert output_of(await mesh.client.wait(other.run_id)) == "other"
+            new = await mesh.client.submit(graph, "new", wait=True)
+            seen = await mesh.client.get_run(bad.run_id)
+            assert seen.totals.running == 0 and "could not be rebuilt" in seen.warnings[-1]
+            listed = [run async for run in mesh.client.list_runs()]
+            assert {run.run_id for run in listed} == {bad.run_id, other.run_id, new.run_id}
+            with pytest.raises(RunSetAside, match="nothing can be asked of run"):
+                await mesh.operator.cancel(bad.run_id)
+        gate.clear()
+        later = await mesh.client.submit(graph, "later")
+        await eventually(lambda: "later" in begun)
+        await rebuild(later.run_id)
+        assert output_of(await mesh.client.wait(bad.run_id)) == "bad"
+        assert begun.count("bad") == begun.count("other") == 1
 
 
 def bug(run_id: str) -> i.Steer:

@@ -52,8 +52,8 @@ PROMISES = {
         "dies alone it is QUARANTINED for a person; bystanders are not blamed, and end well"
     ),
     "a bug in how one run is carried on": (
-        "the shard is rebuilt from its log; when that run ends a second turn, or cannot be rebuilt, it stands aside until "
-        "a new process takes it up, and all others go on"
+        "the shard is rebuilt from its log; when that run ends a second turn, or cannot be rebuilt, it stands aside "
+        "until a new process takes it up, and all others go on"
     ),
     "runs beneath tasks, whatever breaks": (
         "a sub-run, an answered graph or a call is one run with one end, and that is what its task, or its caller, gets"

@@ -64,10 +64,9 @@ class SetAside(Exception):
 class Unanswered(Exception):
     """The answer that could not be given, since making it, or taking it, raised something. The log has what."""
 
-    code = "INTERNAL"
-
     def __init__(self) -> None:
         super().__init__("there is no answer. That is a bug; its traceback is in the log of the orchestrator")
+        self.code = "INTERNAL"
 
 
 @dataclass(slots=True)
