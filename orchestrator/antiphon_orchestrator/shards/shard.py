@@ -646,7 +646,8 @@ class Shard:
         turn.at = ""
         turn.replies.reverse()
         while turn.replies:
-            asking.tell(*turn.replies.pop())
+            sink, answer = turn.replies.pop()
+            asking.tell(sink, answer)
         for entry in turn.ended:
             turn.at = entry.run.run_id
             asking.ended(entry)
