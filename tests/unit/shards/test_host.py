@@ -21,9 +21,8 @@ from antiphon_orchestrator.engine.plan import Plan
 from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.engine.states import RunState
 from antiphon_orchestrator.placement.fleet import Fleet
-from antiphon_orchestrator.shards import codec, recovery
+from antiphon_orchestrator.shards import codec, reading, recovery
 from antiphon_orchestrator.shards import inputs as i
-from antiphon_orchestrator.shards import reading
 from antiphon_orchestrator.shards.archiver import Archiver
 from antiphon_orchestrator.shards.aside import MOST
 from antiphon_orchestrator.shards.host import STUMBLES, Host, NoPlan, RecoveryFailed, Stumbled
