@@ -19,7 +19,7 @@ test: environment ## all tests; ARGS="tests/unit -x" runs some of them
 contract: environment ## every RPC against its contract on a real mesh, golden bytes, planted faults
 	@$(BIN)/python -m pytest -q tests/contract $(ARGS)
 
-robust: environment ## promises under faults, in their long forms: half an hour; ARGS as with test
+robust: environment ## promises under faults, in their long forms: an hour and more; ARGS as with test
 	@ANTIPHON_ROBUST=1 $(BIN)/python -m pytest -q tests/robustness tests/simulation $(ARGS)
 
 check: environment ## formats, lint, types, contracts, module boundaries, generated code
