@@ -100,6 +100,21 @@ async def test_the_same_append_twice_succeeds_once_even_when_sent_together(backe
         assert observed is not None and observed.value == b"nonce"
 
 
+async def test_what_appends_to_a_shared_store_is_to_wait_for_the_append_under_way(backend: Backend) -> None:
+    async with backend.open() as store:
+        assert store.under_way() is None
+        append = asyncio.create_task(store.commit(Txn(ops=(Put(b"log/1", b"nonce"),))))
+        for _ in range(3):  # no answer comes in so few passes of the loop
+            await asyncio.sleep(0)
+        waits = store.under_way()
+        assert (waits is not None) is store.shared
+        if waits is not None:
+            async with asyncio.timeout(10):
+                await waits
+        assert (await append).succeeded
+        assert store.under_way() is None
+
+
 async def test_only_a_change_makes_a_revision(backend: Backend) -> None:
     async with backend.open() as store:
         before = (await store.commit(Txn(ops=(Put(b"k", b""),)))).revision

@@ -95,7 +95,8 @@ async def test_a_slow_store_is_waited_for_only_so_long() -> None:
     (first,) = await etcd.behind_one()
     waits = etcd.groups.under_way()
     assert waits is not None
-    await waits
+    async with asyncio.timeout(10):
+        await waits
     assert not first.done()
     assert etcd.groups.under_way() is None
     await etcd.answer()
