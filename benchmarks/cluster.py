@@ -20,10 +20,8 @@ from tests.harness.etcd import Etcd
 from tests.harness.postgres import Postgres, find
 
 from . import workload
-from .mesh import Mesh, connected, register, serve, sidecar
+from .mesh import HELD_AGENT, Mesh, agent_environ, connected, register, serve, sidecar
 from .process import Child, child
-
-_AGENT = ["-m", "benchmarks.held_agent"]
 
 
 @dataclass(slots=True)
@@ -108,7 +106,6 @@ class Services:
         shared = ["--store", self.etcd.url(f"bench-{secrets.token_hex(4)}"), "--store-ca", str(files.ca)]
         shared += ["--store-cert", str(files.certificate), "--store-key", str(files.private_key)]
         shared += ["--archive", self.postgres.database(), "--payloads", payloads.as_uri()]
-        journal, gate = folder / "journal", folder / "gate"
         async with AsyncExitStack() as stack:
             names = ["orchestrator", *(f"orchestrator-{number}" for number in range(2, replicas + 1))]
             members = [Replica(name, folder, shared, self.environ, stack) for name in names]
@@ -116,15 +113,15 @@ class Services:
                 await member.start()
             addresses = ",".join(member.address for member in members)
             beside, socket = await stack.enter_async_context(sidecar(folder, addresses, self.environ))
-            environ = {"ANTIPHON_SOCKET": str(socket), "BENCH_JOURNAL": str(journal), "BENCH_GATE": str(gate)}
-            agent = await stack.enter_async_context(child("agent", _AGENT, folder / "agent.log", environ))
+            works = agent_environ(folder, socket)
+            agent = await stack.enter_async_context(child("agent", HELD_AGENT, folder / "agent.log", works))
             operator = await stack.enter_async_context(connected(folder, "operator", addresses))
             client = await stack.enter_async_context(connected(folder, "client", addresses))
             children = {member.name: member.child for member in members} | {"sidecar": beside, "agent": agent}
             product = Mesh(client, operator, children)
             await register(product, [workload.PYTHON])
             await operator.register_graph(workload.held())
-            yield Cluster(product, members, journal, gate)
+            yield Cluster(product, members, Path(works["BENCH_JOURNAL"]), Path(works["BENCH_GATE"]))
 
 
 @asynccontextmanager

@@ -38,7 +38,8 @@ async def measure(plan: Plan, folder: Path, say: Callable[[str], None]) -> Resul
     """Key cluster: by number of replicas W1 to W4, and takeover, rolling, attach. `folder`: empty."""
     results: Results = {}
     beside = _identities(folder / "embedded")
-    async with services(plan.environ) as there, mesh.running(beside, plan.environ) as embedded:
+    alone = mesh.running(beside, plan.environ, agent=mesh.HELD_AGENT)
+    async with services(plan.environ) as there, alone as embedded:
         for replicas in plan.replicas:
             place = _identities(folder / f"etcd-{replicas}")
             async with there.running(place, replicas) as cluster:

@@ -18,7 +18,8 @@ from antiphon import Client, Credentials
 from . import identity, workload
 from .process import Child, child
 
-_AGENT = ["-m", "benchmarks.agent"]
+AGENT = ("-m", "benchmarks.agent")
+HELD_AGENT = ("-m", "benchmarks.held_agent")
 _PATIENCE = timedelta(minutes=3)
 """Of clients: a machine may be so busy that even a handshake takes too long, and that is not what is measured."""
 
@@ -91,17 +92,25 @@ async def register(mesh: Mesh, capabilities: Sequence[str]) -> None:
         workload.check(await mesh.client.submit(one_task, workload.INPUT, wait=True))
 
 
+def agent_environ(folder: Path, socket: Path) -> dict[str, str]:
+    """What either agent is told: where its sidecar is, and where the one that is held notes what it does, and waits."""
+    held = {"BENCH_JOURNAL": str(folder / "journal"), "BENCH_GATE": str(folder / "gate")}
+    return held | {"ANTIPHON_SOCKET": str(socket)}
+
+
 @asynccontextmanager
 async def running(
     folder: Path,
     environ: Mapping[str, str],
     others: Mapping[str, Sequence[str]] | None = None,
     settings: Sequence[str] = (),
+    agent: Sequence[str] = AGENT,
 ) -> AsyncIterator[Mesh]:
     """Everything up, the agents known to the orchestrator, all graphs registered. `folder`: as of `identity.make`.
 
     `environ` of the servers decides whether they run from the wheel or from the source. `others` are commands of agents
-    in other languages, by language. `settings` are further flags of the orchestrator.
+    in other languages, by language. `settings` are further flags of the orchestrator, `agent` the
+    arguments of the agent.
     """
     others = others or {}
     names = ["bench", *(f"bench-{language}" for language in others)]
@@ -114,7 +123,7 @@ async def running(
         async with (
             sidecar(folder, address, environ, names) as (beside, socket),
             AsyncExitStack() as stack,
-            child("agent", _AGENT, folder / "agent.log", {"ANTIPHON_SOCKET": str(socket)}) as agent,
+            child("agent", agent, folder / "agent.log", agent_environ(folder, socket)) as works,
             connected(folder, "operator", address) as operator,
             connected(folder, "client", address) as client,
         ):
@@ -123,7 +132,7 @@ async def running(
                 there = {"ANTIPHON_SOCKET": str(socket.with_name(f"bench-{language}.sock"))}
                 one = child(f"agent-{language}", rest, folder / f"agent-{language}.log", there, program)
                 started[language] = await stack.enter_async_context(one)
-            product = {"orchestrator": orchestrator, "sidecar": beside, "agent": agent}
+            product = {"orchestrator": orchestrator, "sidecar": beside, "agent": works}
             mesh = Mesh(client, operator, product, started)
             await register(mesh, [workload.PYTHON, *(workload.OTHERS[language] for language in others)])
             yield mesh
