@@ -17,8 +17,10 @@ import (
 )
 
 // attempts are what runs in this process: it starts handlers, cancels them, and sees that each ends in exactly one outcome, which
-// goes into the outbox. An attempt is a goroutine. A sidecar never assigns more than the agent's concurrency, but for handlers
-// that wait for a call and give up their slot meanwhile; hence no second bound here, which would make parents wait for children.
+// goes into the outbox. An attempt has a goroutine to itself while it runs, that of a former one where one is free: a new one has
+// a small stack, and to make it as large as JSON needs it costs as much as to read the JSON. A sidecar never assigns more than the
+// agent's concurrency, but for handlers that wait for a call and give up their slot meanwhile; hence no second bound here, which
+// would make parents wait for children.
 type attempts struct {
 	agent  *Agent
 	outbox *outbox
@@ -28,12 +30,21 @@ type attempts struct {
 
 	mutex       sync.Mutex
 	running     map[string]*Task
+	next        chan attempt  // without room: whoever takes from it is free
+	beginning   bool          // several are being assigned
 	idle        chan struct{} // closed when nothing runs; nil when nobody waits
 	calls       map[requestKey]*pendingCall
 	asks        map[requestKey]*pendingAsk
 	holdings    map[holdingKey]*Claim
 	inlineLimit int
 	last        atomic.Bool // no more will be assigned on this stream
+}
+
+// attempt is what runs: a task, and what it is handed to.
+type attempt struct {
+	id      string
+	task    *Task
+	handler *handler
 }
 
 type requestKey struct{ attemptID, id string }
@@ -61,6 +72,7 @@ func newAttempts(agent *Agent, outbox *outbox) *attempts {
 	return &attempts{
 		agent: agent, outbox: outbox, life: life, stop: stop,
 		running:     map[string]*Task{},
+		next:        make(chan attempt),
 		calls:       map[requestKey]*pendingCall{},
 		asks:        map[requestKey]*pendingAsk{},
 		holdings:    map[holdingKey]*Claim{},
@@ -107,7 +119,12 @@ func (a *attempts) assign(assignment *antiphonv1.Assignment, worker *worker, rec
 	}
 	task := newTask(a.life, assignment, worker, received)
 	a.running[id] = task
-	go a.run(id, task, handler)
+	one := attempt{id, task, handler}
+	select {
+	case a.next <- one:
+	default:
+		go a.work(one)
+	}
 }
 
 // cancel stops an attempt; its outcome follows when its handler has returned.
@@ -142,6 +159,26 @@ func (a *attempts) whenIdle() <-chan struct{} {
 	return idle
 }
 
+// begins says that several are about to be assigned, and the function it answers that they are: the first of them may have ended by
+// then, and the outbox waits for the others.
+func (a *attempts) begins() func() {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	a.beginning = true
+	return func() {
+		a.mutex.Lock()
+		defer a.mutex.Unlock()
+		a.beginning = false
+		a.tellQuiet()
+	}
+}
+
+func (a *attempts) tellQuiet() {
+	if len(a.running) == 0 && !a.beginning {
+		a.outbox.quiet()
+	}
+}
+
 func (a *attempts) tellIdle() {
 	if len(a.running) == 0 && a.idle != nil {
 		close(a.idle)
@@ -149,21 +186,37 @@ func (a *attempts) tellIdle() {
 	}
 }
 
+// work runs an attempt, and then others that are assigned, until none will be.
+func (a *attempts) work(one attempt) {
+	for {
+		a.run(one.id, one.task, one.handler)
+		select {
+		case one = <-a.next:
+		case <-a.life.Done():
+			return
+		}
+	}
+}
+
 func (a *attempts) run(id string, task *Task, handler *handler) {
 	var answered outcome
-	err := error(Transient("the handler ended its goroutine without returning")) // runtime.Goexit
-	stack := ""
+	var err error
+	returned, stack := false, ""
 	defer func() {
+		if !returned { // runtime.Goexit
+			err = Transient("the handler ended its goroutine without returning")
+		}
 		if problem := recover(); problem != nil {
 			err, stack = fmt.Errorf("panic: %v", problem), string(debug.Stack())
 		}
 		a.settle(id, task, answered, err, stack)
 	}()
 	if task.Err() != nil {
-		err = Cancelled("cancelled before it began")
+		err, returned = Cancelled("cancelled before it began"), true
 		return
 	}
 	answered, err = handler.run(task, a.limit())
+	returned = true
 }
 
 func (a *attempts) settle(id string, task *Task, answered outcome, err error, stack string) {
@@ -179,6 +232,7 @@ func (a *attempts) settle(id string, task *Task, answered outcome, err error, st
 	delete(a.running, id)
 	a.endRequests(id, task)
 	a.outbox.result(result)
+	a.tellQuiet()
 	a.tellIdle()
 }
 

@@ -81,9 +81,9 @@ type handler struct {
 // Handle offers a function as a capability, such as "text.summarize@1". Its input and output are any types that travel as JSON;
 // their schemas are derived and announced, with what struct tags add: `description:"…"`, `enum:"a,b"`, and `labels:"pii"` for
 // what a field is to policy. A type may read and write its own JSON, or its own text. struct{} takes or gives nothing, *Payload is
-// the envelope as it is, and an [Answer] may be a graph that is to give the output. The function runs in a goroutine of its own for
-// each attempt, at most the agent's concurrency at once, and ends early when its task is done, which is a context. What it returns as
-// an error is explained at [Failure]; a panic is an error, too.
+// the envelope as it is, and an [Answer] may be a graph that is to give the output. The function has a goroutine to itself while it
+// runs, in which others ran before, at most the agent's concurrency at once; it ends early when its task is done, which is a context.
+// What it returns as an error is explained at [Failure]; a panic is an error, too.
 //
 // What cannot be offered is an error of Run, together with all other mistakes.
 func Handle[In, Out any](

@@ -18,8 +18,9 @@ const (
 	remembered = 8 // messages
 	// quietRounds is how often every other goroutine was let run without a further result; some microseconds in all.
 	quietRounds = 16
-	// gap is the least time from one message of several results to the next, if that is not full: a message costs its readers
-	// more than a result.
+	// gap is the time from the first result to its message, after a message of several, unless that is full or nothing runs that
+	// could still add to it: a message costs its readers more than a result, and handlers that began together return one after the
+	// other.
 	gap = time.Millisecond
 	// several results in a message tell that there is load; a single chain, whose steps wait for each other, never comes to it.
 	several = 4
@@ -40,14 +41,16 @@ type outbox struct {
 	draining  bool
 	closing   bool
 	something chan struct{} // holds one mark
-	paced     time.Time     // no message that is not full goes before
+	calm      chan struct{} // the same: nothing runs
+	loaded    bool          // the last message had several results
+	paced     time.Time     // the next message does not go before, unless it is full
 	history   []*antiphonv1.WorkRequest
 }
 
 func newOutbox() *outbox {
 	return &outbox{
 		open: &antiphonv1.WorkRequest{}, updates: map[string]*antiphonv1.Progress{}, pieces: newPieces(),
-		something: make(chan struct{}, 1),
+		something: make(chan struct{}, 1), calm: make(chan struct{}, 1),
 	}
 }
 
@@ -58,6 +61,13 @@ func (o *outbox) result(result *antiphonv1.Result) {
 	size := proto.Size(result)
 	if len(o.open.Results) >= batchItems || (o.openBytes+size > batchBytes && len(o.open.Results) > 0) {
 		o.full = append(o.full, o.closeOpen())
+	}
+	if o.loaded && len(o.open.Results) == 0 {
+		o.paced = time.Now().Add(gap)
+		select {
+		case <-o.calm: // from before
+		default:
+		}
 	}
 	o.openBytes += size
 	o.open.Results = append(o.open.Results, result)
@@ -144,7 +154,7 @@ func (o *outbox) gather() {
 	}
 }
 
-// pace lets a gap pass since the last message, so that they fill up under load.
+// pace lets a gap pass since the first result that waits, so that messages fill up under load.
 func (o *outbox) pace(ctx context.Context) {
 	o.mutex.Lock()
 	wait := time.Until(o.paced)
@@ -155,6 +165,7 @@ func (o *outbox) pace(ctx context.Context) {
 	if wait > 0 {
 		select {
 		case <-time.After(wait):
+		case <-o.calm:
 		case <-ctx.Done():
 		}
 	}
@@ -175,9 +186,7 @@ func (o *outbox) take(ctx context.Context) *antiphonv1.WorkRequest {
 		if !o.isEmpty() {
 			defer o.mutex.Unlock()
 			request := o.next()
-			if len(request.GetResults()) >= several {
-				o.paced = time.Now().Add(gap)
-			}
+			o.loaded, o.paced = len(request.GetResults()) >= several, time.Time{}
 			return request
 		}
 		closing := o.closing
@@ -296,9 +305,15 @@ func (o *outbox) closeOpen() *antiphonv1.WorkRequest {
 	return request
 }
 
-func (o *outbox) wake() {
+func (o *outbox) wake() { leave(o.something) }
+
+// quiet says that nothing runs, so that there is no more to wait for.
+func (o *outbox) quiet() { leave(o.calm) }
+
+// leave leaves a mark, unless there is one.
+func leave(channel chan struct{}) {
 	select {
-	case o.something <- struct{}{}:
+	case channel <- struct{}{}:
 	default:
 	}
 }

@@ -33,10 +33,22 @@ func TestAfterSeveralResultsThoseThatFollowTravelTogether(t *testing.T) {
 		if request := box.take(t.Context()); len(request.GetResults()) != several || time.Since(began) != 0 {
 			t.Errorf("the first waited %v", time.Since(began))
 		}
+		time.Sleep(10 * gap) // of synctest: nothing has happened meanwhile, and the load is as it was
+		began = time.Now()
 		add("next")
 		time.AfterFunc(gap/2, func() { add("and the one after it") })
 		if request := box.take(t.Context()); len(request.GetResults()) != 2 || time.Since(began) != gap {
 			t.Errorf("after %v there were %d results", time.Since(began), len(request.GetResults()))
+		}
+		for number := range several {
+			add("again " + strconv.Itoa(number))
+		}
+		box.take(t.Context())
+		began = time.Now()
+		add("the last that runs")
+		time.AfterFunc(gap/4, box.quiet)
+		if box.take(t.Context()); time.Since(began) != gap/4 {
+			t.Errorf("when nothing ran any more, it waited %v", time.Since(began))
 		}
 		began = time.Now()
 		for step := range several {
@@ -61,4 +73,18 @@ func TestAFullMessageDoesNotWaitForTheNext(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestNothingIsQuietBeforeTheWholeMessageIsAssigned(t *testing.T) {
+	running := newAttempts(NewAgent("quick"), newOutbox())
+	assigned := running.begins()
+	running.mutex.Lock()
+	running.tellQuiet() // as after the first of a message, which was over before the second was looked at
+	running.mutex.Unlock()
+	if len(running.outbox.calm) != 0 {
+		t.Error("results were told not to wait for those of the same message")
+	}
+	if assigned(); len(running.outbox.calm) != 1 {
+		t.Error("results still wait though nothing runs")
+	}
 }

@@ -192,6 +192,7 @@ func (w *worker) read(ctx context.Context, stream antiphonv1.AgentService_WorkCl
 
 func (w *worker) receive(message *antiphonv1.WorkResponse) {
 	now := time.Now()
+	defer w.begins()()
 	for _, assignment := range message.GetAssignments() {
 		id := assignment.GetAttemptId()
 		switch known := w.recalled[id]; {
