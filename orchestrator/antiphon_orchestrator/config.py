@@ -143,7 +143,7 @@ class Config:
     hosts: tuple[str, ...] = ()
     """Further names and addresses in our certificate, besides those of `advertise` and `join_advertise`."""
     shards: int | None = None
-    """Fixed for the life of a store, since a run's id names its shard. Absent: what the store has; a new one gets 32 in
+    """Fixed for the life of a store, since a run's id names its shard. Absent: what the store has; a new one gets 16 in
     a cluster, and one in a file: one process writes all of it, and one turn costs less than many small ones."""
     inbox_limit: int = 8192
     """Inputs that may wait for one shard."""

@@ -96,23 +96,34 @@ class Operator(Enum):
     LESS = "<"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Compare:
     """A condition on one key. `value` is bytes for `Target.VALUE`, else an int. VALUE never holds on an absent key."""
 
     key: bytes
     target: Target
     value: int | bytes
-    op: Operator = Operator.EQUAL
+    op: Operator
+
+    def __init__(self, key: bytes, target: Target, value: int | bytes, op: Operator = Operator.EQUAL) -> None:
+        self.key = key
+        self.target = target
+        self.value = value
+        self.op = op
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Put:
     """Sets one key. `lease` 0: no lease ends it, and a former lease of the key no longer does."""
 
     key: bytes
     value: bytes
-    lease: int = 0
+    lease: int
+
+    def __init__(self, key: bytes, value: bytes, lease: int = 0) -> None:
+        self.key = key
+        self.value = value
+        self.lease = lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +134,29 @@ class Delete:
     range_end: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Txn:
     """All of `ops` if all `compares` hold; otherwise only the reading of `otherwise_get`, at the same instant.
 
     `spare`: it is small and comes before a deletion, so that it may use the last room of a full store, if there is any.
     """
 
-    compares: tuple[Compare, ...] = ()
-    ops: tuple[Put | Delete, ...] = ()
-    otherwise_get: tuple[bytes, ...] = ()
-    spare: bool = False
+    compares: tuple[Compare, ...]
+    ops: tuple[Put | Delete, ...]
+    otherwise_get: tuple[bytes, ...]
+    spare: bool
+
+    def __init__(
+        self,
+        compares: tuple[Compare, ...] = (),
+        ops: tuple[Put | Delete, ...] = (),
+        otherwise_get: tuple[bytes, ...] = (),
+        spare: bool = False,
+    ) -> None:
+        self.compares = compares
+        self.ops = ops
+        self.otherwise_get = otherwise_get
+        self.spare = spare
 
 
 @dataclass(frozen=True, slots=True)
