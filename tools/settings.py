@@ -41,7 +41,8 @@ call_burst = 8000
 ```
 
 Lists are written `a,b` in flags and variables. `antiphon orchestrator check` says what is in force, and where each
-value came from.
+value came from. What those of `schedule` do together is in [scheduling](../scheduling.md), limits at work in
+[operations](../operations.md).
 """
 _SIDECAR = """
 ## Sidecar

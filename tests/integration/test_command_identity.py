@@ -121,6 +121,8 @@ def test_what_is_proposed_after_a_join_and_a_revocation_is_for_the_same_profile(
         "Next: antiphon agent list --profile operator\n"
     )
     revoke = ("certs", "revoke", "--profile", "operator", "--kind", "sidecar", "--name", "edge-9", "--cause", "stolen")
-    assert antiphon(*revoke).endswith(
+    said = antiphon(*revoke)
+    assert "Whether there is one is not known: see that the name is spelt right." in said, "nobody is called edge-9"
+    assert said.endswith(
         "antiphon certs token --profile operator --kind sidecar --name edge-9 --agent NAME --capability PATTERN\n"
     )

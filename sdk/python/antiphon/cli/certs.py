@@ -196,6 +196,8 @@ def revoke(
         return
     what = f"certificate {serial}" if serial else f"all certificates of {kind} {name}"
     output.show(f"revoked: {what}")
+    unseen = "serial number" if serial else "name"
+    output.note(f"Whether there is one is not known: see that the {unseen} is spelt right.")
     if name:
         given = profile_option(profile or "default")
         given += f" --namespace {namespace}" if namespace else ""
