@@ -1,5 +1,5 @@
 """JSON in the one form that travels: UTF-8, no NaN or infinity, no blanks. Payloads are small and many, so encoder and
-decoder are made once.
+decoder are made once, also those parts of them that the library makes, or looks for blanks with, for each value.
 """
 
 from __future__ import annotations
@@ -7,6 +7,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import json.encoder
+from collections.abc import Callable
 from datetime import date, datetime
 from enum import Enum
 from typing import Any, NoReturn
@@ -23,7 +25,15 @@ def dumps(value: Any) -> bytes:
 def loads(data: bytes) -> Any:
     """The value that JSON spells. Raises `ValueError`."""
     try:
-        return _decode(data.decode())
+        text = data.decode()
+        if text[:1] not in _BLANK:
+            try:
+                value, end = _scan(text, 0)
+            except StopIteration:
+                end = -1
+            if end == len(text):
+                return value
+        return _decoder.decode(text)  # what is around the value, or wrong with it
     except RecursionError:
         raise ValueError("the value is nested too deeply") from None
 
@@ -46,5 +56,16 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode
-_decode = json.JSONDecoder(parse_constant=_refuse).decode
+def _encoder() -> Callable[[Any], str]:
+    whole = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+    if (make := json.encoder.c_make_encoder) is None:  # type: ignore[attr-defined]  # not in CPython
+        return whole.encode
+    # Without a record of what a value is within: one that is within itself is nested too deeply.
+    parts = make(None, _plain, json.encoder.encode_basestring, None, ":", ",", False, False, False)
+    return lambda value: "".join(parts(value, 0))
+
+
+_encode = _encoder()
+_decoder = json.JSONDecoder(parse_constant=_refuse)
+_scan: Any = _decoder.scan_once  # type: ignore[attr-defined]
+_BLANK = ("", " ", "\t", "\n", "\r")
