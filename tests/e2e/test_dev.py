@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from antiphon_orchestrator.app import CLUSTER_SHARDS
 
 from tests.harness.etcd_binary import EtcdMissing, binary
 from tests.harness.waiting import eventually
@@ -129,7 +130,7 @@ def test_several_replicas_share_an_etcd_and_go_on_when_one_is_killed(tmp_path: P
     with dev(home, "--replicas", "2", PATH=f"{etcd}{os.pathsep}{os.environ['PATH']}"):
         run_id = antiphon(home, "run", "submit", str(GRAPH), "--input", '{"name": "Ada"}').stdout.strip()
         cluster = json.loads(antiphon(home, "cluster", "status", "--json").stdout)
-        assert len(cluster["replicas"]) == 2 and len(cluster["shards"]) == 32
+        assert len(cluster["replicas"]) == 2 and len(cluster["shards"]) == CLUSTER_SHARDS
         table = antiphon(home, "cluster", "status").stdout
         assert all(replica["replica_id"] in table for replica in cluster["replicas"])
         victim = cluster["replicas"][0]["address"]
