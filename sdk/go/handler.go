@@ -83,7 +83,8 @@ type handler struct {
 // what a field is to policy. A type may read and write its own JSON, or its own text. struct{} takes or gives nothing, *Payload is
 // the envelope as it is, and an [Answer] may be a graph that is to give the output. The function has a goroutine to itself while it
 // runs, in which others ran before, at most the agent's concurrency at once; it ends early when its task is done, which is a context.
-// What it returns as an error is explained at [Failure]; a panic is an error, too.
+// What it ties to the goroutine, such as a thread that it locks, it unties. What it returns as an error is explained at [Failure];
+// a panic is an error, too.
 //
 // What cannot be offered is an error of Run, together with all other mistakes.
 func Handle[In, Out any](
