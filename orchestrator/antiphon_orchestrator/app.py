@@ -95,8 +95,7 @@ log = telemetry.logger("placement")
 _cluster_log = telemetry.logger("cluster")
 
 CLUSTER_SHARDS = 16
-"""Of a store that several replicas share, unless it is told otherwise: each has its price, and with five replicas one
-etcd has enough to do (DECISIONS.md, D108)."""
+"""Of a store that several replicas share, unless it is told otherwise. Each has its price (DECISIONS.md, D108)."""
 
 LEAVING = 10.0
 """Seconds in which other replicas have to take what this one hands over when it ends."""
