@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+import struct
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
+import asyncpg
 import pytest
 from antiphon_certs import Kind
 from antiphon_orchestrator.archive import (
@@ -26,6 +29,9 @@ from tests.harness.authority import Ca
 from tests.harness.postgres import PASSWORD, Postgres
 
 BRIEFLY = 1.0
+_SAID = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+_SHUT_DOWN = b"E" + struct.pack(">I", 4 + len(_SAID)) + _SAID
+"""What PostgreSQL says behind an answer when it is stopped at that moment: ErrorResponse of its protocol."""
 
 
 @pytest.fixture
@@ -70,6 +76,68 @@ async def test_a_server_that_ends_and_comes_back_lost_nothing_it_had_confirmed(o
         own.start()
         assert await archive.get_run("run-001") == run(1)  # the old connections are no obstacle
         await works_again(archive)
+
+
+async def test_a_server_may_end_after_any_of_its_answers(postgres: Postgres) -> None:
+    """Also of those with which a new connection is set up, which another layer asks for each time."""
+    url = postgres.database()
+    async with PostgresArchive(url) as archive:
+        await archive.write([run(1)], [])
+    for answers in range(2, 100):  # the first says that there is no TLS, in one byte and no message
+        async with (
+            _ending(postgres.address, answers) as address,
+            PostgresArchive(url.replace(postgres.address, address), call=5) as archive,
+        ):
+            try:
+                assert await archive.get_run("run-001") == run(1)
+            except ArchiveUnavailable:
+                continue
+        assert answers > 5, "it ended before the connection was set up"
+        return
+    pytest.fail("no number of answers is enough")
+
+
+@asynccontextmanager
+async def _ending(target: str, answers: int) -> AsyncIterator[str]:
+    """In front of a server whose every connection ends with so many of its answers."""
+    host, _, port = target.rpartition(":")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, before = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(_passing(reader, before, None), _passing(behind, writer, answers))
+
+    server = await asyncio.start_server(serve, host)
+    async with server:
+        yield "{}:{}".format(*server.sockets[0].getsockname())
+
+
+async def _passing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pieces: int | None) -> None:
+    with closing(writer), suppress(ConnectionError):
+        while pieces != 0 and (data := await reader.read(1 << 16)):
+            pieces = pieces and pieces - 1
+            writer.write(data if pieces != 0 else data + _SHUT_DOWN)
+            await writer.drain()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_connection_may_end_as_soon_as_it_is_made(postgres: Postgres, times: int) -> None:
+    class Ending(PostgresArchive):
+        left = 0
+
+        async def _connect(self) -> asyncpg.Connection:
+            made = await super()._connect()
+            if self.left:
+                self.left -= 1
+                made.terminate()
+            return made
+
+    async with Ending(postgres.database()) as archive:
+        await archive.write([run(1)], [])
+        archive.left = times  # of the readers, who have none yet
+        if times > 1:
+            with pytest.raises(ArchiveUnavailable, match="connection is closed"):
+                await archive.get_run("run-001")
+        assert await archive.get_run("run-001") == run(1)
 
 
 async def test_a_server_that_stands_still_costs_a_deadline_and_not_more(own: Postgres) -> None:

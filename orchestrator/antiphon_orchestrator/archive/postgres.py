@@ -70,6 +70,8 @@ _REFUSALS = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.InsufficientPrivilegeError,
 )
+_DRIVER = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""All that the driver raises of its own."""
 
 
 class PostgresArchive:
@@ -243,6 +245,9 @@ class PostgresArchive:
                 raise ArchiveRefused(self._refusal(error.orig)) from error
             kind = _Broken if error.connection_invalidated else ArchiveUnavailable
             raise kind(f"the archive at {self._shown} cannot be used: {_cause(error.orig)}") from error
+        except _DRIVER as error:
+            # SQLAlchemy sets up a new connection past its own translation of errors.
+            raise _Broken(f"the archive at {self._shown} cannot be used: {_cause(error)}") from error
         except (SQLAlchemyError, OSError) as error:
             raise ArchiveUnavailable(f"the archive at {self._shown} cannot be used: {_cause(error)}") from error
 
@@ -291,7 +296,7 @@ class PostgresArchive:
             if "SSL" in str(error):  # asyncpg has no kind of its own for a server without TLS
                 raise ArchiveRefused(self._refusal(error)) from error
             raise self._away(error) from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (*_DRIVER, OSError) as error:
             raise self._away(error) from error
 
     def _away(self, error: BaseException) -> ArchiveUnavailable:
@@ -393,7 +398,7 @@ def _cause(error: BaseException | None) -> str:
     """One line: the first of what the driver said; the rest may quote values."""
     while isinstance(error, SQLAlchemyError) and error.__cause__ is not None:
         error = error.__cause__
-    if error is not None and isinstance(error.__cause__, asyncpg.PostgresError | asyncpg.InterfaceError):
+    if error is not None and isinstance(error.__cause__, _DRIVER):
         error = error.__cause__
     said = str(error).partition("\n")[0]
     return said or type(error).__name__
