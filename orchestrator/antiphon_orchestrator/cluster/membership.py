@@ -78,11 +78,15 @@ class Membership:
         self._record = records.ReplicaRecord(version=version, start_time=start_time)
         self._lease = 0
         self._renewed = clock()
+        self._lost = False
+        """Whether the lease has ended, and who owns which shard was not read since."""
         self._revision = 0
         self.members: dict[str, Member] = {}
         self.owners: dict[int, Owner] = {}
         self.changes = 0
         """Grows with every change."""
+        self.returned: Callable[[], None] = _nobody
+        """Called when the owners of all shards are known again after the lease had ended, before anything else is."""
         self._news = asyncio.Event()
         self._followed: dict[bytes, int] = {}
 
@@ -97,8 +101,9 @@ class Membership:
 
     @property
     def cut_off(self) -> bool:
-        """Whether the lease was not renewed for as long as it lasts: others may have taken what is held here."""
-        return self._store.shared and clock() - self._renewed > LEASE * 1_000_000
+        """Whether others may have taken what is held here: the lease was not renewed for as long as it lasts, or has
+        ended and it is not known yet what they took."""
+        return self._store.shared and (self._lost or clock() - self._renewed > LEASE * 1_000_000)
 
     def claimant(self, shard: int) -> Member | None:
         """The live replica that answers for a shard, or is about to; None while there is none."""
@@ -116,7 +121,7 @@ class Membership:
             await check_address(self._store, address)
         while True:
             try:
-                await self._appear()
+                self._renewed = await self._appear()
                 break
             except (StoreFull, LeaseNotFound) as error:  # the lease ends while its marker waits for room
                 telemetry.tell_seldom(log.error, "store_takes_no_writes", cause=str(error))
@@ -165,11 +170,12 @@ class Membership:
 
     # Being there.
 
-    async def _appear(self) -> None:
+    async def _appear(self) -> int:
+        """Since when it is there."""
         began = clock()
         self._lease = await self._store.grant(LEASE)
         await self._put()
-        self._renewed = began
+        return began
 
     async def _put(self) -> None:
         key, value = keys.replica(self.replica_id), self._record.SerializeToString()
@@ -192,9 +198,11 @@ class Membership:
             try:
                 async with asyncio.timeout(RENEWAL):
                     await self._store.keep_alive(self._lease)
+                    await self._catch_up()
                 self._renewed = began
             except LeaseNotFound:
                 telemetry.tell_seldom(log.warning, "lease_lost", cause="others may have taken our shards")
+                self._lost = True
                 await self._reappear()
             except (StoreUnavailable, TimeoutError) as error:
                 cause = str(error) or "the store does not answer in time"
@@ -202,9 +210,18 @@ class Membership:
 
     async def _reappear(self) -> None:
         try:
-            await self._appear()
+            began = await self._appear()
+            await self._catch_up()
+            self._renewed = began
         except StoreError as error:
             telemetry.tell_seldom(log.warning, "lease_not_renewed", cause=str(error))
+
+    async def _catch_up(self) -> None:
+        """After the lease has ended: who owns which shard now, without waiting for the watch to tell."""
+        if self._lost:
+            await self._read(keys.SHARDS, self._note_owner)
+            self.returned()
+            self._lost = False
 
     # Following.
 
@@ -276,6 +293,10 @@ class Membership:
         self.changes += 1
         news, self._news = self._news, asyncio.Event()
         news.set()
+
+
+def _nobody() -> None:
+    """Nobody wants to know."""
 
 
 async def _first_at(store: Store, address: str) -> str | None:

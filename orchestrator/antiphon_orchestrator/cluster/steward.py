@@ -36,6 +36,7 @@ class Steward:
         self._first: set[int] | None = None
         self.begun = asyncio.Event()
         host.heir = self._heir
+        membership.returned = self._tell_owners
 
     async def run(self) -> None:
         """Until cancelled. Raises RecoveryFailed when there is no other replica that could rebuild the shard."""
@@ -53,8 +54,7 @@ class Steward:
             while True:
                 seen = membership.changes
                 self._changed()
-                for shard, owner in membership.owners.items():
-                    host.told(shard, owner.epoch)
+                self._tell_owners()
                 held = self._trying.union(host.held)
                 moves = decide(
                     membership.replica_id, host.shard_count, membership.members, membership.owners, held, clock()
@@ -70,6 +70,11 @@ class Steward:
                     if not self._first:
                         self.begun.set()
                 await membership.change(seen, LOOK if self.begun.is_set() else 0.01)
+
+    def _tell_owners(self) -> None:
+        """What is another's by now is let go of."""
+        for shard, owner in self._membership.owners.items():
+            self._host.told(shard, owner.epoch)
 
     async def left(self) -> None:
         """Returns once this replica, which has said that it leaves, has no shard, or nobody is there to take one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -12,7 +12,16 @@ from antiphon.store.v1 import records_pb2 as records
 from antiphon_orchestrator.cluster import membership as module
 from antiphon_orchestrator.cluster.membership import LEASE, AddressInUse, Membership, check_address
 from antiphon_orchestrator.shards.log import ShardLog
-from antiphon_orchestrator.store import Delete, Put, RangeResult, SqliteStore, Txn, keys
+from antiphon_orchestrator.store import (
+    Delete,
+    Put,
+    RangeResult,
+    SqliteStore,
+    StoreUnavailable,
+    Txn,
+    WatchBatch,
+    keys,
+)
 
 from tests.harness.waiting import eventually
 
@@ -61,6 +70,42 @@ async def test_a_replica_whose_lease_has_ended_is_there_again(store: SqliteStore
         await store.revoke(marker.lease)
         await eventually(lambda: "b" not in first.members)
         await eventually(lambda: "b" in first.members and "b" in second.members)
+
+
+class Deaf(SqliteStore):
+    """One of several replicas whose watches tell nothing, and which fails once when it is asked who owns what."""
+
+    shared = True
+    failures = 0
+
+    async def watch(
+        self, prefix: bytes, from_revision: int = 0, *, before: bool = False
+    ) -> AsyncGenerator[WatchBatch, None]:
+        await asyncio.Event().wait()
+        yield WatchBatch((), 0)
+
+    async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> RangeResult:
+        if start == keys.SHARDS and self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("for once")
+        return await super().range(start, end, limit=limit)
+
+
+async def test_a_replica_whose_lease_has_ended_is_cut_off_until_it_knows_what_others_took(tmp_path: Path) -> None:
+    async with Deaf(tmp_path / "store.db") as store, joined(store, "a") as membership:
+        await ShardLog(store, 3, "a").take()
+        await membership.refresh(3)
+        returns: list[tuple[bool, str]] = []
+        membership.returned = lambda: returns.append((membership.cut_off, membership.owners[3].replica_id))
+        assert not membership.cut_off
+        (marker,) = (await store.range(keys.replica("a"))).kvs
+        await store.revoke(marker.lease)
+        await ShardLog(store, 3, "b").take()
+        store.failures = 1
+        await eventually(lambda: membership.cut_off)
+        await eventually(lambda: not membership.cut_off)
+        assert returns == [(True, "b")]
+        assert not store.failures and (await store.range(keys.replica("a"))).kvs
 
 
 async def test_the_claimant_of_a_shard_is_its_owner_or_whom_it_was_handed_over_to(store: SqliteStore) -> None:
