@@ -15,6 +15,8 @@ import pytest
 from antiphon.store.v1 import records_pb2 as records
 from antiphon_orchestrator import telemetry
 from antiphon_orchestrator.admission import SchemaSet, Values
+from antiphon_orchestrator.cluster.membership import Membership
+from antiphon_orchestrator.cluster.steward import Steward
 from antiphon_orchestrator.engine.decide import Verdict
 from antiphon_orchestrator.engine.events import RunPaused, TaskAgreed
 from antiphon_orchestrator.engine.plan import Plan
@@ -26,6 +28,7 @@ from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.archiver import Archiver
 from antiphon_orchestrator.shards.aside import MOST
 from antiphon_orchestrator.shards.host import STUMBLES, Host, NoPlan, RecoveryFailed, Stumbled
+from antiphon_orchestrator.shards.log import ShardLog
 from antiphon_orchestrator.shards.looking import Looking
 from antiphon_orchestrator.shards.shard import Shard
 from antiphon_orchestrator.store import Put, SqliteStore, StoreFull, Txn, keys, prefix_end
@@ -110,6 +113,26 @@ async def owned(host: Host) -> AsyncIterator[Shard]:
     finally:
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)
+
+
+async def test_a_replica_whose_lease_has_ended_lets_go_of_what_others_took_when_it_is_back(store: FullStore) -> None:
+    """Without waiting for its next look, until which it would speak of what it remembers."""
+    host, _ = host_of(store)
+    membership = Membership(cast(Any, store), "r", "1.0", 0)
+    await membership.join("r:7443", "")
+    Steward(host, membership, lambda: None)  # which does not look
+    renewing = asyncio.create_task(membership.run())
+    try:
+        async with owned(host):
+            (marker,) = (await store.range(keys.replica("r"))).kvs
+            await store.revoke(marker.lease)
+            other = ShardLog(cast(Any, store), 0, "other")
+            await other.take()
+            await eventually(lambda: not host.holds(0))
+            assert await other.owned()
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
 
 
 async def two_runs(host: Host, rig: Rig) -> tuple[Any, Any]:
