@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any
 
 import grpc
 from antiphon.partials import MESSAGE_PIECES
 from antiphon.v1 import agent_service_pb2 as agents
-from antiphon.v1 import agent_service_pb2_grpc, context_request_pb2, error_pb2, failure_pb2
+from antiphon.v1 import agent_service_pb2_grpc, context_request_pb2, error_pb2, failure_pb2, payload_pb2
 
 from .asks import TOO_MANY_LABELS, inherit, mistake_in_ask, note_answer, note_piece, note_reads, refused
 from .attempts import Attempt
@@ -33,8 +33,10 @@ from .checks import (
     mistake_in_piece,
     mistake_in_progress,
 )
-from .errors import REFUSE_UNKNOWN, Refused, abort, refusal_of_call
+from .errors import REFUSE_UNKNOWN, Refused, abort, not_moved, refusal_of_call
 from .node import Node
+from .payloads import LARGEST, MOST_READY, Finish, Lane, Move, NotMoved, Wanted, fetchable
+from .payloads import MOST_BYTES as MOST_KEPT
 from .socket import SocketError
 from .supervise import Supervisor
 from .wire import MOST_BYTES, MOST_ITEMS
@@ -45,7 +47,9 @@ HELLO_TIMEOUT = 10.0
 DEATH_TIMEOUT = 0.5
 """Seconds for which a stream that ended waits for the end of its process, so that what is lost says how that ended."""
 PROTOCOL_VERSION = 1
-_OPTIONS = (("grpc.max_receive_message_length", 4 << 20), ("grpc.max_send_message_length", 4 << 20))
+# One message may hold a large result, a large call and a large request besides many small ones; one to the
+# agent holds a single large value.
+_OPTIONS = (("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 4 << 20))
 _BATCHES = (
     ("results", MOST_ITEMS),
     ("progress", MOST_ITEMS),
@@ -112,13 +116,14 @@ class _Servicer:
         session = _Session(self._node, self.seat)
         try:
             yield await self._begin(session, requests, context)
-            reader = asyncio.create_task(session.read(requests))
+            parts = [asyncio.create_task(part) for part in (session.read(requests), *session.movers())]
             try:
                 async for response in session.responses():
                     yield response
             finally:
-                reader.cancel()
-                await asyncio.wait([reader])
+                for part in parts:
+                    part.cancel()
+                await asyncio.wait(parts)
         except Exception as error:
             await abort(context, error)
         finally:
@@ -152,7 +157,7 @@ class _Servicer:
         self._session = session
         session.wake.set()
         welcome = agents.AgentWelcome(
-            agent=self.seat.name, namespace=self._node.namespace, inline_limit=self._node.inline_limit
+            agent=self.seat.name, namespace=self._node.namespace, inline_limit=max(LARGEST, self._node.inline_limit)
         )
         return agents.WorkResponse(welcome=welcome)
 
@@ -200,9 +205,11 @@ class _Servicer:
         """Ask for a capability and wait."""
         inflight = self._node.inflight
         try:
-            _check_call(context, "Call", mistake_in_call(request, self._node.inline_limit))
+            _check_call(context, "Call", mistake_in_call(request, max(LARGEST, self._node.inline_limit)))
             attempt = self._vouched(request.attempt_id, request.attempt_token)
             inherit(attempt, request.input)
+            if len(request.input.inline) > self._node.inline_limit:
+                await self._moved(self._node.payloads.keep, request.input, attempt)
             _check_call(context, "Call", mistake_in_call(request, self._node.inline_limit))  # with the labels it got
             answer: asyncio.Future[agents.CallResponse | None] = asyncio.get_running_loop().create_future()
 
@@ -221,9 +228,17 @@ class _Servicer:
                 raise Refused(error_pb2.ERROR_REASON_ATTEMPT_NOT_FOUND, attempt_id=request.attempt_id)
             if refused := refusal_of_call(request, response):
                 raise refused
+            if fetchable(response.output):
+                await self._moved(self._node.payloads.fetch, response.output, attempt)
             return response
         except Exception as error:
             await abort(context, error)
+
+    async def _moved(self, move: Move, payload: payload_pb2.Payload, attempt: Attempt) -> None:
+        try:
+            await move(payload, lambda: attempt.attempt_id in self.seat.running and attempt.cancelled is None)
+        except NotMoved as error:
+            raise not_moved(error.failure) from error
 
     def _vouched(self, attempt_id: str, token: bytes) -> Attempt:
         try:
@@ -255,6 +270,9 @@ class _Session:
         # Bounded by attempts and calls of each, and what is refused besides by _MOST_ANSWERS.
         self._call_results: deque[agents.CallResponse] = deque()
         self._answers: deque[context_request_pb2.ContextResponse] = deque()
+        self._up = Lane(node.payloads.keep)
+        self._down = Lane(node.payloads.fetch)
+        self._large: deque[agents.WorkResponse] = deque()  # with one value each that was fetched
         self._finished = False  # the agent has closed its side
         self._told_drain = False
 
@@ -271,13 +289,29 @@ class _Session:
                 if self._error:
                     return
                 self._receive(request)
-                while len(self._call_results) + len(self._answers) > _MOST_ANSWERS and not self._error:
+                while self._full() and not self._error:
                     self._room.clear()
                     await self._room.wait()
         except Exception as error:
             self._error = self._error or error
         finally:
             self._finished = True
+            self.wake.set()
+
+    def _full(self) -> bool:
+        """Whether so much waits that no more is read."""
+        return len(self._call_results) + len(self._answers) > _MOST_ANSWERS or self._up.bytes > MOST_KEPT
+
+    def movers(self) -> Iterable[Coroutine[Any, Any, None]]:
+        """What moves large values, each way; to be run until the stream is over."""
+        return (self._move(lane) for lane in (self._up, self._down))
+
+    async def _move(self, lane: Lane) -> None:
+        try:
+            await lane.run()
+        except Exception as error:
+            self._error = self._error or error
+            self._room.set()
             self.wake.set()
 
     async def responses(self) -> AsyncIterator[agents.WorkResponse]:
@@ -290,7 +324,7 @@ class _Session:
             if self._error:
                 raise self._error
             over = self._seat.draining and not self._seat.running and not self._seat.lingering
-            if self._finished or (over and (self._told_drain or not self._node.inflight.draining)):
+            if (self._finished and not self._up) or (over and (self._told_drain or not self._node.inflight.draining)):
                 return
 
     def _next(self) -> agents.WorkResponse | None:
@@ -300,10 +334,16 @@ class _Session:
         if refusal := node.refusals.get(seat.name):
             self._error = refusal
             return None
+        if self._large and not seat.pieces:  # of a call they come before its outcome
+            self._down.open.set()
+            return self._large.popleft()
         response = agents.WorkResponse()
         taken = node.inflight.take(seat, node.now(), MOST_ITEMS, MOST_BYTES)
         if taken:
-            response.assignments.extend([attempt.assignment for attempt in taken])
+            late = [attempt for attempt in taken if not attempt.size and fetchable(attempt.assignment.input)]
+            response.assignments.extend([attempt.assignment for attempt in taken if attempt not in late])
+            for attempt in late:
+                self._fetch_input(attempt)
             for attempt in taken:
                 attempt.assignment = None
         while seat.cancels and len(response.cancels) < MOST_ITEMS:
@@ -333,6 +373,49 @@ class _Session:
             self._told_drain = response.drain = True
         return response if response.ListFields() else None
 
+    def _fetch_input(self, attempt: Attempt) -> None:
+        """Give the attempt to the agent once its input is here."""
+        seat, assignment = self._seat, attempt.assignment
+
+        def fetched(failure: failure_pb2.Failure | None) -> None:
+            if failure is None and attempt.attempt_id in seat.running and attempt.cancelled is None:
+                self._send_large(agents.WorkResponse(assignments=[assignment]))
+                return
+            if failure is None:
+                failure = failed(failure_pb2.FAILURE_KIND_CANCELLED, f"cancelled: {attempt.cancelled}")
+            self._ended(agents.Result(attempt_id=attempt.attempt_id, failure=failure))
+
+        self._fetch(assignment.input, attempt.attempt_id, fetched)
+
+    def _send_large(self, response: agents.WorkResponse) -> None:
+        self._large.append(response)
+        if len(self._large) >= MOST_READY:
+            self._down.open.clear()
+        self.wake.set()
+
+    def _wanted(self, attempt_id: str) -> Wanted:
+        running = self._seat.running
+        return lambda: (attempt := running.get(attempt_id)) is not None and attempt.cancelled is None
+
+    def _fetch(self, payload: payload_pb2.Payload, attempt_id: str, then: Finish) -> None:
+        """Have what a payload refers to fetched for an attempt, then go on."""
+        self._down.add(payload, self._wanted(attempt_id), then)
+
+    def _keep(self, payload: payload_pb2.Payload, attempt_id: str, then: Finish) -> None:
+        """Have a payload kept for an attempt, then go on."""
+
+        def kept(failure: failure_pb2.Failure | None) -> None:
+            then(failure)
+            self._room.set()
+            self.wake.set()
+
+        self._up.add(payload, self._wanted(attempt_id), kept)
+
+    def _ended(self, result: agents.Result) -> None:
+        node = self._node
+        size = checked_result(result, node.inline_limit)
+        node.inflight.ended(self._seat, result.attempt_id, result, size, node.now())
+
     def _receive(self, request: agents.WorkRequest) -> None:
         node, seat = self._node, self._seat
         inflight, now, limit = node.inflight, node.now(), node.inline_limit
@@ -348,10 +431,14 @@ class _Session:
                 log.warning("a piece of output is left out", extra={"agent": seat.name, "cause": str(mistake)})
             else:
                 inflight.emitted(seat, said.attempt_id, said.partial)
+        large = request.ByteSize() > limit
         for result in request.results:
             attempt = seat.running.get(result.attempt_id)
             if attempt is not None and attempt.reads is not None and not result.HasField("failure"):
                 inherit(attempt, result.subgraph.input if result.HasField("subgraph") else result.output)
+            if large and limit < len(result.output.inline) <= LARGEST:
+                self._keep_output(result)
+                continue
             size = checked_result(result, limit)
             inflight.ended(seat, result.attempt_id, result, size, now)
         for update in request.progress:
@@ -364,6 +451,14 @@ class _Session:
             inflight.agent_drains(seat, now)
         if seat.draining:
             self.wake.set()
+
+    def _keep_output(self, result: agents.Result) -> None:
+        def kept(failure: failure_pb2.Failure | None) -> None:
+            if failure is not None:
+                result.failure.CopyFrom(failure)
+            self._ended(result)
+
+        self._keep(result.output, result.attempt_id, kept)
 
     def _call(self, call: agents.CallRequest) -> None:
         """Pass a call on; one that is refused is answered with a failure, for it has a handler that waits."""
@@ -380,6 +475,16 @@ class _Session:
             )
             return
         inherit(attempt, call.input)
+        if self._node.inline_limit < len(call.input.inline) <= LARGEST:
+
+            def kept(failure: failure_pb2.Failure | None) -> None:
+                if failure is None:
+                    self._call(call)
+                else:
+                    self._fail_call(call, failure.kind, failure.code, failure.message)
+
+            self._keep(call.input, call.attempt_id, kept)
+            return
 
         def deliver(response: agents.CallResponse | None) -> None:
             self._deliver(response if response is None else note_answer(attempt, response))
@@ -392,9 +497,19 @@ class _Session:
             )
 
     def _deliver(self, response: agents.CallResponse | None) -> None:
-        if response is not None:
-            self._call_results.append(response)
-            self.wake.set()
+        if response is None:
+            return
+        if fetchable(response.output):
+
+            def fetched(failure: failure_pb2.Failure | None) -> None:
+                if failure is not None:
+                    response.failure.CopyFrom(failure)
+                self._send_large(agents.WorkResponse(call_results=[response]))
+
+            self._fetch(response.output, response.attempt_id, fetched)
+            return
+        self._call_results.append(response)
+        self.wake.set()
 
     def _ask(self, request: context_request_pb2.ContextRequest) -> None:
         """Pass a request to shared context on, with what the attempt has read; or answer why not."""
@@ -403,6 +518,16 @@ class _Session:
             attempt = inflight.vouched(self._seat, request.attempt_id, request.attempt_token)
             if attempt is None:
                 raise Refused(error_pb2.ERROR_REASON_ATTEMPT_TOKEN_INVALID)
+            if self._node.inline_limit < len(request.put.value.inline) <= LARGEST:
+
+                def kept(failure: failure_pb2.Failure | None) -> None:
+                    if failure is None:
+                        self._ask(request)
+                    else:
+                        self._told(refused(request, not_moved(failure)))
+
+                self._keep(request.put.value, request.attempt_id, kept)
+                return
             if mistake := mistake_in_ask(request, self._node.inline_limit):
                 field, _, remedy = mistake.partition(": ")
                 raise Refused(
@@ -433,9 +558,23 @@ class _Session:
             self._told(refused(request, refusal))
 
     def _told(self, response: context_request_pb2.ContextResponse | None) -> None:
-        if response is not None:
-            self._answers.append(response)
-            self.wake.set()
+        if response is None:
+            return
+        if fetchable(response.get.entry.value):
+
+            def fetched(failure: failure_pb2.Failure | None) -> None:
+                answer = response
+                if failure is not None:
+                    asked = context_request_pb2.ContextRequest(
+                        request_id=response.request_id, attempt_id=response.attempt_id
+                    )
+                    answer = refused(asked, not_moved(failure))
+                self._send_large(agents.WorkResponse(context_responses=[answer]))
+
+            self._fetch(response.get.entry.value, response.attempt_id, fetched)
+            return
+        self._answers.append(response)
+        self.wake.set()
 
     def _fail_call(
         self, call: agents.CallRequest, kind: failure_pb2.FailureKind.ValueType, code: str, message: str

@@ -103,9 +103,8 @@ class AgentConfig:
     """Attempts at once."""
     prefetch: int = 0
     """Attempts that may wait here besides, so that short work does not wait for the network."""
-    max_output: int = 1 << 16
-    """With exec: bytes of an answer; a longer one is INVALID_OUTPUT. More helps only with blanks at its ends, since an
-    output of more than 64 KiB is refused as well."""
+    max_output: int = 1 << 20
+    """With exec: bytes of an answer; a longer one is INVALID_OUTPUT."""
     capabilities: tuple[CapabilityConfig, ...] = ()
 
 
@@ -301,7 +300,7 @@ def _agent(table: Table) -> AgentConfig:
         pool_size=table.integer("pool_size", 1, 1, 1_000),
         concurrency=table.integer("concurrency", 4, 1, 1_000),
         prefetch=table.integer("prefetch", 0, 0, 10_000),
-        max_output=table.integer("max_output", 1 << 16, 1, 64 << 20),
+        max_output=table.integer("max_output", 1 << 20, 1, 64 << 20),
     )
     pool = agent.adapter == "exec" and agent.mode == "pool"
     capabilities = tuple(_capability(entry, agent.adapter) for entry in table.tables("capability"))

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 import grpc
 from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.options.v1 import options_pb2
-from antiphon.v1 import agent_service_pb2, error_pb2
+from antiphon.v1 import agent_service_pb2, error_pb2, failure_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,13 @@ _REFUSED_CALLS = {
     "ATTEMPT_NOT_FOUND": error_pb2.ERROR_REASON_ATTEMPT_NOT_FOUND,
     "ATTEMPT_TOKEN_INVALID": error_pb2.ERROR_REASON_ATTEMPT_TOKEN_INVALID,
 }
+
+
+def not_moved(failure: failure_pb2.Failure) -> Refused:
+    """The refusal of a request whose value could be neither kept nor fetched; the failure's code is the reason."""
+    known: dict[str, error_pb2.ErrorReason.ValueType] = dict(error_pb2.ErrorReason.items())
+    reason = known.get(_PREFIX + failure.code, error_pb2.ERROR_REASON_PAYLOADS_UNAVAILABLE)
+    return Refused(reason, failure.message)
 
 
 class _RefuseUnknown(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only

@@ -18,6 +18,7 @@ from .boxes import Seat
 from .checks import INLINE_LIMIT, mistakes_in_description
 from .errors import Refused
 from .inflight import Inflight
+from .payloads import Payloads
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Node:
         self.refusals: dict[str, Refused] = {}
         """Why an agent gets no work, by name; until it comes again, or a replica welcomes the sidecar anew."""
         self.now = now
+        self.payloads = Payloads(now)
         self._generation = 0
 
     def next_generation(self) -> int:

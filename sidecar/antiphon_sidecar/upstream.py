@@ -257,6 +257,7 @@ class _Stream:
             # The older stream may have broken meanwhile and taken the link of the hello with it.
             link = self._upstream.welcomed(self, first.welcome, said)
             self._receive(first, link)
+            node.payloads.opened(channel)
             writer = asyncio.create_task(self._write(call, link))
             try:
                 while isinstance(response := await call.read(), mesh.AttachResponse):
@@ -266,6 +267,7 @@ class _Stream:
                     writer.result()  # it cancelled the call, and this is why
                 raise
             finally:
+                node.payloads.closed(channel)
                 writer.cancel()
                 await asyncio.wait([writer])
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from antiphon import Client, Graph, Retry, output_of
+from antiphon import Client, Graph, Retry, output_of, ref
 from antiphon.v1 import failure_pb2, run_pb2
 from antiphon_certs import Kind, Profile
 
@@ -58,6 +58,17 @@ def seen(mesh: Mesh, run: run_pb2.Run) -> list[str]:
 async def test_values_of_every_kind_come_back_as_they_went(client: Client) -> None:
     value = {"a": [1, 2.5, None, True, "\u00e9\u2028<&>"], "b": {}}
     assert await answered(client, "work.echo@1", value) == value
+
+
+async def test_values_above_the_inline_limit_go_both_ways_whole(client: Client) -> None:
+    value = "\u00e9" * 500_000
+    cases = {"work.echo@1": value, "work.call@1": {"capability": "work.echo@1", "input": value}}
+    for capability, given in cases.items():
+        graph = Graph("one", output=ref("tasks.t.output"))
+        graph.task("t", capability, input=ref("input"))
+        run = await client.submit(graph, given, wait=True)
+        assert run.state == run_pb2.RUN_STATE_SUCCEEDED, run.failure
+        assert json.loads(await client.download_payload(run.output)) == value
 
 
 async def test_an_input_that_does_not_fit_never_reaches_the_handler(client: Client, go_mesh: Mesh) -> None:

@@ -114,7 +114,7 @@ async def test_an_output_that_breaks_its_schema_is_a_failure_of_the_agent(client
 
 
 async def test_an_output_that_is_too_large_is_a_failure_that_says_what_to_do(client: Client) -> None:
-    run = await client.submit(one_task("work.large@1", 70_000), wait=True)
+    run = await client.submit(one_task("work.large@1", 2 << 20), wait=True)
     assert run.failure.kind == failure_pb2.FAILURE_KIND_INVALID_OUTPUT
     assert "upload" in run.failure.message
 

@@ -22,7 +22,6 @@ from antiphon_sidecar import adapters
 from antiphon_sidecar.adapters.base import AdapterAgent, ExecutionFailed
 from antiphon_sidecar.adapters.http import HttpAdapter, _Exchange
 from antiphon_sidecar.attempts import End
-from antiphon_sidecar.checks import INLINE_LIMIT
 from antiphon_sidecar.config import AgentConfig, CapabilityConfig, HttpCall
 from antiphon_sidecar.node import Node
 
@@ -295,10 +294,9 @@ async def test_a_program_that_fails_is_a_failure_of_the_right_kind(code: str, ki
     assert await execute(program(code), 1) == [kind]
 
 
-async def test_by_default_a_program_is_stopped_where_its_output_could_not_be_handed_on() -> None:
-    assert AgentConfig("tool").max_output == INLINE_LIMIT
-    config = AgentConfig("tool", (sys.executable, "-c", "print('1' * 80_000)"), adapter="exec")
-    with pytest.raises(ExecutionFailed, match="answered more than 65536 bytes"):
+async def test_by_default_a_program_is_stopped_when_it_has_said_more_than_a_mebibyte() -> None:
+    config = AgentConfig("tool", (sys.executable, "-c", "print('1' * 1_100_000)"), adapter="exec")
+    with pytest.raises(ExecutionFailed, match="answered more than 1048576 bytes"):
         await adapters.make(config).execute(CapabilityConfig("text.do", "1"), assignment(1))
 
 

@@ -79,7 +79,7 @@ async def begun(stub: Any) -> Any:
     await call.write(hello())
     async with asyncio.timeout(WAIT):
         welcome = (await call.read()).welcome
-    assert (welcome.agent, welcome.namespace, welcome.inline_limit) == ("echo", "team-a", 65_536)
+    assert (welcome.agent, welcome.namespace, welcome.inline_limit) == ("echo", "team-a", 2 << 20)
     return call
 
 
@@ -325,7 +325,7 @@ async def test_a_message_beyond_the_limit_is_refused(bench: Bench) -> None:
     async with bench.stub() as stub:
         call = await begun(stub)
         result = pb.Result(attempt_id="a")
-        result.output.inline = b"x" * (5 << 20)
+        result.output.inline = b"x" * (17 << 20)
         await call.write(pb.WorkRequest(results=[result]))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             async with asyncio.timeout(WAIT):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from antiphon import Client, Graph, Retry, load_graph, output_of
+from antiphon import Client, Graph, Retry, load_graph, output_of, ref
 from antiphon.v1 import failure_pb2, run_pb2
 from antiphon_certs import Kind, Profile
 
@@ -93,6 +93,16 @@ async def test_many_tasks_at_once_are_each_answered(client: Client, mesh: Mesh) 
     graph.task("t", "work.echo@1", for_each="input", input="${item}")
     run = await client.submit(graph, list(range(500)), wait=True)
     assert output_of(run) == {"t": list(range(500))}
+
+
+async def test_values_above_the_inline_limit_go_both_ways_whole(client: Client) -> None:
+    value = "ü" * 500_000
+    for capability in ("work.echo@1", "work.call@1"):
+        graph = Graph("one", output=ref("tasks.t.output"))
+        graph.task("t", capability, input=ref("input"))
+        run = await client.submit(graph, value, wait=True)
+        assert run.state == run_pb2.RUN_STATE_SUCCEEDED, run.failure
+        assert json.loads(await client.download_payload(run.output)) == value
 
 
 async def test_a_task_shares_context_under_a_claim(client: Client, mesh: Mesh) -> None:

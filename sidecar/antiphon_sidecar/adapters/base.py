@@ -19,6 +19,7 @@ from ..attempts import Attempt
 from ..checks import checked_result, failed
 from ..config import AgentConfig, CapabilityConfig
 from ..node import Node
+from ..payloads import NotMoved, fetchable
 from ..wire import MOST_BYTES, MOST_ITEMS
 
 log = logging.getLogger(__name__)
@@ -163,6 +164,10 @@ class AdapterAgent:
         assignment = attempt.assignment
         attempt.assignment = None
         result = agent_service_pb2.Result(attempt_id=attempt.attempt_id)
+
+        def wanted() -> bool:
+            return attempt.attempt_id in self.seat.running
+
         try:
             capability = self._capabilities.get((assignment.capability, assignment.version))
             if capability is None:
@@ -170,10 +175,14 @@ class AdapterAgent:
                     failure_pb2.FAILURE_KIND_PERMANENT,
                     f"this agent does not offer {assignment.capability}@{assignment.version}",
                 )
+            if fetchable(assignment.input):
+                await self._node.payloads.fetch(assignment.input, wanted)
             async with asyncio.timeout(_seconds(capability.timeout)):
                 output = await self._adapter.execute(capability, assignment)
             result.output.CopyFrom(payload_pb2.Payload(inline=output))
-        except ExecutionFailed as error:
+            if len(output) > self._node.inline_limit:
+                await self._node.payloads.keep(result.output, wanted)
+        except (ExecutionFailed, NotMoved) as error:
             result.failure.CopyFrom(error.failure)
         except TimeoutError:
             result.failure.CopyFrom(
