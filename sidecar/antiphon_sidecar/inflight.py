@@ -293,14 +293,18 @@ class Inflight:
                 attempt.link = attempt.grant = None
         self.slots.settle_all()
 
-    def claim(self, link: Link, claims: Iterable[tuple[int, int]]) -> None:
-        """The replica has taken shards: (shard, epoch). Older claims are ignored, the others answered."""
+    def claim(self, link: Link, claims: Iterable[tuple[int, int]]) -> list[tuple[int, int, int]]:
+        """The replica has taken shards: (shard, epoch). Older claims are ignored, the others answered. Returns those
+        that were ignored, with the epoch that is known: (shard, epoch, newest)."""
+        ignored: list[tuple[int, int, int]] = []
         answers: dict[int, tuple[list[Attempt], list[Attempt]]] = {}
         for shard, epoch in claims:
             known = self._claims.get(shard)
             if known is None or epoch >= known.epoch:
                 self._claims[shard] = Claim(epoch, link)
                 answers[shard] = ([], [])
+            else:
+                ignored.append((shard, epoch, known.epoch))
         for attempt in self.held.values():
             answer = answers.get(attempt.shard)
             if answer is None:
@@ -318,6 +322,7 @@ class Inflight:
                 link.asks.extend((request, size) for request, size, _ in (attempt.asks or {}).values())
         self.slots.settle_all()  # what had no replica has one now
         link.wake()
+        return ignored
 
     def offer(
         self, link: Link, seat_name: str, attempt_id: str, shard: int, epoch: int,

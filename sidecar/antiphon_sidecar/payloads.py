@@ -45,6 +45,7 @@ _PASSING = frozenset(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         grpc.StatusCode.ABORTED,
         grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,  # what grpc.aio says, too, of an upload that is refused while a chunk is written
     }
 )
 

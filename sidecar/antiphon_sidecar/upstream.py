@@ -298,7 +298,17 @@ class _Stream:
         if response.HasField("topology"):
             self._upstream.topology([(replica.replica_id, replica.address) for replica in response.topology.replicas])
         if response.claims:
-            inflight.claim(link, [(claim.shard, claim.epoch) for claim in response.claims])
+            ignored = inflight.claim(link, [(claim.shard, claim.epoch) for claim in response.claims])
+            if ignored:
+                # Of a replica that others have overtaken; or of all, where their store is a backup of before.
+                shard, epoch, newest = ignored[0]
+                log.warning(
+                    "older owner",
+                    extra={
+                        "orchestrator": self._upstream.address, "shard": shard, "epoch": epoch, "newest": newest,
+                        "cause": "its offers are refused; if its store was restored from a backup, restart the sidecar",
+                    },
+                )  # fmt: skip
         for verdict in response.verdicts:
             inflight.verdict(verdict.attempt_id)
         for cancel in response.cancels:

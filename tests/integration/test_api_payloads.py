@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +97,30 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_full_disk_is_told_as_full_and_takes_what_still_fits(authority: Authority, small: Path) -> None:
-    async with ObjectBlobs(small.as_uri()) as blobs, serving(authority, blobs=blobs) as running:
+    async with ObjectBlobs(small.as_uri(), kept_free=0) as blobs, serving(authority, blobs=blobs) as running:
         payloads = Stub(running.dial())
         await refused(upload(payloads, lambda: chunks(CONTENT)), "STORE_FULL")
         assert (await upload(payloads, lambda: chunks(CONTENT[:100_000]))).blob.size == 100_000
+
+
+async def test_payloads_leave_room_on_the_disk_for_those_who_work(authority: Authority, small: Path) -> None:
+    kept = 200 << 10
+    async with ObjectBlobs(small.as_uri(), kept_free=kept) as blobs, serving(authority, blobs=blobs) as running:
+        payloads = Stub(running.dial())
+        stored: dict[str, bytes] = {}
+        reason = ""
+        for first in range(64):
+            content = bytes([first]) * 20_000
+            try:
+                answer = await upload(payloads, partial(chunks, content))
+            except grpc.aio.AioRpcError as error:
+                reason = reason_of(error)
+                break
+            stored[answer.blob.digest] = content
+        assert (reason, len(stored) > 3) == ("STORE_FULL", True)
+        assert shutil.disk_usage(small).free >= kept - 40_000, "what one chunk takes"
+        for digest, content in stored.items():
+            assert await download(payloads, digest) == content
 
 
 async def test_nothing_at_all_is_a_payload_too(payloads: Any) -> None:

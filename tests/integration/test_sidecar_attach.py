@@ -69,7 +69,7 @@ async def test_failures_of_the_agent_and_values_that_are_too_large_are_failures(
         stream = await orchestrator.attachment()
         await stream.window("echo", 2)
         stream.offer("fails", input=b'{"fail": "FAILURE_KIND_PERMANENT"}')
-        stream.offer("large", input=b'{"large": 70000}')
+        stream.offer("large", input=b'{"large": 2100000}')
         assert failure_kind(await stream.outcome("fails")) == "PERMANENT"
         assert failure_kind(await stream.outcome("large")) == "INVALID_OUTPUT"
         stream.offer("after")

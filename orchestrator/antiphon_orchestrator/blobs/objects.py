@@ -16,9 +16,10 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import islice
@@ -50,6 +51,9 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(rb"[0-9a-f]{32}")
 _BLOB = re.compile(r"([^./][^/]*)/([0-9a-f]{2})/(\2[0-9a-f]{62})")
+KEPT_FREE = 128 << 20
+"""Bytes of a folder's disk that payloads leave free. More than what is kept back for runs that go on: whoever uploads
+without an end is refused before anything else is."""
 _PAGE = 1000
 """Files of a folder that one look into it brings."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -79,12 +83,14 @@ class ObjectBlobs:
     """A `Blobs` at a checked URL, which others may share. Use: `async with ObjectBlobs(url) as blobs`.
 
     Endpoint, region and credentials come from the variables that obstore knows (AWS_…, GOOGLE_…, AZURE_…).
-    `request`: the deadline of one request; it is tried again for twice as long.
+    `request`: the deadline of one request; it is tried again for twice as long. `kept_free`: bytes that the disk of a
+    folder keeps free.
     """
 
-    def __init__(self, url: str, *, request: timedelta = _REQUEST) -> None:
+    def __init__(self, url: str, *, request: timedelta = _REQUEST, kept_free: int = KEPT_FREE) -> None:
         self._url = url
         self._request = request
+        self._kept_free = kept_free
         parts = urlsplit(url)
         self._folder = Path(unquote(parts.path)) if parts.scheme == "file" else None
         self._tidied = False
@@ -137,7 +143,7 @@ class ObjectBlobs:
             _path(namespace, expected_digest)
         await self._tidy()
         spool = f"{_SPOOL}/{uuid4().hex}"
-        content = _Measured(chunks, limit)
+        content = _Measured(chunks, limit, self._look_for_room)
         part = _PART_BYTES if self._folder is None else _CHUNK_BYTES
         try:
             with _told():
@@ -164,6 +170,15 @@ class ObjectBlobs:
             return await self.stat(namespace, digest)
         except BlobNotFound as error:
             raise BlobsUnavailable(f"blob {digest} was being removed at the very moment: send it again") from error
+
+    def _look_for_room(self) -> None:
+        """Raises BlobsFull."""
+        if self._folder is None:
+            return
+        free = shutil.disk_usage(self._folder).free
+        if free < self._kept_free:
+            kept = f"{free} bytes are free on the disk of {self._folder}, and {self._kept_free} are kept back"
+            raise BlobsFull(f"{kept}; free some there")
 
     async def get_stream(self, namespace: str, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
         """See `Blobs.get_stream`."""
@@ -367,10 +382,11 @@ class ObjectBlobs:
 
 
 class _Measured:
-    """Passes chunks on, taking their digest and stopping at a limit."""
+    """Passes chunks on, taking their digest and stopping at a limit, or where `look` raises."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], limit: int) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], limit: int, look: Callable[[], None]) -> None:
         self._chunks = chunks
+        self._look = look
         self._limit = limit
         self._size = 0
         self.digest = hashlib.sha256()
@@ -380,6 +396,7 @@ class _Measured:
             self._size += len(chunk)
             if self._size > self._limit:
                 raise BlobTooLarge(f"the content is larger than {self._limit} bytes")
+            self._look()
             self.digest.update(chunk)
             yield chunk
 

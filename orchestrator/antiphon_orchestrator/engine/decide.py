@@ -215,9 +215,7 @@ def _why_skipped(run: Run, task: Task) -> str:
 def _end_of_run(run: Run) -> Event:
     if run.first_failure is not None:
         task_id, failure = run.first_failure
-        return RunEnded(
-            RunState.FAILED, failure=Failure(failure.kind, f"task {task_id}: {failure.message}", failure.code)
-        )
+        return RunEnded(RunState.FAILED, failure=failure.of(f"task {task_id}"))
     if run.unwinding is not None:
         return RunEnded(RunState.FAILED, failure=run.unwinding)
     try:

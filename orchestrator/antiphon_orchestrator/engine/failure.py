@@ -32,3 +32,7 @@ class Failure:
     retryable: bool = True
     cause: str = ""
     field: str = ""
+
+    def of(self, part: str) -> Failure:
+        """The same, as the whole tells it whose part has failed."""
+        return Failure(self.kind, f"{part}: {self.message}", self.code, self.retryable, self.cause, self.field)

@@ -194,8 +194,7 @@ def _end_task(run: Run, task: Task, now: int) -> None:
         fatal = (task.plan.on_failure in FATAL or loop) and not task.plan.agree
         if task.state is TaskState.FAILED and fatal and node.failure is None:
             f = task.failure or Failure(FailureKind.PERMANENT, "")
-            member = f"{'iteration' if loop else 'member'} {task.member}"
-            node.failure = Failure(f.kind, f"{member}: {f.message}", f.code, f.retryable)
+            node.failure = f.of(f"{'iteration' if loop else 'member'} {task.member}")
         if not node.ended and node.plan.index not in run.frontier and fan_out_settled(node):
             run.frontier.append(node.plan.index)
         return

@@ -422,3 +422,9 @@ def test_an_expression_that_cannot_be_evaluated_is_a_failure_of_its_task_not_of_
 
 def payload_of(text: bytes) -> bytes:
     return payload_pb2.Payload(inline=text).SerializeToString()
+
+
+def test_what_is_told_of_a_part_keeps_all_that_is_known_of_its_failure() -> None:
+    failure = Failure(FailureKind.PERMANENT, "no account", "no-account", False, "Traceback", "/iban")
+    told = failure.of("task pay")
+    assert told == Failure(FailureKind.PERMANENT, "task pay: no account", "no-account", False, "Traceback", "/iban")

@@ -104,7 +104,7 @@ def test_a_cancel_goes_down_and_one_of_the_sub_run_alone_comes_up_as_a_failure()
     rig = parent_with_child()
     rig.tell(i.Cancel("c", PERSON, "not this one", lambda answer: None))
     assert rig.run("p").failure == Failure(
-        FailureKind.CANCELLED, f"task t0: run c was cancelled by {PERSON}: not this one"
+        FailureKind.CANCELLED, f"task t0: run c was cancelled by {PERSON}: not this one", retryable=False
     )
 
 

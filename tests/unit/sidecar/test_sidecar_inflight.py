@@ -150,8 +150,8 @@ def test_an_offer_of_an_older_epoch_comes_back_also_from_its_own_replica() -> No
     zombie, owner = bench.link, bench.attach({0: 5})
     bench.offer("a", zombie, epoch=4)
     assert bench.reports(zombie) == [("a", End.STALE_EPOCH)]
-    bench.core.claim(zombie, [(0, 4)])
-    assert not zombie.inventories
+    assert bench.core.claim(zombie, [(0, 4), (1, 1)]) == [(0, 4, 5)], "told of the log"
+    assert [page.shard for page in zombie.inventories] == [1]
     bench.offer("b", owner, epoch=5)
     assert "b" in bench.core.held or bench.reports(owner) == [("b", End.NO_SLOT)]
 
