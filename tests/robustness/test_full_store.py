@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 from antiphon import Client, DeadlineExceeded, Graph, StoreFull, output_of
 from antiphon.v1 import run_pb2
-from antiphon_orchestrator.store import Put, Txn
+from antiphon_orchestrator.store import Delete, Put, Txn
 from antiphon_orchestrator.store import StoreFull as NoSpace
 from antiphon_orchestrator.store.etcd import EtcdStore
 
@@ -133,6 +133,28 @@ async def test_an_orchestrator_that_starts_at_the_quota_of_etcd_makes_room_by_it
         async with mesh.client() as client:
             await mesh.attached(client)
             assert output_of(await client.submit(graph, wait=True)) == {"t": "fine"}
+
+
+async def test_an_orchestrator_that_starts_where_no_room_can_be_made_says_so_and_serves_once_there_is_some(
+    start_etcd: StartEtcd,
+) -> None:
+    etcd = start_etcd(tls=False, quota=24 << 20)
+    mesh = Mesh("--store", etcd.url("test/full"))
+    orchestrator = mesh.orchestrator
+    async with EtcdStore(etcd.address("somebody-else")) as other:
+        with pytest.raises(NoSpace):
+            for number in range(200):
+                await other.commit(Txn(ops=(Put(b"key%d" % number, b"x" * 300_000),)))
+        try:
+            orchestrator.begin()
+            await eventually(lambda: "store_takes_no_writes" in orchestrator.said())
+            assert "has reached its quota; docs/store.md says how to make room" in orchestrator.said()
+            assert orchestrator.alive and not (orchestrator.data / "endpoints.json").exists()
+            await other.commit(Txn(ops=(Delete(b"key", b"kez"),)))
+            await asyncio.to_thread(orchestrator.wait_ready)
+        finally:
+            mesh.show()
+            mesh.close()
 
 
 async def fill_with_history(etcd: Etcd) -> None:
