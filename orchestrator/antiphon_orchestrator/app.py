@@ -246,6 +246,14 @@ class Orchestrator:
 
         steward = Steward(host, membership, cluster_changed)
         revocations = Revocations(store, clock)
+
+        async def read_again() -> None:
+            catalog.forget()
+            await revocations.load()
+            await book.look()
+            await registry.load()
+
+        membership.read_again = read_again
         tracing = None
         if config.telemetry.tracing:
             tracing = Tracing(image, config.telemetry.tracing_endpoint)
@@ -389,7 +397,7 @@ class Orchestrator:
         self._cut_off = not self._cut_off
         server.set_serving(not self._cut_off)
         if self._cut_off:
-            cause = f"the store has not renewed our lease for {LEASE} s; calls about runs are refused until it does"
+            cause = f"the store has not renewed our lease for {LEASE} s; calls are refused until it does"
             _cluster_log.error("not_serving", cause=cause)
         else:
             _cluster_log.info("serving", cause="the store renews our lease again")

@@ -267,7 +267,7 @@ class PolicyBook:
                     lost = False
                 async for batch in self._store.watch(keys.POLICIES, self._revision + 1):
                     if batch.events:
-                        await self._follow()
+                        await self.look()
                     self._revision = batch.revision
             except Compacted:
                 lost = True
@@ -278,9 +278,10 @@ class PolicyBook:
     async def _catch_up(self) -> None:
         """After history was lost: what is in force now, and then the changes after it."""
         self._revision = (await self._store.range(keys.policy_current())).revision
-        await self._follow()
+        await self.look()
 
-    async def _follow(self) -> None:
+    async def look(self) -> None:
+        """Puts in force what the store says is."""
         epoch, _ = await self._current()
         if epoch <= self._policies.epoch:
             return

@@ -174,12 +174,16 @@ class Revocations:
     # What other replicas do.
 
     async def load(self) -> None:
-        """Reads all revocations; call once, before anybody is served."""
+        """Reads all revocations: before anybody is served, and when changes may have been missed."""
         found = await self._store.range(keys.REVOCATIONS, prefix_end(keys.REVOCATIONS))
-        self._known = {}
+        there = {_subject(kv.key) for kv in found.kvs}
+        for subject, known in list(self._known.items()):
+            if subject not in there and known.revision <= found.revision:
+                del self._known[subject]
         for kv in found.kvs:
-            self._note(_subject(kv.key), _known(kv))
-        self._followed = found.revision + 1
+            if kv.mod_revision >= self._followed:  # else the watch, which may be ahead, has told of it, or of its end
+                self._note(_subject(kv.key), _known(kv))
+        self._followed = max(self._followed, found.revision + 1)
 
     async def run(self) -> None:
         """Follows what other replicas revoke, and forgets; cancel to stop."""

@@ -179,7 +179,7 @@ class Metrics:
         )
         self.serving: Gauge = library.Gauge(
             "antiphon_serving",
-            "1 while calls about runs are answered here; 0 until then, and while the store does not renew the lease",
+            "1 while calls are answered here; 0 until then, and while the store does not renew the lease",
             registry=self.registry,
         )
         self.streams: Gauge = library.Gauge(

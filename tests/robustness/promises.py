@@ -37,8 +37,9 @@ PROMISES = {
         "shard refuses what the older one offers"
     ),
     "a replica is cut off from the store": (
-        "once its lease of 5 s has ended it says nothing of runs, whoever waits there is sent on within 3 s, and "
-        "clients of our SDKs get their answers from another address; it serves again by itself"
+        "once its lease of 5 s has ended it answers no calls, whoever waits there is sent on within 3 s, and clients "
+        "of our SDKs get their answers from another address; it serves again by itself, once it has read what others "
+        "changed"
     ),
     "process pause": (
         "what a process writes that was stopped while others took over is refused, and so are its offers that are on "

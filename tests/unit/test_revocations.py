@@ -12,7 +12,7 @@ from antiphon_certs import LONGEST_RECOVERY, Grants, Identity, Kind, Peer
 from antiphon_orchestrator import revocations
 from antiphon_orchestrator.api.errors import ApiError
 from antiphon_orchestrator.revocations import MARGIN, Revocations, Subject
-from antiphon_orchestrator.store import SqliteStore
+from antiphon_orchestrator.store import RangeResult, SqliteStore
 
 from tests.harness import eventually
 
@@ -78,6 +78,31 @@ async def test_one_that_was_issued_while_it_was_revoked_elsewhere_is_revoked_alt
     await revoke(there)
     await here.load()
     assert refuses(here, issued(issue_at))
+
+
+class Slow(SqliteStore):
+    """One whose answers wait on their way when they are told to."""
+
+    free: asyncio.Event | None = None
+
+    async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> RangeResult:
+        found = await super().range(start, end, limit=limit)
+        if self.free is not None and end:
+            await self.free.wait()
+        return found
+
+
+async def test_reading_all_again_does_not_undo_what_has_been_revoked_since_the_store_answered(tmp_path: Path) -> None:
+    async with Slow(tmp_path / "store.db") as store:
+        here = Revocations(store, Turned())
+        await here.load()
+        store.free = asyncio.Event()
+        reading = asyncio.create_task(here.load())
+        await revoke(here)
+        assert refuses(here, issued(NOW)) and not reading.done()
+        store.free.set()
+        await reading
+        assert refuses(here, issued(NOW))
 
 
 async def test_what_is_issued_on_purpose_afterwards_is_dated_after_it_each_time(store: SqliteStore) -> None:

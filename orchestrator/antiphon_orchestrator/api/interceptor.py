@@ -63,6 +63,8 @@ class Router(Protocol):
 
     def require_store(self, path: str) -> None: ...
 
+    async def here(self, path: str, answer: Awaitable[Any]) -> Any: ...
+
     async def unary(
         self,
         path: str,
@@ -241,10 +243,12 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
                     place = self._place(call)
                     set_waits(partial(self._wait, call, place, waiting))
                     shard = self._shard(call, who)
-                    if shard is None:
+                    if self._router is None:
                         response = await behaviour(call.message, context)
+                    elif shard is None:
+                        response = await self._router.here(method.path, behaviour(call.message, context))
                     else:
-                        assert self._router is not None and who is not None
+                        assert who is not None
                         self._passed_on(call)
                         response = await self._router.unary(
                             method.path, shard, request, who, lambda: behaviour(parse(request), context),
@@ -369,6 +373,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
             yield message
 
     def _admit(self, call: Call) -> Caller | None:
+        if self._router is not None:
+            self._router.require_store(call.path)  # first: the checks decide by what may be old
         self._checks.run(call)
         if call.peer is None:
             return None

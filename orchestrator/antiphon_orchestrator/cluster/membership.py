@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
@@ -80,6 +80,9 @@ class Membership:
         self._renewed = clock()
         self._lost = False
         """Whether the lease has ended, and who owns which shard was not read since."""
+        self._behind = False
+        """Whether the store was away for as long as the lease lasts, and what else is kept of it was not read since."""
+        self._back = asyncio.Event()
         self._revision = 0
         self.members: dict[str, Member] = {}
         self.owners: dict[int, Owner] = {}
@@ -87,6 +90,8 @@ class Membership:
         """Grows with every change."""
         self.returned: Callable[[], None] = _nobody
         """Called when the owners of all shards are known again after the lease had ended, before anything else is."""
+        self.read_again: Callable[[], Awaitable[None]] = _nothing
+        """Awaited when the store is back that was away: reads anew what is kept of it besides replicas and owners."""
         self._news = asyncio.Event()
         self._followed: dict[bytes, int] = {}
 
@@ -101,8 +106,12 @@ class Membership:
 
     @property
     def cut_off(self) -> bool:
-        """Whether others may have taken what is held here: the lease was not renewed for as long as it lasts, or has
-        ended and it is not known yet what they took."""
+        """Whether others may have taken what is held here, or changed what is kept: the lease was not renewed for as
+        long as it lasts, or it is not known yet what they did meanwhile."""
+        return self._away or self._behind
+
+    @property
+    def _away(self) -> bool:
         return self._store.shared and (self._lost or clock() - self._renewed > LEASE * 1_000_000)
 
     def claimant(self, shard: int) -> Member | None:
@@ -155,6 +164,7 @@ class Membership:
         """Renews the lease and follows the store, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._renew(), name="lease")
+            group.create_task(self._return(), name="what has changed meanwhile")
             for prefix, note in self._kinds():
                 group.create_task(self._follow(prefix, note), name=f"cluster {prefix.decode()}")
 
@@ -194,7 +204,8 @@ class Membership:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEWAL)
-            began = clock()
+            began, away = clock(), self._away
+            self._behind = self._behind or away
             try:
                 async with asyncio.timeout(RENEWAL):
                     await self._store.keep_alive(self._lease)
@@ -207,6 +218,8 @@ class Membership:
             except (StoreUnavailable, TimeoutError) as error:
                 cause = str(error) or "the store does not answer in time"
                 telemetry.tell_seldom(log.warning, "lease_not_renewed", cause=cause)
+            if away and not self._away:
+                self._back.set()
 
     async def _reappear(self) -> None:
         try:
@@ -222,6 +235,20 @@ class Membership:
             await self._read(keys.SHARDS, self._note_owner)
             self.returned()
             self._lost = False
+
+    async def _return(self) -> None:
+        """Once the store is back: what others have changed meanwhile, before watches tell, each in its own time. Beside
+        the renewals, since it may be much."""
+        while True:
+            await self._back.wait()
+            self._back.clear()
+            try:
+                await self.read_again()
+                self._behind = self._away or self._back.is_set()
+            except StoreUnavailable as error:
+                telemetry.tell_seldom(log.warning, "cluster_not_followed", cause=str(error))
+                self._back.set()
+                await asyncio.sleep(_RETRY)
 
     # Following.
 
@@ -297,6 +324,10 @@ class Membership:
 
 def _nobody() -> None:
     """Nobody wants to know."""
+
+
+async def _nothing() -> None:
+    """Nothing else is kept."""
 
 
 async def _first_at(store: Store, address: str) -> str | None:

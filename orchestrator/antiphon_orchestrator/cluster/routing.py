@@ -49,6 +49,10 @@ BY_RUN = frozenset(
 )
 SUBMIT = _RUNS + "SubmitRun"
 
+STILL_ANSWERED = frozenset({"/antiphon.mesh.v1.MeshService/Attach", "/antiphon.v1.ClusterService/GetCluster"})
+"""What a replica goes on with that is cut off from the store. Sidecars stay attached: what runs goes on, and nothing
+they report counts before it is committed. Who is there is only shown, beside a size that the store has to tell."""
+
 AWAY = timedelta(seconds=1)
 """What a caller is told to wait who came to a replica that is cut off from the store."""
 
@@ -86,21 +90,18 @@ class Routing:
         )
 
     def shard(self, path: str, message: Any, who: Caller) -> int | None:
-        """The shard a call is about, when it is to be asked elsewhere perhaps; None: it is answered here.
-
-        Raises ApiError as `require_store` does.
-        """
-        self.require_store(path)
+        """The shard a call is about, when it is to be asked elsewhere perhaps; None: it is answered here."""
         if self._host.complete:
             return None
         find = self._kinds.get(path)
         return find(message, who) if find is not None else None
 
     def require_store(self, path: str) -> None:
-        """Of runs nothing is said, nor begun, by a replica that is cut off from the store: another may have them by
-        now, and what it knows itself is old. Raises ApiError (NOT_SERVING), with which callers turn to another address.
+        """A replica that is cut off from the store says nothing, and begins nothing: others may have its runs by now,
+        and what it knows of all else is old, policies and revocations included. So even whom it may answer it cannot
+        know. Raises ApiError (NOT_SERVING), with which callers turn to another address.
         """
-        if self._membership.cut_off and path.startswith(_RUNS):
+        if self._membership.cut_off and path not in STILL_ANSWERED:
             raise cut_off()
 
     def _of_run(self, message: Any, who: Caller) -> int | None:
@@ -119,7 +120,7 @@ class Routing:
             seen, began = self._membership.changes, time.monotonic()
             try:
                 if self._host.holds(shard):
-                    return await self._answered_here(here())
+                    return await self.here(path, here())
                 owner = self._owner(shard, who)
                 return await self._ask(shard, owner, self._peers.unary(owner.address, path, request, who, remaining()))
             except ApiError as error:
@@ -135,8 +136,10 @@ class Routing:
                 raise moved(shard)
             await self._membership.change(seen, PAUSE)
 
-    async def _answered_here(self, answer: Awaitable[Any]) -> Any:
+    async def here(self, path: str, answer: Awaitable[Any]) -> Any:
         """The answer of this replica, unless it is cut off from the store that it waits for. Raises ApiError."""
+        if path in STILL_ANSWERED:
+            return await answer
         task = asyncio.current_task()
         assert task is not None
         self._at_home.add(task)

@@ -92,7 +92,7 @@ class Registry:
         self._followed = 0
 
     async def load(self) -> None:
-        """Reads all records; call once, before anything attaches."""
+        """Reads all records: before anything attaches, and when changes may have been missed."""
         found = await self._store.range(keys.AGENTS, prefix_end(keys.AGENTS))
         for kv in found.kvs:
             self._note(kv)

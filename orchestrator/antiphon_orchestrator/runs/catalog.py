@@ -47,11 +47,12 @@ class Catalog:
             try:
                 async for batch in self._store.watch(GRAPHS):
                     if batch.events:
-                        self._forget()
+                        self.forget()
             except Compacted:
-                self._forget()
+                self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """What "the newest" was is asked anew."""
         self._newest.clear()
         self._changes += 1
 

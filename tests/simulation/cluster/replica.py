@@ -213,6 +213,12 @@ class Replica:
             divide(fleet.limits, there, replica_id)
             routing.look()
 
+        async def read_again() -> None:
+            catalog.forget()
+            await revocations.load()
+            await registry.load()
+
+        membership.read_again = read_again
         steward = Steward(host, membership, cluster_changed)
         gathering = Gathering(host, membership, peers, routing)
         listing = RunListing(host, archive)
@@ -309,6 +315,8 @@ class Replica:
         assert task is not None
         self._open[call] = task
         try:
+            if self._routing is not None:
+                self._routing.require_store(call.path)
             self._check(call.peer.principal, call.peer.serial)
             await self._answer(call)
         except asyncio.CancelledError:
@@ -343,7 +351,7 @@ class Replica:
         message = parse(request)
         shard = routing.shard(call.path, message, who)
         if shard is None:
-            answer = await method.unary_unary(message, None)
+            answer = await routing.here(call.path, method.unary_unary(message, None))
         else:
             answer = await routing.unary(
                 call.path, shard, request, who, lambda: method.unary_unary(parse(request), None), call.remaining

@@ -108,6 +108,32 @@ async def test_a_replica_whose_lease_has_ended_is_cut_off_until_it_knows_what_ot
         assert not store.failures and (await store.range(keys.replica("a"))).kvs
 
 
+async def test_a_replica_that_is_back_is_cut_off_until_it_has_read_what_others_may_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, passed = module.clock, 0
+    monkeypatch.setattr(module, "clock", lambda: real() + passed)
+    async with Deaf(tmp_path / "store.db") as store, joined(store, "a") as membership:
+        reads: list[bool] = []
+        end = asyncio.Event()
+
+        async def read_again() -> None:
+            reads.append(membership.cut_off)
+            if len(reads) == 1:
+                raise StoreUnavailable("for once")
+            await end.wait()
+
+        membership.read_again = read_again
+        assert not membership.cut_off
+        passed += LEASE * 1_000_001
+        assert membership.cut_off
+        await eventually(lambda: len(reads) == 2)
+        assert membership.cut_off and reads == [True, True]
+        end.set()
+        await eventually(lambda: not membership.cut_off)
+        assert len(reads) == 2
+
+
 async def test_the_claimant_of_a_shard_is_its_owner_or_whom_it_was_handed_over_to(store: SqliteStore) -> None:
     async with joined(store, "a") as first, joined(store, "b"):
         await eventually(lambda: "b" in first.members)
