@@ -123,7 +123,7 @@ func (s *SharedContext) Get(ctx context.Context, key string, options ...EntryOpt
 func EntryValue[T any](entry *antiphonv1.Entry) (T, error) { return Decode[T](entry.GetValue()) }
 
 // Put writes an entry whole, anything that travels as JSON or a *Payload, and returns its revision. A client uploads a value above
-// 64 KiB first. Heeds InScope, TTL, ExpectedRevision, EntryLabels, UnderClaim, EntryRequestID. Reasons: EntryConflict,
+// 64 KiB first; a task's goes whole up to 2 MiB, and its sidecar keeps it. Heeds InScope, TTL, ExpectedRevision, EntryLabels, UnderClaim, EntryRequestID. Reasons: EntryConflict,
 // ContextQuotaExceeded, ClaimLost.
 func (s *SharedContext) Put(ctx context.Context, key string, value any, options ...EntryOption) (int64, error) {
 	said, scope, err := entryOptionsOf(options)
@@ -328,7 +328,7 @@ func (t *Task) releaseClaim(ctx context.Context, request *antiphonv1.ReleaseClai
 }
 
 func (t *Task) travelling(_ context.Context, value any) (*Payload, error) {
-	return encode(value, inlineLimit)
+	return encode(value, t.worker.limit())
 }
 
 func (t *Task) holding(claim *Claim) func() { return t.worker.holds(t.AttemptID(), claim) }

@@ -74,6 +74,17 @@ async def test_what_is_called_for_with_and_answered_is_whole_too(client: Client)
     assert await client.download_payload(run.output) == json.dumps("v" * LARGE).encode()
 
 
+async def test_an_entry_of_shared_context_is_written_and_read_whole(client: Client, mesh: Mesh) -> None:
+    mesh.sidecar("team", command=(sys.executable, "-m", "tests.harness.context_agent"))
+    await mesh.attached(client, "team")
+    value = "e" * LARGE
+    steps = [{"do": "put", "key": "report", "value": value}, {"do": "get", "key": "report"}]
+    run = await client.submit(one("team.script@1"), steps, wait=True)
+    assert run.state == run_pb2.RUN_STATE_SUCCEEDED, run.failure
+    assert json.loads(await client.download_payload(run.output))[1] == value
+    assert (await client.get_entry("report")).value.blob.size == LARGE + 2
+
+
 async def test_many_at_once_all_arrive(client: Client) -> None:
     graph = Graph("many", output=ref("tasks.sizes.output"))
     graph.task(

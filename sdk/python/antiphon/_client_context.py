@@ -16,6 +16,7 @@ from . import _calls, _entries
 from ._client_base import ClientBase
 from ._connection import Generation
 from ._holding import Holding
+from ._submission import INLINE_LIMIT
 
 
 class ContextCalls(ClientBase):
@@ -49,6 +50,7 @@ class ContextCalls(ClientBase):
         """
         request = await _entries.put_request(
             self.upload_payload,
+            INLINE_LIMIT,
             key,
             value,
             scope=scope,

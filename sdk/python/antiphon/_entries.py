@@ -13,7 +13,6 @@ from antiphon.v1.payload_pb2 import Payload
 from . import _json
 from ._context import sendable, value_of
 from ._schema import codec
-from ._submission import INLINE_LIMIT
 
 NAMESPACE = "namespace"
 
@@ -50,6 +49,7 @@ def entry_value(entry: context_pb2.Entry, returns: Any = Any) -> Any:
 
 async def put_request(
     upload: Upload | None,
+    limit: int,
     key: str,
     value: Any,
     *,
@@ -60,7 +60,7 @@ async def put_request(
     claim: context_pb2.Claim | None,
     request_id: str | None,
 ) -> context_service_pb2.PutEntryRequest:
-    """An entry to write; a value too large to travel goes through `upload`. Raises `ValueError`, `TypeError`."""
+    """An entry to write; a value of more than `limit` bytes goes through `upload`. Raises `ValueError`, `TypeError`."""
     request = context_service_pb2.PutEntryRequest(
         request_id=request_id or uuid.uuid4().hex,
         scope=scope_of(scope),
@@ -72,13 +72,13 @@ async def put_request(
         request.value.CopyFrom(sendable(value))
     else:
         data = _json.dumps(value)
-        if len(data) <= INLINE_LIMIT or upload is None:
+        if len(data) <= limit or upload is None:
             request.value.inline = data
         else:
             request.value.CopyFrom(await upload(data))
-    if (size := len(request.value.inline)) > INLINE_LIMIT:
+    if (size := len(request.value.inline)) > limit:
         raise ValueError(
-            f"the value has {size} bytes, more than {INLINE_LIMIT}; upload it with Client.upload_payload and put the "
+            f"the value has {size} bytes, more than {limit}; upload it with Client.upload_payload and put the "
             "antiphon.Payload that it answers"
         )
     for label in labels:

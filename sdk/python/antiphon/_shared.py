@@ -58,12 +58,13 @@ class SharedContext:
         claim: context_pb2.Claim | None = None,
         request_id: str | None = None,
     ) -> int:
-        """Write an entry whole and return its revision: anything JSON can hold up to 64 KiB, or a `Payload`.
+        """Write an entry whole and return its revision: anything JSON can hold up to 2 MiB, or a `Payload`.
 
         The arguments are those of `Client.put_entry`. Raises `EntryConflict`, `ContextQuotaExceeded`, `ClaimLost`.
         """
         request = await _entries.put_request(
             None,
+            self._line.inline_limit,
             key,
             value,
             scope=scope,

@@ -58,7 +58,7 @@ export class SharedContext {
   }
 
   /**
-   * Write an entry whole and return its revision: anything JSON can hold up to 64 KiB, or a `Payload`. Throws
+   * Write an entry whole and return its revision: anything JSON can hold up to 2 MiB, or a `Payload`. Throws
    * ENTRY_CONFLICT, CONTEXT_QUOTA_EXCEEDED, CLAIM_LOST; an INVALID_OUTPUT failure for what cannot travel or is larger.
    */
   put(key: string, value: unknown, options: PutOptions = {}): Promise<number> {

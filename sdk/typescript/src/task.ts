@@ -195,7 +195,7 @@ export class Task {
    *
    * When the handler runs again, the call with the same `callId` and input is answered from the record and not made
    * again, unless it failed; without one, calls are numbered in their order, so make them in the same order each time.
-   * Throws `CallFailed`; an INVALID_OUTPUT failure when the input cannot travel, is larger than 64 KiB (upload it, and
+   * Throws `CallFailed`; an INVALID_OUTPUT failure when the input cannot travel, is larger than 2 MiB (upload it, and
    * hand on the `Payload`), or the answer does not fit `returns`; a `TypeError` for a `callId` that is none.
    */
   call<const Schema extends JsonSchema | typeof Payload | undefined = undefined>(
