@@ -35,7 +35,7 @@ from .checks import (
 )
 from .errors import REFUSE_UNKNOWN, Refused, abort, not_moved, refusal_of_call
 from .node import Node
-from .payloads import LARGEST, MOST_READY, Finish, Lane, Move, NotMoved, Wanted, fetchable
+from .payloads import LARGEST, MOST_READY, Finish, Lane, NotMoved, Wanted, fetchable
 from .payloads import MOST_BYTES as MOST_KEPT
 from .socket import SocketError
 from .supervise import Supervisor
@@ -205,11 +205,9 @@ class _Servicer:
         """Ask for a capability and wait."""
         inflight = self._node.inflight
         try:
-            _check_call(context, "Call", mistake_in_call(request, max(LARGEST, self._node.inline_limit)))
+            _check_call(context, "Call", mistake_in_call(request, self._node.inline_limit))
             attempt = self._vouched(request.attempt_id, request.attempt_token)
             inherit(attempt, request.input)
-            if len(request.input.inline) > self._node.inline_limit:
-                await self._moved(self._node.payloads.keep, request.input, attempt)
             _check_call(context, "Call", mistake_in_call(request, self._node.inline_limit))  # with the labels it got
             answer: asyncio.Future[agents.CallResponse | None] = asyncio.get_running_loop().create_future()
 
@@ -229,14 +227,16 @@ class _Servicer:
             if refused := refusal_of_call(request, response):
                 raise refused
             if fetchable(response.output):
-                await self._moved(self._node.payloads.fetch, response.output, attempt)
+                await self._fetched(response.output, attempt)
             return response
         except Exception as error:
             await abort(context, error)
 
-    async def _moved(self, move: Move, payload: payload_pb2.Payload, attempt: Attempt) -> None:
+    async def _fetched(self, payload: payload_pb2.Payload, attempt: Attempt) -> None:
         try:
-            await move(payload, lambda: attempt.attempt_id in self.seat.running and attempt.cancelled is None)
+            await self._node.payloads.fetch(
+                payload, lambda: attempt.attempt_id in self.seat.running and attempt.cancelled is None
+            )
         except NotMoved as error:
             raise not_moved(error.failure) from error
 

@@ -23,6 +23,9 @@ from tests.contract.values import Facts, Values
 MESSAGE_LIMIT = 4 << 20
 """Bytes of a message, of the contracts' rules: whatever crosses a process fits them."""
 
+SOCKET_LIMIT = 16 << 20
+"""The same on an agent's socket, where a message may hold several large values."""
+
 KINDS = ("client", "operator", "sidecar", "orchestrator")
 """The kinds of identity that show a certificate; an agent shows none, its socket says who it is."""
 
@@ -174,7 +177,8 @@ class Cases:
     def _size(self, method: Method) -> Iterator[Case]:
         # An unknown field makes any message as large as need be, and breaks no rule of its own.
         message = self._values(method, "size").valid(method.request).SerializeToString()
-        for name, length in (("just", MESSAGE_LIMIT - len(message)), ("much", MESSAGE_LIMIT * 3 // 2)):
+        limit = SOCKET_LIMIT if method.listener == "agent_socket" else MESSAGE_LIMIT
+        for name, length in (("just", limit - len(message)), ("much", limit * 3 // 2)):
             call = self._call(method, message + _unknown_text(length))
             # A sidecar leaves sizes to gRPC, which knows no reasons.
             if name == "just" and method.listener != "agent_socket":

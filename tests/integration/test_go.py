@@ -204,7 +204,7 @@ async def test_a_client_does_all_that_a_client_can_do(client: Client, go_mesh: M
     assert report == {
         "allowed": True,
         "attempts": 1,
-        "blob": True,
+        "blob": False,
         "cancelled": "RUN_STATE_CANCELLED",
         "denied": True,
         "doubled": 42,
