@@ -35,8 +35,7 @@ from .checks import (
 )
 from .errors import REFUSE_UNKNOWN, Refused, abort, not_moved, refusal_of_call
 from .node import Node
-from .payloads import LARGEST, MOST_READY, Finish, Lane, NotMoved, Wanted, fetchable
-from .payloads import MOST_BYTES as MOST_KEPT
+from .payloads import LARGEST, MOST_KEPT, MOST_READY, Finish, Lane, NotMoved, Wanted, fetchable
 from .socket import SocketError
 from .supervise import Supervisor
 from .wire import MOST_BYTES, MOST_ITEMS
@@ -156,9 +155,7 @@ class _Servicer:
         self._node.announce(self.seat, first.hello.description)
         self._session = session
         session.wake.set()
-        welcome = agents.AgentWelcome(
-            agent=self.seat.name, namespace=self._node.namespace, inline_limit=max(LARGEST, self._node.inline_limit)
-        )
+        welcome = agents.AgentWelcome(agent=self.seat.name, namespace=self._node.namespace, inline_limit=LARGEST)
         return agents.WorkResponse(welcome=welcome)
 
     def _end(self, session: _Session) -> None:

@@ -37,9 +37,10 @@ from antiphon_certs import (
     prove,
 )
 
+from .backoff import backoff
 from .config import Config
 from .errors import Revoked, check_revoked, reason_of
-from .upstream import backoff, secure_channel
+from .upstream import secure_channel
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import grpc
 from antiphon.v1 import failure_pb2, payload_pb2, payload_service_pb2, payload_service_pb2_grpc
 
+from .backoff import backoff
 from .checks import failed
 from .errors import reason_of
 
@@ -25,18 +25,17 @@ T = TypeVar("T")
 
 LARGEST = 2 << 20
 """Bytes of a value on an agent's socket: with all around it, it fits one message of the SDKs."""
-MOST_BYTES = 8 << 20
+MOST_KEPT = 8 << 20
 """Bytes of one agent that wait to be kept at which no more is read of it."""
 MOST_READY = 4
 """Values that were fetched for one agent and that it has not read yet."""
 PATIENCE = 60.0
 """Seconds for which replicas that are there may refuse a value before that is a failure. While none is there it waits
 for as long as its attempt has time, as every outcome does."""
-_TRY = 15.0  # seconds of one try, and SLOWEST besides
+_TRY = 15.0  # seconds of one try, besides those that its bytes take
 _SLOWEST = 256 << 10  # bytes a second that are expected at least
-_PAUSE = 0.2, 2.0  # seconds between two tries, at first and at most
 _CHUNK = 1 << 20
-_AWAY = frozenset({"", "NOT_SERVING", "SHARD_MOVED"})
+_AWAY = frozenset({"", "NOT_SERVING"})
 """Reasons of UNAVAILABLE that say nothing of the value: the replica is gone, or going."""
 _PASSING = frozenset(
     {
@@ -85,8 +84,7 @@ class Payloads:
 
     def closed(self, channel: grpc.aio.Channel) -> None:
         """The channel is about to close."""
-        if channel in self._channels:
-            self._channels.remove(channel)
+        self._channels.remove(channel)
 
     async def keep(self, payload: payload_pb2.Payload, wanted: Wanted) -> None:
         """Put a reference in the place of the payload's inline content. Raises `NotMoved`."""
@@ -112,10 +110,14 @@ class Payloads:
         async def download(stub: Any, seconds: float) -> bytes:
             data = bytearray()
             request = payload_service_pb2.DownloadPayloadRequest(digest=digest)
-            async for message in stub.DownloadPayload(request, timeout=seconds):
-                data += message.chunk
-                if len(data) > LARGEST:
-                    break
+            call = stub.DownloadPayload(request, timeout=seconds)
+            try:
+                async for message in call:
+                    data += message.chunk
+                    if len(data) > size:
+                        break
+            finally:
+                call.cancel()
             return bytes(data)
 
         data = await self._tried("fetched", download, size, wanted)
@@ -126,12 +128,12 @@ class Payloads:
 
     async def _tried(self, what: str, operation: Callable[[Any, float], Awaitable[T]], size: int, wanted: Wanted) -> T:
         """What the operation gives at the first replica that lets it succeed."""
-        end, pause, place = self._now() + PATIENCE, _PAUSE[0], 0
+        end, tries = self._now() + PATIENCE, 0
         problem, reason = "", ""
         while wanted():
             away = not self._channels
             if not away:
-                channel = self._channels[place % len(self._channels)]
+                channel = self._channels[tries % len(self._channels)]
                 stub: Any = payload_service_pb2_grpc.PayloadServiceStub(channel)
                 try:
                     return await operation(stub, _TRY + size / _SLOWEST)
@@ -149,14 +151,13 @@ class Payloads:
                     if (task := asyncio.current_task()) is None or task.cancelling():
                         raise
                     away = True
-            place += 1
             if away:
                 end = self._now() + PATIENCE
             elif self._now() >= end:
                 text = f"the value could not be {what} for {PATIENCE:.0f} s: {problem}"
                 raise NotMoved(failed(failure_pb2.FAILURE_KIND_TRANSIENT, text, code=reason, retryable=True))
-            await asyncio.sleep(pause * (0.5 + 0.5 * random.random()))
-            pause = min(2 * pause, _PAUSE[1])
+            await asyncio.sleep(backoff(tries))
+            tries += 1
         raise NotMoved(failed(failure_pb2.FAILURE_KIND_CANCELLED, f"nobody waits for the value to be {what} any more"))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from antiphon.mesh.v1 import mesh_service_pb2 as mesh
 from antiphon.mesh.v1 import mesh_service_pb2_grpc
 from antiphon_certs import ORCHESTRATOR_DNS_NAME, Credential
 
+from .backoff import backoff
 from .boxes import Link, Said
 from .errors import check_revoked, reason_of, refusal_of
 from .node import Node
@@ -30,8 +30,6 @@ _Call = grpc.aio.StreamStreamCall[mesh.AttachRequest, mesh.AttachResponse]
 
 CONNECT_TIMEOUT = 10.0
 WRITE_TIMEOUT = 30.0
-# Far below the 5 s for which a new owner of a shard waits for the sidecars of its attempts, from its first moment on.
-BACKOFF_FIRST, BACKOFF_MOST = 0.1, 2.0
 RESTART = 60.0  # seconds for which a replica that has said that it ends may be away before that is worth a warning
 _STEADY = 5.0  # seconds a stream must have lasted for the next failure to count as the first
 _OPTIONS = (
@@ -62,12 +60,6 @@ async def connected(channel: grpc.aio.Channel) -> None:
                 raise ConnectionError("not reachable, or its certificate and ours do not fit")
             await channel.wait_for_state_change(state)
             state = channel.get_state(try_to_connect=True)
-
-
-def backoff(failures: int) -> float:
-    """Seconds before the next try: doubling, the upper half at random."""
-    longest = min(BACKOFF_FIRST * (1 << min(failures, 10)), BACKOFF_MOST)
-    return longest * (0.5 + 0.5 * random.random())
 
 
 class Directory:

@@ -23,9 +23,9 @@ LARGE = 200_000
 """Bytes: more than travels inline, and less than an agent may answer."""
 
 
-def one(capability: str, **options: object) -> Graph:
+def one(capability: str) -> Graph:
     graph = Graph("one", output=ref("tasks.t.output"))
-    graph.task("t", capability, input=ref("input"), **options)  # type: ignore[arg-type]
+    graph.task("t", capability, input=ref("input"))
     return graph
 
 

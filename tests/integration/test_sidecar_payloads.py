@@ -155,9 +155,10 @@ async def test_whoever_cancels_it_cancels_it() -> None:
         slow.wait.set()
 
 
-async def test_a_refusal_that_passes_is_waited_for_and_not_for_ever() -> None:
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL])
+async def test_a_refusal_that_passes_is_waited_for_and_not_for_ever(code: grpc.StatusCode) -> None:
     busy = Service()
-    busy.refuse = grpc.StatusCode.RESOURCE_EXHAUSTED
+    busy.refuse = code
     clock = count(0.0, PATIENCE / 2)
     async with serving(busy) as channel:
         found = await failure(

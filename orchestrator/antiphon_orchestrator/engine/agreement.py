@@ -100,6 +100,5 @@ def _no_quorum(node: Task, counts: list[int]) -> str:
 def _failure_of_hedge(node: Task) -> Failure:
     for member in node.members:
         if (failure := member.failure) is not None:
-            message = f"member {member.member}: {failure.message}"
-            return Failure(failure.kind, message, failure.code, failure.retryable, failure.cause, failure.field)
+            return failure.of(f"member {member.member}")
     return Failure(FailureKind.CANCELLED, "all of its members were cancelled", retryable=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from antiphon_orchestrator.mesh.sessions import MeshSettings
-from antiphon_sidecar.upstream import backoff
+from antiphon_sidecar.backoff import backoff
 
 
 def test_a_sidecar_that_was_alone_for_long_is_back_before_its_attempts_are_given_up() -> None:
