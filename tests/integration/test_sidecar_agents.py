@@ -20,6 +20,7 @@ from antiphon_sidecar.errors import reason_of
 from antiphon_sidecar.node import Node
 
 from tests.integration.sidecar_process import WAIT, eventually
+from tests.integration.test_sidecar_payloads import Service, reference, serving
 
 
 class Bench:
@@ -39,8 +40,10 @@ class Bench:
         async with grpc.aio.insecure_channel(f"unix:{self.path}", options) as channel:
             yield agent_service_pb2_grpc.AgentServiceStub(channel)
 
-    def offer(self, attempt_id: str) -> None:
+    def offer(self, attempt_id: str, input: payload_pb2.Payload | None = None) -> None:
         assignment = pb.Assignment(attempt_id=attempt_id, attempt_token=b"token", capability="text.echo", version="1")
+        if input is not None:
+            assignment.input.CopyFrom(input)
         self.node.inflight.offer(self.link, "echo", attempt_id, 0, 1, assignment, b"token", 0, None, self.node.now())
 
 
@@ -352,3 +355,83 @@ async def test_hundreds_of_offers_go_out_in_few_messages_within_the_limits(bench
                 assert message.ByteSize() <= 1_100_000
                 sizes.append(len(message.assignments))
     assert max(sizes) <= 256 and len(sizes) <= 8
+
+
+def large(attempt_id: str) -> pb.WorkRequest:
+    """An answer that does not travel inline."""
+    result = pb.Result(attempt_id=attempt_id)
+    result.output.inline = b'"' + b"x" * 1_500_000 + b'"'
+    return pb.WorkRequest(results=[result])
+
+
+async def test_an_agent_that_closes_its_side_loses_nothing_that_is_still_being_kept(bench: Bench) -> None:
+    service = Service()
+    service.wait = asyncio.Event()
+    async with serving(service) as channel, bench.stub() as stub:
+        bench.node.payloads.opened(channel)
+        call = await begun(stub)
+        bench.offer("a")
+        async with asyncio.timeout(WAIT):
+            await call.read()
+            await call.write(large("a"))
+            await call.done_writing()
+            await eventually(lambda: service.asked)
+            service.wait.set()
+            assert not await call.read(), "it is over"
+    (report,) = bench.link.reports
+    assert (report.end, report.result.output.blob.size) == (End.RESULT, 1_500_002)
+
+
+async def test_no_more_is_read_of_an_agent_whose_answers_wait_to_be_kept(bench: Bench) -> None:
+    taken = 0
+
+    async def requests() -> AsyncIterator[pb.WorkRequest]:
+        nonlocal taken
+        for taken in range(1, 21):  # noqa: B007
+            yield large("nobody's")
+
+    session = _Session(bench.node, bench.seat)
+    reading = asyncio.create_task(session.read(requests()))
+    await eventually(lambda: taken >= 6)
+    assert await asyncio.wait([reading], timeout=0) == (set(), {reading})
+    assert taken == 6, "8 MiB"
+    movers = [asyncio.create_task(mover) for mover in session.movers()]
+    async with asyncio.timeout(WAIT):
+        await reading
+    assert taken == 20
+    for mover in movers:
+        mover.cancel()
+
+
+async def test_pieces_of_a_call_go_before_its_large_answer(bench: Bench) -> None:
+    async with bench.stub() as stub:
+        call = await begun(stub)
+        bench.offer("a")
+        async with asyncio.timeout(WAIT):
+            await call.read()
+        session = _Session(bench.node, bench.seat)
+        session._send_large(pb.WorkResponse(call_results=[pb.CallResponse(call_id="1", attempt_id="a")]))
+        bench.seat.pieces.add(("a", "1"), run_pb2.PartialOutput(text="piece"))
+        messages = [session._next() for _ in range(2)]
+    assert [bool(message and message.call_partials) for message in messages] == [True, False]
+    assert messages[1] is not None and messages[1].call_results
+
+
+async def test_an_attempt_that_is_cancelled_while_its_input_is_fetched_does_not_reach_the_agent(bench: Bench) -> None:
+    service = Service()
+    service.wait = asyncio.Event()
+    async with serving(service) as channel, bench.stub() as stub:
+        bench.node.payloads.opened(channel)
+        call = await begun(stub)
+        bench.offer("a", reference())
+        await eventually(lambda: service.asked)
+        bench.node.inflight.cancel("a", "not any more", bench.node.now())
+        service.wait.set()
+        await eventually(lambda: bench.link.reports)
+        bench.offer("b", reference())
+        async with asyncio.timeout(WAIT):
+            heard = [await call.read() for _ in range(2)]
+        given = [assignment for message in heard for assignment in message.assignments]
+        assert [(one.attempt_id, one.input.inline) for one in given] == [("b", b"[1]")]
+    (report,) = [report for report in bench.link.reports if report.attempt_id == "a"]
+    assert report.result.failure.kind == failure_pb2.FAILURE_KIND_CANCELLED

@@ -191,6 +191,30 @@ async def test_while_no_replica_is_there_a_value_waits_until_nobody_wants_it() -
     assert (await failure(moving)).kind == failure_pb2.FAILURE_KIND_CANCELLED
 
 
+async def test_patience_begins_when_a_replica_is_there_again() -> None:
+    service = Service()
+    service.refuse = grpc.StatusCode.RESOURCE_EXHAUSTED
+    clock = count(0.0, PATIENCE * 0.6)
+    async with serving(service) as channel:
+        alone = payloads(now=lambda: next(clock))
+        looks = 0
+
+        def wanted() -> bool:
+            """A replica comes with the third look; it is busy with the first, and not with the next."""
+            nonlocal looks
+            looks += 1
+            if looks == 3:
+                alone.opened(channel)
+            if service.asked:
+                service.refuse = None
+            return True
+
+        payload = reference()
+        async with asyncio.timeout(WAIT):
+            await alone.fetch(payload, wanted)
+        assert (payload.inline, service.asked) == (SMALL, 2)
+
+
 async def test_a_lane_moves_one_after_the_other_and_stands_still_while_it_is_closed() -> None:
     order: list[str] = []
     first = asyncio.Event()
