@@ -194,10 +194,9 @@ async def test_while_no_replica_is_there_a_value_waits_until_nobody_wants_it() -
 async def test_patience_begins_when_a_replica_is_there_again() -> None:
     service = Service()
     service.refuse = grpc.StatusCode.RESOURCE_EXHAUSTED
-    clock = count(0.0, PATIENCE * 0.6)
     async with serving(service) as channel:
-        alone = payloads(now=lambda: next(clock))
         looks = 0
+        alone = payloads(now=lambda: looks * 0.6 * PATIENCE)
 
         def wanted() -> bool:
             """A replica comes with the third look; it is busy with the first, and not with the next."""
