@@ -101,18 +101,12 @@ def host_of(store: FullStore, loader: Callable[[object], Awaitable[Plan]] = know
 
 @asynccontextmanager
 async def owned(host: Host) -> AsyncIterator[Shard]:
-    """The shard, for as long as its owner lives; it ends as by a kill."""
-    life = asyncio.create_task(host.own(0))
-
-    async def ready() -> bool:
-        return bool(host.shards)
-
-    try:
-        await eventually(ready)
+    """The shard, for as long as its owner lives; it ends as by a kill. What ends the owner ends who waits for it."""
+    async with asyncio.TaskGroup() as group:
+        life = group.create_task(host.own(0))
+        await eventually(lambda: bool(host.shards))
         yield host.shard(0)
-    finally:
         life.cancel()
-        await asyncio.gather(life, return_exceptions=True)
 
 
 async def test_a_replica_whose_lease_has_ended_lets_go_of_what_others_took_when_it_is_back(store: FullStore) -> None:
