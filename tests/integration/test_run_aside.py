@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
@@ -12,6 +13,9 @@ from antiphon.testing import Mesh, eventually
 from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards import recovery
+
+LONG = timedelta(seconds=30)
+"""What nobody who is told at once needs."""
 
 
 @pytest.mark.proves("a bug in how one run is carried on")
@@ -28,10 +32,14 @@ async def test_a_bug_in_one_run_leaves_the_orchestrator_and_all_others_at_work()
     graph.task("wait", "text.wait@1", input=ref("input"))
     async with Mesh() as mesh:
         mesh.add(agent)
-        bad = await mesh.client.submit(graph, "bad")
+        bad = await mesh.client.submit(graph, "bad", request_id="bad")
         await begun.wait()
         other = await mesh.client.submit(graph, "other")
         waits = asyncio.create_task(mesh.client.wait(other.run_id))
+        in_vain = [
+            asyncio.create_task(mesh.client.submit(graph, "bad", request_id="bad", wait=True, timeout=LONG)),
+            asyncio.create_task(mesh.client.wait(bad.run_id, timeout=LONG)),
+        ]
         host: Any = mesh._server._orchestrator.shards
         for times in (1, 2):
             await eventually(lambda: bool(host.shards))
@@ -43,6 +51,13 @@ async def test_a_bug_in_one_run_leaves_the_orchestrator_and_all_others_at_work()
         assert seen.warnings[-1].startswith("it stands still")
         with pytest.raises(RunSetAside, match="nothing can be asked of run"):
             await mesh.operator.cancel(bad.run_id)
+        for waiting in in_vain:
+            with pytest.raises(RunSetAside, match=f"run {bad.run_id} now: it stands still"):
+                await waiting
+        events: list[int] = []
+        with pytest.raises(RunSetAside):
+            await watch(mesh, bad.run_id, events)
+        assert events == list(range(1, max(events) + 1)), "what has happened is told"
         gate.set()
         assert output_of(await waits) == "other"
         assert output_of(await mesh.client.submit(graph, "new", wait=True)) == "new"
@@ -91,12 +106,22 @@ async def test_a_run_that_cannot_be_rebuilt_waits_with_its_outcome_for_who_can()
             assert {run.run_id for run in listed} == {bad.run_id, other.run_id, new.run_id}
             with pytest.raises(RunSetAside, match="nothing can be asked of run"):
                 await mesh.operator.cancel(bad.run_id)
+            events: list[int] = []
+            with pytest.raises(RunSetAside, match="could not be rebuilt"):
+                await watch(mesh, bad.run_id, events)
+            assert events == [], "it is shown as it was submitted"
         gate.clear()
         later = await mesh.client.submit(graph, "later")
         await eventually(lambda: "later" in begun)
         await rebuild(later.run_id)
         assert output_of(await mesh.client.wait(bad.run_id)) == "bad"
         assert begun.count("bad") == begun.count("other") == 1
+
+
+async def watch(mesh: Mesh, run_id: str, events: list[int]) -> None:
+    async with asyncio.timeout(LONG.total_seconds()):
+        async for event in mesh.client.watch(run_id):
+            events.append(event.event_seq)
 
 
 def bug(run_id: str) -> i.Steer:

@@ -479,6 +479,8 @@ class _Watcher:
             if self._ended is not None:
                 yield api.WatchRunResponse(run=self._ended)
                 return
+            if run.aside:  # no event will come, nor its end
+                raise _set_aside(i.SetAside(run.run_id, run.aside))
             if self._moved:
                 raise moved(int(run.run_id[1:5], 16))
 

@@ -4,7 +4,8 @@ A turn that ends halfway, by an exception, leaves memory that cannot be trusted.
 where nothing is of that turn; when the same family of runs, one run with all beneath it, ends a turn once more, the
 shard is rebuilt with that family standing still (host.py). It can be looked at, and is in the log as it was. Nothing
 is begun, timed or steered, its attempts hold no slot, and what sidecars report of them gets no verdict, so that they
-keep it. That is remembered by the process alone: the next one, perhaps of a version without the bug, carries it on.
+keep it. Who waits for its end, or watches, is told why none comes. That is remembered by the process alone: the next
+one, perhaps of a version without the bug, carries it on.
 
 A run whose own records cannot be applied, when a shard is rebuilt, stands aside with its family from then on. It has
 what was read of it, its submission; its records stay in the log, and are moved there, as they are (recovery.py).

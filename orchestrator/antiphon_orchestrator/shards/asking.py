@@ -58,7 +58,8 @@ def watch(runs: Runs, turn: Turn, item: i.Watch) -> None:
     def begin() -> tuple[int, Run]:
         # At release memory holds exactly what is committed: the watcher misses nothing and sees nothing early.
         skip = max(0, item.cursor + 1 - entry.first_seq)
-        item.watcher.records(entry.records[skip:])
+        # What could not be applied may be what cannot be read at all: then nothing is told but that it stands aside.
+        item.watcher.records(entry.records[skip:] if entry.unread is None else [])
         if entry.run.state is RunState.RUNNING:
             entry.watchers.append(item.watcher)
         else:
@@ -107,8 +108,11 @@ def submitted_before(runs: dict[str, Entry], turn: Turn, item: i.Submit, run_id:
     entry = runs.get(run_id)
     if entry is None:
         turn.replies.append((item.sink, lambda: run_id))
-    elif item.wait and entry.run.state is RunState.RUNNING:
+        return
+    run = entry.run
+    if item.wait and run.aside:
+        turn.replies.append((item.sink, lambda: i.SetAside(run_id, run.aside)))
+    elif item.wait and run.state is RunState.RUNNING:
         entry.waiters.append(item.sink)
     else:
-        run = entry.run
         turn.replies.append((item.sink, lambda: run))

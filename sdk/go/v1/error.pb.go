@@ -126,8 +126,8 @@ const (
 	ErrorReason_ERROR_REASON_CALL_REPEATED ErrorReason = 114
 	// There are as many tasks beneath the outermost run as there may be.
 	ErrorReason_ERROR_REASON_TOO_MUCH_BENEATH ErrorReason = 115
-	// The run stands aside in this process of the orchestrator, which cannot carry it on: nothing can be asked of it. Of a
-	// submission: it could not be begun, and nothing of it is kept.
+	// The run stands aside in this process of the orchestrator, which cannot carry it on: nothing can be asked of it, and
+	// nobody waits for its end. Of a new submission: it could not be begun, and nothing of it is kept.
 	ErrorReason_ERROR_REASON_RUN_SET_ASIDE ErrorReason = 116
 	// The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line.
 	ErrorReason_ERROR_REASON_POLICY_INVALID ErrorReason = 120

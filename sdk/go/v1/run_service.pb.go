@@ -2403,7 +2403,7 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\n" +
 	"Dependency\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12,\n" +
-	"\x05state\x18\x02 \x01(\x0e2\x16.antiphon.v1.TaskStateR\x05state2\x89\r\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x16.antiphon.v1.TaskStateR\x05state2\x8a\r\n" +
 	"\n" +
 	"RunService\x12j\n" +
 	"\tSubmitRun\x12\x1d.antiphon.v1.SubmitRunRequest\x1a\x1e.antiphon.v1.SubmitRunResponse\"\x1e\xaa\xbb\x18\x0e\n" +
@@ -2420,9 +2420,9 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\fListAttempts\x12 .antiphon.v1.ListAttemptsRequest\x1a!.antiphon.v1.ListAttemptsResponse\"\x18\xaa\xbb\x18\f\n" +
 	"\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x04\x19\x1a\x1b\x0f\x12_\n" +
 	"\bListRuns\x12\x1c.antiphon.v1.ListRunsRequest\x1a\x1d.antiphon.v1.ListRunsResponse\"\x16\xaa\xbb\x18\f\n" +
-	"\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x02\x1b\x0f\x12b\n" +
-	"\bWatchRun\x12\x1c.antiphon.v1.WatchRunRequest\x1a\x1d.antiphon.v1.WatchRunResponse\"\x17\xaa\xbb\x18\f\n" +
-	"\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x03\x19\x1c\x0f0\x01\x12e\n" +
+	"\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x02\x1b\x0f\x12c\n" +
+	"\bWatchRun\x12\x1c.antiphon.v1.WatchRunRequest\x1a\x1d.antiphon.v1.WatchRunResponse\"\x18\xaa\xbb\x18\f\n" +
+	"\x02\x01\x02\x12\x04read \x01\xf2\xbb\x18\x04\x19\x1ct\x0f0\x01\x12e\n" +
 	"\tCancelRun\x12\x1d.antiphon.v1.CancelRunRequest\x1a\x1e.antiphon.v1.CancelRunResponse\"\x19\xaa\xbb\x18\x0e\n" +
 	"\x02\x01\x02\x12\x06cancel \x03\xf2\xbb\x18\x03\x19t\x0f\x12b\n" +
 	"\bPauseRun\x12\x1c.antiphon.v1.PauseRunRequest\x1a\x1d.antiphon.v1.PauseRunResponse\"\x19\xaa\xbb\x18\r\n" +

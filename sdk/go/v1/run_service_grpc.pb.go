@@ -63,7 +63,8 @@ type RunServiceClient interface {
 	// ListRuns pages through runs, live and archived, newest first.
 	ListRuns(ctx context.Context, in *ListRunsRequest, opts ...grpc.CallOption) (*ListRunsResponse, error)
 	// WatchRun streams the events of a run after a cursor, in order, without gap or repeat, and ends when the run has ended.
-	// After a broken stream call again with the last event_seq seen.
+	// After a broken stream call again with the last event_seq seen. Of a run that stands aside it tells what has happened,
+	// then RUN_SET_ASIDE.
 	WatchRun(ctx context.Context, in *WatchRunRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRunResponse], error)
 	// CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is.
 	CancelRun(ctx context.Context, in *CancelRunRequest, opts ...grpc.CallOption) (*CancelRunResponse, error)
@@ -297,7 +298,8 @@ type RunServiceServer interface {
 	// ListRuns pages through runs, live and archived, newest first.
 	ListRuns(context.Context, *ListRunsRequest) (*ListRunsResponse, error)
 	// WatchRun streams the events of a run after a cursor, in order, without gap or repeat, and ends when the run has ended.
-	// After a broken stream call again with the last event_seq seen.
+	// After a broken stream call again with the last event_seq seen. Of a run that stands aside it tells what has happened,
+	// then RUN_SET_ASIDE.
 	WatchRun(*WatchRunRequest, grpc.ServerStreamingServer[WatchRunResponse]) error
 	// CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is.
 	CancelRun(context.Context, *CancelRunRequest) (*CancelRunResponse, error)

@@ -206,7 +206,8 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
 
         With `include_progress` also what handlers say of their progress, with `include_partials` the pieces of output
         they emit (`event.partial`). Neither has an `event_seq`, and who reads too slowly loses some, but no events.
-        Goes on by itself after a broken stream. Raises `RunNotFound`, `CursorInvalid`.
+        Goes on by itself after a broken stream. Raises `RunNotFound`, `CursorInvalid`, and `RunSetAside` once it has
+        told what there is of a run that does not go on.
         """
         async with aclosing(self._watch(run_id, cursor, include_progress, include_partials)) as messages:
             async for message in messages:
@@ -219,7 +220,8 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
         *,
         timeout: timedelta | None = None,  # noqa: ASYNC109  what a caller waits at most
     ) -> run_pb2.Run:
-        """The run as it ended, succeeded or not. Raises `RunNotFound`; `DeadlineExceeded` after `timeout`."""
+        """The run as it ended, succeeded or not. Raises `RunNotFound`, `RunSetAside`; `DeadlineExceeded` after
+        `timeout`."""
         try:
             async with (
                 asyncio.timeout(None if timeout is None else timeout.total_seconds()),

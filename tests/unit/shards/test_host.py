@@ -383,6 +383,10 @@ async def test_a_run_that_cannot_be_rebuilt_stands_aside_for_whoever_takes_its_s
                 again = await told_of(host, lambda sink, rig=rig: rig.submit("other", PLAN, sink, request_id="r1"))
                 assert isinstance(again, Run) and (again.run_id, again.state) == ("r1", RunState.RUNNING)
                 assert "could not be rebuilt" in again.aside
+                waits = await told_of(
+                    host, lambda sink, rig=rig: rig.submit("other", PLAN, sink, wait=True, request_id="r1")
+                )
+                assert isinstance(waits, i.SetAside) and (waits.run_id, str(waits)) == ("r1", again.aside)
                 seen = await told_of(host, lambda sink: i.Read("r1", lambda run: run.event_seq, sink))
                 assert seen == len(shard.runs["r1"].records) + shard.runs["r1"].first_seq - 1
                 if moved:

@@ -125,8 +125,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TOO_MUCH_BENEATH: _ErrorReason.ValueType  # 115
     """There are as many tasks beneath the outermost run as there may be."""
     ERROR_REASON_RUN_SET_ASIDE: _ErrorReason.ValueType  # 116
-    """The run stands aside in this process of the orchestrator, which cannot carry it on: nothing can be asked of it. Of a
-    submission: it could not be begun, and nothing of it is kept.
+    """The run stands aside in this process of the orchestrator, which cannot carry it on: nothing can be asked of it, and
+    nobody waits for its end. Of a new submission: it could not be begun, and nothing of it is kept.
     """
     ERROR_REASON_POLICY_INVALID: _ErrorReason.ValueType  # 120
     """The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line."""
@@ -263,8 +263,8 @@ ERROR_REASON_CALL_REPEATED: ErrorReason.ValueType  # 114
 ERROR_REASON_TOO_MUCH_BENEATH: ErrorReason.ValueType  # 115
 """There are as many tasks beneath the outermost run as there may be."""
 ERROR_REASON_RUN_SET_ASIDE: ErrorReason.ValueType  # 116
-"""The run stands aside in this process of the orchestrator, which cannot carry it on: nothing can be asked of it. Of a
-submission: it could not be begun, and nothing of it is kept.
+"""The run stands aside in this process of the orchestrator, which cannot carry it on: nothing can be asked of it, and
+nobody waits for its end. Of a new submission: it could not be begun, and nothing of it is kept.
 """
 ERROR_REASON_POLICY_INVALID: ErrorReason.ValueType  # 120
 """The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line."""

@@ -175,7 +175,8 @@ class RunServiceServicer(object):
 
     def WatchRun(self, request, context):
         """WatchRun streams the events of a run after a cursor, in order, without gap or repeat, and ends when the run has ended.
-        After a broken stream call again with the last event_seq seen.
+        After a broken stream call again with the last event_seq seen. Of a run that stands aside it tells what has happened,
+        then RUN_SET_ASIDE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

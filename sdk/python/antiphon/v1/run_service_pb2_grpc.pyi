@@ -54,7 +54,8 @@ class RunServiceStub:
     """ListRuns pages through runs, live and archived, newest first."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.WatchRunResponse]
     """WatchRun streams the events of a run after a cursor, in order, without gap or repeat, and ends when the run has ended.
-    After a broken stream call again with the last event_seq seen.
+    After a broken stream call again with the last event_seq seen. Of a run that stands aside it tells what has happened,
+    then RUN_SET_ASIDE.
     """
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]
     """CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is."""
@@ -114,7 +115,8 @@ class RunServiceAsyncStub(RunServiceStub):
     """ListRuns pages through runs, live and archived, newest first."""
     WatchRun: _aio.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.WatchRunResponse]  # type: ignore[assignment]
     """WatchRun streams the events of a run after a cursor, in order, without gap or repeat, and ends when the run has ended.
-    After a broken stream call again with the last event_seq seen.
+    After a broken stream call again with the last event_seq seen. Of a run that stands aside it tells what has happened,
+    then RUN_SET_ASIDE.
     """
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]  # type: ignore[assignment]
     """CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is."""
@@ -219,7 +221,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_run_service_pb2.WatchRunResponse], _abc.AsyncIterator[_run_service_pb2.WatchRunResponse]]:
         """WatchRun streams the events of a run after a cursor, in order, without gap or repeat, and ends when the run has ended.
-        After a broken stream call again with the last event_seq seen.
+        After a broken stream call again with the last event_seq seen. Of a run that stands aside it tells what has happened,
+        then RUN_SET_ASIDE.
         """
 
     @_abc_1.abstractmethod

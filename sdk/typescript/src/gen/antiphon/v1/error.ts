@@ -110,8 +110,8 @@ export enum ErrorReason {
   /** TOO_MUCH_BENEATH - There are as many tasks beneath the outermost run as there may be. */
   TOO_MUCH_BENEATH = 115,
   /**
-   * RUN_SET_ASIDE - The run stands aside in this process of the orchestrator, which cannot carry it on: nothing can be asked of it. Of a
-   * submission: it could not be begun, and nothing of it is kept.
+   * RUN_SET_ASIDE - The run stands aside in this process of the orchestrator, which cannot carry it on: nothing can be asked of it, and
+   * nobody waits for its end. Of a new submission: it could not be begun, and nothing of it is kept.
    */
   RUN_SET_ASIDE = 116,
   /** POLICY_INVALID - The policies have mistakes. The status carries a BadRequest with a violation for each, its field being file:line. */

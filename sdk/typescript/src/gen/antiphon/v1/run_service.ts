@@ -3969,7 +3969,8 @@ export const RunServiceService = {
   },
   /**
    * WatchRun streams the events of a run after a cursor, in order, without gap or repeat, and ends when the run has ended.
-   * After a broken stream call again with the last event_seq seen.
+   * After a broken stream call again with the last event_seq seen. Of a run that stands aside it tells what has happened,
+   * then RUN_SET_ASIDE.
    */
   watchRun: {
     path: "/antiphon.v1.RunService/WatchRun" as const,
@@ -4106,7 +4107,8 @@ export interface RunServiceServer extends UntypedServiceImplementation {
   listRuns: handleUnaryCall<ListRunsRequest, ListRunsResponse>;
   /**
    * WatchRun streams the events of a run after a cursor, in order, without gap or repeat, and ends when the run has ended.
-   * After a broken stream call again with the last event_seq seen.
+   * After a broken stream call again with the last event_seq seen. Of a run that stands aside it tells what has happened,
+   * then RUN_SET_ASIDE.
    */
   watchRun: handleServerStreamingCall<WatchRunRequest, WatchRunResponse>;
   /** CancelRun asks a run to end. Running attempts are told; the run ends CANCELLED. A run that has ended stays as it is. */
