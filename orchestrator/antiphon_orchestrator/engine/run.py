@@ -69,8 +69,9 @@ class Run:
 
     `redacted`: some output of it is not all for its principal, nor is what was made of that output. `found`: what the
     expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order.
-    `paused`: since somebody holds it; `resume_time`: when it was last let go on. `completed`: tasks that can be undone,
-    in the order in which they succeeded; `unwinding`: why they are undone, when no task's failure is the reason.
+    `paused`: since somebody holds it; `pause_time`, `resume_time`: when it was last held, and let go on. `completed`:
+    tasks that can be undone, in the order in which they succeeded; `unwinding`: why they are undone, when no task's
+    failure is the reason.
     `warning`: what is missing in the output of one that has SUCCEEDED.
     `grown`: tasks of all the runs beneath it, as far as this one counts them. `kept`: see plan.View.
     `asking`: tasks that wait for a person. `aside`: why nothing of it goes on in this process, if so.
@@ -92,6 +93,7 @@ class Run:
         "kept",
         "output",
         "passed",
+        "pause_time",
         "paused",
         "plan",
         "redacted",
@@ -130,6 +132,7 @@ class Run:
         self.frontier: list[int] = list(plan.roots)
         self.signals: tuple[Signal, ...] = ()
         self.paused: RunPaused | None = None
+        self.pause_time = 0
         self.resume_time = 0
         self.grown = 0
         self.kept: dict[int, object] | None = None
@@ -494,6 +497,7 @@ def _cancel_requested(run: Run, event: CancelRequested, now: int) -> None:
 
 def _run_paused(run: Run, event: RunPaused, now: int) -> None:
     run.paused = event
+    run.pause_time = now
 
 
 def _run_resumed(run: Run, event: RunResumed, now: int) -> None:

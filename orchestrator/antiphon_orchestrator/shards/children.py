@@ -90,7 +90,12 @@ class Children:
         for run in {id(run): run for run, _ in tasks.values()}.values():
             turn.at = run.run_id
             if run.state is RunState.RUNNING:
-                due += [wish for wish in self.held(run) if wish.wish(runs[wish.run_id].run, 0).events]
+                for wish in self.held(run):
+                    child = runs[wish.run_id].run
+                    # One that was let go on by itself since its parent was held stays so.
+                    goes_on = run.paused is not None and child.resume_time > run.pause_time
+                    if not goes_on and wish.wish(child, 0).events:
+                        due.append(wish)
         return due
 
 

@@ -413,7 +413,7 @@ def snapshot(run: Run) -> journal.RunSnapshot:
     if run.paused is not None:
         result.paused.principal, result.paused.reason = run.paused.principal, run.paused.reason
         result.paused.SetInParent()
-    result.resume_time, result.grown = run.resume_time, run.grown
+    result.pause_time, result.resume_time, result.grown = run.pause_time, run.resume_time, run.grown
     result.completed.extend(run.completed)
     if run.unwinding is not None:
         put_failure(result.unwinding, run.unwinding)
@@ -474,7 +474,7 @@ def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
     run.create_time, run.event_seq = m.create_time, event_seq
     if m.HasField("paused"):
         run.paused = e.RunPaused(m.paused.principal, m.paused.reason)
-    run.resume_time, run.grown = m.resume_time, m.grown
+    run.pause_time, run.resume_time, run.grown = m.pause_time, m.resume_time, m.grown
     run.completed = list(m.completed)
     run.unwinding = get_failure(m.unwinding) if m.HasField("unwinding") else None
     if m.HasField("cancel"):

@@ -174,6 +174,8 @@ def test_a_new_owner_goes_on_wherever_the_last_one_died(cut: int) -> None:
 
 def test_a_pause_that_had_not_gone_down_when_the_last_owner_died_does_so() -> None:
     rig = parent_with_child()
+    rig.tell(steered("c", steer.pause), steered("c", steer.resume))
+    rig.now += SECOND
     rig.tell(steered("p", steer.pause))
     seq, records = rig.log[-1]
     rig.log[-1] = (seq, [raw for raw in records if journal_pb2.Record.FromString(raw).run_id == "p"])
@@ -181,6 +183,21 @@ def test_a_pause_that_had_not_gone_down_when_the_last_owner_died_does_so() -> No
     assert other.run("p").paused is not None and other.run("c").paused is None
     other.tell()
     assert other.run("c").paused is not None
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_sub_run_that_was_let_go_on_while_the_run_above_it_is_held_goes_on_with_a_new_owner(moved: bool) -> None:
+    rig = parent_with_child()
+    rig.tell(steered("p", steer.pause))
+    rig.now += SECOND
+    rig.tell(steered("c", steer.resume))
+    if moved:
+        rig.tell(i.Archived({run_id: rig.run(run_id).event_seq for run_id in ("p", "c")}))
+        del rig.log[:-1]
+    other = recovered(rig)
+    assert other.run("p").paused is not None and other.run("c").paused is None
+    other.tell(steered("p", steer.resume), steered("p", steer.pause))
+    assert other.run("c").paused is not None, "it is held by the next pause"
 
 
 def test_a_graph_that_is_not_there_fails_its_task() -> None:
