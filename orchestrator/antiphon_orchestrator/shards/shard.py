@@ -364,7 +364,7 @@ class Shard:
         turn.at = run.run_id
         if task.state is not TaskState.READY or not decide.may_begin(run, task):
             return
-        if turn.size >= turn.most:
+        if turn.size >= turn.most and before is None:  # who was called up would lose its place
             self._to_place.appendleft((entry, task))
             self._unfinished[run.run_id] = None
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from typing import Any
@@ -15,8 +16,10 @@ from antiphon_orchestrator.placement.fleet import Fleet, Need, Schedule
 from antiphon_orchestrator.placement.limits import Full
 from antiphon_orchestrator.placement.pacing import divide
 from antiphon_orchestrator.policy import CedarPolicies, PolicyBundle, PolicyFile
+from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards.leaving import abandon
 from antiphon_orchestrator.shards.recovery import recover_record
+from antiphon_orchestrator.shards.turn import MAX_BYTES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_rig import Rig, instance, returned
@@ -176,6 +179,23 @@ def test_who_waits_goes_by_priority_then_deadline_and_nobody_overtakes() -> None
     for _ in range(4):
         world.done(world.offers[-1])
     assert world.runs == ["first", "urgent", "early", "late"]
+
+
+def test_who_is_called_up_in_a_turn_that_is_full_goes_before_who_came_later() -> None:
+    world = World('@concurrent("1")')
+    world.fleet.attach(instance(slots=MANY))
+    for number in range(3):
+        world.go(f"r{number}")
+    world.shard.inbox.append(world.report(world.offers[0]))
+    world.turn(itertools.count().__next__)  # its time is over after one input
+    assert [type(item) for item in world.shard.inbox] == [i.CalledUp]
+    large = world.submit("large", plan(Node()), input=payload("x" * MAX_BYTES))
+    world.shard.backlog.push("demo", (0, 0), large)
+    assert world.turn().size > MAX_BYTES
+    world.tell()
+    assert world.runs == ["r0", "r1"]
+    world.done(world.offers[1])
+    assert world.runs == ["r0", "r1", "r2"]
 
 
 def test_an_attempt_that_comes_back_makes_room_for_who_waits() -> None:
