@@ -1,22 +1,20 @@
 /**
  * What an agent has to say to its sidecar, gathered into messages until the one writer can send the next.
  *
- * Bounds: a message holds at most 256 items of a kind and about 1 MiB; what is gathered is bounded by the attempts that
- * run; what is remembered by `REMEMBERED`.
+ * Bounds: a message holds at most 256 items of a kind, about 1 MiB of outcomes and as much of requests, so that with progress
+ * and pieces it stays below the 4 MiB that a sidecar takes; what is gathered is bounded by the attempts that run; what is
+ * remembered by `REMEMBERED`.
  */
-import { type CallRequest, type Result, WorkRequest } from "./gen/antiphon/v1/agent_service.js";
+import { type CallRequest, Result, WorkRequest } from "./gen/antiphon/v1/agent_service.js";
 import { type ContextRequest } from "./gen/antiphon/v1/context_request.js";
-import { type Payload } from "./gen/antiphon/v1/payload.js";
 import { type PartialOutput, type Progress } from "./gen/antiphon/v1/run.js";
 import { failureOf } from "./failures.js";
 import { type Outcome } from "./handler.js";
 import { Pieces } from "./pieces.js";
-import { sizeOf as sizeOfGraph } from "./subgraph.js";
 
 const ITEMS = 256;
 const BYTES = 1 << 20;
 const REMEMBERED = 8;
-const OVERHEAD = 256; // of an item besides its content, near enough for a limit that is a fourth of the hard one
 
 /** A request and its bytes. */
 interface Sized<Request> {
@@ -127,14 +125,17 @@ export class Outbox {
     const request = WorkRequest.fromPartial({});
     // With or before the outcome of their attempt: afterwards nobody listens.
     request.partials = this.#pieces.take();
-    request.results = within(this.#results, sizeOfResult);
+    // Of the whole: labels, references and what a failure tells can be larger than any content.
+    request.results = within(this.#results, (result) => Result.encode(result).finish().length, BYTES).items;
     for (const [attemptId, progress] of this.#progress) {
       if (request.progress.length === ITEMS) break;
       this.#progress.delete(attemptId);
       request.progress.push({ attemptId, progress });
     }
-    request.calls = within(this.#calls, ({ size }) => size).map((call) => call.request);
-    request.contextRequests = within(this.#asks, ({ size }) => size).map((ask) => ask.request);
+    const calls = within(this.#calls, ({ size }) => size, BYTES);
+    request.calls = calls.items.map((call) => call.request);
+    const asks = within(this.#asks, ({ size }) => size, BYTES - calls.bytes);
+    request.contextRequests = asks.items.map((ask) => ask.request);
     if (this.#results.length === 0) {
       // Drain comes last, so that the sidecar has every outcome before it looks whether anything is left.
       request.drain = this.#drain;
@@ -185,24 +186,15 @@ export class Outbox {
   }
 }
 
-/** Takes the first items, as many as one message may hold; at least one, if there is any. */
-function within<Item>(items: Item[], size: (item: Item) => number): Item[] {
+/** Takes the first items, as many as one message may hold and there is room for; at least one, if there is any. */
+function within<Item>(items: Item[], size: (item: Item) => number, room: number): { items: Item[]; bytes: number } {
   let count = 0;
   let bytes = 0;
   for (const item of items) {
-    bytes += OVERHEAD + size(item);
-    if (count === ITEMS || (count > 0 && bytes > BYTES)) break;
+    const more = size(item);
+    if (count === ITEMS || (count > 0 && bytes + more > room)) break;
     count += 1;
+    bytes += more;
   }
-  return items.splice(0, count);
-}
-
-function sizeOf(payload: Payload | undefined): number {
-  return payload?.content?.$case === "inline" ? payload.content.value.length : 0;
-}
-
-function sizeOfResult({ outcome }: Result): number {
-  if (outcome?.$case === "output") return sizeOf(outcome.value);
-  if (outcome?.$case === "subgraph") return sizeOfGraph(outcome.value);
-  return outcome?.$case === "failure" ? 3 * (outcome.value.message.length + outcome.value.cause.length) : 0;
+  return { items: items.splice(0, count), bytes };
 }

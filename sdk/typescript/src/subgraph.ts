@@ -35,7 +35,7 @@ export function subgraphOf(given: Subgraph, limit: number): SubgraphMessage {
   const message = SubgraphMessage.fromPartial({ graph });
   let size: number;
   try {
-    size = sizeOf(message); // here, and not in the stream of all attempts, which what cannot be encoded would break
+    size = SubgraphMessage.encode(message).finish().length; // here, and not in the stream of all attempts, which what cannot be encoded would break
   } catch (error) {
     throw invalidOutput(`the graph cannot travel: ${(error as Error).message}`);
   }
@@ -44,9 +44,4 @@ export function subgraphOf(given: Subgraph, limit: number): SubgraphMessage {
     message.input = travelling("the input of the graph", given.input, limit);
   }
   return message;
-}
-
-/** How many bytes a graph with its input is as it travels. */
-export function sizeOf(message: SubgraphMessage): number {
-  return SubgraphMessage.encode(message).finish().length;
 }

@@ -2,7 +2,7 @@
 import { expect, onTestFinished, test } from "vitest";
 
 import { Agent, AntiphonError, CallFailed, Failure, type FromSchema, Graph, permanent, Payload, ref, Subgraph, type Task, transient } from "../src/index.js";
-import { Effect, FailureKind } from "../src/v1.js";
+import { Effect, FailureKind, Payload as PayloadMessage } from "../src/v1.js";
 import { assignment, eventually, type Line, Sidecar } from "./sidecar.js";
 
 const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
@@ -534,6 +534,21 @@ test("calls that are large without their inputs go out in messages that are with
   const { line } = await attached(agent);
   line.assign(assignment("r/a/0/1", "many.call@1"));
   await eventually(() => line.calls.length === 20, "the calls");
+});
+
+test("outcomes that are large without their content go out in messages that are within the limit", async () => {
+  const labels = [{ key: "pii", value: "x".repeat(200_000), assertedBy: "" }];
+  const referred = PayloadMessage.fromPartial({
+    content: { $case: "blob", value: { digest: "0".repeat(64), size: 1 << 30 } }, labels,
+  });
+  const agent = new Agent("many", { logger: quiet, concurrency: 40 })
+    .capability("many.labels@1", {}, () => new Payload(PayloadMessage.fromPartial({ labels })))
+    .capability("many.references@1", {}, () => new Payload(referred));
+  const { line } = await attached(agent);
+  const names = ["labels", "references"].flatMap((name) => Array.from({ length: 20 }, (_, n) => ({ name, id: `${name}/${String(n)}` })));
+  line.assign(...names.map(({ name, id }) => assignment(id, `many.${name}@1`)));
+  await eventually(() => line.results.length === 40, "the outcomes");
+  expect(Math.max(...line.batches)).toBe(5); // as many as are 1 MiB
 });
 
 test.each([["empty", ""], ["long", "😀".repeat(65)], ["half", "\ud83d"]])("a call by an id that is %s is not made", async (_, callId) => {
