@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	antiphonv1 "antiphon.dev/antiphon/v1"
 )
 
@@ -129,6 +131,11 @@ func (a *Agent) RunAt(ctx context.Context, path string) error {
 	}
 	if err := sendable(a.Describe()); err != nil {
 		return setupError("agent %s cannot be announced: %v", a.name, err)
+	}
+	// From 4 MiB on a sidecar refuses the message without a word of ours, as it does what may pass.
+	if size := proto.Size(a.Describe()); size > announcedBytes {
+		return setupError("agent %s cannot be announced: its %d capabilities have %d bytes with their schemas and descriptions, "+
+			"larger than %d bytes; shorten them, or offer some of them in another agent", a.name, len(a.order), size, announcedBytes)
 	}
 	if path == "" {
 		return setupError("%s is not set; start the agent through its sidecar: antiphon sidecar run -- ./%s",

@@ -80,6 +80,15 @@ func TestEveryMistakeOfAnAgentIsToldAtOnceWhenItRuns(t *testing.T) {
 	if err := odd.RunAt(t.Context(), newSidecar(t).path); !errors.Is(err, NotSetUp) || !strings.Contains(err.Error(), "UTF-8") {
 		t.Error(err)
 	}
+	wordy := NewAgent("wordy")
+	for number := range 66 {
+		Handle(wordy, fmt.Sprintf("wordy.say%d@1", number), func(*Task, int) (int, error) { return 0, nil },
+			InputSchema(`{"description":"`+strings.Repeat("x", 32000)+`"}`))
+	}
+	err = wordy.RunAt(t.Context(), newSidecar(t).path)
+	if !errors.Is(err, NotSetUp) || !strings.Contains(err.Error(), "larger than 2097152 bytes; shorten them") {
+		t.Error(err)
+	}
 	t.Setenv("ANTIPHON_SOCKET", "")
 	for _, other := range []*Agent{NewAgent("empty"), greeter()} {
 		if err := other.Run(t.Context()); !errors.Is(err, NotSetUp) {

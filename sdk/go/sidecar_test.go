@@ -200,7 +200,10 @@ type running struct {
 
 func start(t *testing.T, agent *Agent, at *sidecar) *running {
 	t.Helper()
-	agent.socket, agent.log = at.path, quiet
+	agent.socket = at.path
+	if agent.log == nil {
+		agent.log = quiet
+	}
 	ctx, drain := context.WithCancel(context.Background())
 	r := &running{t, drain, make(chan error, 1)}
 	go func() { r.ended <- agent.Run(ctx) }()

@@ -18,6 +18,7 @@ const (
 	protocolVersion = 1
 	messageBytes    = 4 << 20
 	inlineLimit     = 65536
+	announcedBytes  = 2 << 20   // of a description, that sidecars take
 	idLimit         = 64        // characters of an id that a caller chooses
 	extrasBytes     = 256 << 10 // of all that comes with a value: labels, and other texts
 	helloLimit      = 10 * time.Second
@@ -71,7 +72,7 @@ func (w *worker) isDraining() bool {
 }
 
 func (w *worker) stayAttached(life context.Context) error {
-	failures := 0
+	failures, told := 0, ""
 	for life.Err() == nil && !(w.isDraining() && w.count() == 0 && w.outbox.empty()) {
 		began := time.Now()
 		err := w.attach(life)
@@ -86,11 +87,15 @@ func (w *worker) stayAttached(life context.Context) error {
 		if failures++; time.Since(began) > backoffLast {
 			failures = 0
 		}
-		if failures <= 1 { // once, and not for every try
-			trouble := "the sidecar ended the stream"
-			if err != nil {
-				trouble = err.Message
+		trouble := "the sidecar ended the stream"
+		if err != nil {
+			trouble = err.Message
+			if err.Reason == Unavailable {
+				trouble += "; is its sidecar running, and may this process open the socket?"
 			}
+		}
+		if failures <= 1 || trouble != told { // once, and not for every try
+			told = trouble
 			w.agent.log.Warn("no stream, dialling until there is one", "socket", w.path, "trouble", trouble)
 		}
 		pause := min(backoffLast, backoffFirst<<min(failures, 10))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -413,6 +414,42 @@ async def test_a_refusal_ends_the_process_with_one_line(
             status, errors = await process.end()
     assert status == 1
     assert errors.startswith("sample: ") and errors.count("\n") == 1, errors
+
+
+async def test_an_agent_that_says_more_of_itself_than_sidecars_take_says_what_to_do(tmp_path: Path) -> None:
+    script = tmp_path / "wordy.py"
+    script.write_text(
+        "from antiphon import Agent\n"
+        "agent = Agent('wordy')\n"
+        "for number in range(66):\n"
+        "    offer = agent.capability(f'wordy.say{number}@1', input_schema={'description': 'x' * 32_000})\n"
+        "    offer(lambda value: value)\n"
+        "agent.run()\n"
+    )
+    async with child(tmp_path / "none.sock", script=script) as process:
+        status, errors = await process.end()
+    assert status == 2
+    assert re.fullmatch(
+        r"wordy: agent wordy cannot be announced: its 66 capabilities have \d+ bytes with their schemas and "
+        r"descriptions, larger than 2097152 bytes; shorten them, or offer some of them in another agent\n",
+        errors,
+    )
+
+
+async def test_a_trouble_that_is_another_one_than_before_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "late.sock"
+    async with child(path) as process:
+        assert process.process.stderr is not None
+        async with asyncio.timeout(WAIT):
+            assert b"is its sidecar running" in await process.process.stderr.readline()
+            async with agent_socket(path) as sidecar:
+                sidecar.refusal = error_pb2.ERROR_REASON_OVERLOADED
+                while b"is its sidecar running" in (told := await process.process.stderr.readline()):
+                    pass
+                assert b"some queue is full" in told
+                sidecar.refusal = None
+                await sidecar.line()
+                assert b"attached as sample" in await process.process.stderr.readline()
 
 
 async def test_without_a_socket_the_process_says_what_to_do(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ from ._version import VERSION
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SOCKET = "ANTIPHON_SOCKET"
 _PATH_LIMIT = 107
+_ANNOUNCED = 2 << 20
+"""Bytes of a description that sidecars take."""
 _PREFETCH_FROM = 8
 _IDLE = 1.0
 """Seconds in which idle threads have ended, on a machine that is busy, too."""
@@ -198,7 +200,15 @@ class Agent:
             raise SetupError(f"agent {self.name} offers nothing; decorate a function with @agent.capability(…)")
         from ._work import Worker  # grpc's streams and the event loop only once they are needed
 
-        worker = Worker(_socket_path(socket), self.describe(), self._handlers)
+        description = self.describe()
+        # From 4 MiB on a sidecar refuses the message without a word of ours, as it does what may pass.
+        if (size := description.ByteSize()) > _ANNOUNCED:
+            raise SetupError(
+                f"agent {self.name} cannot be announced: its {len(self._handlers)} capabilities have {size} bytes with "
+                f"their schemas and descriptions, larger than {_ANNOUNCED} bytes; shorten them, or offer some of them "
+                "in another agent"
+            )
+        worker = Worker(_socket_path(socket), description, self._handlers)
         waiting = asyncio.create_task(_when(drain, worker.drain)) if drain is not None else None
         try:
             await worker.run(grace)

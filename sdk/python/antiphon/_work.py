@@ -22,7 +22,7 @@ from antiphon.v1.agent_service_pb2_grpc import AgentServiceStub
 from antiphon.v1.registry_pb2 import AgentDescription
 
 from ._attempts import Attempts, Observer
-from ._errors import AntiphonError, Remedy, from_rpc_error
+from ._errors import AntiphonError, Remedy, Unavailable, from_rpc_error
 from ._handler import Handler
 from ._outbox import Outbox
 from ._reasons import Internal
@@ -80,7 +80,7 @@ class Worker:
         self._outbox.drain()
 
     async def _stay_attached(self) -> None:
-        failures = 0
+        failures, told = 0, ""
         while not (self._draining.is_set() and not self._attempts and self._outbox.empty):
             began = monotonic()
             try:
@@ -91,6 +91,8 @@ class Worker:
                 if _is_final(error):
                     raise error from None
                 trouble = error.message
+                if isinstance(error, Unavailable):
+                    trouble += "; is its sidecar running, and may this process open the socket?"
             except TimeoutError:
                 trouble = "the sidecar does not answer"
             if self._draining.is_set():
@@ -98,7 +100,8 @@ class Worker:
                 # the agent again in place of the one that has been started meanwhile.
                 break
             failures = 0 if monotonic() - began > _BACKOFF_LAST else failures + 1
-            if failures <= 1:  # once, and not for every try
+            if failures <= 1 or trouble != told:  # once, and not for every try
+                told = trouble
                 _log.warning("no stream at %s, dialling until there is one: %s", self._path, trouble)
             await asyncio.sleep(min(_BACKOFF_LAST, _BACKOFF_FIRST * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1))
 

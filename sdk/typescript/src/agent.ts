@@ -27,6 +27,7 @@ import { Worker } from "./work.js";
 const NAME = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/;
 const SOCKET = "ANTIPHON_SOCKET";
 const PATH_LIMIT = 107;
+const ANNOUNCED = 2 << 20; // bytes of a description, that sidecars take
 const PREFETCH_FROM = 8;
 const GRACE = 30_000;
 
@@ -147,7 +148,17 @@ export class Agent {
     if (this.#handlers.size === 0) {
       throw new SetupError(`agent ${this.name} offers nothing; declare a function with agent.capability(…)`);
     }
-    const worker = new Worker(socketPath(options.socket), this.describe(), this.#handlers, this.#logger);
+    const description = this.describe();
+    const size = AgentDescription.encode(description).finish().length;
+    // From 4 MiB on a sidecar refuses the message without a word of ours, as it does what may pass.
+    if (size > ANNOUNCED) {
+      throw new SetupError(
+        `agent ${this.name} cannot be announced: its ${String(this.#handlers.size)} capabilities have ${String(size)} bytes ` +
+          `with their schemas and descriptions, larger than ${String(ANNOUNCED)} bytes; shorten them, or offer some of them ` +
+          "in another agent",
+      );
+    }
+    const worker = new Worker(socketPath(options.socket), description, this.#handlers, this.#logger);
     const drain = (): void => { worker.drain(); };
     if (options.drain?.aborted === true) drain();
     options.drain?.addEventListener("abort", drain, { once: true });

@@ -10,7 +10,7 @@ import { performance } from "node:perf_hooks";
 import { Client as Channel, type ClientDuplexStream, credentials, Metadata, status } from "@grpc/grpc-js";
 
 import { Attempts } from "./attempts.js";
-import { AntiphonError, fromServiceError, isServiceError } from "./errors.js";
+import { type AntiphonError, fromServiceError, isServiceError, Unavailable } from "./errors.js";
 import {
   AgentServiceService,
   type Result,
@@ -87,6 +87,7 @@ export class Worker {
 
   async #stayAttached(stop: AbortSignal): Promise<void> {
     let failures = 0;
+    let told = "";
     while (!(this.#draining && this.#attempts.size === 0 && this.#outbox.empty)) {
       const began = performance.now();
       let trouble = "the sidecar ended the stream";
@@ -100,8 +101,9 @@ export class Worker {
       // again in place of the one that has been started meanwhile.
       if (this.#draining) break;
       failures = performance.now() - began > BACKOFF_LAST ? 0 : failures + 1;
-      if (failures <= 1) {
+      if (failures <= 1 || trouble !== told) {
         // Once, and not for every try.
+        told = trouble;
         this.#logger.warn(`no stream at ${this.#path}, dialling until there is one: ${trouble}`);
       }
       await pause(Math.min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** Math.min(failures, 10)) * (0.5 + Math.random() / 2), stop);
@@ -198,7 +200,8 @@ function troubleOf(broken: unknown): string {
   if (!isServiceError(broken)) throw broken;
   const error = fromServiceError(broken);
   if (isFinal(error)) throw error;
-  return error.message;
+  const hint = error instanceof Unavailable ? "; is its sidecar running, and may this process open the socket?" : "";
+  return error.message + hint;
 }
 
 function isFinal(error: AntiphonError): boolean {

@@ -1,7 +1,7 @@
 /** An agent at a sidecar double's real socket. */
 import { expect, onTestFinished, test } from "vitest";
 
-import { Agent, AntiphonError, CallFailed, Failure, type FromSchema, Graph, permanent, Payload, ref, Subgraph, type Task, transient } from "../src/index.js";
+import { Agent, AntiphonError, CallFailed, Failure, type FromSchema, Graph, permanent, Payload, ref, SetupError, Subgraph, type Task, transient } from "../src/index.js";
 import { Effect, FailureKind, Payload as PayloadMessage } from "../src/v1.js";
 import { assignment, eventually, type Line, Sidecar } from "./sidecar.js";
 
@@ -456,6 +456,32 @@ test("an agent without capabilities or without a socket says what to do", async 
   await expect(new Agent("empty").serve()).rejects.toThrow("offers nothing");
   await expect(sample().serve({ socket: "" })).rejects.toThrow("ANTIPHON_SOCKET");
   await expect(sample().serve({ socket: `/${"x".repeat(107)}` })).rejects.toThrow("longer than 107");
+});
+
+test("an agent that says more of itself than sidecars take is told what to do, and does not dial", async () => {
+  const agent = new Agent("wordy", { logger: quiet });
+  for (let number = 0; number < 66; number += 1) {
+    agent.capability(`wordy.say${String(number)}@1`, { input: { description: "x".repeat(32_000) } }, () => null);
+  }
+  const sidecar = await Sidecar.started();
+  const error = await agent.serve({ socket: sidecar.path }).catch((thrown: unknown) => thrown);
+  expect(error).toBeInstanceOf(SetupError);
+  expect((error as Error).message).toMatch(/66 capabilities have \d+ bytes.* larger than 2097152 bytes; shorten them/);
+});
+
+test("a trouble that is another one than before is told, and each once", async () => {
+  const warned: string[] = [];
+  const sidecar = new Sidecar();
+  working(sample({ logger: { ...quiet, warn: (text) => { warned.push(text); } } }), sidecar);
+  await eventually(() => warned.length > 0, "the first trouble");
+  expect(warned[0]).toContain("is its sidecar running");
+  sidecar.refusal = "OVERLOADED";
+  await sidecar.start();
+  await eventually(() => sidecar.refused > 2, "dials that are refused");
+  const refusals = warned.filter((text) => !text.includes("is its sidecar running"));
+  expect(refusals).toEqual([expect.stringContaining("refused: OVERLOADED")]);
+  sidecar.refusal = undefined;
+  await sidecar.line();
 });
 
 test("schemas give types", () => {
