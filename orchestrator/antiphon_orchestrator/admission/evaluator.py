@@ -16,8 +16,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ..engine.plan import EvaluationFailed, View
-from .expression import ABSENT, Expression, Lookup, Origin, kind_of, origins_of, path_text, source_of
+from .expression import Expression
 from .mapping import Mapping
+from .paths import ABSENT, Lookup, Origin, kind_of, origins_of, path_text, source_of
 from .syntax import Path
 from .values import MAX_INLINE_BYTES, Known, Unusable, Values, encode_json, inline_bytes, same_value
 

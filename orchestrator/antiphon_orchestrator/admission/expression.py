@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from .mistakes import Code, did_you_mean
+from .paths import ABSENT, Lookup, Selection, origins_of, source_of
 from .syntax import ROOTS, Facts, Path, facts_of
 from .values import HALF_PAIR, Unusable, in_utf8
 
@@ -35,18 +35,9 @@ MAX_LOOP_ITEMS = 2000  # a map over 2,000 items takes some 60 ms and 60 MB, four
 MAX_GROWN_BYTES = 128 * 1024 * 1024
 ITERATION_BUDGET = 10_000  # cel-cpp's own, over all macros of one evaluation
 
-Lookup = Callable[[Path], tuple[object, int]]
-"""Gives the value of a source and its size in bytes of JSON; raises Unusable. A source is the start of a path that
-names a whole value: input, item, index, iteration, previous, output, other, tasks.ID.output, tasks.ID.state,
-tasks.ID.failure, or context.SCOPE.KEY, whose value is ABSENT where there is no such entry."""
-
-ABSENT = object()
-"""In place of the value of an entry that is not in shared context: CEL's `has` says false, and all else fails."""
-
 _REPORT = re.compile(r"^(?:INVALID_ARGUMENT: )?ERROR: <input>:(-?\d+):(-?\d+): (.*)$", re.MULTILINE)
 _STATUS = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$")
 _UNDECLARED = re.compile(r"undeclared reference to '([^']*)'")
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @cache
@@ -75,34 +66,11 @@ class ExpressionInvalid(Exception):
         self.problems = problems
 
 
-def source_of(path: Path) -> Path:
-    """The start of a path that names a whole value."""
-    return path[:3] if path[0] in ("tasks", "context") else path[:1]
-
-
-class Origin(NamedTuple):
-    """A path taken apart: the whole value it begins with, and the way to its part."""
-
-    source: Path
-    inside: Path
-
-
-def origins_of(paths: Iterable[Path]) -> tuple[Origin, ...]:
-    """The paths taken apart, in their order."""
-    return tuple(Origin(source_of(path), path[len(source_of(path)) :]) for path in paths)
-
-
-def path_text(path: Iterable[str]) -> str:
-    """The path as an author writes it."""
-    first, *rest = path
-    return first + "".join(f".{name}" if _PLAIN.fullmatch(name) else f"[{name!r}]" for name in rest)
-
-
 class Expression:
     """A compiled expression. `references` are the longest static paths in it, sorted; `result` is its static type,
     "DYN" when only the values decide."""
 
-    __slots__ = ("_bound", "_facts", "_program", "_selections", "origins", "pure", "references", "result", "text")
+    __slots__ = ("_bound", "_facts", "_program", "origins", "pure", "references", "result", "selection", "text")
 
     def __init__(self, text: str) -> None:
         """Compiles; raises ExpressionInvalid."""
@@ -123,10 +91,8 @@ class Expression:
             raise ExpressionInvalid([Problem(Code.EXPRESSION, message)]) from None
         self.text = text
         self.pure = self._facts.pure
-        # Of a plain chain: its source, and the places in it of what is selected from that.
-        self._selections = (
-            (source_of(self.pure), range(len(source_of(self.pure)), len(self.pure))) if self.pure else None
-        )
+        self.selection = Selection(self.pure) if self.pure else None
+        """What a plain chain of selections is answered by."""
         self.references = tuple(sorted(self._facts.references))
         self.origins = origins_of(self.references)
         whole = self._facts.references
@@ -141,14 +107,8 @@ class Expression:
 
         Raises Unusable for a missing field, a wrong type, any other run-time error, and anything beyond the limits.
         """
-        if self.pure is not None and self._selections is not None:
-            source, places = self._selections
-            value, _ = lookup(source)
-            if value is ABSENT:
-                raise Unusable(f"{path_text(source)} is not in shared context")
-            for place in places:
-                value = _select(value, self.pure, place)
-            return value
+        if self.selection is not None:
+            return self.selection.value(lookup)
         if self._facts.alike_keys:  # their conversion to Python would lose all but one without a word
             raise Unusable("makes a map with keys that are alike, as 1, 1u and true are")
         bindings = self._bind(lookup)
@@ -192,15 +152,6 @@ class Expression:
             raise Unusable("could give a result far larger than a payload may be; use for_each")
 
 
-def _select(value: object, path: Path, place: int) -> object:
-    if not isinstance(value, dict):
-        raise Unusable(f"{path_text(path[:place])} is {kind_of(value)} and has no field {path[place]!r}")
-    try:
-        return value[path[place]]
-    except KeyError:
-        raise Unusable(f"{path_text(path[:place])} has no field {path[place]!r}") from None
-
-
 def _place(bindings: dict[str, object], source: Path, path: Path, value: object) -> object:
     """Puts what the path selects from a source's value into the bindings, and returns it."""
     target, name = bindings, path[0]
@@ -241,19 +192,6 @@ def _measure(value: object) -> int:
             widest = max(widest, len(here))
             waiting.extend(here)
     return widest
-
-
-def kind_of(value: object) -> str:
-    """What JSON calls the value's type, with its article."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a bool"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, str):
-        return "a string"
-    return "a list" if isinstance(value, list) else "an object"
 
 
 def _jsonable(value: object) -> object:

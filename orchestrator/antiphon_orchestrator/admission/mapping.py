@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .expression import Expression, ExpressionInvalid, Lookup, Problem, origins_of, source_of
+from .expression import Expression, ExpressionInvalid, Problem
 from .mistakes import Code
+from .paths import Lookup, origins_of, source_of
 from .syntax import Path
 from .values import MAX_INLINE_BYTES, Unusable, decode_json, encode_json, in_utf8, inline_bytes
 
@@ -91,7 +92,8 @@ class Mapping:
 
 def _fill(slot: Slot, lookup: Lookup) -> str:
     try:
-        value = slot.expression.evaluate(lookup)
+        selection = slot.expression.selection  # asked for here, since expressions are not compiled and this is
+        value = slot.expression.evaluate(lookup) if selection is None else selection.value(lookup)
         if slot.whole:
             return encode_json(value)
         return encode_json(value if isinstance(value, str) else encode_json(value))[1:-1]

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .expression import Problem, path_text
+from .expression import Problem
 from .mistakes import Code, did_you_mean
+from .paths import path_text
 from .syntax import Path
 
 NOWHERE: frozenset[str] = frozenset()

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import jsonschema_rs
 from antiphon.v1.payload_pb2 import FieldLabels, Label, Payload
 
-from .expression import kind_of
 from .extent import NotMeasured, measure
 from .fields import Fields, LabelsInvalid, Pointer, pointer_of, steps_of, strike_out
+from .paths import kind_of
 from .values import Known, Unusable, Values, decode_json, encode_json, in_utf8, inline_bytes
 
 _PATTERNS = jsonschema_rs.RegexOptions(size_limit=1024 * 1024, dfa_size_limit=1024 * 1024)

@@ -39,6 +39,7 @@ def _finite(text: str) -> float:
 _decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 _scan: Any = _decoder.scan_once  # type: ignore[attr-defined]  # raw_decode without its frame
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_encode_text = json.encoder.encode_basestring  # what the encoder does with a text, without its frame
 
 
 def decode_json(text: str) -> object:
@@ -64,6 +65,8 @@ def decode_json(text: str) -> object:
 
 def encode_json(value: object) -> str:
     """The value as compact JSON text. Raises Unusable for what JSON cannot hold."""
+    if isinstance(value, str):
+        return _encode_text(value)
     try:
         return _encode(value)
     except RecursionError:

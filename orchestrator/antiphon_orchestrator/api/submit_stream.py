@@ -27,6 +27,7 @@ from ..runs.submit import Submissions
 from ..shards import inputs as i
 from ..shards.host import Host
 from ..shards.payloads import request_key
+from ..wake import Wake
 from .call import Caller
 from .errors import ApiError, Violation, refusal, request_invalid
 from .pace import Pace
@@ -84,8 +85,8 @@ class SubmitStream:
         self.answers: deque[tuple[str, Any]] = deque()
         self.outstanding = 0
         self.closed = False
-        self.wake = asyncio.Event()
-        self._room = asyncio.Event()
+        self.wake = Wake()
+        self._room = Wake()
 
     async def run(self, requests: AsyncIterator[api.SubmitRunsRequest], group: asyncio.TaskGroup) -> None:
         """Reads and passes on. Returns when the client has sent everything and all of it is answered. Tasks of `group`
@@ -220,7 +221,7 @@ class _Line:
         self._who = who
         self._unsent: deque[_Waiting] = deque()
         self._pending: dict[str, deque[_Waiting]] = {}
-        self._something = asyncio.Event()
+        self._something = Wake()
         self._ended = False
         self.over = False
 

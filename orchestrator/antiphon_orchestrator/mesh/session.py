@@ -8,7 +8,6 @@ is not read either (`room`), until its silence ends the stream.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ from antiphon.v1 import agent_service_pb2, context_request_pb2
 from ..engine import decide, quarantine
 from ..engine.run import Run, Task
 from ..engine.states import ATTEMPT_LIVE
+from ..wake import Wake
 from .tokens import AttemptTokens
 
 BATCH_ITEMS = 256
@@ -83,7 +83,7 @@ class Session:
         """Takes an offer that must not go out any more."""
         self.unanswered = 0
         """Reports that were taken in and whose verdicts are not written yet."""
-        self._room = asyncio.Event()
+        self._room = Wake()
         self._tokens = tokens
         self._now = now
         self._first = mesh.AttachResponse()
@@ -93,7 +93,7 @@ class Session:
         self._call_results: deque[agent_service_pb2.CallResponse] = deque()
         self._context_responses: deque[context_request_pb2.ContextResponse] = deque()
         self._rest: mesh.AttachResponse | None = self._first
-        self._wake = asyncio.Event()
+        self._wake = Wake()
         self._wake.set()
         self.ended = False
         self.error: BaseException | None = None

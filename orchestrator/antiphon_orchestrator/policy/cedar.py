@@ -85,14 +85,9 @@ class CedarPolicies:
         self._cache_size = cache_size
         self._now = now
         self._recent: deque[Recent] = deque(maxlen=RECENT)
-        self._active = _Active(epoch=0, digest="", rules=None)
+        self._put(_Active(epoch=0, digest="", rules=None))
         if bundle is not None:
             self.activate(bundle)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the policies in force; 0 when none are loaded."""
-        return self._active.epoch
 
     @property
     def digest(self) -> str:
@@ -107,11 +102,16 @@ class CedarPolicies:
         """
         if bundle.epoch <= self._active.epoch:
             raise ValueError(f"policy epoch {bundle.epoch} is not newer than {self._active.epoch}")
-        self._active = _active(bundle, rules or compile_bundle(bundle, kept=True))
+        self._put(_active(bundle, rules or compile_bundle(bundle, kept=True)))
+
+    def _put(self, active: _Active) -> None:
+        self._active = active
+        self.epoch = active.epoch
+        """The epoch of the policies in force; 0 when none are loaded. No property: each placement asks for it."""
 
     def deny(self, epoch: int) -> None:
         """Denies everything: the policies of this epoch are in force elsewhere, and cannot be read here."""
-        self._active = _Active(epoch=epoch, digest="", rules=None)
+        self._put(_Active(epoch=epoch, digest="", rules=None))
 
     def decide_batch(self, requests: Sequence[Request]) -> list[Decision]:
         recall = self._active.answers.get

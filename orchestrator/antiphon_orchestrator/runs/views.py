@@ -35,7 +35,7 @@ def shown(task: Task) -> bool:
 
 def shown_state(run: Run) -> int:
     """The state of a run as a number of antiphon.v1.RunState: one that is held is PAUSED."""
-    return run_pb2.RUN_STATE_PAUSED if run.paused is not None else run.state.value
+    return run_pb2.RUN_STATE_PAUSED if run.paused is not None else run.state
 
 
 def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_pb2.Run:
@@ -52,7 +52,7 @@ def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_
         parent_attempt_id=submitted.parent_attempt_id,
         traceparent=submitted.traceparent,
         warnings=[*submitted.warnings, *filter(None, (run.warning, run.aside))],
-        child_kind=submitted.child_kind.value,  # type: ignore[arg-type]
+        child_kind=submitted.child_kind,  # type: ignore[arg-type]
     )
     message.create_time.FromMicroseconds(run.create_time)
     message.deadline_time.FromMicroseconds(submitted.deadline_time)
@@ -106,7 +106,7 @@ def put_totals(target: run_pb2.TaskTotals, run: Run) -> None:
 def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task:
     message = run_pb2.Task(
         key=run_pb2.TaskKey(task_id=task.plan.id, member=task.member),
-        state=task.state.value,  # type: ignore[arg-type]
+        state=task.state,  # type: ignore[arg-type]
         capability=task.plan.capability,
         reason=task.reason or _reason(run, task),
         attempt_count=len(task.attempts),
@@ -134,7 +134,7 @@ def task_message(run: Run, task: Task, *, payloads: bool = True) -> run_pb2.Task
 
 
 def _put_child(target: run_pb2.Child, begun: e.ChildBegun, begin_time: int) -> None:
-    target.run_id, target.kind, target.name = begun.run_id, begun.kind.value, begun.name  # type: ignore[assignment]
+    target.run_id, target.kind, target.name = begun.run_id, begun.kind, begun.name  # type: ignore[assignment]
     target.attempt, target.call_id = begun.number, begun.call_id
     target.begin_time.FromMicroseconds(begin_time)
 
@@ -215,7 +215,7 @@ def attempt_message(run: Run, task: Task, attempt: Attempt) -> run_pb2.Attempt:
     message = run_pb2.Attempt(
         attempt_id=decide.attempt_id(run.run_id, task, attempt.number),
         number=attempt.number,
-        state=attempt.state.value,  # type: ignore[arg-type]
+        state=attempt.state,  # type: ignore[arg-type]
         agent=attempt.placement.agent,
         instance=attempt.instance,
         decision=run_pb2.RoutingDecision.FromString(attempt.placement.decision),
@@ -257,7 +257,7 @@ def tasks_in_order(run: Run) -> list[Task]:
 def dependencies(run: Run, task: Task) -> Iterable[run_service_pb2.Dependency]:
     for index in task.plan.needs:
         need = run.tasks[index]
-        yield run_service_pb2.Dependency(task_id=need.plan.id, state=need.state.value)  # type: ignore[arg-type]
+        yield run_service_pb2.Dependency(task_id=need.plan.id, state=need.state)  # type: ignore[arg-type]
 
 
 def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
@@ -269,7 +269,7 @@ def event_message(run: Run, raw: bytes) -> run_pb2.RunEvent:
     if isinstance(event, e.RunSubmitted):
         message.run_state = run_pb2.RUN_STATE_RUNNING
     elif isinstance(event, e.RunEnded):
-        message.run_state = event.state.value  # type: ignore[assignment]
+        message.run_state = event.state  # type: ignore[assignment]
         _failure(message, event.failure)
     elif isinstance(event, e.SignalReceived):
         message.signal = event.signal
@@ -365,7 +365,7 @@ def _task_event(
         message.task_state = run_pb2.TASK_STATE_SUCCEEDED
         message.reason = f"its output was given by {event.principal}" if event.principal else ""
     elif isinstance(event, e.TaskEnded):
-        message.task_state = event.state.value  # type: ignore[assignment]
+        message.task_state = event.state  # type: ignore[assignment]
         message.reason = event.reason
         _failure(message, event.failure)
     elif isinstance(event, e.AttemptOffered):
@@ -378,7 +378,7 @@ def _task_event(
         message.attempt.state = run_pb2.ATTEMPT_STATE_RUNNING
     else:
         message.attempt.number = event.number
-        message.attempt.state = event.state.value  # type: ignore[assignment]
+        message.attempt.state = event.state  # type: ignore[assignment]
         message.attempt.stale = event.stale
         _failure(message, event.failure)
         if event.state is AttemptState.SUCCEEDED and not event.stale:

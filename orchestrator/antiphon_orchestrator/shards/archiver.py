@@ -15,6 +15,7 @@ from typing import NamedTuple
 from .. import telemetry
 from ..archive import Archive, ArchivedRun, ArchiveUnavailable, EventChunk
 from ..engine.run import Run
+from ..wake import Wake
 from . import codec
 from .inputs import Archived
 
@@ -56,7 +57,7 @@ class Archiver:
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._pending: list[_Pending] = []
-        self._wake = asyncio.Event()
+        self._wake = Wake()
         self.available = True
         """Whether the last write succeeded."""
         self.answer: Callable[[int, Archived], None] = lambda shard, item: None

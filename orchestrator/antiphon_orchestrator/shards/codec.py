@@ -49,7 +49,7 @@ def unframe(data: bytes) -> Iterator[journal.Record]:
 def put_failure(target: failure_pb2.Failure, failure: Failure | None) -> None:
     if failure is None:
         return
-    target.kind = failure.kind.value  # type: ignore[assignment]
+    target.kind = failure.kind  # type: ignore[assignment]
     target.message = in_utf8(failure.message[:4096])
     target.code = failure.code
     target.retryable = failure.retryable
@@ -95,7 +95,7 @@ def put_submitted(m: journal.RunSubmitted, event: e.RunSubmitted) -> None:
     m.parent_attempt_id = event.parent_attempt_id
     m.delegation.extend(event.delegation)
     if event.child_kind:
-        m.child_kind = event.child_kind.value  # type: ignore[assignment]
+        m.child_kind = event.child_kind  # type: ignore[assignment]
         m.chain.extend(event.chain)
 
 
@@ -174,7 +174,7 @@ def _ended(record: journal.Record, event: e.AttemptEnded) -> None:
     if event.member:
         m.member = event.member
     m.number = event.number
-    m.state = event.state.value  # type: ignore[assignment]
+    m.state = event.state  # type: ignore[assignment]
     m.output = event.output
     m.busy = event.busy
     if event.stale:
@@ -203,7 +203,7 @@ def _waiting(record: journal.Record, event: e.TaskWaiting) -> None:
 
 def _task_ended(record: journal.Record, event: e.TaskEnded) -> None:
     m = record.task_ended
-    m.task, m.member, m.state = event.task, event.member, event.state.value  # type: ignore[assignment]
+    m.task, m.member, m.state = event.task, event.member, event.state  # type: ignore[assignment]
     put_failure(m.failure, event.failure) if event.failure is not None else None
     m.reason = event.reason
 
@@ -222,7 +222,7 @@ def _get_completed(m: journal.TaskCompleted) -> e.TaskCompleted:
 
 
 def _put_child(m: journal.ChildBegun, event: e.ChildBegun) -> None:
-    m.task, m.member, m.run_id, m.kind = event.task, event.member, event.run_id, event.kind.value  # type: ignore[assignment]
+    m.task, m.member, m.run_id, m.kind = event.task, event.member, event.run_id, event.kind  # type: ignore[assignment]
     m.name, m.number, m.call_id, m.tasks, m.busy = event.name, event.number, event.call_id, event.tasks, event.busy
 
 
@@ -342,7 +342,7 @@ def _quarantined(record: journal.Record, event: e.TaskQuarantined) -> None:
 
 def _run_ended(record: journal.Record, event: e.RunEnded) -> None:
     m = record.run_ended
-    m.state = event.state.value  # type: ignore[assignment]
+    m.state = event.state  # type: ignore[assignment]
     m.output = event.output
     m.warning = event.warning
     if event.failure is not None:
@@ -432,7 +432,7 @@ def snapshot(run: Run) -> journal.RunSnapshot:
 
 
 def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
-    m.task, m.member, m.state = task.plan.index, task.member, task.state.value  # type: ignore[assignment]
+    m.task, m.member, m.state = task.plan.index, task.member, task.state  # type: ignore[assignment]
     m.input, m.reason, m.cancel_reason = task.input, task.reason, task.cancel_reason
     m.ready_time, m.end_time, m.wait_until = task.ready_time, task.end_time, task.wait_until
     m.again_time, m.in_vain = task.again_time, task.in_vain
@@ -462,7 +462,7 @@ def _snapshot_task(m: journal.TaskSnapshot, task: Task) -> None:
             attempt.epoch,
         )
         _put_offered(a.offered, offered)
-        a.offer_time, a.state = attempt.offer_time, attempt.state.value  # type: ignore[assignment]
+        a.offer_time, a.state = attempt.offer_time, attempt.state  # type: ignore[assignment]
         a.end_time, a.busy, a.stale = attempt.end_time, attempt.busy, attempt.stale
         a.policy = attempt.policy
         if attempt.failure is not None:

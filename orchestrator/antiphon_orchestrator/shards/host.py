@@ -29,6 +29,7 @@ from ..engine.states import RunState
 from ..placement.fleet import Fleet, Need, Offered, Waiter
 from ..placement.limits import Counter as LimitCounter
 from ..store.port import Store, StoreFull
+from ..wake import Wake
 from . import codec, reading
 from . import inputs as i
 from .archiver import Archiver
@@ -87,8 +88,8 @@ class _Seat:
         self.shard = shard
         self.log = shard_log
         self.audit = audit
-        self.wake = asyncio.Event()
-        self.room = asyncio.Event()
+        self.wake = Wake()
+        self.room = Wake()
         self.room.set()
         self.retain_due = 0
         self.retained: deque[tuple[int, int, int]] = deque()

@@ -8,9 +8,9 @@ from antiphon_orchestrator.admission.expression import (
     MAX_LOOP_ITEMS,
     Expression,
     ExpressionInvalid,
-    path_text,
 )
 from antiphon_orchestrator.admission.mistakes import Code
+from antiphon_orchestrator.admission.paths import path_text
 from antiphon_orchestrator.admission.syntax import Path
 from antiphon_orchestrator.admission.values import Unusable
 from hypothesis import given, settings

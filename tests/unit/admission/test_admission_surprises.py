@@ -83,7 +83,9 @@ def test_an_exception_of_any_kind_fails_the_task(monkeypatch: pytest.MonkeyPatch
         raise OverflowError("a library's own idea")
 
     monkeypatch.setattr(Expression, "evaluate", broken)
-    made = compile_graph(graph(task("a", when="input == 1", for_each="[1]", input='{"x": "${input}"}'))).plan.evaluator
+    made = compile_graph(
+        graph(task("a", when="input == 1", for_each="[1]", input='{"x": "${input + 1}"}'))
+    ).plan.evaluator
     for ask in (
         lambda: made.when(0, RunView()),
         lambda: made.input(0, RunView()),
