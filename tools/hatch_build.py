@@ -14,12 +14,11 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-
-PACKAGE = "antiphon_orchestrator"
 
 # Other distributions are left out of the types, so that a module compiles to the same code wherever it is built.
 MYPY = """[mypy]
@@ -46,17 +45,17 @@ def can_compile() -> bool:
     return shutil.which(compiler) is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
-def compile_modules(source: Path, modules: list[str], scratch: Path) -> dict[Path, str]:
-    """Compiles modules of the package at `source` in a copy below `scratch`.
+def compile_modules(source: Path, modules: list[str], scratch: Path) -> dict[str, str]:
+    """Compiles modules of the package at `source` in a copy below `scratch`, a folder of its own.
 
     Returns each library with the place it has in the wheel. Raises RuntimeError with what the compilers printed.
     """
-    package = scratch / PACKAGE
+    package = scratch / source.name
     shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__", "demo"))
     (scratch / "mypy.ini").write_text(MYPY)
-    paths = [f"{PACKAGE}/{module}" for module in modules]
+    paths = [f"{source.name}/{module}" for module in modules]
     done = subprocess.run(
-        [sys.executable, "-c", SETUP, PACKAGE, *paths],
+        [sys.executable, "-c", SETUP, source.name, *paths],
         cwd=scratch,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -68,11 +67,11 @@ def compile_modules(source: Path, modules: list[str], scratch: Path) -> dict[Pat
         raise RuntimeError(f"antiphon-server: the hot path does not compile; {remedy}\n{done.stdout[-8000:]}")
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     libraries = [*scratch.glob(f"*{suffix}"), *package.rglob(f"*{suffix}")]
-    return {library: library.relative_to(scratch).as_posix() for library in libraries}
+    return {str(library): library.relative_to(scratch).as_posix() for library in libraries}
 
 
 class CompiledHotPath(BuildHookInterface[Any]):
-    """Adds the compiled modules to a wheel. `modules` in its configuration: paths below the package."""
+    """Adds the compiled modules to a wheel. `modules` in its configuration: by package, paths below it."""
 
     def dependencies(self) -> list[str]:
         return ["mypy[mypyc]>=2.0"] if can_compile() else []
@@ -84,11 +83,16 @@ class CompiledHotPath(BuildHookInterface[Any]):
             self.app.display_warning("antiphon-server: no C compiler or no Python headers; this wheel is not compiled")
             return
         self._scratch = tempfile.TemporaryDirectory(prefix="antiphon-build-")
-        source = Path(self.root, "orchestrator", PACKAGE)
-        libraries = compile_modules(source, self.config["modules"], Path(self._scratch.name))
-        build_data["force_include"].update({str(path): place for path, place in libraries.items()})
+        with ThreadPoolExecutor() as packages:  # each package is a library of its own: nobody loads what is not his
+            for libraries in packages.map(self._compile, self.config["modules"].items()):
+                build_data["force_include"].update(libraries)
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
+
+    def _compile(self, part: tuple[str, list[str]]) -> dict[str, str]:
+        package, modules = part
+        source = Path(self.root, package.removeprefix("antiphon_"), package)
+        return compile_modules(source, modules, Path(self._scratch.name, package))
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if not build_data["pure_python"]:
