@@ -177,6 +177,9 @@ type RunFilter struct {
 	Failure string
 	// WaitingForPerson asks for those alone in which a task is ESCALATED or QUARANTINED.
 	WaitingForPerson bool
+	// WaitingForSignal asks for those alone in which a task waits for a signal; with WaitingForPerson as well, for those in
+	// which one waits for either.
+	WaitingForSignal bool
 	// PageSize is how many are fetched at once, the server's own choice when 0.
 	PageSize int32
 }
@@ -188,7 +191,8 @@ type RunFilter struct {
 func (c *Client) ListRuns(ctx context.Context, filter RunFilter) iter.Seq2[*antiphonv1.Run, error] {
 	request := &antiphonv1.ListRunsRequest{
 		States: filter.States, GraphName: filter.Graph, Labels: filter.Labels, Parent: filter.Parent,
-		FailureText: filter.Failure, WaitingForPerson: filter.WaitingForPerson, PageSize: filter.PageSize,
+		FailureText: filter.Failure, WaitingForPerson: filter.WaitingForPerson, WaitingForSignal: filter.WaitingForSignal,
+		PageSize: filter.PageSize,
 	}
 	if !filter.CreatedAfter.IsZero() {
 		request.CreatedAfter = timestamppb.New(filter.CreatedAfter)

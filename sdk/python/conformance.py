@@ -260,6 +260,8 @@ def _filter(asked: pb.ListRunsCall) -> dict[str, Any]:
         "created_before": asked.created_before.ToDatetime(UTC) if asked.HasField("created_before") else None,
         "parent": asked.parent,
         "failure": asked.failure,
+        "waiting_for_person": asked.waiting_for_person,
+        "waiting_for_signal": asked.waiting_for_signal,
         "page_size": asked.page_size,
     }
 

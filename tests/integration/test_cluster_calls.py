@@ -65,6 +65,23 @@ async def test_what_one_replica_was_told_every_replica_knows(cluster: Cluster) -
             assert len(listed) == len(set(listed)) == 12 and set(listed) == wanted
 
 
+async def test_runs_that_wait_for_a_signal_are_listed_by_every_replica(cluster: Cluster) -> None:
+    graph = Graph("waits")
+    graph.wait("a", signal="go")
+    one, other = each(cluster)
+    async with one, other:
+        runs = [(await one.submit(graph, labels={"of": "waits"})).run_id for _ in range(12)]
+        for client in (one, other):
+            found = client.list_runs(labels={"of": "waits"}, waiting_for_signal=True, page_size=5)
+            listed = [(run.run_id, list(run.awaited_signals)) async for run in found]
+            assert sorted(listed) == [(run_id, ["go"]) for run_id in sorted(runs)]
+        for run_id in runs:
+            await one.signal(run_id, "go")
+            await one.wait(run_id, timeout=PATIENCE)
+        for client in (one, other):
+            assert [run async for run in client.list_runs(labels={"of": "waits"}, waiting_for_signal=True)] == []
+
+
 async def test_the_same_request_at_two_replicas_at_once_is_one_run(cluster: Cluster) -> None:
     one, other = each(cluster)
     async with one, other:

@@ -139,6 +139,27 @@ def test_a_new_agent_handles_a_run_from_the_command_line(home: Home) -> None:
     home.run("agent", "drain", "hello", code=1)  # a client may not
 
 
+def test_runs_that_wait_are_listed_with_what_they_wait_for(home: Home) -> None:
+    serve(home)
+    (home.folder / "waits.yaml").write_text("name: waits\ntasks:\n  - {id: a, wait: {signal: go}}\n")
+    asks = "{id: a, capability: nobody.has@1, schedule_timeout: 10ms, on_failure: escalate}"
+    (home.folder / "asks.yaml").write_text(f"name: asks\ntasks:\n  - {asks}\n")
+    waiting = home.run("run", "submit", "waits.yaml")
+    asking = home.run("run", "submit", "asks.yaml")
+
+    def listed(*words: str) -> list[str]:
+        return [run["run_id"] for run in json.loads(home.run("run", "list", *words, "--json"))["runs"]]
+
+    home.wait_for(lambda: listed("--waiting-for", "person") == [asking], "the escalation")
+    assert listed("--waiting-for", "signal") == [waiting]
+    assert listed("--waiting") == listed() == [asking, waiting]
+    shown = home.run("run", "list", "--waiting", COLUMNS="160")
+    assert "RUNNING, signal go " in shown and "RUNNING, 1 for a person " in shown
+    home.run("run", "signal", waiting, "go")
+    assert listed("--waiting-for", "signal") == []
+    assert listed("--waiting", "--waiting-for", "signal") == [asking]
+
+
 def test_a_certificate_is_renewed_on_demand_with_a_new_key(home: Home) -> None:
     serve(home)
     before = json.loads(home.run("certs", "show", "--json"))

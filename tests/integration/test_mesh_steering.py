@@ -66,6 +66,36 @@ async def test_a_signal_is_the_output_of_the_task_that_waits_for_it(client: Clie
     assert [event.signal for event in signals] == ["approved"]
 
 
+async def test_runs_that_wait_for_a_signal_are_listed_with_its_name_also_after_a_restart(
+    client: Client, mesh: Mesh
+) -> None:
+    labels = {"set": "signals"}
+
+    async def listed(**wanted: bool) -> list[tuple[str, list[str]]]:
+        found = client.list_runs(labels=labels, page_size=2, **wanted)
+        return [(run.run_id, list(run.awaited_signals)) async for run in found]
+
+    asks = Graph("asks")
+    asks.task("a", "work.fail@1", input={"kind": "permanent"}, on_failure="escalate")
+    runs = [await client.submit(approval(), n, labels=labels) for n in range(5)]
+    for run in runs:
+        await reaches(client, run, "approved", "WAITING")
+    asking = await client.submit(asks, labels=labels)
+    await reaches(client, asking, "a", "ESCALATED")
+    await client.signal(runs[2].run_id, "approved", {"by": "olga"})
+    await client.wait(runs[2].run_id)
+    expected = [(run.run_id, ["approved"]) for run in reversed(runs) if run is not runs[2]]
+    for restarted in (False, True):
+        if restarted:
+            mesh.orchestrator.restart()
+        assert await listed(waiting_for_signal=True) == expected
+        assert await listed(waiting_for_person=True) == [(asking.run_id, [])]
+        assert await listed(waiting_for_person=True, waiting_for_signal=True) == [(asking.run_id, []), *expected]
+        assert (await client.get_run(runs[0].run_id)).awaited_signals == ["approved"]
+    await client.cancel(runs[0].run_id)
+    assert await listed(waiting_for_signal=True) == expected[:-1]
+
+
 async def test_a_signal_that_comes_early_survives_a_crash_and_is_one_however_often_it_is_sent(
     client: Client, mesh: Mesh
 ) -> None:

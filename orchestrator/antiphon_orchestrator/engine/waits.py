@@ -44,6 +44,14 @@ def receive(run: Run, signal: SignalReceived) -> list[Event]:
     return [signal, TaskCompleted(first.plan.index, 0, signal.payload, len(run.signals) + 1)]
 
 
+def awaited(run: Run) -> list[str]:
+    """Names of the signals that tasks of a run wait for now, each once, in order."""
+    if not run.plan.signals:
+        return []  # as most runs: no task needs to be looked at
+    waiting = (task.plan.wait for task in run.tasks if task.state is TaskState.WAITING)
+    return sorted({wait.signal for wait in waiting if wait is not None and wait.signal})
+
+
 def exhausted(run: Run, payload: bytes) -> bool:
     """Whether a run takes no further signal with that payload."""
     kept = sum(len(signal.received.payload) for signal in run.signals)

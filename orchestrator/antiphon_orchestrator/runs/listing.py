@@ -19,6 +19,7 @@ from antiphon.v1 import run_service_pb2 as api
 
 from ..archive import Archive, ArchivedRun, RunFilter
 from ..archive.model import make_page_token
+from ..engine import waits
 from ..engine.run import Run
 from ..shards import inputs as i
 from ..shards.archiver import moment
@@ -96,8 +97,8 @@ class RunListing:
     async def _archived(
         self, namespace: str, request: api.ListRunsRequest, before: Key | None, size: int
     ) -> list[ArchivedRun]:
-        if request.waiting_for_person or (request.states and _LIVE.issuperset(request.states)):
-            return []  # what has ended runs no more, and waits for nobody: that is told also while the archive is away
+        if _waiting(request) or (request.states and _LIVE.issuperset(request.states)):
+            return []  # what has ended runs no more, and waits for nothing: that is told also while the archive is away
         wanted = RunFilter(
             namespace,
             graph_name=request.graph_name or None,
@@ -131,9 +132,20 @@ def _fits(run: Run, namespace: str, request: api.ListRunsRequest, before: Key | 
         and (not request.HasField("created_before") or run.create_time < request.created_before.ToMicroseconds())
         and all(submitted.labels.get(key) == value for key, value in request.labels.items())
         and (not request.parent or _called_by(submitted.parent_attempt_id, request.parent))
-        and (not request.waiting_for_person or run.asking > 0)
+        and (not _waiting(request) or _waits(run, request))
         and (not request.failure_text or _failed_with(run, request.failure_text))
     )
+
+
+def _waiting(request: api.ListRunsRequest) -> bool:
+    """Whether a list is one of runs that wait for something from outside."""
+    return request.waiting_for_person or request.waiting_for_signal
+
+
+def _waits(run: Run, request: api.ListRunsRequest) -> bool:
+    if request.waiting_for_person and run.asking > 0:
+        return True
+    return request.waiting_for_signal and bool(waits.awaited(run))
 
 
 def _called_by(attempt_id: str, parent: str) -> bool:

@@ -10,7 +10,7 @@ from operator import attrgetter
 from antiphon.store.v1 import journal_pb2 as journal
 from antiphon.v1 import context_pb2, payload_pb2, run_pb2, run_service_pb2
 
-from ..engine import decide
+from ..engine import decide, waits
 from ..engine import events as e
 from ..engine.failure import Failure
 from ..engine.run import Attempt, Run, Task
@@ -20,6 +20,9 @@ from ..shards import codec
 
 CHILDREN = 16
 """Runs beneath a task that are shown with it."""
+
+SIGNALS = 16
+"""Names of signals that are shown of those that a run waits for: a graph can have a thousand."""
 
 _LONGEST = 315_576_000_000_000_000
 """Microseconds that a duration can hold: a sidecar may say that its agent worked longer."""
@@ -53,6 +56,7 @@ def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_
         traceparent=submitted.traceparent,
         warnings=[*submitted.warnings, *filter(None, (run.warning, run.aside))],
         child_kind=submitted.child_kind,  # type: ignore[arg-type]
+        awaited_signals=waits.awaited(run)[:SIGNALS],
     )
     message.create_time.FromMicroseconds(run.create_time)
     message.deadline_time.FromMicroseconds(submitted.deadline_time)

@@ -225,7 +225,8 @@ func ask(client *antiphon.Client, call *conformancev1.ClientCall) (*conformancev
 func filterOf(call *conformancev1.ListRunsCall) antiphon.RunFilter {
 	filter := antiphon.RunFilter{
 		Graph: call.GetGraph(), Labels: call.GetLabels(), Parent: call.GetParent(), Failure: call.GetFailure(),
-		PageSize: call.GetPageSize(),
+		PageSize: call.GetPageSize(), WaitingForPerson: call.GetWaitingForPerson(),
+		WaitingForSignal: call.GetWaitingForSignal(),
 	}
 	for _, state := range call.GetStates() {
 		filter.States = append(filter.States, antiphonv1.RunState(antiphonv1.RunState_value[state]))

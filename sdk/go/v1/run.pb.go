@@ -351,9 +351,11 @@ type Run struct {
 	OutputReads []*EntryReference `protobuf:"bytes,19,rep,name=output_reads,json=outputReads,proto3" json:"output_reads,omitempty"`
 	// How it came to be beneath parent_attempt_id; unspecified for a run that a client submitted, and in lists of archived
 	// runs.
-	ChildKind     ChildKind `protobuf:"varint,20,opt,name=child_kind,json=childKind,proto3,enum=antiphon.v1.ChildKind" json:"child_kind,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ChildKind ChildKind `protobuf:"varint,20,opt,name=child_kind,json=childKind,proto3,enum=antiphon.v1.ChildKind" json:"child_kind,omitempty"`
+	// Names of the signals that its tasks wait for now, each once and in order, the first 16.
+	AwaitedSignals []string `protobuf:"bytes,21,rep,name=awaited_signals,json=awaitedSignals,proto3" json:"awaited_signals,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Run) Reset() {
@@ -524,6 +526,13 @@ func (x *Run) GetChildKind() ChildKind {
 		return x.ChildKind
 	}
 	return ChildKind_CHILD_KIND_UNSPECIFIED
+}
+
+func (x *Run) GetAwaitedSignals() []string {
+	if x != nil {
+		return x.AwaitedSignals
+	}
+	return nil
 }
 
 // Child is a run beneath a task.
@@ -2206,7 +2215,7 @@ var File_antiphon_v1_run_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\a\n" +
+	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\a\n" +
 	"\x03Run\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12+\n" +
@@ -2231,7 +2240,8 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\bwarnings\x18\x12 \x03(\tR\bwarnings\x12>\n" +
 	"\foutput_reads\x18\x13 \x03(\v2\x1b.antiphon.v1.EntryReferenceR\voutputReads\x125\n" +
 	"\n" +
-	"child_kind\x18\x14 \x01(\x0e2\x16.antiphon.v1.ChildKindR\tchildKind\x1a9\n" +
+	"child_kind\x18\x14 \x01(\x0e2\x16.antiphon.v1.ChildKindR\tchildKind\x12'\n" +
+	"\x0fawaited_signals\x18\x15 \x03(\tR\x0eawaitedSignals\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\x01\n" +

@@ -947,6 +947,9 @@ type ListRunsRequest struct {
 	FailureText string `protobuf:"bytes,9,opt,name=failure_text,json=failureText,proto3" json:"failure_text,omitempty"`
 	// Only runs in which a task waits for a person: one that is ESCALATED or QUARANTINED.
 	WaitingForPerson bool `protobuf:"varint,10,opt,name=waiting_for_person,json=waitingForPerson,proto3" json:"waiting_for_person,omitempty"`
+	// Only runs in which a task waits for a signal, which Run.awaited_signals names; with waiting_for_person as well, those in
+	// which a task waits for either.
+	WaitingForSignal bool `protobuf:"varint,11,opt,name=waiting_for_signal,json=waitingForSignal,proto3" json:"waiting_for_signal,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1047,6 +1050,13 @@ func (x *ListRunsRequest) GetFailureText() string {
 func (x *ListRunsRequest) GetWaitingForPerson() bool {
 	if x != nil {
 		return x.WaitingForPerson
+	}
+	return false
+}
+
+func (x *ListRunsRequest) GetWaitingForSignal() bool {
+	if x != nil {
+		return x.WaitingForSignal
 	}
 	return false
 }
@@ -2312,7 +2322,7 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"page_token\x18\x04 \x01(\tR\tpageToken\"p\n" +
 	"\x14ListAttemptsResponse\x120\n" +
 	"\battempts\x18\x01 \x03(\v2\x14.antiphon.v1.AttemptR\battempts\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x85\x04\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xb3\x04\n" +
 	"\x0fListRunsRequest\x12-\n" +
 	"\x06states\x18\x01 \x03(\x0e2\x15.antiphon.v1.RunStateR\x06states\x12\x1d\n" +
 	"\n" +
@@ -2326,7 +2336,8 @@ const file_antiphon_v1_run_service_proto_rawDesc = "" +
 	"\x06parent\x18\b \x01(\tR\x06parent\x12!\n" +
 	"\ffailure_text\x18\t \x01(\tR\vfailureText\x12,\n" +
 	"\x12waiting_for_person\x18\n" +
-	" \x01(\bR\x10waitingForPerson\x1a9\n" +
+	" \x01(\bR\x10waitingForPerson\x12,\n" +
+	"\x12waiting_for_signal\x18\v \x01(\bR\x10waitingForSignal\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"`\n" +

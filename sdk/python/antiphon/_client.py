@@ -151,12 +151,15 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
         parent: str = "",
         failure: str = "",
         waiting_for_person: bool = False,
+        waiting_for_signal: bool = False,
         page_size: int = 0,
     ) -> AsyncIterator[run_pb2.Run]:
         """Runs, live and archived, newest first, without payloads; pages are fetched as needed.
 
         `parent`: id of the run, or of the attempt, that called for them. `failure`: a part of their failure's message.
-        `waiting_for_person`: only those in which a task is ESCALATED or QUARANTINED.
+        `waiting_for_person`: only those in which a task is ESCALATED or QUARANTINED; `waiting_for_signal`: only those
+        in which one waits for a signal, which `awaited_signals` of the run names; with both, those that wait for
+        either.
         """
         request = run_service_pb2.ListRunsRequest(
             states=states,
@@ -165,6 +168,7 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
             parent=parent,
             failure_text=failure,
             waiting_for_person=waiting_for_person,
+            waiting_for_signal=waiting_for_signal,
             page_size=page_size,
         )
         if created_after is not None:

@@ -203,6 +203,8 @@ interface Call {
     created_before?: string;
     parent?: string;
     failure?: string;
+    waiting_for_person?: boolean;
+    waiting_for_signal?: boolean;
   };
   list_agents?: boolean;
   get_entry?: { key?: string };
@@ -293,10 +295,13 @@ async function answer(client: Client, asked: Call): Promise<object> {
   }
   if (asked.cancel !== undefined) return runOf(await client.cancel(asked.cancel.run_id ?? ""));
   if (asked.list_runs !== undefined) {
-    const { page_size = 0, states = [], created_after, created_before, ...same } = asked.list_runs;
+    const { page_size = 0, states = [], created_after, created_before, ...rest } = asked.list_runs;
+    const { waiting_for_person = false, waiting_for_signal = false, ...same } = rest;
     const runs = client.listRuns({
       ...same,
       pageSize: page_size,
+      waitingForPerson: waiting_for_person,
+      waitingForSignal: waiting_for_signal,
       states: states.map((name) => RunState[name.slice("RUN_STATE_".length) as keyof typeof RunState]),
       ...(created_after === undefined ? {} : { createdAfter: new Date(created_after) }),
       ...(created_before === undefined ? {} : { createdBefore: new Date(created_before) }),

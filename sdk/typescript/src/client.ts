@@ -164,7 +164,8 @@ export class Client extends OperatorCalls {
 
   /**
    * Runs, live and archived, newest first, without payloads. `parent`: id of the run, or of the attempt, that called for them;
-   * `failure`: a part of their failure's message; `waitingForPerson`: only those in which a task is ESCALATED or QUARANTINED.
+   * `failure`: a part of their failure's message; `waitingForPerson`: only those in which a task is ESCALATED or QUARANTINED;
+   * `waitingForSignal`: only those in which one waits for a signal; with both, those that wait for either.
    */
   listRuns(
     filter: {
@@ -176,6 +177,7 @@ export class Client extends OperatorCalls {
       parent?: string;
       failure?: string;
       waitingForPerson?: boolean;
+      waitingForSignal?: boolean;
     } & PageOptions = {},
   ): AsyncGenerator<Run, void> {
     const request = ListRunsRequest.fromPartial({
@@ -187,6 +189,7 @@ export class Client extends OperatorCalls {
       parent: filter.parent ?? "",
       failureText: filter.failure ?? "",
       waitingForPerson: filter.waitingForPerson ?? false,
+      waitingForSignal: filter.waitingForSignal ?? false,
       pageSize: filter.pageSize ?? 0,
     });
     return this.pages(RunServiceService.listRuns, request, (page) => page.runs, filter);

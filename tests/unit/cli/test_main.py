@@ -37,7 +37,14 @@ def test_a_group_alone_shows_its_help_as_wrong_usage(command: Command) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("nonsense",), ("run", "get"), ("run", "list", "--limit", "x"), ("run", "get", "a", "b"), ("agent", "--no")],
+    [
+        ("nonsense",),
+        ("run", "get"),
+        ("run", "list", "--limit", "x"),
+        ("run", "list", "--waiting-for", "x"),
+        ("run", "get", "a", "b"),
+        ("agent", "--no"),
+    ],
 )
 def test_wrong_usage_is_one_line_that_names_the_help(command: Command, words: tuple[str, ...]) -> None:
     shown = command(*words)

@@ -113,6 +113,16 @@ def test_a_list_says_of_a_run_how_many_of_its_tasks_wait_for_a_person() -> None:
     assert "person" not in text_of(output.table(("",) * 6, [run_row(Run(state=RUN_STATE_RUNNING))]))
 
 
+def test_a_list_says_for_which_signals_a_run_waits() -> None:
+    def row(*names: str, **counts: int) -> str:
+        run = Run(state=RUN_STATE_RUNNING, totals=TaskTotals(**counts), awaited_signals=names)
+        return text_of(output.table(("",) * 6, [run_row(run)]))
+
+    assert "RUNNING, signal go " in row("go")
+    assert "RUNNING, 1 for a person, signal go, stop " in row("go", "stop", escalated=1)
+    assert "RUNNING, signal a, b, c, … " in row("a", "b", "c", "d")
+
+
 def test_the_whole_tree_shows_every_member() -> None:
     tasks = [CLASSIFY, *(member(number) for number in range(1, 4))]
     shown = text_of(run_tree(RUN, tasks, {}, whole=True))

@@ -14,7 +14,7 @@ from antiphon.v1 import run_pb2
 from antiphon.v1 import run_service_pb2 as api
 from antiphon_orchestrator.archive import Archive, ArchivedRun, ArchiveUnavailable, EventChunk
 from antiphon_orchestrator.archive.sqlite import SqliteArchive
-from antiphon_orchestrator.engine.events import TaskEscalated, TaskExpanded
+from antiphon_orchestrator.engine.events import TaskCompleted, TaskEscalated, TaskExpanded, TaskWaiting
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.run import Run, apply
 from antiphon_orchestrator.runs import views
@@ -97,6 +97,9 @@ async def test_a_run_that_is_archived_while_a_page_is_made_is_on_it(archive: Sql
         ({"failure_text": "100%"}, []),
         ({"waiting_for_person": True}, ["r0005"]),
         ({"waiting_for_person": True, "failure_text": "disk"}, []),
+        ({"waiting_for_signal": True}, ["r0006"]),
+        ({"waiting_for_signal": True, "parent": "r7"}, []),
+        ({"waiting_for_signal": True, "waiting_for_person": True}, ["r0006", "r0005"]),
     ],
 )
 async def test_live_and_archived_runs_are_found_by_the_same_words(
@@ -112,7 +115,11 @@ async def test_live_and_archived_runs_are_found_by_the_same_words(
     live.failure = Failure(FailureKind.PERMANENT, "the Disk was full")
     other = Run("r0005", plan(Node()), submitted("q5", parent_attempt_id="r70/call/0/1"), MICROS)
     apply(other, TaskEscalated(0, 0, Failure(FailureKind.PERMANENT, "no")), MICROS)
-    listing = RunListing(cast(Host, OneShard(live, other)), cast(Archive, archive))
+    third = Run("r0006", plan(Node(wait="go"), Node(wait=1)), submitted("q6"), MICROS)
+    for index in (0, 1):
+        apply(third, TaskWaiting(index, 0, index, ""), MICROS)
+    later = Run("r0007", plan(Node(), Node((0,), wait="go")), submitted("q7"), MICROS)
+    listing = RunListing(cast(Host, OneShard(live, other, third, later)), cast(Archive, archive))
     request = api.ListRunsRequest(**restriction)
     here, _ = await listing.here("demo", request)
     page = await listing.page("demo", request, here)
@@ -133,6 +140,7 @@ class Away(SqliteArchive):
         ({"states": [run_pb2.RUN_STATE_PAUSED, run_pb2.RUN_STATE_RUNNING]}, ["r0001"]),
         ({"states": [run_pb2.RUN_STATE_RUNNING, run_pb2.RUN_STATE_FAILED]}, None),
         ({"waiting_for_person": True}, []),
+        ({"waiting_for_signal": True}, []),
         ({}, None),
     ],
 )
@@ -157,3 +165,17 @@ def test_a_quorum_that_waits_for_a_person_is_counted_beside_its_members() -> Non
     apply(run, TaskEscalated(0, 0, Failure(FailureKind.NO_QUORUM, "no")), MICROS)
     totals = views.run_message(run).totals
     assert (totals.total, totals.ready, totals.escalated, run.asking) == (3, 2, 1, 1)
+
+
+def test_a_run_names_the_signals_that_it_waits_for_once_each_and_not_more_than_a_list_has_room_for() -> None:
+    names = [f"s{number:02}" for number in range(views.SIGNALS + 4)]
+    run = Run("r", plan(*(Node(wait=name) for name in (*reversed(names), names[0]))), submitted("q"), MICROS)
+    for index, known in ((0, names[-1:]), (len(names), [names[0], names[-1]]), (len(names) - 1, [names[0], names[-1]])):
+        apply(run, TaskWaiting(index, 0, 0, ""), MICROS)
+        assert views.run_message(run).awaited_signals == known
+    for index in range(1, len(names) - 1):
+        apply(run, TaskWaiting(index, 0, 0, ""), MICROS)
+    assert views.run_message(run).awaited_signals == names[: views.SIGNALS]
+    apply(run, TaskCompleted(len(names) - 1, 0, b"", 0), MICROS)
+    apply(run, TaskCompleted(len(names), 0, b"", 0), MICROS)
+    assert views.run_message(run).awaited_signals == names[1 : views.SIGNALS + 1]

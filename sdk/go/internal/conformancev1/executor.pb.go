@@ -1541,9 +1541,13 @@ type ListRunsCall struct {
 	// Only runs that this run, or attempt, called for.
 	Parent string `protobuf:"bytes,7,opt,name=parent,proto3" json:"parent,omitempty"`
 	// Only runs that failed with a message this text occurs in.
-	Failure       string `protobuf:"bytes,8,opt,name=failure,proto3" json:"failure,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Failure string `protobuf:"bytes,8,opt,name=failure,proto3" json:"failure,omitempty"`
+	// Only runs in which a task waits for a person.
+	WaitingForPerson bool `protobuf:"varint,9,opt,name=waiting_for_person,json=waitingForPerson,proto3" json:"waiting_for_person,omitempty"`
+	// Only runs in which a task waits for a signal.
+	WaitingForSignal bool `protobuf:"varint,10,opt,name=waiting_for_signal,json=waitingForSignal,proto3" json:"waiting_for_signal,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ListRunsCall) Reset() {
@@ -1630,6 +1634,20 @@ func (x *ListRunsCall) GetFailure() string {
 		return x.Failure
 	}
 	return ""
+}
+
+func (x *ListRunsCall) GetWaitingForPerson() bool {
+	if x != nil {
+		return x.WaitingForPerson
+	}
+	return false
+}
+
+func (x *ListRunsCall) GetWaitingForSignal() bool {
+	if x != nil {
+		return x.WaitingForSignal
+	}
+	return false
 }
 
 // RevokeCall says what is revoked, and why.
@@ -2339,7 +2357,7 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\afailure\x18\x06 \x01(\tR\afailure\x12\x1e\n" +
 	"\n" +
 	"dependents\x18\a \x01(\bR\n" +
-	"dependents\"\x95\x03\n" +
+	"dependents\"\xf1\x03\n" +
 	"\fListRunsCall\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x16\n" +
 	"\x06states\x18\x02 \x03(\tR\x06states\x12\x14\n" +
@@ -2348,7 +2366,10 @@ const file_antiphon_conformance_v1_executor_proto_rawDesc = "" +
 	"\rcreated_after\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\fcreatedAfter\x12A\n" +
 	"\x0ecreated_before\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\rcreatedBefore\x12\x16\n" +
 	"\x06parent\x18\a \x01(\tR\x06parent\x12\x18\n" +
-	"\afailure\x18\b \x01(\tR\afailure\x1a9\n" +
+	"\afailure\x18\b \x01(\tR\afailure\x12,\n" +
+	"\x12waiting_for_person\x18\t \x01(\bR\x10waitingForPerson\x12,\n" +
+	"\x12waiting_for_signal\x18\n" +
+	" \x01(\bR\x10waitingForSignal\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"b\n" +

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,14 @@ RunId = Annotated[str, typer.Argument(help="Id of the run.", metavar="RUN")]
 Labels = Annotated[list[str] | None, typer.Option("--label", help="May be repeated.", metavar="KEY=VALUE")]
 _ATTEMPTS = 100
 _LARGEST_TREE = 10_000  # tasks; what is beyond is for `--json` and paging
+_SIGNALS = 3  # names in a row of a list
+
+
+class _For(StrEnum):
+    """What a task can wait for from outside."""
+
+    PERSON = "person"
+    SIGNAL = "signal"
 
 
 @app.command()
@@ -169,7 +178,10 @@ def list_runs(
         typer.Option(help="Only runs that agents called for in this run or attempt.", metavar="RUN|ATTEMPT"),
     ] = "",
     failure: Annotated[str, typer.Option(help="Only runs whose failure says this.", metavar="TEXT")] = "",
-    waiting: Annotated[bool, typer.Option("--waiting", help="Only runs in which a task waits for a person.")] = False,
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="Only runs in which a task waits for a person or a signal.")
+    ] = False,
+    waiting_for: Annotated[_For | None, typer.Option(help="Only runs in which a task waits for that.")] = None,
     limit: PageLimit = 50,
     as_json: AsJson = False,
     profile: ProfileName = None,
@@ -189,7 +201,8 @@ def list_runs(
             labels=labels,
             parent=parent,
             failure=failure,
-            waiting_for_person=waiting,
+            waiting_for_person=waiting or waiting_for is _For.PERSON,
+            waiting_for_signal=waiting or waiting_for is _For.SIGNAL,
         )
 
     runs = with_client(profile, lambda client: first(limit, found(client)))
@@ -198,7 +211,8 @@ def list_runs(
     elif runs:
         output.show(output.table(("RUN", "GRAPH", "STATE", ">TASKS", "CREATED", ">DURATION"), map(run_row, runs)))
     else:
-        output.note("No such runs." if waiting else "No such runs. Submit one with: antiphon run submit FILE")
+        submit = "" if waiting or waiting_for else " Submit one with: antiphon run submit FILE"
+        output.note(f"No such runs.{submit}")
 
 
 @app.command()
@@ -283,6 +297,9 @@ def run_row(run: Run) -> list[RenderableType]:
     state = output.state(run_state(run.state))
     if asking := run.totals.escalated + run.totals.quarantined:
         state.append(f", {asking} for a person", "bold")
+    if signals := run.awaited_signals:
+        more = ", …" if len(signals) > _SIGNALS else ""
+        state.append(f", signal {', '.join(signals[:_SIGNALS])}{more}", "bold")
     return [
         run.run_id,
         f"{run.graph_name}@{run.graph_version}" if run.graph_version else run.graph_name,

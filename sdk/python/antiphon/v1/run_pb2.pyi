@@ -234,6 +234,7 @@ class Run(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     OUTPUT_READS_FIELD_NUMBER: _builtins.int
     CHILD_KIND_FIELD_NUMBER: _builtins.int
+    AWAITED_SIGNALS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Assigned by the server."""
     namespace: _builtins.str
@@ -300,6 +301,10 @@ class Run(_message.Message):
     def output_reads(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.EntryReference]:
         """What the expressions of its output read of shared context, as Task.reads."""
 
+    @_builtins.property
+    def awaited_signals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the signals that its tasks wait for now, each once and in order, the first 16."""
+
     def __init__(
         self,
         *,
@@ -323,10 +328,11 @@ class Run(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         output_reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
         child_kind: Global___ChildKind.ValueType = ...,
+        awaited_signals: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "failure", b"failure", "input", b"input", "output", b"output", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_kind", b"child_kind", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "event_seq", b"event_seq", "failure", b"failure", "graph_name", b"graph_name", "graph_version", b"graph_version", "input", b"input", "labels", b"labels", "namespace", b"namespace", "output", b"output", "output_reads", b"output_reads", "parent_attempt_id", b"parent_attempt_id", "principal", b"principal", "run_id", b"run_id", "state", b"state", "totals", b"totals", "traceparent", b"traceparent", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited_signals", b"awaited_signals", "child_kind", b"child_kind", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "event_seq", b"event_seq", "failure", b"failure", "graph_name", b"graph_name", "graph_version", b"graph_version", "input", b"input", "labels", b"labels", "namespace", b"namespace", "output", b"output", "output_reads", b"output_reads", "parent_attempt_id", b"parent_attempt_id", "principal", b"principal", "run_id", b"run_id", "state", b"state", "totals", b"totals", "traceparent", b"traceparent", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

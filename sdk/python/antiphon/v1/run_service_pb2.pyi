@@ -510,6 +510,7 @@ class ListRunsRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     FAILURE_TEXT_FIELD_NUMBER: _builtins.int
     WAITING_FOR_PERSON_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_SIGNAL_FIELD_NUMBER: _builtins.int
     graph_name: _builtins.str
     """Only runs of this graph; empty means all."""
     page_size: _builtins.int
@@ -524,6 +525,10 @@ class ListRunsRequest(_message.Message):
     """Only runs that failed, with a message that this text occurs in; ASCII letters match in either case. Empty means all."""
     waiting_for_person: _builtins.bool
     """Only runs in which a task waits for a person: one that is ESCALATED or QUARANTINED."""
+    waiting_for_signal: _builtins.bool
+    """Only runs in which a task waits for a signal, which Run.awaited_signals names; with waiting_for_person as well, those in
+    which a task waits for either.
+    """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_run_pb2.RunState.ValueType]:
         """Only runs in these states; empty means all."""
@@ -553,10 +558,11 @@ class ListRunsRequest(_message.Message):
         parent: _builtins.str = ...,
         failure_text: _builtins.str = ...,
         waiting_for_person: _builtins.bool = ...,
+        waiting_for_signal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "failure_text", b"failure_text", "graph_name", b"graph_name", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "states", b"states", "waiting_for_person", b"waiting_for_person"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "failure_text", b"failure_text", "graph_name", b"graph_name", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "states", b"states", "waiting_for_person", b"waiting_for_person", "waiting_for_signal", b"waiting_for_signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -665,6 +665,8 @@ class ListRunsCall(_message.Message):
     CREATED_BEFORE_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_PERSON_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_SIGNAL_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Page size to ask for."""
     graph: _builtins.str
@@ -673,6 +675,10 @@ class ListRunsCall(_message.Message):
     """Only runs that this run, or attempt, called for."""
     failure: _builtins.str
     """Only runs that failed with a message this text occurs in."""
+    waiting_for_person: _builtins.bool
+    """Only runs in which a task waits for a person."""
+    waiting_for_signal: _builtins.bool
+    """Only runs in which a task waits for a signal."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only runs in these states, such as RUN_STATE_FAILED."""
@@ -700,10 +706,12 @@ class ListRunsCall(_message.Message):
         created_before: _timestamp_pb2.Timestamp | None = ...,
         parent: _builtins.str = ...,
         failure: _builtins.str = ...,
+        waiting_for_person: _builtins.bool = ...,
+        waiting_for_signal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "failure", b"failure", "graph", b"graph", "labels", b"labels", "page_size", b"page_size", "parent", b"parent", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "failure", b"failure", "graph", b"graph", "labels", b"labels", "page_size", b"page_size", "parent", b"parent", "states", b"states", "waiting_for_person", b"waiting_for_person", "waiting_for_signal", b"waiting_for_signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

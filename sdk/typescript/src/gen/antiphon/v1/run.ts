@@ -154,6 +154,8 @@ export interface Run {
    * runs.
    */
   childKind: ChildKind;
+  /** Names of the signals that its tasks wait for now, each once and in order, the first 16. */
+  awaitedSignals: string[];
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -558,6 +560,7 @@ function createBaseRun(): Run {
     warnings: [],
     outputReads: [],
     childKind: 0,
+    awaitedSignals: [],
     _unknownFields: {},
   };
 }
@@ -623,6 +626,9 @@ export const Run: MessageFns<Run> = {
     }
     if (message.childKind !== 0) {
       writer.uint32(160).int32(message.childKind);
+    }
+    for (const v of message.awaitedSignals) {
+      writer.uint32(170).string(v!);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -811,6 +817,14 @@ export const Run: MessageFns<Run> = {
             message.childKind = reader.int32() as any;
             continue;
           }
+          case 21: {
+            if (tag !== 170) {
+              break;
+            }
+
+            message.awaitedSignals.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -872,6 +886,7 @@ export const Run: MessageFns<Run> = {
     message.warnings = object.warnings?.map((e) => e) || [];
     message.outputReads = object.outputReads?.map((e) => EntryReference.fromPartial(e)) || [];
     message.childKind = object.childKind ?? 0;
+    message.awaitedSignals = object.awaitedSignals?.map((e) => e) || [];
     return message;
   },
 };

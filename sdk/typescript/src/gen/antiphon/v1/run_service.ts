@@ -213,6 +213,11 @@ export interface ListRunsRequest {
   failureText: string;
   /** Only runs in which a task waits for a person: one that is ESCALATED or QUARANTINED. */
   waitingForPerson: boolean;
+  /**
+   * Only runs in which a task waits for a signal, which Run.awaited_signals names; with waiting_for_person as well, those in
+   * which a task waits for either.
+   */
+  waitingForSignal: boolean;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -1841,6 +1846,7 @@ function createBaseListRunsRequest(): ListRunsRequest {
     parent: "",
     failureText: "",
     waitingForPerson: false,
+    waitingForSignal: false,
     _unknownFields: {},
   };
 }
@@ -1876,6 +1882,9 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
     }
     if (message.waitingForPerson !== false) {
       writer.uint32(80).bool(message.waitingForPerson);
+    }
+    if (message.waitingForSignal !== false) {
+      writer.uint32(88).bool(message.waitingForSignal);
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -1994,6 +2003,14 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
             message.waitingForPerson = reader.bool();
             continue;
           }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.waitingForSignal = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2037,6 +2054,7 @@ export const ListRunsRequest: MessageFns<ListRunsRequest> = {
     message.parent = object.parent ?? "";
     message.failureText = object.failureText ?? "";
     message.waitingForPerson = object.waitingForPerson ?? false;
+    message.waitingForSignal = object.waitingForSignal ?? false;
     return message;
   },
 };
