@@ -165,7 +165,7 @@ func (c *Client) GetRun(ctx context.Context, runID string) (*antiphonv1.Run, err
 type RunFilter struct {
 	// States are those of the runs, such as RunState_RUN_STATE_FAILED.
 	States []antiphonv1.RunState
-	// Graph is the name of their graph.
+	// Graph is the name of their graph, or NAME@VERSION for one version of it.
 	Graph string
 	// CreatedAfter and CreatedBefore bound when they were created; the first moment belongs to it, the last one does not.
 	CreatedAfter, CreatedBefore time.Time

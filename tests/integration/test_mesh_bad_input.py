@@ -322,3 +322,13 @@ async def test_a_search_for_a_nul_is_refused_whatever_database_would_make_of_it(
     for wanted in searches:
         with pytest.raises(RequestInvalid):
             [run async for run in client.list_runs(**wanted)]
+
+
+@pytest.mark.parametrize("graph", ["one@", "@1", "one@x", "one@1@2", "one@1.2.3.4", "one@newest"])
+async def test_a_search_for_what_names_no_graph_or_version_of_one_is_refused_and_not_answered_with_nothing(
+    client: Client, graph: str
+) -> None:
+    with pytest.raises(RequestInvalid) as refused:
+        [run async for run in client.list_runs(graph=graph)]
+    assert [violation.field for violation in refused.value.violations] == ["graph_name"]
+    assert "must be NAME or NAME@VERSION" in str(refused.value)

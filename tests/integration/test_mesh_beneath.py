@@ -42,6 +42,9 @@ async def test_a_graph_runs_a_graph_and_both_say_so(client: Client) -> None:
     assert {child.run_id, run.run_id} <= {found.run_id async for found in client.list_runs()}
     newest = await client.submit(above("both"), wait=True)
     assert output_of(newest)["after"]["got"]["work"]["principal"] == run.principal, "the newest version asks who it is"
+    assert [found.run_id async for found in client.list_runs(graph="both@1")] == [child.run_id]
+    assert len([found async for found in client.list_runs(graph="both")]) == 2
+    assert [found async for found in client.list_runs(graph="both@3")] == []
 
 
 async def test_an_agent_answers_with_a_graph_and_goes_on_to_its_next_task(client: Client) -> None:

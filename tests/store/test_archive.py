@@ -94,6 +94,8 @@ async def test_events_come_in_order_from_after_the_cursor(place: Place) -> None:
     [
         ({}, [4, 3, 2, 1]),
         ({"graph_name": "other"}, [3]),
+        ({"graph_name": "review", "graph_version": "1.2"}, [4, 1]),
+        ({"graph_name": "other", "graph_version": "2"}, []),
         ({"states": ("FAILED", "CANCELLED")}, [4, 2]),
         ({"created_after": START + timedelta(microseconds=2)}, [4, 3, 2]),
         ({"created_before": START + timedelta(microseconds=2)}, [1]),
@@ -115,7 +117,7 @@ async def test_a_filter_shows_exactly_what_it_says(
     async with place() as archive:
         runs = [
             run(1, labels={"a": "b", "c": "d"}),
-            run(2, state="FAILED", parent="run-001/t/0/1", labels={"a": "b"}),
+            run(2, state="FAILED", parent="run-001/t/0/1", labels={"a": "b"}, graph_version="2"),
             run(3, graph_name="other", parent="run-001/u/3/1", labels={"x": '{"a":"b"}', 'x,"a': "b"}),
             run(4, state="CANCELLED", failure_text="the disk_ was full", labels={"a": "b2", "ba": "b"}),
             run(5, namespace="elsewhere"),

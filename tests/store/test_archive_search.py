@@ -21,6 +21,7 @@ WAYS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "runs_by_time", "runs_by_time"),
     ({"created_after": START}, "runs_by_time", "runs_by_time"),
     ({"graph_name": "review"}, "runs_by_graph", "runs_by_graph"),
+    ({"graph_name": "review", "graph_version": "2"}, "runs_by_graph", "runs_by_graph"),
     ({"states": ("FAILED",)}, "runs_by_state", "runs_by_state"),
     ({"parent": "run-001"}, "runs_by_parent", "runs_by_parent"),
     ({"parent": "run-001/t/0/1"}, "runs_by_parent", "runs_by_parent"),

@@ -24,7 +24,7 @@ from ..engine.run import Run
 from ..placement.fleet import Fleet
 from ..runs import steering, views
 from ..runs.archived import ArchivedRuns
-from ..runs.listing import InvalidToken, RunListing
+from ..runs.listing import InvalidToken, RunListing, names_graph
 from ..runs.submit import Submissions
 from ..shards import inputs as i
 from ..shards.host import Host
@@ -214,6 +214,9 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
         # SQLite ends a text there and would find everything, PostgreSQL has no such text.
         if nul := [name for name in ("graph_name", "parent", "failure_text") if "\0" in getattr(request, name)]:
             raise request_invalid([Violation(name, "must not hold a NUL character") for name in nul])
+        if request.graph_name and not names_graph(request.graph_name):
+            form = "must be NAME or NAME@VERSION, with a version of one to three numbers, such as review@2"
+            raise request_invalid([Violation("graph_name", form)])
         try:
             if who.forwarded:
                 runs, shards = await self._listing.here(who.namespace, request)

@@ -104,6 +104,7 @@ class RunFilter:
 
     namespace: str
     graph_name: str | None = None
+    graph_version: str = ""
     states: tuple[str, ...] = ()
     created_after: datetime | None = None
     created_before: datetime | None = None

@@ -190,6 +190,8 @@ def _conditions(filter: RunFilter, time: ColumnElement[int]) -> Iterator[ColumnE
     yield runs.c.namespace == filter.namespace
     if filter.graph_name is not None:
         yield runs.c.graph_name == filter.graph_name
+    if filter.graph_version:
+        yield runs.c.graph_version == filter.graph_version
     if filter.states:
         yield runs.c.state.in_(filter.states)
     if filter.created_after is not None:

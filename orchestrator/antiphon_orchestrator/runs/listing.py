@@ -11,6 +11,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,6 +30,7 @@ from . import views
 Key = tuple[int, str]
 
 _MOST_MICROS = 1 << 62
+_GRAPH = re.compile(r"[^@]+(@[0-9]{1,6}(\.[0-9]{1,6}){0,2})?")
 _LIVE = frozenset({run_pb2.RUN_STATE_RUNNING, run_pb2.RUN_STATE_PAUSED})
 """States of runs that only a shard can have."""
 
@@ -99,9 +101,11 @@ class RunListing:
     ) -> list[ArchivedRun]:
         if _waiting(request) or (request.states and _LIVE.issuperset(request.states)):
             return []  # what has ended runs no more, and waits for nothing: that is told also while the archive is away
+        name, version = _graph(request)
         wanted = RunFilter(
             namespace,
-            graph_name=request.graph_name or None,
+            graph_name=name or None,
+            graph_version=version,
             states=tuple(run_pb2.RunState.Name(s).removeprefix("RUN_STATE_") for s in request.states),
             created_after=moment(request.created_after.ToMicroseconds()) if request.HasField("created_after") else None,
             created_before=(
@@ -123,11 +127,13 @@ def _key(message: run_pb2.Run) -> Key:
 
 def _fits(run: Run, namespace: str, request: api.ListRunsRequest, before: Key | None) -> bool:
     submitted = run.submitted
+    name, version = _graph(request)
     return (
         submitted.namespace == namespace
         and (before is None or (run.create_time, run.run_id) < before)
         and (not request.states or views.shown_state(run) in request.states)
-        and (not request.graph_name or submitted.graph_name == request.graph_name)
+        and (not name or submitted.graph_name == name)
+        and (not version or submitted.graph_version == version)
         and (not request.HasField("created_after") or run.create_time >= request.created_after.ToMicroseconds())
         and (not request.HasField("created_before") or run.create_time < request.created_before.ToMicroseconds())
         and all(submitted.labels.get(key) == value for key, value in request.labels.items())
@@ -135,6 +141,17 @@ def _fits(run: Run, namespace: str, request: api.ListRunsRequest, before: Key | 
         and (not _waiting(request) or _waits(run, request))
         and (not request.failure_text or _failed_with(run, request.failure_text))
     )
+
+
+def names_graph(text: str) -> bool:
+    """Whether this is NAME or NAME@VERSION; a name that no graph has finds nothing."""
+    return _GRAPH.fullmatch(text) is not None
+
+
+def _graph(request: api.ListRunsRequest) -> tuple[str, str]:
+    """Name and version of the graph whose runs are wanted; what is empty does not restrict."""
+    name, _, version = request.graph_name.partition("@")
+    return name, version
 
 
 def _waiting(request: api.ListRunsRequest) -> bool:

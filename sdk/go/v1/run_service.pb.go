@@ -928,7 +928,7 @@ type ListRunsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only runs in these states; empty means all.
 	States []RunState `protobuf:"varint,1,rep,packed,name=states,proto3,enum=antiphon.v1.RunState" json:"states,omitempty"`
-	// Only runs of this graph; empty means all.
+	// Only runs of this graph, NAME, or of one version of it, NAME@VERSION; empty means all.
 	GraphName string `protobuf:"bytes,2,opt,name=graph_name,json=graphName,proto3" json:"graph_name,omitempty"`
 	// Only runs created at or after this moment; absent means no bound.
 	CreatedAfter *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_after,json=createdAfter,proto3" json:"created_after,omitempty"`

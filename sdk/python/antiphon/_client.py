@@ -156,7 +156,8 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
     ) -> AsyncIterator[run_pb2.Run]:
         """Runs, live and archived, newest first, without payloads; pages are fetched as needed.
 
-        `parent`: id of the run, or of the attempt, that called for them. `failure`: a part of their failure's message.
+        `graph`: NAME, or NAME@VERSION for one version. `parent`: id of the run, or of the attempt, that called for
+        them. `failure`: a part of their failure's message.
         `waiting_for_person`: only those in which a task is ESCALATED or QUARANTINED; `waiting_for_signal`: only those
         in which one waits for a signal, which `awaited_signals` of the run names; with both, those that wait for
         either.

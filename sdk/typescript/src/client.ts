@@ -163,7 +163,8 @@ export class Client extends OperatorCalls {
   }
 
   /**
-   * Runs, live and archived, newest first, without payloads. `parent`: id of the run, or of the attempt, that called for them;
+   * Runs, live and archived, newest first, without payloads. `graph`: its name, or NAME@VERSION for one version;
+   * `parent`: id of the run, or of the attempt, that called for them;
    * `failure`: a part of their failure's message; `waitingForPerson`: only those in which a task is ESCALATED or QUARANTINED;
    * `waitingForSignal`: only those in which one waits for a signal; with both, those that wait for either.
    */

@@ -98,6 +98,11 @@ async def test_a_run_that_is_archived_while_a_page_is_made_is_on_it(archive: Sql
         ({"waiting_for_person": True}, ["r0005"]),
         ({"waiting_for_person": True, "failure_text": "disk"}, []),
         ({"waiting_for_signal": True}, ["r0006"]),
+        ({"graph_name": "fake"}, ["r0007", "r0006", "r0005", "r0004", "r0002"]),
+        ({"graph_name": "fake@1"}, ["r0007", "r0006", "r0005", "r0004"]),
+        ({"graph_name": "fake@1.1"}, ["r0002"]),
+        ({"graph_name": "g"}, ["r0003", "r0001"]),
+        ({"graph_name": "g@1"}, []),
         ({"waiting_for_signal": True, "parent": "r7"}, []),
         ({"waiting_for_signal": True, "waiting_for_person": True}, ["r0006", "r0005"]),
     ],
@@ -107,7 +112,7 @@ async def test_live_and_archived_runs_are_found_by_the_same_words(
 ) -> None:
     old = [
         replace(archived(1), parent="r7/call/0/1"),
-        replace(archived(2), parent="r7/call/0/2"),
+        replace(archived(2), parent="r7/call/0/2", graph_name="fake", graph_version="1.1"),
         replace(archived(3), failure_text="no disk left", state="FAILED"),
     ]
     await archive.write(old, [])

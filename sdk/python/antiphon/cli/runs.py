@@ -169,7 +169,9 @@ def print_output(
 @app.command("list")
 def list_runs(
     state: Annotated[list[str] | None, typer.Option("--state", help="running, failed …; may be repeated.")] = None,
-    graph: Annotated[str, typer.Option(help="Only runs of this graph.")] = "",
+    graph: Annotated[
+        str, typer.Option(help="Only runs of this graph, or of one version of it.", metavar="NAME|NAME@VERSION")
+    ] = "",
     label: Labels = None,
     since: Annotated[str | None, typer.Option(help="No older than this, such as 30s or 1h30m.")] = None,
     until: Annotated[str | None, typer.Option(help="No younger than this.")] = None,

@@ -512,7 +512,7 @@ class ListRunsRequest(_message.Message):
     WAITING_FOR_PERSON_FIELD_NUMBER: _builtins.int
     WAITING_FOR_SIGNAL_FIELD_NUMBER: _builtins.int
     graph_name: _builtins.str
-    """Only runs of this graph; empty means all."""
+    """Only runs of this graph, NAME, or of one version of it, NAME@VERSION; empty means all."""
     page_size: _builtins.int
     """At most so many; 0 means 50."""
     page_token: _builtins.str

@@ -188,7 +188,7 @@ export interface ListAttemptsResponse {
 export interface ListRunsRequest {
   /** Only runs in these states; empty means all. */
   states: RunState[];
-  /** Only runs of this graph; empty means all. */
+  /** Only runs of this graph, NAME, or of one version of it, NAME@VERSION; empty means all. */
   graphName: string;
   /** Only runs created at or after this moment; absent means no bound. */
   createdAfter:
