@@ -46,7 +46,7 @@ async def test_archive_and_payloads_elsewhere_do_all_they_do_here(postgres: Post
         settings = ("--authority", str(mesh.ca.folder), "--data", str(mesh.folder / "other"))
         said = check(*settings, "--archive", url, "--payloads", place, "--json")
         facts = json.loads(said.stdout)
-        assert facts["archive"].endswith("at migration 0005")
+        assert facts["archive"].endswith("at migration 0006")
         assert facts["payloads"] == f"{place}: can be written and read"
         async with mesh.client() as client:
             await mesh.attached(client)
@@ -96,7 +96,7 @@ def test_check_says_that_an_archive_is_away_or_not_made_yet(postgres: Postgres, 
         settings = ("--authority", str(mesh.ca.folder), "--data", str(tmp_path))
         said = check(*settings)
         assert said.returncode == 0
-        assert re.search("^archive .*none yet, migration 0005 when it is first used$", said.stdout, re.MULTILINE)
+        assert re.search("^archive .*none yet, migration 0006 when it is first used$", said.stdout, re.MULTILINE)
         assert re.search("^payloads .*none yet, made when an orchestrator starts$", said.stdout, re.MULTILINE)
         assert list(tmp_path.iterdir()) == []
         away = check(*settings, "--archive", f"postgresql://antiphon:{'hush'}@127.0.0.1:9/archive")

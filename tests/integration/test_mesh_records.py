@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from antiphon import Client, CursorInvalid, Graph, GraphNotFound, RequestIdReused, Retry, RunNotFound, output_of
-from antiphon.v1 import run_pb2
+from antiphon.v1 import failure_pb2, run_pb2
 from antiphon_orchestrator.store import Delete, Put, SqliteStore, Txn, keys
 
 from tests.harness import Mesh, eventually, journal_of
@@ -170,6 +170,20 @@ async def test_a_task_that_waits_for_its_next_try_goes_on_after_a_crash(client: 
     await eventually(waiting)
     mesh.orchestrator.restart()
     assert output_of(await client.wait(run.run_id)) == {"t": 2}
+
+
+async def test_lists_of_archived_runs_say_of_what_kind_their_failure_is(client: Client) -> None:
+    labels = {"set": "kinds"}
+    run = await client.submit(one_task("work.fail@1", {"kind": "permanent"}), labels=labels, wait=True)
+
+    async def forgotten() -> bool:
+        # What the archive tells of has no totals.
+        return [one.totals.total async for one in client.list_runs(labels=labels)] == [0]
+
+    await eventually(forgotten)
+    (found,) = [one async for one in client.list_runs(labels=labels)]
+    assert (found.failure.kind, found.failure.code) == (failure_pb2.FAILURE_KIND_PERMANENT, "asked-for")
+    assert found.failure.message == run.failure.message
 
 
 async def test_pages_go_through_live_and_archived_runs_newest_first(client: Client, mesh: Mesh) -> None:

@@ -83,13 +83,22 @@ def first_version(execute: Execute) -> None:
 async def test_an_older_database_is_migrated_with_what_it_holds(made: Callable[[], tuple[str, Execute]]) -> None:
     url, execute = made()
     first_version(execute)
-    assert (await archive_at(url).state()).endswith("at migration 0001, 0005 when an orchestrator starts")
+    assert (await archive_at(url).state()).endswith("at migration 0001, 0006 when an orchestrator starts")
     async with archive_at(url) as archive:
         found, _ = await archive.list_runs(RunFilter("default", labels=(("a", "b"),)), 50)
-        assert [one.run_id for one in found] == ["run-001"]
+        assert [(one.run_id, one.failure_kind, one.failure_code) for one in found] == [("run-001", 0, "")]
         await archive.write([run(2)], [])
-    assert (await archive_at(url).state()).endswith("at migration 0005")
-    assert execute("SELECT version_num FROM alembic_version") == ["0005"]
+        # As a replica of the version before writes, which does not know all columns.
+        execute(
+            "INSERT INTO runs (run_id, namespace, graph_name, graph_version, state, principal, request_key,"
+            " request_digest, parent, labels, failure_text, create_time, end_time, last_event_seq) SELECT 'run-003',"
+            " namespace, graph_name, graph_version, state, principal, request_key, request_digest, parent, '{}',"
+            " failure_text, create_time, end_time, last_event_seq FROM runs WHERE run_id = 'run-002'"
+        )
+        written = await archive.get_run("run-003")
+        assert written is not None and (written.failure_kind, written.failure_code) == (0, "")
+    assert (await archive_at(url).state()).endswith("at migration 0006")
+    assert execute("SELECT version_num FROM alembic_version") == ["0006"]
 
 
 async def test_an_archive_has_one_id_for_all_its_life(made: Callable[[], tuple[str, Execute]]) -> None:
@@ -139,7 +148,7 @@ async def test_a_newer_database_is_refused_with_the_remedy_and_left_alone(
     async with archive_at(url):
         pass
     execute("UPDATE alembic_version SET version_num = '0099'")
-    with pytest.raises(ArchiveIncompatible, match="0099, and this antiphon knows none after 0005: use the version"):
+    with pytest.raises(ArchiveIncompatible, match="0099, and this antiphon knows none after 0006: use the version"):
         async with archive_at(url):
             pass
     with pytest.raises(ArchiveIncompatible):
@@ -169,7 +178,7 @@ async def test_several_may_start_at_once_on_an_empty_and_on_an_older_database(
         assert {"run-010", "run-011", "run-012"} <= {one.run_id for one in found}
         for one in archives:
             await one.__aexit__()
-        assert execute("SELECT version_num FROM alembic_version") == ["0005"]
+        assert execute("SELECT version_num FROM alembic_version") == ["0006"]
 
 
 def test_every_step_is_listed_in_order() -> None:

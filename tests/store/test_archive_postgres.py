@@ -186,11 +186,12 @@ async def test_a_write_too_large_for_one_statement_is_still_whole(postgres: Post
 
 async def test_a_text_that_postgresql_cannot_hold_does_not_stop_the_archive(postgres: Postgres) -> None:
     async with PostgresArchive(postgres.database()) as archive:
-        await archive.write([run(failure_text="a\0b", labels={"k": "v\0"})], [])
+        await archive.write([run(failure_text="a\0b", failure_code="c\0", labels={"k": "v\0"})], [])
         found = await archive.get_run("run-001")
         assert found is not None
-        assert (found.failure_text, found.labels) == (
+        assert (found.failure_text, found.failure_code, found.labels) == (
             "a\N{REPLACEMENT CHARACTER}b",
+            "c\N{REPLACEMENT CHARACTER}",
             {"k": "v\N{REPLACEMENT CHARACTER}"},
         )
         assert (await archive.list_runs(RunFilter("default", labels=(("k", "v\0"),)), 5))[0] == [found]

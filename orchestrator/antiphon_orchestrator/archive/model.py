@@ -43,7 +43,11 @@ class InvalidPageToken(ArchiveError):
 
 @dataclass(frozen=True, slots=True)
 class ArchivedRun:
-    """The summary of a run, ended or (end_time None) long-lived. Times are aware; `last_event_seq` orders versions."""
+    """The summary of a run, ended or (end_time None) long-lived. Times are aware; `last_event_seq` orders versions.
+
+    `failure_kind`: a number of antiphon.v1.FailureKind; 0 where there is no failure, and of runs archived before
+    migration 0006.
+    """
 
     run_id: str
     namespace: str
@@ -59,6 +63,8 @@ class ArchivedRun:
     parent: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     failure_text: str = ""
+    failure_kind: int = 0
+    failure_code: str = ""
 
 
 @dataclass(frozen=True, slots=True)

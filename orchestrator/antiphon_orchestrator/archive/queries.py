@@ -39,6 +39,8 @@ def run_row(run: ArchivedRun) -> dict[str, Any]:
         "parent": run.parent,
         "labels": encode_labels(run.labels),
         "failure_text": run.failure_text,
+        "failure_kind": run.failure_kind,
+        "failure_code": run.failure_code,
         "create_time": to_micros(run.create_time),
         "end_time": None if run.end_time is None else to_micros(run.end_time),
         "last_event_seq": run.last_event_seq,

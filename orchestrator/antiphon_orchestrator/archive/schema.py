@@ -13,7 +13,7 @@ from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, Strin
 from .model import ArchiveIncompatible
 from .tables import archive_id, metadata
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every migration, oldest first; the files in `migrations/versions` say what each does."""
 
 NEWEST = REVISIONS[-1]

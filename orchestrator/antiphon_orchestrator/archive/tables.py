@@ -59,6 +59,8 @@ runs = Table(
     Column("create_time", BigInteger, nullable=False),
     Column("end_time", BigInteger),
     Column("last_event_seq", BigInteger, nullable=False),
+    Column("failure_kind", BigInteger, nullable=False, server_default="0"),
+    Column("failure_code", _text(), nullable=False, server_default=""),
     Index("runs_by_time", "namespace", "create_time", "run_id"),
     Index("runs_by_state", "namespace", "state", "create_time", "run_id"),
     Index("runs_by_graph", "namespace", "graph_name", "create_time", "run_id"),

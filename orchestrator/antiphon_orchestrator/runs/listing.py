@@ -190,8 +190,10 @@ def _message(summary: ArchivedRun) -> run_pb2.Run:
     message.create_time.FromDatetime(summary.create_time)
     if summary.end_time is not None:
         message.end_time.FromDatetime(summary.end_time)
-    if summary.failure_text:
+    if summary.failure_kind or summary.failure_text:
         message.failure.message = summary.failure_text
+        message.failure.kind = summary.failure_kind  # type: ignore[assignment]
+        message.failure.code = summary.failure_code
     return message
 
 

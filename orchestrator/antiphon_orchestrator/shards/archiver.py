@@ -79,6 +79,8 @@ class Archiver:
             parent=submitted.parent_attempt_id,
             labels=submitted.labels,
             failure_text=run.failure.message if run.failure else "",
+            failure_kind=run.failure.kind.value if run.failure else 0,
+            failure_code=run.failure.code if run.failure else "",
         )
         self._pending.append(_Pending(shard, summary, first_seq, records))
         self._wake.set()

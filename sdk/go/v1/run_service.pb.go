@@ -1061,7 +1061,9 @@ func (x *ListRunsRequest) GetWaitingForSignal() bool {
 	return false
 }
 
-// ListRunsResponse is one page; runs come without payloads.
+// ListRunsResponse is one page; runs come without payloads. Those that have been archived have kind, code and message of
+// their failure, and neither totals, deadline nor warnings; kind and code are empty for what was archived by a version
+// that did not keep them.
 type ListRunsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The runs of this page.

@@ -21,6 +21,8 @@ from antiphon.v1.run_pb2 import (
     CHILD_KIND_ANSWER,
     CHILD_KIND_CALL,
     CHILD_KIND_GRAPH,
+    RUN_STATE_CANCELLED,
+    RUN_STATE_FAILED,
     RUN_STATE_RUNNING,
     RUN_STATE_SUCCEEDED,
     TASK_STATE_FAILED,
@@ -121,6 +123,17 @@ def test_a_list_says_for_which_signals_a_run_waits() -> None:
     assert "RUNNING, signal go " in row("go")
     assert "RUNNING, 1 for a person, signal go, stop " in row("go", "stop", escalated=1)
     assert "RUNNING, signal a, b, c, … " in row("a", "b", "c", "d")
+
+
+def test_a_list_says_of_what_kind_a_failure_is() -> None:
+    def row(failure: Failure, state: int = RUN_STATE_FAILED) -> str:
+        run = Run(state=state, failure=failure)  # type: ignore[arg-type]
+        return text_of(output.table(("",) * 6, [run_row(run)]))
+
+    assert "FAILED, LOST " in row(Failure(kind=FAILURE_KIND_LOST))
+    assert "FAILED, PERMANENT no_funds " in row(Failure(kind=FAILURE_KIND_PERMANENT, code="no_funds"))
+    assert "FAILED " in row(Failure(message="of before the archive kept its kind"))
+    assert "CANCELLED " in row(Failure(kind=FAILURE_KIND_LOST), RUN_STATE_CANCELLED)
 
 
 def test_the_whole_tree_shows_every_member() -> None:

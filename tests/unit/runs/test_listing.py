@@ -184,3 +184,15 @@ def test_a_run_names_the_signals_that_it_waits_for_once_each_and_not_more_than_a
     apply(run, TaskCompleted(len(names) - 1, 0, b"", 0), MICROS)
     apply(run, TaskCompleted(len(names), 0, b"", 0), MICROS)
     assert views.run_message(run).awaited_signals == names[1 : views.SIGNALS + 1]
+
+
+async def test_an_archived_failure_has_its_kind_and_code_and_none_where_the_archive_has_none(
+    archive: SqliteArchive,
+) -> None:
+    failed = replace(archived(1), failure_text="no", failure_kind=FailureKind.BUDGET, failure_code="c", state="FAILED")
+    silent = replace(archived(2), failure_kind=FailureKind.LOST, state="FAILED")
+    before = replace(archived(3), failure_text="no", state="FAILED")
+    await archive.write([failed, silent, before, archived(4)], [])
+    page = await RunListing(cast(Host, OneShard()), cast(Archive, archive)).page("demo", api.ListRunsRequest(), ())
+    told = [(run.HasField("failure"), run.failure.kind, run.failure.code, run.failure.message) for run in page.runs]
+    assert told == [(False, 0, "", ""), (True, 0, "", "no"), (True, 6, "", ""), (True, 10, "c", "no")]

@@ -127,12 +127,16 @@ def attempt_line(attempt: Attempt) -> Text:
 
 def failure_line(failure: Failure) -> Text:
     """Kind, code, place and message, on one line; where no agent was found, who was passed over."""
-    kind = spell_state(FailureKind, failure.kind, "FAILURE_KIND_")
-    code = f" {failure.code}" if failure.code else ""
     field = f" at {failure.field}" if failure.field else ""
     message = " ".join(failure.message.split())
     passed_over = f" ({failure.cause})" if failure.cause and failure.kind == FailureKind.FAILURE_KIND_NO_AGENT else ""
-    return Text(f"{kind}{code}{field}: {message}{passed_over}", "red")
+    return Text(f"{failure_kind(failure)}{field}: {message}{passed_over}", "red")
+
+
+def failure_kind(failure: Failure) -> str:
+    """Kind and code."""
+    kind = spell_state(FailureKind, failure.kind, "FAILURE_KIND_")
+    return f"{kind} {failure.code}" if failure.code else kind
 
 
 def output_line(payload: Payload) -> Text:

@@ -25,7 +25,7 @@ from .following import follow
 from .graphs import read_graph
 from .options import AsJson, PageLimit, ProfileName, profile_option
 from .problems import FAILED, Problem
-from .run_view import Attempts, failure_line, key_of, output_line, run_line, run_tree, shown_tasks
+from .run_view import Attempts, failure_kind, failure_line, key_of, output_line, run_line, run_tree, shown_tasks
 from .text import (
     parse_duration,
     parse_labels,
@@ -299,6 +299,8 @@ def run_row(run: Run) -> list[RenderableType]:
     state = output.state(run_state(run.state))
     if asking := run.totals.escalated + run.totals.quarantined:
         state.append(f", {asking} for a person", "bold")
+    if run.state == RUN_STATE_FAILED and run.failure.kind:
+        state.append(f", {failure_kind(run.failure)}")
     if signals := run.awaited_signals:
         more = ", …" if len(signals) > _SIGNALS else ""
         state.append(f", signal {', '.join(signals[:_SIGNALS])}{more}", "bold")

@@ -570,7 +570,10 @@ Global___ListRunsRequest: _TypeAlias = ListRunsRequest  # noqa: Y015
 
 @_typing.final
 class ListRunsResponse(_message.Message):
-    """ListRunsResponse is one page; runs come without payloads."""
+    """ListRunsResponse is one page; runs come without payloads. Those that have been archived have kind, code and message of
+    their failure, and neither totals, deadline nor warnings; kind and code are empty for what was archived by a version
+    that did not keep them.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

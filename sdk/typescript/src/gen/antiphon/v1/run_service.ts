@@ -227,7 +227,11 @@ export interface ListRunsRequest_LabelsEntry {
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
-/** ListRunsResponse is one page; runs come without payloads. */
+/**
+ * ListRunsResponse is one page; runs come without payloads. Those that have been archived have kind, code and message of
+ * their failure, and neither totals, deadline nor warnings; kind and code are empty for what was archived by a version
+ * that did not keep them.
+ */
 export interface ListRunsResponse {
   /** The runs of this page. */
   runs: Run[];
