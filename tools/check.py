@@ -6,6 +6,7 @@ All of them run, so that one look shows all there is to mend. `make check` calls
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -55,10 +56,13 @@ def breaking() -> Outcome:
     if not BASELINE.exists():
         return True, "no release yet"
     outcomes = []
-    for rule, folders in (("FILE", ("v1", "store")), ("WIRE", ("mesh", "options"))):
-        paths = [argument for folder in folders for argument in ("--path", f"protos/antiphon/{folder}")]
-        config = f'{{"version": "v2", "modules": [{{"path": "protos"}}], "breaking": {{"use": ["{rule}"]}}}}'
-        outcomes.append(run("buf", "breaking", "--against", str(BASELINE), "--config", config, *paths))
+    packages = {path.name for path in (ROOT / "protos/antiphon").iterdir()}
+    for rule, folders in (("FILE", {"v1", "store"}), ("WIRE", {"mesh", "options"})):
+        # Left out by name: `--path` would choose among the files of the baseline too, whose paths begin elsewhere.
+        ignored = ["protos/buf", *(f"protos/antiphon/{name}" for name in sorted(packages - folders))]
+        rules = {"use": [rule], "ignore": ignored}
+        config = json.dumps({"version": "v2", "modules": [{"path": "protos"}], "breaking": rules})
+        outcomes.append(run("buf", "breaking", "--against", str(BASELINE), "--config", config))
     return all(passed for passed, _ in outcomes), "".join(text for _, text in outcomes)
 
 
