@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-from antiphon import Agent, Graph, RunSetAside, output_of, ref
+from antiphon import Agent, Client, Graph, RunNotFound, RunSetAside, output_of, ref
 from antiphon.testing import Mesh, eventually
 from antiphon_orchestrator.engine.run import Run
 from antiphon_orchestrator.shards import inputs as i
 from antiphon_orchestrator.shards import recovery
+from google.protobuf.timestamp_pb2 import Timestamp
 
 LONG = timedelta(seconds=30)
 """What nobody who is told at once needs."""
@@ -51,6 +53,14 @@ async def test_a_bug_in_one_run_leaves_the_orchestrator_and_all_others_at_work()
         assert seen.warnings[-1].startswith("it stands still")
         with pytest.raises(RunSetAside, match="nothing can be asked of run"):
             await mesh.operator.cancel(bad.run_id)
+        for steer in steering(mesh.client, bad.run_id):
+            with pytest.raises(RunSetAside, match="nothing can be asked of run"):
+                await steer
+        stranger = mesh._server._identities.client("eve", namespace="other")
+        async with Client.connect(address=mesh._server.address, credentials=stranger) as eve:
+            for steer in (*steering(eve, bad.run_id), eve.cancel(bad.run_id)):
+                with pytest.raises(RunNotFound):
+                    await steer
         for waiting in in_vain:
             with pytest.raises(RunSetAside, match=f"run {bad.run_id} now: it stands still"):
                 await waiting
@@ -116,6 +126,18 @@ async def test_a_run_that_cannot_be_rebuilt_waits_with_its_outcome_for_who_can()
         await rebuild(later.run_id)
         assert output_of(await mesh.client.wait(bad.run_id)) == "bad"
         assert begun.count("bad") == begun.count("other") == 1
+
+
+def steering(client: Client, run_id: str) -> tuple[Coroutine[Any, Any, Any], ...]:
+    """Whatever steers a run and changes it, but to cancel it."""
+    return (
+        client.pause(run_id),
+        client.resume(run_id),
+        client.cancel_task(run_id, "wait"),
+        client.retry(run_id, "wait", end_time=Timestamp(seconds=1)),
+        client.resolve(run_id, "wait", output="done"),
+        client.signal(run_id, "go"),
+    )
 
 
 async def watch(mesh: Mesh, run_id: str, events: list[int]) -> None:
