@@ -81,6 +81,9 @@ func Connect(options ...ClientOption) (*Client, error) {
 			said.credentials = credentials
 		}
 	}
+	if err := checkAddresses(said.addresses); err != nil {
+		return nil, err
+	}
 	connection, err := open(said.addresses, said.credentials, said.logger, said.look)
 	if err != nil {
 		return nil, err

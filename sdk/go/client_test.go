@@ -698,6 +698,14 @@ func TestAProfileThatCannotBeUsedSaysWhatToDo(t *testing.T) {
 		}
 	}
 	refused("there is no profile 'default'")
+	credentials := WithCredentials(CredentialFolder(home))
+	for _, address := range []string{
+		"https://mesh.example:7443", "grpc://a:1", "dns:///a:1", "a", "a:", "a:0", "a:65536", "::1:7443", ":7443", "a:1,b:1", "",
+	} {
+		refused("write host:port, without a scheme, such as", WithAddresses("a:1", address), credentials)
+	}
+	refused("there is no certificate", credentials,
+		WithAddresses("a-b.example:7443", "127.0.0.1:1", "[::1]:7443", "[fe80::1%eth0]:65535", "unix:/run/a"))
 	refused(`"No"`, WithProfile("No"))
 	folder := filepath.Join(home, "profiles", "default")
 	if err := os.MkdirAll(folder, 0o700); err != nil {

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 
 	"github.com/BurntSushi/toml"
 )
@@ -22,6 +24,26 @@ const (
 	// serverName is the DNS name every orchestrator shows, whatever address it was dialled at.
 	serverName = "orchestrator.antiphon.internal"
 )
+
+var addressShape = regexp.MustCompile(`^(?:unix:.+|(?:\[[^\s\[\]]+\]|[^\s:/,@\[\]]+):([0-9]{1,5}))$`)
+
+// checkAddresses refuses what no orchestrator can be at: it would be dialled until a deadline passes.
+func checkAddresses(addresses []string) error {
+	for _, address := range addresses {
+		found := addressShape.FindStringSubmatch(address)
+		if found != nil && found[1] == "" { // a socket
+			continue
+		}
+		if found != nil {
+			if port, err := strconv.Atoi(found[1]); err == nil && port > 0 && port <= 65535 {
+				continue
+			}
+		}
+		return setupError("%.200q is not the address of an orchestrator: write host:port, without a scheme,"+
+			" such as mesh.example:7443 or [::1]:7443", address)
+	}
+	return nil
+}
 
 // Credentials say where a certificate is. The files may change while they are used: a client looks again every few seconds.
 type Credentials struct {

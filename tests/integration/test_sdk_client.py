@@ -437,6 +437,17 @@ async def test_with_several_addresses_the_next_is_tried(double: Orchestrator, fi
             assert (await (await submitter.submit("review"))).run_id
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["https://mesh.example:7443", "grpc://a:1", "dns:///a:1", "a:", "a:0", "a:65536", "::1:7443", ":7443", "a:1,b"],
+)
+def test_what_is_no_address_of_an_orchestrator_is_refused_at_once(files: CertificateFiles, address: str) -> None:
+    credentials = Credentials.from_folder(files.folder)
+    with pytest.raises(antiphon.SetupError, match=r"write host:port, without a scheme, such as .* or \[::1\]:7443$"):
+        Client.connect(address, credentials=credentials)
+    Client.connect("a-b.example:7443, 127.0.0.1:1,[::1]:7443,[fe80::1%eth0]:65535,unix:/run/a", credentials=credentials)
+
+
 async def test_a_profile_says_whom_to_dial_as_whom(
     double: Orchestrator, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ from ._client_policies import PolicyCalls
 from ._client_steering import SteeringCalls
 from ._connection import Connection, Generation, Renew
 from ._context import value_of
-from ._credentials import Credentials, load_profile
+from ._credentials import Credentials, check_addresses, load_profile
 from ._errors import AntiphonError, error_of, from_rpc_error
 from ._failures import RunFailed
 from ._reasons import DeadlineExceeded
@@ -88,6 +88,7 @@ class Client(AuditCalls, ContextCalls, IdentityCalls, PolicyCalls, SteeringCalls
         if not addresses or credentials is None:
             found = load_profile(profile)
             addresses, credentials = addresses or found.addresses, credentials or found.credentials
+        check_addresses(addresses)
         return cls(Connection(addresses, credentials, renew), timeout, patience)
 
     async def __aenter__(self) -> Self:

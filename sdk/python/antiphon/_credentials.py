@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ _FILES = ("key.pem", "cert.pem", "bundle.pem")
 _PEM = b"-----BEGIN "
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _JOIN = "run: antiphon dev  or  antiphon certs join TOKEN"
+_ADDRESS = re.compile(r"unix:.+|(?:\[[^\s\[\]]+\]|[^\s:/,@\[\]]+):(?P<port>[0-9]{1,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,17 @@ def _content(path: Path) -> bytes:
     if _PEM not in pem:
         raise SetupError(f"the certificate cannot be used: {path} holds no PEM; {_JOIN}")
     return pem
+
+
+def check_addresses(addresses: Iterable[str]) -> None:
+    """Raises `SetupError` for one that no orchestrator can be at: it would be dialled until a deadline passes."""
+    for address in addresses:
+        found = _ADDRESS.fullmatch(address)
+        if found is None or not 0 < int(found["port"] or 1) <= 65_535:
+            raise SetupError(
+                f"{address[:200]!r} is not the address of an orchestrator: write host:port, without a scheme,"
+                " such as mesh.example:7443 or [::1]:7443"
+            )
 
 
 @dataclass(frozen=True, slots=True)

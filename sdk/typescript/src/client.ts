@@ -15,7 +15,7 @@ import { type PageOptions, there } from "./caller.js";
 import { OperatorCalls } from "./client-operator.js";
 import { keyOf, type MemberOptions } from "./client-steering.js";
 import { Connection } from "./connection.js";
-import { type Credentials, loadProfile } from "./credentials.js";
+import { checkAddresses, type Credentials, loadProfile } from "./credentials.js";
 import { AntiphonError, errorOf } from "./errors.js";
 import { RunFailed } from "./failures.js";
 import { Failure as FailureMessage } from "./gen/antiphon/v1/failure.js";
@@ -107,6 +107,7 @@ export class Client extends OperatorCalls {
       addresses = addresses.length === 0 ? found.addresses : addresses;
       credentials ??= found.credentials;
     }
+    checkAddresses(addresses);
     const connection = await Connection.open(addresses, credentials, logger);
     return new Client(connection, options.timeout ?? TIMEOUT, options.patience ?? PATIENCE, logger);
   }

@@ -18,6 +18,7 @@ import { SetupError } from "./errors.js";
 export const SERVER_NAME = "orchestrator.antiphon.internal";
 
 const NAME = /^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/;
+const ADDRESS = /^(?:unix:.+|(?:\[[^\s[\]]+\]|[^\s:/,@[\]]+):([0-9]{1,5}))$/;
 const JOIN = "run: antiphon dev  or  antiphon certs join TOKEN";
 
 /** A key, its certificate chain and the roots to trust, as they were at one moment. */
@@ -67,6 +68,20 @@ async function content(path: string): Promise<Buffer> {
   const pem = await readFile(path);
   if (!pem.includes("-----BEGIN ")) throw new SetupError(`the certificate cannot be used: ${path} holds no PEM; ${JOIN}`);
   return pem;
+}
+
+/** Throws a `SetupError` for one that no orchestrator can be at: it would be dialled until a deadline passes. */
+export function checkAddresses(addresses: readonly string[]): void {
+  for (const address of addresses) {
+    const found = ADDRESS.exec(address);
+    const port = Number(found?.[1] ?? 1);
+    if (found === null || port < 1 || port > 65_535) {
+      throw new SetupError(
+        `${JSON.stringify(address.slice(0, 200))} is not the address of an orchestrator: write host:port, without a scheme, ` +
+          "such as mesh.example:7443 or [::1]:7443",
+      );
+    }
+  }
 }
 
 /** Whom to dial, as whom. */

@@ -532,6 +532,13 @@ test("a profile is found as the command finds it, and its absence says what to d
   await expect(Credentials.fromFolder(join(profile, "credential")).read()).rejects.toThrow("there is no certificate");
 });
 
+test.each([
+  "https://mesh.example:7443", "grpc://a:1", "dns:///a:1", "a", "a:", "a:0", "a:65536", "::1:7443", ":7443", "a:1,b:1", "",
+])("%j, which is no address of an orchestrator, is refused at once", async (address) => {
+  await expect(connect(["a:1", address])).rejects.toThrow(/write host:port, without a scheme, such as .* or \[::1\]:7443$/);
+  await connect(["a-b.example:7443", "127.0.0.1:1", "[::1]:7443", "[fe80::1%eth0]:65535", "unix:/run/a"]);
+});
+
 test("a client that is closed says so", async () => {
   const client = await connect(await orchestrator(succeed));
   client.close();
