@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -50,6 +51,19 @@ async def test_a_full_store_refuses_puts_and_keeps_what_it_has(embedded: SqliteB
         assert await store.size() <= LIMIT
     async with embedded.open(max_bytes=LIMIT) as store:
         assert await store.range(b"\0", UP_TO_LAST) == before
+
+
+async def test_what_is_full_is_named_the_limit_or_the_disk(
+    embedded: SqliteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with embedded.open(max_bytes=LIMIT) as store:
+        count = await fill(store)
+        with pytest.raises(StoreFull, match="within its limit; let runs end, or raise its limit"):
+            await store.commit(append(count))
+        usage = shutil.disk_usage("/")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=-1))
+        with pytest.raises(StoreFull, match="the disk of the store has -1 bytes free; free some there"):
+            await store.commit(append(count))
 
 
 async def test_a_full_store_accepts_deletes_and_then_the_identical_put(embedded: SqliteBackend) -> None:

@@ -189,7 +189,7 @@ class ContextDesk:
             else:
                 answer.set_result(value)
 
-        self._host.put(shard, i.Read(run_id, question, sink))
+        self._host.put(shard, i.Read(run_id, question, sink, patient=True))
         return await answer
 
     async def _ended(self, attempt_id: str) -> bool:

@@ -25,6 +25,7 @@ from ..engine.run import Run
 from ..shards import inputs as i
 from ..shards.archiver import moment
 from ..shards.host import Host
+from ..store.port import StoreFull
 from . import views
 
 Key = tuple[int, str]
@@ -86,11 +87,15 @@ class RunListing:
     def _ask(
         self, shard: int, question: Callable[[Iterable[Run]], list[run_pb2.Run]]
     ) -> asyncio.Future[list[run_pb2.Run] | None]:
-        """The answer of a shard; None when it went to another replica before it gave one."""
+        """The answer of a shard, or StoreFull; None when it went to another replica before it gave one."""
         future: asyncio.Future[list[run_pb2.Run] | None] = asyncio.get_running_loop().create_future()
 
         def sink(value: Any) -> None:
-            if not future.done():  # else the caller went away
+            if future.done():
+                return  # the caller went away
+            if isinstance(value, StoreFull):
+                future.set_exception(value)
+            else:
                 future.set_result(None if isinstance(value, i.Moved) else value)
 
         self._host.put(shard, i.Survey(question, sink))

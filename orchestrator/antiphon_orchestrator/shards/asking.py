@@ -13,6 +13,7 @@ from .. import telemetry
 from ..engine.run import Run
 from ..engine.states import RunState
 from ..placement.shares import FairQueue
+from ..store.port import StoreFull
 from . import inputs as i
 from .turn import Entry, Turn, found_attempt
 
@@ -47,6 +48,28 @@ def read(runs: Runs, turn: Turn, item: i.Read) -> None:
 
 def survey(runs: Runs, turn: Turn, item: i.Survey) -> None:
     turn.replies.append((item.sink, lambda: item.question(entry.run for entry in runs.values())))
+
+
+def without_turn(runs: Runs, item: i.Input, full: StoreFull) -> bool:
+    """Answers a question while the store has no room for what the present turn has decided, and takes no other turn.
+
+    Of what that turn left alone memory holds what is committed; who asks about the rest is told why there is no answer.
+    Returns whether the input was a question, and is answered.
+    """
+    if isinstance(item, i.Read):
+        entry = runs.get(item.run_id)
+        if entry is None or entry.mark < 0:
+            tell(item.sink, (lambda: item.question(entry.run)) if entry is not None else (lambda: None))
+            return True
+        if item.patient:
+            return False
+    elif not isinstance(item, i.Survey):
+        return False
+    elif all(entry.mark < 0 for entry in runs.values()):
+        tell(item.sink, lambda: item.question(entry.run for entry in runs.values()))
+        return True
+    item.sink(full)
+    return True
 
 
 def watch(runs: Runs, turn: Turn, item: i.Watch) -> None:

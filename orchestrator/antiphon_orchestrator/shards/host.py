@@ -35,6 +35,7 @@ from . import inputs as i
 from .archiver import Archiver
 from .aside import MOST as MOST_BLAMED
 from .aside import STANDS, UNREAD, culprit, not_begun, unread
+from .asking import without_turn
 from .audited import AuditPages
 from .clock import now
 from .leaving import abandon, let_archived_go, turn_away
@@ -107,6 +108,16 @@ class _Seat:
         """Whom it is to be handed over to, as soon as the present turn is over."""
         self.over = False
         """Whether it is known to be another's, although nothing was refused yet."""
+        self.full: StoreFull | None = None
+        """Why the store does not take what the shard has decided."""
+        self.log.no_room = self._no_room
+
+    def _no_room(self, full: StoreFull | None) -> None:
+        self.full = full
+        if full is not None:
+            for _ in range(len(self.shard.inbox)):
+                if not without_turn(self.shard.runs, item := self.shard.inbox.popleft(), full):
+                    self.shard.inbox.append(item)
 
 
 class Host:
@@ -242,6 +253,8 @@ class Host:
         seat = self._seats[shard]
         if seat is None:
             turn_away(shard, self._fleet, item)
+            return
+        if seat.full is not None and without_turn(seat.shard.runs, item, seat.full):
             return
         seat.shard.inbox.append(item)
         seat.wake.set()
@@ -538,6 +551,7 @@ class Host:
     async def _append(self, seat: _Seat, turn: Turn, first_audited: int) -> int:
         """Commits what a turn decided. In a full store it makes what room it can, and tries again; raises Fenced."""
         wait = 0.01
+        seat.full = None  # of something beside the log: that turns are taken is to be seen
         while True:
             try:
                 return await seat.log.append(turn.records, turn.audit, first_audited)

@@ -250,16 +250,18 @@ class SidecarGone:
 
 @dataclass(slots=True)
 class Read:
-    """A question about a run, answered at release. `sink` gets question(run), or None when the run is not here."""
+    """A question about a run, answered at release. `sink` gets question(run), or None when the run is not here; and
+    StoreFull when there can be no answer until the store has room, unless it is `patient`."""
 
     run_id: str
     question: Callable[[Run], Any]
     sink: Sink
+    patient: bool = False
 
 
 @dataclass(slots=True)
 class Survey:
-    """A question about all runs of the shard, answered at release."""
+    """A question about all runs of the shard, answered at release; or StoreFull, as for one of them."""
 
     question: Callable[[Iterable[Run]], Any]
     sink: Sink

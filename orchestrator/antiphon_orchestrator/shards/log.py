@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from antiphon.store.v1 import journal_pb2 as journal
 from antiphon.store.v1 import records_pb2 as records
@@ -41,6 +41,8 @@ class ShardLog:
         self._nonce = secrets.token_bytes(8)
         self._owner_key = keys.shard_owner(shard)
         self._owned: Compare | None = None
+        self.no_room: Callable[[StoreFull | None], None] = _nobody
+        """Told whenever the store has no room for what is written, and None when it has taken something again."""
         self._unable: tuple[str, ...] = ()
         """Replicas that could not rebuild the shard."""
         self.epoch = 0
@@ -94,7 +96,7 @@ class ShardLog:
             (Put(key, value),),
             (self._owner_key, key),
         )
-        result = await settle(self._store, txn, wait_for_space=False)
+        result = await self._settle(txn, wait_for_space=False)
         if not result.succeeded:
             mine = result.observed[key]
             if mine is None or mine.value != value:
@@ -146,7 +148,7 @@ class ShardLog:
         while True:
             there = Compare(put.key, Target.MOD_REVISION, revision)
             txn = Txn((self._owned, there), (beside, put), (self._owner_key, put.key), spare=True)
-            result = await settle(self._store, txn, wait_for_space=False)
+            result = await self._settle(txn, wait_for_space=False)
             if result.succeeded:
                 return result.revision
             owner = result.observed[self._owner_key]
@@ -163,9 +165,14 @@ class ShardLog:
 
     async def _fenced(self, *operations: Put | Delete, spare: bool = False) -> None:
         assert self._owned is not None
-        result = await settle(self._store, Txn((self._owned,), operations, spare=spare))
+        result = await self._settle(Txn((self._owned,), operations, spare=spare))
         if not result.succeeded:
             raise Fenced(f"shard {self.shard}: epoch {self.epoch} is over")
+
+    async def _settle(self, txn: Txn, *, wait_for_space: bool = True) -> CommitResult:
+        result = await settle(self._store, txn, wait_for_space=wait_for_space, no_room=self.no_room)
+        self.no_room(None)
+        return result
 
 
 class ShardsFixed(Exception):
@@ -185,18 +192,30 @@ async def shard_count(store: Store, wanted: int | None, default: int = 1) -> int
     return count
 
 
-async def settle(store: Store, txn: Txn, *, wait_for_space: bool = True) -> CommitResult:
+def _nobody(full: StoreFull | None) -> None:
+    """Nobody wants to know."""
+
+
+async def settle(
+    store: Store,
+    txn: Txn,
+    *,
+    wait_for_space: bool = True,
+    no_room: Callable[[StoreFull | None], None] = _nobody,
+) -> CommitResult:
     """Sends the identical transaction until its outcome is definite, however long the store is away.
 
-    A full store is waited for as well, or else raised as StoreFull.
+    A full store is waited for as well, or else raised as StoreFull; `no_room` is told of it.
     """
     wait = 0.01
     while True:
         try:
             return await store.commit(txn)
         except (StoreUnavailable, StoreFull) as error:
-            if not wait_for_space and isinstance(error, StoreFull):
-                raise
+            if isinstance(error, StoreFull):
+                no_room(error)
+                if not wait_for_space:
+                    raise
             cause = str(error)
         if wait >= 1.0:
             telemetry.tell_seldom(log.error, "store_takes_no_writes", cause=cause)

@@ -12,10 +12,12 @@ The row of the empty key, which no caller can name, carries the store's revision
 from __future__ import annotations
 
 import operator
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from .port import (
@@ -49,8 +51,6 @@ _MAX_KNOWN = 32_768
 _BATCH_EVENTS = 1000
 _BATCH_BYTES = 1_048_576
 _RESERVE_BYTES = 4_194_304
-_NO_SPACE = "the store has no space left; trim it or raise its limit"
-
 _OPERATORS: dict[Operator, Callable[[Any, Any], bool]] = {
     Operator.EQUAL: operator.eq,
     Operator.NOT_EQUAL: operator.ne,
@@ -352,7 +352,7 @@ class Tables:
             self._writes.clear()
             self._events.clear()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
-                raise StoreFull(_NO_SPACE) from error
+                raise self._no_space() from error
             raise
 
     def _begin(self) -> None:
@@ -370,7 +370,15 @@ class Tables:
         if self._max_pages is None or self._reserving or self._limited <= self._max_pages:
             return
         if self.size() > self._max_pages * self._page_size:
-            raise StoreFull(_NO_SPACE)
+            raise self._no_space()
+
+    def _no_space(self) -> StoreFull:
+        """SQLite has one code for a file at its limit and for a disk that is full: what has less left is it."""
+        _, _, path = self._sql.execute("PRAGMA database_list").fetchone()
+        free = shutil.disk_usage(Path(path).parent).free
+        if self._max_pages is not None and self._limited * self._page_size - self.size() <= free:
+            return StoreFull("the store has no space left within its limit; let runs end, or raise its limit")
+        return StoreFull(f"the disk of the store has {free} bytes free; free some there")
 
 
 def _inside(start: bytes, end: bytes, prefix: bytes) -> bool:

@@ -49,6 +49,8 @@ class FullStore:
         self.real = real
         self.full = False
         self.refused = 0
+        self.refusing: Callable[[], None] = lambda: None
+        """Called once, while the next transaction is being refused."""
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -61,6 +63,8 @@ class FullStore:
     async def commit(self, txn: Txn) -> Any:
         if self.full and not txn.spare and any(isinstance(op, Put) for op in txn.ops):
             self.refused += 1
+            refusing, self.refusing = self.refusing, lambda: None
+            refusing()
             raise StoreFull("full")
         return await self.real.commit(txn)
 
@@ -194,6 +198,42 @@ async def test_the_archive_is_given_nothing_of_a_turn_that_is_not_in_the_log(sto
             await eventually(lambda: store.refused > before + 2)
             given = [one.first_seq + len(one.records) - 1 for one in host._archiver._pending if one.run.run_id == "r1"]
             assert max(given, default=0) <= committed
+
+
+async def test_in_a_store_without_room_who_asks_gets_what_is_committed_or_is_told_why(store: FullStore) -> None:
+    host, rig = host_of(store)
+    told: dict[str, list[Any]] = {name: [] for name in ("left", "touched", "all", "none", "patient")}
+
+    def ask() -> None:
+        for name, run_id in (("left", "r2"), ("touched", "r1"), ("none", "r3")):
+            host.put(0, i.Read(run_id, lambda run: run.state, told[name].append))
+        host.put(0, i.Survey(lambda runs: len(list(runs)), told["all"].append))
+
+    async with owned(host):
+        await two_runs(host, rig)
+        with full(store):
+            rig.fleet.attach(instance())  # r1 is offered to it: an event of a turn that is refused
+            await eventually(lambda: store.refused > 0)
+            host.put(0, i.Read("r1", lambda run: run.state, told["patient"].append, patient=True))
+            ask()
+            assert told["left"] == [RunState.CANCELLED] and told["none"] == [None]
+            for name in ("touched", "all"):
+                assert [type(answer) for answer in told[name]] == [StoreFull]
+            assert told["patient"] == []
+        await eventually(lambda: told["patient"] == [RunState.RUNNING])
+        ask()
+        await eventually(lambda: told["touched"][1:] == [RunState.RUNNING] and told["all"][1:] == [2])
+
+
+async def test_who_asked_just_before_a_store_had_no_room_is_told_as_well(store: FullStore) -> None:
+    host, rig = host_of(store)
+    told: list[Any] = []
+    async with owned(host):
+        await two_runs(host, rig)
+        with full(store):
+            store.refusing = lambda: host.put(0, i.Read("r1", lambda run: run.state, told.append))
+            rig.fleet.attach(instance())
+            await eventually(lambda: [type(answer) for answer in told] == [StoreFull])
 
 
 async def test_a_shard_that_cannot_be_rebuilt_goes_to_a_replica_that_has_not_tried(store: FullStore) -> None:
