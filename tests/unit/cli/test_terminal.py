@@ -10,6 +10,9 @@ import sys
 
 import pytest
 from antiphon.cli import output
+from antiphon.cli.run_view import task_line
+from antiphon.cli.watch_view import event_line
+from antiphon.v1.run_pb2 import RUN_STATE_PAUSED, TASK_STATE_CANCELLED, RunEvent, Task, TaskKey
 from rich.text import Text
 from rich.tree import Tree
 
@@ -67,3 +70,16 @@ def test_on_a_pipe_each_row_of_a_table_is_one_line(capsys: pytest.CaptureFixture
     output.show(output.table(("TASK", "WHY"), [["a", reason], ["b", "short"]]))
     head, first, second = capsys.readouterr().out.splitlines()
     assert (head, second) == ("TASK  WHY", "b     short") and first == f"a     {reason.rstrip()}"
+    broken = "on hold\nCREATED\tby me\n"
+    for cell in (broken, Text(broken, "dim")):
+        output.show(output.table(("TASK", "WHY"), [[cell, "short"]]))
+        assert capsys.readouterr().out.splitlines()[1:] == [r"on hold\nCREATED\tby me\n  short"]
+
+
+def test_what_breaks_lines_breaks_no_line_of_a_run_or_of_an_event(capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task(key=TaskKey(task_id="t"), state=TASK_STATE_CANCELLED, reason="stopped\nr1  SUCCEEDED")
+    event = RunEvent(event_seq=7, run_state=RUN_STATE_PAUSED, reason="on hold\n    8  run SUCCEEDED")
+    for shown in (task_line(task, "t"), event_line(event)):
+        output.show(shown)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith(r"stopped\nr1  SUCCEEDED") and second.endswith(r"on hold\n    8  run SUCCEEDED")

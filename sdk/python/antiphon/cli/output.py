@@ -43,6 +43,7 @@ _STYLES = {
 
 
 _CONTROLS = [number for number in (*range(32), *range(127, 160)) if chr(number) not in "\n\t"]
+_BREAKS = {10: "\\n", 13: "\\r", 9: "\\t"}
 _HALVES = range(0xD800, 0xE000)
 _VISIBLE = dict.fromkeys((*_CONTROLS, *_HALVES), "\ufffd")
 _ESCAPED = {number: f"\\u{number:04x}" for number in (*_CONTROLS, *_HALVES)}
@@ -148,8 +149,18 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]]) -> T
             column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
         )
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(one_line(cell) if isinstance(cell, str | Text) else cell for cell in row))
     return made
+
+
+def one_line(text: str | Text) -> Text:
+    """The text with its ends of lines and tabs as \\n, \\r and \\t: for what has one line, or a place in one."""
+    if isinstance(text, str):
+        return Text(text.translate(_BREAKS))
+    for breaking, shown in _BREAKS.items():
+        if chr(breaking) in text.plain:
+            text = Text(shown).join(text.split(chr(breaking), allow_blank=True))
+    return text
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Table:

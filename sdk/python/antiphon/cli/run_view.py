@@ -165,4 +165,4 @@ def task_line(task: Task, name: str) -> Text:
 
 
 def _line(*parts: str | Text) -> Text:
-    return Text("  ").join(Text(part) if isinstance(part, str) else part for part in parts if part)
+    return Text("  ").join(output.one_line(part) for part in parts if part)

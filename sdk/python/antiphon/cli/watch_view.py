@@ -117,7 +117,7 @@ def piece_text(piece: PartialOutput) -> str:
 
 
 def event_line(event: RunEvent) -> Text:
-    """One event, for logs and pipes: without a number what is not kept, and a piece of output behind a >."""
+    """One event on one line, for logs and pipes: what is not kept has no number, a piece of output is behind a >."""
     line = Text(f"{event.event_seq or '':>5}  {spell_moment(event.event_time)}")
     if event.HasField("key"):
         line.append(f"  {spell_key(event.key)}")
@@ -136,7 +136,7 @@ def event_line(event: RunEvent) -> Text:
     if event.HasField("child"):
         line.append(f"  began {event.child.run_id}  {event.child.name}")
     if event.HasField("partial"):
-        text = piece_text(event.partial).replace("\n", "\\n")  # a line an event
+        text = piece_text(event.partial)
         line.append(" > ", "dim").append(text, "dim" if event.partial.withheld else "")
     if event.signal:
         line.append(f"  signal {event.signal}")
@@ -144,4 +144,4 @@ def event_line(event: RunEvent) -> Text:
         line.append(f"  {event.reason}", "dim")
     if event.HasField("failure"):
         line.append("  ").append_text(failure_line(event.failure))
-    return line
+    return output.one_line(line)
