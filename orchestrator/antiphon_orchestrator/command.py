@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
-from antiphon_certs import ORCHESTRATOR_DNS_NAME, Authority, CertsError, ExternalFiles, replace_private
+from antiphon_certs import ORCHESTRATOR_DNS_NAME, Authority, AuthorityError, CertsError, ExternalFiles, replace_private
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from . import telemetry
@@ -277,6 +277,10 @@ async def _health(config: Config, as_json: bool, live: bool) -> int:
         address = json.loads((config.data / ENDPOINTS).read_text())["health_address"]
     except (OSError, ValueError, KeyError):
         address = _from_here(config.join_listen, config.join_listen.rpartition(":")[2])
+    if _files_of_another(config) is None and not config.authority.exists():
+        dev = config.authority.parent / "dev" / "ca"
+        which = f"of antiphon dev: --authority {dev}" if dev.exists() else "as it was started with: --authority DIR"
+        raise AuthorityError(f"{config.authority} is missing; ask a running orchestrator with its authority, {which}")
     _, roots = _trusted(config)
     options = [("grpc.ssl_target_name_override", ORCHESTRATOR_DNS_NAME)]
     async with grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(roots), options=options) as channel:

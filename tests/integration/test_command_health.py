@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -42,6 +43,21 @@ def test_health_asks_at_the_port_that_is_listened_on_whatever_port_others_use() 
         assert mesh.orchestrator.join_address == "join.invalid:7444"
         said = orchestrator("health", "--data", str(mesh.orchestrator.data), "--authority", str(mesh.ca.folder))
         assert said == f"127.0.0.1:{port}: SERVING\n"
+
+
+def test_health_without_its_authority_is_told_where_that_is(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "antiphon.command", "orchestrator", "health"]
+
+    def said() -> str:
+        environment = {**os.environ, "ANTIPHON_HOME": str(tmp_path)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        assert done.returncode == 2
+        return done.stderr
+
+    missing = f"antiphon orchestrator: {tmp_path}/ca is missing; ask a running orchestrator with its authority, "
+    assert said() == f"{missing}as it was started with: --authority DIR\n"
+    (tmp_path / "dev" / "ca").mkdir(parents=True)
+    assert said() == f"{missing}of antiphon dev: --authority {tmp_path}/dev/ca\n"
 
 
 def test_an_orchestrator_that_another_authority_certifies_is_checked_and_healthy(tmp_path: Path) -> None:

@@ -120,6 +120,11 @@ def test_what_is_proposed_after_a_join_and_a_revocation_is_for_the_same_profile(
     assert antiphon("certs", "join", "--profile", "operator", ANTIPHON_TOKEN=token).endswith(
         "Next: antiphon agent list --profile operator\n"
     )
+    asked = ("--kind", "sidecar", "--name", "edge", "--agent", "worker", "--capability", "*")
+    token = antiphon("certs", "token", "--profile", "operator", *asked).split()[0]
+    next_step = antiphon("certs", "join", "--profile", "edge", ANTIPHON_TOKEN=token).partition("Next: ")[2]
+    assert f"in {tmp_path}/profiles/edge/credential/current as [identity] of the sidecar" in next_step
+    assert "antiphon certs renew --profile edge\n" in next_step and "antiphon sidecar run --token" in next_step
     revoke = ("certs", "revoke", "--profile", "operator", "--kind", "sidecar", "--name", "edge-9", "--cause", "stolen")
     said = antiphon(*revoke)
     assert "Whether there is one is not known: see that the name is spelt right." in said, "nobody is called edge-9"

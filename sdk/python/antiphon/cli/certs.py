@@ -145,12 +145,19 @@ def join(
     profile: ProfileName = None,
 ) -> None:
     """Spend a join token: this user gets a certificate, kept in the profile."""
-    from antiphon_certs import JoinToken
+    from antiphon_certs import JoinToken, Kind
 
     parsed = JoinToken.parse(sys.stdin.read() if token_text == "-" else token_text)
     joined, credential = asyncio.run(join_mesh(parsed, profile))
     _show(joined, credential, as_json)
-    output.note(f"Next: antiphon agent list{profile_option(joined.folder.name)}")
+    if parsed.identity.kind is Kind.SIDECAR:
+        output.note(
+            f"Next: name key.pem, cert.pem and bundle.pem in {joined.credential.folder / 'current'} as [identity]"
+            f" of the sidecar, and renew them: antiphon certs renew{profile_option(joined.folder.name)}\n"
+            "A sidecar that is given a token itself does all that: antiphon sidecar run --token TOKEN"
+        )
+    else:
+        output.note(f"Next: antiphon agent list{profile_option(joined.folder.name)}")
 
 
 @app.command()
