@@ -71,6 +71,12 @@ func (t *tries) after(ctx context.Context, err *Error) error {
 	t.failures++
 	used := t.used
 	defer func() { t.began, t.used = time.Now(), t.connection.newest() }()
+	if err.Reason == Unavailable {
+		if ended, over := t.connection.expired(); over {
+			err = newError(CertificateExpired, "no server answers to a certificate that expired at "+
+				ended.UTC().Format(time.RFC3339)+"; join again: antiphon certs join TOKEN")
+		}
+	}
 	if err.Reason == NotServing || err.Reason == StoreUnavailable {
 		t.connection.turn(used)
 	}

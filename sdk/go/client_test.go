@@ -660,6 +660,27 @@ func TestAnExpiredCertificateThatWasReplacedIsReadAtOnce(t *testing.T) {
 	}
 }
 
+func TestACallAndAWatchWithACertificateThatHasExpiredEndWithThatAndNotAfterThePatience(t *testing.T) {
+	orchestrator, _, authority, folder := world(t)
+	orchestrator.get = func(context.Context, *antiphonv1.GetRunRequest) (*antiphonv1.GetRunResponse, error) {
+		return &antiphonv1.GetRunResponse{}, nil
+	}
+	authority.storeUntil(folder, "late", time.Now().Add(-time.Minute))
+	client := connect(t, WithAddresses(orchestrator.address), WithCredentials(CredentialFolder(folder)))
+	if _, err := client.GetRun(t.Context(), "r"); !errors.Is(err, CertificateExpired) || !strings.Contains(err.Error(), "join again") {
+		t.Error(err)
+	}
+	for _, err := range client.Watch(t.Context(), "r", 0) {
+		if !errors.Is(err, CertificateExpired) {
+			t.Error(err)
+		}
+	}
+	authority.store(folder, "second")
+	if _, err := client.GetRun(t.Context(), "r"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestACallThatOutlivesItsCertificateGoesOnWithTheOneThatHasReplacedIt(t *testing.T) {
 	orchestrator, client, authority, folder := world(t)
 	arrived, gate := make(chan struct{}, 1), make(chan struct{})

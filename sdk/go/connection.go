@@ -164,6 +164,14 @@ func (c *connection) refresh(ctx context.Context) bool {
 	return c.takeOver(made)
 }
 
+// expired is when the certificate in use has ended, if it has: no server takes it then, or says why.
+func (c *connection) expired() (time.Time, bool) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	ended := c.pems.notAfter()
+	return ended, !ended.IsZero() && !ended.After(time.Now())
+}
+
 // turn goes on with the next address: who answers at that of `used` cannot serve now. Another call may have done it already.
 func (c *connection) turn(used *generation) {
 	c.changing.Lock()

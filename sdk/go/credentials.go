@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"time"
 
 	"github.com/BurntSushi/toml"
 )
@@ -64,6 +66,19 @@ type pems struct{ cert, key, bundle []byte }
 
 func (p pems) equal(other pems) bool {
 	return bytes.Equal(p.cert, other.cert) && bytes.Equal(p.key, other.key) && bytes.Equal(p.bundle, other.bundle)
+}
+
+// notAfter is when the certificate ends; the zero time where that cannot be told.
+func (p pems) notAfter() time.Time {
+	block, _ := pem.Decode(p.cert)
+	if block == nil {
+		return time.Time{}
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return time.Time{}
+	}
+	return leaf.NotAfter
 }
 
 // tls is the way to an orchestrator with these, and nothing else.

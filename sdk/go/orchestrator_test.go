@@ -66,6 +66,11 @@ func (a *authority) sign(template *x509.Certificate, key *ecdsa.PrivateKey) (cer
 
 func (a *authority) issue(name string) (cert, private []byte) {
 	a.t.Helper()
+	return a.issueUntil(name, time.Now().Add(time.Hour))
+}
+
+func (a *authority) issueUntil(name string, end time.Time) (cert, private []byte) {
+	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		a.t.Fatal(err)
@@ -73,7 +78,7 @@ func (a *authority) issue(name string) (cert, private []byte) {
 	a.next++
 	return a.sign(&x509.Certificate{
 		SerialNumber: big.NewInt(a.next), Subject: pkix.Name{CommonName: name}, DNSNames: []string{serverName},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: end,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}, key)
 }
@@ -81,7 +86,12 @@ func (a *authority) issue(name string) (cert, private []byte) {
 // store keeps a certificate in a credential folder, as the antiphon command does: a new generation, then the link.
 func (a *authority) store(folder, name string) {
 	a.t.Helper()
-	cert, key := a.issue(name)
+	a.storeUntil(folder, name, time.Now().Add(time.Hour))
+}
+
+func (a *authority) storeUntil(folder, name string, end time.Time) {
+	a.t.Helper()
+	cert, key := a.issueUntil(name, end)
 	generation := filepath.Join(folder, name)
 	if err := os.MkdirAll(generation, 0o700); err != nil {
 		a.t.Fatal(err)

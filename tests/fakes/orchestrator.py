@@ -10,6 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import grpc
@@ -37,10 +38,10 @@ DOMAIN = "mesh.test"
 CLIENT = Identity(DOMAIN, "team-a", Kind.CLIENT, "alice")
 
 
-def credential(authority: Authority, identity: Identity = CLIENT) -> Credential:
-    """A credential that is valid today."""
+def credential(authority: Authority, identity: Identity = CLIENT, *, now: datetime | None = None) -> Credential:
+    """A credential that is valid for an hour from now on."""
     key_pem, csr_pem = new_key_and_csr(identity)
-    return Credential.from_pem(key_pem, authority.issue(csr_pem, identity), authority.bundle_pem)
+    return Credential.from_pem(key_pem, authority.issue(csr_pem, identity, now=now), authority.bundle_pem)
 
 
 class Orchestrator(

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import antiphon
@@ -389,6 +389,19 @@ async def test_an_expired_certificate_is_read_again_at_once(
     double.refusals.append((error_pb2.ERROR_REASON_CERTIFICATE_EXPIRED, {}))
     with pytest.raises(antiphon.CertificateExpired):
         await client.get_run("x")
+
+
+async def test_a_call_and_a_watch_with_a_certificate_that_has_expired_end_with_that_and_not_after_the_patience(
+    double: Orchestrator, files: CertificateFiles, authority: Authority
+) -> None:
+    store(files, credential(authority, now=datetime.now(UTC) - timedelta(hours=2)))
+    async with connect(double, files) as client:
+        with pytest.raises(antiphon.CertificateExpired, match=r"expired at 20\d\d-.*Z; join again"):
+            await client.get_run("x")
+        with pytest.raises(antiphon.CertificateExpired):
+            await client.wait("x")
+        store(files, credential(authority))
+        assert (await client.get_run("x")).run_id == "x"
 
 
 async def test_a_stream_that_outlives_its_certificate_goes_on_with_the_one_that_has_replaced_it(

@@ -70,6 +70,12 @@ class Tries:
         """Return when it is time for another try. Raises `error` when there is to be none."""
         if self._most is None and monotonic() - self._began >= _STOOD:
             self.heard()
+        if isinstance(error, Unavailable) and (ended := self._connection.expired()) is not None:
+            when = f"{ended:%Y-%m-%dT%H:%M:%SZ}"
+            error = CertificateExpired(
+                f"no server answers to a certificate that expired at {when}; join again: antiphon certs join TOKEN",
+                metadata={"expire_time": when},
+            )
         if isinstance(error, Unavailable | NotServing | StoreUnavailable):
             await self._connection.unreachable(generation)
         self._failures += 1

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import grpc
 
@@ -115,6 +116,11 @@ class Connection:
         finally:
             generation.users -= 1
             await self._close_unused(generation)
+
+    def expired(self) -> datetime | None:
+        """When the certificate in use has ended, if it has: no server takes it then, or says why."""
+        ended = self._pem.not_after() if self._pem is not None else None
+        return ended if ended is not None and ended <= datetime.now(UTC) else None
 
     async def unreachable(self, generation: Generation) -> None:
         """A call found nobody there who can serve: try the next address, unless another call has moved on already."""

@@ -8,11 +8,13 @@ changes, with `key.pem`, `cert.pem` (leaf first) and `bundle.pem`. Every orchest
 
 from __future__ import annotations
 
+import binascii
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from ._errors import SetupError
@@ -24,6 +26,8 @@ _FILES = ("key.pem", "cert.pem", "bundle.pem")
 _PEM = b"-----BEGIN "
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _JOIN = "run: antiphon dev  or  antiphon certs join TOKEN"
+_VALIDITY = re.compile(rb"\x30\x1e\x17\x0d[0-9]{12}Z\x17\x0d([0-9]{12})Z")
+"""In DER, of a certificate that ends before 2050: a SEQUENCE of two UTCTimes (RFC 5280, 4.1.2.5)."""
 _ADDRESS = re.compile(r"unix:.+|(?:\[[^\s\[\]]+\]|[^\s:/,@\[\]]+):(?P<port>[0-9]{1,5})")
 
 
@@ -34,6 +38,15 @@ class Pem:
     key: bytes = field(repr=False)
     chain: bytes = field(repr=False)
     bundle: bytes = field(repr=False)
+
+    def not_after(self) -> datetime | None:
+        """When the certificate ends; None where that cannot be told."""
+        leaf = self.chain.partition(_PEM + b"CERTIFICATE-----")[2].partition(b"-----END ")[0]
+        try:
+            found = _VALIDITY.search(binascii.a2b_base64(leaf))
+        except binascii.Error:
+            return None  # gRPC has said so when it was given the certificate
+        return datetime.strptime(f"{found[1].decode()}+0000", "%y%m%d%H%M%S%z") if found else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,10 +134,18 @@ export class Tries {
     this.connection.giveBack(generation);
   }
 
-  /** Resolves when it is time for another try. Rejects with `error` when there is to be none. */
-  async after(error: AntiphonError, generation: Generation): Promise<void> {
+  #expired(): AntiphonError | undefined {
+    const when = this.connection.expired?.toISOString();
+    if (when === undefined) return undefined;
+    const text = `no server answers to a certificate that expired at ${when}; join again: antiphon certs join TOKEN`;
+    return errorOf("CERTIFICATE_EXPIRED", text, { metadata: { expire_time: when } });
+  }
+
+  /** Resolves when it is time for another try. Rejects with what was told when there is to be none. */
+  async after(told: AntiphonError, generation: Generation): Promise<void> {
     clearTimeout(this.#settled);
     this.signal?.throwIfAborted();
+    const error = told instanceof Unavailable ? (this.#expired() ?? told) : told;
     if (error instanceof Unavailable || CANNOT_SERVE.has(error.reason)) this.connection.unreachable(generation);
     this.#failures += 1;
     this.#end ??= performance.now() + this.limit;

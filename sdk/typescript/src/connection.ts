@@ -6,6 +6,8 @@
  * the last of them closes it. The next address, where there are several, is a new generation too; to those it was told at
  * the start come the replicas that are there, which the one in use is asked for now and then.
  */
+import { X509Certificate } from "node:crypto";
+
 import { Client as Channel, type ChannelCredentials, connectivityState, credentials as grpcCredentials } from "@grpc/grpc-js";
 
 import { metadata, once } from "./calls.js";
@@ -113,6 +115,12 @@ export class Connection {
       this.#place += 1;
       this.#takeOver(this.#make(this.#pem));
     }
+  }
+
+  /** When the certificate in use has ended, if it has: no server takes it then, or says why. */
+  get expired(): Date | undefined {
+    const ended = new Date(new X509Certificate(this.#pem.chain).validTo);
+    return ended.getTime() <= Date.now() ? ended : undefined;
   }
 
   /** Look at the files now: whether there is a new generation. What cannot be used leaves the current one. */

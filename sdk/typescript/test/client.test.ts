@@ -44,12 +44,12 @@ function openssl(...args: string[]): void {
 }
 
 /** Certificates of one authority: that of the server, and one for each client. */
-function certify(name: string, names: string): void {
+function certify(name: string, names: string, days = "1"): void {
   openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", `${name}.key`);
   openssl("req", "-new", "-key", `${name}.key`, "-subj", `/CN=${name}`, "-out", `${name}.csr`);
   writeFileSync(join(folder, `${name}.ext`), `subjectAltName=${names}\n`);
   const authority = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
-  openssl("x509", "-req", "-in", `${name}.csr`, ...authority, "-days", "1", "-extfile", `${name}.ext`, "-out", `${name}.pem`);
+  openssl("x509", "-req", "-in", `${name}.csr`, ...authority, "-days", days, "-extfile", `${name}.ext`, "-out", `${name}.pem`);
 }
 
 beforeAll(() => {
@@ -58,6 +58,7 @@ beforeAll(() => {
   openssl("req", "-x509", "-new", "-key", "ca.key", "-subj", "/CN=test", "-days", "1", "-out", "ca.pem");
   certify("server", "DNS:orchestrator.antiphon.internal,URI:spiffe://mesh.test/ns/system/orchestrator/one");
   certify("alice", "URI:spiffe://mesh.test/ns/team-a/client/alice");
+  certify("late", "URI:spiffe://mesh.test/ns/team-a/client/alice", "0");
   certify("renewed", "URI:spiffe://mesh.test/ns/team-a/client/alice");
 });
 
@@ -530,6 +531,18 @@ test("a profile is found as the command finds it, and its absence says what to d
   writeFileSync(join(profile, "profile.toml"), "addresses = []\n");
   await expect(loadProfile(undefined, environ)).rejects.toThrow("must be a list of host:port");
   await expect(Credentials.fromFolder(join(profile, "credential")).read()).rejects.toThrow("there is no certificate");
+});
+
+test("a call and a watch with a certificate that has expired end with that, and not after the patience", async () => {
+  const address = await orchestrator(succeed);
+  const credentials = credentialFolder("late");
+  const client = await Client.connect({ address, credentials: Credentials.fromFolder(credentials.path), logger });
+  onTestFinished(() => { client.close(); });
+  const expired = { reason: "CERTIFICATE_EXPIRED", message: expect.stringMatching(/expired at 20\d\d-.*Z; join again/) as string };
+  await expect(client.getRun("r")).rejects.toMatchObject(expired);
+  await expect(client.watch("r").next()).rejects.toMatchObject(expired);
+  credentials.turnTo("renewed");
+  expect((await client.getRun("r")).runId).toBe("r");
 });
 
 test.each([
