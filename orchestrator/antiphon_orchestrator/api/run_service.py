@@ -294,10 +294,13 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
     async def _steer(self, run_id: str, action: str, reason: str, details: dict[str, str], wish: steering.Wish) -> Any:
         """The answer to a wish of a run in the caller's namespace."""
+        who = caller()
         # First, since the shard answers for a run that stands aside itself, and does not ask whose it is.
         await self._ask(run_id, lambda run: True)
 
         def guarded(run: Run, now: int) -> i.Steered:
+            if run.submitted.namespace != who.namespace:  # one that was not here yet when it was asked for
+                return steering.refused(_not_found(run_id))
             try:
                 return wish(run, now)
             except Exception as error:  # the shard's loop asks; whatever goes wrong is this call's trouble alone
@@ -305,7 +308,7 @@ class RunService(run_service_pb2_grpc.RunServiceServicer):
 
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         sink = _sink(future, lambda answer: answer)
-        self._host.put(self._shard(run_id), i.Steer(run_id, caller().principal, action, reason, details, guarded, sink))
+        self._host.put(self._shard(run_id), i.Steer(run_id, who.principal, action, reason, details, guarded, sink))
         answer = await future
         if answer is None:
             run = await self._load(run_id)
