@@ -551,7 +551,7 @@ class Host:
     async def _append(self, seat: _Seat, turn: Turn, first_audited: int) -> int:
         """Commits what a turn decided. In a full store it makes what room it can, and tries again; raises Fenced."""
         wait = 0.01
-        seat.full = None  # of something beside the log: that turns are taken is to be seen
+        seat.full = None  # if something else found no room, such as a page of audit records, this turn may all the same
         while True:
             try:
                 return await seat.log.append(turn.records, turn.audit, first_audited)

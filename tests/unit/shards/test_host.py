@@ -49,8 +49,8 @@ class FullStore:
         self.real = real
         self.full = False
         self.refused = 0
-        self.refusing: Callable[[], None] = lambda: None
-        """Called once, while the next transaction is being refused."""
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called once, while the next append is under way."""
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -61,11 +61,12 @@ class FullStore:
         return None if self.idle.is_set() else self.idle.wait()
 
     async def commit(self, txn: Txn) -> Any:
-        if self.full and not txn.spare and any(isinstance(op, Put) for op in txn.ops):
-            self.refused += 1
-            refusing, self.refusing = self.refusing, lambda: None
-            refusing()
-            raise StoreFull("full")
+        if not txn.spare and any(isinstance(op, Put) for op in txn.ops):
+            meanwhile, self.meanwhile = self.meanwhile, lambda: None
+            meanwhile()
+            if self.full:
+                self.refused += 1
+                raise StoreFull("full")
         return await self.real.commit(txn)
 
 
@@ -231,9 +232,22 @@ async def test_who_asked_just_before_a_store_had_no_room_is_told_as_well(store: 
     async with owned(host):
         await two_runs(host, rig)
         with full(store):
-            store.refusing = lambda: host.put(0, i.Read("r1", lambda run: run.state, told.append))
+            store.meanwhile = lambda: host.put(0, i.Read("r1", lambda run: run.state, told.append))
             rig.fleet.attach(instance())
             await eventually(lambda: [type(answer) for answer in told] == [StoreFull])
+
+
+async def test_who_asks_during_a_turn_that_is_written_waits_for_it_though_something_else_found_no_room(
+    store: FullStore,
+) -> None:
+    host, rig = host_of(store)
+    told: list[Any] = []
+    async with owned(host):
+        await two_runs(host, rig)
+        host._seats[0].log.no_room(StoreFull("a page of audit records"))
+        store.meanwhile = lambda: host.put(0, i.Read("r1", lambda run: run.state, told.append))
+        rig.fleet.attach(instance())
+        await eventually(lambda: told == [RunState.RUNNING])
 
 
 async def test_a_shard_that_cannot_be_rebuilt_goes_to_a_replica_that_has_not_tried(store: FullStore) -> None:
