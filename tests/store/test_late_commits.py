@@ -1,6 +1,7 @@
 """A commit whose answer was lost may land at any later time; whoever sent it again ends with one effect all the same.
 
-The store here loses answers as a cluster does: the transaction is kept back, and lands when the test says so.
+The store here loses answers as a cluster does: the transaction is kept back, and lands when the test says so. Or it
+refuses for want of room what it has taken, as etcd may.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from antiphon_orchestrator.audit import AuditLog, Fact, reading
 from antiphon_orchestrator.audit import log as audit_log
 from antiphon_orchestrator.mesh.tokens import AttemptTokens
 from antiphon_orchestrator.shards.log import ShardLog
-from antiphon_orchestrator.store import Put, SqliteStore, StoreUnavailable, Txn
+from antiphon_orchestrator.shards.reading import segments
+from antiphon_orchestrator.store import Put, SqliteStore, StoreError, StoreFull, StoreUnavailable, Txn
 from backends import SqliteBackend
 
 
@@ -24,6 +26,7 @@ class LateStore:
         self._store = store
         self.lose = 0
         self.late = False
+        self.answer: StoreError = StoreUnavailable("the answer was lost")
         self._kept: list[Txn] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -36,7 +39,7 @@ class LateStore:
                 self._kept.append(txn)
             else:
                 await self._store.commit(txn)
-            raise StoreUnavailable("the answer was lost")
+            raise self.answer
         return await self._store.commit(txn)
 
     async def land(self) -> None:
@@ -69,6 +72,20 @@ async def test_a_replacement_whose_answer_was_lost_is_recognised(embedded: Sqlit
         revision = await shard_log.replace(Put(b"head", b"1"), 0, Put(b"page/1", b""))
         (head,) = (await store.range(b"head")).kvs
         assert (head.mod_revision, head.version) == (revision, 1)
+
+
+async def test_a_segment_that_was_refused_for_want_of_room_and_is_there_all_the_same_is_appended_once(
+    embedded: SqliteBackend,
+) -> None:
+    async with embedded.open() as store:
+        late = LateStore(store)
+        shard_log = ShardLog(late, 0, "me")  # type: ignore[arg-type]
+        await shard_log.take()
+        late.lose, late.answer = 1, StoreFull("no space")
+        with pytest.raises(StoreFull):
+            await shard_log.append([b"record"])
+        assert [await shard_log.append([b"record"]), await shard_log.append([b"next"])] == [1, 2]
+        assert [list(segment.records) async for _, segment in segments(store, 0)] == [[b"record"], [b"next"]]
 
 
 async def test_an_act_is_once_in_the_chain_although_another_replica_wrote_before_the_answer_came(

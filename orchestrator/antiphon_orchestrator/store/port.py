@@ -7,7 +7,7 @@ would refuse.
     StoreError
     ├── InvalidTxn        the transaction can never succeed; the caller has a bug
     ├── StoreUnavailable  the outcome is UNCLEAR: send the identical transaction again until the answer is definite
-    ├── StoreFull         no space: send the identical transaction again; one that only deletes still goes through
+    ├── StoreFull         no space, and as UNCLEAR: send the identical transaction again; one that only deletes goes through
     ├── Compacted         the history asked for is gone: list again, then watch from the list's revision + 1
     ├── UnwatchedPrefix   this store keeps no history for the prefix
     ├── LeaseNotFound     the lease ended: grant a new one
@@ -51,7 +51,11 @@ class StoreUnavailable(StoreError):
 
 
 class StoreFull(StoreError):
-    """There is no space. Send the identical transaction again, after trimming; deletes are still accepted."""
+    """There is no space. Send the identical transaction again, after trimming; deletes are still accepted.
+
+    It may be committed all the same: etcd looks at its quota once more where it applies a transaction, and then applies
+    it and refuses it (etcd-io/etcd#16659).
+    """
 
 
 class Compacted(StoreError):

@@ -123,23 +123,28 @@ async def test_refusals_are_written_at_the_latest_when_the_process_ends(store: S
 
 
 class Full:
-    """A store that has no space for a while."""
+    """A store that has no space for a while; when it `lies`, it takes what it refuses."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.full = False
+        self.lies = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     async def commit(self, txn: Txn) -> Any:
         if self.full:
+            if self.lies:
+                await self._store.commit(txn)
             raise StoreFull("no space")
         return await self._store.commit(txn)
 
 
-async def test_with_a_full_store_an_act_is_refused_and_the_chain_goes_on_later(store: SqliteStore) -> None:
+@pytest.mark.parametrize("lies", [False, True])
+async def test_with_a_full_store_an_act_is_refused_and_the_chain_goes_on_later(store: SqliteStore, lies: bool) -> None:
     full: Any = Full(store)
+    full.lies = lies
     async with writing(full) as log:
         await log.write(fact("before"))
         full.full = True
@@ -147,7 +152,7 @@ async def test_with_a_full_store_an_act_is_refused_and_the_chain_goes_on_later(s
             await log.write(fact("refused"))
         full.full = False
         await log.write(fact("after"))
-    assert await resources(store) == ["before", "after"]
+    assert await resources(store) == ["before", *["refused"] * lies, "after"]
 
 
 class Hanging:

@@ -109,11 +109,12 @@ async def test_an_owner_that_was_replaced_writes_no_page(store: SqliteStore) -> 
 
 
 class Full:
-    """A store that takes nothing but deletions for a while."""
+    """A store that takes nothing but deletions for a while; when it `lies`, it takes the rest too, and refuses it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.full = False
+        self.lies = False
         self.refused = asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
@@ -122,6 +123,8 @@ class Full:
     async def commit(self, txn: Txn) -> Any:
         if self.full and any(isinstance(op, Put) for op in txn.ops):
             self.refused.set()
+            if self.lies:
+                await self._store.commit(txn)
             raise StoreFull("no space")
         return await self._store.commit(txn)
 
@@ -154,6 +157,22 @@ async def test_a_page_that_is_due_in_a_full_store_is_due_again_later(store: Sqli
     full.full = False
     await owner.pages.write_due(5 + DELAY)
     assert owner.pages.due is None and await kept(store) == [1, 2]
+
+
+async def test_a_page_that_was_refused_and_is_there_all_the_same_is_written_over_with_what_came_since(
+    store: SqliteStore,
+) -> None:
+    full: Any = Full(store)
+    owner = await Owner(full).recover()
+    await owner.turn(2)
+    full.full = full.lies = True
+    with pytest.raises(StoreFull):
+        await owner.pages.write(wait_for_space=False)
+    assert await kept(store) == [1, 2]
+    full.full = False
+    await owner.turn(1)
+    await owner.pages.write()
+    assert await kept(store) == [1, 2, 3]
 
 
 async def test_a_log_whose_audit_records_were_changed_is_an_alarm(
