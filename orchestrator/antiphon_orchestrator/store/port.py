@@ -7,7 +7,7 @@ would refuse.
     StoreError
     ├── InvalidTxn        the transaction can never succeed; the caller has a bug
     ├── StoreUnavailable  the outcome is UNCLEAR: send the identical transaction again until the answer is definite
-    ├── StoreFull         no space, and as UNCLEAR: send the identical transaction again; one that only deletes goes through
+    ├── StoreFull         no space, and as UNCLEAR: send the identical one again; one that only deletes goes through
     ├── Compacted         the history asked for is gone: list again, then watch from the list's revision + 1
     ├── UnwatchedPrefix   this store keeps no history for the prefix
     ├── LeaseNotFound     the lease ended: grant a new one
