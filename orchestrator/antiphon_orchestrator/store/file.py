@@ -51,6 +51,18 @@ def connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=_LOCK_WAIT_SECONDS, isolation_level=None, cached_statements=256)
 
 
+def log_of(connection: sqlite3.Connection) -> Path:
+    """The write-ahead log, which is there as long as the file is open."""
+    _, _, path = connection.execute("PRAGMA database_list").fetchone()
+    return Path(f"{path}-wal")
+
+
+def leave_syncing(connection: sqlite3.Connection) -> None:
+    """From now on a commit is in the log, but durable only when somebody has made the log so. What SQLite needs in
+    order not to damage the file, when it begins the log anew or writes from it to the file, it still waits for."""
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
 def check_file(path: Path) -> None:
     """Raises StoreUnavailable when it is no store. Takes no lock and writes nothing, since the store may be in use."""
     try:

@@ -2,11 +2,12 @@
 
 Callers put requests into a bounded queue; the event loop serves it once an iteration: what reads, then all waiting
 transactions as one group with one fsync. There is no timer: when idle a commit starts at once; under load everything
-that an iteration brought shares the next fsync.
+that came while the last one was made durable shares the next fsync.
 
-The fsync happens on the loop. A thread would let the loop run on meanwhile, but under load the loop holds the
-interpreter lock, and the thread has to win it back for every statement and for its answer: commits of 0.3 ms took 10 ms
-and more, and could starve for seconds. A loop that waits 0.2 ms for each group of hundreds of transitions loses less.
+The statements run on the loop. A thread would let it run on meanwhile, but under load the loop holds the interpreter
+lock, and the thread has to win it back for every statement and for its answer: commits of 0.3 ms took 10 ms and more,
+and could starve for seconds. The kernel makes them durable while the loop goes on (`datasync`), and until it has,
+nothing that came after them is looked at: nobody sees what a power failure could still undo.
 
 The file is locked for as long as it is open; opening it ends the leases of the process that had it before. A watcher
 holds no queue: it reads history, is woken when a group changed something under its prefix, and reads on.
@@ -26,10 +27,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
+from .. import telemetry
 from . import keys
-from .file import cause, connect, opened, unusable
+from .datasync import DataSync, Done
+from .file import cause, connect, leave_syncing, log_of, opened, unusable
 from .leases import Leases
 from .port import (
     PROGRESS,
@@ -45,6 +48,8 @@ from .port import (
     prefix_end,
 )
 from .tables import Tables
+
+log = telemetry.logger("store")
 
 T = TypeVar("T")
 _Reply = asyncio.Future[Any]
@@ -70,12 +75,21 @@ class _Call:
     reply: _Reply
 
 
+class Sync(Protocol):
+    """See `DataSync`."""
+
+    def begin(self, done: Done) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class SqliteStore:
     """A `Store` in one file. Use: `async with SqliteStore(path) as store`, and `store.run()` in the task group.
 
     `unwatched`: prefixes without history, which cannot be watched. `max_bytes`: size limit of the file (None: the
     disk's). History keeps `history_revisions` revisions and about `history_bytes` of values. `queue_limit`: requests
     under way; further callers wait for their turn. `clock`: monotonic seconds. `open_file`: opens the database.
+    `sync`: makes its log durable; where that raises OSError, the loop waits for the disk.
     """
 
     shared = False
@@ -91,6 +105,7 @@ class SqliteStore:
         queue_limit: int = 1024,
         clock: Callable[[], float] = time.monotonic,
         open_file: Callable[[Path], sqlite3.Connection] = connect,
+        sync: Callable[[Path], Sync] = DataSync,
     ) -> None:
         self._path = path
         self._unwatched = unwatched
@@ -99,6 +114,12 @@ class SqliteStore:
         self._history_bytes = history_bytes
         self._clock = clock
         self._open_file = open_file
+        self._make_sync = sync
+        self._sync: Sync | None = None
+        self._durable = asyncio.Event()
+        self._durable.set()
+        self._unanswered: list[tuple[_Reply, object]] = []
+        """Answers that wait until what was written is durable."""
         self._requests: deque[_Commit | _Call] = deque()
         self._turn_due = False
         self._file = ExitStack()
@@ -124,6 +145,7 @@ class SqliteStore:
             self._leases = Leases(self._clock)
             self._revision = self._tables.revision
             self._delete_leased(None)
+            self._sync = self._overlapped(connection)
         except Exception as error:
             self._file.close()
             if isinstance(error, sqlite3.Error):
@@ -135,9 +157,14 @@ class SqliteStore:
         """See `Store.close`."""
         if self._refusal is not None:
             return
-        while self._requests:
-            self._turn()
-        self._stop("the store is closed", None)
+        self._refusal = "the store is closed"
+        try:
+            await self._durable.wait()
+            while self._requests:
+                self._turn()
+                await self._durable.wait()
+        finally:
+            self._stop(self._refusal, None)
 
     async def __aenter__(self) -> SqliteStore:
         await self.open()
@@ -209,8 +236,18 @@ class SqliteStore:
         self._schedule()
         return await reply
 
+    def _overlapped(self, connection: sqlite3.Connection) -> Sync | None:
+        try:
+            sync = self._make_sync(log_of(connection))
+        except OSError as error:
+            log.info("store_waits_for_disk", cause=str(error))
+            return None
+        self._file.callback(sync.close)
+        leave_syncing(connection)
+        return sync
+
     def _schedule(self) -> None:
-        if not self._turn_due:
+        if not self._turn_due and self._durable.is_set():
             self._turn_due = True
             # After all that is ready to run now: their transactions belong to the same group.
             asyncio.get_running_loop().call_soon(self._turn)
@@ -218,7 +255,7 @@ class SqliteStore:
     def _turn(self) -> None:
         """Serves what waits, up to one group: reads first, which see what was answered before them, then commits."""
         self._turn_due = False
-        if self._refusal is not None:
+        if self._stopped.is_set() or not self._durable.is_set():
             return
         calls: list[_Call] = []
         commits: list[_Commit] = []
@@ -230,9 +267,8 @@ class SqliteStore:
             else:
                 commits.append(request)
                 size += request.size
-        if self._requests:
-            self._schedule()
         answered: list[tuple[_Reply, object]] = []
+        before = self._tables.revision
         try:
             self._expire()
             for call in calls:
@@ -242,14 +278,39 @@ class SqliteStore:
                 answered += zip((commit.reply for commit in commits), outcomes, strict=True)
                 self._notice(changed)
         except Exception as error:
-            done = {reply for reply, _ in answered}
+            self._unanswered = answered
+            replies = {reply for reply, _ in answered}
             unserved: list[_Commit | _Call] = [*calls, *commits]
-            self._requests.extend(request for request in unserved if request.reply not in done)
-            self._answer(answered)
-            self._stop(f"the store {self._path} has failed and must be opened again: {cause(error)}", error)
+            self._requests.extend(request for request in unserved if request.reply not in replies)
+            self._fail(error)
             return
+        if self._sync is None or self._tables.revision == before:
+            self._go_on(answered)
+            return
+        self._unanswered = answered
+        self._durable.clear()
+        try:
+            self._sync.begin(self._synced)
+        except OSError as error:
+            self._synced(error)
+
+    def _synced(self, failure: OSError | None) -> None:
+        """What the last turn has written is durable, or cannot be made so."""
+        if failure is not None:
+            self._fail(failure)
+            return
+        self._durable.set()
+        answered, self._unanswered = self._unanswered, []
+        self._go_on(answered)
+
+    def _go_on(self, answered: list[tuple[_Reply, object]]) -> None:
         self._answer(answered)
         self._set_expiry()
+        if self._requests:
+            self._schedule()
+
+    def _fail(self, error: Exception) -> None:
+        self._stop(f"the store {self._path} has failed and must be opened again: {cause(error)}", error)
 
     def _answer(self, outcomes: list[tuple[_Reply, object]]) -> None:
         for reply, outcome in outcomes:
@@ -320,11 +381,12 @@ class SqliteStore:
         self._refusal, self._failure = refusal, failure
         if self._expiry is not None:
             self._expiry.cancel()
-        waiting, self._requests = self._requests, deque()
-        for request in waiting:
-            self._slots.release()
-            if not request.reply.done():
-                request.reply.set_exception(failure if isinstance(failure, StoreError) else self._unavailable())
+        unclear = [*(reply for reply, _ in self._unanswered), *(request.reply for request in self._requests)]
+        self._requests.clear()
+        self._unanswered = []
+        self._durable.set()
+        for reply in unclear:
+            self._answer([(reply, failure if isinstance(failure, StoreError) else self._unavailable())])
         self._file.close()
         for watcher in self._watchers:
             watcher.changed.set()
