@@ -9,18 +9,24 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 import sqlite3
+import subprocess
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import structlog
-from antiphon_orchestrator.store import Compare, Put, SqliteStore, StoreUnavailable, Target, Txn
+from antiphon_orchestrator.store import Compare, EventType, Put, SqliteStore, StoreUnavailable, Target, Txn
 from antiphon_orchestrator.store.datasync import DataSync, Done
 from antiphon_orchestrator.store.file import connect
-from backends import ManualClock
+from backends import FailingFiles, ManualClock
 from structlog.testing import LogCapture
 
 from tests.harness import eventually
+
+T = TypeVar("T")
 
 
 class Disk:
@@ -61,6 +67,11 @@ def open_files() -> list[str]:
     return sorted(os.listdir("/proc/self/fd"))
 
 
+def soon(outcome: Awaitable[T]) -> Awaitable[T]:
+    """Nobody is to wait for ever."""
+    return asyncio.wait_for(outcome, 10)
+
+
 async def settled() -> None:
     """Lets everything run that does not wait for the disk."""
     for _ in range(10):
@@ -79,9 +90,48 @@ async def test_what_is_not_durable_is_neither_answered_nor_seen(tmp_path: Path) 
         assert disk.begun == 1 and b"the value" in disk.written
         assert not (committed.done() or read.done() or seen.done())
         disk.end()
-        assert (await committed).succeeded
-        assert [kv.value for kv in (await read).kvs] == [b"the value"]
-        assert [event.kv.value for event in (await seen).events] == [b"the value"]
+        assert (await soon(committed)).succeeded
+        assert [kv.value for kv in (await soon(read)).kvs] == [b"the value"]
+        assert [event.kv.value for event in (await soon(seen)).events] == [b"the value"]
+
+
+async def test_who_watches_something_else_is_not_told_how_far_it_is_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("antiphon_orchestrator.store.sqlite.PROGRESS", 0.01)
+    disk = Disk()
+    async with SqliteStore(tmp_path / "store.db", sync=disk) as store:
+        told: list[int] = []
+
+        async def watch() -> None:
+            async for batch in store.watch(b"quiet"):
+                told.append(batch.revision)
+
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(watch())
+            await settled()
+            committed = group.create_task(store.commit(put(b"k")))
+            await settled()
+            await asyncio.sleep(0.05)  # several times as long as it takes to tell
+            assert disk.begun == 1 and 2 not in told
+            disk.end()
+            assert (await soon(committed)).revision == 2
+            await eventually(lambda: 2 in told)
+            watching.cancel()
+
+
+async def test_a_compaction_is_durable_before_it_is_answered(tmp_path: Path) -> None:
+    disk = Disk()
+    async with SqliteStore(tmp_path / "store.db", sync=disk) as store:
+        committed = asyncio.ensure_future(store.commit(put(b"k")))
+        await settled()
+        disk.end()
+        revision = (await soon(committed)).revision
+        compacted = asyncio.ensure_future(store.compact(revision))
+        await settled()
+        assert disk.begun == 2 and not compacted.done()
+        disk.end()
+        await soon(compacted)
 
 
 async def test_what_comes_while_one_is_made_durable_shares_the_next(tmp_path: Path) -> None:
@@ -93,19 +143,19 @@ async def test_what_comes_while_one_is_made_durable_shares_the_next(tmp_path: Pa
         await settled()
         assert disk.begun == 1
         disk.end()
-        await first
+        await soon(first)
         await settled()
         assert disk.begun == 2 and not any(other.done() for other in others)
         disk.end()
-        assert [(await other).revision for other in others] == [3, 4, 5, 6, 7]
+        assert [(await soon(other)).revision for other in others] == [3, 4, 5, 6, 7]
 
 
 async def test_what_writes_nothing_does_not_wait_for_the_disk(tmp_path: Path) -> None:
     disk = Disk()
     async with SqliteStore(tmp_path / "store.db", sync=disk) as store:
         there = Txn((Compare(b"k", Target.VERSION, 1),), (Put(b"k", b""),))
-        assert not (await store.commit(there)).succeeded
-        assert not (await store.range(b"k")).kvs
+        assert not (await soon(store.commit(there))).succeeded
+        assert not (await soon(store.range(b"k"))).kvs
         assert disk.begun == 0
 
 
@@ -122,7 +172,38 @@ async def test_the_end_of_a_lease_is_made_durable_before_it_is_seen(tmp_path: Pa
         await settled()
         assert disk.begun == 2 and not read.done()
         disk.end()
-        assert not (await read).kvs
+        assert not (await soon(read)).kvs
+
+
+async def test_a_lease_ends_by_itself_although_nobody_asks(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "store.db") as store:
+        lease = await store.grant(1)
+        revision = (await store.commit(Txn(ops=(Put(b"alive", b"", lease),)))).revision
+        batch = await soon(anext(store.watch(b"alive", revision + 1)))
+        assert [event.type for event in batch.events] == [EventType.DELETE]
+
+
+async def test_what_the_last_process_had_leased_is_gone_for_good_before_anybody_sees_it_gone(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    async with SqliteStore(path) as store:
+        await store.commit(Txn(ops=(Put(b"alive", b"", await store.grant(10)),)))
+        shutil.copytree(tmp_path, tmp_path / "killed")  # with its log, as a killed process leaves them
+    modes: list[int] = []
+    files: list[sqlite3.Connection] = []
+
+    def open_file(path: Path) -> sqlite3.Connection:
+        files.append(connect(path))
+        return files[-1]
+
+    class Looking(Disk):
+        def __call__(self, log: Path) -> Disk:
+            modes.append(mode(files[0]))
+            assert not files[0].in_transaction
+            assert files[0].execute("SELECT count(*) FROM kv WHERE lease != 0").fetchone() == (0,)
+            return super().__call__(log)
+
+    async with SqliteStore(tmp_path / "killed" / "store.db", open_file=open_file, sync=Looking()) as store:
+        assert modes == [2] and not (await store.range(b"alive")).kvs
 
 
 @pytest.mark.parametrize("when", ["it begins", "it ends"])
@@ -141,10 +222,55 @@ async def test_when_the_disk_fails_what_was_written_is_unclear_and_the_store_sto
             disk.end(failure)
         for unanswered in (committed, running, *([waiting] if waiting else [])):
             with pytest.raises(StoreUnavailable, match="the disk failed"):
-                await unanswered
+                await soon(unanswered)
         with pytest.raises(StoreUnavailable, match="must be opened again"):
             await store.range(b"k")
     assert disk.closed
+
+
+async def test_when_statements_fail_what_came_with_them_is_unclear_too(tmp_path: Path) -> None:
+    files = FailingFiles()
+    async with SqliteStore(tmp_path / "store.db", open_file=files) as store:
+        lease = await store.grant(10)
+        await store.commit(Txn(ops=(Put(b"alive", b"", lease),)))
+        files.file.faults = [sqlite3.SQLITE_IOERR]
+        outcomes = await soon(asyncio.gather(store.range(b"k"), store.commit(put(b"k")), return_exceptions=True))
+        assert [type(outcome) for outcome in outcomes] == [StoreUnavailable, StoreUnavailable]
+
+
+async def test_a_disk_that_fails_while_the_store_is_closed_is_no_quiet_end(tmp_path: Path) -> None:
+    disk = Disk()
+    store = SqliteStore(tmp_path / "store.db", sync=disk)
+    await store.open()
+    running = asyncio.ensure_future(store.run())
+    committed = asyncio.ensure_future(store.commit(put(b"k")))
+    await settled()
+    closing, again = asyncio.ensure_future(store.close()), asyncio.ensure_future(store.close())
+    await settled()
+    assert not closing.done() and not again.done()
+    disk.end(OSError(errno.EIO, "the disk failed"))
+    await soon(asyncio.gather(closing, again))
+    for told in (committed, running):
+        with pytest.raises(StoreUnavailable, match="the disk failed"):
+            await soon(told)
+
+
+async def test_a_file_that_does_not_even_close_ends_the_store_all_the_same(tmp_path: Path) -> None:
+    class Stuck(Disk):
+        def close(self) -> None:
+            raise OSError(errno.EIO, "it does not close")
+
+    disk = Stuck()
+    store = SqliteStore(tmp_path / "store.db", sync=disk)
+    await store.open()
+    running = asyncio.ensure_future(store.run())
+    committed = asyncio.ensure_future(store.commit(put(b"k")))
+    await settled()
+    with pytest.raises(OSError, match="does not close"):
+        disk.end(OSError(errno.EIO, "the disk failed"))
+    for told in (committed, running):
+        with pytest.raises(StoreUnavailable, match="the disk failed"):
+            await soon(told)
 
 
 async def test_closing_waits_for_the_disk_and_for_what_had_come_before(tmp_path: Path) -> None:
@@ -163,8 +289,8 @@ async def test_closing_waits_for_the_disk_and_for_what_had_come_before(tmp_path:
     disk.end()
     await eventually(lambda: disk.begun == 2)
     disk.end()
-    await closing
-    assert ((await first).revision, (await second).revision) == (2, 3)
+    await soon(closing)
+    assert ((await soon(first)).revision, (await soon(second)).revision) == (2, 3)
 
 
 async def test_who_gives_up_closing_leaves_nobody_waiting(tmp_path: Path) -> None:
@@ -177,15 +303,15 @@ async def test_who_gives_up_closing_leaves_nobody_waiting(tmp_path: Path) -> Non
     await settled()
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await closing
+        await soon(closing)
     with pytest.raises(StoreUnavailable):
-        await committed
+        await soon(committed)
     assert disk.closed
 
 
-def modes(connection: sqlite3.Connection) -> int:
-    (mode,) = connection.execute("PRAGMA synchronous").fetchone()
-    return int(mode)
+def mode(connection: sqlite3.Connection) -> int:
+    (found,) = connection.execute("PRAGMA synchronous").fetchone()
+    return int(found)
 
 
 @pytest.mark.parametrize("able", [True, False])
@@ -207,34 +333,46 @@ async def test_where_the_kernel_does_not_do_it_sqlite_waits_for_the_disk(
     async with SqliteStore(path, open_file=open_file, sync=DataSync if able else unable) as store:
         for number in range(50):
             await store.commit(put(b"k", b"%d" % number))
-        assert modes(files[0]) == (1 if able else 2)  # NORMAL, FULL
+        assert mode(files[0]) == (1 if able else 2)  # NORMAL, FULL
     async with SqliteStore(path) as store:
         assert [kv.value for kv in (await store.range(b"k")).kvs] == [b"49"]
     told = [(line["event"], line["cause"]) for line in said.entries]
     assert told == ([] if able else [("store_waits_for_disk", "[Errno 38] io_setup: Function not implemented")])
 
 
-async def test_the_kernel_tells_when_a_file_is_durable(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"1")
-    sync = DataSync(file)
-    with contextlib.closing(sync):
-        for _ in range(3):
-            told = asyncio.get_running_loop().create_future()
-            sync.begin(told.set_result)
-            assert await asyncio.wait_for(told, 10) is None
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(b"1")
+    return path
 
 
-async def test_closed_while_one_is_under_way_it_tells_nobody_and_keeps_nothing_open(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"1")
-    before = open_files()
+async def synced(sync: DataSync) -> OSError | None:
+    told: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
+    sync.begin(told.set_result)
+    return await soon(told)
+
+
+async def test_the_kernel_tells_when_a_file_is_durable(file: Path) -> None:
+    with contextlib.closing(DataSync(file)) as sync:
+        assert [await synced(sync) for _ in range(3)] == [None, None, None]
+        assert not any(os.get_inheritable(descriptor) for descriptor in (sync._file, sync._told))
+
+
+async def test_closed_while_one_is_under_way_it_tells_nobody_and_keeps_nothing_open(file: Path) -> None:
+    before = open_files(), contexts()
     told: list[OSError | None] = []
     sync = DataSync(file)
     sync.begin(told.append)
+    assert contexts() > before[1]
     sync.close()
     await settled()
-    assert told == [] and open_files() == before
+    assert told == [] and (open_files(), contexts()) == before
+
+
+def contexts() -> int:
+    """What this process has asked the kernel for."""
+    return Path("/proc/self/maps").read_text().count("[aio]")
 
 
 async def test_a_file_that_the_kernel_cannot_sync_is_refused_at_once_and_nothing_stays_open() -> None:
@@ -244,19 +382,60 @@ async def test_a_file_that_the_kernel_cannot_sync_is_refused_at_once_and_nothing
     assert open_files() == before
 
 
-async def test_a_sync_that_fails_says_with_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"1")
-    with contextlib.closing(DataSync(file)) as sync:
-        taken = sync._call
+def kind_of_file_system(file: Path) -> int:
+    told = subprocess.run(["stat", "-f", "-c", "%t", file], capture_output=True, check=True, text=True)
+    return int(told.stdout, 16)
 
-        def failing(name: str, *arguments: object) -> None:
-            taken(name, *arguments)
+
+async def test_a_file_system_of_a_program_is_not_relied_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antiphon_orchestrator.store.datasync._FUSE", kind_of_file_system(file))
+    with pytest.raises(OSError, match="FUSE"):
+        DataSync(file)
+
+
+async def test_a_machine_that_is_not_known_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "s390x")
+    with pytest.raises(OSError, match="s390x"):
+        DataSync(file)
+
+
+@pytest.mark.parametrize("fault", ["it failed", "there is none"])
+async def test_a_sync_that_fails_says_with_what(file: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    with contextlib.closing(DataSync(file)) as sync:
+        call = sync._call
+
+        def failing(name: str, *arguments: object) -> int:
+            count = call(name, *arguments)
             if name == "io_getevents":
-                sync._event.result = -errno.EIO
+                sync._event.result = -errno.ENOSPC if fault == "it failed" else 0
+                count = 1 if fault == "it failed" else 0
+            return count
 
         monkeypatch.setattr(sync, "_call", failing)
-        told = asyncio.get_running_loop().create_future()
-        sync.begin(told.set_result)
-        failure = await asyncio.wait_for(told, 10)
-    assert isinstance(failure, OSError) and failure.errno == errno.EIO
+        failure = await synced(sync)
+    assert failure is not None and failure.errno == (errno.ENOSPC if fault == "it failed" else errno.EIO)
+
+
+async def test_what_the_kernel_has_no_room_for_is_waited_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(DataSync(file)) as sync:
+        call, waited = sync._call, os.fdatasync
+        files: list[int] = []
+
+        def failing(name: str, *arguments: object) -> int:
+            if name == "io_submit":
+                raise OSError(errno.EAGAIN, "io_submit: Resource temporarily unavailable")
+            return call(name, *arguments)
+
+        def fdatasync(descriptor: int) -> None:
+            files.append(descriptor)
+            waited(descriptor)
+
+        monkeypatch.setattr(sync, "_call", failing)
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        assert [await synced(sync), await synced(sync)] == [None, None]
+        assert files == [sync._file] * 2
+        told: list[OSError | None] = []
+        sync.begin(told.append)
+        monkeypatch.undo()
+    await settled()
+    assert told == []  # it was closed before

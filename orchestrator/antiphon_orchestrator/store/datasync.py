@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import platform
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,8 @@ Done = Callable[[OSError | None], None]
 _FDSYNC = 3  # IOCB_CMD_FDSYNC
 _TELL_EVENTFD = 1  # IOCB_FLAG_RESFD
 _GENERIC = {"io_setup": 0, "io_destroy": 1, "io_submit": 2, "io_getevents": 4}  # include/uapi/asm-generic/unistd.h
+_FUSE = 0x65735546
+"""f_type of file systems in programs (statfs(2)). Some sync what was written by one descriptor alone."""
 _NUMBERS = {
     "x86_64": {"io_setup": 206, "io_destroy": 207, "io_submit": 209, "io_getevents": 208},
     "aarch64": _GENERIC,
@@ -68,11 +72,17 @@ class DataSync:
         if numbers is None or sys.byteorder != "little" or sys.maxsize < 1 << 32:
             raise OSError(f"not known on {sys.platform} {platform.machine()}")
         self._numbers = numbers
-        self._syscall = ctypes.CDLL(None, use_errno=True).syscall
+        library = ctypes.CDLL(None, use_errno=True)
+        facts = (ctypes.c_long * 64)()  # struct statfs has 15 of them, f_type first
+        if library.statfs(os.fsencode(path), facts) != 0:
+            raise _error("statfs")
+        if facts[0] == _FUSE:
+            raise OSError("not relied on in a file system of a program (FUSE)")
+        self._syscall = library.syscall
         self._syscall.restype = ctypes.c_long
         self._done: Done | None = None
         with contextlib.ExitStack() as opened:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             opened.callback(os.close, self._file)
             self._told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             opened.callback(os.close, self._told)
@@ -84,8 +94,8 @@ class DataSync:
             self._event = _Event()
             # Old kernels, and file systems that cannot, say so now.
             self._submit()
-            self._take(wait=True)
-            os.eventfd_read(self._told)
+            select.select([self._told], [], [])
+            self._take()
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._told, self._tell)
             opened.callback(self._loop.remove_reader, self._told)
@@ -93,9 +103,13 @@ class DataSync:
 
     def begin(self, done: Done) -> None:
         """Begins one; `done` is called on the loop, with None when all that was written before is durable. Raises
-        OSError when it cannot begin."""
+        OSError when that failed at once."""
         assert self._done is None, "one at a time"
-        self._submit()
+        try:
+            self._submit()
+        except OSError:  # the kernel had no room for it, which says nothing of the disk
+            os.fdatasync(self._file)
+            self._loop.call_soon(self._end, None)
         self._done = done
 
     def close(self) -> None:
@@ -104,28 +118,40 @@ class DataSync:
         self._opened.close()
 
     def _tell(self) -> None:
-        os.eventfd_read(self._told)
-        done, self._done = self._done, None
-        assert done is not None
         try:
-            self._take(wait=False)
+            self._take()
         except OSError as error:
-            done(error)
+            self._end(error)
         else:
-            done(None)
+            self._end(None)
+
+    def _end(self, failure: OSError | None) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(failure)
 
     def _submit(self) -> None:
-        self._call("io_submit", self._context, ctypes.c_long(1), self._requests)
+        self._one("io_submit", self._context, ctypes.c_long(1), self._requests)
 
-    def _take(self, *, wait: bool) -> None:
-        """Takes the outcome of the one that was begun. Raises OSError when it failed."""
-        least = ctypes.c_long(1 if wait else 0)
-        self._call("io_getevents", self._context, least, ctypes.c_long(1), ctypes.byref(self._event), None)
+    def _take(self) -> None:
+        """Takes the outcome of the one that was told of. Raises OSError when it failed."""
+        os.eventfd_read(self._told)
+        self._one("io_getevents", self._context, ctypes.c_long(1), ctypes.c_long(1), ctypes.byref(self._event), None)
         if (result := self._event.result) < 0:
             raise OSError(-result, os.strerror(-result))
 
-    def _call(self, name: str, *arguments: object) -> None:
-        """Makes a system call. Raises OSError."""
-        if self._syscall(ctypes.c_long(self._numbers[name]), *arguments) < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"{name}: {os.strerror(number)}")
+    def _one(self, name: str, *arguments: object) -> None:
+        """Makes a call that is about one request. Raises OSError, also when it was about none."""
+        if self._call(name, *arguments) != 1:
+            raise OSError(errno.EIO, f"{name}: took none")
+
+    def _call(self, name: str, *arguments: object) -> int:
+        result = int(self._syscall(ctypes.c_long(self._numbers[name]), *arguments))
+        if result < 0:
+            raise _error(name)
+        return result
+
+
+def _error(name: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{name}: {os.strerror(number)}")

@@ -51,10 +51,9 @@ def connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=_LOCK_WAIT_SECONDS, isolation_level=None, cached_statements=256)
 
 
-def log_of(connection: sqlite3.Connection) -> Path:
-    """The write-ahead log, which is there as long as the file is open."""
-    _, _, path = connection.execute("PRAGMA database_list").fetchone()
-    return Path(f"{path}-wal")
+def log_of(path: Path) -> Path:
+    """The write-ahead log of a store, which is there as long as its file is open. SQLite follows links as well."""
+    return Path(f"{path.resolve()}-wal")
 
 
 def leave_syncing(connection: sqlite3.Connection) -> None:

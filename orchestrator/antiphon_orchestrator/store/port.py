@@ -235,7 +235,7 @@ class Store(Protocol):
 
     def under_way(self) -> Awaitable[object] | None:
         """What to wait for, at once, before working out what is to be appended next, since it could not leave before:
-        until then more comes that goes along. None: it would leave at once."""
+        until then more comes that goes along. None: nothing is gained by waiting."""
 
     async def range(self, start: bytes, end: bytes = b"", *, limit: int = 0) -> RangeResult:
         """Reads one key (no `end`) or the keys in [start, end), at most `limit` (0: all), newest committed state."""

@@ -31,7 +31,6 @@ from typing import Any, Protocol, TypeVar, cast
 
 from .. import telemetry
 from . import keys
-from .datasync import DataSync, Done
 from .file import cause, connect, leave_syncing, log_of, opened, unusable
 from .leases import Leases
 from .port import (
@@ -54,6 +53,7 @@ log = telemetry.logger("store")
 T = TypeVar("T")
 _Reply = asyncio.Future[Any]
 
+_CLOSED = "the store is closed"
 _GROUP_TXNS = 512
 _GROUP_BYTES = 16_777_216
 
@@ -76,11 +76,17 @@ class _Call:
 
 
 class Sync(Protocol):
-    """See `DataSync`."""
+    """See `datasync.DataSync`."""
 
-    def begin(self, done: Done) -> None: ...
+    def begin(self, done: Callable[[OSError | None], None]) -> None: ...
 
     def close(self) -> None: ...
+
+
+def _by_kernel(log: Path) -> Sync:
+    from .datasync import DataSync  # a store in a cluster needs none of it
+
+    return DataSync(log)
 
 
 class SqliteStore:
@@ -105,7 +111,7 @@ class SqliteStore:
         queue_limit: int = 1024,
         clock: Callable[[], float] = time.monotonic,
         open_file: Callable[[Path], sqlite3.Connection] = connect,
-        sync: Callable[[Path], Sync] = DataSync,
+        sync: Callable[[Path], Sync] = _by_kernel,
     ) -> None:
         self._path = path
         self._unwatched = unwatched
@@ -119,7 +125,8 @@ class SqliteStore:
         self._durable = asyncio.Event()
         self._durable.set()
         self._unanswered: list[tuple[_Reply, object]] = []
-        """Answers that wait until what was written is durable."""
+        """Answers that wait until what was written is durable; so do those who watch."""
+        self._changed: list[bytes] = []
         self._requests: deque[_Commit | _Call] = deque()
         self._turn_due = False
         self._file = ExitStack()
@@ -145,6 +152,7 @@ class SqliteStore:
             self._leases = Leases(self._clock)
             self._revision = self._tables.revision
             self._delete_leased(None)
+            self._notice()
             self._sync = self._overlapped(connection)
         except Exception as error:
             self._file.close()
@@ -156,15 +164,18 @@ class SqliteStore:
     async def close(self) -> None:
         """See `Store.close`."""
         if self._refusal is not None:
+            if self._refusal is _CLOSED:
+                await self._stopped.wait()
             return
-        self._refusal = "the store is closed"
+        self._refusal = _CLOSED
         try:
             await self._durable.wait()
             while self._requests:
                 self._turn()
                 await self._durable.wait()
         finally:
-            self._stop(self._refusal, None)
+            if not self._stopped.is_set():  # else its file has failed meanwhile, as `run` says
+                self._stop(_CLOSED, None)
 
     async def __aenter__(self) -> SqliteStore:
         await self.open()
@@ -238,8 +249,8 @@ class SqliteStore:
 
     def _overlapped(self, connection: sqlite3.Connection) -> Sync | None:
         try:
-            sync = self._make_sync(log_of(connection))
-        except OSError as error:
+            sync = self._make_sync(log_of(self._path))
+        except (OSError, ImportError) as error:
             log.info("store_waits_for_disk", cause=str(error))
             return None
         self._file.callback(sync.close)
@@ -268,7 +279,7 @@ class SqliteStore:
                 commits.append(request)
                 size += request.size
         answered: list[tuple[_Reply, object]] = []
-        before = self._tables.revision
+        before = self._tables.written
         try:
             self._expire()
             for call in calls:
@@ -276,7 +287,7 @@ class SqliteStore:
             if commits:
                 outcomes, changed = self._tables.commit([commit.txn for commit in commits], self._leases.require)
                 answered += zip((commit.reply for commit in commits), outcomes, strict=True)
-                self._notice(changed)
+                self._changed += changed
         except Exception as error:
             self._unanswered = answered
             replies = {reply for reply, _ in answered}
@@ -284,7 +295,7 @@ class SqliteStore:
             self._requests.extend(request for request in unserved if request.reply not in replies)
             self._fail(error)
             return
-        if self._sync is None or self._tables.revision == before:
+        if self._sync is None or self._tables.written == before:
             self._go_on(answered)
             return
         self._unanswered = answered
@@ -304,6 +315,7 @@ class SqliteStore:
         self._go_on(answered)
 
     def _go_on(self, answered: list[tuple[_Reply, object]]) -> None:
+        self._notice()
         self._answer(answered)
         self._set_expiry()
         if self._requests:
@@ -322,7 +334,11 @@ class SqliteStore:
             else:
                 reply.set_result(outcome)
 
-    def _notice(self, changed: list[bytes]) -> None:
+    def _notice(self) -> None:
+        """Tells those who watch how far the store is, and what has changed."""
+        changed, self._changed = self._changed, []
+        if self._revision == self._tables.revision:
+            return
         self._revision = self._tables.revision
         for watcher in self._watchers:
             watcher.notice(changed, self._revision)
@@ -353,7 +369,7 @@ class SqliteStore:
         for outcome in outcomes:
             if not isinstance(outcome, CommitResult):
                 raise outcome
-        self._notice(changed)
+        self._changed += changed
 
     async def _watch(self, watcher: _Watcher, before: bool) -> AsyncGenerator[WatchBatch, None]:
         start, end = watcher.prefix, prefix_end(watcher.prefix)
@@ -387,10 +403,12 @@ class SqliteStore:
         self._durable.set()
         for reply in unclear:
             self._answer([(reply, failure if isinstance(failure, StoreError) else self._unavailable())])
-        self._file.close()
-        for watcher in self._watchers:
-            watcher.changed.set()
-        self._stopped.set()
+        try:
+            self._file.close()
+        finally:
+            for watcher in self._watchers:
+                watcher.changed.set()
+            self._stopped.set()
 
     def _unavailable(self) -> StoreUnavailable:
         error = StoreUnavailable(self._refusal)

@@ -87,6 +87,8 @@ class Tables:
         self._max_pages = max_bytes // self._page_size if max_bytes is not None else None
         self._limit_pages(0)
         self._reserving = False
+        self.written = 0
+        """How often something was written."""
         (self.revision,) = connection.execute("SELECT mod_revision FROM kv WHERE key = x''").fetchone()
         (self._first_revision,) = connection.execute("SELECT first_revision FROM history").fetchone()
         self._known: dict[bytes, _Row | None] = {}
@@ -101,7 +103,7 @@ class Tables:
     def commit(
         self, txns: Sequence[Txn], require_lease: Callable[[int], None]
     ) -> tuple[list[CommitResult | StoreError], list[bytes]]:
-        """Evaluates transactions in order and makes what they change durable, under one fsync.
+        """Evaluates transactions in order and commits what they change, at once. When it is durable, the store knows.
 
         Returns one outcome each (StoreFull and LeaseNotFound are outcomes) and the watched keys that changed. When
         the group does not fit, each transaction is tried alone, so that the deletes among them go through.
@@ -343,6 +345,7 @@ class Tables:
             yield
             if self._sql.in_transaction:
                 self._sql.execute("COMMIT")
+                self.written += 1
         except (sqlite3.OperationalError, StoreFull) as error:
             if self._sql.in_transaction:
                 self._sql.execute("ROLLBACK")
