@@ -12,7 +12,9 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Awaitable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +39,7 @@ class Disk:
         self.closed = False
         self.refuses: OSError | None = None
         self._done: Done | None = None
+        self._resting = False
 
     def __call__(self, log: Path) -> Disk:
         self.log = log
@@ -49,6 +52,14 @@ class Disk:
         self.begun += 1
         self.written = self.log.read_bytes()
         self._done = done
+        if self._resting:
+            asyncio.get_running_loop().call_soon(self.end)
+
+    def rest(self) -> None:
+        """From now on it is done at once: a test that has failed does not wait for it."""
+        self._resting = True
+        if self._done is not None:
+            self.end()
 
     def end(self, failure: OSError | None = None) -> None:
         done, self._done = self._done, None
@@ -57,6 +68,15 @@ class Disk:
 
     def close(self) -> None:
         self.closed = True
+
+
+@asynccontextmanager
+async def opened(path: Path, disk: Disk, clock: Callable[[], float] = time.monotonic) -> AsyncIterator[SqliteStore]:
+    async with SqliteStore(path, sync=disk, clock=clock) as store:
+        try:
+            yield store
+        finally:
+            disk.rest()
 
 
 def put(key: bytes, value: bytes = b"") -> Txn:
@@ -80,7 +100,7 @@ async def settled() -> None:
 
 async def test_what_is_not_durable_is_neither_answered_nor_seen(tmp_path: Path) -> None:
     disk = Disk()
-    async with SqliteStore(tmp_path / "store.db", sync=disk) as store:
+    async with opened(tmp_path / "store.db", disk) as store:
         watch = store.watch(b"k")
         committed = asyncio.ensure_future(store.commit(put(b"k", b"the value")))
         seen = asyncio.ensure_future(anext(watch))
@@ -100,7 +120,7 @@ async def test_who_watches_something_else_is_not_told_how_far_it_is_either(
 ) -> None:
     monkeypatch.setattr("antiphon_orchestrator.store.sqlite.PROGRESS", 0.01)
     disk = Disk()
-    async with SqliteStore(tmp_path / "store.db", sync=disk) as store:
+    async with opened(tmp_path / "store.db", disk) as store:
         told: list[int] = []
 
         async def watch() -> None:
@@ -122,7 +142,7 @@ async def test_who_watches_something_else_is_not_told_how_far_it_is_either(
 
 async def test_a_compaction_is_durable_before_it_is_answered(tmp_path: Path) -> None:
     disk = Disk()
-    async with SqliteStore(tmp_path / "store.db", sync=disk) as store:
+    async with opened(tmp_path / "store.db", disk) as store:
         committed = asyncio.ensure_future(store.commit(put(b"k")))
         await settled()
         disk.end()
@@ -136,7 +156,7 @@ async def test_a_compaction_is_durable_before_it_is_answered(tmp_path: Path) -> 
 
 async def test_what_comes_while_one_is_made_durable_shares_the_next(tmp_path: Path) -> None:
     disk = Disk()
-    async with SqliteStore(tmp_path / "store.db", sync=disk) as store:
+    async with opened(tmp_path / "store.db", disk) as store:
         first = asyncio.ensure_future(store.commit(put(b"first")))
         await settled()
         others = [asyncio.ensure_future(store.commit(put(b"k%d" % number))) for number in range(5)]
@@ -152,7 +172,7 @@ async def test_what_comes_while_one_is_made_durable_shares_the_next(tmp_path: Pa
 
 async def test_what_writes_nothing_does_not_wait_for_the_disk(tmp_path: Path) -> None:
     disk = Disk()
-    async with SqliteStore(tmp_path / "store.db", sync=disk) as store:
+    async with opened(tmp_path / "store.db", disk) as store:
         there = Txn((Compare(b"k", Target.VERSION, 1),), (Put(b"k", b""),))
         assert not (await soon(store.commit(there))).succeeded
         assert not (await soon(store.range(b"k"))).kvs
@@ -161,7 +181,7 @@ async def test_what_writes_nothing_does_not_wait_for_the_disk(tmp_path: Path) ->
 
 async def test_the_end_of_a_lease_is_made_durable_before_it_is_seen(tmp_path: Path) -> None:
     disk, clock = Disk(), ManualClock()
-    async with SqliteStore(tmp_path / "store.db", sync=disk, clock=clock) as store:
+    async with opened(tmp_path / "store.db", disk, clock) as store:
         lease = await store.grant(10)
         committed = asyncio.ensure_future(store.commit(Txn(ops=(Put(b"alive", b"", lease),))))
         await settled()
@@ -210,7 +230,7 @@ async def test_what_the_last_process_had_leased_is_gone_for_good_before_anybody_
 async def test_when_the_disk_fails_what_was_written_is_unclear_and_the_store_stops(tmp_path: Path, when: str) -> None:
     disk = Disk()
     failure = OSError(errno.EIO, "the disk failed")
-    async with SqliteStore(tmp_path / "store.db", sync=disk) as store:
+    async with opened(tmp_path / "store.db", disk) as store:
         running = asyncio.ensure_future(store.run())
         disk.refuses = failure if when == "it begins" else None
         committed = asyncio.ensure_future(store.commit(put(b"k")))
