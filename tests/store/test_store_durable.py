@@ -379,6 +379,12 @@ async def test_the_kernel_tells_when_a_file_is_durable(file: Path) -> None:
         assert not any(os.get_inheritable(descriptor) for descriptor in (sync._file, sync._told))
 
 
+async def test_one_after_another_of_the_same_loop_is_told_of_its_own(file: Path) -> None:
+    for _ in range(3):  # the kernel gives the same numbers again
+        with contextlib.closing(DataSync(file)) as sync:
+            assert await synced(sync) is None
+
+
 async def test_closed_while_one_is_under_way_it_tells_nobody_and_keeps_nothing_open(file: Path) -> None:
     before = open_files(), contexts()
     told: list[OSError | None] = []
