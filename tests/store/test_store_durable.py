@@ -132,7 +132,7 @@ async def test_who_watches_something_else_is_not_told_how_far_it_is_either(
             await settled()
             committed = group.create_task(store.commit(put(b"k")))
             await settled()
-            await asyncio.sleep(0.05)  # several times as long as it takes to tell
+            await asyncio.sleep(0.05)  # the timer by which it would be told is due before this one
             assert disk.begun == 1 and 2 not in told
             disk.end()
             assert (await soon(committed)).revision == 2

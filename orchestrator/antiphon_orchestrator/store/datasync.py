@@ -25,13 +25,13 @@ Done = Callable[[OSError | None], None]
 _FDSYNC = 3  # IOCB_CMD_FDSYNC
 _TELL_EVENTFD = 1  # IOCB_FLAG_RESFD
 _GENERIC = {"io_setup": 0, "io_destroy": 1, "io_submit": 2, "io_getevents": 4}  # include/uapi/asm-generic/unistd.h
-_FUSE = 0x65735546
-"""f_type of file systems in programs (statfs(2)). Some sync what was written by one descriptor alone."""
 _NUMBERS = {
     "x86_64": {"io_setup": 206, "io_destroy": 207, "io_submit": 209, "io_getevents": 208},
     "aarch64": _GENERIC,
     "riscv64": _GENERIC,
 }
+_FUSE = 0x65735546
+"""f_type of file systems in programs (statfs(2)). Some sync what was written by one descriptor alone."""
 
 
 class _Request(ctypes.Structure):
