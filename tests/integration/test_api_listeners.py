@@ -367,6 +367,19 @@ async def test_health_is_answered_on_both_listeners_without_identity_or_deadline
         watch.cancel()
 
 
+async def test_a_server_waits_for_the_next_call_and_not_for_the_next_of_each_method(authority: Authority) -> None:
+    before = asyncio.all_tasks()
+
+    def waiting() -> list[str]:
+        coroutines = [task.get_coro() for task in asyncio.all_tasks() - before]
+        names = [str(getattr(coroutine, "__qualname__", "")) for coroutine in coroutines]
+        return [name for name in names if "_request_" in name]
+
+    async with serving(authority, development=True):
+        await eventually(waiting)
+        assert len(waiting()) == 2, waiting()  # what asyncio.wait gets for each call, once for each listener
+
+
 async def test_reflection_is_there_in_development_only(authority: Authority) -> None:
     def open_call(api: Running) -> Any:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(api.dial())

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from antiphon.options.v1 import options_pb2
@@ -141,6 +141,29 @@ class Parts:
     """Finds the replica that answers a call, when this one may not."""
 
 
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic at run time
+    """All methods of a server by their path; generated code adds a servicer's to it as if it were the server.
+
+    That code also has each of them registered with a server, which then awaits, for every call, whichever of them is
+    called next: `asyncio.wait` for all of them at once, in Python, at a price that grows with their number.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self.server = cast(grpc.aio.Server, self)
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """They come by name as well."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        self._handlers.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        return self._handlers.get(handler_call_details.method)
+
+
 class Listener:
     """One server on one address. `start` binds, `stop` drains; `run` looks after the streams meanwhile."""
 
@@ -194,14 +217,18 @@ class Listener:
         server = grpc.aio.server(
             interceptors=(*self._parts.outer, self._interceptor), options=self._options.channel_options()
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        methods = _Methods()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, methods.server)
         for register in self._services:
-            register(server)
+            register(methods.server)
         if self._parts.development:
             services = {method.service for method in self._parts.image.methods.values()}
-            from grpc_reflection.v1alpha import reflection  # for development only
+            from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # for development only
 
-            reflection.enable_server_reflection([*sorted(services), HEALTH, REFLECTION], server)
+            names = [*sorted(services), HEALTH, REFLECTION]
+            reflected = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # not seen by checkers
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, methods.server)
+        server.add_generic_rpc_handlers((methods,))
         credentials = self._parts.certificate.server_credentials(client_certificates=mutual)
         try:
             self.port = server.add_secure_port(self._address, credentials)
