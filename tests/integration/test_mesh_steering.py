@@ -181,17 +181,37 @@ async def test_a_paused_run_waits_for_its_resumption_also_after_a_crash(client: 
     for _ in range(2):
         assert (await client.pause(run.run_id, "look first")).state == run_pb2.RUN_STATE_PAUSED
     await client.signal(run.run_id, "go")
+    held = (await client.get_run(run.run_id)).paused
+    assert (held.principal, held.reason) == (run.principal, "look first")
+    assert run.create_time.ToNanoseconds() < held.create_time.ToNanoseconds()
     mesh.orchestrator.kill9()
     mesh.orchestrator.start()
+    assert (await client.get_run(run.run_id)).paused == held
     paused = [one.run_id async for one in client.list_runs(states=[run_pb2.RUN_STATE_PAUSED])]
     assert paused == [run.run_id]
     assert (await state_of(client, run, "a"), await state_of(client, run, "b")) == ("SUCCEEDED", "PENDING")
-    assert (await client.resume(run.run_id)).state == run_pb2.RUN_STATE_RUNNING
+    resumed = await client.resume(run.run_id)
+    assert (resumed.state, resumed.HasField("paused")) == (run_pb2.RUN_STATE_RUNNING, False)
     assert output_of(await client.wait(run.run_id)) == "done"
     with pytest.raises(RunEnded):
         await client.pause(run.run_id)
     seen = [event.run_state async for event in client.watch(run.run_id) if event.run_state]
     assert seen == [1, 5, 1, 2]
+
+
+async def test_who_asked_for_the_end_of_a_run_is_told_while_it_ends_and_when_it_is_archived(
+    client: Client, mesh: Mesh
+) -> None:
+    graph = Graph("cut")
+    graph.wait("a", signal="go")
+    run = await client.submit(graph)
+    assert not run.HasField("cancelled")
+    asked = (await client.cancel(run.run_id, "no longer needed")).cancelled
+    assert (asked.principal, asked.reason) == (run.principal, "no longer needed")
+    assert run.create_time.ToNanoseconds() < asked.create_time.ToNanoseconds()
+    mesh.orchestrator.restart()
+    ended = await client.get_run(run.run_id)
+    assert (ended.state, ended.cancelled) == (run_pb2.RUN_STATE_CANCELLED, asked)
 
 
 async def test_a_task_that_nobody_wants_any_more_is_cancelled_with_its_attempt_and_what_needs_it(

@@ -69,9 +69,9 @@ class Run:
 
     `redacted`: some output of it is not all for its principal, nor is what was made of that output. `found`: what the
     expressions of its output see of shared context, None until that was read. `signals`: all it was sent, in order.
-    `paused`: since somebody holds it; `pause_time`, `resume_time`: when it was last held, and let go on. `completed`:
-    tasks that can be undone, in the order in which they succeeded; `unwinding`: why they are undone, when no task's
-    failure is the reason.
+    `paused`: since somebody holds it; `pause_time`, `resume_time`: when it was last held, and let go on.
+    `cancel_time`: when its end was asked for, or 0. `completed`: tasks that can be undone, in the order in which they
+    succeeded; `unwinding`: why they are undone, when no task's failure is the reason.
     `warning`: what is missing in the output of one that has SUCCEEDED.
     `grown`: tasks of all the runs beneath it, as far as this one counts them. `kept`: see plan.View.
     `asking`: tasks that wait for a person. `aside`: why nothing of it goes on in this process, if so.
@@ -81,6 +81,7 @@ class Run:
         "aside",
         "asking",
         "cancel",
+        "cancel_time",
         "completed",
         "create_time",
         "end_time",
@@ -133,6 +134,7 @@ class Run:
         self.signals: tuple[Signal, ...] = ()
         self.paused: RunPaused | None = None
         self.pause_time = 0
+        self.cancel_time = 0
         self.resume_time = 0
         self.grown = 0
         self.kept: dict[int, object] | None = None
@@ -492,6 +494,7 @@ def _context_read(run: Run, event: ContextRead, now: int) -> None:
 
 def _cancel_requested(run: Run, event: CancelRequested, now: int) -> None:
     run.cancel = event
+    run.cancel_time = now
     run.paused = None
 
 

@@ -64,6 +64,10 @@ def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_
         message.end_time.FromMicroseconds(run.end_time)
     if run.failure is not None:
         codec.put_failure(message.failure, run.failure)
+    if run.paused is not None:
+        _put_wish(message.paused, run.paused, run.pause_time)
+    if run.cancel is not None:
+        _put_wish(message.cancelled, run.cancel, run.cancel_time)
     if payloads:
         put_payload(message.input, submitted.input)
         if run.state is RunState.SUCCEEDED:
@@ -73,6 +77,12 @@ def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_
         put_totals(message.totals, run)
     put_reads(message.output_reads, run, run.found)
     return message
+
+
+def _put_wish(target: run_pb2.Wish, wish: e.RunPaused | e.CancelRequested, asked: int) -> None:
+    target.principal, target.reason = wish.principal, wish.reason
+    if asked:  # a snapshot of an earlier version does not know it
+        target.create_time.FromMicroseconds(asked)
 
 
 def put_reads(target: MutableSequence[context_pb2.EntryReference], run: Run, found: Sequence[e.Found] | None) -> None:

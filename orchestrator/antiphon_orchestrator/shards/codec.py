@@ -419,6 +419,7 @@ def snapshot(run: Run) -> journal.RunSnapshot:
         put_failure(result.unwinding, run.unwinding)
     if run.cancel is not None:
         result.cancel.principal, result.cancel.reason = run.cancel.principal, run.cancel.reason
+        result.cancel_time = run.cancel_time
         result.cancel.SetInParent()
     if run.first_failure is not None:
         result.first_failed = run.plan.index_of[run.first_failure[0]] + 1
@@ -478,7 +479,7 @@ def restore(run: Run, m: journal.RunSnapshot, event_seq: int) -> None:
     run.completed = list(m.completed)
     run.unwinding = get_failure(m.unwinding) if m.HasField("unwinding") else None
     if m.HasField("cancel"):
-        run.cancel = e.CancelRequested(m.cancel.principal, m.cancel.reason)
+        run.cancel, run.cancel_time = e.CancelRequested(m.cancel.principal, m.cancel.reason), m.cancel_time
     run.found = _get_found(m.output_found) or None
     run.signals = tuple(Signal(_get_signal(signal.received), signal.task - 1) for signal in m.signals)
     for t in m.tasks:

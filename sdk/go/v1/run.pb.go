@@ -354,8 +354,12 @@ type Run struct {
 	ChildKind ChildKind `protobuf:"varint,20,opt,name=child_kind,json=childKind,proto3,enum=antiphon.v1.ChildKind" json:"child_kind,omitempty"`
 	// Names of the signals that its tasks wait for now, each once and in order, the first 16.
 	AwaitedSignals []string `protobuf:"bytes,21,rep,name=awaited_signals,json=awaitedSignals,proto3" json:"awaited_signals,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Who holds it; present while it is PAUSED. Not in lists of archived runs, nor is the next.
+	Paused *Wish `protobuf:"bytes,22,opt,name=paused,proto3" json:"paused,omitempty"`
+	// Who asked for its end; present once somebody has.
+	Cancelled     *Wish `protobuf:"bytes,23,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Run) Reset() {
@@ -535,6 +539,84 @@ func (x *Run) GetAwaitedSignals() []string {
 	return nil
 }
 
+func (x *Run) GetPaused() *Wish {
+	if x != nil {
+		return x.Paused
+	}
+	return nil
+}
+
+func (x *Run) GetCancelled() *Wish {
+	if x != nil {
+		return x.Cancelled
+	}
+	return nil
+}
+
+// Wish is what somebody asked of a run.
+type Wish struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SPIFFE id of who asked.
+	Principal string `protobuf:"bytes,1,opt,name=principal,proto3" json:"principal,omitempty"`
+	// Why; empty when that was not said.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When; absent where an earlier version noted it.
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Wish) Reset() {
+	*x = Wish{}
+	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Wish) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Wish) ProtoMessage() {}
+
+func (x *Wish) ProtoReflect() protoreflect.Message {
+	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Wish.ProtoReflect.Descriptor instead.
+func (*Wish) Descriptor() ([]byte, []int) {
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Wish) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *Wish) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Wish) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
 // Child is a run beneath a task.
 type Child struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -556,7 +638,7 @@ type Child struct {
 
 func (x *Child) Reset() {
 	*x = Child{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	mi := &file_antiphon_v1_run_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +650,7 @@ func (x *Child) String() string {
 func (*Child) ProtoMessage() {}
 
 func (x *Child) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[1]
+	mi := &file_antiphon_v1_run_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +663,7 @@ func (x *Child) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Child.ProtoReflect.Descriptor instead.
 func (*Child) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{1}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Child) GetRunId() string {
@@ -657,7 +739,7 @@ type TaskTotals struct {
 
 func (x *TaskTotals) Reset() {
 	*x = TaskTotals{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[2]
+	mi := &file_antiphon_v1_run_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -669,7 +751,7 @@ func (x *TaskTotals) String() string {
 func (*TaskTotals) ProtoMessage() {}
 
 func (x *TaskTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[2]
+	mi := &file_antiphon_v1_run_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -682,7 +764,7 @@ func (x *TaskTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskTotals.ProtoReflect.Descriptor instead.
 func (*TaskTotals) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{2}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *TaskTotals) GetTotal() uint32 {
@@ -775,7 +857,7 @@ type TaskKey struct {
 
 func (x *TaskKey) Reset() {
 	*x = TaskKey{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[3]
+	mi := &file_antiphon_v1_run_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +869,7 @@ func (x *TaskKey) String() string {
 func (*TaskKey) ProtoMessage() {}
 
 func (x *TaskKey) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[3]
+	mi := &file_antiphon_v1_run_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +882,7 @@ func (x *TaskKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskKey.ProtoReflect.Descriptor instead.
 func (*TaskKey) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{3}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *TaskKey) GetTaskId() string {
@@ -865,7 +947,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[4]
+	mi := &file_antiphon_v1_run_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +959,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[4]
+	mi := &file_antiphon_v1_run_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +972,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{4}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Task) GetKey() *TaskKey {
@@ -1050,7 +1132,7 @@ type Agreement struct {
 
 func (x *Agreement) Reset() {
 	*x = Agreement{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	mi := &file_antiphon_v1_run_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1144,7 @@ func (x *Agreement) String() string {
 func (*Agreement) ProtoMessage() {}
 
 func (x *Agreement) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[5]
+	mi := &file_antiphon_v1_run_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1157,7 @@ func (x *Agreement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agreement.ProtoReflect.Descriptor instead.
 func (*Agreement) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{5}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Agreement) GetOf() uint32 {
@@ -1140,7 +1222,7 @@ type AnswerGroup struct {
 
 func (x *AnswerGroup) Reset() {
 	*x = AnswerGroup{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	mi := &file_antiphon_v1_run_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1234,7 @@ func (x *AnswerGroup) String() string {
 func (*AnswerGroup) ProtoMessage() {}
 
 func (x *AnswerGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[6]
+	mi := &file_antiphon_v1_run_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1247,7 @@ func (x *AnswerGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerGroup.ProtoReflect.Descriptor instead.
 func (*AnswerGroup) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{6}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AnswerGroup) GetMembers() []uint32 {
@@ -1199,7 +1281,7 @@ type ReusedResult struct {
 
 func (x *ReusedResult) Reset() {
 	*x = ReusedResult{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	mi := &file_antiphon_v1_run_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1293,7 @@ func (x *ReusedResult) String() string {
 func (*ReusedResult) ProtoMessage() {}
 
 func (x *ReusedResult) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[7]
+	mi := &file_antiphon_v1_run_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1306,7 @@ func (x *ReusedResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReusedResult.ProtoReflect.Descriptor instead.
 func (*ReusedResult) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{7}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReusedResult) GetOriginAttemptId() string {
@@ -1284,7 +1366,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[8]
+	mi := &file_antiphon_v1_run_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1378,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[8]
+	mi := &file_antiphon_v1_run_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1391,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{8}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Attempt) GetAttemptId() string {
@@ -1411,7 +1493,7 @@ type RoutingDecision struct {
 
 func (x *RoutingDecision) Reset() {
 	*x = RoutingDecision{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[9]
+	mi := &file_antiphon_v1_run_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1505,7 @@ func (x *RoutingDecision) String() string {
 func (*RoutingDecision) ProtoMessage() {}
 
 func (x *RoutingDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[9]
+	mi := &file_antiphon_v1_run_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1518,7 @@ func (x *RoutingDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoutingDecision.ProtoReflect.Descriptor instead.
 func (*RoutingDecision) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{9}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RoutingDecision) GetChosen() string {
@@ -1522,7 +1604,7 @@ type WithheldField struct {
 
 func (x *WithheldField) Reset() {
 	*x = WithheldField{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[10]
+	mi := &file_antiphon_v1_run_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1616,7 @@ func (x *WithheldField) String() string {
 func (*WithheldField) ProtoMessage() {}
 
 func (x *WithheldField) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[10]
+	mi := &file_antiphon_v1_run_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1629,7 @@ func (x *WithheldField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithheldField.ProtoReflect.Descriptor instead.
 func (*WithheldField) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{10}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WithheldField) GetPointer() string {
@@ -1579,7 +1661,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[11]
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1673,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[11]
+	mi := &file_antiphon_v1_run_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1686,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{11}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Candidate) GetInstance() string {
@@ -1643,7 +1725,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1737,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[12]
+	mi := &file_antiphon_v1_run_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1750,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{12}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Refusal) GetReason() string {
@@ -1706,7 +1788,7 @@ type PolicyDecision struct {
 
 func (x *PolicyDecision) Reset() {
 	*x = PolicyDecision{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[13]
+	mi := &file_antiphon_v1_run_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1800,7 @@ func (x *PolicyDecision) String() string {
 func (*PolicyDecision) ProtoMessage() {}
 
 func (x *PolicyDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[13]
+	mi := &file_antiphon_v1_run_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1813,7 @@ func (x *PolicyDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyDecision.ProtoReflect.Descriptor instead.
 func (*PolicyDecision) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{13}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PolicyDecision) GetDecisionId() string {
@@ -1815,7 +1897,7 @@ type RunEvent struct {
 
 func (x *RunEvent) Reset() {
 	*x = RunEvent{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[14]
+	mi := &file_antiphon_v1_run_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1827,7 +1909,7 @@ func (x *RunEvent) String() string {
 func (*RunEvent) ProtoMessage() {}
 
 func (x *RunEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[14]
+	mi := &file_antiphon_v1_run_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1840,7 +1922,7 @@ func (x *RunEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunEvent.ProtoReflect.Descriptor instead.
 func (*RunEvent) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{14}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RunEvent) GetEventSeq() uint64 {
@@ -1967,7 +2049,7 @@ type AttemptChange struct {
 
 func (x *AttemptChange) Reset() {
 	*x = AttemptChange{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[15]
+	mi := &file_antiphon_v1_run_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2061,7 @@ func (x *AttemptChange) String() string {
 func (*AttemptChange) ProtoMessage() {}
 
 func (x *AttemptChange) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[15]
+	mi := &file_antiphon_v1_run_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2074,7 @@ func (x *AttemptChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptChange.ProtoReflect.Descriptor instead.
 func (*AttemptChange) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{15}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AttemptChange) GetNumber() uint32 {
@@ -2057,7 +2139,7 @@ type PartialOutput struct {
 
 func (x *PartialOutput) Reset() {
 	*x = PartialOutput{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[16]
+	mi := &file_antiphon_v1_run_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2151,7 @@ func (x *PartialOutput) String() string {
 func (*PartialOutput) ProtoMessage() {}
 
 func (x *PartialOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[16]
+	mi := &file_antiphon_v1_run_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2164,7 @@ func (x *PartialOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartialOutput.ProtoReflect.Descriptor instead.
 func (*PartialOutput) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{16}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PartialOutput) GetOffset() uint64 {
@@ -2169,7 +2251,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_antiphon_v1_run_proto_msgTypes[17]
+	mi := &file_antiphon_v1_run_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2263,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_antiphon_v1_run_proto_msgTypes[17]
+	mi := &file_antiphon_v1_run_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2276,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{17}
+	return file_antiphon_v1_run_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Progress) GetFraction() float64 {
@@ -2215,7 +2297,7 @@ var File_antiphon_v1_run_proto protoreflect.FileDescriptor
 
 const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\a\n" +
+	"\x15antiphon/v1/run.proto\x12\vantiphon.v1\x1a!antiphon/options/v1/options.proto\x1a\x19antiphon/v1/context.proto\x1a\x19antiphon/v1/failure.proto\x1a\x19antiphon/v1/payload.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\b\n" +
 	"\x03Run\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12+\n" +
@@ -2241,10 +2323,17 @@ const file_antiphon_v1_run_proto_rawDesc = "" +
 	"\foutput_reads\x18\x13 \x03(\v2\x1b.antiphon.v1.EntryReferenceR\voutputReads\x125\n" +
 	"\n" +
 	"child_kind\x18\x14 \x01(\x0e2\x16.antiphon.v1.ChildKindR\tchildKind\x12'\n" +
-	"\x0fawaited_signals\x18\x15 \x03(\tR\x0eawaitedSignals\x1a9\n" +
+	"\x0fawaited_signals\x18\x15 \x03(\tR\x0eawaitedSignals\x12)\n" +
+	"\x06paused\x18\x16 \x01(\v2\x11.antiphon.v1.WishR\x06paused\x12/\n" +
+	"\tcancelled\x18\x17 \x01(\v2\x11.antiphon.v1.WishR\tcancelled\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"y\n" +
+	"\x04Wish\x12\x1c\n" +
+	"\tprincipal\x18\x01 \x01(\tR\tprincipal\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12;\n" +
+	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\"\xcc\x01\n" +
 	"\x05Child\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12*\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x16.antiphon.v1.ChildKindR\x04kind\x12\x12\n" +
@@ -2444,95 +2533,99 @@ func file_antiphon_v1_run_proto_rawDescGZIP() []byte {
 }
 
 var file_antiphon_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_antiphon_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_antiphon_v1_run_proto_goTypes = []any{
 	(RunState)(0),                 // 0: antiphon.v1.RunState
 	(TaskState)(0),                // 1: antiphon.v1.TaskState
 	(AttemptState)(0),             // 2: antiphon.v1.AttemptState
 	(ChildKind)(0),                // 3: antiphon.v1.ChildKind
 	(*Run)(nil),                   // 4: antiphon.v1.Run
-	(*Child)(nil),                 // 5: antiphon.v1.Child
-	(*TaskTotals)(nil),            // 6: antiphon.v1.TaskTotals
-	(*TaskKey)(nil),               // 7: antiphon.v1.TaskKey
-	(*Task)(nil),                  // 8: antiphon.v1.Task
-	(*Agreement)(nil),             // 9: antiphon.v1.Agreement
-	(*AnswerGroup)(nil),           // 10: antiphon.v1.AnswerGroup
-	(*ReusedResult)(nil),          // 11: antiphon.v1.ReusedResult
-	(*Attempt)(nil),               // 12: antiphon.v1.Attempt
-	(*RoutingDecision)(nil),       // 13: antiphon.v1.RoutingDecision
-	(*WithheldField)(nil),         // 14: antiphon.v1.WithheldField
-	(*Candidate)(nil),             // 15: antiphon.v1.Candidate
-	(*Refusal)(nil),               // 16: antiphon.v1.Refusal
-	(*PolicyDecision)(nil),        // 17: antiphon.v1.PolicyDecision
-	(*RunEvent)(nil),              // 18: antiphon.v1.RunEvent
-	(*AttemptChange)(nil),         // 19: antiphon.v1.AttemptChange
-	(*PartialOutput)(nil),         // 20: antiphon.v1.PartialOutput
-	(*Progress)(nil),              // 21: antiphon.v1.Progress
-	nil,                           // 22: antiphon.v1.Run.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*Payload)(nil),               // 24: antiphon.v1.Payload
-	(*Failure)(nil),               // 25: antiphon.v1.Failure
-	(*EntryReference)(nil),        // 26: antiphon.v1.EntryReference
-	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
-	(*Label)(nil),                 // 28: antiphon.v1.Label
+	(*Wish)(nil),                  // 5: antiphon.v1.Wish
+	(*Child)(nil),                 // 6: antiphon.v1.Child
+	(*TaskTotals)(nil),            // 7: antiphon.v1.TaskTotals
+	(*TaskKey)(nil),               // 8: antiphon.v1.TaskKey
+	(*Task)(nil),                  // 9: antiphon.v1.Task
+	(*Agreement)(nil),             // 10: antiphon.v1.Agreement
+	(*AnswerGroup)(nil),           // 11: antiphon.v1.AnswerGroup
+	(*ReusedResult)(nil),          // 12: antiphon.v1.ReusedResult
+	(*Attempt)(nil),               // 13: antiphon.v1.Attempt
+	(*RoutingDecision)(nil),       // 14: antiphon.v1.RoutingDecision
+	(*WithheldField)(nil),         // 15: antiphon.v1.WithheldField
+	(*Candidate)(nil),             // 16: antiphon.v1.Candidate
+	(*Refusal)(nil),               // 17: antiphon.v1.Refusal
+	(*PolicyDecision)(nil),        // 18: antiphon.v1.PolicyDecision
+	(*RunEvent)(nil),              // 19: antiphon.v1.RunEvent
+	(*AttemptChange)(nil),         // 20: antiphon.v1.AttemptChange
+	(*PartialOutput)(nil),         // 21: antiphon.v1.PartialOutput
+	(*Progress)(nil),              // 22: antiphon.v1.Progress
+	nil,                           // 23: antiphon.v1.Run.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*Payload)(nil),               // 25: antiphon.v1.Payload
+	(*Failure)(nil),               // 26: antiphon.v1.Failure
+	(*EntryReference)(nil),        // 27: antiphon.v1.EntryReference
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*Label)(nil),                 // 29: antiphon.v1.Label
 }
 var file_antiphon_v1_run_proto_depIdxs = []int32{
 	0,  // 0: antiphon.v1.Run.state:type_name -> antiphon.v1.RunState
-	23, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	23, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	23, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
-	24, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
-	24, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
-	25, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
-	6,  // 7: antiphon.v1.Run.totals:type_name -> antiphon.v1.TaskTotals
-	22, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
-	26, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
+	24, // 1: antiphon.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	24, // 2: antiphon.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	24, // 3: antiphon.v1.Run.deadline_time:type_name -> google.protobuf.Timestamp
+	25, // 4: antiphon.v1.Run.input:type_name -> antiphon.v1.Payload
+	25, // 5: antiphon.v1.Run.output:type_name -> antiphon.v1.Payload
+	26, // 6: antiphon.v1.Run.failure:type_name -> antiphon.v1.Failure
+	7,  // 7: antiphon.v1.Run.totals:type_name -> antiphon.v1.TaskTotals
+	23, // 8: antiphon.v1.Run.labels:type_name -> antiphon.v1.Run.LabelsEntry
+	27, // 9: antiphon.v1.Run.output_reads:type_name -> antiphon.v1.EntryReference
 	3,  // 10: antiphon.v1.Run.child_kind:type_name -> antiphon.v1.ChildKind
-	3,  // 11: antiphon.v1.Child.kind:type_name -> antiphon.v1.ChildKind
-	23, // 12: antiphon.v1.Child.begin_time:type_name -> google.protobuf.Timestamp
-	7,  // 13: antiphon.v1.Task.key:type_name -> antiphon.v1.TaskKey
-	1,  // 14: antiphon.v1.Task.state:type_name -> antiphon.v1.TaskState
-	24, // 15: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
-	24, // 16: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
-	25, // 17: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
-	23, // 18: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
-	23, // 19: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
-	26, // 20: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
-	5,  // 21: antiphon.v1.Task.children:type_name -> antiphon.v1.Child
-	9,  // 22: antiphon.v1.Task.agreement:type_name -> antiphon.v1.Agreement
-	11, // 23: antiphon.v1.Task.reused:type_name -> antiphon.v1.ReusedResult
-	10, // 24: antiphon.v1.Agreement.groups:type_name -> antiphon.v1.AnswerGroup
-	27, // 25: antiphon.v1.Agreement.spent_duration:type_name -> google.protobuf.Duration
-	23, // 26: antiphon.v1.ReusedResult.keep_time:type_name -> google.protobuf.Timestamp
-	13, // 27: antiphon.v1.ReusedResult.decision:type_name -> antiphon.v1.RoutingDecision
-	17, // 28: antiphon.v1.ReusedResult.release:type_name -> antiphon.v1.PolicyDecision
-	2,  // 29: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
-	25, // 30: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
-	23, // 31: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
-	23, // 32: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	27, // 33: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
-	13, // 34: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
-	15, // 35: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
-	16, // 36: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
-	17, // 37: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
-	14, // 38: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
-	23, // 39: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
-	7,  // 40: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
-	0,  // 41: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
-	1,  // 42: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
-	19, // 43: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
-	21, // 44: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
-	25, // 45: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
-	26, // 46: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
-	5,  // 47: antiphon.v1.RunEvent.child:type_name -> antiphon.v1.Child
-	20, // 48: antiphon.v1.RunEvent.partial:type_name -> antiphon.v1.PartialOutput
-	2,  // 49: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
-	28, // 50: antiphon.v1.PartialOutput.labels:type_name -> antiphon.v1.Label
-	51, // [51:51] is the sub-list for method output_type
-	51, // [51:51] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	5,  // 11: antiphon.v1.Run.paused:type_name -> antiphon.v1.Wish
+	5,  // 12: antiphon.v1.Run.cancelled:type_name -> antiphon.v1.Wish
+	24, // 13: antiphon.v1.Wish.create_time:type_name -> google.protobuf.Timestamp
+	3,  // 14: antiphon.v1.Child.kind:type_name -> antiphon.v1.ChildKind
+	24, // 15: antiphon.v1.Child.begin_time:type_name -> google.protobuf.Timestamp
+	8,  // 16: antiphon.v1.Task.key:type_name -> antiphon.v1.TaskKey
+	1,  // 17: antiphon.v1.Task.state:type_name -> antiphon.v1.TaskState
+	25, // 18: antiphon.v1.Task.input:type_name -> antiphon.v1.Payload
+	25, // 19: antiphon.v1.Task.output:type_name -> antiphon.v1.Payload
+	26, // 20: antiphon.v1.Task.failure:type_name -> antiphon.v1.Failure
+	24, // 21: antiphon.v1.Task.ready_time:type_name -> google.protobuf.Timestamp
+	24, // 22: antiphon.v1.Task.end_time:type_name -> google.protobuf.Timestamp
+	27, // 23: antiphon.v1.Task.reads:type_name -> antiphon.v1.EntryReference
+	6,  // 24: antiphon.v1.Task.children:type_name -> antiphon.v1.Child
+	10, // 25: antiphon.v1.Task.agreement:type_name -> antiphon.v1.Agreement
+	12, // 26: antiphon.v1.Task.reused:type_name -> antiphon.v1.ReusedResult
+	11, // 27: antiphon.v1.Agreement.groups:type_name -> antiphon.v1.AnswerGroup
+	28, // 28: antiphon.v1.Agreement.spent_duration:type_name -> google.protobuf.Duration
+	24, // 29: antiphon.v1.ReusedResult.keep_time:type_name -> google.protobuf.Timestamp
+	14, // 30: antiphon.v1.ReusedResult.decision:type_name -> antiphon.v1.RoutingDecision
+	18, // 31: antiphon.v1.ReusedResult.release:type_name -> antiphon.v1.PolicyDecision
+	2,  // 32: antiphon.v1.Attempt.state:type_name -> antiphon.v1.AttemptState
+	26, // 33: antiphon.v1.Attempt.failure:type_name -> antiphon.v1.Failure
+	24, // 34: antiphon.v1.Attempt.offer_time:type_name -> google.protobuf.Timestamp
+	24, // 35: antiphon.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	28, // 36: antiphon.v1.Attempt.busy_duration:type_name -> google.protobuf.Duration
+	14, // 37: antiphon.v1.Attempt.decision:type_name -> antiphon.v1.RoutingDecision
+	16, // 38: antiphon.v1.RoutingDecision.others:type_name -> antiphon.v1.Candidate
+	17, // 39: antiphon.v1.RoutingDecision.refusals:type_name -> antiphon.v1.Refusal
+	18, // 40: antiphon.v1.RoutingDecision.policy:type_name -> antiphon.v1.PolicyDecision
+	15, // 41: antiphon.v1.RoutingDecision.withheld:type_name -> antiphon.v1.WithheldField
+	24, // 42: antiphon.v1.RunEvent.event_time:type_name -> google.protobuf.Timestamp
+	8,  // 43: antiphon.v1.RunEvent.key:type_name -> antiphon.v1.TaskKey
+	0,  // 44: antiphon.v1.RunEvent.run_state:type_name -> antiphon.v1.RunState
+	1,  // 45: antiphon.v1.RunEvent.task_state:type_name -> antiphon.v1.TaskState
+	20, // 46: antiphon.v1.RunEvent.attempt:type_name -> antiphon.v1.AttemptChange
+	22, // 47: antiphon.v1.RunEvent.progress:type_name -> antiphon.v1.Progress
+	26, // 48: antiphon.v1.RunEvent.failure:type_name -> antiphon.v1.Failure
+	27, // 49: antiphon.v1.RunEvent.reads:type_name -> antiphon.v1.EntryReference
+	6,  // 50: antiphon.v1.RunEvent.child:type_name -> antiphon.v1.Child
+	21, // 51: antiphon.v1.RunEvent.partial:type_name -> antiphon.v1.PartialOutput
+	2,  // 52: antiphon.v1.AttemptChange.state:type_name -> antiphon.v1.AttemptState
+	29, // 53: antiphon.v1.PartialOutput.labels:type_name -> antiphon.v1.Label
+	54, // [54:54] is the sub-list for method output_type
+	54, // [54:54] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_antiphon_v1_run_proto_init() }
@@ -2543,7 +2636,7 @@ func file_antiphon_v1_run_proto_init() {
 	file_antiphon_v1_context_proto_init()
 	file_antiphon_v1_failure_proto_init()
 	file_antiphon_v1_payload_proto_init()
-	file_antiphon_v1_run_proto_msgTypes[16].OneofWrappers = []any{
+	file_antiphon_v1_run_proto_msgTypes[17].OneofWrappers = []any{
 		(*PartialOutput_Text)(nil),
 		(*PartialOutput_Json)(nil),
 	}
@@ -2553,7 +2646,7 @@ func file_antiphon_v1_run_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_antiphon_v1_run_proto_rawDesc), len(file_antiphon_v1_run_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

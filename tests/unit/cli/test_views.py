@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
 from typing import Any
 
 from antiphon.cli import output
@@ -10,6 +11,7 @@ from antiphon.cli.agents import agent_details, agent_row
 from antiphon.cli.explain_view import explanation
 from antiphon.cli.run_view import MEMBERS_SHOWN, OUTPUT_SHOWN, key_of, output_line, run_tree, shown_tasks
 from antiphon.cli.runs import run_row
+from antiphon.cli.text import spell_moment
 from antiphon.cli.watch_view import RunProgress, event_line
 from antiphon.v1.context_pb2 import ContextScope, EntryReference
 from antiphon.v1.failure_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_PERMANENT, Failure
@@ -23,6 +25,7 @@ from antiphon.v1.run_pb2 import (
     CHILD_KIND_GRAPH,
     RUN_STATE_CANCELLED,
     RUN_STATE_FAILED,
+    RUN_STATE_PAUSED,
     RUN_STATE_RUNNING,
     RUN_STATE_SUCCEEDED,
     TASK_STATE_FAILED,
@@ -106,6 +109,29 @@ def test_the_tree_shows_every_task_and_only_the_members_with_a_story() -> None:
     assert "#2  SUCCEEDED  on classifier  5 ms" in shown
     assert "and 71 more members: 71 SUCCEEDED" in shown
     assert "[16]" not in shown
+
+
+def test_a_tree_says_who_holds_a_run_or_ended_it_and_why() -> None:
+    held = Run(run_id="r-1", state=RUN_STATE_PAUSED)
+    assert "by" not in text_of(run_tree(held, (), {}))
+    held.paused.principal, held.paused.reason = "spiffe://mesh/ns/a/client/olga", "ask\nPeter"
+    held.paused.create_time.FromDatetime(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    when = spell_moment(held.paused.create_time)
+    assert when in text_of(run_tree(held, (), {}))
+    assert f"held by spiffe://mesh/ns/a/client/olga: ask Peter  {when}" in text_of(run_tree(held, (), {}))
+    ended = Run(run_id="r-1", state=RUN_STATE_CANCELLED)
+    ended.cancelled.principal = "spiffe://mesh/ns/a/client/olga"
+    shown = [line.rstrip() for line in text_of(run_tree(ended, (), {})).splitlines()]
+    assert shown[1].endswith("cancelled by spiffe://mesh/ns/a/client/olga")
+
+
+def test_an_explanation_says_how_its_members_are_explained() -> None:
+    def shown(members: int) -> str:
+        return text_of(explanation(ExplainTaskResponse(task=Task(key=TaskKey(task_id="each"), member_count=members))))
+
+    assert "members" not in shown(0)
+    assert "members    1, each explained by itself: each[1]\n" in shown(1)
+    assert "members    72, each explained by itself: each[1] to each[72]" in shown(72)
 
 
 def test_a_list_says_of_a_run_how_many_of_its_tasks_wait_for_a_person() -> None:

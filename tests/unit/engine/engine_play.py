@@ -72,7 +72,7 @@ def state_of(run: Run) -> dict[str, Any]:
 class Player:
     """One run being played with. `log` holds the records as bytes; `returns`: how readily offers come back;
     `steers`: how often somebody pauses, resumes, cancels a task or has one tried again; `losses`: how readily processes
-    die; `answers`: the share of outcomes that are graphs."""
+    die; `answers`: the share of outcomes that are graphs; `cancels`: how often somebody asks for its end."""
 
     plan: Plan
     rng: random.Random
@@ -80,6 +80,7 @@ class Player:
     steers: float = 0
     losses: int = 1
     answers: float = 0
+    cancels: float = 0.4
     run: Run = field(init=False)
     now: int = START
     log: list[bytes] = field(default_factory=list)
@@ -127,7 +128,8 @@ class Player:
         below = [t for t in tasks if t.sub_run or (t.state is TaskState.READY and t.plan.graph is not None)]
         live = [t for t in tasks if t.live is not None]
         tried = [t for t in tasks if t.attempts]
-        weights = [20, 6, 30, 8, 10, 1, 0.4, 1, 4 if run.plan.signals else 0, self.steers, 3, 10, 20 if below else 0, 1]
+        signals = 4 if run.plan.signals else 0
+        weights = [20, 6, 30, 8, 10, 1, self.cancels, 1, signals, self.steers, 3, 10, 20 if below else 0, 1]
         move = rng.choices(MOVES, weights)[0]
         self.now += rng.choice([0, rng.randrange(0, SECOND // 10)])
         if move == "offer" and ready:

@@ -75,7 +75,14 @@ def test_any_order_of_events_keeps_every_invariant_and_ends_the_run(of: Plan, se
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(plans(), st.integers(0, 2**32), st.integers(0, 60))
 def test_recovery_from_records_or_from_a_snapshot_gives_the_live_state(of: Plan, seed: int, steps: int) -> None:
-    player = Player(of, random.Random(seed), steers=seed % 2 * 4, losses=1 + seed % 3 * 4, answers=seed % 3 / 5)
+    player = Player(
+        of,
+        random.Random(seed),
+        steers=seed % 2 * 4,
+        losses=1 + seed % 3 * 4,
+        answers=seed % 3 / 5,
+        cancels=seed % 4 * 2,
+    )
     for _ in range(steps):
         if player.run.state is not RunState.RUNNING:
             break

@@ -37,6 +37,11 @@ def _parts(told: ExplainTaskResponse) -> Iterator[RenderableType]:
         yield Text(f"  read       context.{scope}[{entry.key!r}] {found}")
     for need in told.dependencies:
         yield Text("  needs      ").append(f"{need.task_id}  ").append_text(output.state(task_state(need.state)))
+    if count := task.member_count:
+        name = task.key.task_id
+        yield Text(
+            f"  members    {count}, each explained by itself: {name}[1]{f' to {name}[{count}]' if count > 1 else ''}"
+        )
     for line in child_lines(task):
         yield Text("  beneath    ").append_text(line)
     if task.HasField("agreement"):

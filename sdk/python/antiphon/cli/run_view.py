@@ -24,9 +24,10 @@ from ..v1.run_pb2 import (
     Attempt,
     Run,
     Task,
+    Wish,
 )
 from . import output
-from .text import attempt_state, run_state, spell_between, spell_proto_duration, spell_state, task_state
+from .text import attempt_state, run_state, spell_between, spell_moment, spell_proto_duration, spell_state, task_state
 
 MEMBERS_SHOWN = 20
 OUTPUT_SHOWN = 400
@@ -65,6 +66,10 @@ def run_tree(run: Run, tasks: Sequence[Task], attempts: Attempts, *, whole: bool
     tree = Tree(run_line(run))
     if run.parent_attempt_id:
         tree.add(Text(f"{_CAME[run.child_kind]} {run.parent_attempt_id}", "dim"))
+    if run.HasField("paused"):
+        tree.add(_wish_line("held", run.paused))
+    if run.HasField("cancelled"):
+        tree.add(_wish_line("cancelled", run.cancelled))
     for warning in run.warnings:
         tree.add(Text(f"warning: {warning}", "yellow"))
     branches: dict[str, Tree] = {}
@@ -100,6 +105,14 @@ def run_line(run: Run) -> Text:
         output.state(run_state(run.state)),
         spell_between(run.create_time, run.end_time),
     )
+
+
+def _wish_line(what: str, wish: Wish) -> Text:
+    """What was asked of a run, by whom, why and when."""
+    line = Text(f"{what} by {wish.principal}", "yellow")
+    if wish.reason:
+        line.append(f": {' '.join(wish.reason.split())}")
+    return line.append(f"  {spell_moment(wish.create_time)}", "dim")
 
 
 def child_lines(task: Task) -> Iterator[Text]:

@@ -235,6 +235,8 @@ class Run(_message.Message):
     OUTPUT_READS_FIELD_NUMBER: _builtins.int
     CHILD_KIND_FIELD_NUMBER: _builtins.int
     AWAITED_SIGNALS_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Assigned by the server."""
     namespace: _builtins.str
@@ -305,6 +307,14 @@ class Run(_message.Message):
     def awaited_signals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the signals that its tasks wait for now, each once and in order, the first 16."""
 
+    @_builtins.property
+    def paused(self) -> Global___Wish:
+        """Who holds it; present while it is PAUSED. Not in lists of archived runs, nor is the next."""
+
+    @_builtins.property
+    def cancelled(self) -> Global___Wish:
+        """Who asked for its end; present once somebody has."""
+
     def __init__(
         self,
         *,
@@ -329,14 +339,48 @@ class Run(_message.Message):
         output_reads: _abc.Iterable[_context_pb2.EntryReference] | None = ...,
         child_kind: Global___ChildKind.ValueType = ...,
         awaited_signals: _abc.Iterable[_builtins.str] | None = ...,
+        paused: Global___Wish | None = ...,
+        cancelled: Global___Wish | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "failure", b"failure", "input", b"input", "output", b"output", "totals", b"totals"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "failure", b"failure", "input", b"input", "output", b"output", "paused", b"paused", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited_signals", b"awaited_signals", "child_kind", b"child_kind", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "event_seq", b"event_seq", "failure", b"failure", "graph_name", b"graph_name", "graph_version", b"graph_version", "input", b"input", "labels", b"labels", "namespace", b"namespace", "output", b"output", "output_reads", b"output_reads", "parent_attempt_id", b"parent_attempt_id", "principal", b"principal", "run_id", b"run_id", "state", b"state", "totals", b"totals", "traceparent", b"traceparent", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited_signals", b"awaited_signals", "cancelled", b"cancelled", "child_kind", b"child_kind", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "event_seq", b"event_seq", "failure", b"failure", "graph_name", b"graph_name", "graph_version", b"graph_version", "input", b"input", "labels", b"labels", "namespace", b"namespace", "output", b"output", "output_reads", b"output_reads", "parent_attempt_id", b"parent_attempt_id", "paused", b"paused", "principal", b"principal", "run_id", b"run_id", "state", b"state", "totals", b"totals", "traceparent", b"traceparent", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class Wish(_message.Message):
+    """Wish is what somebody asked of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """SPIFFE id of who asked."""
+    reason: _builtins.str
+    """Why; empty when that was not said."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When; absent where an earlier version noted it."""
+
+    def __init__(
+        self,
+        *,
+        principal: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "principal", b"principal", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Wish: _TypeAlias = Wish  # noqa: Y015
 
 @_typing.final
 class Child(_message.Message):

@@ -1366,6 +1366,7 @@ class RunSnapshot(_message.Message):
     UNWINDING_FIELD_NUMBER: _builtins.int
     GROWN_FIELD_NUMBER: _builtins.int
     PAUSE_TIME_FIELD_NUMBER: _builtins.int
+    CANCEL_TIME_FIELD_NUMBER: _builtins.int
     create_time: _builtins.int
     """When it began; microseconds since 1970."""
     archived_seq: _builtins.int
@@ -1378,6 +1379,8 @@ class RunSnapshot(_message.Message):
     """Tasks of all runs beneath it, as far as it counts them."""
     pause_time: _builtins.int
     """When it was last held; microseconds since 1970."""
+    cancel_time: _builtins.int
+    """When its end was asked for; microseconds since 1970."""
     @_builtins.property
     def submitted(self) -> Global___RunSubmitted:
         """How it began."""
@@ -1432,10 +1435,11 @@ class RunSnapshot(_message.Message):
         unwinding: _failure_pb2.Failure | None = ...,
         grown: _builtins.int = ...,
         pause_time: _builtins.int = ...,
+        cancel_time: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "paused", b"paused", "submitted", b"submitted", "unwinding", b"unwinding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "completed", b"completed", "create_time", b"create_time", "first_failed", b"first_failed", "grown", b"grown", "output_found", b"output_found", "pause_time", b"pause_time", "paused", b"paused", "resume_time", b"resume_time", "signals", b"signals", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks", "unwinding", b"unwinding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_seq", b"archived_seq", "cancel", b"cancel", "cancel_time", b"cancel_time", "completed", b"completed", "create_time", b"create_time", "first_failed", b"first_failed", "grown", b"grown", "output_found", b"output_found", "pause_time", b"pause_time", "paused", b"paused", "resume_time", b"resume_time", "signals", b"signals", "submitted", b"submitted", "tail", b"tail", "tasks", b"tasks", "unwinding", b"unwinding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

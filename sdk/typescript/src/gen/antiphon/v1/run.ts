@@ -156,12 +156,29 @@ export interface Run {
   childKind: ChildKind;
   /** Names of the signals that its tasks wait for now, each once and in order, the first 16. */
   awaitedSignals: string[];
+  /** Who holds it; present while it is PAUSED. Not in lists of archived runs, nor is the next. */
+  paused:
+    | Wish
+    | undefined;
+  /** Who asked for its end; present once somebody has. */
+  cancelled: Wish | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
 export interface Run_LabelsEntry {
   key: string;
   value: string;
+  _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
+}
+
+/** Wish is what somebody asked of a run. */
+export interface Wish {
+  /** SPIFFE id of who asked. */
+  principal: string;
+  /** Why; empty when that was not said. */
+  reason: string;
+  /** When; absent where an earlier version noted it. */
+  createTime: Date | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
 
@@ -561,6 +578,8 @@ function createBaseRun(): Run {
     outputReads: [],
     childKind: 0,
     awaitedSignals: [],
+    paused: undefined,
+    cancelled: undefined,
     _unknownFields: {},
   };
 }
@@ -629,6 +648,12 @@ export const Run: MessageFns<Run> = {
     }
     for (const v of message.awaitedSignals) {
       writer.uint32(170).string(v!);
+    }
+    if (message.paused !== undefined) {
+      Wish.encode(message.paused, writer.uint32(178).fork()).join();
+    }
+    if (message.cancelled !== undefined) {
+      Wish.encode(message.cancelled, writer.uint32(186).fork()).join();
     }
     if (message._unknownFields !== undefined) {
       for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
@@ -825,6 +850,22 @@ export const Run: MessageFns<Run> = {
             message.awaitedSignals.push(reader.string());
             continue;
           }
+          case 22: {
+            if (tag !== 178) {
+              break;
+            }
+
+            message.paused = Wish.decode(reader, reader.uint32());
+            continue;
+          }
+          case 23: {
+            if (tag !== 186) {
+              break;
+            }
+
+            message.cancelled = Wish.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -887,6 +928,12 @@ export const Run: MessageFns<Run> = {
     message.outputReads = object.outputReads?.map((e) => EntryReference.fromPartial(e)) || [];
     message.childKind = object.childKind ?? 0;
     message.awaitedSignals = object.awaitedSignals?.map((e) => e) || [];
+    message.paused = (object.paused !== undefined && object.paused !== null)
+      ? Wish.fromPartial(object.paused)
+      : undefined;
+    message.cancelled = (object.cancelled !== undefined && object.cancelled !== null)
+      ? Wish.fromPartial(object.cancelled)
+      : undefined;
     return message;
   },
 };
@@ -970,6 +1017,101 @@ export const Run_LabelsEntry: MessageFns<Run_LabelsEntry> = {
     const message = createBaseRun_LabelsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseWish(): Wish {
+  return { principal: "", reason: "", createTime: undefined, _unknownFields: {} };
+}
+
+export const Wish: MessageFns<Wish> = {
+  encode(message: Wish, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.principal !== "") {
+      writer.uint32(10).string(message.principal);
+    }
+    if (message.reason !== "") {
+      writer.uint32(18).string(message.reason);
+    }
+    if (message.createTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.createTime), writer.uint32(26).fork()).join();
+    }
+    if (message._unknownFields !== undefined) {
+      for (const [key, values] of globalThis.Object.entries(message._unknownFields)) {
+        const tag = parseInt(key, 10);
+        for (const value of values) {
+          writer.uint32(tag).raw(value);
+        }
+      }
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Wish {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWish();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.principal = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.reason = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.createTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        const buf = reader.skip(tag & 7);
+
+        const list = message._unknownFields![tag];
+
+        if (list === undefined) {
+          message._unknownFields![tag] = [buf];
+        } else {
+          list.push(buf);
+        }
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Wish>): Wish {
+    return Wish.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Wish>): Wish {
+    const message = createBaseWish();
+    message.principal = object.principal ?? "";
+    message.reason = object.reason ?? "";
+    message.createTime = object.createTime ?? undefined;
     return message;
   },
 };
