@@ -66,7 +66,7 @@ def run_message(run: Run, *, payloads: bool = True, totals: bool = True) -> run_
         codec.put_failure(message.failure, run.failure)
     if run.paused is not None:
         _put_wish(message.paused, run.paused, run.pause_time)
-    if run.cancel is not None:
+    if run.cancel is not None and run.cancel.principal:  # else its deadline passed
         _put_wish(message.cancelled, run.cancel, run.cancel_time)
     if payloads:
         put_payload(message.input, submitted.input)

@@ -356,7 +356,8 @@ type Run struct {
 	AwaitedSignals []string `protobuf:"bytes,21,rep,name=awaited_signals,json=awaitedSignals,proto3" json:"awaited_signals,omitempty"`
 	// Who holds it; present while it is PAUSED. Not in lists of archived runs, nor is the next.
 	Paused *Wish `protobuf:"bytes,22,opt,name=paused,proto3" json:"paused,omitempty"`
-	// Who asked for its end; present once somebody has.
+	// Who asked for its end; present once somebody has. Of a run that ends with the task it is beneath: who asked for that, or
+	// else whose run it is.
 	Cancelled     *Wish `protobuf:"bytes,23,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

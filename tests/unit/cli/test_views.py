@@ -121,8 +121,8 @@ def test_a_tree_says_who_holds_a_run_or_ended_it_and_why() -> None:
     assert f"held by spiffe://mesh/ns/a/client/olga: ask Peter  {when}" in text_of(run_tree(held, (), {}))
     ended = Run(run_id="r-1", state=RUN_STATE_CANCELLED)
     ended.cancelled.principal = "spiffe://mesh/ns/a/client/olga"
-    shown = [line.rstrip() for line in text_of(run_tree(ended, (), {})).splitlines()]
-    assert shown[1].endswith("cancelled by spiffe://mesh/ns/a/client/olga")
+    line = text_of(run_tree(ended, (), {})).splitlines()[1]
+    assert line.rstrip().endswith("cancelled by spiffe://mesh/ns/a/client/olga")
 
 
 def test_an_explanation_says_how_its_members_are_explained() -> None:

@@ -14,7 +14,14 @@ from antiphon.v1 import run_pb2
 from antiphon.v1 import run_service_pb2 as api
 from antiphon_orchestrator.archive import Archive, ArchivedRun, ArchiveUnavailable, EventChunk
 from antiphon_orchestrator.archive.sqlite import SqliteArchive
-from antiphon_orchestrator.engine.events import TaskCompleted, TaskEscalated, TaskExpanded, TaskWaiting
+from antiphon_orchestrator.engine.events import (
+    CancelRequested,
+    RunPaused,
+    TaskCompleted,
+    TaskEscalated,
+    TaskExpanded,
+    TaskWaiting,
+)
 from antiphon_orchestrator.engine.failure import Failure, FailureKind
 from antiphon_orchestrator.engine.run import Run, apply
 from antiphon_orchestrator.runs import views
@@ -184,6 +191,20 @@ def test_a_run_names_the_signals_that_it_waits_for_once_each_and_not_more_than_a
     apply(run, TaskCompleted(len(names) - 1, 0, b"", 0), MICROS)
     apply(run, TaskCompleted(len(names), 0, b"", 0), MICROS)
     assert views.run_message(run).awaited_signals == names[1 : views.SIGNALS + 1]
+
+
+def test_who_asked_for_the_end_of_a_run_is_told_and_its_deadline_is_nobody() -> None:
+    run = Run("r", plan(Node()), submitted("q"), MICROS)
+    assert not views.run_message(run).HasField("cancelled")
+    apply(run, RunPaused("olga", ""), MICROS + 1)
+    apply(run, CancelRequested("peter", "enough"), MICROS + 2)
+    message = views.run_message(run)
+    assert not message.HasField("paused")
+    told = (message.cancelled.principal, message.cancelled.reason, message.cancelled.create_time.ToMicroseconds())
+    assert told == ("peter", "enough", MICROS + 2)
+    late = Run("r", plan(Node()), submitted("q"), MICROS)
+    apply(late, CancelRequested("", "the run's deadline passed"), MICROS + 1)
+    assert not views.run_message(late).HasField("cancelled")
 
 
 async def test_an_archived_failure_has_its_kind_and_code_and_none_where_the_archive_has_none(

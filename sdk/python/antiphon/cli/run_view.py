@@ -112,7 +112,7 @@ def _wish_line(what: str, wish: Wish) -> Text:
     line = Text(f"{what} by {wish.principal}", "yellow")
     if wish.reason:
         line.append(f": {' '.join(wish.reason.split())}")
-    return line.append(f"  {spell_moment(wish.create_time)}", "dim")
+    return line.append(f"  {spell_moment(wish.create_time)}", "dim") if wish.HasField("create_time") else line
 
 
 def child_lines(task: Task) -> Iterator[Text]:

@@ -313,7 +313,9 @@ class Run(_message.Message):
 
     @_builtins.property
     def cancelled(self) -> Global___Wish:
-        """Who asked for its end; present once somebody has."""
+        """Who asked for its end; present once somebody has. Of a run that ends with the task it is beneath: who asked for that, or
+        else whose run it is.
+        """
 
     def __init__(
         self,

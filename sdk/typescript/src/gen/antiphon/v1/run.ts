@@ -160,7 +160,10 @@ export interface Run {
   paused:
     | Wish
     | undefined;
-  /** Who asked for its end; present once somebody has. */
+  /**
+   * Who asked for its end; present once somebody has. Of a run that ends with the task it is beneath: who asked for that, or
+   * else whose run it is.
+   */
   cancelled: Wish | undefined;
   _unknownFields?: { [key: number]: Uint8Array[] } | undefined;
 }
