@@ -376,7 +376,7 @@ async def test_a_server_waits_for_the_next_call_and_not_for_the_next_of_each_met
         return [name for name in names if "_request_" in name]
 
     async with serving(authority, development=True):
-        await eventually(waiting)
+        await eventually(lambda: len(waiting()) >= 2)
         assert len(waiting()) == 2, waiting()  # what asyncio.wait gets for each call, once for each listener
 
 

@@ -141,16 +141,19 @@ class Parts:
     """Finds the replica that answers a call, when this one may not."""
 
 
-class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic at run time
-    """All methods of a server by their path; generated code adds a servicer's to it as if it were the server.
+class Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs only
+    """All methods of a server by their path; generated code adds a servicer's to it, which it takes for the server.
 
     That code also has each of them registered with a server, which then awaits, for every call, whichever of them is
     called next: `asyncio.wait` for all of them at once, in Python, at a price that grows with their number.
     """
 
     def __init__(self) -> None:
-        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-        self.server = cast(grpc.aio.Server, self)
+        self.handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def add(self, register: Register) -> None:
+        """Take a servicer's."""
+        register(cast(grpc.aio.Server, self))
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """They come by name as well."""
@@ -158,10 +161,10 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # no generic 
     def add_registered_method_handlers(
         self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
-        self._handlers.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
+        self.handlers.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        return self._handlers.get(handler_call_details.method)
+        return self.handlers.get(handler_call_details.method)
 
 
 class Listener:
@@ -217,17 +220,17 @@ class Listener:
         server = grpc.aio.server(
             interceptors=(*self._parts.outer, self._interceptor), options=self._options.channel_options()
         )
-        methods = _Methods()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, methods.server)
+        methods = Methods()
+        methods.add(lambda s: health_pb2_grpc.add_HealthServicer_to_server(self._health, s))
         for register in self._services:
-            register(methods.server)
+            methods.add(register)
         if self._parts.development:
             services = {method.service for method in self._parts.image.methods.values()}
             from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # for development only
 
             names = [*sorted(services), HEALTH, REFLECTION]
             reflected = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # not seen by checkers
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, methods.server)
+            methods.add(lambda s: reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, s))
         server.add_generic_rpc_handlers((methods,))
         credentials = self._parts.certificate.server_credentials(client_certificates=mutual)
         try:

@@ -26,6 +26,7 @@ from antiphon_orchestrator.api.interceptor import RECHECK, Refusal
 from antiphon_orchestrator.api.mesh_service import MeshService
 from antiphon_orchestrator.api.pace import Pace
 from antiphon_orchestrator.api.run_service import RunService
+from antiphon_orchestrator.api.server import Methods
 from antiphon_orchestrator.archive import Archive
 from antiphon_orchestrator.audit import AuditLog
 from antiphon_orchestrator.blobs import ObjectBlobs
@@ -109,19 +110,6 @@ class SimulatedPeers(Peers):
         return cast(grpc.aio.Channel, channel)
 
 
-class _Handlers:
-    """What stands for a server while servicers are added to it: keeps how each method is handled."""
-
-    def __init__(self) -> None:
-        self.methods: dict[str, Any] = {}
-
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """They come by name as well."""
-
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        self.methods.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
-
-
 class Replica:
     """`run` is the process. `failed` takes what no refusal says, which is a fault of the product."""
 
@@ -154,7 +142,7 @@ class Replica:
         self._failed = failed
         self._part = MOST_SCARCE
         self._routing: Routing | None = None
-        self._handlers = _Handlers()
+        self._methods = Methods()
         self._open: dict[ServerCall, asyncio.Task[Any]] = {}
         self._over: dict[ServerCall, ApiError] = {}
 
@@ -226,8 +214,8 @@ class Replica:
             host, submissions, archived, listing, fleet, routing, peers, gathering, blobs,
             Pace(OUTSIDE.monotonic), lambda item: None,
         )  # fmt: skip
-        run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, cast(Any, self._handlers))
-        mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), cast(Any, self._handlers))
+        self._methods.add(lambda s: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, s))
+        self._methods.add(lambda s: mesh_service_pb2_grpc.add_MeshServiceServicer_to_server(MeshService(sessions), s))
         await registry.load()
         await context.load()
         await audit.load()
@@ -339,7 +327,7 @@ class Replica:
             principal = mesh_service_pb2.ForwardedCall.FromString(forwarded).caller
         who = Caller(Identity.parse(principal), call.peer.grants, _TRACE, principal, forwarded is not None)
         set_caller(who)
-        method = self._handlers.methods[call.path]
+        method = self._methods.handlers[call.path]
         if method.unary_unary is not None:
             call.answer(await self._unary(call, method, who))
         else:
